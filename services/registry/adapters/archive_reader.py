@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.archives import ArchiveChecker, ArchiveLimits, Too
 
 
 class ArchiveContents:
-    """The contents of an archive: the size of each file, and the text of the requested files, by path."""
+    """The contents of an archive: the size of each file in bytes, and the requested texts, by path."""
 
     def __init__(self, files: dict[PurePosixPath, int], texts: dict[PurePosixPath, str]) -> None:
         self.sizes = files
@@ -23,9 +23,10 @@ class ArchiveContents:
 def read_archive(
     path: Path, *, names: Collection[str], max_text: int, limits: ArchiveLimits
 ) -> ArchiveContents:
-    """Check every member of an archive, and read the files with these names, at most ``max_text`` bytes each.
+    """Check every member of an archive, and read the texts of the files with these names.
 
-    Blocking: call it in a thread. Raise BadRequest if the file is not an archive or has a bad member.
+    Blocking: call it in a thread. Raise BadRequest if the file is not an archive, if a member is unsafe or
+    too large, or if a text has more than ``max_text`` bytes.
     """
     checker = ArchiveChecker(limits, path.stat().st_size)
     files: dict[PurePosixPath, int] = {}
@@ -50,7 +51,7 @@ def read_archive(
 
 
 def extract(path: Path, inner: PurePosixPath, target: Path) -> None:
-    """Write one file of an archive to ``target``. :func:`read_archive` must have checked it. Blocking."""
+    """Write one file of an archive to ``target``. Blocking. Call :func:`read_archive` before, as a check."""
     with archives.reading():
         for member, content in archives.members(path):
             if member.kind == "file" and PurePosixPath(member.name) == inner:

@@ -1,4 +1,4 @@
-"""Check an artifact against its format, and read its signature, without executing code of it."""
+"""Check an artifact against its format, and read its signature. None of its code is executed."""
 
 from __future__ import annotations
 
@@ -46,16 +46,17 @@ from tidegate.kernel.protocol.models import Format, Signature
 
 MODEL_FILE = "model.py"
 MAX_PYTHON = 4 * 1024 * 1024
-# The first bytes of a pickle (protocol 2 or later), or of joblib's zlib, gzip, bz2, xz, lzma, lz4.
+# The first bytes of a pickle (protocol 2 or later), and of joblib's compressions: zlib, gzip, bz2, xz, lzma,
+# lz4.
 _PICKLE_MAGIC = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22\x4d\x18")
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The properties of an artifact. ``signature``: the user's, or that of the file; None: unknown.
+    """The properties of an artifact. ``signature``: from the user or from the file; None: unknown.
 
-    ``saved_by``: the releases of the libraries that wrote a pickle. ``needs``: packages that the format's
-    runtime needs. ``notes``: warnings for the publisher. ``trusted``: names that the publisher has trusted.
+    ``saved_by``: the library releases that wrote a pickle. ``needs``: packages that running the file needs.
+    ``notes``: warnings for the publisher. ``trusted``: names that the publisher trusts.
     """
 
     signature: Signature | None
@@ -77,10 +78,11 @@ def inspect(
     allow_pickle: bool = False,
     trust: Sequence[str] = (),
 ) -> Inspection:
-    """Check a file against its format. Return its signature, requirements and libraries.
+    """Check a file against its format. Return its properties.
 
-    ``allow_pickle``: the publisher accepts a pickle. ``trust``: names that a pickle or skops file may import.
-    Blocking: call it in a thread. Raise BadRequest, with what is wrong and what to do.
+    ``max_batch``: max_batch_size of a model with a dynamic batch axis. ``allow_pickle``: the publisher
+    accepts a pickle. ``trust``: names that a pickle or skops file may import. Blocking: call it in a thread.
+    Raise BadRequest with the problem and the remedy.
     """
     if format_ == "onnx":
         graph = onnx_archive.read(path, limits) if archives.is_archive(path) else onnx_signature.read(path)
@@ -152,7 +154,7 @@ def _tflite(path: Path) -> OnnxGraph:
 
 def _triton_signature(declared: Signature | None, user_signature: Signature | None) -> Signature | None:
     if declared is not None and user_signature is not None:
-        # Users do not state if the model is decoupled or stateful: only the config says it.
+        # A user's signature does not say if the model is decoupled or stateful. Only config.pbtxt does.
         from_config = {"decoupled": declared.decoupled, "sequences": declared.sequences}
         user_signature = user_signature.model_copy(update=from_config)
     if declared is not None and user_signature is not None and declared != user_signature:
@@ -169,7 +171,7 @@ def _check_torchscript(path: Path) -> None:
         archives.check_zip(path)
         with zipfile.ZipFile(path) as archive:
             inner = [name.partition("/")[2] for name in archive.namelist()]
-    # zipfile raises NotImplementedError for a version of zip that it does not know.
+    # zipfile raises NotImplementedError for a zip version that it does not support.
     except (archives.BrokenArchive, zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         raise BadRequest(
             f"The file is not TorchScript, which is a zip archive ({error}). To convert it, {remedy}."
@@ -182,7 +184,7 @@ def _check_torchscript(path: Path) -> None:
 
 
 def _python(path: Path, user_signature: Signature | None, limits: ArchiveLimits) -> Inspection:
-    """Inspect a model.py, or an archive of a folder with one and its requirements."""
+    """Inspect a model.py, or an archive of a folder with a model.py and its requirements."""
     if not archives.is_packed(path):
         if path.stat().st_size > MAX_PYTHON:
             raise BadRequest(
@@ -199,7 +201,10 @@ def _python(path: Path, user_signature: Signature | None, limits: ArchiveLimits)
 
 
 def _python_signature(source: bytes, user_signature: Signature | None) -> Signature | None:
-    """Return the signature of a model.py. For a class of Triton's Python backend, it is the user's."""
+    """Return the signature of a model.py.
+
+    For a class of Triton's Python backend, return the user's signature.
+    """
     tree = python_model.parsed(source, MODEL_FILE)
     if backend_class.is_for_the_backend(tree):
         describes_itself = backend_class.may_describe_itself(tree)

@@ -1,7 +1,7 @@
-"""The artifact store: files, each named by its sha256, in a folder or an object store.
+"""The artifact store: files named by their sha256, in a folder or an object store.
 
-``<root>/sha256/aa/bb/<digest>`` is an artifact. ``<root>/incoming/`` has the uploads in progress. Only
-complete uploads are moved to their place, so a stored artifact is always complete.
+The path of an artifact is ``<root>/sha256/aa/bb/<digest>``. Uploads in progress are in ``<root>/incoming/``.
+Only complete uploads are moved to the artifact's path, so a stored artifact is always complete.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = telemetry.logger(__name__)
 
 CHUNK = 1024 * 1024
 ORPHAN_AFTER_S = 3600.0
-# S3 copies at most this many bytes in one call. Larger files are read and written again.
+# S3 copies at most this many bytes in one call. Larger files are downloaded and uploaded again.
 COPY_BYTES = 5 * 10**9
 
 P = ParamSpec("P")
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StagedArtifact:
-    """A complete, hashed upload that is not yet in its place."""
+    """A complete, hashed upload that is not an artifact yet."""
 
     sha256: str
     size: int
@@ -45,11 +45,11 @@ class StagedArtifact:
 
 
 class _WrongBytes(Exception):
-    """The bytes of an upload have another sha256 than its sender has stated."""
+    """The bytes of an upload do not have the sha256 that the sender stated."""
 
 
 class ArtifactStore:
-    """Stores artifacts by sha256. The methods access the store in a thread, and raise Unavailable."""
+    """Stores artifacts by sha256. All methods access the store in a thread. They raise Unavailable."""
 
     def __init__(self, url: str, *, max_bytes: int) -> None:
         self._opened = opened = object_store.opened(url)
@@ -61,7 +61,7 @@ class ArtifactStore:
         self.problem: str | None = None
 
     async def start(self) -> None:
-        """Create the folders."""
+        """Create the folder for uploads in progress."""
         await self.do(self._fs.makedirs, self._incoming, exist_ok=True)
 
     async def sweep(self) -> int:
@@ -69,17 +69,17 @@ class ArtifactStore:
         return await self.do(self._sweep)
 
     async def probe(self) -> None:
-        """Test whether the store can be written, and set ``problem``."""
+        """Test if the store can be written, and set ``problem``. Errors are only logged."""
         try:
             await self.do(self._probe)
         except Unavailable as error:
             log.warning("the artifact store failed its health check", extra={"problem": error.message})
 
     async def stage(self, chunks: AsyncIterator[bytes], announced: int | None = None) -> StagedArtifact:
-        """Write an upload and hash it. ``announced``: the size in bytes that the sender has stated.
+        """Write an upload and hash it. ``announced``: the size in bytes, as stated by the sender.
 
-        Raise PayloadTooLarge as soon as the limit is passed, BadRequest for an empty upload. After an error,
-        or if the sender disconnects, the partial upload is deleted.
+        Raise PayloadTooLarge as soon as the upload exceeds the limit, BadRequest if it is empty. After an
+        error, or if the sender disconnects, delete the partial upload.
         """
         if announced is not None and announced > self.max_bytes:
             raise self._too_large()
@@ -96,32 +96,32 @@ class ArtifactStore:
                 raise BadRequest("The upload is empty. Send the model's file as the body of the request.")
             await self.do(_finish, file)
         except BaseException:
-            # BaseException includes cancellation: the sender has disconnected.
+            # BaseException also covers the cancellation when the sender disconnects.
             await asyncio.shield(self._abandon(file, path))
             raise
         return StagedArtifact(digest.hexdigest(), size, path)
 
     async def keep(self, staged: StagedArtifact) -> None:
-        """Move an upload into its place. The same bytes are stored once."""
+        """Move an upload to the artifact's path. If the artifact exists already, delete the upload."""
         await self.do(self._keep, staged)
 
     async def discard(self, staged: StagedArtifact) -> None:
-        """Delete an upload."""
+        """Delete an upload in progress."""
         await self.do(self._delete, staged.path)
 
     async def has(self, sha256: str) -> bool:
-        """Return True if an artifact's file is in its place."""
+        """Return True if the store has an artifact."""
         return await self.do(self._has, sha256)
 
     async def assemble(self, upload: str, parts: Sequence[str], sha256: str, size: int) -> str:
-        """Put the parts of an upload together as the artifact ``sha256``, and return the sha256 of the bytes.
+        """Join the parts of an upload into the artifact ``sha256``. Return the actual sha256 of the bytes.
 
-        If that is another one, no artifact is stored.
+        If it differs, no artifact is stored. Raise FileNotFoundError if the bytes are lost.
         """
         return await self.do(self._assemble, upload, parts, sha256, size)
 
     async def signed_url(self, sha256: str, lasts: timedelta) -> str | None:
-        """Return a URL that opens an artifact without credentials; None if the store has no such URLs."""
+        """Return a URL for a download without credentials; None if the store has no signed URLs."""
         if self._opened.signed is None:
             return None
         return await self.do(self._opened.signed, self._place(sha256), lasts)
@@ -131,7 +131,7 @@ class ArtifactStore:
         await self.do(self._delete, self._place(sha256))
 
     async def read(self, sha256: str, start: int = 0) -> AsyncIterator[bytes]:
-        """Open an artifact and return its bytes from ``start`` on, in pieces of 1 MiB. Raise NotFound."""
+        """Open an artifact. Return its bytes from ``start`` on, in pieces of 1 MiB. Raise NotFound."""
         try:
             stream = await self.do(self._stream, self._place(sha256), start)
         except FileNotFoundError:
@@ -140,7 +140,7 @@ class ArtifactStore:
 
     @asynccontextmanager
     async def local(self, sha256: str) -> AsyncIterator[Path]:
-        """Provide an artifact as a local file for the block. A copy is deleted after the block.
+        """Yield the path of an artifact as a local file. A copy from an object store is deleted afterwards.
 
         Raise NotFound.
         """
@@ -215,7 +215,7 @@ class ArtifactStore:
             except FileNotFoundError:
                 if not self._has(sha256):
                     raise
-                return sha256  # another registry was faster
+                return sha256  # another registry has stored the artifact
             return digest.hexdigest()
 
         def checked() -> Iterator[bytes]:
@@ -225,13 +225,14 @@ class ArtifactStore:
             if digest.hexdigest() != sha256:
                 raise _WrongBytes
 
-        # Wrong bytes never have the artifact's name, and their multipart upload is aborted.
+        # If the bytes are wrong, the multipart upload is aborted. So wrong bytes never get the artifact's
+        # name.
         with suppress(_WrongBytes):
             self._opened.put(self._place(sha256), size, checked())
         return digest.hexdigest()
 
     def _download(self, place: str, target: Path) -> None:
-        """Copy an object to a local file in pieces. fsspec's own function would hold it in memory."""
+        """Copy an object to a local file in pieces. fsspec's own function would hold it all in memory."""
         stream = self._stream(place)
         try:
             with target.open("wb") as file:
@@ -279,7 +280,7 @@ class ArtifactStore:
 
 
 def _written_at(fs: Any, path: str) -> float:
-    """Return when a file was written, in seconds since the epoch. If that is unknown, return the time now."""
+    """Return when a file was written, in seconds since the epoch. If unknown, return the current time."""
     try:
         return float(fs.modified(path).timestamp())
     # A store without times raises NotImplementedError.
@@ -293,7 +294,7 @@ def _write(file: Any, digest: Any, chunk: bytes) -> None:
 
 
 def _finish(file: Any) -> None:
-    """Close a file. On a local disk, sync it first, because a 201 means that it is stored."""
+    """Close a file. Sync it first on a local disk, because status 201 promises that the file is stored."""
     file.flush()
     with suppress(AttributeError, OSError):
         os.fsync(file.fileno())
@@ -301,7 +302,7 @@ def _finish(file: Any) -> None:
 
 
 async def _in_large_pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the same bytes in pieces of 1 MiB or more: each piece is written by a call in a thread."""
+    """Yield the same bytes in pieces of at least 1 MiB, because each piece needs one call in a thread."""
     buffer = bytearray()
     async for chunk in chunks:
         buffer += chunk

@@ -1,6 +1,6 @@
 """Publish change notifications of the desired state.
 
-They only save time: the other services read the whole desired state every few seconds anyway.
+A notification only saves time: the other services also read the whole desired state every few seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PUBLISH_TIMEOUT_S = 5.0
 
 
 class ChangeNotifier:
-    """Publishes in the background, so that a slow or absent broker never delays a write."""
+    """Publishes notifications in the background, so that a slow or absent broker never delays a write."""
 
     def __init__(self, amqp_url: str) -> None:
         self.connection = Connection(amqp_url, "registry events", _declare)

@@ -1,4 +1,4 @@
-"""Read as much of a file as its recognition needs, in bounded memory and without executing anything."""
+"""Read the parts of a file that its recognition needs, in bounded memory. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tidegate.kernel.protocol.archives import ArchiveLimits
 
 
 def kind_of(path: Path, filename: str, limits: ArchiveLimits) -> Kind | None:
-    """Return what a file is by its contents, or None. Blocking. Raise BadRequest for a hostile archive."""
+    """Return the kind of a file by its contents, or None. Blocking. Raise BadRequest for unsafe archives."""
     return recognise(read(path, filename, limits), kinds.TABLE)
 
 
 def read(path: Path, filename: str, limits: ArchiveLimits) -> Glimpse:
-    """Return the beginning of a file, of its unpacked contents, and the list of an archive's files."""
+    """Return the first bytes of a file and of its unpacked contents, and the files of an archive."""
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     glimpse = Glimpse(filename, path.stat().st_size, head)
@@ -50,8 +50,8 @@ def _members(path: Path, limits: ArchiveLimits) -> dict[str, int]:
 def _zip_members(path: Path) -> dict[str, int] | None:
     """Return the files of a zip, or None if it is damaged.
 
-    It may be no archive of ours: each library writes its own kind of zip. The inspection of an archive
-    refuses what is wrong in it, with a message.
+    The members are not checked here, because each library writes another kind of zip. Later, the inspection
+    rejects unsafe archives with a message.
     """
     try:
         with archives.reading():

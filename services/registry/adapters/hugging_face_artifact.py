@@ -1,4 +1,4 @@
-"""Recognise and check the archive of a Hugging Face folder that classifies or embeds."""
+"""Recognise and check an archive with a Hugging Face model that classifies or embeds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tidegate.kernel.protocol.models import Format, Signature
 
 
 def llm_or_other(path: Path, limits: ArchiveLimits) -> Format:
-    """Return the format of a language model's file: "huggingface" if it classifies or embeds. Blocking."""
+    """Return "huggingface" for a model that classifies or embeds, else "llm". Blocking."""
     try:
         found = _folder(_read(path, limits)) if archives.is_archive(path) else None
         if found is None:
             return "llm"
         texts, files = found
         config = hugging_face.read(texts, CONFIG)
-    except BadRequest:  # the inspection of a language model says what is wrong
+    except BadRequest:  # the later inspection as a language model reports the error
         return "llm"
     return "llm" if task_of_config(config, files) is None else "huggingface"
 
@@ -31,7 +31,7 @@ def llm_or_other(path: Path, limits: ArchiveLimits) -> Format:
 def inspect(
     path: Path, user_signature: Signature | None, max_batch: int, limits: ArchiveLimits, *, allow_pickle: bool
 ) -> tuple[Signature, list[str]]:
-    """Check the archive; return its signature and requirements. Blocking. Raise BadRequest."""
+    """Check an archive. Return its signature and requirements. Blocking. Raise BadRequest."""
     found = _folder(_read(path, limits))
     if found is None:
         raise BadRequest(
@@ -57,7 +57,7 @@ def _read(path: Path, limits: ArchiveLimits) -> ArchiveContents:
 
 
 def _folder(contents: ArchiveContents) -> tuple[dict[str, str], list[str]] | None:
-    """Return the texts and the names of the files, relative to the folder of ``config.json``."""
+    """Return the texts and the names of the files, relative to the folder with ``config.json``, or None."""
     home = home_of(contents.files, CONFIG)
     if home is None:
         return None

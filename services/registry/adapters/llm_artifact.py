@@ -1,4 +1,7 @@
-"""Recognise and check the artifact of a language model: a GGUF file, or an archive of a folder."""
+"""Recognise and check the artifact of a language model: a GGUF file, or an archive of a folder.
+
+Also recognise a file that describes an upstream.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def is_upstream(path: Path) -> bool:
 
 
 def check(path: Path, limits: ArchiveLimits, *, allow_pickle: bool) -> None:
-    """Raise BadRequest, with what is wrong and what to do, unless an engine can load the file. Blocking."""
+    """Raise BadRequest with the problem and the remedy, unless an engine can load the file. Blocking."""
     if archives.is_archive(path):
         names = {llm_layout.CONFIG, llm_layout.INDEX}
         contents = archive_reader.read_archive(path, names=names, max_text=MAX_JSON, limits=limits)
@@ -64,9 +67,10 @@ def _check_gguf(path: Path) -> None:
 
 
 def _needed_bytes(data: mmap.mmap) -> tuple[int, str]:
-    """Return how many bytes the file must have, or what is wrong with it.
+    """Return how many bytes the file must have, and the problem with it; empty if it has none.
 
-    An exception that leaves the map open for reading would keep it from being closed.
+    The problem is returned, not raised: the traceback of an exception would keep views of the map alive, and
+    the map could not be closed.
     """
     with memoryview(data) as view:
         try:

@@ -30,7 +30,7 @@ def show(revision: int, totals: Totals) -> None:
 
 
 class RequestMetrics:
-    """Counts and times requests by route (ASGI middleware). Paths would make too many time series."""
+    """ASGI middleware that counts and times requests by route. Paths would create too many time series."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Recognise and check the archive of an MLflow model, and read its signature and requirements."""
+"""Check an archive with an MLflow model, and read its signature and requirements."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PICKLES, _SKOPS = (".pkl", ".pickle", ".joblib"), ".skops"
 
 @dataclass(frozen=True, slots=True)
 class MlflowInspection:
-    """The parts of an MLflow model that a version has. ``notes``: warnings for the publisher."""
+    """The properties of an MLflow model that its version stores. ``notes``: warnings for the publisher."""
 
     signature: Signature
     requirements: list[str]
@@ -36,9 +36,9 @@ def inspect(
     allow_pickle: bool,
     trust: Sequence[str] = (),
 ) -> MlflowInspection:
-    """Check the archive. Blocking. Raise BadRequest, with what is wrong and what to do.
+    """Check an archive, and return its properties. Blocking. Raise BadRequest with problem and remedy.
 
-    ``trust``: names that a pickle or skops file in it may import.
+    ``trust``: names that a pickle or skops file in the archive may import.
     """
     names = {mlflow_model.FILE, *mlflow_requirements.FILES}
     contents = archive_reader.read_archive(path, names=names, max_text=mlflow_model.MAX_FILE, limits=limits)
@@ -78,7 +78,7 @@ def _check_imports(
     *,
     allow_pickle: bool,
 ) -> None:
-    """Raise BadRequest if the estimator in the archive imports what can run programs, or unknown types."""
+    """Raise BadRequest if the estimator in the archive imports dangerous names or untrusted types."""
     inner = home / loading.file
     with tempfile.TemporaryDirectory(prefix="tidegate-registry-") as folder:
         file = Path(folder, "estimator")

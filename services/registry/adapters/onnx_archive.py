@@ -1,4 +1,4 @@
-"""Read an archive with one ONNX file and the files of its weights (external data)."""
+"""Read an archive with one ONNX file and its external data (files with weights)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.archives import ArchiveLimits
 
 
 def read(path: Path, limits: ArchiveLimits) -> OnnxGraph:
-    """Check that the archive has the ONNX file's external data. Return the file's inputs and outputs.
+    """Check that an archive has the ONNX file's external data. Return the file's inputs and outputs.
 
     Blocking: call it in a thread. Raise BadRequest.
     """

@@ -1,7 +1,7 @@
-"""Read inputs and outputs of an ONNX file from its protobuf, without loading the model.
+"""Read the inputs and outputs of an ONNX file from its protobuf, without loading the model.
 
-The package ``onnx`` would load the whole file into memory. It would also merge repeated fields, so that they
-could not be rejected (ADR 014). Field numbers are those of onnx.proto3.
+The package ``onnx`` would load the whole file into memory. It would also merge repeated fields, which must be
+rejected (ADR 014). The field numbers are from onnx.proto3.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ DATATYPES: dict[int, Datatype] = {
 
 
 def read(path: Path, sizes: Mapping[str, int] | None = None) -> OnnxGraph:
-    """Return the graph's inputs and outputs. Weights are not inputs.
+    """Return the inputs and outputs of an ONNX file. Inputs that have weights are left out.
 
-    ``sizes``: bytes of the other files in the archive, by path; None: the file was uploaded alone.
-    Blocking: call it in a thread. Raise BadRequest if the file is not an ONNX model, or if a file with its
+    ``sizes``: the bytes of the other files in the archive, by path; None: the file is not in an archive.
+    Blocking: call it in a thread. Raise BadRequest if the file is not an ONNX model, or if a file with
     weights is missing.
     """
     if not path.stat().st_size:
@@ -75,7 +75,7 @@ def _main_graph(model: Message) -> Message:
     graph, versioned = None, False
     for number, value in model.fields():
         if number == MODEL_GRAPH and isinstance(value, Message):
-            if graph is not None:  # protobuf libraries would merge the two
+            if graph is not None:  # protobuf libraries would merge two graphs
                 raise Malformed("it has two graphs")
             graph = value
         versioned = versioned or (number == MODEL_IR_VERSION and isinstance(value, int))

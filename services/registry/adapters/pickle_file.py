@@ -12,7 +12,7 @@ from typing import Any
 from tidegate.kernel.errors import BadRequest
 
 STEP = 1024 * 1024
-# Bytes after this limit are not searched. The texts of any estimator are before it.
+# Bytes after this limit are not read. The texts that are searched for come earlier in any estimator.
 MAX_UNPACKED = 1024**3
 # Memory limit for unpacking LZMA. joblib's highest preset needs 65 MiB.
 MAX_LZMA_MEMORY = 128 * 1024**2
@@ -20,7 +20,7 @@ _ZLIB_OR_GZIP = 47  # zlib's "wbits" that accept the headers of both zlib and gz
 
 
 def pieces(path: Path) -> Iterator[bytes]:
-    """Yield the unpacked bytes, at most 1 GiB. Raise BadRequest for a damaged compressed file."""
+    """Yield the unpacked bytes of a file, at most about 1 GiB. Raise BadRequest if the file is damaged."""
     with path.open("rb") as file:
         head = file.read(6)
         file.seek(0)
@@ -49,8 +49,8 @@ def is_plain(head: bytes) -> bool:
 
 
 def _unpacked(unpacker: Any, piece: bytes) -> Iterator[bytes]:
-    """Yield the unpacked bytes in steps of 1 MiB: a piece may unpack to a thousand times its size."""
-    if hasattr(unpacker, "needs_input"):  # bz2 and lzma keep input that is not unpacked yet
+    """Yield a piece's unpacked bytes in steps of 1 MiB, because it may unpack to 1,000 times its size."""
+    if hasattr(unpacker, "needs_input"):  # bz2 and lzma buffer input that is not unpacked yet
         while not unpacker.eof and (piece or not unpacker.needs_input):
             yield unpacker.decompress(piece, STEP)
             piece = b""
@@ -61,7 +61,7 @@ def _unpacked(unpacker: Any, piece: bytes) -> Iterator[bytes]:
 
 
 def _unpacker(head: bytes) -> Any:
-    """Return an unpacker for a file that begins with ``head``; None if it needs none, or is lz4."""
+    """Return an unpacker for a file that begins with ``head``; None if it is not compressed, or by lz4."""
     if head.startswith((b"\x78", b"\x1f\x8b")):
         return zlib.decompressobj(_ZLIB_OR_GZIP)
     if head.startswith(b"BZh"):
@@ -72,7 +72,7 @@ def _unpacker(head: bytes) -> Any:
 
 
 def packages(runtime: Path) -> dict[str, str]:
-    """Return the version of each package in the models' environment; empty if this host has none."""
+    """Return the version of each package in the models' environment; empty if this host lacks it."""
     versions = {}
     for folder in runtime.glob("model-env/lib/python3*/site-packages/*.dist-info"):
         name, _, version = folder.name.removesuffix(".dist-info").partition("-")

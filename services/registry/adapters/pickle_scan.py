@@ -1,4 +1,4 @@
-"""Find what a pickle or joblib file imports, in bounded memory. Nothing in it is executed."""
+"""Find the imports of a pickle or joblib file, in bounded memory. Nothing in the file is executed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ STEP = 64 * 1024
 def imports(path: Path, *, joblib: bool = True) -> set[Import]:
     """Return each (module, name) that loading a file would import. Blocking. Raise BadRequest.
 
-    ``joblib``: joblib loads the file. pickle unpacks nothing, and knows no arrays between the opcodes.
+    ``joblib``: joblib loads the file. False: pickle loads it, which supports neither compression nor arrays
+    between the opcodes.
     """
     with path.open("rb") as file:
         head = file.read(6)
@@ -41,7 +42,7 @@ def imports(path: Path, *, joblib: bool = True) -> set[Import]:
 
 
 def flagged(found: Collection[Import]) -> set[Import]:
-    """Return those imports that picklescan calls dangerous. Raise Unavailable if it is not installed."""
+    """Return the imports that picklescan reports as dangerous. Raise Unavailable if it is not installed."""
     try:
         scanner = importlib.import_module("picklescan.scanner")
     except ModuleNotFoundError:
@@ -49,7 +50,7 @@ def flagged(found: Collection[Import]) -> set[Import]:
             "The registry cannot check pickles, because the package picklescan is not installed. Install it: "
             "make bootstrap."
         ) from None
-    # picklescan itself logs each finding, with text of the file.
+    # picklescan logs each finding with text from the file, which is not wanted in our log.
     logging.getLogger("picklescan").setLevel(logging.CRITICAL)
     result = scanner._build_scan_result_from_raw_globals(set(found), "artifact")
     unsafe = scanner.SafetyLevel.Dangerous
@@ -57,7 +58,7 @@ def flagged(found: Collection[Import]) -> set[Import]:
 
 
 class _Plain:
-    """A file that is not compressed: arrays are skipped without reading them."""
+    """A file that is not compressed. Skipped arrays are not read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Check a file of torch.export, and read its signature, without unpickling anything."""
+"""Check a torch.export file, and read its signature. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidegate.kernel import archives
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Signature
 
-# The largest description of a program: one of 5,000 operations has 10 MB.
+# The most bytes of a program's description. A program of 5,000 operations has 10 MB.
 MAX_PROGRAM = 64 * 1024 * 1024
 MAX_EXAMPLES = 64 * 1024 * 1024
 MAX_PICKLE = 1024 * 1024
@@ -23,7 +23,7 @@ _MEMOS = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 
 
 def inspect(path: Path, user_signature: Signature | None, max_batch: int, *, allow_pickle: bool) -> Signature:
-    """Return the signature. Blocking. Raise BadRequest, with what is wrong and what to do."""
+    """Check a file, and return its signature. Blocking. Raise BadRequest with the problem and the remedy."""
     try:
         archives.check_zip(path)
         with zipfile.ZipFile(path) as archive:
@@ -52,9 +52,10 @@ def inspect(path: Path, user_signature: Signature | None, max_batch: int, *, all
 
 
 def _read(archive: zipfile.ZipFile) -> tuple[dict[str, object], str]:
-    """Return the description of the program, and why loading the file could run code.
+    """Return the description of the program, and why loading the file could run code; empty if it cannot.
 
-    torch finds files without regard to case, below the folder of the first one.
+    torch ignores the case of file names, and reads only the folder of the first file. So reject archives with
+    names that differ only by case, or with two folders.
     """
     sizes = {info.filename: info.file_size for info in archive.infolist()}
     inner = {name.partition("/")[2].lower(): name for name in sizes}
@@ -89,10 +90,11 @@ def _read(archive: zipfile.ZipFile) -> tuple[dict[str, object], str]:
 
 
 def _names_in(saved: bytes) -> set[str]:
-    """Return what the pickles in a file of torch.save name. A pickle that cannot be read names "?"."""
+    """Return the names that the pickle in a torch.save file imports; "?" if it cannot be read."""
     found: set[str] = set()
     try:
-        # torch reads what does not begin like a zip as a pickle, and zipfile only looks at its end.
+        # zipfile looks only at the end of a file. But torch reads a file as a pickle if it does not begin
+        # like a zip.
         archives.check_zip(saved)
         with zipfile.ZipFile(io.BytesIO(saved)) as archive:
             files = archive.infolist()

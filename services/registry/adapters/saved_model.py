@@ -16,9 +16,9 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 FILE = "saved_model.pb"
 SERVING = "serving_default"
-# protobuf's limit of a message, and so of the graph. Variables are in other files.
+# protobuf's limit for a message, and so for the graph. Variables are in other files.
 MAX_GRAPH = 2 * 1024**3
-# Field numbers of saved_model.proto, meta_graph.proto and tensor_shape.proto.
+# Field numbers from saved_model.proto, meta_graph.proto and tensor_shape.proto.
 META_GRAPHS, SIGNATURES, SIGNATURE_INPUTS, SIGNATURE_OUTPUTS = 2, 5, 1, 2
 ENTRY_KEY, ENTRY_VALUE, INFO_TYPE, INFO_SHAPE = 1, 2, 2, 3
 SHAPE_DIM, DIM_SIZE, SHAPE_UNKNOWN = 2, 1, 3
@@ -104,5 +104,5 @@ def _dim(dim: Message) -> int | None:
     for number, value in dim.fields():
         if number == DIM_SIZE and isinstance(value, int):
             size = value
-    # -1, a dynamic axis, is a varint above 2**63.
+    # A dynamic axis is -1, which is a varint above 2**63.
     return size if 0 < size < 1 << 63 else None

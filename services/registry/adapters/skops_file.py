@@ -1,4 +1,4 @@
-"""Read the types that a skops file names. Nothing of it is loaded."""
+"""Read the names of the types in a skops file. Nothing in the file is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEYS = ("__module__", "__class__", "__loader__")
 
 
 def is_skops(path: Path) -> bool:
-    """Return True if a file is a zip with a skops schema."""
+    """Return True if a file is a zip archive with a skops schema."""
     with path.open("rb") as file:
         if file.read(4) != archives.ZIP:
             return False
@@ -32,7 +32,7 @@ def is_skops(path: Path) -> bool:
 
 
 def types(path: Path, limits: ArchiveLimits) -> set[SkopsType]:
-    """Return all types that a file names. Blocking. Raise BadRequest."""
+    """Return all types in a skops file. Blocking. Raise BadRequest."""
     contents = archive_reader.read_archive(path, names={SCHEMA}, max_text=MAX_SCHEMA, limits=limits)
     schema = contents.texts.get(PurePosixPath(SCHEMA))
     if schema is None:

@@ -1,4 +1,4 @@
-"""Read what XGBoost, LightGBM and CatBoost files say about their models, without their libraries."""
+"""Read the facts about models from XGBoost, LightGBM and CatBoost files, without these libraries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TreeFile:
 
 
 def read(path: Path, format_: Format) -> TreeFile:
-    """Return what a file says. Blocking: call it in a thread. Raise BadRequest."""
+    """Return the model and the needed package. Blocking: call it in a thread. Raise BadRequest."""
     with mapped(path) as data:
         if format_ == "xgboost":
             facts = xgboost_file.read(data)

@@ -1,4 +1,4 @@
-"""Read a model's config.pbtxt with Triton's own protobuf: batching, inputs and outputs."""
+"""Read a model's config.pbtxt with Triton's protobuf classes: batching, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ DATATYPES: dict[str, Datatype] = {name: name for name in _SAME} | _RENAMED
 class TritonConfig:
     """The fields of a config.pbtxt that the registry needs.
 
-    ``signature`` None: the config declares no inputs or no outputs. ``parts``: the models of an ensemble.
-    ``sequences``: the model is stateful; None: it is not.
+    ``signature`` None: the config does not declare inputs and outputs. ``parts``: the models of an ensemble.
+    ``sequences`` None: the model is stateless.
     """
 
     is_ensemble: bool
@@ -40,8 +40,8 @@ class TritonConfig:
 def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | None, list[str]]:
     """Return the signature and all requirements of a Triton model directory.
 
-    The signature is None if the config does not declare it. Then Triton finds it when it loads the model.
-    Blocking: call it in a thread. Raise BadRequest.
+    ``model``: the name of the registered model. The signature is None if the config does not declare it; then
+    Triton derives it when it loads the model. Blocking: call it in a thread. Raise BadRequest.
     """
     names = {triton_layout.CONFIG, requirements.FILE}
     contents = archive_reader.read_archive(path, names=names, max_text=MAX_CONFIG, limits=limits)
@@ -52,14 +52,14 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
         if triton_layout.config_path(folder) in contents.texts
     }
     parts = frozenset().union(*(config.parts for config in configs.values()))
-    # Clients call only the outermost ensemble.
+    # Requests go only to the outermost ensemble.
     heads = {f: config.is_ensemble and f.name not in parts for f, config in configs.items()}
     served = triton_layout.served(folders, model, heads)
     for folder in folders:
         if folder not in configs or not configs[folder].is_ensemble:
             triton_layout.check_versions(folder, contents.files)
     declared = configs[served].signature if served in configs else None
-    # A model that calls a stateful one is stateful too.
+    # If one model of an ensemble is stateful, the ensemble is stateful too.
     stateful = [config.sequences for config in configs.values() if config.sequences is not None]
     if declared is not None and stateful:
         declared = declared.model_copy(update={"sequences": tightest(stateful)})
@@ -67,17 +67,17 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
 
 
 def parse(text: str, where: str) -> TritonConfig:
-    """Parse a config.pbtxt. Raise BadRequest, with the parser's line and column."""
-    # Imported here because it imports gRPC, which most registries never need.
+    """Parse a config.pbtxt. ``where``: its folder, for messages. Raise BadRequest with line and column."""
+    # Imported here, because these modules import gRPC, which most registries never need.
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
     config = model_config_pb2.ModelConfig()
     try:
-        # A newer Triton may have more fields, and checks them itself.
+        # Allow unknown fields: a newer Triton may have more fields, and checks them itself.
         text_format.Parse(text, config, allow_unknown_field=True)
     except (text_format.ParseError, RecursionError) as error:
-        # The parser quotes the text, which may have characters that a terminal obeys.
+        # The parser's message quotes the text, which may contain control characters for a terminal.
         reason = "".join(each if each.isprintable() else "?" for each in str(error))[:300]
         raise BadRequest(
             f"config.pbtxt of {where!r} cannot be read: {reason}. Correct the file and deploy again."
@@ -113,7 +113,7 @@ def _tensor(declared: Any, where: str) -> TensorSpec:
             f"config.pbtxt of {where!r}: each input and output needs a name, and each of its dims must be "
             f"-1 or at least 1. But {declared.name!r} has the dims {list(declared.dims)}."
         )
-    # Only inputs have this field.
+    # Only inputs have the field ``optional``.
     optional = bool(getattr(declared, "optional", False))
     return TensorSpec(
         name=declared.name, datatype=DATATYPES[named], shape=list(declared.dims), optional=optional

@@ -1,7 +1,7 @@
-"""The bytes of uploads in progress: one file in a folder, one object for each part in another store.
+"""The bytes of uploads in progress: a file per upload in a folder, or an object per part in an object store.
 
-``<root>/uploads/<id>`` is such a file, and ``<root>/uploads/<id>/<part>`` such an object. The database says
-which bytes count. Bytes that a writer has not committed there are written again, or deleted with the upload.
+The path is ``<root>/uploads/<id>`` for a file, and ``<root>/uploads/<id>/<part>`` for a part. The database
+stores which bytes are committed. Other bytes are overwritten later, or deleted with the upload.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ class UploadParts:
         self._is_local = "file" in self._fs.protocol
 
     def file(self, upload: str) -> str:
-        """Return the path of an upload: its file, or the folder of its parts."""
+        """Return the path of an upload's file, or of the folder with its parts."""
         return f"{self._folder}/{upload}"
 
     def write(self, upload: str, offset: int, data: bytes | bytearray) -> str:
-        """Write bytes at an offset, and return the name of the part. They are on disk when this returns.
+        """Write bytes at an offset, and return the name of the part. The bytes are synced to disk.
 
-        Bytes that come too late, when the file is complete, are dropped: the database refuses them anyway.
+        In a folder, the name is empty. Late bytes for a file that is complete are dropped: the database would
+        reject them.
         """
         if not self._is_local:
-            # The random end keeps the parts of two connections apart. Only one of them is committed.
+            # Two connections may write the same part. The random suffix separates them, and only one is
+            # committed.
             name = f"{offset:020d}-{os.urandom(8).hex()}"
             self._fs.pipe_file(f"{self._folder}/{upload}/{name}", data)
             return name
@@ -69,9 +71,9 @@ class UploadParts:
 
     @contextmanager
     def unchanging(self, upload: str) -> Iterator[None]:
-        """Let nobody write to the file of an upload in the block, which hashes it and moves it away.
+        """Lock the file of an upload against writes while the block hashes and moves it.
 
-        A late request, also one to another registry, could else change bytes after their check. Raise
+        Otherwise, a late request to any registry could change bytes after their check. Raise
         FileNotFoundError.
         """
         handle = os.open(self.file(upload), os.O_RDWR)
@@ -83,7 +85,7 @@ class UploadParts:
             os.close(handle)
 
     def _locks(self, handle: int, upload: str, kind: int) -> bool:
-        """Lock the open file of an upload. Return False if it is locked, or is no longer in its place."""
+        """Lock the open file of an upload. Return False if it is locked already or has been moved."""
         try:
             fcntl.flock(handle, kind)
             return os.path.samestat(os.fstat(handle), Path(self.file(upload)).stat())
@@ -97,7 +99,7 @@ class UploadParts:
             self._fs.rm(self.file(upload), recursive=not self._is_local)
 
     def listed(self) -> set[str]:
-        """Return the ids of the uploads that have bytes."""
+        """Return the ids of the uploads that have bytes in the store."""
         self._fs.invalidate_cache()
         try:
             entries = self._fs.ls(self._folder, detail=False)

@@ -1,4 +1,4 @@
-"""Add usage reports from the broker to the database. Each is added once and acked after the commit."""
+"""Add usage reports from the broker to the database. Each is added once, and acked after the commit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TAKEN = Counter("tidegate_registry_usage_reports_total", "Reports of usage, by o
 
 PREFETCH = 50
 RETRY_S = 1.0
-# A report is never sent again after this time.
+# Gateways do not resend a report after this time, so its id can be deleted.
 REMEMBER = timedelta(days=7)
 FORGET_EVERY_S = 3600.0
 
@@ -45,7 +45,7 @@ class UsageIntake:
         self._forget_loop.start()
 
     async def stop(self) -> None:
-        """Stop. Reports that are not committed are delivered again."""
+        """Stop consuming. The broker redelivers reports that are not committed."""
         await tasks.end(self._task)
         await self._forget_loop.stop()
         await self.connection.stop()
@@ -62,7 +62,7 @@ class UsageIntake:
         while True:
             channel, delivery = await self._deliveries.get()
             if channel is not self.connection.channel and self.connection.channel is not None:
-                continue  # its channel has closed: the broker delivers it again on the current one
+                continue  # the channel has closed, so the broker redelivers the report on the current channel
             await self._add(delivery)
             with contextlib.suppress(Unavailable):
                 channel.ack(delivery.tag)
