@@ -32,7 +32,7 @@ Verify = Callable[[bytes], tuple[Principal, float]]
 Count = Callable[[str, str], list[int]]
 
 REMEMBERED = 10_000
-# Clients of language models require a key. Their users write one of these words for servers without keys.
+# Clients of language models require a key. For a server without keys, users configure one of these words.
 _NO_KEYS = frozenset(
     b"Bearer " + word
     for word in (b"-", b"EMPTY", b"empty", b"none", b"dummy", b"ollama", b"not-needed", b"sk-no-key-required")
@@ -93,7 +93,7 @@ class Grant:
         self._endpoint = endpoint
         self._limiter = limiter
         self._costs = costs
-        # The limiter reserved the expected cost just now.
+        # The cost that the limiter has just reserved for this request.
         self._reserved = limiter.reserved if limiter is not None else NOTHING
         self._open = True
 
@@ -151,7 +151,7 @@ class Grant:
             counts[6] += tokens_out
 
     def accepted(self, received: int) -> None:
-        """Count the body of a request that became a job. The rest is counted when the job ends.
+        """Count the ``received`` bytes of a request that became a job. Its other usage is counted at its end.
 
         This process does not learn the job's real cost, so the caller is charged the mean cost of a request.
         """

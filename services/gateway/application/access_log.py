@@ -32,7 +32,7 @@ from tidegate.kernel.token_bucket import TokenBucket
 log = telemetry.logger(__name__)
 
 WRITE_S = 0.2
-# With this many lines in memory, new lines are dropped: the disk does not keep up.
+# The most lines in memory. If there are more, the disk cannot keep up, and new lines are dropped.
 MAX_PENDING = 20_000
 MAX_PROBLEM_CHARS = 500
 
@@ -57,7 +57,7 @@ class LoggedAnswer(Protocol):
 
 
 class AccessLog:
-    """A log of requests. A thread calls ``write`` with whole lines; if it is None, nothing is logged.
+    """A log of requests. A thread calls ``write`` with whole lines; without ``write``, nothing is logged.
 
     ``traces``: the traces of the same requests, or None.
     """

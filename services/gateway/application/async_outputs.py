@@ -31,7 +31,7 @@ FIRST_MS, RAREST_MS = 250, 10_000
 
 
 class AsyncOutputs:
-    """One loop in each gateway process. It writes one answer at a time, so it needs little memory."""
+    """Writes answers in one loop per gateway process, one answer at a time to save memory."""
 
     def __init__(self, due: AsyncOutputStore, jobs: JobStore, results: JobResults, store: AsyncStore) -> None:
         self._due = due
@@ -50,7 +50,7 @@ class AsyncOutputs:
         await self._due.close()
 
     async def expect(self, job: Job) -> None:
-        """Schedule the writing of a job's answer for when the job has ended. Raise Unavailable."""
+        """Schedule the writing of a job's answer after the job has ended. Raise Unavailable."""
         await self._due.add(job.id, int(time.time() * 1e3) + FIRST_MS)
 
     async def _step(self) -> float:

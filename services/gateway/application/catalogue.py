@@ -89,7 +89,7 @@ class Catalogue:
         }
 
     async def config(self, model: str, version: str) -> dict[str, Any]:
-        """Return the configuration of a model, which Triton completed, with the model's public name."""
+        """Return a model's configuration, completed by Triton, under the model's public name."""
         endpoint, route = self._core.find(model, version)
         found = await self._metadata.get(route.name)
         if found is None:

@@ -33,7 +33,7 @@ HEADER = b"x-feedback-id"
 # The member of a job's record that holds the feedback id.
 ASK = "feedback"
 _AT_A_TIME = 100
-# The most items of feedback a second from one caller, in one gateway process.
+# The most items of feedback per second from one caller, in one gateway process.
 ITEMS_PER_S = 2000
 
 Status = Literal["accepted", "duplicate", "invalid", "unknown", "expired", "forbidden"]

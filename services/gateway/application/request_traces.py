@@ -25,9 +25,10 @@ from tidegate.kernel.tracing import Attributes, Span, SpanExport, epoch_ahead, e
 log = telemetry.logger(__name__)
 
 Headers = Mapping[bytes, bytes]
-# Exported slow and failed requests that the sampler did not take. If everything fails, a few traces suffice.
+# The most slow and failed requests that are exported although the sampler did not take them. If everything
+# fails, a few traces show why.
 UNSAMPLED_PER_S = 20
-# Requests that are traced because their callers want it. A span costs as much as a whole small request.
+# The most requests that are traced because their callers want it. A span costs as much as a small request.
 BY_CALLERS_PER_S = 200
 
 
@@ -117,7 +118,7 @@ def timing_attributes(timing: Timing, total: float) -> dict[str, Any]:
 
 
 def request_traces_of(slow_ms: float) -> tuple[RequestTraces, SpanExport] | tuple[None, None]:
-    """Return the traces and their export by the variables ``OTEL_*``; None without a receiver."""
+    """Return the traces and their export, as set by the variables ``OTEL_*``; None without a receiver."""
     export = export_of("gateway")
     if export is None:
         return None, None

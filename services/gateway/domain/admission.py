@@ -25,7 +25,7 @@ def refusal(
 ) -> TidegateError | None:
     """Return the error for a request that may not be queued, or None if it may be queued.
 
-    ``outstanding``: this gateway's requests in flight. ``timeout_ms``: the time that the request has left.
+    ``outstanding``: this gateway's requests in flight. ``timeout_ms``: the request's remaining time.
     ``standing``: the caller's requests and share, if other callers have requests too. Then a full queue
     refuses only callers that use up their shares, and the wait depends on the caller's requests and share.
     The predicted wait is requests in flight x model time per request / ready replicas (Little's law).
@@ -62,7 +62,10 @@ def refusal(
 def no_replica_in_time(
     wakeable: bool, fleet: ReplicaFleet, timeout_ms: float, name: str
 ) -> TidegateError | None:
-    """Return the error if no replica can be ready within ``timeout_ms``, else None. None is ready now."""
+    """Return the error if no replica can be ready within ``timeout_ms``, else None.
+
+    Call this only while no replica is ready.
+    """
     if not wakeable:
         return NoCapacity(
             f"{name} has no replica and may not start one, because an operator holds it at 0 replicas. To "
@@ -90,8 +93,8 @@ def too_late(
 ) -> TidegateError:
     """Return the error for a passed deadline. If no replica can start, the error says why.
 
-    ``passed``: the message about the deadline. ``held``: None, or the number of the caller's requests here if
-    the request was held back because they use up the caller's share. Then a retry is safe.
+    ``passed``: the message about the deadline. ``held``: the number of the caller's requests here, if the
+    request was held back because of the caller's share; else None. A retry of a held request is safe.
     """
     if fleet.fault and not fleet.ready:
         return no_replica(fleet, name)

@@ -1,4 +1,4 @@
-"""Check the paths of inputs of SageMaker's asynchronous inference, and choose those of answers. Pure."""
+"""Check the paths of inputs in SageMaker's asynchronous inference; choose the paths of answers. Pure."""
 
 from __future__ import annotations
 

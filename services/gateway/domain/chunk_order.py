@@ -17,7 +17,7 @@ class ChunkPlace(Enum):
 
 @dataclass(slots=True)
 class ChunkOrder:
-    """The attempt of which a stream passes on the chunks, and the number of the next chunk."""
+    """The order of a stream's chunks. ``attempt``: the current one. ``expected``: the next chunk's number."""
 
     attempt: int = 0
     expected: int = 0

@@ -50,7 +50,7 @@ class Origins:
         return self._all or origin in self._known
 
     def headers(self, origin: bytes) -> list[tuple[bytes, bytes]]:
-        """Return the extra headers of a response to a page of ``origin``. The set must contain it."""
+        """Return the extra headers of a response to a page of ``origin``, which must be in the set."""
         exposed = (b"access-control-expose-headers", ", ".join(EXPOSED).encode())
         if self._all:
             return [(b"access-control-allow-origin", b"*"), exposed]

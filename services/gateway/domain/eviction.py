@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# A body is never slow before it was watched for this many seconds.
+# A body that was watched for less than this many seconds is not slow.
 WATCHED_S = 1.0
 
 
 class Unfinished(NamedTuple):
-    """An incomplete body. ``held``: its bytes in memory. ``moved``: bytes of the last ``watched_s`` s."""
+    """An incomplete body. ``held``: its bytes in memory. ``moved``: bytes received in ``watched_s``."""
 
     held: int
     watched_s: float

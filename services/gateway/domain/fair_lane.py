@@ -4,8 +4,8 @@ The broker's queue is first in, first out. So the gateway publishes only as many
 busy: the window. The other requests wait here, and the next one is chosen fairly by weight. A caller within
 its share of the window does not wait. One caller alone may use the whole window.
 
-Byte queue limits in Linux have the same idea: keep the queue short that cannot be scheduled, and schedule the
-queue before it. See :class:`~tidegate.kernel.fair_order.FairOrder` for the order.
+Byte queue limits in Linux follow the same idea: the order of the last queue cannot be changed, so keep that
+queue short and schedule the one before it. See :class:`~tidegate.kernel.fair_order.FairOrder` for the order.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class FairLane(Generic[T]):
         return True
 
     def hold(self, flow: Flow[T], item: T, priority: int = 0, cost: float = 1.0) -> None:
-        """Hold a request until its turn. Within a flow, the lowest number of ``priority`` goes first."""
+        """Hold a request until its turn. Within a flow, the request of the lowest ``priority`` goes first."""
         self._count += 1
         heappush(flow.held, (priority or DEFAULT_PRIORITY, self._count, cost, item))
         self.held += 1

@@ -1,4 +1,4 @@
-"""Ids of answers that contain the facts about them, so that feedback needs no record of requests. Pure.
+"""Ids of answers. An id contains the facts about its answer, so feedback needs no record of it. Pure.
 
 An id is ``fb1.``, followed by the base64 of a JSON list and a part of its HMAC-SHA256. So only a gateway can
 make an id. The HMAC's key is derived from the service token, so all gateways of a stack have the same key.

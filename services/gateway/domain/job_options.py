@@ -122,7 +122,7 @@ def check_ttl(value: Any) -> float:
 
 
 def check_webhook(value: Any) -> str:
-    """Return a webhook's URL. Raises BadRequest. The IP address is checked on delivery."""
+    """Return a webhook's URL. Raises BadRequest. Its IP address is checked at delivery."""
     if not isinstance(value, str) or read_url(value) is None:
         raise BadRequest(f"webhook must be a plain http or https URL without a user, got {str(value)[:80]!r}")
     return value

@@ -38,7 +38,7 @@ def read_answer_form(form: Mapping[str, Any], binary: bool | None = None) -> Dec
 def prefers_binary(accept: bytes | None) -> bool | None:
     """Return True if an ``Accept`` header prefers binary, False if JSON, None if neither.
 
-    If it is None, the job's request decides.
+    If the result is None, the job's request decides.
     """
     if accept is None:
         return None

@@ -44,7 +44,7 @@ class LimitReached:
 
 
 class KeyLimiter:
-    """All limits of one key. ``now`` is in seconds, on a clock that never goes back."""
+    """All limits of one key. ``now`` is in seconds, on a monotonic clock."""
 
     __slots__ = (
         "_activate",
@@ -95,7 +95,7 @@ class KeyLimiter:
         self._slots_refused = 0
         self._tight = False
         self._activate = activate
-        self._requests = 0  # since the last settlement
+        self._requests = 0  # the requests since the last settlement
         self._unsettled = False  # True until the first settlement after an idle time
         self._rate_refused = 0
         self._last_at = self._settled_at = self._wait_until = float("-inf")
@@ -251,7 +251,7 @@ class KeyLimiter:
         if self.rate is not None and limits.rate is not None:
             credit = self._unused_share(request.rate, grant.rate_left) if self._unsettled else 0
             self.rate.apply(request.rate, grant.rate, grant.rate_left, credit)
-        # A crash loses the tokens of a process. So it holds few tokens of a quota, and uses credit.
+        # A crash loses a process's tokens. So a process holds few tokens of a quota, and uses credit.
         if self.day_quota is not None and limits.day is not None:
             left = max(0, grant.day_left + self.day_quota.limit - limits.day)
             self.day_quota.apply(request.day_quota, grant.day_quota, left, int(left * self.share))

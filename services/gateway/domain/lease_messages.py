@@ -1,8 +1,8 @@
 """The messages between a gateway process and the store about a caller's limits.
 
 The store has one account for each caller. A process holds a few of the account's tokens, so it can admit
-requests without a call to the store. Many times a second, it reports how many tokens it holds and wants. The
-held number is negative if the process has spent more tokens than the account has granted.
+requests without a call to the store. Many times a second, the process reports how many tokens it holds and
+wants. The held number is negative if the process has spent more tokens than the account has granted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Check the loading and unloading of models, and find the Deployments of an endpoint for it. Pure."""
+"""Check if models may be loaded and unloaded, and find the Deployments of an endpoint. Pure."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ HASH_SIZE = 8
 
 
 def prompt_blocks(path: str, body: dict[str, Any], salt: bytes) -> list[bytes]:
-    """Return the hash of each whole block of a prompt together with all blocks before it.
+    """Return a hash for each whole block of a prompt. The hash also covers all blocks before it.
 
     ``salt``: the caller, and everything else that prevents two requests from sharing an engine's state. The
     result is empty for a request without a prompt, or with a prompt shorter than a block.

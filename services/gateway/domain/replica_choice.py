@@ -58,7 +58,7 @@ class PrefixMemory:
 
 
 class Choice(NamedTuple):
-    """The replica that a request prefers; None: any. ``outcome``: the metric's label if it runs there."""
+    """The replica that a request prefers (None: any). ``outcome``: the metric's label if it runs there."""
 
     replica: str | None
     outcome: Outcome

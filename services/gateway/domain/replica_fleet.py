@@ -169,7 +169,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _start_ms(status: dict[str, Any], now: float) -> float | None:
-    """Return the ms until a replica is ready, or None, by the slowest of the last three cold starts."""
+    """Estimate the ms until a replica is ready, by the slowest of three cold starts; None if unknown."""
     past: list[float] = [start["total_ms"] for start in status.get("cold_starts", ())[-3:]]
     if not past:
         return None

@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Times to record. ``busy_ms``: how long a request may still take; 0: it has ended.
+    """Times to record. ``busy_ms``: how long a request may still take; 0: the request has ended.
 
     ``idle_ms``: how long its sequence may be idle.
     """

@@ -15,7 +15,7 @@ from tidegate.kernel.protocol.envelope import Buffer
 
 MAX_NAME, MAX_KEY = 255, 255
 MAX_SIZE = 2**64  # the numbers in Triton's API are unsigned 64-bit integers
-# Prefixes of the segments' names of Tidegate's workers and of Triton's Python backend.
+# The prefixes of segment names that Tidegate's workers and Triton's Python backend use.
 RESERVED = ("tidegate", "triton_python_backend_shm_region")
 
 REGION, OFFSET, SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"

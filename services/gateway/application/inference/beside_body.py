@@ -25,7 +25,7 @@ class OwnedRegions(Protocol):
 
 
 class BesideBody:
-    """The input that requests may have outside their bodies. ``forwards``: some headers go to models."""
+    """The input that requests may have outside their bodies. ``forwards``: True if headers go to models."""
 
     def __init__(self, regions: OwnedRegions | None = None, pattern: str = "") -> None:
         """``regions``: None if callers may not use shared memory. ``pattern``: matches headers for models."""

@@ -127,7 +127,10 @@ class InferenceCore:
             self._dispatcher.demand(route)
 
     def find(self, model: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return an endpoint and one of its Deployments. Count no request. Raise NotFound or NoRoutes."""
+        """Return an endpoint and one of its Deployments, for a check; raise NotFound or NoRoutes.
+
+        The call does not count towards the traffic shares.
+        """
         return require(self._routes.table).find(model, version)
 
     def pick(
@@ -329,8 +332,9 @@ class InferenceCore:
         """Yield the answers of a Deployment to a decoded request, as :meth:`stream` does.
 
         ``decode_s``: the seconds that decoding took. ``admitted``: the request was admitted before.
-        ``flow``: its caller at its endpoint. ``cost``: its size when callers share the Deployment; 0: its
-        rows. A request to a language model may prefer a ``replica``, and wait for it for up to ``wait_ms``.
+        ``flow``: the caller at the endpoint. ``cost``: how many requests this one counts as in the caller's
+        share; 0: as many as its rows. A request to a language model may prefer a ``replica``, and wait for
+        this replica for up to ``wait_ms``.
         ``keeper``: the replica that keeps the request's sequence.
         """
         if not admitted:
@@ -457,7 +461,7 @@ def not_tensors(model: str) -> BadRequest:
 def failure(reply: Reply) -> TidegateError:
     """Return the error that a failed reply contains."""
     body = orjson.loads(reply.key)
-    if body["reason"] == WorkerLost.reason:  # not in BY_REASON
+    if body["reason"] == WorkerLost.reason:  # BY_REASON does not contain WorkerLost
         return WorkerLost(body["message"])
     if body["reason"] == UpstreamUnavailable.reason:
         return UpstreamUnavailable(body["message"])

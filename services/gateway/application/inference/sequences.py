@@ -45,17 +45,17 @@ SEQUENCES = Counter(
 # A new sequence waits for a free slot for this share of its request's timeout, but at most for WAIT_S.
 WAIT_SHARE, WAIT_S = 0.8, 10.0
 POLL_S, UPLOAD_POLL_S = 0.05, 0.005
-# A lost replica may still be reported as ready for some seconds. For this time, it is not used.
+# A lost replica may still be reported as ready for some seconds. Do not use it for this time.
 DEAD_S = 15.0
 STARTS = 3
 REMEMBERED = 10_000
-# After a failed call, the store is not called for this time.
+# After a failed call, do not call the store for this time.
 AWAY_S = 2.0
 T = TypeVar("T")
 
 
 class SequenceRouter:
-    """Finds the replicas of sequences, and sends their requests there."""
+    """Finds the replicas of sequences, and sends the sequences' requests to them."""
 
     def __init__(
         self,
@@ -326,7 +326,7 @@ class SequenceRouter:
             self._remembered.popitem(last=False)
 
     def _move(self, request: SequenceRequest, held: Place) -> None:
-        """Change a request's Deployment to that of its sequence, which may have an earlier version."""
+        """Change a request's Deployment to the one of its sequence, which may have an older version."""
         route = request.endpoint.route_named(held.deployment)
         if route is None:
             raise self._lost(request, f"the Deployment {held.deployment} was removed")
@@ -340,7 +340,7 @@ class SequenceRouter:
             await self._record_end(request.key, held)
         waits_until = min(began + WAIT_S, began + request.left_ms / 1e3 * WAIT_SHARE)
         load = self._dispatcher.queue_of(request.route).load
-        load.outstanding += 1  # counts the waiting sequence as load for the autoscaler
+        load.outstanding += 1  # the autoscaler must see the waiting sequence as load
         try:
             while True:
                 fleet = self._fleet(name)

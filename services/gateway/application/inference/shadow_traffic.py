@@ -306,7 +306,7 @@ class ShadowTraffic:
             await asyncio.sleep(ROUND_S)
             try:
                 await self._round()
-            except Exception:  # the next round still runs
+            except Exception:  # later rounds must still run
                 log.exception("a round of shadow traffic failed")
 
     async def _round(self) -> None:
@@ -367,7 +367,7 @@ def _compare_all(pairs: Sequence[_Pair]) -> list[list[Comparison] | None]:
             found.append(
                 compare(pair.outputs, pair.answer or [], shadow.atol, shadow.rtol, lambda: time.sleep(0))
             )
-        except Exception:  # a malformed tensor of a model must not stop the others
+        except Exception:  # a malformed tensor must not stop the other comparisons
             log.exception("two answers could not be compared")
             found.append(None)
     return found

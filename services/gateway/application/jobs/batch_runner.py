@@ -1,6 +1,6 @@
 """Run a batch: submit a window of its lines as jobs, and write the results in the order of the lines.
 
-The gateway that runs a batch holds a lease of it. The gateway writes the results to the blob store in chunks,
+The gateway that runs a batch holds a lease on it. The gateway writes the results to the blob store in chunks,
 and the number of written lines to the batch's record. A gateway that takes over the batch begins after these
 lines. Each line's job has an idempotency key, so no line becomes two jobs.
 """
@@ -190,7 +190,7 @@ class BatchRunner:
 
     @staticmethod
     def _fitting_in_memory(finished: Sequence[tuple[LineProgress, Job | None]]) -> int:
-        """Return how many of these results to hold in memory at the same time; at least one."""
+        """Return how many of the first results fit into memory together; at least one."""
         size = 0
         for at, (_, job) in enumerate(finished):
             size += job.result_size if job is not None else 0

@@ -349,7 +349,7 @@ class JobSubmitter:
     async def _withdraw(self, new: NewJob) -> None:
         """Cancel a job that was not published. Keep a job with an idempotency key for the next call."""
         if new.idempotency is None:
-            with suppress(StoreUnavailable):  # the router will publish the job, and nobody reads its result
+            with suppress(StoreUnavailable):  # the router will publish the job; no caller reads its result
                 await self._store.cancel(new.id)
 
     async def _drop_payload(self, new: NewJob) -> None:

@@ -149,7 +149,7 @@ class LlmCall:
 
 @dataclass(slots=True)
 class LlmEvents:
-    """The next events of a stream, as the engine's JSON. Without ``stream``, one event is all."""
+    """The next events of a stream, as the engine's JSON. Without ``stream``, the only event is the answer."""
 
     events: list[bytes]
     meta: Meta
@@ -315,12 +315,12 @@ class LlmCore:
         *,
         again: bool,
     ) -> AsyncGenerator[LlmEvents]:
-        """Yield the events of one try of a request. ``again``: it was admitted, and its worker was lost."""
+        """Yield the events of one attempt. ``again``: the worker of an earlier attempt was lost."""
         began = time.perf_counter()
         request = _decoded(call, resume, "high" if again else call.band)
         decode_s = time.perf_counter() - began
         wait_ms = 0.0
-        # After wait_ms, a message moves from the replica's own queue to another replica. So it may run twice.
+        # A message that leaves the replica's own queue after wait_ms may run twice. So it must be retry_safe.
         if route.llm is not None and route.retry_safe:
             wait_ms = route.llm.affinity_wait_ms
         salt = f"{call.principal.id}\0{call.adapter}".encode()
@@ -398,7 +398,7 @@ def _events(call: LlmCall, answer: InferenceResult) -> LlmEvents:
         if tensor.name == EVENTS:
             events = [bytes(raw[4:])] if tensor.dims == (1,) else unpack_strings(raw)
         elif tensor.name == META:
-            meta = Meta.from_bytes(raw[4:])  # the only string, without its length
+            meta = Meta.from_bytes(raw[4:])  # the only string, after 4 bytes of length
     if meta.status != 200:
         error = EngineRefused(meta.status, events[0] if events else b"", meta.retry_after_s)
         error.deployment = answer.route.name

@@ -40,7 +40,10 @@ class Store(Protocol):
         """Charge all accounts or none. Return the charge's second since the epoch, and the old balances."""
 
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
-        """Correct a charge. ``late``: after the charge has left the window, a larger charge counts now."""
+        """Correct a charge by ``difference``.
+
+        ``late``: if the charge has left the window, a difference above 0 is charged now.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +210,7 @@ class TokenLimits:
     def _take_back(
         self, charging: asyncio.Task[tuple[int, tuple[TokenBalance, ...]]], ids: tuple[str, ...], tokens: int
     ) -> None:
-        """Return the tokens if the store makes a charge for which the caller no longer waits."""
+        """Return the tokens of a late charge: the store made it after its caller had stopped waiting."""
 
         def on_done(_: object) -> None:
             self._late.discard(charging)
@@ -233,7 +236,7 @@ class TokenLimits:
         if not any(each.refused for each in balances):
             for id_ in ids:
                 self._window(id_).charge(tokens, now)
-            # Charge the account when the store answers again: the day counts even after the minute.
+            # Charge the account when the store answers again. The charge then still counts for the day.
             self._pending[made] = self._pending.get(made, 0) + tokens
         return made, balances
 
@@ -271,7 +274,7 @@ class TokenLimits:
                 await asyncio.sleep(RETRY_S)
 
     async def _flush(self) -> None:
-        """Settle all differences. Keep those that the store did not confirm for the next call.
+        """Settle all differences. The next call settles those that the store does not confirm now.
 
         The next call also waits for a slow settlement, because sending it again would count it twice.
         """

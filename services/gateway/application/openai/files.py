@@ -26,7 +26,7 @@ log = telemetry.logger(__name__)
 # A piece is in memory twice: as received, and as written.
 COPIES = 2
 SWEEP_S = 60.0
-# An upload that has not grown for this time has lost its gateway. HTTP servers end slow uploads earlier.
+# If an upload has not grown for this time, its gateway was lost. HTTP servers end slow uploads earlier.
 IDLE_S = 900.0
 
 
@@ -194,7 +194,7 @@ class FileService:
 
 
 async def used_bytes(store: FileStore, principal: Principal, limits: FileLimits) -> int:
-    """Return the bytes of a caller's files. Raises TooMany if the caller has reached its number of files."""
+    """Return the total size of a caller's files, in bytes. Raises TooMany at the most files per caller."""
     files = await store.latest(principal.id, None, limits.callers_files)
     if len(files) >= limits.callers_files:
         raise _full(f"{limits.callers_files} files")

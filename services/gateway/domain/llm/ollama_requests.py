@@ -45,7 +45,7 @@ _UNKNOWN = "Tidegate does not have this option"
 
 @dataclass(frozen=True, slots=True)
 class OllamaCall:
-    """A request of Ollama. ``path``, ``body``: the request to the engine; without a path, none is needed.
+    """A request of Ollama. ``path``, ``body``: the engine's request; an empty path: no engine is needed.
 
     ``kind``: the form of the answer. ``model``: the name that the caller sent. ``ignored``: members without
     effect, with the reason.
@@ -105,7 +105,7 @@ def generate(request: Members) -> OllamaCall:
 def embed(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
     """Translate a request of ``/api/embed``. Return the body for :data:`EMBEDDINGS`, and ignored members."""
     if request.get("truncate") is False:
-        ignored = {}  # this is how engines work: they refuse an input that is too long
+        ignored = {}  # engines always refuse an input that is too long
     else:
         ignored = (
             {"truncate": "the engine refuses an input that is too long"} if "truncate" in request else {}

@@ -17,8 +17,8 @@ _WEIGHT = 0.2
 _RATIOS = (0.1, 10.0)
 # The largest ratio that is taken from other callers, because one of them could send unusual prompts.
 _MOST_OF_OTHERS = 2.0
-# Estimates are raised by this factor. Too high a charge is returned at the end; too low a charge exceeds the
-# limit.
+# Estimates are multiplied by this factor. A charge that is too high is corrected at the end. A charge that is
+# too low exceeds the limit.
 _MARGIN = 1.1
 
 

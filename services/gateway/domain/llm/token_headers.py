@@ -22,12 +22,12 @@ class TokenAccount(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The account's name in the store. The names of principals contain no space."""
+        """The account's name in the store. It is unique, because the names of principals contain no space."""
         return f"{self.principal} {self.endpoint}" if self.endpoint else self.principal
 
 
 class Left(NamedTuple):
-    """The state of one limit. ``rest``: the remaining part. ``reset_s``: seconds until all of it is back."""
+    """The state of one limit. ``rest``: the remaining part. ``reset_s``: seconds until all is available."""
 
     name: str
     limit: int

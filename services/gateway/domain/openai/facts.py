@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class OpenAiFacts:
-    """The caller's request for a batch, and the batch's files. ``expires_ms``: its deadline (epoch)."""
+    """The caller's request for a batch, and its files. ``expires_ms``: the deadline (ms since the epoch)."""
 
     input_file: bytes
     output_file: bytes

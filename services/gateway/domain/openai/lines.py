@@ -12,7 +12,7 @@ from tidegate.kernel.errors import BadRequest, TidegateError
 from tidegate.kernel.protocol import bounded_json
 
 MAX_CUSTOM_ID = 512
-# The longest name of an endpoint with an adapter is shorter.
+# The most characters of a model's name. Endpoints with an adapter have shorter names.
 MAX_MODEL = 512
 # The number of models whose checks are remembered. If a file names more, some are checked more than once.
 MOST_MODELS = 1000

@@ -100,7 +100,7 @@ def _split(table: Any, contract: Contract) -> list[Any]:
     if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
         raise BadRequest(f"each row of {SPLIT} must be a list of {len(columns)} values, one for each column")
     if not set(map(str, columns)) & contract.inputs.keys():
-        return rows  # the column names are no inputs, so the model has one array as input
+        return rows  # the columns are not inputs, so the rows are values of the only input
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
@@ -163,7 +163,7 @@ def _flat(value: Any) -> list[Any]:
 
 
 def is_columns(document: Any, contract: Contract) -> bool:
-    """Return True if a JSON document is a request of columns: in ``inputs``, by input."""
+    """Return True if a JSON document is a request of columns, which are in its member ``inputs``."""
     return (
         isinstance(document, dict)
         and "inputs" in document

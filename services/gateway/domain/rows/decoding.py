@@ -126,7 +126,7 @@ def _is_named(value: Any, contract: Contract) -> bool:
 
 
 class _Strings:
-    """Decodes the strings of one input. Limits their number, because it blocks the event loop."""
+    """Decodes the strings of one input. Their number is limited: decoding blocks the event loop."""
 
     def __init__(self) -> None:
         self._left = 2 * MAX_STRINGS  # twice, because the lists are counted too
