@@ -48,7 +48,10 @@ PRUNE_S = 600.0
 def build(
     settings: AutoscalerSettings, launcher: Launcher | None = None, probe: HostProbe | None = None
 ) -> FastAPI:
-    """Return the autoscaler's app. ``launcher`` None: the settings choose it. ``probe`` reads its host."""
+    """Return the autoscaler's app.
+
+    ``launcher`` None: the settings choose the launcher. ``probe`` reads the resources of the host.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -56,7 +59,7 @@ def build(
             chosen = (launcher, probe or MachineProbe()) if launcher is not None else launcher_of(settings)
             await _start(app, settings, *chosen, stack)
             yield
-        # Workers keep running. The next autoscaler adopts them.
+        # Workers keep running after the shutdown. The next autoscaler adopts them.
 
     app = create_app(
         name="autoscaler",
@@ -143,7 +146,7 @@ async def _start(
 def _add_routes(
     app: FastAPI, settings: AutoscalerSettings, operations: Operations, recordings: Recordings
 ) -> None:
-    """Set what the routes use."""
+    """Store the objects that the routes use in the app's state."""
     state, parts = settings.state_path, operations.parts
     app.state.operations = operations
     app.state.logs = LogReader(
@@ -188,7 +191,7 @@ async def _lead(
     take_over_costs: Callable[[], None],
     leads: asyncio.Event,
 ) -> None:
-    """Wait for the lock, read the state of the former leader, and run the loop."""
+    """Wait for the leader lock, read the state of the former leader, and run the control loop."""
     await leader.take()
     loop.take_over()
     pool.take_over()
@@ -217,7 +220,7 @@ async def _book(ledger: CostLedger, leads: asyncio.Event) -> None:
 
 
 def _wake(loop: ControlLoop, verifier: Verifier) -> None:
-    """Act on a change of the desired state now."""
+    """Let the control loop and the verifier act on a changed desired state immediately."""
     loop.wake()
     verifier.wake()
 

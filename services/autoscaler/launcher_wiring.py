@@ -20,7 +20,7 @@ SHARED = {
     "log_level", "model_sandbox",
 }  # fmt: skip
 
-# Variables that a worker does not inherit, because the model in it could read them.
+# Variables that a worker does not inherit, because its model could read them.
 WITHHELD = frozenset({"TIDEGATE_SERVICE_TOKEN", "TIDEGATE_API_KEY", "TIDEGATE_DATABASE_URL"})
 
 

@@ -12,7 +12,7 @@ from tidegate.kernel.http.answers import new_request_id
 
 
 class EventConsumer:
-    """A consumer of this service's copy of events. Lost events do no harm: everything is also polled."""
+    """A consumer of this service's events. A lost event does no harm, because the service also polls."""
 
     def __init__(
         self, amqp_url: str, *, on_registry: Callable[[], None], on_demand: Callable[[str], None]
@@ -36,7 +36,7 @@ class EventConsumer:
         await self._connection.stop()
 
     async def _setup(self, channel: Channel) -> None:
-        # A new name for each connection, because the queue of the last one may still exist.
+        # A new name for each connection, because the queue of the previous connection may still exist.
         queue = events_queue("autoscaler", new_request_id())
         await channel.declare(EVENTS)
         await channel.declare(queue)

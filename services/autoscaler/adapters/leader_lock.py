@@ -48,7 +48,7 @@ class LeaderLock:
             self._descriptor = None
 
     def holder(self) -> str:
-        """Return the leader's pid, which the lock file has."""
+        """Return the leader's pid from the lock file; empty if the file cannot be read."""
         try:
             return self._path.read_text().strip()
         except OSError:

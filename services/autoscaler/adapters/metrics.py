@@ -92,14 +92,14 @@ def book(bookings: Mapping[Place, Amount]) -> None:
 
 
 def show_budgets(limited: Iterable[str], used_up: Container[str]) -> None:
-    """Set the gauge of each Deployment that has a budget."""
+    """Set the gauge of each Deployment with a budget: 1 if the budget is used up, else 0."""
     OVER_BUDGET.clear()
     for name in limited:
         OVER_BUDGET.labels(name).set(name in used_up)
 
 
 def count(decisions: Iterable[Decision], actions: Iterable[tuple[str, Action]]) -> None:
-    """Count decisions, and the ended replicas among the actions (each with its Deployment)."""
+    """Count decisions, and the replicas that are killed. Each action comes with its Deployment."""
     for decision in decisions:
         DECISIONS.labels(decision.deployment, decision.rule).inc()
     for deployment, action in actions:

@@ -13,10 +13,10 @@ Timeline = Mapping[str, Sequence[float]]
 
 
 def draw(title: str, timelines: Mapping[str, Timeline], target_wait_ms: float) -> bytes:
-    """Return a PNG of the timelines, by policy.
+    """Return a PNG with the timeline of each policy.
 
-    A timeline has lists of ``at`` (seconds), ``arrivals``, ``backlog``, ``ready``, ``target`` and
-    ``wait_p95_ms``, all of the same length.
+    A timeline consists of the lists ``at`` (seconds), ``arrivals``, ``backlog``, ``ready``, ``target`` and
+    ``wait_p95_ms``. They have the same length.
     """
     # Imported here, because matplotlib loads slowly. This backend needs no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,4 +1,4 @@
-"""The logs of workers, kept after their end up to an age and a size."""
+"""The logs of workers. After a worker's end, its log is kept up to an age and a total size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ReplicaLogs:
         return self._folder / f"{_WORKER}{replica}.log"
 
     def keep(self, replica: str, output: str) -> None:
-        """Write a replica's output. If it fails, for example on a full disk, only log it."""
+        """Write a replica's output to its log. An error, for example a full disk, is only reported."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self.path(replica).write_text(output)
@@ -43,9 +43,9 @@ class ReplicaLogs:
             )
 
     def prune(self, lives: Callable[[str], bool] = lambda _: False) -> None:
-        """Delete logs that are too old, and the oldest ones if all together are too large.
+        """Delete logs that are too old, and the oldest logs above the limit of the total size.
 
-        The log of a live replica is kept, also if the replica has a second name from a warm pool.
+        The log of a live replica is kept under both names if the replica came from a warm pool.
         """
         found = defaultdict[str, list[Path]](list)
         for path in self._folder.glob(f"{_WORKER}*.log*"):
@@ -62,7 +62,7 @@ class ReplicaLogs:
 
 
 def _kept(replica: str, parts: list[Path]) -> EndedReplicaLog:
-    """Return the size and time of a log. A link counts itself, because its target may be missing."""
+    """Return the size and time of a log. For a link, they are the link's own: its target may be missing."""
     size, written_at = 0, 0.0
     for path in parts:
         with contextlib.suppress(OSError):

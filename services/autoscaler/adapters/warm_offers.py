@@ -30,9 +30,9 @@ class WarmOffers:
         await self._connection.stop()
 
     async def offer(self, pool: str, assignment: Assignment, lives_s: float) -> None:
-        """Offer a replica to the waiting workers for ``lives_s`` seconds. Return when the broker has it.
+        """Offer a replica to the waiting workers for ``lives_s`` seconds. Return after the confirm.
 
-        Raise ``Unavailable`` if this fails. Nevertheless, a worker may get the offer, unless there was no
+        Raise ``Unavailable`` if this fails. A worker may get the offer nevertheless, unless there was no
         connection.
         """
         channel = self._connection.channel

@@ -1,1 +1,1 @@
-"""HTTP doors for operators."""
+"""The HTTP API for operators."""

@@ -34,7 +34,7 @@ async def report_costs(
     by: By = "deployment",
     deployment: str | None = None,
 ) -> dict[str, Any]:
-    """Return what replicas cost in a period, in whole hours: by Deployment, version, endpoint or key."""
+    """Return the costs of replicas in a period of whole hours, by Deployment, version, endpoint or key."""
     now = time.time()
     end = now if until is None else until
     begin = (end - DAY_S if since is None else since) // HOUR_S * HOUR_S
@@ -45,5 +45,5 @@ async def report_costs(
 
 @router.get("/prices")
 async def list_prices(ledger: LedgerDep) -> dict[str, Any]:
-    """Return the price list, and the price of each Deployment's replica per hour."""
+    """Return the price list, and for each Deployment the price of a replica per hour."""
     return ledger.rates()

@@ -65,7 +65,7 @@ class EngineProxy:
         return await self._forward(request, body)
 
     def _authenticated(self, request: Request) -> bool:
-        """Return whether the caller sent the token. Health checks send a ping without it."""
+        """Return True if the caller may call: it sent the token, needs none, or only sends a health check."""
         if self._token is None or (request.method in ("GET", "HEAD") and request.url.path == "/_ping"):
             return True
         return hmac.compare_digest(request.headers.get("authorization", "").encode(), self._token)

@@ -27,10 +27,12 @@ Lines = Annotated[int, Query(ge=0, le=10_000)]
 async def read_logs(
     name: str, logs: LogReaderDep, since: float = -1.0, until: float = 1e11, lines: Lines = 100
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the last lines of a Deployment, Endpoint or replica, by time, ended replicas included.
+    """Return the last log lines of a Deployment, Endpoint or replica, in order of time.
 
-    `since` and `until` are in seconds since the epoch. The model's own output has the `source` `model`.
-    Operators may name a service, too.
+    Lines of ended replicas are included.
+
+    `since` and `until` are in seconds since the epoch. Lines of the model's own output have `model` as their
+    `source`. Operators may also name a service.
     """
     services = caller.current.get().principal.may(OPERATE)
     items = await logs.read(name, since=since, until=until, lines=lines, services=services)
@@ -39,5 +41,5 @@ async def read_logs(
 
 @router.get("/requests/{id}/logs")
 async def read_request(id: str, logs: LogReaderDep) -> dict[str, list[dict[str, Any]]]:
-    """Return the log lines of this machine's services about a request or job, by time."""
+    """Return the log lines of this machine's services about a request or job, in order of time."""
     return {"items": await logs.of_request(id)}

@@ -33,7 +33,7 @@ class OverrideRequest(BaseModel):
 
 
 class PauseRequest(BaseModel):
-    """A pause of ``ttl_s`` seconds (null: until it is resumed). ``hold`` keeps the current replicas."""
+    """A pause of ``ttl_s`` seconds (null: until an operator ends it). ``hold`` keeps the current replicas."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -50,7 +50,7 @@ class CordonRequest(BaseModel):
 
 
 class PolicyChange(BaseModel):
-    """Changes to how a Deployment scales. Omitted fields do not change; null sets the default."""
+    """Changes to a Deployment's scaling policy. Omitted fields do not change; null sets the default."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -66,7 +66,7 @@ class PolicyChange(BaseModel):
 class OverrideResult(BaseModel):
     """An override, and where it is stored: the registry, or the autoscaler until the registry is back.
 
-    ``replicas`` is the requested number and ``runs`` the resulting one (null: not known yet). If that is
+    ``replicas`` is the requested number and ``runs`` the resulting one (null: not known yet). If ``runs`` is
     less, ``bounded_by`` (``maximum``, ``schedule``, ``cost cap`` or ``host``) and ``reason`` say why.
     """
 
@@ -133,13 +133,13 @@ async def resume(name: str, operations: OperationsDep) -> OverrideResult:
 
 @router.get("/deployments/{name}/why")
 async def why(name: str, operations: OperationsDep) -> dict[str, Any]:
-    """Explain the number of replicas: load, need of each rule, bounds, what delays changes, decisions."""
+    """Explain the number of replicas: load, need of each rule, bounds, delays of changes, and decisions."""
     return await operations.why(name)
 
 
 @router.get("/deployments/{name}/policy")
 async def show_deployment_policy(name: str, operations: OperationsDep) -> dict[str, Any]:
-    """Return how a Deployment scales: its options, the resulting values, and the bounds now."""
+    """Return how a Deployment scales: its options, the resulting values, and the current bounds."""
     return operations.policy_of(name)
 
 
@@ -198,7 +198,7 @@ async def drain_replica(replica: str, operations: OperationsDep) -> dict[str, st
 
 @router.get("/warm")
 async def list_warm(operations: OperationsDep) -> dict[str, list[dict[str, Any]]]:
-    """Return the warm pools: the number of workers, the available ones, and the last problem."""
+    """Return the warm pools, each with its size, its waiting workers, and its last problem."""
     return {"items": operations.warm()}
 
 
@@ -214,5 +214,5 @@ async def list_decisions(
 
 @router.get("/policy")
 async def show_policy(operations: OperationsDep) -> dict[str, Any]:
-    """Return the windows and limits of all decisions, in seconds."""
+    """Return the windows and limits that all decisions use, in seconds."""
     return asdict(operations.policy)

@@ -16,7 +16,7 @@ router = APIRouter(tags=["prometheus"])
 
 @router.get("/prometheus/workers")
 async def list_workers(request: Request) -> list[dict[str, Any]]:
-    """Return every worker that reports, for `http_sd_configs`.
+    """Return every worker that sends heartbeats, in the format of `http_sd_configs`.
 
     The answer is 503 while the store does not answer. Then Prometheus keeps the workers that it knows.
     """

@@ -1,4 +1,4 @@
-"""Routes of the replay: other policies on the same arrivals, and the check of recorded decisions."""
+"""Routes to replay arrivals under other policies, and to check recorded decisions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ router = APIRouter(prefix="/v1", tags=["replay"], route_class=JsonRoute)
 
 WEEK_S = 7 * 86_400.0
 MAX_CSV = 64 * 2**20
-# Room for the CSV as JSON, where a newline takes two characters, and for the rest of the request.
+# The size of the CSV as JSON, where a newline needs two characters, and of the rest of the request.
 MAX_BODY = 2 * MAX_CSV
 
 
@@ -52,14 +52,14 @@ class RecordedArrivals(_Body):
 
 
 class PolicyVariation(_Body):
-    """Another policy: the changes to the Deployment's own, as for `PATCH .../policy`."""
+    """A policy to compare: changes to the Deployment's own policy, as for `PATCH .../policy`."""
 
     name: str = Field(min_length=1, max_length=80)
     changes: dict[str, Any]
 
 
 class ReplicaOptions(_Body):
-    """Values of a replica that replace the measured ones. Times are in ms, or in seconds (``_s``)."""
+    """Values of a replica that replace the measured ones. Fields with ``_s`` are in seconds, others in ms."""
 
     call_ms: float | None = Field(None, gt=0)
     row_ms: float | None = Field(None, ge=0)
@@ -87,7 +87,7 @@ class ReplayRequest(_Body):
 
 
 class VerifyRequest(_Body):
-    """The recorded rounds to decide again (seconds since the epoch); default: all."""
+    """The period whose recorded rounds are decided again, in seconds since the epoch; default: all."""
 
     deployment: str | None = None
     since: float = 0.0
@@ -104,7 +104,7 @@ ReplayRunnerDep = Annotated[ReplayRunner, Depends(_replays)]
 
 @router.post("/replay")
 async def replay(body: ReplayRequest, replays: ReplayRunnerDep) -> dict[str, Any]:
-    """Replay the arrivals under each policy; return waits, lateness, replica-hours, cost and timelines."""
+    """Replay the arrivals under each policy. Return waits, late requests, replica-hours and costs."""
     document = body.model_dump(mode="json")
     arrivals = body.arrivals
     title = arrivals.shape if isinstance(arrivals, SyntheticArrivals) else arrivals.kind

@@ -19,5 +19,5 @@ def _verifier(request: Request) -> Verifier:
 
 @router.get("/verifications")
 async def verifications(verifier: Annotated[Verifier, Depends(_verifier)]) -> dict[str, Any]:
-    """Return the versions that wait for their verification, with the step of their scratch replicas."""
+    """Return the versions with a pending verification, each with the current step of its scratch replica."""
     return {"items": verifier.view(), "problem": verifier.problem}

@@ -43,7 +43,7 @@ from tidegate.kernel.store import JobStore, Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# The shorter period while a replica starts and after an action, so that a ready replica is seen sooner.
+# Seconds between rounds while a replica starts and after an action, so that a ready replica is seen sooner.
 MOVING_PERIOD_S = 0.2
 RECENT_DECISIONS = 1000
 
@@ -65,7 +65,7 @@ class LoopParts:
 
 
 class ControlLoop:
-    """Keeps every Deployment at its target. One task runs :meth:`run`; the API reads the attributes."""
+    """The loop that keeps every Deployment at its target. One task runs it; the API reads its attributes."""
 
     def __init__(
         self,
@@ -109,12 +109,12 @@ class ControlLoop:
         self._wake.set()
 
     def hint(self, deployment: str) -> None:
-        """Note a demand event of ``deployment``, which counts as one request for a while."""
+        """Note a demand event. For a while, it counts as one request for ``deployment``."""
         self._hints[deployment] = self._clock()
         self.wake()
 
     async def run(self) -> None:
-        """Run rounds for ever. A round that fails is logged, and the next one tries again."""
+        """Run rounds until cancelled. A failed round is logged, and the next round tries again."""
         while True:
             self._wake.clear()
             try:
@@ -168,7 +168,7 @@ class ControlLoop:
         self._hints = {name: at for name, at in self._hints.items() if now - at < held}
         desired_state = self._parts.source.current
         deployments = desired_state.deployments if desired_state else []
-        # Sorted by name, so that a recorded snapshot gives the same decisions.
+        # Sorted by name, because the snapshot that is read from a recording must lead to the same decisions.
         return Snapshot(
             desired_state=desired_state,
             running=tuple(sorted(running, key=lambda each: each.replica)),
@@ -186,7 +186,7 @@ class ControlLoop:
         )
 
     async def act(self, plan: Plan) -> None:
-        """Run the actions: in order within a Deployment, and Deployments concurrently."""
+        """Run the actions of each Deployment in order, and the Deployments concurrently."""
         by_deployment: dict[str, list[Action]] = {}
         for action in plan.actions:
             by_deployment.setdefault(deployment_of(action), []).append(action)
@@ -311,7 +311,7 @@ class ControlLoop:
             await self._keep(lambda: self._parts.decisions.add_decisions(plan.decisions))
 
     async def _keep(self, write: Callable[[], None]) -> None:
-        """Write to the database. If it fails, for example on a full disk, the loop continues."""
+        """Write to the database. If the write fails, for example on a full disk, the loop continues."""
         try:
             await asyncio.to_thread(write)
         except Unavailable as error:

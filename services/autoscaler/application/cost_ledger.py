@@ -1,4 +1,4 @@
-"""Collect how replicas spend their time, book it by hour, and report what it costs."""
+"""Collect how replicas spend their time, book this time by hour, and report its cost."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ class CostLedger:
         self._turn = asyncio.Lock()
         self._used: dict[str, BudgetUsed] = {}
         self.prices = prices
-        # The Deployments that have used up a budget, and which.
+        # The Deployments that have used up a budget, each with a description of the budget.
         self.over_budget: dict[str, str] = {}
 
     def take_over(self, desired_state: DesiredState | None) -> None:
         """Read the lives that the former leader had not booked completely. Call it when this process leads.
 
-        ``desired_state``: the last one. Its budgets count from the first round on.
+        ``desired_state``: the last one. Its budgets apply from the first round on.
         """
         self._leads = True
         if desired_state is not None:
@@ -82,9 +82,9 @@ class CostLedger:
         self.over_budget = {name: used.words for name, used in self._used.items()}
 
     def note(self, snapshot: Snapshot, now: float) -> None:
-        """Note the replicas of a round. If the launcher did not answer, nothing has ended.
+        """Note the replicas of a round. Do nothing if the launcher did not list them.
 
-        ``now``: the time when the launcher listed them.
+        ``now``: the time of the launcher's list.
         """
         if snapshot.running is None:
             return
@@ -94,7 +94,7 @@ class CostLedger:
             if {name: each.scaling for name, each in before.items()} != {
                 name: each.scaling for name, each in self._limited().items()
             }:
-                self._due.set()  # a changed budget counts soon
+                self._due.set()  # apply the changed budget soon
         devices = {name: each.device for name, each in (snapshot.reports or {}).items() if each.device}
         running = [*snapshot.running, *self._waiting()]
         if self._book.note(running, self._deployments, devices, self.prices.current(), now):
@@ -105,7 +105,7 @@ class CostLedger:
         self._holders = holders(desired_state)
 
     def killed(self, replica: str, at: float) -> None:
-        """Note that the launcher ended a replica, which it does not list again."""
+        """Note that the launcher has killed a replica. The launcher will not list it again."""
         life = self._book.lives.get(replica)
         if life is not None and life.end(at):
             self._due.set()
@@ -127,12 +127,12 @@ class CostLedger:
                     "costs could not be booked; the autoscaler books them later",
                     extra={"problem": error.message},
                 )
-            except Exception:  # the budgets need the ledger, so it must survive every error
+            except Exception:  # budgets depend on the ledger, so this task must survive every error
                 log.exception("costs could not be booked; the autoscaler books them later")
             await asyncio.sleep(RETRY_S)
 
     async def collect(self) -> None:
-        """Book what has been reported since the last booking, if this process leads. Raise Unavailable."""
+        """Book the time that was reported since the last booking. Only a leader books. Raise Unavailable."""
         if not self._leads:
             return
         async with self._turn:
@@ -152,13 +152,16 @@ class CostLedger:
             self._used = await asyncio.to_thread(self._used_up)
             self.over_budget = {name: used.words for name, used in self._used.items()}
             metrics.show_budgets(self._limited(), self.over_budget)
-            # A report that cannot be deleted expires. The next round writes the rates.
+            # If the store fails now, the reports expire later, and the next booking writes the rates.
             with contextlib.suppress(StoreUnavailable):
                 await self._store.forget_times(closed)
                 await self._store.publish_cost_facts(self._facts())
 
     async def report(self, since: float, until: float, by: By, deployment: str | None) -> dict[str, Any]:
-        """Return what replicas cost in the hours that begin in a period; up to now, if it ends now."""
+        """Return the costs of the hours that begin in a period.
+
+        If the period lasts until now, the time that is not booked yet is included.
+        """
         with contextlib.suppress(Unavailable):
             await self.collect()
         rows = await asyncio.to_thread(self._costs.amounts, since, until)
@@ -179,7 +182,10 @@ class CostLedger:
         }
 
     def _budgets(self, deployment: str | None) -> list[dict[str, Any]]:
-        """Return the budgets, without those of reserves, which are the budgets of their Deployments."""
+        """Return the budgets of a Deployment, or of all (None).
+
+        The list of all has no reserves, because they share the budgets of their Deployments.
+        """
         names = self._limited().keys() - self._holders.keys() if deployment is None else {deployment}
         limited = {name: each for name, each in self._limited().items() if name in names}
         spent = self._spendings(limited)
@@ -213,7 +219,7 @@ class CostLedger:
         return spendings(limited, days, months, self._holders)
 
     def _facts(self) -> CostFacts:
-        """Return what gateways need to know about costs."""
+        """Return what gateways use: rates, token prices, and the Deployments without budget."""
         prices = self.prices.current()
         found = {}
         for name, deployment in self._deployments.items():
@@ -226,7 +232,7 @@ class CostLedger:
         return CostFacts(prices.currency, found, prices.tokens)
 
     def per_hour(self) -> dict[str, float]:
-        """Return the cost of an hour of the replicas that run now, by Deployment."""
+        """Return the cost per hour of the replicas that run now, by Deployment."""
         found = dict.fromkeys(self._deployments, 0.0)
         for life in self._book.lives.values():
             if life.gone_at is None and life.deployment in found:

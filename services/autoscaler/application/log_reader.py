@@ -17,7 +17,7 @@ Line = dict[str, Any]
 
 
 class LogReader:
-    """Reads the log folder, and the output of running replicas from the launcher.
+    """A reader of the log folder, and of running replicas' output at the launcher.
 
     ``desired_state`` returns the desired state that was read last. ``replicas`` returns the names of the
     running replicas.
@@ -36,7 +36,7 @@ class LogReader:
         self._replicas = replicas
 
     async def read(self, name: str, *, since: float, until: float, lines: int, services: bool) -> list[Line]:
-        """Return the last lines of a replica, or of all replicas of a Deployment or Endpoint, by time.
+        """Return the last lines of a replica, Deployment or Endpoint, in order of time.
 
         ``services`` allows the logs of services, too. Raise NotFound with similar names.
         """
@@ -59,7 +59,7 @@ class LogReader:
         return [each.shown() for each in found[-lines:]]
 
     async def of_request(self, id_: str) -> list[Line]:
-        """Return the lines of a request or job, by time."""
+        """Return the lines about a request or job, in order of time."""
         found = await asyncio.to_thread(self._folder.of_request, id_)
         ids = {id_} | log_lines.linked(found)
         known = set(self._folder.names())

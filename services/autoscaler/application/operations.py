@@ -27,7 +27,7 @@ SHOWN_DECISIONS = 5
 
 @dataclass(frozen=True, slots=True)
 class OverrideEffect:
-    """The replicas that will run under an override, and what limits them; None: not known yet."""
+    """The number of replicas that will run under an override, and its limit; None: not known yet."""
 
     replicas: int | None = None
     bounded_by: str | None = None
@@ -36,7 +36,7 @@ class OverrideEffect:
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """The operations. A standby answers only what it can read from the store."""
+    """The operations of the API. An autoscaler that is not the leader only reads from the store."""
 
     loop: ControlLoop
     parts: LoopParts

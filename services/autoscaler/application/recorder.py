@@ -38,13 +38,14 @@ class Recorder:
         self._arrivals: Counter[tuple[str, int]] = Counter()
         self._arrivals_at = self._retired_at = self._expected_at = 0.0
         self._writing: asyncio.Task[None] | None = None
-        # One write at a time: arrivals are read and written back, and a chunk continues the one before.
+        # Only one write at a time: arrivals are read and written back, and each chunk continues the previous
+        # one.
         self._turn = asyncio.Lock()
         self._expected: dict[str, float] = {}
         self._forecast_for: set[str] = set()
 
     def note(self, before: State, snapshot: Snapshot, plan: Plan, after: State, now: float) -> None:
-        """Note one round; ``before`` and ``after`` are the states around it."""
+        """Note one round. ``before`` and ``after`` are the states before and after it."""
         for name, memory in after.deployments.items():
             if memory.seen is not None and memory.seen.new:
                 self._arrivals[name, int(now)] += memory.seen.new
@@ -64,7 +65,7 @@ class Recorder:
         await self._write(now, whole=True)
 
     async def forecast(self, deployments: list[Deployment], state: State, now: float) -> Mapping[str, float]:
-        """Return the expected arrivals a second of the Deployments that use a forecast."""
+        """Return the expected arrivals per second of each Deployment that uses a forecast."""
         seasonal = [each for each in deployments if each.scaling.forecast != "off"]
         names = {each.name for each in seasonal}
         if now - self._expected_at >= MINUTE_S or names != self._forecast_for:

@@ -27,7 +27,7 @@ TIME_LIMIT_S = 240.0
 
 @dataclass(frozen=True, slots=True)
 class ReplayRunner:
-    """Runs one replay at a time, and kills one that takes too long."""
+    """A runner of replays, one at a time. It kills a replay that takes too long."""
 
     operations: Operations
     recordings: Recordings
@@ -87,7 +87,7 @@ class ReplayRunner:
         return {str(minute): count for minute, count in found.items()}
 
     async def _timing(self, deployment: Deployment, values: dict[str, Any]) -> ReplicaTiming:
-        """Return the timing of a replica: ``values`` from the request, and measured values for the rest."""
+        """Return the timing of a replica: the request's ``values``, and measured values where it has none."""
         status = await self.operations.status(deployment.name)
         calls = [r["call_ms"] for r in status.replicas if r.get("call_ms")]
         batches = [r["batch_mean"] for r in status.replicas if r.get("batch_mean")]

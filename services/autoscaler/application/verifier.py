@@ -1,7 +1,7 @@
 """Verify pending versions: start a scratch replica for each, and write the results to the registry.
 
-A scratch replica that has verified its version is kept for a while. The warm pool offers it to the first
-replica of the version, so that nothing starts twice.
+A scratch replica that has verified its version is kept for a while. It can become the first replica of the
+version, so that the model does not start twice.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ log = telemetry.logger(__name__)
 PERIOD_S = 5.0
 BUSY_PERIOD_S, KEPT_PERIOD_S = 0.15, 1.0
 GRANT_EVERY_S = 3.0
-KEEP_S = 15.0  # a deploy creates the Deployment within a second after the verification
+KEEP_S = 15.0  # `tidegate deploy` creates the Deployment within a second after the verification
 
 
 class Verifier:
-    """The scratch replicas of this host. ``problem`` says why versions cannot be verified now."""
+    """The scratch replicas of this host. ``problem``: why versions cannot be verified now, or None."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Verifier:
         self._wake.set()
 
     async def run(self) -> None:
-        """Verify pending versions, for ever."""
+        """Verify pending versions until cancelled."""
         while True:
             self._wake.clear()
             try:
@@ -120,7 +120,7 @@ class Verifier:
                 await asyncio.wait_for(self._wake.wait(), self.pause_s())
 
     def pause_s(self) -> float:
-        """Return the seconds until the next check. While versions only wait, it is not soon."""
+        """Return the seconds until the next check: few while scratch replicas work, more otherwise."""
         pending = self._pending()
         if not pending:
             return KEPT_PERIOD_S if self._running else PERIOD_S
@@ -133,7 +133,7 @@ class Verifier:
         return KEPT_PERIOD_S if waits and not works else BUSY_PERIOD_S
 
     async def check(self) -> None:
-        """Look at the pending versions and the scratch replicas once, and act."""
+        """Check the pending versions and the scratch replicas once: start, end, and write results."""
         if self._source.current is None:
             return
         pending = self._pending()
@@ -148,12 +148,13 @@ class Verifier:
         self._listed = True
         self._drop_notes()
         now = self._clock()
-        self._grant(pending, now)  # also while the store is away
+        self._grant(pending, now)  # before the store is read, which may fail
         heard = await self._read_reports(now)
         # The outcome of a scratch replica counts once, even if its process cannot be ended now.
         live = [each for each in self._running if each.replica not in self._ending]
         found = plan(pending, live, self._reports, self._attempts, now, heard, self._heard)
-        # A result counts when it is written. Until then, the next check finds it again.
+        # If a version has a result, its attempts change only after the result is written. If the write fails,
+        # the next check finds the same result.
         settled = {(each.model, each.number) for each in found.settle}
         before = {key: kept for key, kept in self._attempts.items() if key in settled}
         self._attempts = {key: kept for key, kept in found.attempts.items() if key not in settled} | before
@@ -182,7 +183,7 @@ class Verifier:
         return found
 
     def _wait_of(self, key: Key, kept: Attempts) -> str:
-        """Return what a version without a scratch replica waits for, in words."""
+        """Return why a version has no scratch replica yet."""
         if key in self._waiting:
             return self._waiting[key]
         reason = self.problem or kept.message
@@ -198,7 +199,7 @@ class Verifier:
         ]
 
     def _grant(self, pending: list[Version], now: float) -> None:
-        """Let the scratch replicas read their artifacts for some more seconds."""
+        """Let the scratch replicas read their artifacts for some seconds more."""
         versions = {(each.model, each.number): each for each in pending}
         for each in self._running:
             version = versions.get(scratch_of(each.deployment) or ("", 0))
@@ -207,9 +208,9 @@ class Verifier:
                 self._grants.launching(each.replica, version.artifact_sha256)
 
     async def _read_reports(self, now: float) -> dict[str, float]:
-        """Read the heartbeats. Return since when each scratch replica may be silent.
+        """Read the heartbeats. Return the time from which each scratch replica's missing heartbeats count.
 
-        An outage of the store is not the silence of a replica.
+        This is its last heartbeat or the end of the last store outage, whichever is later.
         """
         try:
             self._reports = {report.replica: report for report in await self._store.replicas()}
@@ -233,7 +234,8 @@ class Verifier:
 
     async def _act(self, found: ScratchPlan) -> None:
         settled = {(each.model, each.number) for each in found.settle}
-        # These outcomes are counted, so they must not be found again if the registry does not answer below.
+        # These outcomes are counted now. If the registry fails below, the next check must not count them
+        # again.
         for replica, cause in found.kill:
             if self._version_of(replica) not in settled and not self._is_kept(replica, self._clock()):
                 self._ending.setdefault(replica, cause)
@@ -251,7 +253,7 @@ class Verifier:
             await self._launch(version)
 
     async def _end(self, replica: str) -> None:
-        """End a scratch replica, unless it has become a replica or may be one."""
+        """End a scratch replica, unless it has become a replica, or this is not known."""
         if not self._pool.release_verified(replica):
             return
         log.info("ending a scratch replica", extra={"replica": replica, "cause": self._ending[replica]})
@@ -262,7 +264,7 @@ class Verifier:
             await self._store.forget_replica(replica)
 
     def _keep(self, verified: Settle) -> None:
-        """Keep the scratch replica of a version that was just verified, for its first replica."""
+        """Keep the scratch replica of a verified version. It can become the version's first replica."""
         name = deployment_of_scratch(verified.model, verified.number)
         for each in self._running:
             if each.alive and each.deployment == name and each.replica in self._started:
@@ -313,7 +315,7 @@ class Verifier:
             scratch=task,
         )
         self._started[replica] = assignment
-        self._listed = False  # the next check must see it, even if no version is pending by then
+        self._listed = False  # the next check must list the new replica, even if no version is pending then
         try:
             await self._launcher.launch(assignment)
         except (TidegateError, OSError) as error:  # such as a full disk

@@ -1,4 +1,4 @@
-"""Remember which worker of a warm pool became which replica, and settle open offers."""
+"""Remember which worker of a warm pool became which replica, and find out the result of open offers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WarmClaims:
 
     @property
     def open(self) -> bool:
-        """Return True while it is not known for some offer whether a worker took it."""
+        """Return True while the result of an offer is not known."""
         return any(not claim.worker for claim in self)
 
     @property
@@ -64,7 +64,7 @@ class WarmClaims:
                 self.drop(claim.replica)
 
     async def settle(self) -> None:
-        """Find out which workers took offers of a former leader, or offers made without the store."""
+        """Find out which workers took offers of a former leader, or offers during a store outage."""
         for claim in self:
             if claim.worker:
                 continue

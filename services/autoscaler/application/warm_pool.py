@@ -2,8 +2,8 @@
 
 To the rest of the autoscaler it is a launcher. A replica from the pool has two names: its own, and that of
 the worker, which the real launcher uses. The first claim in the store decides which worker becomes the
-replica. If no worker claims it, the autoscaler claims it itself and starts a worker as usual. So a late, lost
-or duplicate offer never makes two replicas of one name.
+replica. If no worker claims the replica, the autoscaler claims it and starts a worker as usual. So a late,
+lost or duplicate offer never makes two replicas of one name.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ Replicas = list[Running]
 Views = list[dict[str, Any]]
 
 PERIOD_S = 1.0
-VERIFIED = " verified"  # in place of a pool's name
-OFFER_S = 2.0  # the round waits this long for a worker; normally it takes milliseconds
+VERIFIED = " verified"  # key for scratch replicas, where pools have their names
+OFFER_S = 2.0  # longest wait of a round for a worker, which normally answers within milliseconds
 CLAIM_POLL_S = 0.005
-REFILL_AFTER_S = 3.0  # the next worker of the pool starts later, so that the replica can load its model
-PAUSE_S = 30.0  # after a failed offer or start, the pool waits this long before the next
+REFILL_AFTER_S = 3.0  # pause before the pool's next start, so that the new replica can load its model
+PAUSE_S = 30.0  # pause of a pool after a failed offer or start
 
 
 class WarmPool:
-    """A :class:`Launcher` that takes workers from warm pools first. Without pools it only delegates."""
+    """A :class:`Launcher` that first tries workers of warm pools. Otherwise it calls the real launcher."""
 
     def __init__(
         self,
@@ -128,11 +128,11 @@ class WarmPool:
         return await self._launcher.output(self._claims.worker_of(replica), lines)
 
     def keep_verified(self, scratch: Assignment) -> None:
-        """Offer this scratch replica, which has verified its version, to the next replica that fits."""
+        """Let this scratch replica become the next replica that it fits. It has verified its version."""
         self._verified[scratch.replica] = scratch
 
     def release_verified(self, worker: str) -> bool:
-        """Stop offering a scratch replica. Return False if it is a replica now, or may be one."""
+        """Keep a scratch replica no longer. Return False if it has become a replica, or this is not known."""
         self._verified.pop(worker, None)
         return not (self._in_doubt or worker in self._claims.workers)
 
@@ -168,7 +168,7 @@ class WarmPool:
         return sorted(found, key=lambda each: each.replica)
 
     async def hold(self, may_start: Callable[[], bool]) -> None:
-        """Keep the pools filled, for ever."""
+        """Keep the pools filled until cancelled."""
         while True:
             try:
                 await self.check(may_start())
@@ -219,7 +219,7 @@ class WarmPool:
 
     @property
     def _in_doubt(self) -> bool:
-        """Return whether a worker that seems to wait may already be a replica."""
+        """Return True if a worker that seems to wait may already be a replica."""
         return any(self._offered.values()) or self._claims.open
 
     async def _reports(self) -> dict[str, ReplicaReport]:
@@ -236,7 +236,7 @@ class WarmPool:
     # -- offers ----------------------------------------------------------------------------------------------
 
     async def _take_from(self, pool: str, assignment: Assignment) -> bool:
-        """Return True if a waiting worker took the replica. Raise ``Unavailable`` if that is not known."""
+        """Offer a replica to a pool. Return True if a worker took it. Raise ``Unavailable`` if not known."""
         if len(self._idle.get(pool, ())) <= self._offered[pool]:
             metrics.WARM_GIVEN.labels(pool, "none waits").inc()
             return False
@@ -259,7 +259,7 @@ class WarmPool:
         return True
 
     async def _take_verified(self, assignment: Assignment) -> bool:
-        """Return True if the scratch replica that verified the version took the replica."""
+        """Let the version's scratch replica become the replica. Return True if it did."""
         worker = next((name for name, each in self._verified.items() if fits(each, assignment)), None)
         if worker is None:
             return False
@@ -278,12 +278,12 @@ class WarmPool:
         return await self._offered_to(assignment, lambda: self._offers.offer(pool, assignment, OFFER_S))
 
     async def _offered_to(self, assignment: Assignment, send: Callable[[], Awaitable[None]]) -> str | None:
-        """Return the worker that became the replica; None if none did."""
+        """Send an offer. Return the worker that became the replica; None if no worker did."""
         start = LaunchSpec.of(assignment)
         try:
             await self._store.claimant(start.replica)
         except StoreUnavailable:
-            return None  # without the store no worker can claim it
+            return None  # without the store, no worker can claim the replica
         claim = WarmClaim(start.replica, start.fingerprint, start.launched_at, start.drain_limit_s)
         self._claims.save(claim)
         try:

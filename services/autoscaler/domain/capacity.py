@@ -1,15 +1,15 @@
 """Compute how many replicas the host has room for, and share the room if it is not enough for all.
 
-Room is memory and cores. A replica counts with the memory that its Deployment declares
-(``resources.memory_mb``), else with the highest measured memory of its replicas, else with the memory that
-was measured when its version was verified, else with an assumed amount.
-For a language model, that amount follows from the size of its weights.
-It counts with its declared cores (``resources.cpus``), else with one. The policy says how many of these cores
-share a real one.
+Room is memory and cores. The memory of a replica is the first of these values that is known: the memory that
+its Deployment declares (``resources.memory_mb``), the highest measured memory of the Deployment's replicas,
+and the memory that was measured when its version was verified. Otherwise it is assumed; for a language model,
+from the size of its weights. The cores of a replica are the declared ones (``resources.cpus``), else one. The
+policy says how many of these cores share one core of the host.
 
 If not everything fits, minimums come before demand. In both steps, the next replica goes to the Deployment
-with the smallest dominant share (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011). A running replica
-is never ended because memory is short. It is ended only for a Deployment that has less than its share.
+with the smallest dominant share (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011). A lack of memory
+alone never ends a running replica. It is ended only to make room for a Deployment that has less than its
+share.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ TINY = 1e-6
 # The shares on an over-full host are computed at most this many times. None of 60,000 random fleets needed
 # more than three.
 SETTLING = 20
-# The memory of a language model's replica: the weights, a quarter more for its KV cache, and its engine.
-# SmolLM2-135M with 4-bit weights: 630 MiB. Measured: 384 MiB, and up to 180 more when its KV cache is full.
+# The estimated memory of a language model's replica: the weights, a quarter more for the KV cache, and the
+# engine. For SmolLM2-135M with 4-bit weights, the estimate is 630 MiB. It measured 384 MiB, and 564 MiB with
+# a full KV cache.
 LLM_MEMORY, LLM_ENGINE_MB = 1.25, 512
 
 
@@ -42,7 +43,7 @@ class ReplicaSize:
 
 @dataclass(frozen=True, slots=True)
 class HostClaim:
-    """The replicas that a Deployment needs: ``low`` is its minimum, ``held`` are those it has now."""
+    """The replicas that a Deployment must have (``low``), should have (``desired``) and has (``held``)."""
 
     name: str
     low: int
@@ -105,15 +106,15 @@ def room_of(host: Host, policy: Policy, there: Iterable[tuple[ReplicaSize, int]]
 
 
 def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
-    """Return how many replicas each Deployment may have; ``room`` is what the held replicas leave free."""
+    """Return how many replicas each Deployment may have; ``room``: beside the held ones."""
     total = room
     for claim in claims:
         total = total.less(claim.size, -claim.held)
     if _fits(claims, total):
         return {claim.name: claim.desired for claim in claims}
     granted = _shared(claims, total)
-    # On an over-full host, shares depend on the replicas that run. They are computed again until they no
-    # longer change, so that the next round computes the same shares.
+    # On an over-full host, shares depend on the replicas that run. The shares are computed again until they
+    # no longer change, so that the next round computes the same shares.
     for _ in range(SETTLING):
         settled = _shared([replace(claim, held=granted[claim.name]) for claim in claims], total)
         if settled == granted:
@@ -123,7 +124,8 @@ def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
 
 
 def _shared(claims: Sequence[HostClaim], total: Room) -> dict[str, int]:
-    # Held replicas always fit. If there is no free room, they can only be exchanged for replicas of others.
+    # Held replicas always fit. Without free room, a Deployment can get a replica only if another one loses
+    # one.
     used = Room(0.0, 0.0)
     for claim in claims:
         used = used.less(claim.size, -claim.held)
@@ -178,7 +180,7 @@ def admitted(
 
 
 def shortage(host: Host, policy: Policy, claim: HostClaim, room: Room, granted: int) -> str:
-    """Explain why ``claim`` gets only ``granted`` replicas, what is missing, and what can be changed."""
+    """Explain why ``claim`` gets only ``granted`` replicas, which room is missing, and what would help."""
     size, more = claim.size, claim.desired - granted
     cores = host.cores * policy.replicas_per_core
     return (
@@ -197,9 +199,9 @@ def _fits(claims: Iterable[HostClaim], total: Room) -> bool:
 
 
 def _turn(claim: HostClaim, count: int, whole: Room) -> tuple[bool, float, bool, str]:
-    """Return the sort key of a claim's next replica; it has ``count`` so far. The smallest key is next."""
+    """Return the sort key of a claim's next replica after ``count`` ones. The smallest key is next."""
     memory = claim.size.memory_mb / whole.memory_mb if whole.memory_mb > 0 else 0.0
     cores = claim.size.cores / whole.cores if whole.cores > 0 else 0.0
-    # Of equal Deployments, one that has this replica already comes first, so that no replica is exchanged
-    # needlessly.
+    # Among equal Deployments, one that already holds this replica comes first, so that no replica is
+    # exchanged needlessly.
     return count >= claim.low, round(count * max(memory, cores), 9), count >= claim.held, claim.name

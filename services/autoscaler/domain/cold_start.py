@@ -40,10 +40,10 @@ class ColdStart:
 def cold_starts(
     before: State, after: State, snapshot: Snapshot, causes: Mapping[str, str], now: float
 ) -> Iterable[ColdStart]:
-    """Yield the cold starts of replicas that became ready between ``before`` and ``after``.
+    """Yield the cold starts of replicas that became ready between the states ``before`` and ``after``.
 
-    ``causes`` has the replicas that this process launched. A replica of an earlier process that was ready
-    when this one first saw it is left out, because it is not known when it became ready.
+    ``causes`` has the cause of each launch by this process. A replica that an earlier process launched may be
+    ready when this process first sees it. Such a replica is left out, because its cold start is not known.
     """
     for running in snapshot.running or ():
         was, memory = before.replicas.get(running.replica), after.replicas.get(running.replica)

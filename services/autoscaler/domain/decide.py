@@ -98,7 +98,7 @@ def _proposals(
 
 
 def _notice(snapshot: Snapshot, state: State, now: float) -> State:
-    """Return the state with the times since which the store answers and has live heartbeats."""
+    """Return the state with two times: since when the store answers, and since when it has heartbeats."""
     readable = snapshot.reports is not None
     # A failed worker's report stays after the worker has ended, so it does not count as a heartbeat.
     living = any(report.state != "failed" for report in (snapshot.reports or {}).values())
@@ -126,12 +126,13 @@ def _adopt(
             each, (reports or {}).get(each.replica), memory, now
         )
         ready = each.replica in state.replicas and seen.ready_at is not None and memory.ready_at is None
-        # Only the first replica of a version begins as a scratch replica, so its start is no measure.
+        # Only a version's first replica begins as a scratch replica. Its start says nothing about later
+        # starts.
         if ready and not is_scratch(each.worker):
             took = max(0.0, now - each.launched_at - seen.installing_s)
             starts[each.deployment] = (took, *starts.get(each.deployment, ()))[:STARTS_KEPT]
         _raise_generation(generations, each.deployment, each.slot, each.generation)
-    for name in reports or {}:  # also failed replicas that have ended: their reports stay
+    for name in reports or {}:  # failed replicas that have ended have reports, too
         if parsed := parse_replica(name):
             _raise_generation(generations, *parsed)
     return replace(state, replicas=replicas, generations=generations, starts=starts)

@@ -40,7 +40,8 @@ from tidegate.kernel.protocol.presence import ReplicaReport
 
 FORGET_SLOT_AFTER_S = 600.0
 ENDED_KEPT = 5
-# A change to or from these rules is recorded even if the number of replicas stays. "" is the first round.
+# A change to or from these rules is recorded even if the number of replicas is the same. "" is the rule
+# before the first round.
 HOST_FULL = "host full"
 NOTABLE_RULES = {"", "override", "demand unknown", "panic", "cost cap", "budget", "limited", HOST_FULL}
 
@@ -58,7 +59,7 @@ class DeploymentRound:
     now: float
 
     def propose(self, state: State) -> Proposal:
-        """Return the target before the host limits it."""
+        """Return the target of this round, before the host limits it."""
         before = state.deployments.get(self.deployment.name) or self._first_memory(state)
         memory = self._with_configuration(before)
         memory = self._with_size(self._with_ends(memory, state))
@@ -117,7 +118,7 @@ class DeploymentRound:
         )
 
     def _first_memory(self, state: State) -> DeploymentMemory:
-        """Return the memory of a Deployment that is new to this process. Its target is the replicas that run.
+        """Return the memory of a Deployment that is new to this process. Its target is what runs now.
 
         A Deployment that never ran starts one replica, even with a minimum of 0. This shows that its model
         loads.
@@ -141,7 +142,7 @@ class DeploymentRound:
         return DeploymentMemory(start, self.now, recommended=((self.now, start),), start=start_failures)
 
     def _with_configuration(self, memory: DeploymentMemory) -> DeploymentMemory:
-        """Return the memory of the current configuration. A changed configuration starts without failures."""
+        """Return the memory for the current configuration. A changed configuration has no failures yet."""
         current = fingerprint(self.deployment)
         if memory.fingerprint == current:
             return memory
@@ -150,7 +151,7 @@ class DeploymentRound:
         return replace(memory, fingerprint=current, start=StartFailures(), slots={}, replica_mb=0)
 
     def _with_size(self, memory: DeploymentMemory) -> DeploymentMemory:
-        """Return the memory with the largest MiB measured so far of a ready replica of this configuration."""
+        """Update the highest measured memory (MiB) of a ready replica of this configuration."""
         found = [
             v.running.memory_mb
             for v in self.verdicts
@@ -160,7 +161,7 @@ class DeploymentRound:
         return memory if most <= memory.replica_mb else replace(memory, replica_mb=most)
 
     def _with_ends(self, memory: DeploymentMemory, state: State) -> DeploymentMemory:
-        """Return the memory after the ends and the successful starts of this round."""
+        """Update the counts of failures after the ends and the successful starts of this round."""
         ready = [
             state.replicas[v.running.replica].ready_at or 0.0 for v in self.verdicts if v.phase == "ready"
         ]
@@ -201,7 +202,7 @@ class DeploymentRound:
 
     def _kills(self) -> list[Action]:
         return [
-            # The report of a failed replica is not deleted, so that operators can read it until it expires.
+            # The report of a failed replica is not deleted. Operators can read it until it expires.
             Kill(v.running.replica, v.ended, forget=v.ended != replica_health.FAILED)
             for v in self.verdicts
             if v.ended

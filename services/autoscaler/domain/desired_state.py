@@ -11,8 +11,9 @@ from tidegate.kernel.protocol.models import Deployment, DesiredState, Version
 def acceptable(current: DesiredState | None, fresh: DesiredState) -> bool:
     """Return whether ``fresh`` may replace ``current``.
 
-    A desired state without Deployments stops everything. It is accepted only if its revision did not go back:
-    then the last Deployment was deleted. If the revision went back, the registry lost its data.
+    A desired state without Deployments ends all replicas. It is accepted only if its revision did not
+    decrease, because then the last Deployment was deleted. If the revision decreased, the registry has lost
+    its data.
     """
     if current is None or fresh.deployments or not current.deployments:
         return True
@@ -23,7 +24,7 @@ def acceptable(current: DesiredState | None, fresh: DesiredState) -> bool:
 class DesiredStateIndex:
     """An index of the desired state, made once a round so that look-ups are fast.
 
-    ``awaited`` are the Deployments for which a roll-over or a canary waits: they need a ready replica to get
+    ``awaited`` are the Deployments that a rollout or a canary waits for: they need a ready replica to get
     traffic. ``kept`` are the baselines of canaries. They keep their replicas, so that a rollback is quick.
     """
 
@@ -36,7 +37,7 @@ class DesiredStateIndex:
         return self.versions.get((deployment.model, deployment.version))
 
     def start_times(self, deployments: Iterable[Deployment]) -> dict[str, float]:
-        """Return the seconds that a start took when a Deployment's version was verified, if it was."""
+        """Return for each Deployment with a verified version how many seconds a start took then."""
         versions = ((each.name, self.version_of(each)) for each in deployments)
         cards = ((name, version.verification.card) for name, version in versions if version is not None)
         return {name: card.start_s for name, card in cards if card is not None and card.start_s > 0}

@@ -26,7 +26,8 @@ _CALLS: Mapping[str, set[str | None]] = {
     "PUT": {"/archive"},
     "DELETE": {None},
 }
-# The user of a worker, and its capabilities if this is root: to run its model as another user and end it.
+# A worker may run as root, with these capabilities only: it needs them to run its model as another user, and
+# to end it.
 ROOT = "0:0"
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
 _TOP = {"Image", "Env", "Cmd", "Entrypoint", "Labels", "StopSignal", "StopTimeout", "HostConfig", "User"}
@@ -38,7 +39,7 @@ _HOST = {
 
 @dataclass(frozen=True, slots=True)
 class StackBounds:
-    """The bounds for containers of this stack. ``images`` are patterns with ``*``, ``home`` is a folder."""
+    """The limits for this stack's containers. ``images``: patterns with ``*``. ``home``: the state folder."""
 
     stack: str
     images: tuple[str, ...]
@@ -150,7 +151,7 @@ def _each_once(pairs: Sequence[tuple[str, Any]]) -> Doc:
 
 
 def _strange(fields: Doc, known: set[str]) -> set[str]:
-    # Keys with empty values count, too: the engine reads `capdrop` as `CapDrop`, and uses the last of them.
+    # Keys with empty values are checked, too: the engine reads `capdrop` as `CapDrop`, and uses the last one.
     return set(fields) - known
 
 
@@ -175,7 +176,7 @@ def _bounded(host: Doc, bounds: StackBounds) -> str | None:
 
 
 def _is_own_volume(mount: Doc, bounds: StackBounds) -> bool:
-    # No other keys: a volume's driver options can name any folder of the machine.
+    # No other keys are allowed, because a volume's driver options can name any folder of the machine.
     return (
         set(mount) == {"Type", "Source", "Target"}
         and mount["Type"] == "volume"

@@ -22,7 +22,7 @@ from tidegate.kernel.protocol.models import Deployment
 def policy_of(
     deployment: Deployment, policy: Policy, start_s: float, now: float, over_budget: str = ""
 ) -> dict[str, Any]:
-    """Return a Deployment's options, the resulting values, and the bounds now."""
+    """Return a Deployment's options, the resulting values, and the current bounds."""
     return {
         "deployment": deployment.name,
         "given": {

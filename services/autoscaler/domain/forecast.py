@@ -1,8 +1,8 @@
 """Forecast arrivals from earlier days or weeks. A forecast only adds replicas, it never removes any.
 
-The method is a seasonal average with a level correction. First comes a weighted mean of the rates at the
-same time in earlier seasons, over five minutes. Each season counts half as much as the one after it. This
-mean is multiplied by the level: the arrivals of the last half hour, divided by what the same mean gives for
+The method is a seasonal average with a level correction. The average is a weighted mean of the rates at the
+same time in earlier seasons, over five minutes. Each season counts half as much as the next one. This mean is
+multiplied by the level. The level is the number of arrivals in the last half hour, divided by the mean for
 that half hour. The level is limited to between 0.5 and 2. A forecast needs two recorded seasons.
 """
 
@@ -27,7 +27,8 @@ Minutes = Mapping[int, int]
 def expected(history: Minutes, first: int, season: Season, now: float, ahead_s: float) -> float | None:
     """Return the highest rate (requests a second) expected between ``now`` and ``ahead_s`` seconds later.
 
-    ``first`` is the minute in which ``history`` begins. None: the forecast is off, or the history too short.
+    ``first`` is the minute in which ``history`` begins. Return None if the forecast is off, or the history
+    too short.
     """
     if season == "off":
         return None

@@ -1,7 +1,7 @@
 """Choose the GPUs of a replica, from the GPUs of the machine and the claims on them.
 
-A claim is stored with the replica that holds it (the label of a container, or a file in the folder of a
-process), so it ends with the replica. A claim is a number of MiB; a whole GPU is all of its memory.
+A claim is a number of MiB of a GPU's memory; for a whole GPU, all of it. A claim is stored with its replica:
+as a label of the container, or as a file in the folder of the process. So it ends with the replica.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class NoRoom(Exception):
 
 
 def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources) -> dict[str, int]:
-    """Return the GPUs for ``resources`` as MiB by UUID; empty if it needs none. Raise :class:`NoRoom`.
+    """Return the GPUs for ``resources`` as MiB by UUID; empty if they need none. Raise :class:`NoRoom`.
 
     A part of a GPU is taken from the GPU with the least free memory (best fit), so that whole GPUs stay free.
     Of whole GPUs, the smallest are taken first.
@@ -74,7 +74,7 @@ def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources)
 
 
 def stands(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], mine: GpuClaim) -> bool:
-    """Return whether ``mine`` fits beside the claims of smaller order, after launches at the same time.
+    """Return True if ``mine`` fits beside the claims of smaller order. Use this after concurrent launches.
 
     Each launch first makes its claim and then checks. So at least one of them sees both claims, and both
     get the same result.

@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.models import Assignment, Deployment, Resources
 from tidegate.kernel.protocol.warm_pool import WarmAssignment, WarmPoolSpec
 
 # Seconds that an engine's own `stop` waits for a worker of a warm pool. A container keeps this value when its
-# worker gets a Deployment. Before that, the worker ends immediately.
+# worker becomes a replica. Until then, the worker ends immediately.
 POOL_DRAIN_S = 600.0
 
 
@@ -44,8 +44,8 @@ class Running:
     Deployment at the launch. ``ending`` says how a dead worker ended, if that is known; ``out_of_memory``
     means that the kernel killed it at its memory limit. ``image`` is the container's image with its digest,
     ``gpus`` has the UUIDs of its GPUs. ``worker`` is the launcher's name for it if it came from a warm pool.
-    ``memory_mb`` is the memory of its processes; 0: not known. ``ended_at`` is the end of a dead worker's
-    process; None: not known.
+    ``memory_mb`` is the memory of its processes; 0: not known. ``ended_at`` is the time when a dead worker's
+    process ended; None: not known.
     """
 
     replica: str
@@ -81,7 +81,7 @@ class LaunchSpec:
 
     @classmethod
     def of(cls, assignment: Assignment | WarmAssignment) -> LaunchSpec:
-        """Return what to launch for a replica, or for a worker of a warm pool."""
+        """Return these parts of an assignment, for a replica or for a worker of a warm pool."""
         if isinstance(assignment, WarmAssignment):
             pool = assignment.pool
             drain_limit_s, digest = POOL_DRAIN_S, pool_fingerprint(pool)
@@ -97,7 +97,7 @@ class LaunchSpec:
 
 
 class Launcher(Protocol):
-    """The interface of launchers. Each method may raise ``Unavailable``: then the result is not known."""
+    """The interface of launchers. Each method may raise ``Unavailable``. Then its result is not known."""
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
         """Start a worker. Raises :class:`NameTaken` or :class:`LaunchFailed`."""
@@ -121,7 +121,7 @@ def replica_name(deployment: str, slot: int, generation: int) -> str:
 
 
 def deployment_of_pool(pool: str) -> str:
-    """Return the first part of the names of a pool's workers, in place of a Deployment.
+    """Return the first part of the names of a pool's workers, where replicas have their Deployment.
 
     It ends with ``-``, so it is never the name of a Deployment.
     """
@@ -142,7 +142,7 @@ def parse_replica(replica: str) -> tuple[str, int, int] | None:
 
 
 def fingerprint(deployment: Deployment) -> str:
-    """Return a digest of what a worker reads at its start. If it changes, the worker is replaced."""
+    """Return a digest of the fields that a worker reads at its start. A change replaces the worker."""
     read = {"model", "version", "env", "threads", "instances", "batching", "resources", "image"}
     # A Deployment without these fields keeps the digest that it had before the fields existed.
     if deployment.progress_timeout_s is not None:

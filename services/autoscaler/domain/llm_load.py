@@ -57,12 +57,12 @@ def measure_llm(
 def _with_reading(
     reports: Iterable[ReplicaReport], memory: LoadMemory, policy: Policy, now: float
 ) -> LoadMemory:
-    """Return the memory with a new sample: the prompt tokens that all engines together have read."""
+    """Return the memory with a new sample of the prompt tokens that all engines together have read."""
     more, prompts = 0, {}
     for report in reports:
         if report.llm is None or report.llm.prompt_tokens is None:
             continue
-        # Tokens from the cache were not read.
+        # Tokens from the cache were not read by the engine.
         total = max(0, report.llm.prompt_tokens - (report.llm.cached_tokens or 0))
         more += max(0, total - memory.prompts.get(report.replica, total))
         prompts[report.replica] = total

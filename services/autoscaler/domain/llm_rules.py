@@ -1,6 +1,6 @@
 """The scaling rules of language models, beside those in ``rules.py``.
 
-The rule *wait* counts requests, of which one runs in each slot. The rules here count tokens, because one
+The rule *wait* counts requests; one request runs in each slot. The rules here count tokens, because one
 request may have a thousand times the tokens of another.
 
 *tokens*. Q prompt tokens wait, all slots are busy, and R replicas together read T prompt tokens per second.

@@ -62,7 +62,7 @@ def measure(
         utilization=_utilization(memory.services),
         gpu_utilization=_mean(r.gpu_utilization for r in reports if r.state == "ready"),
         measured=memory.services[-1].count > memory.services[0].count,
-        # Those of a replica that drains end there, so they need no other replica.
+        # Sequences of a draining replica end there, so they need no other replica.
         sequences=sum(r.sequences for r in reports if r.state == "ready"),
         sequence_slots=max((r.sequence_slots for r in reports), default=0),
     )
@@ -78,9 +78,9 @@ def _windows(each_ms: float | None, start_s: float, policy: Policy) -> _Windows:
     """Return the windows over which arrivals are counted for a rate.
 
     A random count of n has a standard deviation of sqrt(n). A busy replica serves one arrival per service
-    time, so a window of 30 service times makes the number of replicas certain enough. If a start takes long,
-    the window is at least a quarter of that time, so that a short peak starts nothing. The policy limits the
-    window.
+    time. So 30 arrivals for each replica fit in a window of 30 service times, which is enough. If a start
+    takes long, the window is at least a quarter of that time, so that a short peak starts nothing. The policy
+    limits the window.
     """
     window = max(policy.rate_window_s, 0.03 * (each_ms or 0.0), start_s / 4)
     whole = min(policy.longest_rate_window_s, window)
@@ -136,9 +136,9 @@ def _followed(memory: LoadMemory, sample: Sample, policy: Policy) -> LoadMemory:
 def growth(trail: tuple[Sample, ...]) -> float:
     """Return how fast the arrival rate grows, in requests a second per second; 0 unless it grows steadily.
 
-    This is the slope of a least-squares line through the rates between samples. It counts if the line
-    explains most of their variance (R squared; for a step it is at most three quarters), and if the slope is
-    several times what random arrivals alone would give.
+    This is the slope of a least-squares line through the rates between samples. The rate grows steadily if
+    the line explains most of the variance of the rates (R squared; for a step it is at most three quarters).
+    Also, the slope must be several times the slope that random arrivals alone would cause.
     """
     gaps = [(a, b) for a, b in pairwise(trail) if b.at > a.at]
     if len(gaps) < TREND_POINTS:
@@ -163,7 +163,7 @@ def _utilization(services: tuple[Sample, ...]) -> float | None:
 def _service(
     reports: list[ReplicaReport], memory: LoadMemory, policy: Policy, now: float, slots: int
 ) -> LoadMemory:
-    """Return the memory with the time per request over the window, from the totals of the workers."""
+    """Return the memory with the time per request in the window, computed from the workers' totals."""
     done, busy = 0, 0.0
     served: dict[str, tuple[int, float]] = {}
     for report in reports:
@@ -203,13 +203,13 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _rate(samples: tuple[Sample, ...], least_s: float) -> float | None:
-    """Return the rate; None if the samples cover less than ``least_s`` seconds, which is too short."""
+    """Return the rate; None if the samples cover less than ``least_s`` seconds."""
     span = samples[-1].at - samples[0].at if samples else 0.0
     return (samples[-1].count - samples[0].count) / span if span >= least_s else None
 
 
 def _window(samples: tuple[Sample, ...], since: float) -> tuple[Sample, ...]:
-    """Return the samples of the window, and the one before it, so that they cover the whole window."""
+    """Return the samples of the window and the last one before it, so that they cover the whole window."""
     start = 0
     while start + 1 < len(samples) and samples[start + 1].at <= since:
         start += 1
@@ -217,9 +217,9 @@ def _window(samples: tuple[Sample, ...], since: float) -> tuple[Sample, ...]:
 
 
 def with_guess(load: Load, version: Version | None) -> Load:
-    """Return ``load``. If it has no service rate yet, use the measured capacity of the version.
+    """Return ``load``. If its service rate is not known yet, estimate it from the version's capacity.
 
-    That is what `tidegate tune` measured with real requests, else what its verification measured.
+    The capacity was measured by `tidegate tune` with real requests, or else by the verification.
     """
     rps = measured_rps(version.metadata.metrics) if version is not None else None
     if rps is None and version is not None and version.verification.card is not None:

@@ -1,4 +1,4 @@
-"""Choose which logs of ended replicas are deleted: the oldest, above an age and a size."""
+"""Choose which logs of ended replicas to delete: logs that are too old, and the oldest above a size."""
 
 from __future__ import annotations
 

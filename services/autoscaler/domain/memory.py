@@ -1,4 +1,4 @@
-"""The state that decisions keep from one round to the next: values, with times in epoch seconds.
+"""The state that decisions keep from one round to the next. Times are seconds since the epoch.
 
 Field names are stored in the recordings, which later versions read.
 """
@@ -45,10 +45,10 @@ class Target:
 class LlmLoad:
     """The load of a language model.
 
-    ``waiting`` requests with ``waiting_tokens`` prompt tokens have no event yet. ``running`` requests are in
-    ``slots`` of all ready replicas, and ``engine_waiting`` in the engines' own queues. ``kv_used`` of
-    ``kv_total`` tokens of their KV caches are in use. ``tokens_per_s``: the prompt tokens that they read
-    together in a second; None: not known.
+    ``waiting`` requests with ``waiting_tokens`` prompt tokens have no event yet. The engines of all ready
+    replicas have ``slots``, ``running`` requests in them, and ``engine_waiting`` requests in their own
+    queues. Their KV caches have room for ``kv_total`` tokens and hold ``kv_used``. ``tokens_per_s``: how many
+    prompt tokens the engines together read in a second; None: not known.
     """
 
     waiting: int = 0
@@ -66,13 +66,14 @@ class Load:
     """The load of one Deployment. None: not known. Rates are requests a second.
 
     ``new`` are the requests that arrived since the last round. ``ms_per_request`` is the model time of a
-    request in one of a replica's ``slots`` (model instances); ``guess`` is the source of that time if these
-    replicas were not measured yet. ``batch`` is the number of requests that share a model call. ``at_least``
-    is the known part of the demand. ``burst_rate`` is the arrival rate over a shorter window, ``trend`` its
-    steady growth per second, ``expected`` the forecast for the time when a replica that starts now is ready.
-    ``utilization`` is the share of time that replicas were busy, ``gpu_utilization`` that of their GPUs.
-    ``measured``: replicas finished work within the window. ``llm`` is for language models. ``sequences`` are
-    those that the replicas of a stateful model keep, and each keeps up to ``sequence_slots``.
+    request in one of a replica's ``slots`` (model instances); While the replicas are not measured yet, this
+    time is an estimate, and ``guess`` says from what. ``batch`` is the number of requests that share a model
+    call. ``at_least`` is the known part of the demand. ``burst_rate`` is the arrival rate over a shorter
+    window, ``trend`` the steady growth of the arrival rate per second. ``expected`` is the arrival rate that
+    is forecast for the time when a replica that starts now is ready. ``utilization`` is the share of time
+    that replicas were busy, ``gpu_utilization`` that of their GPUs. ``measured``: replicas finished work
+    within the window. ``llm`` is for language models. ``sequences`` is the number of sequences that the
+    replicas of a stateful model keep; each replica can keep ``sequence_slots``.
     """
 
     demand: int | None
@@ -138,7 +139,7 @@ class LoadMemory:
 
 @dataclass(frozen=True, slots=True)
 class SlotMemory:
-    """The count of failures in a row of one slot's replicas, each after it had been ready."""
+    """The failures in a row of one slot's replicas. Only failures of replicas that had been ready count."""
 
     failures: int = 0
     not_before: float = 0.0
@@ -148,7 +149,7 @@ class SlotMemory:
 
 @dataclass(frozen=True, slots=True)
 class StartFailures:
-    """The failed starts in a row, of all slots together, because the version causes them."""
+    """The failed starts in a row. They count for all slots together, because the version causes them."""
 
     failures: int = 0
     not_before: float = 0.0
@@ -172,10 +173,10 @@ class DeploymentMemory:
     """The memory of one Deployment.
 
     ``recommended`` are the needs (time, replicas) that still prevent scaling down, ``lowest`` those that
-    still prevent scaling up. ``moves`` are the (time, change) of the target in the last minute. ``seen`` is
-    the load of the last round and ``wanted`` its target. ``ended`` are the last failures, newest first.
-    ``replica_mb`` is the highest measured memory of a replica of this configuration. ``put_off`` is the
-    number of starts that wait for other starts or for room.
+    still prevent scaling up. ``moves`` are the changes of the target in the last minute, as (time, change).
+    ``seen`` is the load of the last round and ``wanted`` its target. ``ended`` are the last failures, newest
+    first. ``replica_mb`` is the highest measured memory of a replica of this configuration. ``put_off`` is
+    the number of starts that wait for other starts or for room.
     """
 
     target: int
@@ -202,8 +203,8 @@ class ReplicaMemory:
     """The memory of one running replica, from its heartbeats.
 
     ``installing_s`` is the time to install the version's requirements, which is not part of its start.
-    ``progress`` is its number of finished requests and its busy time. ``progress_at`` is when these last
-    changed, or when it last had nothing to do.
+    ``progress`` is its number of finished requests and its busy time. ``progress_at`` is when one of these
+    last changed, or when the replica last had nothing to do.
     """
 
     first_seen: float

@@ -11,13 +11,13 @@ from tidegate.kernel.protocol.presence import ModelDeath, ReplicaReport
 MODEL_DIED = "model died"
 # From this many deaths in a row on, the Deployment counts as crash-looping.
 REPEATED = 3
-# A process that lives longer than this counts as healthy. The worker then begins its count of deaths again.
+# A process that lives longer than this counts as healthy. The worker then counts deaths from zero again.
 QUIET_S = 60.0
 REMEMBERED_S = 600.0
 
 
 def starts_again(report: ReplicaReport | None) -> bool:
-    """Return whether a replica is loading its model again."""
+    """Return True if a replica is loading its model again."""
     return report is not None and report.state == "starting" and report.death is not None
 
 

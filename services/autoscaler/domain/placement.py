@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.models import Deployment, Version
 
 
 def to_drain(verdicts: Iterable[Verdict], target: int, current: str) -> list[Drain]:
-    """Return the replicas to drain: those of an older configuration that can be replaced, then the surplus.
+    """Return the replicas to drain: replaceable ones of an older configuration, then the surplus.
 
     Replicas that do not serve yet come first, then those with the fewest requests in flight, then the
     youngest.
@@ -49,9 +49,9 @@ def to_launch(
 ) -> list[Launch]:
     """Return the replicas to start, each with the next generation of its slot.
 
-    A slot whose replica crashed waits for its backoff; no other slot is used instead. While starts fail, and
-    while a changed configuration rolls out, one replica is started at a time. ``cause`` is the cause of
-    launches that replace no replica.
+    A slot whose replica crashed waits for its backoff, and no other slot replaces it. While starts fail, and
+    while a changed configuration rolls out, one replica is started at a time. ``cause`` is the cause of the
+    launches that do not replace a replica.
     """
     kept = [v for v in verdicts if not v.ended]
     fresh = [v for v in kept if v.active and v.running.fingerprint == memory.fingerprint]

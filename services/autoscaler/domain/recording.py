@@ -1,6 +1,6 @@
 """Write snapshots as documents and read them back, round by round.
 
-Each round is stored as its difference to the round before. The snapshot that is read back gives the same
+Each round is stored as its difference to the round before. A snapshot that is read back leads to the same
 decisions. Fields that no decision uses are left out.
 """
 
@@ -62,7 +62,7 @@ class LastRound:
 
 
 def write_round(snapshot: Snapshot, last: LastRound) -> Document:
-    """Return the difference of ``snapshot`` to ``last``, and make ``last`` this round."""
+    """Return the difference between ``snapshot`` and ``last``. Update ``last`` to this round."""
     document: Document = {"host": snapshot.host, "cordoned": sorted(snapshot.cordoned)}
     desired = snapshot.desired_state
     if not last.sections or (desired is not last.desired_state and desired != last.desired_state):
@@ -84,7 +84,7 @@ def write_round(snapshot: Snapshot, last: LastRound) -> Document:
 
 
 def read_round(document: Document, last: LastRound) -> Snapshot:
-    """Return the snapshot of a document of :func:`write_round`, and make ``last`` this round."""
+    """Return the snapshot of a document of :func:`write_round`. Update ``last`` to this round."""
     if "intention" in document:
         desired = document["intention"]
         last.desired_state = None if desired is None else DesiredState.model_validate(desired)
@@ -116,8 +116,8 @@ def read_state(document: Document) -> State:
 def write_chunk(policy: Policy, before: State | None, rounds: Iterable[RecordedRound]) -> Document:
     """Return a chunk of consecutive rounds as a document.
 
-    With ``before``, the state before its first round, the chunk is self-contained and has that round in full.
-    Without it, the chunk continues the one before.
+    With ``before``, the state before its first round, the chunk is self-contained, and its first round is
+    stored in full. Without ``before``, the chunk continues the previous one.
     """
     return {
         "policy": asdict(policy),
@@ -241,7 +241,7 @@ def _report(report: ReplicaReport) -> list[Any]:
 
 
 def _optional(report: ReplicaReport) -> list[Any]:
-    """Return what only some replicas report: the facts of an engine, and sequences with their slots."""
+    """Return the fields that only some replicas report: facts of an engine, sequences and their slots."""
     engine = None if report.llm is None else asdict(report.llm)
     if report.sequence_slots:
         return [engine, [report.sequences, report.sequence_slots]]

@@ -68,7 +68,7 @@ class Verdict:
 
     @property
     def active(self) -> bool:
-        """Return whether the replica serves, or will soon."""
+        """Return True if the replica serves, or will serve soon."""
         return not self.ended and self.phase != "draining"
 
 
@@ -104,7 +104,7 @@ def judge(
     policy: Policy,
     now: float,
 ) -> Verdict:
-    """Return the state of a replica; ``memory`` is the result of :func:`with_heartbeat`."""
+    """Return the verdict on a replica; ``memory`` is the result of :func:`with_heartbeat`."""
     phase = phase_of(memory)
     inflight = report.inflight + report.sequences if report else 0
     failed = report is not None and report.state == "failed"
@@ -169,7 +169,7 @@ def phase_of(memory: ReplicaMemory | None) -> Phase:
 
 
 def _start_overdue(running: Running, state: State, limit: float, policy: Policy, now: float) -> bool:
-    # While the store did not answer, the replica may have become ready. Its heartbeat needs time to return.
+    # The replica may have become ready while the store did not answer. Its next heartbeat needs some time.
     if state.readable_since is None or now - state.readable_since < policy.reports_return_s:
         return False
     return now - running.launched_at > limit + policy.start_grace_s
@@ -209,9 +209,9 @@ def note_end(
 ) -> DeploymentMemory:
     """Return the Deployment's memory after one of its replicas ended, with the time of the next start.
 
-    A replica that was ready is replaced immediately the first time, then after 1, 2, 4 .. s, counted by slot.
-    A failed start is counted for the Deployment, because it depends on the version. A model that does not
-    load is never retried immediately.
+    A replica that was ready is replaced immediately the first time. After further failures in its slot, the
+    next start waits 1, 2, 4 .. s. Failed starts count for the whole Deployment, because they depend on the
+    version. A model that does not load is never retried immediately.
     """
     if verdict.ended in {DRAINED, DRAIN_OVERDUE}:
         return memory

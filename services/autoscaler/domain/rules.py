@@ -4,8 +4,8 @@
 replica serves c requests at a time. The rest of its share waits (N/R - c)*s. This stays within the target
 wait W if R >= N*s / (W + c*s). So a single slow request needs one replica and not s/W of them. With k model
 instances in a replica, k calls run at the same time: R >= N*(s/k) / (W + c*s). If the current replicas can
-drain the queue before a new one is ready, the rule does not scale up. Then it uses the number of
-requests at that time, N + (L - R*k/s)*S, with arrivals at rate L and a start time S.
+drain the queue before a new one is ready, the rule does not scale up. To decide this, it replaces N by the
+number of requests at that time, N + (L - R*k/s)*S, with arrivals at rate L and a start time S.
 
 *utilization*. Arrivals at rate L keep L*s/k replicas busy (Little's law); at a utilization of u: L*s/(k*u).
 If the Deployment sets u, the measured utilization U of replicas (or their GPUs) counts as well (*busy*): R
@@ -38,7 +38,7 @@ from services.autoscaler.domain.tuning import Tuning
 # Subtracted before `ceil`, so that 2.0000000001, a rounding error, does not add a replica.
 TINY = 1e-9
 TOLERANCE = 0.1
-# A trend counts up to this many times the current rate.
+# A trend raises the rate to at most this many times the current one.
 TREND_LIMIT = 2.0
 
 
@@ -91,7 +91,7 @@ def predicted_wait_ms(load: Load, fleet: ReplicaCounts) -> float | None:
 
 
 def largest(found: Iterable[RuleNeed]) -> RuleNeed | None:
-    """Return the largest need; the first of equal ones."""
+    """Return the largest need, or the first one of several that are equal."""
     return max(found, key=lambda term: term.replicas, default=None)
 
 
@@ -154,7 +154,7 @@ def _ahead(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> float | None:
 
 
 def _measured(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> RuleNeed | None:
-    # While replicas start, the ready ones do all the work, so their utilization is too high.
+    # While replicas start, the utilization of the ready ones is higher than it will be, so it is not used.
     measures = [u for u in (load.utilization, load.gpu_utilization) if u is not None]
     if not measures or fleet.starting or not fleet.ready:
         return None

@@ -2,8 +2,8 @@
 
 To scale up, the smallest need of the up window counts. To scale down, the largest need of the down window
 counts. The Kubernetes HPA does the same. A need of several times the ready replicas is a panic, as in
-Knative. This need is met immediately. No replica is removed until the panic has been over for the down
-window. Limits say how many replicas may be added or removed within a minute.
+Knative. It is met immediately. No replica is removed until one down window after the last such need. Limits
+say how many replicas may be added or removed within a minute.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def remember(
 
     ``known``: the whole demand is known. Otherwise the need is not kept, because the real one may be larger.
     """
-    # Older needs count only if they are larger than this one; in the up window, only if they are smaller.
+    # In the down window, older needs matter only if they are larger than this one; in the up window, only if
+    # they are smaller.
     larger = [(at, n) for at, n in memory.recommended if at > now - tuning.down_window_s and n > need]
     lower = [(at, n) for at, n in memory.lowest if at > now - tuning.up_window_s and n < need]
     if known:

@@ -20,7 +20,7 @@ class LocalOverride:
 
     replicas: int | None
     expires_at: float | None
-    force: bool = False  # even above the maximum
+    force: bool = False  # ``replicas`` may exceed the maximum
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class Snapshot:
 
     ``jobs`` has the number of unfinished jobs by Deployment. ``hints`` has the time of the last demand event
     by Deployment, ``launch_failures`` the message of a launch that failed in the last round, by replica.
-    ``expected`` are the forecasts of arrivals a second by Deployment. ``over_budget`` has used up budgets by
-    Deployment. No replica is started on a ``cordoned`` ``host``. ``room`` are the resources of
-    that host; None: not known, so they limit nothing.
+    ``expected`` are the forecasts of arrivals a second by Deployment. ``over_budget`` has the used-up budgets
+    by Deployment. No replica is started on a ``cordoned`` ``host``. ``room`` are the resources of that host.
+    None: they are not known, and limit nothing.
     """
 
     desired_state: DesiredState | None
@@ -85,15 +85,15 @@ class Policy:
         300.0  # longest time without a finished request, if the Deployment has no limit
     )
     reports_return_s: float = 10.0  # heartbeats may be missing this long after the store returns
-    # A worker itself acts on its Deployment's limits and reports why. It gets this much more time for that.
+    # A worker acts on its Deployment's limits itself, and reports why. The autoscaler waits this much longer.
     start_grace_s: float = 5.0
     drain_grace_s: float = 10.0
     backoff_max_s: float = 60.0
     stable_after_s: float = 60.0  # a replica that was ready for this long is not in a crash loop
     # The limits of the host (``capacity.py``).
-    host_memory: float = 0.95  # share of its memory that may be used when a replica starts
+    host_memory: float = 0.95  # share of the host's memory that may be in use after a start
     replicas_per_core: float = 16.0
-    replica_memory_mb: int = 256  # of a replica without declared or measured memory
+    replica_memory_mb: int = 256  # assumed for a replica without declared or measured memory
     starts_at_once: int = 0  # 0: twice the cores
     start_window_s: float = (
         20.0  # after this time, a starting replica no longer counts for ``starts_at_once``

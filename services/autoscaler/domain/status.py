@@ -29,7 +29,7 @@ def statuses(
     cold_starts: ColdStarts,
     now: float,
 ) -> dict[str, DeploymentStatus]:
-    """Return the status of every Deployment, by name. ``previous`` has the times of its conditions."""
+    """Return the status of every Deployment, by name. ``previous`` are those of the last round."""
     if snapshot.desired_state is None:
         return dict(previous)
     found: dict[str, DeploymentStatus] = {}

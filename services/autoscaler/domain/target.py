@@ -22,8 +22,8 @@ from tidegate.kernel.protocol.models import Deployment
 class Circumstances:
     """The inputs of the target besides the load: the replicas, a demand event, an override.
 
-    ``kept``: a canary is compared with this Deployment, so its replicas stay.
-    ``over_budget``: the budget that is used up; empty: none.
+    ``kept``: this Deployment keeps its replicas, because a canary is compared with it. ``over_budget``: the
+    budget that is used up; empty: none.
     """
 
     fleet: ReplicaCounts
@@ -119,7 +119,8 @@ def _panicked(
 ) -> tuple[Need, DeploymentMemory]:
     """Return the need, or in a panic the larger need of the last seconds.
 
-    A panic begins when that need is far above the ready replicas, and lasts for another down window.
+    A panic begins when that need is far above the ready replicas. It ends one down window after the last such
+    need.
     """
     if not tuned.panic_factor or load.demand is None:
         return need, memory

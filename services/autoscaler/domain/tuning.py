@@ -14,9 +14,9 @@ class Tuning:
     """Every number that the target depends on. Times are seconds unless said otherwise.
 
     ``utilization`` is the share of time that a replica may be busy. ``by_utilization``: the Deployment sets
-    it, so measured utilization counts as well. A trend is followed ``ahead`` times a replica's start time
-    into the future. ``panic_factor`` 0: never panic. ``impatient``: a queue counts even if it will be gone
-    before a new replica is ready.
+    this share, so the measured utilization counts as well. A trend is extended into the future by ``ahead``
+    times a replica's start time. ``panic_factor`` 0: never panic. ``impatient``: a queue counts even if it
+    will be gone before a new replica is ready.
     """
 
     wait_ms: float
@@ -35,7 +35,7 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """The values of one aggressiveness. ``down`` and ``idle`` multiply the service's settings."""
+    """The values of one level of aggressiveness. ``down`` and ``idle`` multiply the service's settings."""
 
     wait: float
     utilization: float

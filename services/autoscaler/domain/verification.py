@@ -16,13 +16,13 @@ from tidegate.kernel.protocol.models import Assignment, Deployment, Version
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.protocol.verification import MAX_MESSAGE, ScratchOutcome, VerificationResult
 
-# A model whose process dies twice is rejected, and after an unknown cause it gets one more try. A failure of
-# the platform never rejects.
+# A version is rejected after this many deaths of its model's process, or after this many failures of unknown
+# cause. A failure of the platform never rejects it.
 DEATHS, INTERRUPTIONS = 2, 3
-AT_ONCE = 2  # more scratch replicas at the same time would measure each other
+AT_ONCE = 2  # more scratch replicas at the same time would slow down each other's measurements
 PREFIX, SUFFIX = "scratch-", "-"
 SILENT_S = 30.0
-LONGEST_S = 2400.0  # a worker ends its own installation and start before that
+LONGEST_S = 2400.0  # a worker's own limits for installation and start are shorter
 # The first and the longest pause before the next try.
 BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
 
@@ -31,7 +31,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """The failed scratch replicas of one round of a version. The next one starts at ``not_before``.
+    """The failed scratch replicas in one verification round of a version. ``not_before``: the next start.
 
     ``deaths``: a process of the model ended. ``interruptions``: the cause is not known. ``outages``: the
     platform failed.
@@ -52,7 +52,7 @@ class Attempts:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """The result of a version."""
+    """The result of a version's verification."""
 
     model: str
     number: int
@@ -89,7 +89,7 @@ def is_scratch(worker: str) -> bool:
 
 
 def fits(scratch: Assignment, assignment: Assignment) -> bool:
-    """Return True if the scratch replica of a verified version can become this replica of it."""
+    """Return True if the scratch replica of a verified version can become this replica of the version."""
     of, for_ = scratch.deployment, assignment.deployment
     same = (of.model, of.version, of.image, of.resources) == (
         for_.model,
@@ -111,8 +111,8 @@ def plan(
 ) -> ScratchPlan:
     """Return what to do now. ``running`` are the scratch replicas, ``reports`` the heartbeats of workers.
 
-    ``heard``: when each scratch replica was heard last; missing: never. ``reported``: the scratch replicas
-    with a heartbeat so far.
+    ``heard``: for each scratch replica, the time from which its missing heartbeats count. ``reported``: the
+    scratch replicas that have sent a heartbeat so far.
     """
     wanted = {(version.model, version.number): version for version in pending}
     memory = {
@@ -159,7 +159,7 @@ def after_failed_launch(
     """Return the attempts after a scratch replica could not be started, and the result after the last one.
 
     While the launcher fails, the version stays pending. If the machine has no free GPU, the version is
-    skipped. Otherwise no version could replace one that holds the only GPU.
+    skipped. Otherwise a version that holds the only GPU could never be replaced.
     """
     no_gpu = isinstance(error, NoFreeGpu)
     kind = "interrupted" if no_gpu else "rejected" if isinstance(error, OptionsRefused) else "unavailable"
@@ -195,7 +195,7 @@ def _outcome(
     *,
     began: bool,
 ) -> ScratchOutcome | None:
-    """Return how a scratch replica ended; None while it works. Without a report, it is silent so long.
+    """Return how a scratch replica ended; None while it works. ``silent_s``: time without a heartbeat.
 
     ``began``: it had a heartbeat. Before the first heartbeat, no part of the model runs.
     """
@@ -227,7 +227,7 @@ def _outcome(
 def _judged(
     kept: Attempts, outcome: ScratchOutcome, now: float
 ) -> tuple[Attempts, VerificationResult | None]:
-    """Return the attempts after an outcome, and the version's result if there is no further try."""
+    """Return the attempts after an outcome, and the version's result if this was the last try."""
     if outcome.kind in ("verified", "rejected"):
         result = VerificationResult.model_validate(
             {"round": outcome.round, "state": outcome.kind, "message": outcome.message, "card": outcome.card}

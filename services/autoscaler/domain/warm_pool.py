@@ -94,7 +94,7 @@ def plan_pool(
             kept[name].append(each)
     launch: list[str] = []
     for name, spec in pools.items():
-        # Idle workers come last, because surplus workers are taken from the front.
+        # Idle workers come last, because surplus workers are ended from the front.
         rows = sorted(kept[name], key=lambda each: (heartbeats[each.replica] > 0, -each.launched_at))
         surplus = rows[: max(0, len(rows) - spec.workers)]
         kill += [(each.replica, "surplus") for each in surplus]
@@ -102,7 +102,7 @@ def plan_pool(
         not_before = failures.get(name, PoolFailures()).not_before
         if now >= not_before:
             launch += [name] * (spec.workers - len(kept[name]))
-        # Only a worker that started after the failure shows that starts work again.
+        # Only a worker that was started after the failure proves that starts work again.
         if any(heartbeats[each.replica] == now and each.launched_at >= not_before for each in kept[name]):
             failures.pop(name, None)
     idle = {

@@ -26,8 +26,8 @@ GPUS = "tidegate.gpus"
 DEFAULTS = "tidegate.defaults"
 
 Pull = Literal["never", "missing", "always"]
-# How a container's GPUs are requested from the engine: by device requests, or by an environment variable if
-# NVIDIA's runtime is the engine's default.
+# How to request a container's GPUs from the engine: by device requests, or by an environment variable. The
+# variable works only if NVIDIA's runtime is the engine's default.
 GpuRequest = Literal["devices", "environment"]
 
 
@@ -37,9 +37,9 @@ class DockerPlan:
 
     ``token`` is the service token, from which the tokens of replicas are derived. ``secrets`` are files for
     the worker's secrets folder. ``stack`` is the prefix of container names, so stacks can share an engine.
-    ``home`` is the state folder in the container, ``volumes`` are mount points with their named volumes.
-    ``compose_project`` lets `docker compose down` end the workers, too. With ``model_users`` the worker is
-    root, with only the capabilities to run its model as another user.
+    ``home`` is the state folder in the container, ``volumes`` are named volumes, each with its mount point.
+    With ``compose_project``, `docker compose down` also ends the workers. With ``model_users``, the worker
+    runs as root, but has only the capabilities that it needs to run its model as another user.
     """
 
     stack: str
@@ -64,19 +64,19 @@ class DockerPlan:
     logs: LogLimits | None = None
 
     def name(self, replica: str) -> str:
-        """Return the container's name, which must be unique at the engine. No name of compose has a dot."""
+        """Return the container's name. The dot keeps it different from the names that compose makes."""
         return f"{self.stack}.{replica}"
 
     @property
     def defaults(self) -> str:
-        """Return a digest of everything that a worker gets besides its assignment."""
+        """Return a digest of all settings that a worker gets besides its assignment."""
         base = (self.image, sorted(self.environment.items()), sorted(self.volumes.items()), self.network)
         limits = (self.memory_mb, self.cpus, self.shm_mb, self.gpu_request, self.command, self.model_users)
         keys = (self.token, sorted(self.secrets.items()))
         return hashlib.sha256(repr((base, limits, keys)).encode()).hexdigest()[:16]
 
     def memory_of(self, start: LaunchSpec) -> int:
-        """Return the memory limit of a replica in MiB; 0: none."""
+        """Return the memory limit of a replica in MiB; 0: no limit."""
         return start.resources.memory_mb or self.memory_mb
 
 
@@ -141,7 +141,7 @@ def _host_config(plan: DockerPlan, start: LaunchSpec, gpus: Shares) -> dict[str,
         "PidsLimit": PIDS_LIMIT,
         "ShmSize": (resources.shm_mb or plan.shm_mb) * MIB,
         "Memory": memory,
-        "MemorySwap": memory,  # no swap: it is better that a worker ends than that it swaps
+        "MemorySwap": memory,  # no swap: a worker above its limit is killed, instead of becoming very slow
         "NanoCpus": int((resources.cpus or plan.cpus) * 1e9),
         "LogConfig": {"Type": plan.log_driver, "Config": dict(plan.log_options)},
         "Mounts": [

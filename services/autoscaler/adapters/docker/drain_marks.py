@@ -29,6 +29,6 @@ class DrainMarks:
             return None
 
     def drop(self, replica: str) -> None:
-        """Remove the time of a replica."""
+        """Delete the stored time of a replica."""
         with contextlib.suppress(OSError):
             (self._folder / replica).unlink(missing_ok=True)

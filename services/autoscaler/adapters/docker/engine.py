@@ -25,7 +25,7 @@ THREADS = 8
 
 
 class EngineError(Unavailable):
-    """The engine rejected a call, with its message and HTTP status."""
+    """The engine rejected a call. Has the engine's message and the HTTP status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -109,7 +109,7 @@ class Engine:
         except EngineError as error:
             if error.status == 404:
                 return False
-            # Another removal is in progress, which has the same result.
+            # Another call removes this container already.
             if error.status == 409 and "already in progress" in error.message:
                 return True
             raise

@@ -20,8 +20,8 @@ log = telemetry.logger(__name__)
 class EngineGpus:
     """The GPUs of the engine's machine.
 
-    They are listed once. While none was found, they are listed again after a while. The autoscaler's own
-    container has no GPU, so `nvidia-smi` runs in a container that has all of them.
+    The list is read once. If it is empty, it is read again after a minute. The autoscaler's own container has
+    no GPU, so `nvidia-smi` runs in a container that has all of them.
     """
 
     def __init__(self, engine: Engine, plan: DockerPlan, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,7 +33,11 @@ class EngineGpus:
         self._not_before = 0.0
 
     async def gpus(self) -> tuple[Gpu, ...]:
-        """Return the GPUs. Raise ``NoFreeGpu`` if there is none, or ``Unavailable`` if the engine is away."""
+        """Return the GPUs.
+
+        Raise ``NoFreeGpu`` if the machine has no GPU or no driver. Raise ``Unavailable`` if the engine does
+        not answer.
+        """
         if not self._found and self._clock() >= self._not_before:
             self._not_before = self._clock() + RETRY_AFTER_S
             self._problem = None

@@ -14,21 +14,21 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# A launch waits this long for its pull. An unchanged image needs less time, so its launch does not fail.
+# The longest wait of a launch for its pull. For an unchanged image, a pull takes less time than this.
 MOMENT_S = 1.0
 # A launch may use the result of an earlier pull if the pull began less than this time ago.
 OLD_S = PULL_TIMEOUT_S
 
 
 class ImagePull(NamedTuple):
-    """A pull that runs, or that no launch has used yet. ``began`` is a time of the monotonic clock."""
+    """A pull that runs, or whose result no launch has used yet. ``began`` is on the monotonic clock."""
 
     pull: asyncio.Task[None]
     began: float
 
 
 class Images:
-    """The images of one engine, pulled according to ``pull``."""
+    """The images of one engine. ``pull`` says when to pull one: never, if it is missing, or always."""
 
     def __init__(self, engine: Engine, pull: Pull) -> None:
         self._engine = engine
@@ -36,10 +36,10 @@ class Images:
         self._pulls: dict[str, ImagePull] = {}
 
     async def digest(self, reference: str) -> str:
-        """Return the image's name with its registry digest, or its id if it has none.
+        """Return the image's name with its registry digest. Return the image's id if it has no digest.
 
-        Raise ``LaunchFailed`` if the image is missing. With ``pull`` "always", raise it also if the image may
-        not be the newest. In both cases a pull starts, unless ``pull`` is "never".
+        Raise ``LaunchFailed`` if the image is missing. With ``pull`` "always", raise it also until the newest
+        image is pulled. In both cases a pull starts, unless ``pull`` is "never".
         """
         found = await self._found(reference)
         digests = found.get("RepoDigests") or []
@@ -66,8 +66,8 @@ class Images:
     async def _renew(self, reference: str) -> None:
         """Pull the image for this launch. A slow pull continues in the background.
 
-        Raise ``LaunchFailed`` while the pull runs, and if it failed. The next launch uses the result of a
-        pull that ended in the background.
+        Raise ``LaunchFailed`` if the pull is not finished in time, or if it failed. The next launch uses the
+        result of a pull that ended in the background.
         """
         running, now = self._pulls.get(reference), time.monotonic()
         if running is None or (running.pull.done() and now - running.began > OLD_S):
@@ -86,7 +86,7 @@ class Images:
             )
 
     def _pull_missing(self, reference: str) -> str:
-        """Pull in the background and return the message for the launch. A pull may take minutes."""
+        """Start a pull in the background, which may take minutes. Return the error message for the launch."""
         running = self._pulls.get(reference)
         if running is not None and not running.pull.done():
             return f"The image {reference} is being pulled."

@@ -1,8 +1,8 @@
 """Run workers as containers of an engine: the launcher of the compose stack.
 
 The engine keeps the state: container names are unique, and labels say how a container was launched and which
-GPUs it has. Labels cannot change, so the time when a drain began is in a file of the autoscaler. If that
-file is lost, the worker's heartbeat still says that it drains.
+GPUs it has. Labels cannot change, so the time when a drain began is in a file of the autoscaler. If that file
+is lost, the worker's heartbeat still reports the drain.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ log = telemetry.logger(__name__)
 Rows = list[Doc]
 Replicas = list[Running]
 
-# Until this age, a container that is not started yet may belong to a launch of another process.
+# A container that is not started may belong to a running launch of another process, up to this age.
 LAUNCH_GRACE_S = 5.0
 LAST_LINES = 20
 KEPT_LINES = 2000
@@ -101,7 +101,8 @@ class DockerLauncher:
         """Send SIGTERM to the worker, which finishes its work and exits."""
         name = self._plan.name(replica)
         with contextlib.suppress(EngineError):
-            # Marked before the signal, so that a worker that exits immediately counts as drained.
+            # The drain is stored before the signal. Otherwise a worker that exits immediately would count as
+            # failed.
             await self._engine.inspect(name)
             self._marks.put(replica, self._clock())
             await self._engine.signal(name, "SIGTERM")
@@ -121,7 +122,7 @@ class DockerLauncher:
         return sorted((each for each in found if each is not None), key=lambda each: each.replica)
 
     async def output(self, replica: str, lines: int) -> str:
-        """Return the last lines of a container's output, as long as the container exists."""
+        """Return the last lines of a container's output; empty if the container does not exist."""
         return await self._engine.output(self._plan.name(replica), min(lines, KEPT_LINES))
 
     async def close(self) -> None:
@@ -176,7 +177,7 @@ class DockerLauncher:
         try:
             found = await self._engine.inspect(self._plan.name(row["Labels"][REPLICA]))
             return 1, str(found["Created"]), row["Id"]
-        except EngineError:  # gone meanwhile
+        except EngineError:  # the container was removed meanwhile
             return 2, "", row["Id"]
 
     async def _start(self, start: LaunchSpec) -> None:
@@ -185,7 +186,7 @@ class DockerLauncher:
             reference = start.image or self._plan.image
             uid = 0 if self._plan.model_users else await self._images.uid(reference)
             files = {
-                # Not in the environment, which everyone with access to the engine can read.
+                # In files, because everyone with access to the engine can read a container's environment.
                 "replica/token": replica_token.issue(self._plan.token, replica).encode(),
                 "replica/assignment.json": start.document.encode(),
             }
@@ -228,7 +229,7 @@ class DockerLauncher:
         )
 
     def _fingerprint(self, deployment: str, labels: Mapping[str, str]) -> str:
-        """Return the fingerprint; empty for a waiting worker that was started with other defaults."""
+        """Return the fingerprint; empty for a warm pool's worker that was started with other settings."""
         stale = pool_of(deployment) is not None and labels.get(DEFAULTS) != self._plan.defaults
         return "" if stale else labels.get(FINGERPRINT, "")
 
@@ -242,7 +243,7 @@ class DockerLauncher:
         """Return how a container ended, whether it ran out of memory, and when it ended."""
         if row["State"] == "created":
             return "the launch was interrupted before the replica started", False, None
-        # By name, because the proxy of the engine checks names.
+        # Inspect by name, not by id, because the engine's proxy checks names.
         name = self._plan.name(row["Labels"][REPLICA])
         try:
             found = await self._engine.inspect(name)
@@ -256,7 +257,7 @@ class DockerLauncher:
 def _ending_of(found: Doc) -> tuple[str, bool]:
     state, limit_mb = found["State"], found["HostConfig"]["Memory"] // (1024 * 1024)
     code = int(state["ExitCode"])
-    # The init process reports a signal as 128 + its number.
+    # If a signal ended the worker, the init process exits with 128 + the signal's number.
     how = describe_exit(128 - code if 128 < code < 128 + 65 else code)
     if state.get("OOMKilled"):
         limit = f"the container's limit of {limit_mb} MiB" if limit_mb else "the memory of the machine"
@@ -267,7 +268,7 @@ def _ending_of(found: Doc) -> tuple[str, bool]:
 
 
 def finished_at(state: Doc) -> float | None:
-    """Return when a container ended, by the engine's description of its state; None if not known."""
+    """Return when a container ended (seconds since the epoch), from its state; None if not known."""
     text = str(state.get("FinishedAt", ""))
     try:
         found = datetime.fromisoformat(text).timestamp()

@@ -1,7 +1,8 @@
 """The cost ledger on disk: ``<state>/data/costs.db`` (SQLite).
 
-``lives`` has the replicas that are not completely booked, ``amounts`` the booked amounts by hour. Both change
-in one transaction, so that a crash of the autoscaler books nothing twice. Old hours are summed to days.
+The table ``lives`` has the replicas whose time is not completely booked. The table ``amounts`` has the booked
+amounts by hour. Both change in one transaction, so a crash of the autoscaler books nothing twice. Old hours
+are added up to days.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class CostStore:
         return [_life(json.loads(body)) for (body,) in self._db.read("SELECT body FROM lives")]
 
     def book(self, bookings: Mapping[Place, Amount], lives: Iterable[Life], closed: Sequence[str]) -> None:
-        """Add amounts, and store the lives as they are after these bookings."""
+        """Add amounts, store the lives as they are after these bookings, and delete the ``closed`` ones."""
         rows = [
             (*place[:4], *place.part, *amount.spent, amount.cost, amount.token_cost)
             for place, amount in bookings.items()
@@ -64,7 +65,7 @@ class CostStore:
         )
 
     def amounts(self, since: float, until: float, *, hourly: bool = False) -> list[tuple[Place, Amount]]:
-        """Return the amounts of the hours that begin in a period; all hours together unless ``hourly``."""
+        """Return the amounts of the hours that begin in a period: by hour if ``hourly``, else added up."""
         hour = "hour" if hourly else "0"
         keys = _KEYS.replace("hour", hour, 1)
         rows = self._db.read(
@@ -81,7 +82,7 @@ class CostStore:
         ]
 
     def spent(self, since: float) -> dict[str, float]:
-        """Return the cost of each Deployment in the hours since a time, with its tokens."""
+        """Return the cost of each Deployment in the hours since a time. Costs of tokens are included."""
         rows = self._db.read(
             "SELECT deployment, sum(cost) + sum(token_cost) FROM amounts WHERE hour >= ? GROUP BY deployment",
             (since,),
@@ -89,7 +90,7 @@ class CostStore:
         return dict(rows)
 
     def by_hour(self, since: float, deployment: str | None) -> dict[int, float]:
-        """Return the cost of each hour since a time, of one Deployment or of all."""
+        """Return the cost of each hour since a time, of one Deployment or of all together (None)."""
         where = "AND deployment = ?" if deployment is not None else ""
         rows = self._db.read(
             f"SELECT hour, sum(cost) + sum(token_cost) FROM amounts WHERE hour >= ? {where} GROUP BY hour",
@@ -98,12 +99,12 @@ class CostStore:
         return dict(rows)
 
     def first_hour(self) -> int | None:
-        """Return the first hour with an amount, in seconds since the epoch."""
+        """Return the first hour with an amount, in seconds since the epoch; None if there is no amount."""
         ((found,),) = self._db.read("SELECT min(hour) FROM amounts")
         return None if found is None else int(found)
 
     def retire(self, now: float) -> None:
-        """Sum old hours to days, and delete the days that are too old."""
+        """Add up old hours to days, and delete days that are too old."""
         limit = int(now - HOURS_KEPT_S) // DAY_S * DAY_S
         rest = _KEYS.partition(", ")[2]
         old = f"SELECT hour - hour % {DAY_S}, {rest}, {_SUMS} FROM amounts WHERE hour < ? "

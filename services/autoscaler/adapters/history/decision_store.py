@@ -1,8 +1,8 @@
 """The autoscaler's durable state: ``<state>/data/autoscaler.db`` (SQLite).
 
-It has the generations (so that a name is never used twice), overrides that wait for the registry, cordoned
-hosts, claims of warm pool workers, and a limited number of decisions and cold starts. A call takes well under
-a millisecond. A failed call raises ``Unavailable``.
+It has the last generation of each slot, so that no replica name is used twice. It also has overrides that
+wait for the registry, cordoned hosts, claims of warm pool workers, and a limited number of decisions and cold
+starts. A call takes well under a millisecond. A failed call raises ``Unavailable``.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class DecisionStore:
         )
 
     def claims(self) -> list[WarmClaim]:
-        """Return the replicas that were offered to the warm pool, with the worker that took each."""
+        """Return the replicas that were offered to the warm pool, each with the worker that took it."""
         rows = self._db.read("SELECT replica, fingerprint, launched_at, drain_limit_s, worker FROM claims")
         return [WarmClaim(*row) for row in rows]
 

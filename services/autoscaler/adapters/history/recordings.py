@@ -1,7 +1,8 @@
 """Recorded arrivals and rounds: ``<state>/data/history.db`` (SQLite).
 
-Arrivals are kept by second for a day and by minute for four weeks. Rounds are kept in chunks, up to a size.
-A self-contained chunk also has the state before its first round. Rounds can be decided again from there on.
+Arrivals are kept by second for a day and by minute for four weeks. Rounds are kept in chunks, up to a total
+size. A self-contained chunk also has the state before its first round. So all rounds from this one on can be
+decided again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from tidegate.kernel.sqlite_file import Database, Row
 MINUTE_S, HOUR_S = 60, 3600
 SECONDS_KEPT_S = 24 * HOUR_S
 MINUTES_KEPT_S = 28 * 24 * HOUR_S
-# The size is checked once in this many chunks: a check costs more than a few chunks above the limit.
+# The total size is checked only once in this many chunks, because a check is slow. Until then, the chunks may
+# exceed the limit.
 COUNT_EVERY = 32
 
 SCHEMA = """
@@ -52,7 +54,7 @@ class Recordings:
         self._db.close()
 
     def add_arrivals(self, counts: Mapping[tuple[str, int], int]) -> None:
-        """Add arrivals by (Deployment, second since the epoch) to the recorded ones."""
+        """Add arrivals, counted by (Deployment, second since the epoch)."""
         fine, coarse = _grouped(counts, MINUTE_S, 1), _grouped(counts, HOUR_S, MINUTE_S)
         self._db.write(
             ("INSERT OR REPLACE INTO seconds VALUES (?, ?, ?)", self._added_to("seconds", "minute", fine)),
@@ -96,7 +98,7 @@ class Recordings:
         return None if rows[0][0] is None else int(rows[0][0]) * HOUR_S
 
     def add_chunk(self, first: float, last: float, chunk: Document) -> None:
-        """Store a chunk of rounds. Delete the oldest chunks if all together are larger than the limit."""
+        """Store a chunk of rounds. From time to time, delete the oldest chunks above the size limit."""
         body, whole = zlib.compress(orjson.dumps(chunk), 1), chunk["state"] is not None
         statement = "INSERT INTO chunks (first, last, whole, body) VALUES (?, ?, ?, ?)"
         self._db.write((statement, [(first, last, whole, body)]))
@@ -107,7 +109,7 @@ class Recordings:
     def chunks(self, since: float, until: float) -> Iterator[Document]:
         """Yield the chunks with rounds between two times, oldest first.
 
-        The first one is self-contained, so it may begin earlier.
+        The first chunk is self-contained. It may begin before ``since``.
         """
         rows = self._db.read(
             "SELECT id FROM chunks WHERE first <= ? AND id >= coalesce("
@@ -120,7 +122,7 @@ class Recordings:
                 yield orjson.loads(zlib.decompress(body))
 
     def span(self) -> tuple[float, float] | None:
-        """Return the first and last time of recorded rounds; None if there are none."""
+        """Return the times of the first and the last recorded round; None without recorded rounds."""
         ((first, last),) = self._db.read("SELECT min(first), max(last) FROM chunks")
         return None if first is None else (first, last)
 

@@ -20,7 +20,7 @@ RETRY_AFTER_S = 60.0
 class MachineGpus:
     """The GPUs of this machine that ``CUDA_VISIBLE_DEVICES`` of the autoscaler allows.
 
-    They are listed once. While none was found, they are listed again after a while.
+    The list is read once. If it is empty, it is read again after a minute.
     """
 
     def __init__(self, command: str = "nvidia-smi", clock: Callable[[], float] = time.monotonic) -> None:

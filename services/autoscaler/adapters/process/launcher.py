@@ -43,15 +43,15 @@ from tidegate.kernel.protocol.warm_pool import WarmAssignment
 Replicas = list[Running]
 Folders = list[ReplicaFolder]
 
-# Until this age, a folder without a process may belong to a launch in progress.
+# A folder without a process may belong to a running launch, up to this age.
 LAUNCH_GRACE_S = 5.0
 KILL_TIMEOUT_S = 5.0
 TAIL_BYTES = 4000
 MEASURE_EVERY_S = 5.0
 MIB = 1024 * 1024
-# Memory is rounded up to this step, so that noise does not fill the recordings.
+# Memory is rounded up to this step, so that small changes do not fill the recordings.
 MEMORY_STEP = 16 * MIB
-# CUDA numbers the devices of a process from 0, in this order.
+# CUDA's environment variables: the devices that a process sees, and how CUDA numbers them.
 DEVICES, DEVICE_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 
@@ -72,7 +72,7 @@ class ProcessPlan:
 
 
 def _reject_container_options(start: LaunchSpec) -> None:
-    """Raise ``OptionsRefused`` for options that only containers have."""
+    """Raise ``OptionsRefused`` for options that only containers support."""
     for value, option in ((start.image, "image"), (start.resources.shm_mb, "resources.shm_mb")):
         if value is not None:
             raise OptionsRefused(
@@ -123,7 +123,7 @@ class ProcessLauncher:
         """Return every replica that has a folder."""
         rows = await asyncio.to_thread(self._list)
         for row in rows:
-            if row.alive and row.pid:  # another autoscaler may have started it
+            if row.alive and row.pid:  # an earlier autoscaler may have started it
                 self._ends.watch(row.replica, row.pid)
         return [row if row.alive else replace(row, ended_at=self._ends.ended_at(row.replica)) for row in rows]
 
@@ -136,7 +136,8 @@ class ProcessLauncher:
         return self._logs.path(replica)
 
     def _launch_with_gpus(self, start: LaunchSpec, inventory: Sequence[Gpu]) -> None:
-        # The lock is held until the worker runs. Then later launches, also of other processes, see its claim.
+        # The lock is held until the worker runs, so that later launches of any process see this worker's
+        # claim.
         with self._choosing():
             try:
                 shares = place(inventory, self._claims(), start.resources)
@@ -146,7 +147,7 @@ class ProcessLauncher:
 
     @contextlib.contextmanager
     def _choosing(self) -> Iterator[None]:
-        """Hold the lock under which one launch at a time chooses GPUs."""
+        """Hold the lock that lets only one launch at a time choose GPUs."""
         self._plan.state_dir.mkdir(parents=True, exist_ok=True)
         with (self._plan.state_dir / "gpus.lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -185,7 +186,7 @@ class ProcessLauncher:
 
     def _environment(self, replica: str, gpus: Shares) -> dict[str, str]:
         mark = {procfs.MARK: replica, procfs.SCOPE: str(self._plan.state_dir)}
-        # Empty for a replica without GPUs, so that it sees no GPU.
+        # The list is empty for a replica without GPUs, so that the replica sees no GPU.
         devices = {DEVICES: ",".join(sorted(gpus)), DEVICE_ORDER: "PCI_BUS_ID"}
         return {**self._plan.environment, **devices, **mark}
 
@@ -269,14 +270,14 @@ class ProcessLauncher:
         )
 
     def _memory_mb(self, folder: ReplicaFolder) -> int:
-        """Return the memory of the replica's session in MiB, rounded up to the step."""
+        """Return the memory of the replica's session in MiB, rounded up to ``MEMORY_STEP``."""
         return -(-self._memory.get(folder.worker_pid(), 0) // MEMORY_STEP) * MEMORY_STEP // MIB
 
     def _alive(self, folder: ReplicaFolder) -> bool:
         """Return whether the worker lives, or may still be starting.
 
-        A child of this process is known for certain. For other workers, the lock decides. A worker that has
-        not written its lock yet lives if its noted process or a marked process lives.
+        A child of this process lives until the kernel reports its end. For other workers, the lock decides. A
+        worker that has not written its lock yet lives if its noted process or a marked process lives.
         """
         child = self._children.get(folder.replica)
         if child is not None:

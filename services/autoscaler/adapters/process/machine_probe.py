@@ -14,7 +14,7 @@ from services.autoscaler.domain.snapshot import Host
 
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 MIB = 1024 * 1024
-# Available memory is rounded down to this step, so that noise does not fill the recordings.
+# Available memory is rounded down to this step, so that small changes do not fill the recordings.
 STEP_MB = 32
 
 
@@ -74,7 +74,8 @@ class MachineProbe:
         for line in _text(self._proc / "self" / "cgroup").splitlines():
             _, names, path = [*line.split(":", 2), "", ""][:3]
             if controller in names.split(","):
-                # In a container, the path may be the host's. Then only the root exists here.
+                # In a container, this may be a path of the host, which does not exist here. Then only the
+                # root is read.
                 folder = root / path.lstrip("/")
                 yield from (each for each in (folder, *folder.parents) if each.is_relative_to(root))
                 return

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 class ProcessEnds:
-    """The ends of workers' processes. Use it in the event loop only; ``clock`` gives the times."""
+    """The times at which workers' processes ended, by ``clock``. Use it only in the event loop."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -24,19 +24,19 @@ class ProcessEnds:
             return
         try:
             descriptor = os.pidfd_open(pid)
-        except OSError:  # the process is gone, or no descriptor is free: then its end is not exact
+        except OSError:  # the process has ended, or no descriptor is free: the time of its end stays unknown
             return
         self._watched[replica] = descriptor
         asyncio.get_running_loop().add_reader(descriptor, self._note, replica)
 
     def ended_at(self, replica: str) -> float | None:
-        """Return when a process ended. Call it only for one that has ended. None: it was not watched."""
+        """Return when a replica's process ended; None if it was not watched. The process must have ended."""
         if replica in self._watched:  # the loop was too busy to note the end
             self._note(replica)
         return self._ended.get(replica)
 
     def forget(self, replica: str) -> None:
-        """Forget a replica, whose name is never used again."""
+        """Forget a replica. Its name is never used again."""
         if replica in self._watched:
             self._note(replica)
         self._ended.pop(replica, None)

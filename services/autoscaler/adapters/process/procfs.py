@@ -1,9 +1,9 @@
 """Find the processes of a replica in /proc.
 
 A process is marked by ``TIDEGATE_REPLICA`` in its environment, which all children of the worker inherit. Two
-stacks on one machine may have replicas of the same name. So a process must also belong to this stack: by its
-session or group, by the state folder in its environment, or by the replica's folder as its working directory
-or in its command line.
+stacks on one machine may have replicas of the same name. So a process must also belong to this stack. One of
+these shows it: its session or group, the state folder in its environment, or the replica's folder as its
+working directory or in its command line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A live process. ``started`` is its start tick. The pid and the start tick together are unique."""
+    """A live process. ``started`` is its start time in ticks. Pid and start time together are unique."""
 
     pid: int
     group: int
@@ -62,7 +62,7 @@ def mark_of(pid: int) -> tuple[str, str] | None:
 
 
 def processes_of(owner: ReplicaIdentity) -> list[Process]:
-    """Return every live process of a replica: marked ones of this stack, and the group of its leader."""
+    """Return every live process of a replica: marked processes of this stack, and the worker's group."""
     everyone = [process for pid in _pids() if (process := read(pid)) is not None]
     marked = [p for p in everyone if _is_of(p, owner)]
     if not any(owner.leader in {p.pid, p.group, p.session} for p in marked) or not owner.leader:
@@ -105,7 +105,7 @@ def send(process: Process, number: signal.Signals) -> bool:
 def memory_by_session() -> dict[int, int]:
     """Return the bytes of memory that the processes of each session use.
 
-    Shared memory (libraries, files in memory) counts once per session, by the process that uses most.
+    Shared memory (libraries, files in memory) counts once per session: as the largest amount of one process.
     """
     own: dict[int, int] = {}
     shared: dict[int, int] = {}

@@ -1,17 +1,19 @@
 """The folder of one replica: ``<state>/replicas/<replica>``. While it exists, the name is in use.
 
-assignment.json   the worker's assignment                       written here, before the start
-token             gives access to the replica's artifact        written here, before the start
-fingerprint       of the configuration at the launch            written here
-launch            launch time and drain limit                   written here
-gpus              its GPU shares, if it has any                 written here, before the start
-memory-limit      memory limit of its model in MiB, if any      written here, before the start
-memory-group      the cgroup of its model's processes           written by the worker
-process           pid and start tick of the worker              written here, after the start
-lock              locked while the worker lives; has its pid    written by the worker
-shared-memory     prefix of its Triton's regions in /dev/shm    written by the worker
-model-user        user id of its model's process, if separate   written by the worker
-draining          time when its drain began                     written here
+The lines below name each file, its content, and the process that writes it.
+
+assignment.json   the worker's assignment                       by the launcher, before the start
+token             gives access to the replica's artifact        by the launcher, before the start
+fingerprint       of the configuration at the launch            by the launcher
+launch            launch time and drain limit                   by the launcher
+gpus              its GPU shares, if it has any                 by the launcher, before the start
+memory-limit      memory limit of its model in MiB, if any      by the launcher, before the start
+memory-group      the cgroup of its model's processes           by the worker
+process           pid and start tick of the worker              by the launcher, after the start
+lock              locked while the worker lives; has its pid    by the worker
+shared-memory     prefix of its Triton's regions in /dev/shm    by the worker
+model-user        user id of its model's process, if separate   by the worker
+draining          time when its drain began                     by the launcher
 """
 
 from __future__ import annotations
@@ -70,11 +72,11 @@ class ReplicaFolder:
         return self._read("fingerprint")
 
     def gpus(self) -> dict[str, int]:
-        """Return its GPU shares, as MiB by UUID; empty if it has none."""
+        """Return the replica's GPU shares, as MiB by UUID; empty if it has none."""
         return from_label(self._read("gpus"))
 
     def note_process(self, pid: int) -> None:
-        """Write down the worker's process, for the time until the worker holds its lock."""
+        """Write down the worker's process. This identifies the worker until it holds its lock."""
         process = procfs.read(pid)
         if process is not None:
             self._write("process", f"{pid} {process.started}")
@@ -86,21 +88,21 @@ class ReplicaFolder:
         return process if process is not None and str(process.started) == started else None
 
     def worker_pid(self) -> int:
-        """Return the worker's pid from its lock file, or as written down; 0 if neither file has it."""
+        """Return the worker's pid from the file ``lock``, else from ``process``; 0 if neither has it."""
         for found in (self._read("lock"), self._read("process").partition(" ")[0]):
             if found.strip().isdecimal():
                 return int(found)
         return 0
 
     def model_user(self) -> int:
-        """Return the user id of the model's process; 0 if it is not separate."""
+        """Return the user id of the model's process; 0 if the model has no separate user."""
         noted = self._read(model_users.NOTE).strip()
         return int(noted) if noted.isdecimal() else 0
 
     def lock_held(self) -> bool | None:
-        """Return whether the worker holds its lock; None if it has not written its pid yet.
+        """Return whether the worker holds its lock; None if the worker has not written its pid yet.
 
-        Before that, the lock is not tested, because a test could prevent the worker from taking it.
+        Until then, the lock is not tested, because a test could prevent the worker from taking it.
         """
         if not self._read("lock").strip():
             return None
@@ -122,7 +124,7 @@ class ReplicaFolder:
             self._write("draining", f"{at:.3f}")
 
     def draining_since(self) -> float | None:
-        """Return when the drain began (seconds since the epoch); None if it is not draining."""
+        """Return when the drain began (seconds since the epoch); None if the replica is not draining."""
         try:
             return float(self._read("draining"))
         except ValueError:

@@ -33,7 +33,8 @@ class RegistryClient:
 
     async def desired_state(self) -> DesiredState:
         """Return the desired state."""
-        # This is the older name of /v1/desired-state. During an upgrade, an older registry may still run.
+        # This is the old name of /v1/desired-state. During an upgrade, the registry may still be an older
+        # version.
         raw = await self._call("GET", "/v1/intention")
         try:
             return with_reserves(DesiredState.model_validate_json(raw))
@@ -63,7 +64,7 @@ class RegistryClient:
         await self._call("PUT", "/v1/replicas", {"artifacts": artifacts})
 
     async def verification_task(self, model: str, number: int) -> tuple[DeploymentSpec, ScratchTask]:
-        """Return what a version's scratch replica runs, and the samples that it checks."""
+        """Return the Deployment of a version's scratch replica, and its task: the samples to check."""
         raw = await self._call("GET", f"{_version(model, number)}/verification/task")
         found = json.loads(raw)
         return DeploymentSpec.model_validate(found["deployment"]), ScratchTask.model_validate(found["task"])

@@ -17,10 +17,9 @@ log = telemetry.logger(__name__)
 
 
 class DesiredStateSource:
-    """The last desired state that was read. A file has a copy of it for the next start.
+    """The last desired state that was read from the registry. A file keeps a copy for the next start.
 
-    A failed read of the registry does not change it.
-    ``answered`` is False while the registry cannot be read.
+    A failed read keeps the last desired state. ``answered`` is False while the registry cannot be read.
     """
 
     def __init__(self, registry: RegistryClient, cache: Path, on_change: Callable[[], None]) -> None:
@@ -38,7 +37,7 @@ class DesiredStateSource:
         return self.current.deployments if self.current is not None else []
 
     def load_cache(self) -> None:
-        """Read the file of an earlier run, if there is one."""
+        """Read the file of an earlier run, if it exists."""
         try:
             self.current = DesiredState.model_validate_json(self._cache.read_bytes())
         except FileNotFoundError:
@@ -47,11 +46,11 @@ class DesiredStateSource:
             log.warning("the stored desired state cannot be read", extra={"problem": str(error)})
 
     def refresh_soon(self) -> None:
-        """Read the registry immediately, because something changed there."""
+        """Let :meth:`run` read the registry immediately, because something changed there."""
         self._again.set()
 
     async def run(self, every_s: float) -> None:
-        """Read the registry for ever: every ``every_s`` seconds, and after :meth:`refresh_soon`."""
+        """Read the registry until cancelled: every ``every_s`` seconds, and after :meth:`refresh_soon`."""
         while True:
             self._again.clear()
             await self.refresh()

@@ -16,7 +16,7 @@ REGISTRY, HERE = "registry", "autoscaler"
 
 
 class Overrides:
-    """The overrides. A ``pending`` one is not in the registry yet; it replaces the registry's."""
+    """The overrides. A ``pending`` one is not in the registry yet, and has precedence."""
 
     def __init__(
         self, registry: RegistryClient, decision_store: DecisionStore, clock: Callable[[], float]

@@ -13,7 +13,7 @@ from tidegate.kernel.errors import TidegateError
 
 log = telemetry.logger(__name__)
 
-# The registry forgets the report when it restarts, so it is repeated.
+# The registry forgets the report when it restarts, so the report is repeated.
 REPEAT_S = 2.0
 # A replica that is being launched may be missing from the launcher's list for this long.
 LAUNCH_S = 10.0
@@ -31,18 +31,18 @@ class ReplicaGrants:
         self.problem: str | None = None
 
     def launching(self, replica: str, sha256: str) -> None:
-        """Allow a replica that is about to start to read its artifact."""
+        """Let a replica that starts soon read its artifact."""
         self._launching[replica] = (sha256, self._clock() + LAUNCH_S)
         self._changed.set()
 
     def running(self, artifacts: Mapping[str, str]) -> None:
-        """Allow only these replicas (and those being launched) to read their artifacts."""
+        """Let only these replicas, and those that are being launched, read their artifacts."""
         if artifacts != self._running:
             self._running = artifacts
             self._changed.set()
 
     async def run(self) -> None:
-        """Report to the registry at each change and every two seconds, for ever."""
+        """Report to the registry at each change and every two seconds, until cancelled."""
         while True:
             self._changed.clear()
             try:

@@ -1,6 +1,6 @@
-"""The budgets of Deployments: what they may cost in a day and a month, with all their replicas' time.
+"""The budgets of Deployments: the most that the time of all their replicas may cost in a day or month.
 
-The replicas of a Deployment that are reserved for an endpoint spend from the Deployment's budget.
+The cost of a Deployment's reserved replicas also counts against the Deployment's budget.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def spendings(
     """Return the spending that counts against each Deployment's budgets.
 
     ``days`` and ``months`` have the costs of the current day and month. ``holders`` has the Deployment of
-    each reserve: both share its budgets.
+    each reserve. The reserve shares the budgets of this Deployment.
     """
     day, month = _together(days, holders), _together(months, holders)
     return {
@@ -54,7 +54,7 @@ def spendings(
 
 
 def _together(costs: Mapping[str, float], holders: Mapping[str, str]) -> dict[str, float]:
-    """Return the sums of Deployments with their reserves."""
+    """Return the cost of each Deployment, including its reserves."""
     found: dict[str, float] = {}
     for name, cost in costs.items():
         holder = holders.get(name, name)
@@ -65,7 +65,7 @@ def _together(costs: Mapping[str, float], holders: Mapping[str, str]) -> dict[st
 def used_up(
     deployments: Mapping[str, Deployment], spendings: Mapping[str, Spending], currency: str, now: float
 ) -> dict[str, BudgetUsed]:
-    """Return the Deployments that have used up a budget. The budget that is renewed last counts."""
+    """Return the Deployments that have used up a budget, each with the budget that is renewed last."""
     found = {}
     for name, deployment in deployments.items():
         scaling, spent = deployment.scaling, spendings.get(name, Spending())
@@ -81,7 +81,7 @@ def used_up(
 
 
 def refusal(deployment: Deployment, used: BudgetUsed, holder: str) -> str:
-    """Return why a Deployment takes no requests; empty if its budget leaves it replicas.
+    """Return why a Deployment takes no requests; empty if it keeps its minimum of replicas.
 
     ``holder``: the Deployment that has the budget.
     """

@@ -1,8 +1,8 @@
 """Forecast the cost up to the end of the month, from the mean cost of the same hours of earlier weeks.
 
-The expected cost of an hour is the mean of the same hour of the week, if it was seen before, else of the same
-hour of the day, else of all hours. The interval holds in 8 of 10 months if whole days differ from their
-expected cost independently. It needs three whole days.
+After two weeks, the expected cost of an hour is the mean of the same hour of the week. Before, it is the mean
+of the same hour of the day; in the first two days, of all hours. The interval is right in 8 of 10 months, if
+the days' differences from their expected cost are independent. It needs three whole days.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Z = 1.2816
 
 @dataclass(frozen=True, slots=True)
 class MonthForecast:
-    """The cost of the month: spent so far, expected at its end, and the interval of 80 %; None: unknown.
+    """The cost of a month: so far, expected at its end, and the bounds of the 80 % interval (None: unknown).
 
     ``basis`` says what the forecast is based on.
     """
@@ -82,7 +82,7 @@ def _expectation(history: Mapping[int, float]) -> Callable[[int], float]:
     weeks = {place: fmean(found) for place, found in weekly.items()}
     days = {place: fmean(found) for place, found in daily.items()}
     overall = fmean(history.values())
-    # Before a whole week is known, the same hour of the week is a single, old day.
+    # Before the end of the second week, the same hour of the week is known from at most one day.
     use_weeks = len(history) * HOUR_S >= 2 * WEEK_S
     use_days = len(history) * HOUR_S >= 2 * DAY_S
 
@@ -95,7 +95,7 @@ def _expectation(history: Mapping[int, float]) -> Callable[[int], float]:
 
 
 def _spread(history: Mapping[int, float], expected_of: Callable[[int], float]) -> tuple[float | None, int]:
-    """Return the standard deviation of whole days from their expected cost, and the number of these days."""
+    """Return the standard deviation of whole days from their expected cost, and the number of days."""
     off: dict[int, float] = defaultdict(float)
     hours: dict[int, int] = defaultdict(int)
     for hour, cost in history.items():

@@ -1,10 +1,13 @@
 """Book the time of every replica: turn the totals that workers report into amounts by hour.
 
-A life is a replica from its launch to its end, as the launcher shows it. The launcher knows the moment of the
-end. Without that moment, the end lies between the last round with the replica and the first one without it.
-Each collection books the growth of the worker's totals. At the end of a life, its last open calls are booked
-as lost, and the time that no report covers as ``stopping`` (after the worker's last report) or ``unreported``
-(it crashed). So the booked parts of an ended life sum to its duration exactly.
+A life is the time of a replica from its launch to its end, as the launcher shows it. The launcher normally
+knows the moment of the end. Otherwise the end lies between the last round that saw the replica and the next
+round.
+
+Each booking adds the growth of the worker's totals since the previous booking. At the end of a life, calls
+that are still open are booked as lost. The time that no report covers is booked as ``stopping`` if the worker
+has sent its last report, and as ``unreported`` if the worker crashed. So the booked parts of an ended life
+add up to its duration exactly.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from tidegate.kernel.protocol.replica_time import IDLE, WASTED, Part, ReplicaTim
 
 NS = 1_000_000_000
 HOUR_S = 3600
-# The duration of a life as the launcher shows it, for comparison with the parts. The sum does not have it.
+# The part with the duration of a life as the launcher shows it. It is compared with the sum of the other
+# parts.
 OBSERVED = "observed"
 STOPPING, UNREPORTED = "stopping", "unreported"
-# A replica that ended while no autoscaler ran has lived at most this long after its last sign of life.
+# If a replica ended while no autoscaler ran, its end is at most this long after its last sign of life.
 SILENT_S = 1.0
 # The time from a worker's last report to the end of its process.
 EXIT_S = 0.1
@@ -31,7 +35,7 @@ MOST_RATES = 10_000
 
 
 class Place(NamedTuple):
-    """The account of an amount: an hour (seconds since the epoch), a version's Deployment, and a part."""
+    """The account of an amount: an hour (seconds since the epoch), a Deployment, its version, and a part."""
 
     hour: int
     deployment: str
@@ -48,7 +52,7 @@ class Amount(NamedTuple):
     token_cost: float = 0.0
 
     def plus(self, other: Amount) -> Amount:
-        """Return the sum of both."""
+        """Return the sum of this amount and another one."""
         cost, token_cost = self.cost + other.cost, self.token_cost + other.token_cost
         return Amount(self.spent.plus(other.spent), cost, token_cost)
 
@@ -59,8 +63,8 @@ class Life:
 
     ``seen_at``: when it was last seen. ``gone_at``: when it was first missing; None: it runs. Both are the
     moment of its end if that is known. ``booked_at``: the time of the last booking. ``observed_ns``: the
-    duration that was booked as observed. ``counted``: the totals that were booked. ``covered_ns`` and
-    ``calls_ns``: those of the last report.
+    duration already booked as observed. ``counted``: the totals already booked. ``covered_ns`` and
+    ``calls_ns``: the values of the worker's last report.
     """
 
     replica: str
@@ -78,7 +82,7 @@ class Life:
     calls_ns: int = 0
 
     def end(self, at: float) -> bool:
-        """End this life at a known moment. Return False if it has ended before."""
+        """End this life at a known moment. Return False if its end was known before."""
         if self.gone_at is not None:
             return False
         self.seen_at = self.gone_at = max(at, self.seen_at)
@@ -96,7 +100,7 @@ class Life:
 
     @property
     def unobserved_ns(self) -> int:
-        """Return the time in which the launcher showed it, and that is not booked as observed yet."""
+        """Return the time that the launcher showed, and that is not booked as observed yet."""
         return max(0, _ns(self.seen_at - self.launched_at) - self.observed_ns)
 
 
@@ -113,7 +117,7 @@ class LifeBook:
     def __init__(self, lives: Iterable[Life] = ()) -> None:
         self.lives = {life.replica: life for life in lives}
         self.sharing: dict[str, float] = {}
-        # A replica that was launched before this time was listed before.
+        # Every replica that was launched before this time has been noted before.
         self._noted_at = float("inf")
         self._prices: PriceList | None = None
         self._rates: dict[tuple[str, int, str], Rate] = {}
@@ -123,7 +127,7 @@ class LifeBook:
         return {name: replace(life, counted=dict(life.counted)) for name, life in self.lives.items()}
 
     def restore(self, lives: Mapping[str, Life]) -> None:
-        """Undo a booking that could not be stored. Replicas that were seen meanwhile stay known."""
+        """Undo a booking that could not be stored. Keep what was noted about replicas meanwhile."""
         for name, life in lives.items():
             newer = self.lives.get(name)
             if newer is not None:
@@ -148,11 +152,11 @@ class LifeBook:
             life = self.lives.get(each.replica)
             if life is None:
                 if not each.alive and (each.ended_at is None or each.launched_at < self._noted_at):
-                    continue  # remains of a life that was booked, or whose end is not known
+                    continue  # an ended life: it is booked already, or its end is not known
                 life = self.lives[each.replica] = _begun(each, deployments, prices)
             if (deployment := deployments.get(each.deployment)) is not None:
                 life.rate = self._rate_of(deployment, prices, devices.get(each.replica, life.rate.gpu))
-            if (waited := self.lives.get(each.worker)) is not None:  # it left its warm pool
+            if (waited := self.lives.get(each.worker)) is not None:  # this worker left its warm pool
                 ended |= waited.end(each.launched_at)
             if each.alive:
                 alive.add(each.replica)
@@ -189,7 +193,7 @@ class LifeBook:
         return found, closed
 
     def _rate_of(self, deployment: Deployment, prices: PriceList, device: str) -> Rate:
-        """Return a replica's rate. It is remembered, because each round needs those of all replicas."""
+        """Return a replica's rate. Rates are cached, because each round needs the rates of all replicas."""
         if prices is not self._prices or len(self._rates) >= MOST_RATES:
             self._prices = prices
             self._rates.clear()
@@ -221,7 +225,7 @@ def _begun(running: Running, deployments: Mapping[str, Deployment], prices: Pric
 
 
 def _of_pool(life: Life) -> ReplicaTime | None:
-    """Return the time of a waiting worker of a warm pool: it is idle, and reports no time."""
+    """Return the time of a warm pool's waiting worker, which is idle and sends no report; None for others."""
     if pool_of(life.deployment) is None:
         return None
     idle = Spent(max(0, _ns(life.seen_at - life.launched_at)))
@@ -240,7 +244,7 @@ def _growth(life: Life, report: ReplicaTime | None) -> dict[Part, Spent]:
 
 
 def _rest(life: Life, report: ReplicaTime | None) -> tuple[float, dict[Part, Spent]]:
-    """Return the end of a life that is over, and the parts that its reports lack."""
+    """Return the end of an ended life, and the parts that no report covers."""
     assert life.gone_at is not None
     open_ns = report.open_ns if report is not None else 0
     rest = {Part(WASTED, "lost"): Spent(open_ns)} if open_ns else {}
@@ -249,7 +253,7 @@ def _rest(life: Life, report: ReplicaTime | None) -> tuple[float, dict[Part, Spe
     ended = report is not None and report.ended
     if ended:  # a worker exits right after its last report
         end = min(sign + EXIT_S, max(sign, life.gone_at))
-    else:  # it died between the last round with it and the first one without it
+    else:  # it died between the last round that saw it and the next round
         end = max(sign, min((life.seen_at + life.gone_at) / 2, sign + SILENT_S))
     left = max(0, _ns(end - life.launched_at) - reported_ns)
     if left:
@@ -286,7 +290,7 @@ def _spread(
 
 
 def _hours(since: float, until: float) -> Iterator[tuple[int, float]]:
-    """Yield the hours between two times, each with the seconds in it. The last one is never left out."""
+    """Yield each hour between two times, with the seconds in it. The last hour is always included."""
     hour = int(since // HOUR_S) * HOUR_S
     while hour + HOUR_S < until:
         yield hour, hour + HOUR_S - max(since, hour)

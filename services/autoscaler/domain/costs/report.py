@@ -1,7 +1,8 @@
-"""Sum booked amounts to a report: by Deployment, version, endpoint or key, with everything that was not used.
+"""Add up booked amounts to a report by Deployment, version, endpoint or key. Unused time is included.
 
-Only busy time belongs to an endpoint and a key. The rest of a Deployment's cost (its overhead: start-up, idle
-and wasted time) is divided among them in proportion to their busy time. So the items always sum to the total.
+Only busy time belongs to an endpoint and a key. The rest of a Deployment's cost is its overhead: start-up,
+idle and wasted time. The overhead is divided among endpoints or keys in proportion to their busy time. So the
+items always add up to the total.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tidegate.kernel.protocol.prices import PriceList
 from tidegate.kernel.protocol.replica_time import BUSY, IDLE, Part, Spent
 
 By = Literal["deployment", "version", "endpoint", "key"]
-# The item of Deployments that had no request in the period.
+# The name of the item for Deployments that had no request in the period.
 UNUSED = "(unused)"
 # Time of replicas that is not reported yet. The next report says how it was used.
 PENDING = "pending"
@@ -87,7 +88,7 @@ def pending_rows(lives: Iterable[Life]) -> list[Row]:
 
 
 def report(rows: Sequence[Row], by: By, prices: PriceList) -> dict[str, Any]:
-    """Return the total, the items, the sums by part, and the check against the launcher's observation."""
+    """Return the total, the items, the sums by part, and the duration that the launcher observed."""
     observed = sum(amount.spent.ns for place, amount in rows if place.part.kind == OBSERVED) / NS
     parts = [(place, amount) for place, amount in rows if place.part.kind != OBSERVED]
     total = Item()
@@ -161,7 +162,7 @@ def _managed(total: Item, replica_s: float, prices: PriceList) -> list[dict[str,
 
 
 def idle_per_month(parts: Sequence[Mapping[str, Any]], covered_s: float) -> float | None:
-    """Return the cost of idle time in 30 days, if they are like ``covered_s``; None for less than an hour."""
+    """Project the cost of idle time in ``covered_s`` seconds to 30 days; None for less than an hour."""
     if covered_s < HOUR_S:
         return None
     idle = sum(each["cost"] for each in parts if each["part"] == IDLE)

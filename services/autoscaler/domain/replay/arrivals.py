@@ -19,7 +19,7 @@ Shape = Literal["constant", "step", "ramp", "spike", "diurnal", "workday", "burs
 MOST = 3_000_000
 DAY_S = 86_400.0
 OPEN_S = (9 * 3600.0, 17 * 3600.0)
-BURST_S = (20.0, 100.0)  # mean length of a burst, and of the pause between two
+BURST_S = (20.0, 100.0)  # mean seconds of a burst, and of the pause between two bursts
 
 
 def synthetic(shape: Shape, *, rps: float, factor: float, seconds: float, seed: int) -> list[float]:
@@ -37,7 +37,7 @@ def synthetic(shape: Shape, *, rps: float, factor: float, seconds: float, seed: 
     if highest * seconds > MOST:
         raise _too_many(highest * seconds)
     found, at = [], 0.0
-    while highest > 0:  # thinning (Lewis and Shedler): of arrivals at the highest rate, keep a share
+    while highest > 0:  # thinning (Lewis and Shedler): keep a share of arrivals at the highest rate
         at += draw.expovariate(highest)
         if at >= seconds:
             break
@@ -49,8 +49,8 @@ def synthetic(shape: Shape, *, rps: float, factor: float, seconds: float, seed: 
 def from_csv(text: str) -> list[float]:
     """Return the arrivals of a CSV file: one time per request, or times with the number of requests.
 
-    Requests of a line with a number are spread until the next time. Times are seconds (of any origin) or ISO
-    dates. A header line is skipped. Raise BadRequest with the line's number.
+    A line's requests are spread evenly over the time until the next line. Times are seconds from any start,
+    or ISO dates. A header line is skipped. Raise BadRequest with the line's number.
     """
     rows = [(number, row) for number, row in enumerate(csv.reader(io.StringIO(text)), start=1) if row]
     if rows and not _is_time(rows[0][1][0]):
@@ -63,7 +63,7 @@ def from_csv(text: str) -> list[float]:
         raise _too_many(sum(count for _, count in parsed))
     start = parsed[0][0]
     gaps = [b[0] - a[0] for a, b in pairwise(parsed)]
-    usual = median([gap for gap in gaps if gap > 0] or [1.0])  # for the requests of the last line
+    usual = median([gap for gap in gaps if gap > 0] or [1.0])  # spreads the last line's requests
     return [
         at - start + gap * place / count
         for (at, count), gap in zip(parsed, [*gaps, usual], strict=True)
@@ -103,7 +103,7 @@ def _rates(
 
 
 def _open(second: float) -> float:
-    """Return the share of the additional load at a second of the day: 0 closed, 1 in working hours."""
+    """Return the share of the additional load at a second of the day: 1 in working hours, 0 at night."""
     return max(0.0, min(1.0, (second - OPEN_S[0]) / 60.0, (OPEN_S[1] - second) / 60.0))
 
 

@@ -28,7 +28,7 @@ SHOWN_DECISIONS = 200
 
 @dataclass(frozen=True, slots=True)
 class PolicyVariant:
-    """Another policy: the changes to the Deployment's own."""
+    """A policy to compare: changes to the Deployment's own policy."""
 
     name: str
     changes: Mapping[str, Any]
@@ -57,7 +57,7 @@ class Comparison:
 
 
 def compare(comparison: Comparison) -> dict[str, Any]:
-    """Return the figures and timelines of every policy. Raise BadRequest if it is too much to replay."""
+    """Return the figures and timelines of every policy. Raise BadRequest if the replay is too large."""
     controllers = _controllers(comparison)
     if comparison.seconds / comparison.period_s * len(controllers) > MOST_ROUNDS:
         raise BadRequest(
@@ -106,7 +106,7 @@ def _controllers(comparison: Comparison) -> list[Controller]:
         )
         for name, policy in policies.items()
     ]
-    # The number of requests per replica at which their wait equals the target, as in the rule `wait`.
+    # With this number of requests per replica, their wait equals the target, as in the rule `wait`.
     at_once = comparison.service.batch * comparison.service.slots
     each = at_once + own.target_wait_ms / comparison.service.call_ms * at_once
     for other in comparison.others:

@@ -56,7 +56,7 @@ class DecideController:
     _expected_at: float = 0.0
 
     def begin(self, fleet: SimulatedFleet, now: float) -> None:
-        """Make the minimum number of replicas ready, and the start time known."""
+        """Make the minimum number of replicas ready, and set the start time that ``decide`` expects."""
         name, least = self.deployment.name, self.deployment.min_replicas
         generations = {(name, slot): 1 for slot in range(max(1, least))}
         self._state = State(generations=generations, starts={name: (fleet.service.start_s,)})
@@ -102,7 +102,8 @@ class DecideController:
     def _report(self, server: SimulatedReplica, fleet: SimulatedFleet, now: float) -> ReplicaReport:
         report = _report(server, now)
         if is_llm(self.version):
-            # A worker reports the time of a request divided by the slots, as if all of them shared a call.
+            # Like a worker, report the time of a request divided by the slots, as if all slots shared one
+            # call.
             report.busy_ms /= fleet.service.slots
             report.batch_mean, report.call_ms = float(fleet.service.slots), None
             report.llm = EngineReport(

@@ -1,7 +1,8 @@
 """Simulate a queue and its replicas: the first request goes to the first free replica.
 
-The simulation is exact for each request: a call takes the waiting requests up to the batch size, and lasts
-as long as the model. It advances only to the next round, because a round may change the replicas.
+The simulation is exact for each request: a call takes the waiting requests up to the batch size, and lasts as
+long as the model. Each step of the simulation ends at the next round, because a round may change the
+replicas.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from services.autoscaler.domain.launcher import Running
 class ReplicaTiming:
     """The times of a replica. Requests that waited longer than ``deadline_s`` expire.
 
-    A call takes ``call_ms``, plus ``row_ms`` for each request after the first, and varies by the share
-    ``spread``. At most ``batch`` requests share a call. A start takes ``start_s`` seconds. ``slots``
-    calls run at the same time, as in a language model's engine. A request has ``prompt_tokens``.
+    A call takes ``call_ms``, plus ``row_ms`` for each request after the first. This time varies by the share
+    ``spread``. At most ``batch`` requests share a call. A start takes ``start_s`` seconds. ``slots`` calls
+    run at the same time, as in a language model's engine. A request has ``prompt_tokens``.
     """
 
     call_ms: float
@@ -37,7 +38,7 @@ class ReplicaTiming:
 
 @dataclass(slots=True)
 class SimulatedSlot:
-    """A place for one call, free again at ``free_at``. ``under_way`` are the requests of its last call."""
+    """A place for one call, free from ``free_at`` on. ``under_way``: the requests of its last call."""
 
     free_at: float
     under_way: int = 0
@@ -114,7 +115,7 @@ class SimulatedFleet:
         server.draining = True
         server.running = replace(server.running, draining_since=now)
         if server.ready_at > now:
-            server.slots = [SimulatedSlot(now)]  # it does not serve yet, so it ends now
+            server.slots = [SimulatedSlot(now)]  # it is not ready yet, so it ends immediately
 
     def kill(self, replica: str) -> None:
         """Remove a replica."""

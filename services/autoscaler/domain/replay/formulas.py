@@ -1,14 +1,14 @@
 """The published formulas of two other autoscalers, with their documented defaults (ADR 032).
 
 KEDA with the Kubernetes HPA, after keda.sh/docs ("Scaling Deployments") and kubernetes.io/docs ("Horizontal
-Pod Autoscaling", "Algorithm details" and "Default behavior"): every 15 s (30 s at zero), desired =
-ceil(queue / value), without a change if it would be less than a tenth. It goes up by at most 4 or 100 % in
-15 s, down to the largest result of the last 300 s, and to zero 300 s after the last message.
+Pod Autoscaling", "Algorithm details" and "Default behavior"): every 15 s (30 s at zero), desired = ceil(queue
+/ value). A change by less than a tenth is not made. Scaling up adds at most 4 replicas or 100 % in 15 s.
+Scaling down goes to the largest result of the last 300 s. Scale to zero follows 300 s after the last message.
 
 Knative's KPA, after knative.dev/docs ("Additional autoscaling configuration for the KPA"): every 2 s,
-ceil(concurrency / target) with the mean over 60 s, or over 6 s in a panic. A panic begins at twice the ready
-replicas, removes none, and ends after 60 s. It goes down by at most half at a time, and to zero after another
-30 s.
+ceil(concurrency / target) with the mean over 60 s, or over 6 s in a panic. A panic begins if the result is at
+least twice the ready replicas, and ends after 60 s. In a panic, no replica is removed. Scaling down removes
+at most half at a time. Scale to zero follows after another 30 s.
 
 Both observe the same queue as ``decide``: requests that wait and run. In production they would see it later.
 """
