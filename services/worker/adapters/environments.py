@@ -35,7 +35,7 @@ log = telemetry.logger(__name__)
 _PASSED_ON = frozenset({
     "PATH", "HOME", "USER", "TMPDIR", "TZ", "LANG", "NETRC", "CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS",
     "SSH_AUTH_SOCK", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
-    # With these, the launcher finds the processes of a killed worker.
+    # The launcher finds the processes of a killed worker by these variables.
     "TIDEGATE_REPLICA", "TIDEGATE_STATE_DIR",
 })  # fmt: skip
 _PASSED_ON_PREFIXES = ("PIP_", "LC_", "SSL_CERT_", "XDG_", "GIT_")

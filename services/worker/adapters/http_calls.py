@@ -1,4 +1,4 @@
-"""Call Triton over HTTP/1.1 on its Unix socket. A call costs Triton a third less than over gRPC.
+"""Call Triton over HTTP/1.1 on its Unix socket. This costs Triton a third less CPU time than gRPC.
 
 Triton runs a call over HTTP to its end, even if its caller no longer waits. So HTTP is used only for calls
 that end before they could be cancelled. A connection carries one call at a time and is kept for the next one.
@@ -145,7 +145,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Store the transport."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass of it
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass of asyncio's
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the call in flight."""

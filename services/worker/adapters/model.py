@@ -249,7 +249,7 @@ class Model:
         return head + grpc_messages.serialized(call.parameters) if call.parameters else head
 
     def _sorted(self, found: list[Output], key: CallKey) -> list[Output]:
-        # Each process of Triton may return the outputs in another order.
+        # Different processes of Triton may return the outputs in different orders.
         order = {name: at for at, name in enumerate(key.outputs)} if key.outputs else self._order
         return sorted(found, key=lambda output: order.get(output.name, len(order)))
 

@@ -29,7 +29,7 @@ DROPPED = Counter(
 )
 
 BLOCK = 64 * 1024
-# Reads of at least this many bytes are skipped as a whole if they are beyond the limit.
+# If the limit is used up, reads of at least this many bytes are dropped without being split into lines.
 FLOOD_BYTES = 4 * 1024
 # The most bytes in the file of raw output. A larger file is cut to its last KEPT_BYTES.
 LIMIT_BYTES = 4 * 2**20
@@ -123,7 +123,7 @@ class ModelLog:
             0
         ]:
             self._report_dropped(time.monotonic(), now_due=True)
-        self._busy = True  # cleared before the read, so that `catch_up` does not end too early
+        self._busy = True  # set before the read, so that `catch_up` waits for this read
         return os.read(pipe, BLOCK)
 
     def keep(self, lines: list[OutputLine], raw: IO[bytes]) -> None:

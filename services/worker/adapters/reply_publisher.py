@@ -121,7 +121,7 @@ class ReplyPublisher:
     async def _publish_request(
         self, queue: Queue, request: Request, attempt: int, reply_to: str, kept_ms: int = 0
     ) -> bool:
-        """Publish a request as this attempt. Return False, without publishing, if its deadline has passed."""
+        """Publish a request with this attempt number. Return False, without publishing, if it has expired."""
         left_ms = int(request.deadline_ms - time.time() * 1e3) + kept_ms
         if left_ms <= 0:
             return False

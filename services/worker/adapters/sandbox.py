@@ -128,8 +128,8 @@ class Sandbox:
 
     def _claimed(self) -> int:
         if self._user is None:
-            # Two replicas must not have the same user: each could signal the other's processes, and both
-            # share the cache. So no other worker on this machine, or with this cache, gets this user.
+            # Two replicas must not have the same user, because each could signal the other's processes. The
+            # claim is made on this machine and in the cache, because containers may share the cache.
             self._user = ModelUser.claim(HOST, self._state / "cache" / "users")
             if self._note is not None:
                 self._note.write_text(str(self._user.uid))

@@ -158,7 +158,7 @@ def split(arguments: list[str]) -> tuple[list[list[str]], list[str]]:
 
 
 def environment() -> tuple[int, dict[bytes, bytes]]:
-    """Return the socket, which is closed on exec, and the command's environment, which is read from it."""
+    """Read the command's environment from the socket. Return both; the socket is closed on exec."""
     # With uvloop, a child also inherits copies of the descriptors that it was started with.
     os.closerange(3, 1 + max(map(int, os.listdir("/proc/self/fd"))))
     socket = os.dup(0)  # closed on exec

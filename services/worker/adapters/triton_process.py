@@ -109,8 +109,9 @@ class TritonProcess:
         return self._work_dir / f"run-{self._starts}"
 
     def _socket(self, name: str) -> str:
-        # A socket's path may have at most 107 bytes. This one is short, because it begins at an open folder.
-        # Each start has new addresses, because gRPC channels share their state about an address.
+        # A socket's path may have at most 107 bytes. This path is short, because it begins with the
+        # descriptor of an open folder. Each start has new addresses, because gRPC channels share their state
+        # about an address.
         return f"/proc/self/fd/{self._handle}/run-{self._starts}/{name}"
 
     @property
@@ -178,7 +179,7 @@ class TritonProcess:
             self._process.kill()
 
     async def stop(self, grace_s: float = 10.0) -> None:
-        """Terminate Triton and kill its Python stubs. After ``grace_s`` seconds, kill Triton too.
+        """Terminate Triton, kill it if it still runs after ``grace_s`` seconds, and kill its Python stubs.
 
         If ``grace_s`` is 0, Triton is killed immediately, and ``finalize`` of a Python model does not run.
         """
