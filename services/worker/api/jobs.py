@@ -107,7 +107,7 @@ class JobConsumer:
         if channel is None:
             return
         tags = [job.tag for job in group if job.channel is channel and job.leased_at is None]
-        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker delivers all again
+        with contextlib.suppress(Unavailable):  # the channel ended, so the broker redelivers all its messages
             for tag in tags:
                 if channel is self._channel and self._acks.nacked(tag):
                     channel.nack(tag)
@@ -121,7 +121,7 @@ class JobConsumer:
     def _flush_acks(self, channel: Channel) -> None:
         if channel is self._channel:
             tags, self._to_ack = self._to_ack, []
-            with contextlib.suppress(Unavailable):  # the channel has ended, so the broker delivers all again
+            with contextlib.suppress(Unavailable):  # the channel ended, so the broker redelivers its messages
                 for tag, multiple in self._acks.settle(tags):
                     channel.ack(tag, multiple=multiple)
 

@@ -153,7 +153,7 @@ class LlmRequestConsumer:
         if self._channel is None or channel is not self._channel:
             return  # the broker delivers it again; on the new channel this tag belongs to another delivery
         self._unacked.discard(tag)
-        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker delivers all again
+        with contextlib.suppress(Unavailable):  # the channel ended, so the broker redelivers its messages
             self._channel.ack(tag)
 
     # --- channel ---------------------------------------------------------------------------------------

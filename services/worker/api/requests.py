@@ -94,7 +94,7 @@ class RequestConsumer:
         await tasks.end(self._retune_task)
         await self._suspects.stop()
         if self._sequences_queue is not None and self._channel is not None:
-            with contextlib.suppress(Unavailable, TimeoutError):  # else, the gateways find no consumer
+            with contextlib.suppress(Unavailable, TimeoutError):  # else the gateways find no consumer for it
                 async with asyncio.timeout(BLOCKED_POLL_S):
                     await self._channel.delete(self._sequences_queue)
         await self._claim_fetcher.stop()
@@ -117,7 +117,7 @@ class RequestConsumer:
 
     async def _requeue_waiting(self) -> None:
         channel, scheduler = self._channel, self._scheduler
-        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker delivers all again
+        with contextlib.suppress(Unavailable):  # the channel ended, so the broker redelivers its messages
             if channel is None or scheduler is None or not await channel.consumers(self._queue):
                 return
             # If the model serves again, the requests run here.
@@ -169,7 +169,7 @@ class RequestConsumer:
         tags = []
         self._claim_fetcher.release(group)
         for item in group:
-            if item.settled:  # it was settled before its call was cancelled
+            if item.settled:  # the request was settled before its call was cancelled
                 continue
             item.settled = True
             delivery = item.delivery
@@ -182,7 +182,7 @@ class RequestConsumer:
     def _ack(self, channel: Channel, tags: list[int]) -> None:
         if channel is not self._channel:
             return  # the broker delivers them again; on the new channel these tags belong to other deliveries
-        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker delivers all again
+        with contextlib.suppress(Unavailable):  # the channel ended, so the broker redelivers its messages
             for tag, multiple in self._acks.settle(tags):
                 channel.ack(tag, multiple=multiple)
 
