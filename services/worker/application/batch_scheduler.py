@@ -169,7 +169,7 @@ class BatchScheduler:
 
     @property
     def effective_concurrency(self) -> float:
-        """Return how many requests share the duration of one call while the backlog is never empty."""
+        """Return how many requests share the duration of one call while the queue is never empty."""
         return effective_concurrency(
             instances=self._limits.instances,
             batch=self._max_rows,

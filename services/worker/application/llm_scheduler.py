@@ -125,7 +125,7 @@ class LlmScheduler:
 
     @property
     def effective_concurrency(self) -> float:
-        """Return how many requests share the duration of one call while a request always waits."""
+        """Return how many requests share the duration of one call while the queue is never empty."""
         return float(self._room.slots)
 
     @property

@@ -62,7 +62,7 @@ class ModelWatchdog:
         self._task = asyncio.create_task(self._run(), name="model watch")
 
     def end(self) -> None:
-        """Stop watching. After this, an end of a process is not a death."""
+        """Stop watching. After this, an ended process is not recorded as a death."""
         if self._task is not None:
             self._task.cancel()
             self._task = None

@@ -53,7 +53,7 @@ class Counter(Protocol):
         """Count samples. Those that cannot be read are dropped."""
 
     def use(self, bins: bytes) -> None:
-        """Use these bins from now on; the same bins change nothing."""
+        """Use these bins from now on. Do nothing if they are in use already."""
 
     def take_rows(self) -> list[bytes]:
         """Remove and return the raw rows to keep, as lines of JSON."""

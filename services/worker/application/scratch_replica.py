@@ -1,8 +1,8 @@
 """A scratch replica: it loads a version in a separate Triton, checks it, measures it, and reports.
 
 It opens no queue, so it never gets a request. It reports in its heartbeats until the autoscaler ends it. If
-the version is verified, the worker may become the first replica of a Deployment. Then it need not be started
-again, and neither need Triton.
+the version is verified, the worker may become the first replica of a Deployment. Then the worker and Triton
+do not start again.
 """
 
 from __future__ import annotations

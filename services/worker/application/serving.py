@@ -72,7 +72,7 @@ class Scheduler(Protocol):
 
     @property
     def effective_concurrency(self) -> float:
-        """Return how many requests share the duration of one call while a request always waits."""
+        """Return how many requests share the duration of one call while the queue is never empty."""
 
     @property
     def kept_sequences(self) -> int:

@@ -79,7 +79,7 @@ class StreamScheduler:
         return len(self._running)
 
     def resume(self) -> None:
-        """Start waiting streams again, after a pause."""
+        """End a pause: start the streams that wait."""
         self.paused = False
         self.start_waiting()
 
@@ -123,7 +123,7 @@ class StreamScheduler:
         await tasks.end(*self._running)
 
     def start_waiting(self) -> None:
-        """Start waiting streams in the free slots."""
+        """Start the streams that wait, in the free slots."""
         if self.paused:
             return
         while self._model is not None and not self._stopping and self._waiting:

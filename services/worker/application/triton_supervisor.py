@@ -145,7 +145,7 @@ class TritonSupervisor:
             self.instances = await client.instances(models[-1])
         self._on_step("warming up")
         with self._phases.measure("warm_up"):
-            if self._deployment.upstream is None:  # an upstream is warm, and each call may cost money
+            if self._deployment.upstream is None:  # an upstream needs no warm-up, and a call may cost money
                 await warm_up(client, models[-1], signature, max_batch=self.limits.max_rows or None)
             if self._prepared.embedded is not None:
                 self._precision = await measured_here(client, models[-1], self._prepared.embedded)
