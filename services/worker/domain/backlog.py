@@ -49,7 +49,7 @@ class OfSequence(Protocol):
 class QueuedRequest:
     """A request of this worker; ``received`` is in seconds of the worker's monotonic clock.
 
-    ``sequence``: the sequence that it is a part of; None for most requests.
+    ``sequence``: the sequence to which the request belongs; None for most requests.
     """
 
     request: Request
@@ -110,7 +110,7 @@ class Backlog:
         return now - self._shared_at < SHARED_S
 
     def oldest(self) -> QueuedRequest | None:
-        """Return the request that has waited longest at the head of a queue."""
+        """Return the request that has waited longest, of those at the heads of the queues."""
         heads = [head for queue in self._tenants.values() if (head := queue.next().oldest()) is not None]
         if not heads:
             return self._copies.oldest()
@@ -151,7 +151,7 @@ class Backlog:
         return group
 
     def _served(self, tenant: bytes, group: list[QueuedRequest]) -> int:
-        """Charge a tenant for its requests in a call. Return their rows."""
+        """Charge a tenant for its requests in a call. Return the number of their rows."""
         queue = self._tenants[tenant]
         rows = sum(item.request.rows for item in group)
         if group:
@@ -271,12 +271,12 @@ class CallKeyQueue(Generic[T]):
         return next(iter(self._by_key.values()))[0] if self._by_key else None
 
     def rows_at_head(self) -> int:
-        """Return how many rows in the queue have the key at its head."""
+        """Return how many rows in the queue have the key of the request at its head."""
         items = next(iter(self._by_key.values()), ())
         return sum(item.request.rows for item in items)
 
     def rows_of(self, key: bytes) -> int:
-        """Return how many rows in the queue have a key."""
+        """Return how many rows in the queue have this key."""
         return sum(item.request.rows for item in self._by_key.get(key, ()))
 
     def take(self, max_rows: int) -> list[T]:

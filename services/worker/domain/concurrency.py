@@ -80,7 +80,7 @@ def effective_concurrency(
     open_calls: float | None,
     max_concurrency: int | None,
 ) -> float:
-    """Return how many requests share the duration of one call while a request always waits.
+    """Return how many requests share the duration of one call while the queue is never empty.
 
     ``batch``: the most rows of a call, 0 without a batch axis. The other values are recent means (None: not
     measured yet). ``call_rows`` and ``call_requests``: the rows and the requests of a call. ``open_calls``:

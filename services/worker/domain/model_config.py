@@ -242,7 +242,7 @@ def _quoted(text: str) -> str:
 
 
 def _top_level_fields(text: str) -> list[tuple[str, str, tuple[int, int]]]:
-    """Return each top-level field in order: its name, its scalar value or '', and the value's span."""
+    """Return each top-level field in order: its name, its scalar value or '', and the value's position."""
     fields: list[tuple[str, str, tuple[int, int]]] = []
     depth = 0
     field: str | None = None

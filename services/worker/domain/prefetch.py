@@ -23,8 +23,8 @@ def prefetch(
 
     A fixed number would be too large for slow models, because new workers would get nothing, and too small
     for quick models. The result is at least one more than ``max_calls``, and at least the ``awaited_batch``
-    that a call waits for. It also has room for full next calls (``max_batch`` requests each). Otherwise the
-    batches of a slow model would never have more than two requests.
+    that a call waits for. It also has room for next calls with full batches (``max_batch`` requests each).
+    Otherwise the batches of a slow model would never have more than two requests.
     """
     least = max(max_calls + 1, min(math.ceil(awaited_batch / max(frames_per_message, 1.0)), MAX_PREFETCH))
     if call_ms is None or call_ms <= 0:

@@ -52,7 +52,7 @@ class TimeLedger:
         self._now = clock
         self._at = clock()
         self._serving = False
-        self._open = 0  # calls
+        self._open = 0  # the number of open calls
         self._clock = 0  # the share of a call that was open all the time, in ns
         self._begun = 0  # the sum of the open calls' starts on `_clock`
         self._carry = 0  # ns that are not yet divided among the open calls

@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.worker.domain import llm_answers
 from tidegate.kernel.protocol.llm import Meta
 
-# The statuses for an upstream that is away: that of our runtime, and that of a proxy before the upstream.
+# The statuses if an upstream is away. A proxy in front of the upstream may send them too.
 AWAY = frozenset({502, 504})
 
 
