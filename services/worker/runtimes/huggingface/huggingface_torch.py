@@ -32,7 +32,8 @@ class TorchEngine:
         safe = {"use_safetensors": True} if any(home.glob("*.safetensors")) else {}
         self._model = kind.from_pretrained(home, dtype=torch.float32, **safe, **only_here).eval().to(device)
         if plan["task"] == "image-classification":
-            # Use the image processors that need only Pillow. transformers 5 has another name for them.
+            # Use the image processors that need only Pillow. In transformers 5, the option for this has
+            # another name.
             release = int(transformers.__version__.partition(".")[0])
             pillow: dict[str, Any] = {"backend": "pil"} if release >= 5 else {"use_fast": False}
             self._images = transformers.AutoImageProcessor.from_pretrained(home, **pillow, **only_here)

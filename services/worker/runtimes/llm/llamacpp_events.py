@@ -13,8 +13,8 @@ Tokenize = Callable[[str], list[int]]
 def with_counts(body: dict[str, Any], *, ids: bool = False) -> dict[str, Any]:
     """Return the body of a stream with the options that make llama.cpp report its token counts.
 
-    ``return_progress`` also makes llama.cpp report the progress of a long prompt, so that it can be cancelled
-    before the first token. ``ids``: also report the ids of tokens. llama.cpp reports ids only with log
+    ``return_progress`` makes llama.cpp send events during a long prompt. So the request can be cancelled
+    before its first token. ``ids``: also report the ids of tokens. llama.cpp reports ids only with log
     probabilities.
     """
     options = {**(body.get("stream_options") or {}), "include_usage": True}
@@ -55,7 +55,10 @@ class StreamEvents:
         return (None if "prompt_progress" in event and not self._keep_progress else event), meta
 
     def _facts(self, event: Event) -> tuple[dict[str, Any], bool]:
-        """Return the facts in an event, and True if the event was changed. Remove fields that were added."""
+        """Return the facts in an event. Remove the fields that only Tidegate requested.
+
+        Also return True if a field was removed.
+        """
         meta: dict[str, Any] = {}
         timings, usage, changed = event.get("timings"), event.get("usage"), False
         if usage:

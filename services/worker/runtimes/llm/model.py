@@ -26,8 +26,8 @@ from tally import Tally
 FOLDER = Path(__file__).resolve().parent
 MODULES = {"llamacpp": "llamacpp", "vllm": "vllm", "openai-url": "upstream"}
 STATS = "/tidegate/stats"
-# Seconds between two checks if the caller still waits. Each check is a call to Triton's process, which would
-# cost too much for each token.
+# Seconds between two checks whether the caller still waits. Each check is a call to Triton's process, which
+# would cost too much for each token.
 WATCH_S = 0.05
 
 

@@ -1,7 +1,7 @@
 """Send requests to an OpenAI-compatible server that somebody else runs.
 
-The upstream's credential is in the variable :data:`CREDENTIAL` of this process, and nowhere else. It is
-removed from everything that the upstream answers.
+The upstream's credential is in the variable :data:`CREDENTIAL` of this process, and nowhere else. The
+credential is removed from everything that the upstream answers.
 """
 
 from __future__ import annotations

@@ -66,15 +66,15 @@ def environment(
     libraries: Path,
     place: str,
 ) -> dict[str, str]:
-    """Return the environment.
+    """Return the environment of the server.
 
     ``libraries``: the folder of libraries of vLLM's own environment. ``place``: an empty folder that only the
     server's user can open.
     """
     found = {key: value for key, value in inherited.items() if key not in _MISLEADING}
     # PyTorch caches compiled code in the folder of temporary files, by the name of the user. Models with
-    # different uids have the same user name. So a model would read the code of another one, or fail if it has
-    # no right to.
+    # different uids have the same user name. So a model would load the code of another model, or fail if it
+    # may not read that code.
     found["TMPDIR"] = place
     if "HOME" in found:
         found.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{found['HOME']}/.cache/torchinductor")

@@ -142,7 +142,7 @@ class Upstream:
 
 
 def packed(array: Any) -> bytes:
-    """Return the raw bytes of an array; strings with their lengths."""
+    """Return the raw bytes of an array. Each string is preceded by its length."""
     if array.dtype != np.object_:
         raw: bytes = np.ascontiguousarray(array).tobytes()
         return raw

@@ -45,7 +45,7 @@ class TritonPythonModel:
         self._session = open_session(path, options(config), gpu)
         check_outputs(self._session)
         if config.get("sequence_batching", {}).get("state"):
-            from states import StatefulRows  # no other model needs this file
+            from states import StatefulRows  # only stateful models have this file
 
             self.execute = StatefulRows(config, self._run).execute
         else:

@@ -20,8 +20,7 @@ class StatefulRows(Rows):
         super().__init__(config, call)
         batching = config["sequence_batching"]
         self._states = {state["input_name"]: state["output_name"] for state in batching["state"]}
-        # As many sequences as Triton keeps. If there are more, the sequences that were unused for longest
-        # have ended.
+        # Keep the states of as many sequences as Triton keeps. Older states are of sequences that have ended.
         slots = batching.get("oldest", {}).get("max_candidate_sequences", 0)
         self._most = max(1, int(slots), int(config["max_batch_size"]))
         self._kept: OrderedDict[Any, dict[str, Any]] = OrderedDict()
