@@ -74,7 +74,7 @@ async def _serving(
     sandbox = sandbox_of(settings, folder)
     preparation = Preparation(settings, assignment, folder, sandbox, Phases(time.perf_counter), _say)
     install = await preparation.install()
-    operator = Settings()  # only a replica has a token
+    operator = Settings()  # use the operator's own token: this is no replica
     prepared = await preparation.prepare(install, operator.registry_url, operator.service_token)
     _enable_faulthandler(prepared.repository)
     models = prepared.models

@@ -14,7 +14,8 @@ class WorkerSettings(Settings):
     """The settings that only the worker has."""
 
     service: ClassVar[str] = "worker"
-    # A worker runs models of users. So its only token is the replica's, which allows one artifact's download.
+    # A worker runs the code of users. So it has only the replica's token, which allows the download of one
+    # artifact.
     holds_service_token: ClassVar[bool] = False
 
     triton_server: Path | None = Field(
