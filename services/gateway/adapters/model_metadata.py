@@ -46,7 +46,7 @@ class ModelMetadataCache:
             names = list(self._names())
             try:
                 fresh = await self._store.models(names)
-                # Keep metadata that the store has lost. The model of a version never changes, so it is valid.
+                # Keep metadata that the store has lost. It is still valid: a version never changes.
                 self._metadata = {
                     n: m for n in names if (m := fresh.get(n) or self._metadata.get(n)) is not None
                 }

@@ -208,7 +208,7 @@ def prepare_again(pending: PendingRequest) -> None:
     """Prepare a request to be sent after a reconnect."""
     if pending.sent and pending.order is not None:
         # The first copy may still run. So the second copy gets another attempt number, to tell their chunks
-        # apart. With a lane, the next number is in use: a copy that leaves its replica's own queue gets it.
+        # apart. A first copy that leaves its replica's own queue gets the next number: with a lane, skip it.
         assert pending.frame is not None
         pending.order.attempt += 1 if pending.lane is None else 2
         pending.frame = renumbered(pending.frame, pending.order.attempt)

@@ -44,7 +44,8 @@ def choose_coding(accepted: bytes, *, binary: bool) -> bytes | None:
     """Return the coding to use for this ``Accept-Encoding``: gzip, deflate or None.
 
     Many clients list several codings by default, and binary tensors hardly shrink. So a binary response is
-    compressed only if the header names exactly one coding. Triton's clients do so if their user wants it.
+    compressed only if the header names exactly one coding. Triton's clients name exactly one if their
+    user wants compression.
     """
     if accepted in _CODINGS:
         return accepted

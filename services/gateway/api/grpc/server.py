@@ -130,7 +130,7 @@ async def sweep_all(connections: set[GrpcConnection]) -> None:
 
 
 def sweep(connection: GrpcConnection, now: float) -> None:
-    """End a connection, or some of its calls, if they have been stalled for too long."""
+    """End a connection that has been stalled for too long, or only its stalled calls."""
     silent = now - connection.active
     if silent > UNREAD_S and (connection.closing or (connection.paused and not connection.calls)):
         connection.abort()  # not `end`: the client does not read, so it would not get the reason
