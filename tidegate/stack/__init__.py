@@ -1,6 +1,6 @@
 """The embedded stack: RabbitMQ, Valkey and the services as processes under one supervisor.
 
-The command line calls ``up`` and ``down``; ``tidegate status`` shows ``state``.
+The command line calls ``up`` and ``down``. ``tidegate status`` shows the result of ``state``.
 """
 
 from tidegate.stack.errors import ChildFailed, MissingPart, PortBusy, StackError

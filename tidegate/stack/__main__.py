@@ -1,4 +1,4 @@
-"""``python -m tidegate.stack``: the supervisor."""
+"""``python -m tidegate.stack``: run the stack's supervisor."""
 
 import sys
 

@@ -14,15 +14,15 @@ from tidegate.kernel import credentials
 from tidegate.kernel.broker.permissions import BROKER, JOB_STORE, LIVE_STORE
 
 VHOST = "/"
-# Users with well-known passwords: RabbitMQ's default user, and that of earlier releases in containers.
-# Both are locked.
+# Users with well-known passwords, which are locked: RabbitMQ's default user (guest), and the user of earlier
+# releases in containers (tidegate).
 LOCKED = ("guest", "tidegate")
 
 
 def rabbitmq_definitions(passwords: Mapping[str, str]) -> str:
     """Return RabbitMQ's definitions: a user for each service, with only the permissions that it needs.
 
-    ``passwords`` are by service name. The same passwords give the same text.
+    ``passwords`` are by service name. The same passwords always result in the same text.
     """
     users = [
         {
@@ -66,15 +66,15 @@ def valkey_users(passwords: Mapping[str, str], rules: Mapping[str, str]) -> str:
 def _rabbitmq_hash(password: str) -> str:
     """Return a password as RabbitMQ stores it: base64 of a 4-byte salt and sha256(salt + password).
 
-    The salt is derived from the password, so the same password always gives the same text. The passwords are
-    random, so a salt that is not random is enough.
+    The salt is derived from the password, so the same password always has the same hash. Passwords are
+    random, so the salt need not be random.
     """
     salt = hashlib.sha256(f"salt {password}".encode()).digest()[:4]
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 def write(secrets: Path, servers: Path) -> None:
-    """Make the passwords that are missing in ``secrets``, and write each server's files below ``servers``.
+    """Create missing passwords in ``secrets``, and write each server's files below ``servers``.
 
     The servers' files contain hashes instead of passwords, so every user may read them. A server in a
     container runs as another user and sees only its own folder.
@@ -95,7 +95,7 @@ def write(secrets: Path, servers: Path) -> None:
 
 
 def main() -> None:
-    """Run ``python -m tidegate.stack.accounts SECRETS SERVERS`` for servers in containers."""
+    """Write the files for servers in containers: ``python -m tidegate.stack.accounts SECRETS SERVERS``."""
     os.umask(0o022)
     write(Path(sys.argv[1]), Path(sys.argv[2]))
 

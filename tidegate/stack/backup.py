@@ -1,7 +1,7 @@
 """Back up a stack while it runs: its database, artifacts, jobs, secrets and settings.
 
-No server is stopped or queried. The order makes the copy consistent: the database is copied before the
-artifacts that it names, and large payloads before and after the jobs that refer to them.
+No server is stopped. The order of the copies makes the backup consistent: the database is copied before the
+artifacts that it names, and large payloads are copied both before and after the jobs that refer to them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ OnStep = Callable[[str, str], None]
 
 DATABASE = {databases.SQLITE: "database.sqlite", databases.POSTGRESQL: "database.dump"}
 STATE, ARTIFACTS, BLOBS, JOBS = "state", "artifacts", "blobs", "jobs"
-# Folders below `data` that are copied in another way, or are useless on another machine.
+# Folders below `data` that are copied in another way, or that are useless on another machine.
 _NOT_AS_FILES = ("rabbitmq", "valkey", "jobs", "artifacts", "blobs", "prometheus")
 _TRIES = 3
 
 
 def is_state(name: str) -> bool:
-    """Return True for the parts of the state folder that a backup has: single files, secrets and data.
+    """Return True for a file of the state folder that a backup contains: single files, secrets and data.
 
-    A backup must not contain programs and run-time records, which a start makes again.
+    A backup does not contain programs and run-time records, because a start creates them again.
     """
     first, *rest = name.split("/")
     return not rest or first == "secrets" or (first == "data" and rest[0] not in _NOT_AS_FILES)
@@ -45,7 +45,7 @@ def ignore(_: str, __: str) -> None:
 
 
 def local_folder(url: str) -> Path | None:
-    """Return the folder of a store's URL. Return None if the store is not a folder."""
+    """Return the folder that a store's URL names; None if the store is not a folder."""
     parts = urlsplit(url)
     if parts.scheme not in ("", "file"):
         return None
@@ -73,7 +73,7 @@ def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifes
 
 
 class _MissedArtifact(Exception):
-    """A version in the copied database was deleted during the backup, together with its artifact."""
+    """A version in the copied database has no artifact, because it was deleted during the backup."""
 
 
 def _backup(settings: Settings, place: Path, on_step: OnStep) -> Manifest:
@@ -104,7 +104,7 @@ def _backup(settings: Settings, place: Path, on_step: OnStep) -> Manifest:
 def _database(settings: Settings, aside: Path, writer: Writer) -> set[str]:
     """Add the registry's database. Return the digests of the artifacts that it needs.
 
-    Empty for PostgreSQL, whose copy is not read.
+    The set is empty for PostgreSQL, because its dump is not read.
     """
     manifest = writer.manifest
     copy = aside / DATABASE[manifest.database]
@@ -149,10 +149,10 @@ def _blobs(settings: Settings, writer: Writer) -> None:
 
 
 def _jobs(settings: Settings, writer: Writer) -> None:
-    """Add the log of the jobs' Valkey up to its end.
+    """Add the append-only log of the jobs' Valkey.
 
     All files are opened first, so a file that the server replaces during the copy stays readable. The copy
-    may end anywhere, because the server ignores an incomplete last command.
+    may end in the middle of a command, because the server ignores an incomplete last command.
     """
     if not is_embedded(settings.jobs_url, settings.jobs_port):
         writer.manifest.left_out[JOBS] = "their Valkey is elsewhere (TIDEGATE_JOBS_URL)"
@@ -209,7 +209,7 @@ def _kept(state: Path) -> Iterator[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the plain files below a folder, sorted. Leave out files that are deleted during the walk."""
+    """Yield the plain files below a folder, sorted by path. Skip files that are deleted meanwhile."""
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if path.is_file() and not path.is_symlink():
             yield path

@@ -1,4 +1,4 @@
-"""The format of a backup: a tar of plain files, then a manifest with the checksum of each."""
+"""The format of a backup: a tar with plain files, then a manifest with the checksum of each file."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _PIECE = 2**20
 
 
 class BackupError(StackError):
-    """A backup that could not be made or restored. ``str()`` is a complete message."""
+    """A backup could not be made or restored. ``str()`` returns the complete message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file of a backup."""
+    """The checksum and the size (bytes) of a file in a backup."""
 
     sha256: str
     size: int
@@ -39,7 +39,7 @@ class Stored:
 
 @dataclass(slots=True)
 class Manifest:
-    """The contents of a backup and the versions that made it. ``left_out``: missing parts and the reasons."""
+    """The files of a backup, and the versions that made it. ``left_out``: missing parts and the reasons."""
 
     format: int = FORMAT
     tidegate: str = ""
@@ -53,12 +53,12 @@ class Manifest:
     files: dict[str, Stored] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return the manifest as plain JSON types."""
         return asdict(self)
 
     @classmethod
     def parse(cls, raw: bytes) -> Manifest:
-        """Return the manifest of these bytes. Raise BackupError."""
+        """Return the manifest from its JSON. Raise BackupError."""
         try:
             document = json.loads(raw)
             number = document["format"]
@@ -74,7 +74,7 @@ class Manifest:
 
 
 class Writer:
-    """A writer that adds files to a backup and lists them in ``manifest``."""
+    """Adds files to a backup, and lists them in ``manifest``."""
 
     def __init__(self, tar: tarfile.TarFile, manifest: Manifest) -> None:
         self._tar = tar
@@ -119,11 +119,12 @@ class _Hashing:
 
 @contextmanager
 def written(place: Path, manifest: Manifest) -> Iterator[Writer]:
-    """Write a backup during the block. The complete file appears at the end; only its owner can read it.
+    """Write a backup during the block. The file appears at the end; only its owner can read it.
 
-    A name that ends with ``.gz`` or ``.tgz`` is compressed.
+    The file is compressed if its name ends with ``.gz`` or ``.tgz``.
     """
-    # The name is random. In a folder that others can write, a known name could be a link made by them.
+    # The temporary name is random. If others can write to the folder, they could create a link with a known
+    # name.
     descriptor, made = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
     part = Path(made)
     try:
@@ -187,7 +188,7 @@ def verified(place: Path) -> Manifest:
 
 
 def extract(place: Path, target_of: Callable[[str], Path], manifest: Manifest) -> None:
-    """Write each file of a verified backup to its path. Compare the checksums again."""
+    """Write each file of a verified backup to its path. Verify the checksums again."""
     for name, file, _ in _members(place):
         if name == MANIFEST:
             continue
@@ -204,11 +205,11 @@ def extract(place: Path, target_of: Callable[[str], Path], manifest: Manifest) -
 
 
 def _members(place: Path) -> Iterator[tuple[str, IO[bytes], int]]:
-    """Yield name, content and size of each file. Raise BackupError if one cannot be read."""
+    """Yield name, content and size of each file. Raise BackupError if a file cannot be read."""
     try:
         with tarfile.open(place, mode="r|*") as tar:
             for member in tar:
-                # A sparse file of a few bytes can claim any size. The writer makes none.
+                # Refuse sparse files: with few bytes they can claim any size. A backup never has one.
                 plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
                 file = tar.extractfile(member) if plain else None
                 if file is None:
@@ -226,7 +227,7 @@ _UNREADABLE = (tarfile.TarError, EOFError, OSError, zlib.error)
 
 
 class _Readable:
-    """A file in a tar. A failed read raises BackupError."""
+    """A file in the tar. Raises BackupError if a read fails."""
 
     def __init__(self, place: Path, file: IO[bytes]) -> None:
         self._place = place

@@ -1,4 +1,4 @@
-"""A process of the stack as a plain value: its command, readiness probe and stop order."""
+"""A process of the stack as a value: its command, readiness probe and stop order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A readiness probe in the child's own protocol; ``http`` and ``https`` request ``path``.
+    """A readiness probe in the child's own protocol. ``http`` and ``https`` request ``path``.
 
     ``login``: a user and the file with its password, for a server that requires one.
     """
@@ -41,11 +41,10 @@ class Probe:
 class Child:
     """One process of the stack.
 
-    Without a ``probe`` it is a step: it runs once and must exit with 0. ``after`` names the children that
-    must be ready first. Children stop in ascending ``stop_order``. ``after_stop`` is a command that runs
-    after the child has ended. Before each start, ``files`` are written
-    and ``links`` (link to target) are made. The stack is up without an ``optional`` child, which is started
-    until it runs.
+    A child without a ``probe`` is a step: it runs once and must exit with 0. ``after`` names the children
+    that must be ready first. Children stop in ascending ``stop_order``. ``after_stop`` is a command that runs
+    after the child has ended. Before each start, ``files`` are written and ``links`` (link to target) are
+    created. The start of the stack does not wait for an ``optional`` child; failed starts are repeated.
     """
 
     name: str

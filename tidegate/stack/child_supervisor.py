@@ -1,4 +1,4 @@
-"""Supervise one child: start it, wait until it is ready, restart it when it dies."""
+"""Supervise one child: start it, wait until it is ready, and restart it when it ends."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ STEADY_S = 60.0
 
 
 def backoff_s(deaths: int) -> float:
-    """Return the seconds to wait after the ``deaths``-th death in a row, counted from 1."""
+    """Return the seconds to wait before a restart. ``deaths``: the quick deaths in a row, at least 1."""
     return BACKOFF_S[min(deaths, len(BACKOFF_S)) - 1]
 
 
 @dataclass(slots=True)
 class ChildSupervisor:
-    """A supervisor of one child. It passes the changed fields of the child's record to ``report``."""
+    """Supervises one child, and passes the changed fields of its record to ``report``."""
 
     child: Child
     log: Path
@@ -40,7 +40,7 @@ class ChildSupervisor:
     async def run(self) -> None:
         """Keep the child running until cancelled.
 
-        Raise ChildFailed if it ends before it is first ready, unless it is optional.
+        Raise ChildFailed if the child ends before it was ever ready, unless it is optional.
         """
         for name in self.child.after:
             self._report("waiting", detail=f"for {name}")
@@ -62,7 +62,7 @@ class ChildSupervisor:
         self._report("starting", process=processes.find(self.process.pid))
         if self.child.probe is not None:
             await self._wait_ready(self.process, offset)
-        # Poll, because Popen.wait in a thread would block the interpreter's exit.
+        # Poll, because Popen.wait in a thread would block the exit of the interpreter.
         while (code := self.process.poll()) is None:
             await asyncio.sleep(POLL_S)
         return code
@@ -97,7 +97,8 @@ class ChildSupervisor:
         await asyncio.sleep(delay)
 
     def _kill_group(self) -> None:
-        # Processes left in the group (helpers of the Erlang VM) would keep its ports.
+        # Processes that are left in the group, such as helpers of the Erlang VM, would keep the child's
+        # ports.
         if self.process:
             processes.kill_group(self.process.pid)
 

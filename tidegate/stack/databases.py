@@ -1,4 +1,4 @@
-"""Copy the registry's database: SQLite by its backup API, PostgreSQL by its own programs."""
+"""Copy the registry's database: SQLite with its backup API, PostgreSQL with its own programs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _LIMIT_S = 3600.0
 
 
 def kind_of(url: str) -> str:
-    """Return ``sqlite`` or ``postgresql``."""
+    """Return the kind of a database URL: ``sqlite`` or ``postgresql``."""
     return SQLITE if url.startswith("sqlite") else POSTGRESQL
 
 
 def sqlite_path(url: str) -> Path:
-    """Return the file of an SQLite URL. Three slashes precede a relative path, four an absolute one."""
+    """Return the file of an SQLite URL. A relative path follows three slashes, an absolute path four."""
     return Path(unquote(url.partition("://")[2].partition("?")[0].removeprefix("/"))).absolute()
 
 
 def copy_sqlite(source: Path, target: Path) -> None:
-    """Make a consistent copy of a database, even while it is written. Raise BackupError."""
+    """Make a consistent copy of a database, even if it is in use. Raise BackupError."""
     try:
         with closing(sqlite3.connect(source, timeout=30)) as live, closing(sqlite3.connect(target)) as copy:
             live.backup(copy)
@@ -52,7 +52,7 @@ def counts(path: Path) -> dict[str, int]:
 
 
 def schema(path: Path) -> str | None:
-    """Return the schema revision of a copy of the registry's database; None: it has no tables."""
+    """Return the schema revision of a copy of the registry's database; None if it has no tables."""
     with closing(sqlite3.connect(path)) as copy:
         try:
             row = copy.execute("SELECT version_num FROM alembic_version").fetchone()
@@ -91,7 +91,7 @@ def postgresql_is_empty(url: str) -> bool:
 
 
 def _connection(url: str) -> tuple[str, dict[str, str]]:
-    """Return the URL for PostgreSQL's programs, and an environment with its password."""
+    """Return the URL for PostgreSQL's programs, and an environment with the URL's password."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     user = f"{parts.username}@" if parts.username else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class StackError(Exception):
-    """The stack could not be started or stopped. ``str()`` is a complete message."""
+    """The stack could not be started or stopped. ``str()`` returns the complete message."""
 
 
 class PortBusy(StackError):
@@ -12,7 +12,7 @@ class PortBusy(StackError):
 
 
 class ChildFailed(StackError):
-    """A process of the stack ended, or was not ready in time, during the start."""
+    """A process of the stack ended during the start, or was not ready in time."""
 
 
 class MissingPart(StackError):

@@ -1,4 +1,4 @@
-"""Start one child: make its folders and files, open its log, start the process."""
+"""Start one child: create its folders and files, open its log, start its process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ TAIL_LINES = 15
 
 
 def spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
-    """Start the child in its own session, where a Ctrl-C in the terminal does not reach it."""
+    """Start the child in its own session, so that Ctrl-C in the terminal does not end it."""
     for folder in (*child.folders, log.parent):
         folder.mkdir(parents=True, exist_ok=True)
     for path, text in child.files.items():
         path.write_text(text)
     for place, target in child.links.items():
         if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)  # a copy of the state folder can have a real folder in place of the link
+            shutil.rmtree(place)  # a copied state folder can have a real folder here
         place.unlink(missing_ok=True)
         place.symlink_to(target)
     with log.open("ab") as output:
@@ -34,7 +34,7 @@ def spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
 
 
 def tail(log: Path, *, start: int = 0, lines: int = TAIL_LINES) -> str:
-    """Return the last lines of a log after byte ``start``."""
+    """Return the last lines of a log, without the first ``start`` bytes."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)

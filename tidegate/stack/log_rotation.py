@@ -20,7 +20,7 @@ async def keep_short(state: Path) -> None:
 
 
 def shorten(folder: Path, limit_bytes: int) -> None:
-    """Move the content of each log over the limit to ``<name>.log.1``. Its writer continues to append."""
+    """Move the content of each log over the limit to ``<name>.log.1``. The log stays open for its writer."""
     for log in folder.glob("*.log"):
         if log.name == ROTATED_BY_ITS_WRITER:
             continue

@@ -19,8 +19,8 @@ _FIELD = re.compile(r"^(Pss|Rss):\s+(\d+) kB", re.MULTILINE)
 class PartMemory:
     """The memory of a part in bytes.
 
-    ``pss`` shares each page among the processes that have it, so the parts sum up. ``rss`` counts such a page
-    in each of them.
+    ``pss`` divides a shared page among its processes, so the values of all parts can be added up. ``rss``
+    counts the whole page for each process.
     """
 
     name: str
@@ -30,7 +30,7 @@ class PartMemory:
 
 
 def of_stack(record: StackRecord, state: Path) -> list[PartMemory]:
-    """Return the memory of each part and each replica. A process that cannot be read is left out."""
+    """Return the memory of each part and each replica. Skip processes that cannot be read."""
     parents = {child.process.pid: child.name for child in record.children if child.process}
     if record.supervisor is not None:
         parents[record.supervisor.pid] = "supervisor"

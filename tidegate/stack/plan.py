@@ -21,16 +21,16 @@ SERVICES = ("registry", "router", "autoscaler", "gateway")
 
 CONTROL = "control"
 
-# The autoscaler stops first, so that no replica is started while replicas stop. Then the gateway, then the
-# services that others need.
+# The autoscaler stops first, so that it starts no replica while replicas stop. Then the gateway stops, then
+# the services that the gateway needs.
 STOP_ORDER = {"autoscaler": 10, "gateway": 20, "router": 30, "registry": 40}
 SWEEP_LIMIT_S = 60.0
-# On SIGTERM the gateway waits up to 30 s for the responses of its callers.
+# On SIGTERM the gateway answers the requests in flight, for up to 30 s.
 GRACE_S = {"gateway": 40.0}
 
 
 def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
-    """Return the processes of the stack in starting order, without servers that run elsewhere."""
+    """Return the processes of the stack in the order of their start, without servers that run elsewhere."""
     state = settings.state_path
     env = _environment(settings, environ)
     servers: list[Child] = []
@@ -86,7 +86,7 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
 
 
 def _control(settings: Settings, env: Mapping[str, str], needed: tuple[str, ...]) -> Child:
-    """Return the process that has registry, router and autoscaler. The autoscaler is up last."""
+    """Return the process of registry, router and autoscaler. It is ready when the autoscaler is ready."""
     autoscaler = _service("autoscaler", settings, env, needed)
     ports = [_service(name, settings, env, needed).ports for name in ("registry", "router")]
     return replace(
@@ -99,7 +99,7 @@ def _control(settings: Settings, env: Mapping[str, str], needed: tuple[str, ...]
 
 
 def _monitoring(settings: Settings, env: Mapping[str, str]) -> tuple[Child, ...]:
-    """Return Prometheus if the settings want it. Raise MissingPart if they require it and it is missing."""
+    """Return Prometheus if the settings enable it. Raise MissingPart if it is required but missing."""
     program = prometheus.installed() if settings.monitoring != "off" else None
     if program is None:
         if settings.monitoring == "on":
@@ -123,8 +123,8 @@ def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tupl
         probe=Probe("https" if name == "gateway" and settings.tls_cert else "http", port, probe_host),
         stop_order=STOP_ORDER[name],
         ports=ports,
-        # The registry starts at the same time as RabbitMQ and waits for it. The other services start when the
-        # registry listens.
+        # The registry starts at the same time as RabbitMQ, and waits for RabbitMQ itself. The other services
+        # start when the registry is ready.
         after=("migrate",) if name == "registry" else (*needed, "registry"),
         after_stop=(*_module("services.autoscaler"), "sweep") if name == "autoscaler" else (),
         grace_s=GRACE_S.get(name, 15.0),
@@ -136,18 +136,19 @@ def _login(settings: Settings, server: str) -> tuple[str, Path]:
 
 
 def _module(name: str) -> tuple[str, ...]:
-    # -P: do not import from the current folder.
+    # -P: do not import modules from the current folder.
     return (sys.executable, "-P", "-m", name)
 
 
 def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of every child: the settings as resolved here, and the mark of the stack."""
+    """Return the environment of every child: the current settings, and the stack's mark."""
     mine = {"service_token", "api_key", "runtime_dir", "state_dir"}
     values = settings.model_dump(exclude=mine, exclude_none=True)
-    # The URLs have no passwords, because each child reads its own password.
+    # The URLs contain no passwords, because each child reads its own password.
     values |= settings.server_urls
     ours = {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
-    # Pass the current settings of the file, so that a service that is restarted later has the same ones.
+    # Pass the current settings of the file, so that a restarted service has them even if the file has
+    # changed.
     file = {name: value for name, value in settings.file_values.items() if value and not environ.get(name)}
     sources = json.loads(environ.get(SOURCES) or "{}") | dict.fromkeys(file, FILE)
     for name, source in settings.sources().items():
@@ -169,7 +170,7 @@ def _folders(settings: Settings) -> dict[str, str]:
 
 
 def is_embedded(url: str, port: int) -> bool:
-    """Return True if the URL is that of the stack's own server."""
+    """Return True if the URL names the stack's own server."""
     parts = urlsplit(url)
     return parts.hostname in {"127.0.0.1", "localhost"} and parts.port == port
 

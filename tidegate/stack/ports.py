@@ -1,4 +1,4 @@
-"""Find free ports, and the processes that use ports."""
+"""Find free ports, and the process that uses a port."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidegate.stack import processes
 from tidegate.stack.child import MARK, Port
 from tidegate.stack.errors import PortBusy
 
-# Below the range from which the kernel assigns ports to outgoing connections.
+# The first candidate. It is below the range from which the kernel assigns ports to outgoing connections.
 _FIRST = 10_000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _APART = 997  # ports between the first candidates of two consecutive processes
@@ -22,8 +22,8 @@ _APART = 997  # ports between the first candidates of two consecutive processes
 def free_ports(count: int) -> list[int]:
     """Return ``count`` loopback ports that are free now, and likely to stay free until they are used.
 
-    They are outside the range that the kernel assigns to outgoing connections. Two calls in a process do not
-    return the same port, and different processes begin at different ports.
+    They are outside the range from which the kernel assigns ports to outgoing connections. Two calls in a
+    process do not return the same port. Different processes begin at different ports.
     """
     return list(itertools.islice(filter(_is_free, _ports), count))
 
@@ -50,7 +50,7 @@ _ports = _candidates()
 
 
 def check_free(ports: Iterable[Port]) -> None:
-    """Raise :class:`PortBusy` if a port cannot be listened on. The message names the process that uses it."""
+    """Raise :class:`PortBusy` if a port is in use. The message names the process that uses it."""
     complaints = [text for port in ports if (text := _complaint(port))]
     if complaints:
         raise PortBusy("\n".join(complaints))

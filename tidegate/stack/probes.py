@@ -1,4 +1,4 @@
-"""Probe readiness in each server's own protocol, because a server with an open port may not answer yet."""
+"""Probe readiness in each server's own protocol, because an open port does not mean that it answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TIMEOUT_S = 1.0
 
 
 def problem(probe: Probe) -> str | None:
-    """Return None if the child is ready, else the reason in a few words. Block for at most a second."""
+    """Return None if the child is ready, otherwise the reason in a few words. Block for at most a second."""
     try:
         match probe.kind:
             case "tcp":

@@ -1,4 +1,4 @@
-"""Find and end processes, with /proc. Pids are reused, so a process is identified by pid and start time."""
+"""Find and end processes through /proc. A process is identified by pid and start time: pids are reused."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Process:
     started: int
 
     def alive(self) -> bool:
-        """Return True if this process runs. A zombie does not run."""
+        """Return True if this process runs, False for a zombie."""
         return find(self.pid) == self
 
     def command(self, limit: int | None = 120) -> str:
-        """Return the command line, cut to ``limit``. It is empty for an ended or a kernel process."""
+        """Return the command line, cut to ``limit`` characters; empty for an ended or a kernel process."""
         with contextlib.suppress(OSError):
             words = (PROC / str(self.pid) / "cmdline").read_bytes().split(b"\0")
             return b" ".join(words).decode(errors="replace").strip()[:limit]
         return ""
 
     def environment(self) -> dict[str, str]:
-        """Return the initial environment. It is empty for an ended process or one of another user."""
+        """Return the initial environment; empty for an ended process, or for a process of another user."""
         with contextlib.suppress(OSError):
             items = (PROC / str(self.pid) / "environ").read_bytes().decode(errors="replace").split("\0")
             return dict(item.split("=", 1) for item in items if "=" in item)
@@ -58,13 +58,14 @@ def find(pid: int) -> Process | None:
         stat = (PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:
         return None
-    # The name in parentheses may contain spaces and parentheses, so fields are counted after the last one.
+    # The name in parentheses may contain spaces and parentheses. So count the fields after the last
+    # parenthesis.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in {"Z", "X"} else Process(pid, int(fields[19]))
 
 
 def marked(state: Path) -> list[Process]:
-    """Return every process of the stack of this state folder, except the calling one."""
+    """Return every process that belongs to the stack of this state folder, except the calling process."""
     own = os.getpid()
     found = (find(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdigit())
     return [p for p in found if p and p.pid != own and _belongs(p, state)]
@@ -72,7 +73,7 @@ def marked(state: Path) -> list[Process]:
 
 def _belongs(process: Process, state: Path) -> bool:
     environment = process.environment()
-    # A model server's environment does not have the mark, but its command line names the replica's folder.
+    # A model server's environment lacks the mark, but its command line names the replica's folder.
     of_replica = REPLICA in environment and f"{state}/" in process.command(limit=None)
     return environment.get(MARK) == str(state) or of_replica
 
@@ -88,7 +89,7 @@ def wait_gone(processes: Iterable[Process], limit_s: float) -> list[Process]:
 
 
 def stop(processes: Sequence[Process], grace_s: float) -> None:
-    """Send SIGTERM to each process, and SIGKILL to the group of each that runs after ``grace_s`` seconds."""
+    """Send SIGTERM to each process. After ``grace_s`` seconds, kill the groups of those that still run."""
     for process in processes:
         process.send(signal.SIGTERM)
     left = wait_gone(processes, grace_s)

@@ -1,4 +1,4 @@
-"""Profiles of a stack: what differs on a small machine. Pure."""
+"""Profiles of a stack: the settings that differ on a small machine. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from tidegate.kernel.settings.base import Settings
 EDGE = "edge"
 DAY_S = 86_400
 
-# One core and 1 GB: smaller limits of memory, fewer rounds, and a week for an uplink to return.
+# For one core and 1 GB: lower memory limits and longer intervals. Jobs, upstreams and webhooks wait up to a
+# week, because the network may be away for days.
 _EDGE = {
     "MONITORING": "off",
     "GATEWAY_WORKERS": 1,
@@ -37,12 +38,12 @@ _EDGE = {
     "WEBHOOK_GIVE_UP_S": 7.0 * DAY_S,
     "WEBHOOK_LONGEST_RETRY_S": 300.0,
 }
-# One arena: each further one keeps freed memory of its own.
+# One malloc arena, because each further arena keeps freed memory.
 _PROCESS = {"MALLOC_ARENA_MAX": "1"}
 
 
 def defaults(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings of the profile, by variable, without those that the user has set."""
+    """Return the profile's settings, by variable, without settings that the user has set."""
     if settings.profile != EDGE:
         return {}
     given = {name for name, value in (*environ.items(), *settings.file_values.items()) if value}
@@ -51,7 +52,7 @@ def defaults(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def process_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return variables that are no settings, such as malloc's, without those that the user has set."""
+    """Return the profile's other variables, such as malloc's, without variables that the user has set."""
     if settings.profile != EDGE:
         return {}
     return {name: value for name, value in _PROCESS.items() if not environ.get(name)}

@@ -26,25 +26,26 @@ MISSING = (
     "Prometheus is not installed: run `tidegate up --with-monitoring`, or `sudo apt-get install prometheus`. "
     "TIDEGATE_MONITORING=auto starts without it."
 )
-# The rules of this source: recording rules and alerts. A file that is missing is no error.
+# The files with Tidegate's recording rules and alerts. A missing file is not an error.
 _FOLDER = Path(__file__).parents[2] / "deploy" / "monitoring"
 RECORDING, ALERTS = _FOLDER / "rules.yml", _FOLDER / "alerts.yml"
-# Older releases refuse the field `keep_firing_for` of alerts.
+# The first release that knows the field `keep_firing_for` of alerts. Earlier releases get no alerts.
 ALERTS_SINCE = (2, 42)
 SERVICES = ("gateway", "registry", "router", "autoscaler")
-# No password fits this hash, so a Prometheus without a metrics token does not start.
+# No password matches this hash. Prometheus does not start with it, so it never runs without a password.
 _NO_HASH = "!"
 VERSION_LIMIT_S = 10.0
-# One query may read this many samples: 16 bytes each, and 50 million by default.
+# The most samples that a query may read. A sample needs 16 bytes. Prometheus's default is 50 million.
 MOST_SAMPLES = 5_000_000
-# A page with more samples is not read, so that no target fills Prometheus's memory. A gateway's page has 121
-# for each Deployment and about 10 for each endpoint (of a language model 120 more): 1,000 Deployments fit.
+# Prometheus refuses a target's page with more samples, so that no target can fill its memory. A gateway's
+# page has 121 samples for each Deployment (241 for a language model) and about 10 for each endpoint. So the
+# limit is enough for 1,000 Deployments.
 PAGE_SAMPLES = 200_000
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The port, the sources and the limits of Prometheus, which writes only to ``home``."""
+    """The port, the targets and the limits of Prometheus. It writes only to ``home``."""
 
     home: Path
     port: int
@@ -59,12 +60,12 @@ class Place:
 
 
 def installed() -> str | None:
-    """Return the path of Prometheus's program; None if there is none."""
+    """Return the path of Prometheus's program; None if it is not installed."""
     return shutil.which("prometheus")
 
 
 def version_of(program: str) -> tuple[int, ...]:
-    """Return the version of Prometheus, such as ``(2, 42)``; empty if the program does not say it."""
+    """Return the version of Prometheus, such as ``(2, 42)``; empty if it is unknown."""
     try:
         done = subprocess.run(
             [program, "--version"],
@@ -81,7 +82,7 @@ def version_of(program: str) -> tuple[int, ...]:
 
 
 def place(settings: Settings, version: tuple[int, ...] = ALERTS_SINCE) -> Place:
-    """Return the place of a Prometheus of this version in the stack of these settings."""
+    """Return the port, the targets and the limits of Prometheus for these settings and this version."""
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
     host = f"[{host}]" if ":" in host else host
     return Place(
@@ -99,7 +100,7 @@ def place(settings: Settings, version: tuple[int, ...] = ALERTS_SINCE) -> Place:
 
 
 def child(program: str, place: Place, environ: Mapping[str, str]) -> Child:
-    """Return Prometheus. It starts after the gateway, so that it delays no service, and stops first."""
+    """Return the process of Prometheus. It starts after the gateway to delay no service, and stops first."""
     token_file = place.token_file
     own = f"http://(127[.]0[.]0[.]1|localhost):{place.port}"
     file, access = place.home / "prometheus.yml", place.home / "web.yml"
@@ -113,7 +114,7 @@ def child(program: str, place: Place, environ: Mapping[str, str]) -> Child:
             f"--storage.tsdb.retention.size={place.max_mb}MB",
             f"--web.config.file={access}",
             f"--web.listen-address=127.0.0.1:{place.port}",
-            # By default, a page of any site in a browser on this machine could read the metrics.
+            # By default, any web site in a browser on this machine could read the metrics.
             f"--web.cors.origin={own}",
             f"--query.max-samples={MOST_SAMPLES}",
             "--query.timeout=30s",
@@ -131,9 +132,10 @@ def child(program: str, place: Place, environ: Mapping[str, str]) -> Child:
 
 
 def web_config(token_file: Path) -> str:
-    """Return the configuration of Prometheus's own pages: they need the metrics token as a password.
+    """Return the configuration of Prometheus's own pages, with the metrics token as their password.
 
-    Else every user of this machine, and every model, could read what `/metrics` does not show to them.
+    Without a password, every user and every model on this machine could read all metrics there, although
+    `/metrics` requires the token.
     """
     hashed = _bcrypt(token_file.read_text().strip()) if token_file.is_file() else _NO_HASH
     return yaml.safe_dump({"basic_auth_users": {USER: hashed}})
@@ -144,7 +146,7 @@ def _bcrypt(password: str) -> str:
         # Python 3.13 has no `crypt`, but the services run on 3.11 and 3.12.
         warnings.simplefilter("ignore", DeprecationWarning)
         import crypt
-    # The password has 256 random bits, so the lowest cost is enough. The same password has the same hash.
+    # The password has 256 random bits, so the lowest cost is enough. The same password gets the same hash.
     salt = hashlib.sha256(password.encode()).hexdigest()[:22]
     return crypt.crypt(password, f"$2b$04${salt}") or _NO_HASH
 
@@ -199,6 +201,7 @@ def _service(name: str, place: Place, token: Mapping[str, str]) -> dict[str, Any
         "static_configs": [{"targets": [place.targets[name]]}],
     }
     if name in place.tls:
-        # The certificate is for the gateway's public name. The request does not leave this machine.
+        # Do not verify the certificate: it is for the gateway's public name, and requests stay on this
+        # machine.
         found |= {"scheme": "https", "tls_config": {"insecure_skip_verify": True}}
     return found

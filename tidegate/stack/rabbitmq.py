@@ -1,4 +1,4 @@
-"""A private RabbitMQ node on loopback, with its own ports, folders, name and cookie."""
+"""A private RabbitMQ node on the loopback interface, with its own ports, folders, name and cookie."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from tidegate.stack.child import Child, Port, Probe
 from tidegate.stack.errors import MissingPart
 
-# The scripts that the wrapper in /usr/sbin calls. The wrapper itself would change to the user `rabbitmq`.
+# The scripts behind the wrapper in /usr/sbin. The wrapper itself would switch to the user `rabbitmq`.
 DEBIANS = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 PLACES = (DEBIANS, Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 
-# Quorum queues keep their log in memory until its file is full: 512 MB by default.
+# Quorum queues keep their log in memory until the log's file is full. The default size is 512 MB.
 CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 log.console = true
@@ -36,8 +36,8 @@ ERLANG_FLAGS = (
     " -start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
 )
 
-# For a machine with one core and 1 GB. Later lines of the configuration override earlier ones. The flags
-# leave one scheduler of each kind, small carriers of memory, and no cache of freed ones.
+# For a machine with one core and 1 GB. These lines override earlier lines of the configuration. The flags set
+# one scheduler of each kind, small memory carriers, and no cache of freed carriers.
 SMALL_CONFIG = """\
 vm_memory_high_watermark.absolute = 192MB
 raft.wal_max_size_bytes = 4194304
@@ -63,14 +63,13 @@ def children(
 ) -> tuple[Child, Child]:
     """Return epmd (Erlang's name server) and the node. They write only below ``home``.
 
-    ``small``: the node takes 30 MB less memory, and one core.
-
-    ``definitions``: the node's users (``accounts.py``); without them it has its default user.
+    ``small``: the node uses 30 MB less memory, and only one core. ``definitions``: the node's users
+    (``accounts.py``); empty: RabbitMQ's default user.
     """
     ours = {"HOME": str(home), "ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
     env = {k: v for k, v in environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))} | ours
     server = _server()
-    # In the path of the plugins, RabbitMQ reads a ':' as a separator.
+    # RabbitMQ treats a ':' in the path of the plugins as a separator.
     usual = server == DEBIANS and ":" not in str(home)
     quick = _quick_start(server.resolve().parents[1] / "plugins") if usual else None
     epmd = Child(
@@ -112,7 +111,7 @@ def _files(home: Path, port: int, ack_timeout_s: float, definitions: str, *, sma
 
 @dataclass(frozen=True, slots=True)
 class _QuickStart:
-    """The folder of RabbitMQ's main plugin, and the folders of code that a start reads, the largest first."""
+    """The folder of RabbitMQ's main plugin, and Erlang's folders with the code of a start, largest first."""
 
     broker: Path
     code: tuple[Path, ...]
@@ -121,10 +120,10 @@ class _QuickStart:
 def _quick_start(plugins: Path) -> _QuickStart | None:
     """Return folders that halve the start time of a node; None if they are not as in Debian's packages.
 
-    A start loads about 600 modules. For each module Erlang tries one folder after another: first those of 70
-    plugins that are not enabled, then its own. That makes about 20,000 failed opens. So we offer only the
-    main plugin, and put the largest folders first. Since release 26, Erlang caches the content of its own
-    folders, but not of folders that we name. So for these releases we name none.
+    A start loads about 600 modules. For each module Erlang tries one folder after another: first the folders
+    of 70 disabled plugins, then its own. About 20,000 of these tries fail. So the node gets a plugins folder
+    with only the main plugin, and the largest code folders come first. Since release 26, Erlang caches the
+    content of its own folders, but not of folders that are named explicitly. So no folders are named then.
     """
     broker = next(plugins.glob("rabbit-*"), None)
     erl = shutil.which("erl")
@@ -143,7 +142,7 @@ def _quick_start(plugins: Path) -> _QuickStart | None:
 def _node_environment(
     home: Path, dist_port: int, quick: _QuickStart | None, *, small: bool
 ) -> dict[str, str]:
-    # RabbitMQ ties the data to the node's name, so the name is derived from the folder.
+    # RabbitMQ's data belongs to the node's name, so derive the name from the folder.
     name = hashlib.sha256(str(home).encode()).hexdigest()[:12]
     env = {
         "RABBITMQ_NODENAME": f"tidegate-{name}@localhost",
@@ -159,8 +158,8 @@ def _node_environment(
         "RABBITMQ_LOGS": "-",
         "RABBITMQ_PID_FILE": str(home / "node.pid"),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_FLAGS + (SMALL_FLAGS if small else ""),
-        # This makes the script become the Erlang VM, instead of its parent, so that SIGTERM reaches the node.
-        # The flag -noinput above keeps the VM from reading a terminal.
+        # With this, the script replaces itself by the Erlang VM instead of starting it as a child. So SIGTERM
+        # reaches the node. The flag -noinput above prevents the VM from reading the terminal.
         "RABBITMQ_ALLOW_INPUT": "1",
     }
     if small:
@@ -168,7 +167,7 @@ def _node_environment(
     if quick is not None:
         env["RABBITMQ_PLUGINS_DIR"] = str(home / "plugins")
         if quick.code:
-            # -pa puts each folder before those named earlier.
+            # -pa puts each folder before the folders that were named earlier
             env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += " -pa " + " ".join(map(str, reversed(quick.code)))
     return env
 

@@ -20,9 +20,9 @@ StackPhase = Literal["starting", "running", "stopping", "stopped", "failed", "un
 
 @dataclass(frozen=True, slots=True)
 class ChildRecord:
-    """One child: its state, the time of the last change (epoch seconds), and a short reason.
+    """One child: its state, the time of the last change (seconds since the epoch), and a short reason.
 
-    The stack is up without an ``optional`` child.
+    The start of the stack does not wait for an ``optional`` child.
     """
 
     name: str
@@ -46,7 +46,7 @@ class StackRecord:
     error: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, for files and for ``--json``."""
+        """Return the record as plain JSON types, for files and for ``--json``."""
         return asdict(self)
 
 
@@ -58,20 +58,20 @@ class RunFolder:
     _held: list[int] = field(default_factory=list)
 
     def read(self) -> StackRecord:
-        """Return the last record. Return an empty one if it is missing or unreadable."""
+        """Return the last record; an empty record if it is missing or unreadable."""
         try:
             return _parse(json.loads((self.path / "stack.json").read_text()))
         except (OSError, ValueError, KeyError, TypeError):
             return StackRecord()
 
     def write(self, record: StackRecord) -> None:
-        """Replace the record atomically, so that a reader sees the old or the new one."""
+        """Replace the record atomically, so that a reader sees either the old or the new record."""
         fresh = self.path / "stack.json.new"
         fresh.write_text(json.dumps(record.as_dict(), indent=1))
         fresh.replace(self.path / "stack.json")
 
     def hold(self, name: str) -> bool:
-        """Take a lock for the life of this process. Return False if another process has it."""
+        """Take a lock until this process ends. Return False if another process has the lock."""
         lock = os.open(self.path / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,7 +83,7 @@ class RunFolder:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Exclude every other ``up`` and ``down`` during the block. Wait for the lock."""
+        """Take the lock that excludes every other ``up`` and ``down`` during the block. Wait for the lock."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.path / "turn.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

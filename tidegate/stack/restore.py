@@ -1,4 +1,4 @@
-"""Restore a backup into a state folder: verify it, write it to temporary folders, move those into place."""
+"""Restore a backup into a state folder: verify it, write it to temporary folders, move them into place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tidegate.stack.backup import (
 )
 from tidegate.stack.backup_file import BackupError, Manifest, extract, verified
 
-# The parts of a state folder that are a stack's data. `make up` or a start makes the rest again.
+# The parts of a state folder that are a stack's data. `make up` or a start creates all others again.
 _DATA = ("data", "secrets", "token", "webhook-secret", "metrics")
 
 
@@ -86,11 +86,11 @@ class Layout:
 
     @property
     def dump(self) -> bool:
-        """Return True if the database is a dump of PostgreSQL."""
+        """Return True if the backup's database is a dump of PostgreSQL."""
         return DATABASE[databases.POSTGRESQL] in self.manifest.files
 
     def target(self, name: str) -> Path:
-        """Return the path of a file of the backup."""
+        """Return the path to which a file of the backup is restored. Raise BackupError."""
         part, _, rest = name.partition("/")
         if name == DATABASE[databases.SQLITE]:
             return databases.sqlite_path(self.database_url)
@@ -106,7 +106,7 @@ class Layout:
             self.target(name)
 
     def outside(self) -> list[Path]:
-        """Return the folders and files of the backup that are outside of the state folder."""
+        """Return the folders and files that the backup restores outside of the state folder."""
         places = [root for root in self.roots.values() if not root.is_relative_to(self.state)]
         if DATABASE[databases.SQLITE] in self.manifest.files:
             path = databases.sqlite_path(self.database_url)
@@ -114,7 +114,7 @@ class Layout:
         return places
 
     def taken(self) -> list[Path | str]:
-        """Return existing data that would be replaced."""
+        """Return existing data that the restore would replace."""
         found: list[Path | str] = [path for name in _DATA if _filled(path := self.state / name)]
         found += [path for path in self.outside() if _filled(path)]
         if self.dump and not databases.postgresql_is_empty(self.database_url):
@@ -158,7 +158,7 @@ def _carry_out(layout: Layout, place: Path, there: list[Path | str], *, force: b
 
 
 def _move_aside(layout: Layout, there: list[Path], stamp: str) -> Path | None:
-    """Move replaced data into a folder beside it, so that nothing is lost. Return the folder."""
+    """Move existing data aside, so that nothing is lost. Return the folder for data of the state folder."""
     if not there:
         return None
     old = layout.state / f"before-restore-{stamp}"
@@ -166,7 +166,7 @@ def _move_aside(layout: Layout, there: list[Path], stamp: str) -> Path | None:
     for path in there:
         inside = path.is_relative_to(layout.state)
         path.replace(old / path.name if inside else path.with_name(f"{path.name}.before-restore-{stamp}"))
-    # Also keep the old single files that the backup replaces.
+    # Also move the single files that the backup would replace.
     for name in {name.partition("/")[2] for name in layout.manifest.files if name.startswith(f"{STATE}/")}:
         if "/" not in name and (layout.state / name).is_file():
             (layout.state / name).replace(old / name)

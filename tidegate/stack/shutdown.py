@@ -1,4 +1,4 @@
-"""Stop a stack: first its children in order, then every other process that has its mark."""
+"""Stop a stack: first its children in order, then every other process with the stack's mark."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEFTOVER_GRACE_S = 3.0
 def stop_children(
     children: Sequence[Child], running: dict[str, Process], state: Path, report: Report
 ) -> None:
-    """Stop the children in their order, each within its grace time. Then end the stack's other processes."""
+    """Stop the children in their stop order, each within its grace time. Then end all other processes."""
     for child in sorted(children, key=lambda c: c.stop_order):
         process = running.get(child.name)
         if process and process.alive():
@@ -38,9 +38,9 @@ def stop_children(
 
 
 def sweep(state: Path) -> list[Process]:
-    """End every process that has the stack's mark. Return the processes found.
+    """End every process with the stack's mark. Return the processes that were found.
 
-    Also end the processes of the models' users, whose mark cannot be read without CAP_SYS_PTRACE.
+    Also end the processes of the users that models run as. Without CAP_SYS_PTRACE, their mark cannot be read.
     """
     found = processes.marked(state)
     processes.stop(found, LEFTOVER_GRACE_S)
@@ -56,13 +56,13 @@ def _after(child: Child, state: Path, report: Report) -> None:
     try:
         process.wait(SWEEP_LIMIT_S)
     except subprocess.TimeoutExpired:
-        # The sweep by mark ends the rest.
+        # sweep() ends the processes that are left
         process.kill()
         process.wait()
 
 
 def end_supervisor(supervisor: Process, limit_s: float, watch: Callable[[], None]) -> None:
-    """Send SIGTERM to the supervisor, which then stops its stack. Send SIGKILL after ``limit_s`` seconds."""
+    """Send SIGTERM to the supervisor, so that it stops the stack. After ``limit_s`` seconds, send SIGKILL."""
     supervisor.send(signal.SIGTERM)
     end = time.monotonic() + limit_s
     while supervisor.alive() and time.monotonic() < end:

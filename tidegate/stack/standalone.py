@@ -1,4 +1,4 @@
-"""Run a few children without a supervisor during a block, for integration tests and benchmarks."""
+"""Run children without a supervisor during a block, for integration tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLL_S = 0.1
 
 @contextmanager
 def running(children: Sequence[Child], log_folder: Path) -> Iterator[None]:
-    """Start the children in turn, each when the previous one is ready. Stop them after the block."""
+    """Start the children one after another, each when the previous one is ready. Stop them at the end."""
     started: list[tuple[Child, subprocess.Popen[bytes]]] = []
     try:
         for child in children:
@@ -61,7 +61,7 @@ def valkey_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
 
 @contextmanager
 def jobs_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
-    """Run a Valkey for jobs. Its data is on disk and survives a restart in the same ``folder``."""
+    """Run a Valkey for jobs. Yield its URL. The data survives a restart in the same ``folder``."""
     number = port or free_ports(1)[0]
     with running([valkey.jobs_child(folder / "data", port=number, environ=os.environ)], folder):
         yield f"redis://127.0.0.1:{number}/0"

@@ -1,4 +1,4 @@
-"""``up``: start a stack and wait until it is ready. Parts of it may run already."""
+"""``up``: start a stack and wait until it is ready. Parts of the stack may already run."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tidegate.stack.ports import check_free
 from tidegate.stack.record import ChildPhase, ChildRecord, RunFolder, StackRecord
 
 POLL_S = 0.1
-# Longer than every child's limit, so that the supervisor reports the reason before this limit ends.
+# Longer than the limit of every child, so that the supervisor can report the reason before this limit ends.
 LIMIT_S = 300.0
 GRACE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A change to show: a child, its state, and a detail in a few words."""
+    """A change to show: a child's name, its new state, and a detail in a few words."""
 
     name: str
     state: ChildPhase
@@ -42,7 +42,7 @@ OnProgress = Callable[[Progress], None]
 
 
 class ProgressReporter:
-    """A reporter that calls ``on_progress`` once for each change between records."""
+    """Calls ``on_progress`` once for each change between records."""
 
     def __init__(self, on_progress: OnProgress) -> None:
         self._on_progress = on_progress
@@ -72,8 +72,8 @@ def ignore(_: Progress) -> None:
 def up(settings: Settings, on_progress: OnProgress = ignore) -> StackRecord:
     """Start the stack unless it runs, and return when every child is ready.
 
-    Raise StackError (PortBusy, MissingPart, ChildFailed) with a complete message. The processes that were
-    started are then ended.
+    On an error, end the started processes and raise StackError (PortBusy, MissingPart, ChildFailed) with a
+    complete message.
     """
     _check_stores(settings)
     before = os.umask(0o077)
@@ -99,7 +99,7 @@ def _up(settings: Settings, on_progress: OnProgress) -> StackRecord:
 def run(settings: Settings) -> NoReturn:
     """Run the stack's supervisor in the foreground, for a service manager.
 
-    Raise StackError as :func:`up` does, and if the stack runs already.
+    Raise StackError for the same reasons as :func:`up`, and if the stack already runs.
     """
     _check_stores(settings)
     os.umask(0o077)
@@ -117,14 +117,14 @@ def run(settings: Settings) -> NoReturn:
 
 
 def _private(state: Path) -> RunFolder:
-    """Make the state folder, for its owner only. Return its run folder."""
+    """Create the state folder, which only its owner can read. Return its run folder."""
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state.chmod(0o700)  # an earlier release made it readable for every user
+    state.chmod(0o700)  # in an earlier release, every user could read it
     return RunFolder(state / "run")
 
 
 def _prepare(settings: Settings) -> None:
-    """Make the folders, tokens and passwords that are missing."""
+    """Create the folders, tokens and passwords that are missing."""
     state = settings.state_path
     for name in ("run", "log", "data"):
         (state / name).mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def _prepare(settings: Settings) -> None:
 
 
 def _planned(settings: Settings, record: StackRecord) -> tuple[Child, ...]:
-    """Stop children of an earlier start, record the settings, and return the children to start."""
+    """Stop children of an earlier start, store the settings, and return the children to start."""
     children = plan(settings, os.environ)
     _clear_leftovers(record, children)
     check_free(port for child in children for port in child.ports)
@@ -151,12 +151,12 @@ def _check_stores(settings: Settings) -> None:
 
 
 def _clear_leftovers(record: StackRecord, children: Sequence[Child]) -> None:
-    """Stop the children of a supervisor that died. Replicas stay: the new autoscaler adopts them."""
+    """Stop the children of a supervisor that died. Replicas keep running; the new autoscaler adopts them."""
     left = {c.name: c.process for c in record.children if c.process and c.process.alive()}
     for child in sorted(children, key=lambda c: c.stop_order):
         if process := left.pop(child.name, None):
             processes.stop([process], child.grace_s)
-    processes.stop(list(left.values()), GRACE_S)  # parts that this profile does not have
+    processes.stop(list(left.values()), GRACE_S)  # children that this profile does not have
 
 
 def _start_supervisor(children: Sequence[Child], state: Path) -> subprocess.Popen[bytes]:
@@ -206,7 +206,7 @@ def _supervisor_died(state: Path) -> str:
 
 
 def state(settings: Settings) -> StackRecord:
-    """Return the supervisor's record. If the supervisor died, return the present state of each child."""
+    """Return the supervisor's record. If the supervisor died, return the current state of each child."""
     record = RunFolder(settings.state_path / "run").read()
     if record.supervisor and record.supervisor.alive():
         return record

@@ -1,4 +1,4 @@
-"""``down``: stop every process of the stack, also if its supervisor died."""
+"""``down``: stop every process of the stack, even if its supervisor died."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from tidegate.stack.plan import SWEEP_LIMIT_S, plan
 from tidegate.stack.record import RunFolder
 from tidegate.stack.starting import OnProgress, ProgressReporter, ignore
 
-# The limit for a stop: all grace times, and the time to end the replicas. A stop usually takes seconds.
+# The limit for a stop: the sum of all grace times and the time to end the replicas. Usually seconds are
+# enough.
 LIMIT_S = 150.0 + SWEEP_LIMIT_S
 
 
 def down(settings: Settings, on_progress: OnProgress = ignore) -> bool:
-    """Stop the stack. Return True if something ran. Raise StackError if a process cannot be ended."""
+    """Stop the stack. Return True if a process ran. Raise StackError if a process cannot be ended."""
     state = settings.state_path
     folder = RunFolder(state / "run")
     if not folder.path.is_dir():
@@ -43,7 +44,7 @@ def _children(settings: Settings) -> tuple[Child, ...]:
     try:
         return plan(settings, os.environ)
     except MissingPart:
-        # A program was uninstalled while it ran. All processes are then ended by their mark, in no order.
+        # A program was uninstalled while it ran. Then all processes with the mark are ended in any order.
         return ()
 
 

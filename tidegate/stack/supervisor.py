@@ -26,7 +26,7 @@ log = telemetry.logger(__name__)
 
 
 class Supervisor:
-    """Keep the children running until a signal, and keep ``stack.json`` up to date."""
+    """Keeps the children running until a signal, and keeps ``stack.json`` up to date."""
 
     def __init__(
         self, children: Sequence[Child], state: Path, notify: Notify = systemd_notify.ignore
@@ -118,7 +118,7 @@ class Supervisor:
 
 
 async def _first_error(tasks: Sequence[asyncio.Task[None]], stop: asyncio.Task[bool]) -> str:
-    """Wait for ``stop`` or the first task that fails. Return the error; empty: stopped."""
+    """Wait for ``stop`` or the first task that fails. Return the task's error; empty if stopped."""
     waiting: set[asyncio.Task[Any]] = {*tasks, stop}
     while not stop.done():
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -132,7 +132,7 @@ async def _first_error(tasks: Sequence[asyncio.Task[None]], stop: asyncio.Task[b
 def main() -> int:
     """Read the settings from the environment and run the stack. Return the exit code."""
     os.umask(0o077)  # only this user may read the files of this process and its children
-    # Removed, because children inherit the environment and must not notify systemd.
+    # Remove the variable, because children inherit the environment and must not notify systemd.
     notify = systemd_notify.to(os.environ.pop("NOTIFY_SOCKET", ""))
     settings = Settings()
     telemetry.configure("supervisor", settings.log_level)

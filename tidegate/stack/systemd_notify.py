@@ -1,4 +1,4 @@
-"""Notify systemd that the stack is ready or stops, with datagrams to its socket as in sd_notify(3)."""
+"""Tell systemd that the stack is ready or stops, through datagrams to its socket as in sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Notify = Callable[[str], None]
 
 
 def ignore(_: str) -> None:
-    """Do nothing, for a stack that no service manager started."""
+    """Do nothing, for a stack that was not started by a service manager."""
 
 
 def to(place: str) -> Notify:
-    """Return a function that sends lines to this socket. For an empty name it does nothing.
+    """Return a function that sends lines to the socket ``place``. If ``place`` is empty, it does nothing.
 
     A name that begins with ``@`` is an abstract socket. A socket without a listener is not an error.
     """
@@ -38,5 +38,5 @@ def to(place: str) -> Notify:
 
 
 def line(text: str) -> str:
-    """Return a text as one short line."""
+    """Return a text as one line of at most 200 characters."""
     return " ".join(text.split())[:200]

@@ -1,4 +1,4 @@
-"""The tokens of a stack, in files that only its owner can read: the service token and the metrics token."""
+"""The service token and the metrics token of a stack, in files that only their owner can read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tidegate.kernel import credentials
 from tidegate.kernel.protocol.access import metrics_token
 
-# The token has its own folder, so that a container can mount it without the service token.
+# The metrics token has its own folder, so that a container can mount it without the service token.
 METRICS_TOKEN = Path("metrics") / "token"
 
 
@@ -35,15 +35,16 @@ def write_metrics_token(state: Path, service_token: str, mode: int = 0o600) -> P
 
 
 def main() -> None:
-    """Run ``python -m tidegate.stack.token [--share-metrics]`` for the state folder of the settings.
+    """Write missing tokens to the state folder: ``python -m tidegate.stack.token [--share-metrics]``.
 
-    With ``--share-metrics`` every user can read the metrics token: Prometheus mounts it as a volume.
+    With ``--share-metrics`` every user can read the metrics token, for a Prometheus that mounts it as a
+    volume.
     """
     from tidegate.kernel.settings.base import Settings
 
     settings = Settings()
     settings.state_path.mkdir(parents=True, exist_ok=True)
-    # A token in the environment replaces the one in the file.
+    # A token in the environment replaces the token in the file.
     stated = os.environ.get("TIDEGATE_SERVICE_TOKEN", "")
     service_token = stated or ensure(settings.state_path).read_text().strip()
     shared = "--share-metrics" in sys.argv[1:]

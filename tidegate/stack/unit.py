@@ -60,7 +60,7 @@ _ORDER = """\
 Wants=network-online.target
 After=network-online.target nvidia-persistenced.service
 """
-# These need mounts, which the service manager of a user cannot make on every system.
+# These options need mounts. On some systems, the service manager of a user cannot create mounts.
 _SYSTEM_HARDENING = """\
 ProtectSystem=full
 ProtectHostname=yes
@@ -70,7 +70,7 @@ ProtectKernelModules=yes
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The values in a unit. ``user``: the account of a system-wide unit; empty: a user's unit."""
+    """The values in a unit. ``user``: the account of a system-wide unit; empty for a user's own unit."""
 
     state: Path
     python: Path
@@ -130,7 +130,7 @@ def _command(words: Sequence[str]) -> str:
 def _quoted(word: str) -> str:
     """Return a word quoted for systemd, where `%` begins a specifier and blanks separate words."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    # A line break would end the line, and the rest would become another option.
+    # Escape line breaks: the text after a line break would become another option.
     escaped = re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", escaped)
     return f'"{escaped}"' if re.search(r"[\s\"'\\;]", word) else escaped
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tidegate.stack.child import Child, Port, Probe
 from tidegate.stack.errors import MissingPart
 
-# With a process title, Valkey would overwrite its environment in /proc, which has the stack's mark.
+# The configuration sets no process title, because a title would overwrite the stack's mark in /proc.
 CONFIG = """\
 bind 127.0.0.1
 protected-mode yes
@@ -22,7 +22,7 @@ save ""
 
 # The services write live facts again within seconds, so nothing is stored on disk.
 LIVE = "appendonly no\n"
-# A job's record is a hash of thirty fields, one of them JSON. These limits keep small records compact.
+# A job's record is a hash with thirty fields, one of them JSON. These limits keep small records compact.
 JOBS = """\
 appendonly yes
 appendfsync always
@@ -34,8 +34,8 @@ maxmemory-policy noeviction
 
 
 # The wheel's server uses glibc's malloc. A Lua script frees more small blocks at a time than malloc caches by
-# default, which costs a fifth more CPU per job. Large blocks must not be cached: with them
-# the process grew to several times its data.
+# default. Without a larger cache, a job needs a fifth more CPU. Large blocks must not be cached, because the
+# process then grew to several times its data.
 MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000:glibc.malloc.tcache_max=128"}
 
 
@@ -49,8 +49,8 @@ def child(
 ) -> Child:
     """Return the server of live facts, with its files in ``home``. Its data is lost when it stops.
 
-    ``users``: the text of its ACL file (``accounts.py``); empty: no login is needed. ``login``: the user of
-    the readiness probe.
+    ``users``: the text of its ACL file (``accounts.py``); empty: no login. ``login``: the user of the
+    readiness probe, and the file with the password.
     """
     return _child("valkey", home, port, "TIDEGATE_VALKEY_PORT", LIVE, environ, users, login)
 
@@ -63,7 +63,7 @@ def jobs_child(
     users: str = "",
     login: tuple[str, Path] | None = None,
 ) -> Child:
-    """Return the server of jobs, with its data in ``home``. A write is on disk before its reply.
+    """Return the server of jobs, with its data in ``home``. A write is on disk before the server answers.
 
     ``users``: as for :func:`child`.
     """
