@@ -9,7 +9,7 @@ import sys
 
 from tidegate.kernel import quick_start
 
-M_ARENA_MAX = -8  # the parameter's number in malloc.h
+M_ARENA_MAX = -8  # as in malloc.h
 
 
 def main(arguments: list[str]) -> None:

@@ -119,7 +119,7 @@ RECIPES = (
 
 
 class Reader:
-    """The samples, as onnxruntime's calibration reads them."""
+    """Adapter that passes the samples to onnxruntime's calibration, one call at a time."""
 
     def __init__(self, feeds: Iterator[Mapping[str, Any]]) -> None:
         self._feeds = feeds

@@ -10,7 +10,7 @@ from typing import Any
 from tidegate.kernel.protocol.capacity import Capacity
 from tidegate.tune.grid import BatchSetting
 
-# Two runs of the same setting differ by this share. Within it, the point with less latency is better.
+# Two runs of the same setting may differ by this share. Among points that differ less, the lowest p99 wins.
 NOISE = 0.03
 
 

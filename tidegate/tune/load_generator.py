@@ -25,7 +25,7 @@ LINGER_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """The address, connections and duration of a load. The warm-up of ``warm_s`` precedes ``seconds``."""
+    """The address, connections and duration of a load. ``warm_s``: warm-up before ``seconds`` of load."""
 
     host: str
     port: int

@@ -27,8 +27,8 @@ TASK = "Write a long story with these words:"
 class Prompts:
     """The prompts of a load: the ``given`` ones in turn, or prompts of ``words`` random words.
 
-    Random prompts contain the request's number, so that an engine cannot reuse its KV cache. The first
-    ``shared`` words are the same in all prompts, like a system prompt.
+    Random prompts contain the request's number, so that an engine cannot reuse its KV cache for the text
+    after it. The first ``shared`` words are the same in all prompts, like a system prompt.
     """
 
     words: int

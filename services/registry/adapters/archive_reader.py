@@ -23,7 +23,7 @@ class ArchiveContents:
 def read_archive(
     path: Path, *, names: Collection[str], max_text: int, limits: ArchiveLimits
 ) -> ArchiveContents:
-    """Check every member of an archive, and read the texts of the files with these names.
+    """Check every member of an archive, and read the text of each file that has one of ``names``.
 
     Blocking: call it in a thread. Raise BadRequest if the file is not an archive, if a member is unsafe or
     too large, or if a text has more than ``max_text`` bytes.
@@ -51,7 +51,10 @@ def read_archive(
 
 
 def extract(path: Path, inner: PurePosixPath, target: Path) -> None:
-    """Write one file of an archive to ``target``. Blocking. Call :func:`read_archive` before, as a check."""
+    """Write one file of an archive to ``target``. Blocking.
+
+    The archive must have been checked by :func:`read_archive`.
+    """
     with archives.reading():
         for member, content in archives.members(path):
             if member.kind == "file" and PurePosixPath(member.name) == inner:

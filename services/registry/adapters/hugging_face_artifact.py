@@ -23,7 +23,7 @@ def llm_or_other(path: Path, limits: ArchiveLimits) -> Format:
             return "llm"
         texts, files = found
         config = hugging_face.read(texts, CONFIG)
-    except BadRequest:  # the later inspection as a language model reports the error
+    except BadRequest:  # the inspection reports the error later
         return "llm"
     return "llm" if task_of_config(config, files) is None else "huggingface"
 

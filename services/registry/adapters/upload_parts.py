@@ -32,8 +32,8 @@ class UploadParts:
     def write(self, upload: str, offset: int, data: bytes | bytearray) -> str:
         """Write bytes at an offset, and return the name of the part. The bytes are synced to disk.
 
-        In a folder, the name is empty. Late bytes for a file that is complete are dropped: the database would
-        reject them.
+        In a folder store, parts have no names, and the result is empty. Late bytes for a complete file are
+        dropped, because the database would reject them.
         """
         if not self._is_local:
             # Two connections may write the same part. The random suffix separates them, and only one is

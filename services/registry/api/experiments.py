@@ -109,7 +109,7 @@ async def winner(transactions: TransactionsDep, name: str, body: WinnerBody, res
 async def complete(
     transactions: TransactionsDep, name: str, body: CompleteBody, response: Response
 ) -> Endpoint:
-    """End an experiment that has all its samples or all its time. The control gets all traffic."""
+    """End an experiment that has enough samples or has run long enough. The control gets all traffic."""
     now = transactions.now().timestamp()
     endpoint = await transactions.decide(
         lambda snapshot: experiments.end(snapshot, name, body.id, "complete", body.reason, now),

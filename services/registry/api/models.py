@@ -67,7 +67,7 @@ async def register(versions: VersionsDep, name: str, body: NewVersion, response:
 
 @router.post("/{name}/check")
 async def check(versions: VersionsDep, name: str, body: VersionCheck) -> VersionChecked:
-    """Check a version before its upload. Return the errors of a registration and a deploy. Change nothing."""
+    """Check a version before its upload, as a registration and a deploy would. Change nothing."""
     fields = dict(body)
     deploy = DeployRequest(name, None, fields.pop("deployment"), fields.pop("endpoint"))
     size, artifact = fields.pop("size"), fields.pop("artifact") or ""

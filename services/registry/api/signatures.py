@@ -17,7 +17,7 @@ from tidegate.kernel.service.api import JsonRoute
 
 _PREFIX = "/v1/artifacts/{sha256}/signatures"
 router = APIRouter(prefix=_PREFIX, tags=["artifacts"], route_class=JsonRoute)
-# Also for replicas, which check the signatures of their own artifact.
+# Replicas also use this router, to check the signatures of their own artifact.
 reading = APIRouter(
     prefix=_PREFIX, tags=["artifacts"], route_class=JsonRoute, dependencies=[Depends(own_artifact)]
 )

@@ -19,7 +19,7 @@ from services.registry.domain.preconditions import Precondition
 
 T = TypeVar("T")
 
-# The precondition of the current request, for the object that it changes. Its first transaction checks it.
+# The precondition of the current request. The first write transaction of the request checks it.
 expected: ContextVar[Precondition | None] = ContextVar("expected", default=None)
 
 

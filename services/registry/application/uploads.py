@@ -151,8 +151,8 @@ class Uploads:
     def _only_writer(self, id_: str) -> Iterator[_Arrived]:
         """Make this request the only one in this process that appends to an upload.
 
-        An earlier request loses its unstored bytes. Its connection may be dead, and until that is noticed, it
-        would hold these bytes in memory.
+        An earlier request loses its unstored bytes. Its connection may be dead. It must not hold these bytes
+        in memory until that is noticed.
         """
         if (earlier := self._arrived.get(id_)) is not None:
             earlier.give_up()

@@ -17,8 +17,8 @@ def put(
     """Point an alias to a version. Return no changes if it points there already.
 
     ``expected``: the version that the alias must point to now; 0: the alias must not exist; None: no
-    condition. Raise Conflict if that is false, NotFound for an unknown version, or BadRequest for an invalid
-    alias.
+    condition. Raise Conflict if the condition is not met, NotFound for an unknown version, or BadRequest for
+    an invalid alias.
     """
     check_alias(alias)
     if (model, number) not in snapshot.versions:

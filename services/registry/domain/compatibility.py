@@ -32,7 +32,7 @@ def breaking_changes(before: Signature, after: Signature) -> list[str]:
 
 
 def check(stored: Sequence[Version], after: Signature | None, *, breaking: bool) -> None:
-    """Raise Conflict if a signature breaks callers of the latest version. ``breaking``: accept it.
+    """Raise Conflict if a signature breaks callers of the latest version. ``breaking``: do not raise.
 
     The comparison ignores versions without a signature.
     """

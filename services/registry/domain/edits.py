@@ -146,7 +146,7 @@ def apply(
     models: Sequence[Fields] = (),
     put_model: Callable[[RegistrySnapshot, str, Fields], list[Change]] | None = None,
 ) -> tuple[list[Change], list[ApplyOutcome]]:
-    """Plan to create or replace all objects of a file. If one object has an error, raise it.
+    """Plan to create or replace all objects of a file. If any object has an error, raise the error.
 
     Return the changes and the outcome for each object, models first. ``put`` plans one Endpoint, and
     ``put_model`` one model.

@@ -17,7 +17,7 @@ MAX_VALUE = 4 * 1024 * 1024
 """The most bytes of one value that is read."""
 
 # A string (with its colon, if it is a key) or a bracket. A string without a closing quote matches up to the
-# end # of the data, so that the time of the search stays linear.
+# end of the data, so that the time of the search stays linear.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"(\s*+:)?|\\?\Z)|[{}\[\]]', re.DOTALL)
 _MAX_KEY = 256
 
@@ -240,7 +240,7 @@ class _Ubj:
         return {b"T": True, b"F": False}.get(marker)
 
     def _head(self) -> tuple[bytes, int | None]:
-        """Return the type and the number of a container's elements; empty and None if not stated."""
+        """Return the type and the number of a container's elements. Empty and None: not stated."""
         kind, count = b"", None
         if self._peek() == b"$":
             self.take(1)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from tidegate.kernel.protocol.models import Format
 
-# Tested releases: their answers were compared. XGBoost, LightGBM and CatBoost can read files of older
-# releases.
+# Tested releases. XGBoost, LightGBM and CatBoost can also read files of older releases.
 XGBOOST, FIRST_XGBOOST_CPU = (3, 2, 0), (2, 1, 1)
 CATBOOST = "1.2.10"
 

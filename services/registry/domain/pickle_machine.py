@@ -134,7 +134,8 @@ class _Machine:
     def check_frame(self) -> None:
         """Raise Unscannable in the middle of a frame.
 
-        An unpickler reads a whole frame ahead, so an array or another frame can only follow after its end.
+        An unpickler reads a whole frame ahead. So an array or another frame can begin only after the frame's
+        end.
         """
         if self._source.at < self._frame_end:
             raise Unscannable("the pickle has other data in the middle of a frame")

@@ -10,7 +10,7 @@ from services.registry.domain.pickle_machine import UNKNOWN, Import
 from tidegate.kernel.errors import BadRequest
 
 # Names of the standard library that estimators use and that cannot run code from the file. All other names of
-# # the standard library are dangerous in a pickle.
+# the standard library are dangerous in a pickle.
 _SAFE: dict[str, frozenset[str]] = {
     "builtins": frozenset(
         [

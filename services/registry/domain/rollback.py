@@ -152,7 +152,7 @@ def _before_current(
         if choice.model != current.model or choice.version < current.version:
             return choice
     # The audit log may have no earlier version, for example if the Endpoint is older than the log. Then use
-    # the # version numbers.
+    # the version numbers.
     older = [number for number in snapshot.numbers(current.model) if number < current.version]
     if not older:
         registered = ", ".join(map(str, snapshot.numbers(current.model)))

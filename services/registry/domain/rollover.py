@@ -136,7 +136,7 @@ def without_own_shadow(spec: EndpointSpec) -> EndpointSpec:
 
 
 def with_minimum(snapshot: RegistrySnapshot, rollout: Rollout, share: int) -> list[Change]:
-    """Return the change that sets a canary's minimum replicas to ``share`` percent of its own, rounded up.
+    """Return the change that gives a canary ``share`` percent of its minimum replicas, rounded up.
 
     So a rollout does not need twice the replicas, unless its options request full capacity.
     """

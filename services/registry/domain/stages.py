@@ -48,7 +48,7 @@ class StageFacts:
 
 
 def approver(principal: str, owner: str | None) -> tuple[str, str]:
-    """Return whom an approval counts for: the owner of a key, or the subject of a token.
+    """Return the person for whom an approval counts: the owner of a key, or the subject of a token.
 
     For a key without an owner, return the id of the principal.
     """

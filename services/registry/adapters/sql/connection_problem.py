@@ -10,7 +10,7 @@ DRIVERS = {"sqlite+aiosqlite", "postgresql+asyncpg"}
 FORMS = "Write sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
 # The errors that opening a database may raise, from its driver or from the network.
 OPENING = (SQLAlchemyError, OSError, ImportError, ValueError, TimeoutError)
-# PostgreSQL's SQL states.
+# PostgreSQL's error codes (SQL states).
 WRONG_PASSWORD, NO_USER, NO_DATABASE, NO_RIGHT = "28P01", "28000", "3D000", "42501"
 
 

@@ -281,7 +281,7 @@ def version_of(row: sa.RowMapping) -> Version:
     fields = {name: row[name] for name in _VERSION_FIELDS} | {"verification": _verification(row)}
     try:
         return Version.model_validate(fields)
-    except ValidationError:  # a row of an older release: see ``finite``
+    except ValidationError:  # a row of an older release may have nan or inf
         return Version.model_validate(finite(fields))
 
 

@@ -21,7 +21,7 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Version
 
 # A subquery by the primary key. With a join, PostgreSQL may read all artifacts for each version: its planner
-# # misjudges the join, because the subqueries for facts dominate the estimated cost.
+# misjudges the join, because the subqueries for facts dominate the estimated cost.
 _SIZE = sa.select(artifacts.c.size).where(artifacts.c.sha256 == versions.c.artifact_sha256)
 
 _COLUMNS: dict[str, sa.ColumnElement[Any]] = {
@@ -212,7 +212,7 @@ def _parameter(column: sa.ColumnElement[Any], value: Value) -> Any:
     if isinstance(value, datetime) and not isinstance(column.type, Moment):
         return seconds(value)
     if isinstance(value, float) and isinstance(column.type, sa.Integer):
-        return sa.literal(value, sa.Double)  # a whole number may be compared with 2.5
+        return sa.literal(value, sa.Double)  # the column is an integer, but the value may be 2.5
     return value
 
 

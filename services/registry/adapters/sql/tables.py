@@ -69,7 +69,7 @@ signatures = sa.Table(
 )
 
 # The row of a deleted model stays, so that version numbers are never used again. Names of Deployments contain
-# # the version number, and workers, queues and route tables know a Deployment only by its name.
+# the version number, and workers, queues and route tables know a Deployment only by its name.
 models = sa.Table(
     "models",
     metadata,
@@ -79,7 +79,7 @@ models = sa.Table(
 )
 
 # ``deleted_at``: when the version was deleted. Queries then ignore it, and its row is deleted after a grace
-# time. # ``created_by``: the id of the principal that registered the version.
+# time. ``created_by``: the id of the principal that registered the version.
 versions = sa.Table(
     "versions",
     metadata,
