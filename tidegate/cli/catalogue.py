@@ -72,7 +72,7 @@ def describe(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Change the metadata of a version. Values that no option names stay.
+    """Change the metadata of a version. Only the values that the options name change.
 
     Example: `tidegate describe digits@3 --metric accuracy=0.98 --tag team=vision --remove notes`
     """
@@ -112,7 +112,7 @@ def card(
     delete: Annotated[bool, typer.Option("--delete", help="Delete the card.")] = False,
     json: Json = False,
 ) -> None:
-    """Print the model card of a version, a Markdown text, or set or delete it."""
+    """Print, set or delete the model card of a version. A model card is a Markdown text."""
     from tidegate.cli.publish import read_text
 
     if set_ is not None and delete:

@@ -112,7 +112,7 @@ def _has_input() -> bool:
 
 
 def members(more: list[str] | None) -> dict[str, Any]:
-    """Return the members of the request that ``--set K=JSON`` adds. Text needs no quotes."""
+    """Return the members that ``--set K=JSON`` options add to the request. Text needs no quotes."""
     import orjson
 
     found: dict[str, Any] = {}
@@ -182,7 +182,7 @@ class Session:
                 self._turn(text)
 
     def _read(self) -> str | None:
-        """Return the next message; "" if there is none, None to end the session."""
+        """Return the next message; "" after the first Ctrl-C, None to end the session."""
         try:
             text = _message(input)
         except EOFError:

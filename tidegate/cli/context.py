@@ -41,10 +41,10 @@ def listed(json: Json = False) -> None:
 
 @context.command()
 def use(name: Name, json: Json = False) -> None:
-    """Make a context the current one. Commands in every folder then use it.
+    """Make a context the current one. Commands then use its stack.
 
-    A command in a folder of `make up` uses that folder's stack, and `--context NAME` or TIDEGATE_CONTEXT
-    chooses another one.
+    There are two exceptions. In a folder of `make up`, commands use that folder's stack. `--context NAME` and
+    TIDEGATE_CONTEXT choose another context.
     """
     contexts = places.read()
     found = contexts.get(name)

@@ -70,7 +70,7 @@ class Turn:
 
 
 class Conversation:
-    """The messages so far, with a model. ``options`` are members of OpenAI's request."""
+    """A conversation with a model: the messages so far. ``options`` are members of OpenAI's request."""
 
     def __init__(self, client: Client, model: str, system: str | None, options: Mapping[str, Any]) -> None:
         self._client = client

@@ -70,7 +70,7 @@ def download(
     output_file: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
     json: Json = False,
 ) -> None:
-    """Save a dead letter's request as a frame (docs/envelope.md). It contains private data of its caller."""
+    """Save a dead letter's request as a frame (docs/envelope.md). The file contains the caller's data."""
     size = save(_router(), id, output_file)
     told = {"file": str(output_file), "bytes": size}
     output.show(told, json, lambda: output.line(f"{output.size_of(size)} written to {output_file}"))
@@ -88,7 +88,7 @@ def replay(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Run one dead letter, or all, again as jobs. `tidegate job ID --result` shows a result."""
+    """Run one or all dead letters again, as jobs. `tidegate job ID --result` shows a job's result."""
     if all == (id is not None):
         raise UsageError("Give the id of one letter, or --all.")
     if id is not None:

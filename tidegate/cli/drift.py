@@ -48,8 +48,8 @@ def drift(
 ) -> None:
     """Compare the inputs and answers of each version with its baseline.
 
-    A column has drifted if it was above its limit in two windows in a row. What is compared: docs/drift.md.
-    Example: tidegate drift digits --plot drift.svg
+    A column has drifted if it was above its limit in two windows in a row. docs/drift.md describes the
+    comparison. Example: tidegate drift digits --plot drift.svg
     """
     plane = control()
     if name is None:
@@ -130,7 +130,7 @@ def baseline_of(version: Mapping[str, Any]) -> str:
 
 
 def show(found: Mapping[str, Any], *, every: bool) -> None:
-    """Print each version with its columns, those that moved most first."""
+    """Print each version with its columns. The columns that moved most come first."""
     for version in found["items"]:
         output.line(line_of(version), style="bold")
         if version["baseline"]:

@@ -50,7 +50,7 @@ class Answered:
         return {name: getattr(self, name) for name in self.__slots__}
 
     def show(self) -> None:
-        """Print the image, the answer, and the command that repeats it."""
+        """Print the image, the answer, and the command that repeats the call."""
         for row in range(8):
             pixels = self.image[row * 8 : row * 8 + 8]
             output.line("  " + "".join(SHADES[min(9, int(value / 17 * 10))] * 2 for value in pixels))

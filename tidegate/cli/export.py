@@ -52,7 +52,7 @@ def selected(intention: Fields, name: str | None) -> dict[str, list[dict[str, An
 
 
 def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) -> str:
-    """Return the selection as YAML. Comments list the versions it needs and the overrides it leaves out."""
+    """Return the selection as YAML. Comments list the needed versions and the overrides that are left out."""
     import yaml
 
     names = {each["name"] for each in stated["deployments"]}
@@ -148,7 +148,7 @@ def _without_defaults(value: dict[str, Any], defaults: Any) -> dict[str, Any]:
 
 
 def _defaults_for(deployment: Fields) -> dict[str, Any]:
-    """Return the defaults of a Deployment's fields, and of its part for language models if it has one."""
+    """Return the defaults of a Deployment's fields, and those of its part ``llm`` if it has one."""
     return _deployment_defaults() | (_llm_defaults() if deployment.get("llm") else {})
 
 

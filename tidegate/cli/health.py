@@ -189,13 +189,13 @@ def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
 
 
 def remark(status: Doc) -> str:
-    """Return the message of the first ready replica that has one; else empty."""
+    """Return the first message of a ready replica; empty if no ready replica has a message."""
     replicas = status.get("replicas") or ()
     return next((r["message"] for r in replicas if r["state"] == "ready" and r.get("message")), "")
 
 
 def last_death(status: Doc, now: float) -> str:
-    """Return how a model that serves again last died, if that was in the last ten minutes; else empty."""
+    """Return how a ready replica's model last died, if that was in the last ten minutes; else empty."""
     died = [end for end in status.get("ended", ()) if end["cause"] == MODEL_DIED]
     if not died or now - died[0]["at"] > REMEMBERED_S:
         return ""

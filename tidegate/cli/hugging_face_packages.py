@@ -14,7 +14,7 @@ _OTHERS = (".h5", ".msgpack", ".ot", ".tflite", ".mlmodel", ".xml")
 
 
 def task_of(folder: Path) -> str | None:
-    """Return what a Hugging Face folder does; None if it is a language model or something else."""
+    """Return the task of a Hugging Face folder; None for a language model or any other folder."""
     config = folder / CONFIG
     if not config.is_file() or (folder / "config.pbtxt").exists() or (folder / "model.py").exists():
         return None

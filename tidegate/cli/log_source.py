@@ -18,7 +18,7 @@ class Source(Protocol):
     """Port: a source of logs."""
 
     def read(self, name: str, *, since: float, until: float, lines: int) -> list[Line]:
-        """Return the last lines of the logs of ``name``, by time. Raise NotFound; it lists similar names."""
+        """Return the last lines of the logs of ``name``, by time. Raise NotFound with similar names."""
 
     def of_request(self, id_: str) -> list[Line]:
         """Return the lines of a request or job, by time."""

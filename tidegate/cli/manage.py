@@ -174,7 +174,7 @@ def delete(
 
 
 class Removal(NamedTuple):
-    """Something to delete: its name in messages, and the request."""
+    """An object to delete: its name in messages, and the request that deletes it."""
 
     shown: str
     path: str

@@ -115,7 +115,7 @@ def padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def text_of(cell: Any) -> str:
-    """Format a value for a table; an unknown one is a dash."""
+    """Format a value for a table; a missing value becomes a dash."""
     if cell is None or cell == "":
         return "-"
     if isinstance(cell, bool):

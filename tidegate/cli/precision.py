@@ -173,7 +173,7 @@ def _runtime() -> Path:
 
 
 def _marked(study: Study, choice: Choice, precision: Precision) -> Path:
-    """Write the precision and the samples into the chosen model; return it."""
+    """Write the precision and the samples into the chosen model. Return its path."""
     from tidegate.kernel.precision import embedded
 
     file = study.file(choice.name)

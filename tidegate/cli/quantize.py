@@ -46,7 +46,7 @@ def quantize(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The new model. [MODEL.int8.onnx]")] = None,
     json: Json = False,
 ) -> None:
-    """Make an ONNX model smaller and faster, and say what that costs on your samples.
+    """Make an ONNX model smaller and faster, and measure the loss on your samples.
 
     Each recipe is measured beside the original: loss, noise, size, latency. Exit code 1: no recipe is within
     the loss, and nothing is written.

@@ -99,7 +99,8 @@ def replay(
 ) -> None:
     """Replay arrivals under the deployment's policy and others. Compare waits, late requests and cost.
 
-    Arrivals are generated (--shape), read from a file, or recorded. The autoscaler's own code decides.
+    Arrivals are generated (--shape), read from a file, or recorded. The autoscaler's own code makes the
+    decisions.
     """
     plane = control()
     deployment = plane.deployment_of(name)

@@ -57,7 +57,7 @@ def retention(
     now: Annotated[bool, typer.Option("--now", help="Delete now, not within ten minutes.")] = False,
     json: Json = False,
 ) -> None:
-    """Show or set how many versions of a model are kept, and the fate of each.
+    """Show or set how many versions of a model are kept. Also show what happens to each version.
 
     Versions that are in use, have an alias or are the target of a rollback are always kept.
 

@@ -61,7 +61,7 @@ def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str
 
 
 def serve_imported(request: DeployRequest, way: Way, json: bool, report: Doc) -> None:
-    """Upload and register a file of another system, and serve it. ``report``: more JSON to print."""
+    """Upload and register a file of another system, and serve it. ``report``: more for ``--json``."""
     from tidegate.cli.publish import registered
 
     _serve(lambda plane, steps: registered(plane, request, steps), request.options, way, json, report=report)
@@ -98,7 +98,7 @@ def serve_version(name: str, version: str, options: Doc, way: Way, json: bool) -
 def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
     """Return the model's name for ``deploy --version``. Raise UsageError.
 
-    ``said`` is True if an option was given that only a new version can have; that is an error.
+    ``said`` is True if the user gave an option that only a new version can have, which is an error.
     """
     if said:
         raise UsageError(
@@ -113,7 +113,7 @@ def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
 
 
 def still_trying(placed: Doc) -> str:
-    """Return a message: Tidegate keeps trying after a failed load, and the command that stops it."""
+    """Return a message that Tidegate retries after a failed load, with the command that stops the retries."""
     endpoint = placed.get("endpoint")
     if not endpoint:
         return f"Tidegate keeps trying. Stop it: tidegate delete {placed['deployment']['name']} --deployment"

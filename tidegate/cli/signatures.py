@@ -30,7 +30,7 @@ def sign(
     ] = Path("model.sig"),
     json: Json = False,
 ) -> None:
-    """Sign a model with your key. The bundle is that of OpenSSF Model Signing, as `model_signing` writes it.
+    """Sign a model with your key. The bundle has the format of OpenSSF Model Signing.
 
     A key's password is read from TIDEGATE_SIGNING_PASSWORD.
     Example: tidegate sign model.onnx --key signing.pem

@@ -26,7 +26,7 @@ def stages(
     off: Annotated[bool, typer.Option("--off", help="Remove the stages: any version may serve.")] = False,
     json: Json = False,
 ) -> None:
-    """Show or set the stages of a model, and what a version needs to enter each. Setting needs `admin`.
+    """Show or set the stages of a model, and what a version needs to enter each. Setting requires `admin`.
 
     Example: `tidegate stages digits --set stages.yaml`
     """
@@ -67,7 +67,7 @@ def stage(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show the stage of a version and what the next one needs, or move it.
+    """Show the stage of a version and what the next stage requires, or move the version.
 
     Example: `tidegate stage digits@3 --to production`
     """

@@ -22,7 +22,7 @@ from tidegate.kernel.profiles.columns import (
 from tidegate.kernel.profiles.predictions import CONFIDENCE, PREDICTION, SCORE
 from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings
 
-# The columns that a version's outputs have, whatever their names.
+# The columns of a version's outputs. They do not depend on the outputs' names.
 _OUTPUTS = (PREDICTION, CONFIDENCE, SCORE)
 MAX_ROWS = 1_000_000
 
@@ -129,7 +129,7 @@ def named(cells: Mapping[str, Sequence[Any]], rows: int, signature: Doc | None) 
 def _add_cells(columns: Columns, name: str, cells: Sequence[Any]) -> None:
     try:
         if name == PREDICTION and all(isinstance(each, str) and each.isdecimal() for each in cells):
-            raise ValueError  # class numbers are labels
+            raise ValueError  # numbers of classes are labels, not amounts
         numbers = [float("nan") if each in (None, "") else float(each) for each in cells]
     except (TypeError, ValueError):
         texts = [None if each is None else str(each) for each in cells]

@@ -45,7 +45,8 @@ def save(
 ) -> None:
     """Save one version with its metadata and signatures to a file, for another stack.
 
-    Example: tidegate save digits@3 digits-3.tar --key signing.pem; there: tidegate load digits-3.tar
+    Example: tidegate save digits@3 digits-3.tar --key signing.pem; then, on the other stack: tidegate load
+    digits-3.tar
     """
     from tidegate.cli.signatures import version_of
 

@@ -198,7 +198,7 @@ def torchserve_archive(
 
 
 def _carry_out(make: Callable[[Path], ImportPlan], choices: Choices) -> None:
-    """Make the plan, show it, and register or serve it."""
+    """Make the plan of an import and show it. Register or serve the model, unless ``--dry-run`` is set."""
     from tidegate.cli.deploy_request import DeployRequest
     from tidegate.cli.publish import read_json, read_lines
     from tidegate.cli.serving import Way, register_only, serve_imported

@@ -1,4 +1,4 @@
-"""The result of reading another system's model: what to deploy, what was mapped, and what was not."""
+"""The plan of an import: what to deploy, which parts of the model were mapped, and which were not."""
 
 from __future__ import annotations
 

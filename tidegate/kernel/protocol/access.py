@@ -106,11 +106,11 @@ REPLICA_PREFIX = "replica:"
 
 
 def replica_principal(replica: str) -> Principal:
-    """Return the principal of a replica that authenticated by its token. It may only read its artifact."""
+    """Return the principal of a replica that authenticated with its token. It may only read its artifact."""
     return Principal(f"{REPLICA_PREFIX}{replica}", replica, frozenset({REPLICA}))
 
 
-# The prefix of the id of a principal that authenticated by a token of an identity provider.
+# The prefix of the id of a principal that authenticated with a token of an identity provider.
 JWT_PREFIX = "jwt:"
 
 
@@ -162,7 +162,7 @@ def carried(headers: Mapping[bytes, bytes]) -> Principal:
     return SERVICE if raw is None else Principal.from_header(raw)
 
 
-# A key is ``tg_<id>_<secret>``. The id finds its record; the secret has 256 random bits.
+# A key is ``tg_<id>_<secret>``. The id identifies the record; the secret has 256 random bits.
 KEY_PREFIX = "tg_"
 
 
@@ -236,7 +236,7 @@ class TokenAllowance:
 class Key:
     """A key as gateways know it: by its digest only. Times in ms since the epoch.
 
-    ``tokens`` is its limit of tokens at all endpoints together, ``endpoint_tokens`` those at single ones.
+    ``tokens`` is its token limit for all endpoints together. ``endpoint_tokens`` has its limits by endpoint.
     """
 
     principal: Principal

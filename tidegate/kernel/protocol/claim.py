@@ -2,7 +2,8 @@
 
     u8 len key | key | one u64 byte size for each tensor
 
-The key names a blob in the blob store (:mod:`tidegate.kernel.blobs.store`), which holds the tensors in order.
+The key names a blob in the blob store (:mod:`tidegate.kernel.blobs.store`). The blob has the tensors in
+order.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ READABLE = frozenset({1})
 REQUESTS, REPLIES, CANCELS = 1, 2, 3
 
 RETRY_SAFE, STREAM, CLAIM = 0x01, 0x02, 0x04
-# Three bits of the flags: 1 goes first, LAST_PRIORITY last, 0 means no priority.
+# Three bits of the flags are the priority: 1 is the highest, LAST_PRIORITY the lowest, 0 means none.
 PRIORITY_SHIFT, LAST_PRIORITY = 4, 7
 # A copy for shadow traffic. It runs after all requests with a priority, and is dropped if its worker is lost.
 COPY = 0x80
@@ -131,7 +131,7 @@ def pack(kind: int, frames: Sequence[Buffer]) -> bytes:
 
 
 def pack_alone(kind: int, frame: list[Buffer]) -> list[Buffer]:
-    """Return an envelope of one frame in pieces: an envelope's head, and the same pieces uncopied."""
+    """Return an envelope of one frame as pieces: the envelope's head, then the frame's pieces, not copied."""
     return [_ENVELOPE.pack(MAGIC, VERSION, kind, 1) + struct.pack("<I", sum(map(len, frame))), *frame]
 
 
@@ -246,7 +246,7 @@ def reply_frame(
 
 
 def reply_pieces(reply: Reply) -> list[Buffer]:
-    """Return a large reply as a frame in pieces: its head, and its data uncopied."""
+    """Return a large reply as the pieces of a frame: its head, then its data, not copied."""
     status = reply.status | CLAIMED if reply.claimed else reply.status
     times = reply.wait_us, reply.compute_us, reply.shared
     head = _REPLY.pack(

@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.splitting import StickyTraffic
 
 METRIC_PATTERN = r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$"
 MetricName = Annotated[str, StringConstraints(pattern=METRIC_PATTERN)]
-# The header whose value keeps a user at one variant, unless the endpoint has its own sticky keys.
+# The default sticky key: this header keeps a user at one variant.
 UNIT_HEADER = "X-Unit-Id"
 
 

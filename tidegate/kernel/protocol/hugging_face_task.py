@@ -1,4 +1,4 @@
-"""Decide by the configuration of a Hugging Face folder what its model does. Pure, and quick to import."""
+"""Find the task of a Hugging Face folder's model in its configuration. Pure, and quick to import."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def task_of_config(config: Mapping[str, Any], files: Collection[str]) -> Task | None:
-    """Return what a folder does; None if it is a language model or something else.
+    """Return the task of a folder; None for a language model or any other folder.
 
     ``config``: its ``config.json``. ``files``: the names of the files at its root.
     """

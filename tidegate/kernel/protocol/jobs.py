@@ -195,9 +195,9 @@ class JobEvent(NamedTuple):
 class Take(NamedTuple):
     """A worker's request to run a job now.
 
-    ``frame_attempt`` is that of the delivered frame. ``token`` is random and belongs to the delivery: a
-    request that is repeated because its answer was lost gets the same attempt again. ``lost`` is the attempt
-    of this delivery that was lost with the model server; then the job gets a new attempt.
+    ``frame_attempt`` is the attempt in the delivered frame. ``token`` is random and belongs to the delivery:
+    a request that is repeated because its answer was lost gets the same attempt again. ``lost`` is the
+    attempt of this delivery that was lost with the model server; then the job gets a new attempt.
 
     ``alone``: no other request is in the model, so a job that was lost before may run. If several requests
     are lost together, it is unknown which one caused the loss.
@@ -228,8 +228,8 @@ class Taken(NamedTuple):
 class Finish:
     """The end of an attempt. ``reply`` is the reply frame, empty if there is none.
 
-    ``compute_us`` is the time of the model call. ``used_us`` is the job's part of it, which counts as usage
-    together with the tokens.
+    ``compute_us`` is the time of the model call. ``used_us`` is the job's part of this time. It is added to
+    the usage, as are the tokens.
     """
 
     id: bytes

@@ -71,7 +71,7 @@ def deployment_of(replica: str) -> str:
 def meant(name: str, logs: Iterable[str], targets: Sequence[str] = ()) -> list[str]:
     """Return the logs that a name means: a service or replica, or all replicas of a Deployment or Endpoint.
 
-    ``NAME`` means the Deployments ``NAME`` and ``NAME-v<n>``, and ``targets``.
+    ``NAME`` means the Deployments ``NAME`` and ``NAME-v<n>``, and those in ``targets``.
     """
     known = list(logs)
     if name in known:

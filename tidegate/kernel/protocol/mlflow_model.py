@@ -34,7 +34,7 @@ _SAFE_SUFFIXES = {
     SKLEARN: (".skops",),
     PYTORCH: (),
 }
-# Types that a skops file of a trained estimator may name, by the beginning of their module.
+# Prefixes of the types that a skops file may contain without a special permission.
 _TRUSTED = ("sklearn.", "numpy.", "scipy.", "xgboost.", "lightgbm.", "collections.OrderedDict")
 
 

@@ -40,7 +40,7 @@ def lines_in(texts: Mapping[str, str]) -> str:
 def needed(
     lines: list[str], loading: Loading, mlflow_version: str, *, table: bool
 ) -> tuple[list[str], list[str]]:
-    """Return the lines for pip, and notes about lines that were changed.
+    """Return the lines for pip, and notes about lines that were left out.
 
     MLflow itself is installed only for ``python_function``, and without its server. ``table``: the model gets
     a table with named columns.

@@ -72,7 +72,7 @@ def message_of(statement: bytes) -> bytes:
 
 
 def statement_of(name: str, files: Files) -> bytes:
-    """Return the statement about a model's files. ``name`` is a word for people."""
+    """Return the statement about a model's files. ``name`` is only for people."""
     digests = {path: files[path] for path in sorted(files)}
     return json.dumps(
         {

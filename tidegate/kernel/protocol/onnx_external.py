@@ -33,7 +33,7 @@ class External:
 
 
 def externals(model: Message) -> Iterator[External]:
-    """Yield every tensor of a ModelProto that is in another file. Raise Malformed if it names no file."""
+    """Yield every tensor of a ModelProto that is in another file. Raise Malformed if one names no file."""
     for number, value in model.fields():
         if not isinstance(value, Message):
             continue
@@ -97,7 +97,7 @@ def _tensor(tensor: Message) -> Iterator[External]:
         if number == TENSOR_NAME and isinstance(value, Message):
             name = value.text()
         elif number == TENSOR_EXTERNAL_DATA or (number == TENSOR_LOCATION and value != 0):
-            external = True  # any occurrence counts
+            external = True  # one such field is enough
         if number == TENSOR_EXTERNAL_DATA and isinstance(value, Message):
             _entry(value, locations, ends)
     if external and not locations:

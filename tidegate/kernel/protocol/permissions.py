@@ -34,7 +34,7 @@ class Route:
 class RoutePermissions:
     """The routes of a service: ``{"GET /v1/models/{name}": (PUBLISH, OPERATE)}``.
 
-    ``{name}`` is one segment of a path or a part of one, ``{rest:path}`` is the rest of the path.
+    ``{name}`` is a segment of the path or a part of a segment. ``{rest:path}`` is the rest of the path.
     """
 
     table: Mapping[str, Scopes]

@@ -174,7 +174,7 @@ class VariantCounts:
 class GatewayReport:
     """A gateway's heartbeat. ``at`` is seconds since the epoch on the gateway's clock.
 
-    ``traffic`` has the counts by endpoint and Deployment, of endpoints whose traffic is compared.
+    ``traffic`` has the counts by endpoint and Deployment, for endpoints that compare Deployments.
     ``shadows`` has the counts of shadow traffic by endpoint.
     """
 

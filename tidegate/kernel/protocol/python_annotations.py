@@ -33,9 +33,10 @@ _LISTS = {"list", "List", "Sequence"}
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A tensor as its annotation describes it. ``shape`` is the whole array's. ``text``: of str, not bytes.
+    """A tensor as its annotation describes it.
 
-    ``kind`` is what ``predict`` gets: a numpy array, a (nested) list, or a Python value for shape [1].
+    ``shape`` is that of the whole array. ``kind`` is the type that ``predict`` gets: a numpy array, a
+    (nested) list, or a Python value for shape [1]. ``text``: the elements are str, not bytes.
     """
 
     datatype: Datatype
@@ -93,7 +94,7 @@ def resolved(node: ast.expr, scope: Scope) -> ast.expr:
 
 
 def arguments(node: ast.Subscript) -> list[ast.expr]:
-    """Return the expressions between the brackets, as a list."""
+    """Return the expressions between the brackets of a subscript."""
     return list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
 
 

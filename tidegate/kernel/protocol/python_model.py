@@ -75,7 +75,7 @@ def parsed(source: str | bytes, filename: str = "model.py") -> ast.Module:
 
 
 def read(tree: ast.Module) -> Source:
-    """Return what a file without ``TritonPythonModel`` takes and returns.
+    """Return the inputs and outputs of a file without ``TritonPythonModel``.
 
     Raises BadRequest if ``predict`` is missing, ambiguous, or cannot be called.
     """

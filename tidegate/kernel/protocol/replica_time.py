@@ -36,11 +36,11 @@ class Spent(NamedTuple):
     tokens_cached: int = 0
 
     def plus(self, other: Spent) -> Spent:
-        """Return the sum of both, count by count."""
+        """Return the sum of two values, field by field."""
         return Spent(*(mine + more for mine, more in zip(self, other, strict=True)))
 
     def minus(self, other: Spent) -> Spent:
-        """Return the difference of both, count by count."""
+        """Return the difference of two values, field by field."""
         return Spent(*(mine - less for mine, less in zip(self, other, strict=True)))
 
 

@@ -24,22 +24,22 @@ Counts = Mapping[str, int]
 
 
 def count_name(part: str) -> str:
-    """Return the name of a part's count."""
+    """Return the key of the count of ``part``, such as ``success.count``."""
     return f"{part}.count"
 
 
 def time_name(part: str) -> str:
-    """Return the name of a part's total time in ns."""
+    """Return the key of the total time of ``part`` in ns, such as ``success.ns``."""
     return f"{part}.ns"
 
 
 def batch_part(size: int, part: str) -> str:
-    """Return the name of a part for calls of ``size`` rows."""
+    """Return ``part`` for calls of ``size`` rows, such as ``batch.8.compute_infer``."""
     return f"{BATCH}.{size}.{part}"
 
 
 def shown(model: str, version: str, counts: Counts) -> dict[str, Any]:
-    """Return an entry of ``model_stats``."""
+    """Return an entry of Triton's ``model_stats``, made from the counts."""
     sizes = sorted({int(name.split(".")[1]) for name in counts if name.startswith(BATCH + ".")})
     return {
         "name": model,

@@ -1,7 +1,7 @@
 """The trace context of a request (W3C Trace Context), and its way through the broker. Pure.
 
-A request frame has one field for ids, ``trace``: the caller's request id. If the request is traced, a
-separator and a ``traceparent`` follow there.
+The field ``trace`` of a request frame has the caller's request id. If the request is traced, a separator and
+a ``traceparent`` follow in the same field.
 """
 
 from __future__ import annotations

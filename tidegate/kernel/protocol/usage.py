@@ -75,7 +75,7 @@ def _count(parameters: Mapping[str, Any], names: tuple[str, ...]) -> int:
 
 
 def added(counts: Iterable[int], more: Iterable[int]) -> tuple[int, ...]:
-    """Return the sum of two tuples, count by count."""
+    """Return the sum of two tuples, element by element."""
     return tuple(a + b for a, b in zip(counts, more, strict=True))
 
 

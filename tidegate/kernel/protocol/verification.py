@@ -10,17 +10,17 @@ from pydantic import Field
 from tidegate.kernel.protocol.nouns import LARGEST, Noun, Written
 
 VerificationState = Literal["unchecked", "pending", "verified", "rejected", "skipped"]
-# Versions in these states get no traffic, unless their Deployment says `unverified`.
+# Versions in these states get no traffic, unless their Deployment sets `unverified`.
 REFUSED_STATES: tuple[VerificationState, ...] = ("pending", "rejected")
 NOT_VERIFIED = "not_verified"
 MAX_MESSAGE = 4000
-# Calls of a new replica seldom have more rows: fuller ones need many callers at the same time.
+# Calls of a new replica seldom have more rows, because fuller calls need many concurrent callers.
 USUAL_ROWS = 8
 MAX_SAMPLES = 100
 
 
 class BatchFigures(Noun):
-    """The measured calls of one batch size: milliseconds of a call, and rows per second in all."""
+    """The measured calls of one batch size: milliseconds of a call, and rows per second of all calls."""
 
     rows: int = Field(ge=1, le=LARGEST)
     p50_ms: float
