@@ -163,7 +163,7 @@ class Service:
                 take(piece)
 
     def exists(self, path: str) -> bool:
-        """Return False if HEAD answers 404. After another error send GET: only its answer has the reason."""
+        """Return True if HEAD finds the path, False for 404. A GET raises the reason of any other error."""
         try:
             self._send("HEAD", path)
         except NotFound:

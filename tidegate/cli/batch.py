@@ -102,7 +102,7 @@ def _followed(service: Service, found: Doc) -> Doc:
 
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal. Elsewhere print a line after each tenth."""
+    """Show a progress bar on a terminal. Elsewhere print a line after each tenth of the batch."""
     if console(stderr=True).is_terminal:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -127,7 +127,7 @@ class BatchingSweep:
         self._steps.change(row, "done", f"{number}: {_in_words(mine, self._plan.latency_ms)}")
 
     def _batch_since(self, before: calls.Calls | None) -> float | None:
-        """Return the run's mean batch. Without readable counters, return that of the worker's last calls."""
+        """Return the run's mean batch size, or that of the worker's last calls if it has no counters."""
         now = calls.read(self._temporary.replica) if before else None
         if before and now:
             return now.mean_since(before)

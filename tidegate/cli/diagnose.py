@@ -21,7 +21,7 @@ def diagnose(
     days: Annotated[int, typer.Option(min=1, max=14, help="Full days whose callers are compared.")] = 7,
     json: Json = False,
 ) -> None:
-    """Find out what is wrong: slow, falling adoption, cost, inconsistent times, errors under load.
+    """Find problems: slow answers, falling adoption, high cost, inconsistent times, errors under load.
 
     Each finding has evidence, and a command as its remedy. Example: tidegate diagnose digits --window 5m
     """

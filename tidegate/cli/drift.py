@@ -86,7 +86,7 @@ def _write_rows(plane: Control, name: str, path: Path) -> None:
 
 
 def _set_baseline(plane: Control, name: str, path: Path) -> None:
-    """Set the baseline of the newest version behind a name."""
+    """Set the baseline of the newest version of a model or an endpoint."""
     from tidegate.cli.publish import set_baseline
 
     with Steps().shown() as steps:

@@ -106,7 +106,7 @@ def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[lis
 
 
 def _before_rollout(endpoint: Fields) -> Fields:
-    """Return an endpoint with its targets before a rollout. Keep the canary only while the rollout runs."""
+    """Return an endpoint with its targets before a rollout. Keep the canary until the rollout ends."""
     rollout = endpoint.get("rollout")
     if rollout is None:
         return endpoint

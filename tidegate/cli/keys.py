@@ -263,7 +263,7 @@ def _fields(
 
 
 def _token_fields(per_minute: list[str] | None, per_day: list[str] | None) -> Doc:
-    """Return the token limits in the form of the registry. Raise UsageError for a wrong value."""
+    """Return the token limits in the registry's format. Raise UsageError for a wrong value."""
     fields: Doc = {}
     for field, values in zip(_TOKENS, (per_minute, per_day), strict=True):
         for value in values or ():

@@ -51,7 +51,7 @@ def _inside(model: Path, location: str) -> PurePosixPath:
             "onnx.save(model, path, save_as_external_data=True, location='weights.data')."
         ) from None
     if any(step.startswith(".") for step in path.parts):
-        # Otherwise a downloaded model could name a private key in the user's home folder.
+        # A downloaded model could name a private key in the user's home folder, so hidden files are refused.
         raise UsageError(
             f"{model} keeps weights in {location[:80]!r}, a hidden file, which is not uploaded. If these are "
             "weights, save the model again with another location."

@@ -139,7 +139,7 @@ def size_of(count: float) -> str:
 
 
 def money_of(amount: float) -> str:
-    """Format an amount. A small one keeps three digits, because single requests cost very little."""
+    """Format an amount. Small amounts keep three digits, because single requests cost very little."""
     return f"{amount:.2f}" if amount >= 100 else f"{amount:.4f}" if amount >= 0.01 else f"{amount:.3g}"
 
 

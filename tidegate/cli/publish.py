@@ -28,8 +28,8 @@ from tidegate.kernel.errors import (
 )
 
 POLL_S = 0.5
-# A status can be older than the deploy. So report its failure only if it is newer, or lasts for this many
-# seconds.
+# A status can be older than the deploy. So a failure counts only if it is newer than the deploy, or if it
+# lasts for this many seconds.
 STALE_S = 3.0
 HOPELESS = {"LoadFailed", "StartTimeout"}
 

@@ -1,4 +1,4 @@
-"""``tidegate quantize``: try int8 recipes on an ONNX model, and write the fastest one within a loss."""
+"""``tidegate quantize``: try int8 recipes on an ONNX model, and write the fastest result within a loss."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def samples_of(path: Path) -> list[Doc]:
-    """Return the samples of a JSON file, in the form of the registry. Raise UsageError."""
+    """Return the samples of a JSON file, in the registry's format. Raise UsageError."""
     return [
         {**each.request, "expected": dict(each.expected), "tolerance": each.tolerance}
         for each in read_samples(path)

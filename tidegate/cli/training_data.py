@@ -28,7 +28,7 @@ MAX_ROWS = 1_000_000
 
 
 def baseline_of(path: Path, signature: Doc | None) -> Doc:
-    """Return the baseline of a file of training data, in the form of the registry. Raise UsageError.
+    """Return the baseline of a file of training data, in the registry's format. Raise UsageError.
 
     ``signature``: that of the version; None: the file's names are the columns.
     """

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tidegate.kernel.protocol.mlflow_requirements import name_of
 
-# Packages by module. Containers of other systems have them, but the models' environment lacks them.
+# Packages by the module that they provide. Containers of other systems have them; the models' environment
+# lacks them.
 _PACKAGES = {
     "torch": "torch", "torchvision": "torchvision", "torchaudio": "torchaudio",
     "transformers": "transformers",

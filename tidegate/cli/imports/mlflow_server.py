@@ -131,7 +131,7 @@ class TrackingServer:
         scheme = urlsplit(where).scheme
         if scheme in ("", "file"):
             folder = Path(urlsplit(where).path)
-            # Otherwise the server could make this command copy any folder of this machine.
+            # Copy only models: otherwise the server could make this command copy any folder of this machine.
             if not (folder / mlflow_model.FILE).is_file():
                 raise UsageError(
                     f"The model's files are at {where}, a folder of the tracking server's machine. Start "

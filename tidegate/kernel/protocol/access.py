@@ -115,7 +115,7 @@ JWT_PREFIX = "jwt:"
 
 
 def lacks(principal: Principal, scopes: Sequence[str]) -> str:
-    """Return an error text: which scopes ``principal`` has, which it needs, and how to get one of these."""
+    """Return an error text: which scopes ``principal`` has, which it needs, and how to get them."""
     needed, held = " or ".join(scopes), ", ".join(s for s in SCOPES if s in principal.scopes) or "no scope"
     if principal is SCRAPER or principal.id.startswith(REPLICA_PREFIX):
         return (

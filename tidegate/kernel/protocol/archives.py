@@ -36,8 +36,8 @@ class TooLarge(Unsafe):
 class ArchiveLimits:
     """The limits of an archive.
 
-    ``ratio`` is the limit of unpacked to packed size. It applies from ``ratio_from_bytes`` unpacked bytes on,
-    because a small file of blanks compresses 1000 to 1 and is harmless.
+    ``ratio`` is the highest ratio of unpacked to packed size. It applies from ``ratio_from_bytes`` unpacked
+    bytes on, because a small file of blanks compresses 1000 to 1 and is harmless.
     """
 
     members: int = 10_000

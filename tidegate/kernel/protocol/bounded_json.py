@@ -20,7 +20,7 @@ Buffer = bytes | memoryview
 
 # A text below this size takes at most 10 MB and 20 ms, so it is not counted.
 COUNTED_FROM = 256 * 1024
-# A lower limit for the standard library's decoder: only it reads NaN, and it is five times slower.
+# A lower limit for texts with NaN: only the standard library decodes them, and it is five times slower.
 MAX_VALUES_WITH_NAN = 2**21
 # With fewer strings than this, it is cheap to count again without their content.
 FEW_STRINGS = 2**16

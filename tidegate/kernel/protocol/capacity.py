@@ -1,6 +1,6 @@
 """The measured capacity of a version: the requests per second of one replica, and its batching.
 
-A version keeps it among its metrics, under the names below.
+The capacity is stored among the version's metrics, under the names below.
 """
 
 from __future__ import annotations

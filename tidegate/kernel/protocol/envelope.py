@@ -17,8 +17,8 @@ cancelled id. All numbers are little-endian.
 outputs and the parameters. So a worker compares bytes, and parses each distinct key once.
 
 A request has one reply (OK or FAILED). A request with the flag STREAM has any number of CHUNKs, numbered by
-``seq`` from 0, and then END, whose ``seq`` is their number. FAILED may come in place of any of them, and is
-then the last reply.
+``seq`` from 0, and then END. The ``seq`` of END is the number of CHUNKs. FAILED may replace any of them, and
+is always the last reply.
 
 Tensors that are too large for a message stay in the blob store. Then the frame's only data is a claim
 (:mod:`tidegate.kernel.protocol.claim`), marked by the flag CLAIM in a request or the bit CLAIMED in a reply's

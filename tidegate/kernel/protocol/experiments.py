@@ -52,7 +52,7 @@ class ExperimentMetric(Written):
 
 
 def default_metrics() -> list[ExperimentMetric]:
-    """Return the metrics of an experiment that names none."""
+    """Return the default metrics of an experiment."""
     return [
         ExperimentMetric(name="score"),
         ExperimentMetric(name="errors", kind="errors", goal="down"),

@@ -78,7 +78,7 @@ def kv_bytes_per_token(header: GgufHeader) -> int:
 
 
 def context_of(header: GgufHeader | None, stated: int | None) -> int:
-    """Return the most tokens of a sequence: ``stated``, else the model's up to ``DEFAULT_CONTEXT``."""
+    """Return the most tokens of a sequence: ``stated``, or the model's context up to ``DEFAULT_CONTEXT``."""
     trained = header.number("context_length") if header else 0
     return stated or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 

@@ -19,7 +19,7 @@ POOLING = "1_Pooling/config.json"
 IMAGES = "preprocessor_config.json"
 # The names of the files that :func:`plan` reads, without their folders.
 TEXTS = frozenset({CONFIG, MODULES, SENTENCES, TOKENIZER, IMAGES})
-# Image processors whose steps the runtime for ONNX files has. Others need transformers.
+# Image processors that the runtime for ONNX files implements. Others need transformers.
 _PLAIN_IMAGES = frozenset({"ViT", "DeiT", "CLIP", "Bit", "MobileNetV2", "PoolFormer", "ConvNext"})
 MAX_TEXT = 4 * 1024 * 1024
 _POOLING = {
@@ -77,7 +77,7 @@ def read(texts: Mapping[str, str], name: str) -> dict[str, Any]:
 def plan(texts: Mapping[str, str], files: Collection[str], *, allow_pickle: bool) -> HuggingFacePlan:
     """Return how to run a folder. Raise BadRequest with a remedy.
 
-    ``texts``: its files of :data:`TEXTS`.
+    ``texts``: the contents of the folder's files that :data:`TEXTS` names, by path.
     """
     config = read(texts, CONFIG)
     task = task_of_config(config, files)

@@ -197,7 +197,7 @@ class Take(NamedTuple):
 
     ``frame_attempt`` is the attempt in the delivered frame. ``token`` is random and belongs to the delivery:
     a request that is repeated because its answer was lost gets the same attempt again. ``lost`` is the
-    attempt of this delivery that was lost with the model server; then the job gets a new attempt.
+    attempt of this delivery that was lost with the model server. In that case the job gets a new attempt.
 
     ``alone``: no other request is in the model, so a job that was lost before may run. If several requests
     are lost together, it is unknown which one caused the loss.

@@ -1,4 +1,4 @@
-"""Parse the log lines of services and replicas, and find the logs that a name stands for.
+"""Parse the log lines of services and replicas, and find the logs that belong to a name.
 
 Pure: ``tidegate.kernel.log_files`` reads the files.
 """

@@ -247,10 +247,10 @@ class DeploymentSpec(Written):
     ``llm``: only for versions of format ``llm``; None: the defaults of :class:`LlmSpec`.
     ``upstream``: only for versions of format ``oip``, which need it.
     ``sampling``: rows per second that a replica samples into the version's profile; 0: none.
-    ``keep_rows``: the most sampled rows of the version whose values are kept in the blob store; 0: none.
-    ``redact``: inputs and outputs whose values are not kept.
-    ``start_timeout_s`` is longer by default if the engine is vLLM, which compiles and measures at each start.
-    ``unverified``: the Deployment may run a version that is not verified, or was rejected.
+    ``keep_rows``: the blob store keeps the values of at most this many sampled rows of the version; 0: none.
+    ``redact``: inputs and outputs without kept values. ``start_timeout_s`` is longer by default if the engine
+    is vLLM, which compiles and measures at each start. ``unverified``: the Deployment may run a version that
+    is not verified, or was rejected.
     """
 
     name: Name

@@ -15,7 +15,7 @@ _LISTED = 8
 
 
 def signature_of(source: Source, given: Signature | None) -> Signature:
-    """Return the signature by the annotations, or ``given`` if it fits the function.
+    """Return the signature from the annotations, or ``given`` if it fits the function.
 
     Raises BadRequest, which says what is missing and the two ways to add it.
     """

@@ -44,7 +44,7 @@ def reserve_names(desired: DesiredState) -> frozenset[str]:
 
 
 def holders(desired: DesiredState) -> dict[str, str]:
-    """Return the Deployment of each reserve, whose budgets the reserve shares, by the reserve's name."""
+    """Return each reserve's Deployment, by the reserve's name. The reserve shares its budgets."""
     known = {each.name: (each.model, each.version) for each in desired.deployments}
     found = {
         reserve_of(name, each.name): name for each in desired.endpoints for name in reserved_targets(each)

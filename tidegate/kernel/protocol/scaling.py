@@ -72,7 +72,7 @@ class ScheduleWindow(_Part):
 
 
 class Scaling(_Part):
-    """The scaling rules of a Deployment, beside its bounds and ``target_wait_ms``. The highest result counts.
+    """The scaling rules of a Deployment, besides its bounds and ``target_wait_ms``. The highest result wins.
 
     ``aggressiveness`` sets the defaults of the other fields. ``target_utilization`` is the share of its time
     that a replica may be busy, and ``backlog_per_replica`` is the number of unanswered requests for each
@@ -127,7 +127,7 @@ class Scaling(_Part):
 
 @lru_cache(maxsize=4096)
 def _last(cron: str, zone: str, minute: int) -> datetime | None:
-    """Return the last time of a cron expression up to ``minute`` (since the epoch), or None."""
+    """Return the last time of a cron expression up to ``minute`` (minutes since the epoch), or None."""
     from cronsim import CronSim
 
     now = datetime.fromtimestamp(minute * 60, timezone.utc)

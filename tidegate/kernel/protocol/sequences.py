@@ -24,12 +24,12 @@ class SequenceMark(NamedTuple):
     end: bool
 
     def parameters(self) -> dict[str, Any]:
-        """Return the parameters of a request with this mark."""
+        """Return the sequence as parameters of a request."""
         return {ID: self.id, START: self.start, END: self.end}
 
 
 def read_mark(parameters: Mapping[str, Any]) -> SequenceMark | None:
-    """Return the mark in the parameters of a request that a gateway has checked; None if it has none."""
+    """Return the sequence in a request's parameters, which a gateway has checked; None if it has none."""
     id_ = parameters.get(ID)
     if not id_:
         return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from tidegate.kernel.protocol.latency_buckets import COUNT
 
-# The most differing answers that are kept. They are ids and numbers, never the data of a request.
+# At most this many differing answers are kept, as ids and numbers, never with the data of a request.
 DIFFERING_KEPT = 10
 
 
@@ -58,7 +58,7 @@ def _no_times() -> list[int]:
 
 @dataclass(slots=True)
 class ShadowCounts:
-    """One gateway's counts of an endpoint's shadow traffic since it began.
+    """One gateway's counts of an endpoint's shadow traffic, since the shadow began.
 
     ``key`` identifies the shadow: another shadow starts with new counts. ``offered``: answered requests that
     the rate chose. Each of them was ``copied`` or ``refused`` (by reason). Each copy was ``answered``,

@@ -18,10 +18,10 @@ class Target(Noun):
 
 
 class TrafficRule(Noun):
-    """A rule that sends requests to a Deployment before weights count.
+    """A rule that sends requests to a Deployment. Rules apply before weights.
 
     It applies to requests that have ``header`` with ``value``, and that come from the caller ``tenant`` (the
-    id of a key). A member that is None applies to all requests.
+    id of a key). A member that is None matches all requests.
     """
 
     deployment: Name

@@ -104,9 +104,9 @@ class ScratchTask(Noun):
 class ScratchOutcome(Noun):
     """The outcome that a scratch replica reports in its heartbeats.
 
-    ``rejected``: the model is wrong, and another try would be the same. ``died``: a process of the model
-    ended. ``interrupted``: the cause is not known, so it is tried again. ``unavailable``: a part of the
-    platform failed, so it is tried again until that part works.
+    ``rejected``: the model is wrong, and another round would fail as well. ``died``: a process of the model
+    ended. ``interrupted``: the cause is not known, so the round is repeated. ``unavailable``: a part of the
+    platform failed, so the round is repeated until that part works.
     """
 
     round: int

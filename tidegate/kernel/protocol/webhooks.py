@@ -1,7 +1,7 @@
 """Check where a webhook may go: the form of its URL, and the addresses behind it. Pure.
 
 The URL is checked when a job is accepted, so that a wrong one is refused immediately. Its addresses are
-checked when the connection is made, because a name may resolve to another address by then.
+checked when the connection is made, because a name may resolve to another address at that time.
 """
 
 from __future__ import annotations
