@@ -164,7 +164,7 @@ class SequenceScheduler:
                 sequence.current = None
             if has_ended and not sequence.lost:
                 self._close(sequence)
-                if sequence.waiting:  # more requests came before the answer, such as a new first request
+                if sequence.waiting:  # more requests of this id arrived before the answer
                     self._continue(sequence)
                     return
 
@@ -258,7 +258,7 @@ def lost_in_call(request: Request, error: TidegateError) -> TidegateError:
 
 
 def _has_in_hand(sequence: KeptSequence | None, item: QueuedRequest) -> bool:
-    """Return True if a sequence runs this request, fetches its tensors, or waits for a model with it."""
+    """Return True if this request is the current request of a sequence."""
     current = sequence.current if sequence is not None else None
     return current is not None and current.request.id == item.request.id
 
