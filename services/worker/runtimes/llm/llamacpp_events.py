@@ -55,9 +55,9 @@ class StreamEvents:
         return (None if "prompt_progress" in event and not self._keep_progress else event), meta
 
     def _facts(self, event: Event) -> tuple[dict[str, Any], bool]:
-        """Return the facts in an event. Remove the fields that only Tidegate requested.
+        """Return the facts in an event, and True if fields were removed from the event.
 
-        Also return True if a field was removed.
+        The fields that only Tidegate requested are removed.
         """
         meta: dict[str, Any] = {}
         timings, usage, changed = event.get("timings"), event.get("usage"), False
