@@ -151,7 +151,7 @@ class Grant:
             counts[6] += tokens_out
 
     def accepted(self, received: int) -> None:
-        """Count the ``received`` bytes of a request that became a job. Its other usage is counted at its end.
+        """Count the ``received`` bytes of a request that became a job. The rest is counted when the job ends.
 
         This process does not learn the job's real cost, so the caller is charged the mean cost of a request.
         """

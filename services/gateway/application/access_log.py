@@ -32,7 +32,7 @@ from tidegate.kernel.token_bucket import TokenBucket
 log = telemetry.logger(__name__)
 
 WRITE_S = 0.2
-# The most lines in memory. If there are more, the disk cannot keep up, and new lines are dropped.
+# The largest number of lines in memory. Above it, new lines are dropped, because the disk cannot keep up.
 MAX_PENDING = 20_000
 MAX_PROBLEM_CHARS = 500
 
@@ -234,7 +234,7 @@ class AccessLog:
         trace: bytes = b"",
         **extra: Any,
     ) -> None:
-        """Log a failed or refused request, and export its trace. Above the limit per second, only count it.
+        """Log a failed or refused request, and export its trace. Above a limit per second, only count it.
 
         ``started``: the time of ``time.perf_counter`` at which the request began; None: now.
         """

@@ -25,10 +25,11 @@ from tidegate.kernel.tracing import Attributes, Span, SpanExport, epoch_ahead, e
 log = telemetry.logger(__name__)
 
 Headers = Mapping[bytes, bytes]
-# The most slow and failed requests that are exported although the sampler did not take them. If everything
-# fails, a few traces show why.
+# The sampler did not take most slow and failed requests. Export this many of them per second, because a few
+# traces show why requests fail.
 UNSAMPLED_PER_S = 20
-# The most requests that are traced because their callers want it. A span costs as much as a small request.
+# Trace up to this many requests per second because their callers want it. A span costs as much as a small
+# request.
 BY_CALLERS_PER_S = 200
 
 

@@ -8,8 +8,8 @@ from services.gateway.domain.fair_lane import Standing
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.errors import ColdStart, DeadlinePassed, NoCapacity, Overloaded, TidegateError
 
-# The share of a request's time that is reserved for the call itself, two hops and the reporting interval. The
-# predicted wait does not include these.
+# The share of a request's time that is reserved for the call itself, two hops and the reporting interval,
+# which the predicted wait does not include.
 RESERVE = 0.2
 
 

@@ -30,8 +30,8 @@ from tidegate.kernel.protocol.tensors import (
     elements,
 )
 
-# The gateway uses these parameters to decode tensors, encode outputs and queue requests. They do not go to
-# the model.
+# The gateway uses these parameters to decode tensors, encode outputs and queue requests. The model does not
+# get them.
 _FOR_US = frozenset({"binary_data_output", "binary_data", "binary_data_size", "classification"})
 _FOR_THE_QUEUE = frozenset({"timeout", "priority"})
 # Triton's parameters of tensors in shared memory.

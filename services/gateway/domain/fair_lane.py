@@ -24,7 +24,7 @@ T = TypeVar("T")
 UNLIMITED = sys.maxsize
 # The priority of a request without one, as in the worker's backlog.
 DEFAULT_PRIORITY = 4
-# At this many flows, those without requests are removed.
+# If there are this many flows, remove the flows without requests.
 IDLE_KEPT = 1024
 
 
@@ -75,7 +75,7 @@ class Flow(Generic[T]):
 
 
 class FairLane(Generic[T]):
-    """The requests of one queue: the number of published ones, and the ones that wait for their turn."""
+    """The requests of one queue. It counts the published requests, and keeps the waiting requests."""
 
     def __init__(self) -> None:
         self.window = UNLIMITED

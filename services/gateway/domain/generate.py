@@ -51,7 +51,7 @@ def decode(body: Buffer, contract: Contract) -> Decoded:
 
 
 def request_parameters(body: Buffer) -> dict[str, Any]:
-    """Return all members of a request, and those of its ``parameters``; raise BadRequest."""
+    """Return the members of a request and the members of its ``parameters``; raise BadRequest."""
     members = _members(body)
     return members | check_parameters(members.get("parameters"), "request")
 

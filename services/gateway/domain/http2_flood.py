@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-# The most frames without work that a client may send, and how many more it may send each second. Answers
-# allow more frames.
+# How many frames without work a client may send, and how many more in each second. Sent answers allow more.
 USELESS_FRAMES = 2000.0
 USELESS_FRAMES_PER_S = 500.0
 # A ping is a strike if it comes sooner than PING_INTERVAL_S after the last ping. Sent data resets the number

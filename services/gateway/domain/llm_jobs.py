@@ -42,7 +42,7 @@ def check_body(body: Mapping[str, Any]) -> str:
 
 
 def decoded(path: str, body: dict[str, Any], context: int | None) -> Decoded:
-    """Return a request to a language model in the form for jobs. ``context``: the most tokens, if known."""
+    """Return the request of a job to a language model. ``context``: the context length, if known."""
     key = call_key(_INPUTS, (), {KV_TOKENS: estimate(path, body, context).total})
     return Decoded("", 0, key, [pack_strings([LlmRequest(path, body).to_bytes()])], None, False)
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from tidegate.kernel.errors import TooMany
 
-# The most callers that are remembered. A forgotten caller starts with a full burst.
+# The largest number of callers in memory. A forgotten caller starts with a full burst.
 MOST_CALLERS = 10_000
 BURST_S = 5.0
 

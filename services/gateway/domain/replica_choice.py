@@ -39,7 +39,7 @@ class PrefixMemory:
     _replicas: OrderedDict[bytes, str] = field(default_factory=OrderedDict)
 
     def read_by(self, blocks: Sequence[bytes], replica: str) -> None:
-        """Remember that a replica has read these blocks."""
+        """Remember that a replica has read ``blocks``."""
         for block in blocks:
             self._replicas[block] = replica
             self._replicas.move_to_end(block)

@@ -59,8 +59,8 @@ class LoadElsewhere(NamedTuple):
 
 NONE_ELSEWHERE = LoadElsewhere(0, {}, 0)
 UNKNOWN_FLEET = ReplicaFleet()
-# The most requests that are published while no replica is ready. They wake the model, and they are enough
-# work for the first replica.
+# How many requests are published while no replica is ready. They wake the model, and they are enough work for
+# the first replica.
 STARTING_WINDOW = 32
 
 

@@ -16,13 +16,13 @@ from tidegate.kernel.protocol.models import Signature
 
 # TensorFlow Serving's label for the endpoint's own choice.
 STABLE = "stable"
-# The most flows that an endpoint caches. A lookup is quicker than making a new flow.
+# The largest number of flows that an endpoint caches. A lookup is quicker than making a new flow.
 FLOWS_KEPT = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class LlmRoute:
-    """Facts about a language model. ``context``: the most tokens of a prompt and its answer, if known.
+    """Facts about a language model. ``context``: its context length (prompt and answer) in tokens, if known.
 
     ``adapters``: names of LoRA adapters. ``slots``: the requests that a replica runs at the same time.
     ``created``: the version's time of creation in seconds since the epoch. ``affinity_wait_ms``: the longest

@@ -8,7 +8,7 @@ from services.gateway.domain.comparison import Comparison
 from tidegate.kernel.protocol.latency_buckets import bucket_of
 from tidegate.kernel.protocol.shadow import DIFFERING_KEPT, DifferingAnswer, OutputCounts, ShadowCounts
 
-# The most outputs that are counted by name. A model may have any number of outputs.
+# The largest number of outputs that are counted by name. A model may have any number of outputs.
 OUTPUTS_KEPT = 64
 MESSAGE_CHARS = 300
 

@@ -9,13 +9,13 @@ from services.gateway.domain.routing import DeploymentRoute
 WAIT_S = 2.0
 # The longest wait for the answer to a copy.
 ANSWER_S = 30.0
-# The most bytes of a copied request, and of its answer. Larger ones would take too much memory.
+# The largest size of a copied request, and of its answer, in bytes. Larger copies would take too much memory.
 LARGEST = 4 * 2**20
-# The most bytes of all copies that wait, are in flight, or are compared, in each gateway process.
+# The total size in bytes of all copies in a gateway process: waiting, in flight, or being compared.
 MEMORY = 64 * 2**20
-# The most copies of a gateway process that wait for an idle replica.
+# The largest number of copies in a gateway process that wait for an idle replica.
 WAITING = 256
-# The most answers that a gateway process compares in a second, and the most bytes of them.
+# The limits of what a gateway process compares in a second: the number of answers, and their bytes.
 COMPARED_PER_S = 200.0
 COMPARED_BYTES_PER_S = 32 * 2**20
 

@@ -54,8 +54,8 @@ MAX_DIMS = 16
 def raw_of(name: str, tensor: Any, most_bytes: int) -> tuple[str, list[int], bytes]:
     """Return the datatype, the shape and the raw bytes of a ``TensorProto``.
 
-    ``most_bytes``: the most raw bytes of this tensor, because a short list can mean a large tensor. Raise
-    BadRequest, or PayloadTooLarge.
+    ``most_bytes``: the largest size of the raw tensor in bytes, because a short list can mean a large tensor.
+    Raise BadRequest, or PayloadTooLarge.
     """
     kind = KINDS.get(tensor.dtype)
     if kind is None:

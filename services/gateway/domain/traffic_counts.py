@@ -9,7 +9,7 @@ import numpy as np
 from tidegate.kernel.protocol.latency_buckets import bucket_of
 from tidegate.kernel.protocol.traffic import EndpointTraffic, histograms_of, no_times, sparse
 
-# The most error reasons that are counted by name for an endpoint. An engine may report any reason.
+# The largest number of error reasons that are counted by name for an endpoint. Engines may report any reason.
 MOST_REASONS = 40
 OTHER = "other"
 

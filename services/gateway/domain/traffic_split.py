@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 BLOCK = 100
-# The most endpoints with blocks in memory. This limits memory if the names of endpoints change all the time.
+# The largest number of endpoints with blocks in memory. The names of endpoints may change all the time.
 _KEPT = 10_000
 
 

@@ -22,7 +22,7 @@ from tidegate.kernel.blobs.store import Blobs
 
 
 class Written(NamedTuple):
-    """The chunks that were written since the last save. ``files``: a chunk of each OpenAI file, by its id."""
+    """The chunks written since the last save. ``files``: the chunks of OpenAI's files, by file id."""
 
     chunk: FileChunk | None
     files: Mapping[bytes, FileChunk]

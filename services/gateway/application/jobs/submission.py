@@ -40,7 +40,7 @@ from tidegate.kernel.store import StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# The most submissions that may wait for the store and the broker. Further ones are refused.
+# The largest number of submissions that may wait for the store and the broker. Others are refused.
 MAX_SUBMITTING = 10_000
 # The longest time to wait for the store. A restart of the store takes less.
 STORE_TIMEOUT_S = 10.0

@@ -138,7 +138,7 @@ class LlmCall:
 
     @property
     def grant(self) -> Grant | None:
-        """The admission of the request; None before the admission, and for callers that are not counted."""
+        """The admission of the request; None before the admission, and if usage is not counted."""
         return None if self.account is None else self.account.grant
 
     def answer_headers(self) -> list[tuple[bytes, bytes]]:

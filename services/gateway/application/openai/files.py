@@ -194,7 +194,7 @@ class FileService:
 
 
 async def used_bytes(store: FileStore, principal: Principal, limits: FileLimits) -> int:
-    """Return the total size of a caller's files, in bytes. Raises TooMany at the most files per caller."""
+    """Return the total size of a caller's files in bytes. Raises TooMany if there are too many files."""
     files = await store.latest(principal.id, None, limits.callers_files)
     if len(files) >= limits.callers_files:
         raise _full(f"{limits.callers_files} files")

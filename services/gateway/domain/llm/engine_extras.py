@@ -57,7 +57,7 @@ def templated(answer: bytes, request: Members) -> dict[str, Any]:
 
 
 def tokens(answer: bytes, request: Members, context: int | None) -> Any:
-    """Return the answer of ``/tokenize`` in the caller's form. ``context``: the most tokens, if known."""
+    """Return the answer of ``/tokenize`` in the caller's form. ``context``: the context length, if known."""
     document = orjson.loads(answer)
     entries = document.get("tokens") or []
     ids = [entry["id"] if isinstance(entry, dict) else entry for entry in entries]

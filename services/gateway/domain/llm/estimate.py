@@ -37,7 +37,7 @@ NO_TOKENS = TokenEstimate(0, 0)
 
 
 def estimate(path: str, body: Mapping[str, Any], context: int | None) -> TokenEstimate:
-    """Estimate a request's tokens. ``context``: the most tokens of a prompt and its answer, if known."""
+    """Estimate a request's tokens. ``context``: the model's context length in tokens, if known."""
     prompt = max(1, sum(_tokens(body[name]) for name in _PROMPT if name in body))
     if (tools := body.get("tools")) is not None:
         prompt += len(encoded(tools)) // CHARACTERS_PER_TOKEN

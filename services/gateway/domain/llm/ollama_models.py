@@ -36,8 +36,8 @@ _DETAILS = {
 class LlmModel:
     """An endpoint with a language model. ``ready``: at least one replica can answer now.
 
-    ``changed``: the time of the Deployment's last change, if known. ``context``: the most tokens of a prompt
-    and its answer, or None.
+    ``changed``: the time of the Deployment's last change, if known. ``context``: the context length in
+    tokens, or None.
     """
 
     name: str

@@ -119,7 +119,7 @@ def error_type(error: TidegateError) -> str:
 
 
 def info(model: str, context: int | None, slots: int, version: str) -> dict[str, Any]:
-    """Return the answer of ``/info``. ``context``: the most tokens of prompt and answer, if known."""
+    """Return the answer of ``/info``. ``context``: the context length in tokens, if known."""
     return {
         "model_id": model,
         "model_sha": None,

@@ -12,11 +12,11 @@ from tidegate.kernel.errors import BadRequest, TidegateError
 from tidegate.kernel.protocol import bounded_json
 
 MAX_CUSTOM_ID = 512
-# The most characters of a model's name. Endpoints with an adapter have shorter names.
+# The longest accepted name of a model, in characters. Names of endpoints with an adapter are shorter.
 MAX_MODEL = 512
 # The number of models whose checks are remembered. If a file names more, some are checked more than once.
 MOST_MODELS = 1000
-# The most bad lines that are listed: the first bad lines of the file.
+# Only this many bad lines are listed: the first ones of the file.
 MAX_ERRORS = 100
 
 

@@ -13,7 +13,7 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.envelope import Buffer, Tensor
 from tidegate.kernel.protocol.tensors import to_json, unpack_strings
 
-# The most rows that are encoded as objects or lines, because this blocks the event loop.
+# The largest number of rows that are encoded as objects or lines, because this blocks the event loop.
 MOST_ROWS = 2**19
 
 
