@@ -35,7 +35,7 @@ class AnswerPlan(NamedTuple):
 
     @classmethod
     def from_ask(cls, ask: Mapping[str, Any]) -> AnswerPlan:
-        """Return the plan in a job's record."""
+        """Read the plan from a job's record."""
         found = ask.get(ASK, {})
         rows, whole = bool(found.get("rows", True)), bool(found.get("whole", False))
         return cls(str(found.get("accept", "")), rows, whole)

@@ -183,7 +183,7 @@ class KeyLimiter:
         )
 
     def _with_limit(self, tokens: LeasedTokens | None, kind: str, limit: int | None) -> LeasedTokens | None:
-        """Change the limit of ``tokens``, or create them, and return them; return None without a limit."""
+        """Return ``tokens`` with the new limit; create them if they are None. Return None without a limit."""
         if limit is None:
             return None
         if tokens is None:

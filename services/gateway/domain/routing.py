@@ -93,8 +93,8 @@ class EndpointRoute:
     ``compared``: answers, failures and latencies are counted by Deployment, for a canary or an experiment.
     ``feedback``: answers get an id, with which callers report outcomes. ``shadow`` gets copies of requests.
     ``weight``: the endpoint's weight at a Deployment that several endpoints share. ``failover``: Deployments
-    without a share, for requests that the targets cannot answer. ``reserves``: by the name of a target, the
-    Deployment of its replicas that serve only this endpoint.
+    without a share, for requests that the targets cannot answer. ``reserves``: for the names of
+    targets, the Deployments of the replicas that serve only this endpoint.
     ``experiment``: the id of the running experiment, or empty. ``labels``: aliases of versions.
     ``stateful``: a Deployment keeps sequences.
     """

@@ -236,7 +236,7 @@ class TokenLimits:
         if not any(each.refused for each in balances):
             for id_ in ids:
                 self._window(id_).charge(tokens, now)
-            # Charge the account when the store answers again. The charge then still counts for the day.
+            # Charge the account when the store answers again. Even a late charge counts for the day.
             self._pending[made] = self._pending.get(made, 0) + tokens
         return made, balances
 

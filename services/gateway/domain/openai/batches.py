@@ -81,7 +81,7 @@ def batch_name(id_: bytes) -> str:
 
 
 def read_batch_id(text: str) -> bytes:
-    """Return the id of a batch from its id in OpenAI's API. Raises NotFound."""
+    """Convert a batch's id in OpenAI's API to its internal id. Raises NotFound."""
     id_ = read_id(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None
     if id_ is None:
         raise no_batch(text)

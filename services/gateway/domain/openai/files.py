@@ -52,7 +52,7 @@ def file_name(id_: bytes) -> str:
 
 
 def read_file_id(text: str) -> bytes:
-    """Return the id of a file from its id in OpenAI's API. Raises NotFound."""
+    """Convert a file's id in OpenAI's API to its internal id. Raises NotFound."""
     id_ = read_id(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None
     if id_ is None:
         raise no_file(text)
