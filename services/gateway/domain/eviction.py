@@ -10,7 +10,7 @@ WATCHED_S = 1.0
 
 
 class Unfinished(NamedTuple):
-    """An incomplete body. ``held``: its bytes in memory. ``moved``: bytes received in ``watched_s``."""
+    """An incomplete body. ``held``: its bytes in memory. ``moved``: bytes in the last ``watched_s`` s."""
 
     held: int
     watched_s: float

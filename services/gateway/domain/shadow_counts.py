@@ -27,7 +27,7 @@ class ShadowCounter:
         return counts
 
     def keep(self, keys: Mapping[str, str]) -> None:
-        """Keep only the counts of these shadows. ``keys``: the shadow's key by endpoint."""
+        """Keep only the counts of the shadows in ``keys``, which has the shadow's key by endpoint."""
         for endpoint, counts in list(self._counts.items()):
             if keys.get(endpoint) != counts.key:
                 del self._counts[endpoint]

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 
-# The statuses of an engine or upstream that cannot work now. Not 429: the caller must see such a limit.
+# The statuses of an engine or upstream that cannot work now. 429 is not one: it is passed to the caller.
 FAILED = frozenset({502, 503, 504})
 
 
