@@ -21,11 +21,12 @@ from tidegate.kernel.protocol.archives import Member
 
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 TAR, TAR_AT = b"ustar", 257
-# tarfile reads a member's extended header in one piece, of the size that the archive states.
+# The most bytes of one read. tarfile reads a member's extended header in one read, and the archive states its
+# size.
 MAX_READ = 4 * 2**20
-# zipfile reads the directory at the end of a zip in one piece, and needs ten times its size in memory.
+# The most bytes of a zip's directory. zipfile needs ten times as much memory to read it.
 MAX_DIRECTORY = 16 * 2**20
-# A tar ends in zeros up to the end of a record, usually of 10 KiB.
+# The most zeros at the end of a tar. Tars are filled up with zeros to whole records, usually of 10 KiB.
 MAX_PADDING, _STEP = 2**20, 2**16
 
 _END, _END_MAGIC = struct.Struct("<4s4H2LH"), b"PK\x05\x06"
@@ -42,7 +43,7 @@ _BROKEN = (
 
 
 class BrokenArchive(Exception):
-    """The file is not an archive, or has other data beside it. The message says why."""
+    """The file is not an archive, or has other data beside the archive. The message says why."""
 
 
 class Opener:
@@ -166,7 +167,7 @@ def _zip64(file: IO[bytes], length: int, offset: int, end: int) -> tuple[int, in
 
 
 def _check_places(file: IO[bytes], infos: list[zipfile.ZipInfo], directory: int) -> None:
-    """Raise ValueError unless each entry has its stated place and name, and no two entries overlap."""
+    """Raise ValueError unless each entry is at its stated place, has one name, and overlaps none."""
     free = 0
     for info in sorted(infos, key=lambda each: each.header_offset):
         if info.header_offset < free or (free == 0 and info.header_offset):
@@ -184,7 +185,7 @@ def _check_places(file: IO[bytes], infos: list[zipfile.ZipInfo], directory: int)
 
 
 def _second_name(info: zipfile.ZipInfo) -> bool:
-    """Return True if an extra field has another name for the entry. Newer versions of zipfile use it."""
+    """Return True if an extra field has another name for the entry. New versions of zipfile use that name."""
     extra = info.extra
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
@@ -218,7 +219,7 @@ def _tar(file: _Capped) -> Iterator[tuple[Member, Opener]]:
 
 
 def _check_rest(file: _Capped) -> None:
-    """Raise ValueError unless the rest of a tar is zeros, because tarfile does not read other data there."""
+    """Raise ValueError unless the rest of a tar is zeros. tarfile would silently ignore other data there."""
     padding = file.last
     for _ in range(MAX_PADDING // _STEP):
         if padding.strip(b"\0"):

@@ -54,8 +54,8 @@ def logged_in(url: str, folder: Path, server: str, service: str) -> str:
 def write_once(place: Path, text: str) -> None:
     """Write a secret to a file of mode 0600, unless the file has one already.
 
-    The text is written to another file and linked into place. So a reader never sees half of it, and two
-    writers end with the same secret.
+    The text is written to another file and linked into place. So a reader never sees half of the text, and
+    all concurrent writers use the same secret.
     """
     if place.is_file() and place.read_text().strip():
         place.chmod(0o600)
@@ -67,7 +67,7 @@ def write_once(place: Path, text: str) -> None:
     try:
         os.link(fresh, place)
     except FileExistsError:
-        # Replace an empty file, but keep the secret of another writer.
+        # Replace an empty file, but keep a secret that another writer has written meanwhile.
         if not (place.is_file() and place.read_text().strip()):
             fresh.replace(place)
     fresh.unlink(missing_ok=True)

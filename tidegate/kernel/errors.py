@@ -11,9 +11,10 @@ class TidegateError(Exception):
     """The base of every error that a caller may see. ``message`` is one sentence for a person."""
 
     reason = "internal"
-    request_id: str | None = None  # set by clients
+    request_id: str | None = None  # set by the client library
     deployment = ""  # the request's Deployment if it is known; for the log
-    # The caller's own timeout in seconds, if it ended the request before the endpoint's would have; else 0.
+    # The caller's own timeout in seconds, if the request ended because of it; 0: the endpoint's timeout
+    # applied.
     cut_after_s = 0.0
 
     def __init__(
@@ -67,13 +68,13 @@ class MethodNotAllowed(TidegateError):
 
 
 class Conflict(TidegateError):
-    """The named thing exists, is in use, or has changed since it was read."""
+    """The named thing exists already, is in use, or has changed since the caller read it."""
 
     reason = "conflict"
 
 
 class PreconditionFailed(Conflict):
-    """The object is not as ``If-Match`` or ``If-None-Match`` expects it."""
+    """The object does not meet the request's condition ``If-Match`` or ``If-None-Match``."""
 
     reason = "precondition_failed"
 
@@ -111,13 +112,13 @@ class TooMany(TidegateError):
 
 
 class Overloaded(TidegateError):
-    """More work waits than can be done in time. ``retry_after_s`` says when to retry."""
+    """More requests wait than can be answered in time. ``retry_after_s``: seconds until a retry."""
 
     reason = "overloaded"
 
 
 class NoCapacity(TidegateError):
-    """No replica runs the model, and none may be started."""
+    """No replica runs the model, and no replica may be started."""
 
     reason = "no_capacity"
 
@@ -141,13 +142,13 @@ class DeadlinePassed(TidegateError):
 
 
 class ModelFailed(TidegateError):
-    """The model failed, in a call or when it was loaded. The message is the model server's own."""
+    """The model failed in a call or while it was loaded. The message comes from the model server."""
 
     reason = "model_failed"
 
 
 class Unavailable(TidegateError):
-    """A needed part does not answer now: the broker, a store or the model server."""
+    """A part of the system does not answer now: the broker, a store or the model server."""
 
     reason = "unavailable"
 
@@ -159,7 +160,7 @@ class UpstreamUnavailable(Unavailable):
 
 
 class WorkerLost(Unavailable):
-    """The worker of a stream was lost after the first part of the stream: the rest of it is missing."""
+    """The worker of a stream was lost after it sent a part of the stream. The rest is missing."""
 
     reason = "worker_lost"
 

@@ -1,4 +1,4 @@
-"""The order in which callers that share something are served: fair by weight, in virtual time."""
+"""Choose the order in which callers share a resource: fair by weight, in virtual time."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-# The credit for requests of several callers, in requests: an idle caller may send this many in a burst. More
-# would let bursts of idle callers delay the others, less would delay a second request that comes early.
+# The number of requests that an idle caller may send in a burst. With a larger number, bursts would delay
+# other callers. With a smaller number, an early second request would wait.
 BURST = 8.0
-# Idle members are forgotten when there are more than this many beside those that wait.
+# Tags of idle members are dropped if there are more tags than this beside two for each member with work.
 IDLE_KEPT = 64
 
 
 class FairOrder(Generic[K]):
-    """Start-time fair queueing over members, each of which has work that waits, or has none.
+    """Start-time fair queueing over members. A member is idle or has work that waits.
 
     Source: Goyal, Vin and Cheng, "Start-time Fair Queueing", SIGCOMM 1996. Each member has a tag: the cost of
     its served work divided by its weight. The member with the smallest tag is next. The clock is the tag of
-    the last choice. A member that was idle starts at the clock less ``credit``, so it saves up only that. Any
-    two members that always have work differ in served cost per weight by at most one piece of each. Every
-    call takes O(log n).
+    the last choice. A member that was idle starts at the clock minus ``credit``, so an idle member saves up
+    no more than ``credit``. If two members always have work, their served costs per weight differ by at most
+    one piece of work of each. Every call takes O(log n).
     """
 
     def __init__(self, credit: float = 0.0) -> None:
@@ -38,7 +38,7 @@ class FairOrder(Generic[K]):
         return len(self._entries)
 
     def enter(self, member: K) -> None:
-        """Add a member that has work now. It does nothing if the member is there."""
+        """Add a member that has work now. Does nothing if the member has been added already."""
         if member in self._entries:
             return
         tag = self._tags[member] = max(self._tags.get(member, 0.0), self._clock - self._credit)
@@ -52,7 +52,7 @@ class FairOrder(Generic[K]):
         while heap:
             tag, entry, member = heap[0]
             if self._entries.get(member) != entry:
-                heappop(heap)  # the member has left since
+                heappop(heap)  # the member has left since it was pushed
             elif self._tags[member] > tag:
                 heapreplace(heap, (self._tags[member], entry, member))
             else:
@@ -69,13 +69,14 @@ class FairOrder(Generic[K]):
         self._tags[member] = self._tags.get(member, self._clock) + cost
 
     def leave(self, member: K) -> None:
-        """Remove a member that has no work now. Its tag is kept as long as it matters."""
+        """Remove a member that has no work now. Its tag is kept while it can have an effect."""
         if self._entries.pop(member, None) is None:
             return
         if not self._entries:
             self._heap.clear()
         if len(self._tags) > 2 * len(self._entries) + IDLE_KEPT:
-            # A tag that is not above the clock has no effect, because its member would start at the clock.
+            # Drop tags up to the clock minus the credit. They have no effect, because their members would
+            # start there.
             self._tags = {
                 known: tag
                 for known, tag in self._tags.items()

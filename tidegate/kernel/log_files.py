@@ -12,9 +12,10 @@ from tidegate.kernel.protocol import log_lines
 from tidegate.kernel.protocol.log_lines import LogEntry
 
 BLOCK = 64 * 1024
-# The most bytes that are read of one log, from its end.
+# The most bytes that are read from the end of one log.
 MOST_BYTES = 16 * 2**20
-# A line may be written a moment after its time. So a reader that follows a log stays this far behind.
+# A line may be written a moment after its time. So a reader that follows a log stays this many seconds
+# behind.
 SETTLE_S = 0.3
 MOST_OF_REQUEST = 1000
 MOST_LINKED = 20
@@ -42,19 +43,20 @@ class LogFolder:
         raise NotFound(f"There is no log of {name!r}. {hint}")
 
     def read(self, logs: Iterable[str], *, since: float, until: float, lines: int) -> list[LogEntry]:
-        """Return the last ``lines`` lines of these logs after ``since`` and up to ``until``, by time."""
+        """Return the last ``lines`` lines of these logs from ``since`` to ``until``, in order of time."""
         found: list[LogEntry] = []
         for log in logs:
-            # A line's time is rounded to milliseconds, and its file may be written a moment later.
+            # Check the time of each line, because a file may be written a moment after the times of its
+            # lines.
             found += [each for each in self._read(log, since, lines) if since < each.at <= until]
         found.sort(key=lambda each: each.at)
         return found[-lines:] if lines else []
 
     def of_request(self, id_: str) -> list[LogEntry]:
-        """Return the lines of all logs about a request or job, by time."""
+        """Return the lines of all logs about a request or job, in order of time."""
         ids, new, found = {id_}, {id_}, dict[tuple[str, int], LogEntry]()
         files = [*self.path.glob("*.log*")]
-        # The log of a worker from a warm pool has two names. Users know the replica's.
+        # The log of a worker from a warm pool has two names. Use the replica's name, which users know.
         linked = {path.resolve() for path in files if path.is_symlink()}
         files = [path for path in files if path.is_symlink() or path.resolve() not in linked]
         for _ in range(2):
@@ -73,8 +75,8 @@ class LogFolder:
         return sorted(found.values(), key=lambda each: each.at)[-MOST_OF_REQUEST:]
 
     def _read(self, log: str, since: float, lines: int) -> list[LogEntry]:
-        # In this order: `worker-a-0-1.log` is the log of the replica `a-0-1`, also if there is a Deployment
-        # `worker-a`.
+        # In this order, because `worker-a-0-1.log` is the log of the replica `a-0-1`, even if a Deployment
+        # `worker-a` exists.
         for stem in (f"{_WORKER}{log}", log):
             path = self.path / f"{stem}.log"
             if path.parent == self.path and path.is_file():

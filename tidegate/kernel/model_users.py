@@ -1,8 +1,8 @@
 """Users for the processes of models: numbers without an account, one for each live worker of this machine.
 
 A worker claims a number by a lock on a file of that name, and holds it while it lives. So two models never
-have the same user, and every process of a claimed user belongs to the worker with the lock. The file has
-content while the user may have processes. If it is empty, no search for processes is needed.
+have the same user, and every process of a claimed user belongs to the worker with the lock. While the user
+may have processes, the file has content. If the file is empty, no search for processes is needed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from tidegate.kernel.errors import Unavailable
 PROC = Path("/proc")
 # Shared by all stacks of this machine or container, because they see the same processes.
 HOST = Path("/run/tidegate/model-users")
-# A file in a replica's folder with the user that its worker claimed.
+# The file in a replica's folder with the number of the user that its worker claimed.
 NOTE = "model-user"
 COUNT = 4096
-# The first is far above the numbers of accounts. The second is for a container with 65,536 users.
+# The first numbers of two ranges. The first range is far above the numbers of accounts. The second one is for
+# a container that has only 65,536 users.
 FIRST = (2_000_000_000, 20_000)
 END_LIMIT_S = 5.0
 POLL_S = 0.005
@@ -122,7 +123,7 @@ def processes_of(uid: int) -> list[int]:
 
 
 def _status(pid: str) -> bytes:
-    # Three times as fast as Path.read_text; there may be thousands of files.
+    # This is three times as fast as Path.read_text. There may be thousands of files.
     handle = os.open(f"{PROC}/{pid}/status", os.O_RDONLY)
     try:
         return os.read(handle, 4096)

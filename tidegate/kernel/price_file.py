@@ -36,10 +36,10 @@ def read_prices(path: Path | None) -> PriceList:
 
 
 class PriceFile:
-    """The prices of a file, read again after the file has changed. ``problem``: why it cannot be used."""
+    """The prices of a file, which is read again after a change. ``problem``: why the file cannot be used."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the file. If it cannot be used, the default prices count, because replicas must run anyway."""
+        """Read the file. If it cannot be used, use the default prices, because replicas must run anyway."""
         self._path = path
         self._version = self._version_now()
         self.problem: str | None = None
@@ -51,11 +51,11 @@ class PriceFile:
 
     @property
     def path(self) -> Path | None:
-        """Return the path of the file; None: there is none, and the defaults count."""
+        """Return the path of the file; None: no file is set, and the default prices are used."""
         return self._path
 
     def current(self) -> PriceList:
-        """Return the prices. While a changed file cannot be used, the former prices count."""
+        """Return the prices. While a changed file cannot be used, return the former prices."""
         version = self._version_now()
         if version != self._version:
             self._version = version

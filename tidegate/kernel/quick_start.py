@@ -6,19 +6,20 @@ import atexit
 import gc
 import sys
 
-# More objects than a service makes while it loads. A command that runs for hours still collects garbage.
+# No collection before this many new objects: more than a service makes while it loads. A command that runs
+# for hours makes more, so its garbage is still collected.
 LOADING = 300_000
-# The first two numbers keep pauses short. Many new connections make many lasting objects, 17 each, and a
-# collection of 100,000 objects takes 60 ms.
+# Thresholds of the garbage collector. The first two keep pauses short: each new connection makes 17 objects
+# that stay, and a collection of 100,000 objects takes 60 ms.
 RUNNING = (10_000, 3, 600)
 
 
 def begin() -> None:
     """Skip work that loading does not need.
 
-    It saves a quarter of a command's CPU time and a fifth of the time to load a service. Loaded modules stay,
-    so garbage collection would find almost nothing in them, neither while they load nor at exit, where the
-    interpreter collects twice.
+    It saves a quarter of a command's CPU time and a fifth of the time to load a service. Loaded modules stay
+    in memory, so garbage collection would find almost nothing. This is true while they load, and at exit,
+    where the interpreter collects twice.
     """
     gc.set_threshold(LOADING, *gc.get_threshold()[1:])
     atexit.register(gc.freeze)
@@ -31,8 +32,8 @@ def loaded() -> None:
     """Exclude all objects so far from garbage collection, and set the thresholds of a long-running process.
 
     A full collection would visit every module, model class and route, and delay all requests by some 40 ms.
-    Inference requests make no reference cycles, so they need no collection. No collection runs before this:
-    in 60 ms it would free only 1,200 of 150,000 objects.
+    Inference requests make no reference cycles, so they need no collection. This function runs no collection
+    before, because in 60 ms it would free only 1,200 of 150,000 objects.
     """
     gc.freeze()
     gc.set_threshold(*RUNNING)

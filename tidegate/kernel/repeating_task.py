@@ -1,4 +1,4 @@
-"""A background loop: one step again and again, with a pause between two steps."""
+"""A background loop that repeats one step, with a pause between two steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tidegate.kernel import tasks, telemetry
 
 log = telemetry.logger(__name__)
 
-# The step returns the seconds to its next run; None: it runs when it is woken.
+# The step returns the seconds until its next run; None: it runs again only when it is woken.
 Step = Callable[[], Awaitable[float | None]]
 
 
@@ -29,7 +29,7 @@ class RepeatingTask:
         self._task = asyncio.create_task(self._run(after_s), name=self._name)
 
     def wake(self) -> None:
-        """End the pause. If the step is running, it runs once more right after."""
+        """End the pause. If the step is running now, it runs again immediately after that."""
         self._wake.set()
 
     async def stop(self) -> None:

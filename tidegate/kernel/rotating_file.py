@@ -25,7 +25,7 @@ class Part(NamedTuple):
 
 
 def overdue(parts: Sequence[Part], now: float, keep_s: float) -> list[int]:
-    """Return the numbers of the parts to delete: too old, or one too many after the next rotation."""
+    """Return the numbers of the parts to delete: too old, or too many after the next rotation."""
     return [part.number for part in parts if part.number >= PARTS - 1 or now - part.written_at > keep_s]
 
 
@@ -88,7 +88,7 @@ class RotatingFile:
         self.close()
 
     def prune(self) -> None:
-        """Delete the parts that have become too old, even if little is written."""
+        """Delete the parts that have become too old. This works also if little is written."""
         for part in rotated(self._path):
             with contextlib.suppress(OSError):
                 if self._clock() - part.stat().st_mtime > self._keep_s:

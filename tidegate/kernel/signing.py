@@ -35,7 +35,7 @@ _BEGIN = b"-----BEGIN "
 
 
 class BadKey(ValueError):
-    """A file has no usable key. The message says which file, and why."""
+    """A file contains no usable key. The message names the file and the reason."""
 
 
 class BadSignature(ValueError):
@@ -43,7 +43,7 @@ class BadSignature(ValueError):
 
 
 class TrustedKeys:
-    """Public keys whose signatures are trusted, by their ids."""
+    """Public keys by their ids. Their signatures are trusted."""
 
     def __init__(self, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
         self._keys = keys
@@ -73,7 +73,7 @@ class TrustedKeys:
         return list(self._keys)
 
     def trusts(self, signature: ModelSignature) -> bool:
-        """Return True if one of the keys has made a signature."""
+        """Return True if one of the keys has made this signature."""
         key = self._keys.get(signature.key)
         if key is None:
             return False
@@ -84,9 +84,9 @@ class TrustedKeys:
         return True
 
     def check(self, bundles: Iterable[Any], artifact: Path, sha256: str) -> str:
-        """Return the id of the key that has signed an artifact. Blocking: the files of an archive are read.
+        """Return the id of the key that has signed an artifact. Blocks: it reads the files of an archive.
 
-        ``sha256``: the artifact's digest, which has been checked. Raise BadSignature.
+        ``sha256``: the artifact's digest, which the caller has checked. Raise BadSignature.
         """
         problem = "the artifact has no signature"
         for bundle in bundles:
@@ -101,7 +101,7 @@ class TrustedKeys:
 
 
 def mismatch(signed: Files, artifact: Path, sha256: str) -> str:
-    """Return how an artifact differs from the signed files; empty if it is the same. Blocking."""
+    """Return how an artifact differs from the signed files; empty if it does not differ. Blocks."""
     if signed == {ONE_FILE: sha256}:
         return ""
     if not archives.is_archive(artifact):
@@ -141,7 +141,7 @@ def digests_in(path: Path) -> dict[str, str]:
 
 
 def sign(name: str, files: Files, private_key: Path, password: str | None = None) -> dict[str, Any]:
-    """Return the bundle with the signature of a model's files. Raise BadKey."""
+    """Sign a model's files. Return the bundle with the signature. Raise BadKey."""
     try:
         key = serialization.load_pem_private_key(
             private_key.read_bytes(), None if password is None else password.encode()

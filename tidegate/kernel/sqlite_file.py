@@ -1,7 +1,7 @@
 """A small SQLite database with one writer and short calls, which several threads may use.
 
-These files have histories, which a service can do without. So a damaged file is set aside, and the service
-starts with a new one.
+Services can work without the histories in these files. So a damaged file is renamed, and the service starts
+with a new one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# Larger files are not checked at the start: that would take longer than a second.
+# Files with more bytes are not checked at the start, because a check would take longer than a second.
 CHECKED_BYTES = 256 * 2**20
 
 Row = tuple[Any, ...]

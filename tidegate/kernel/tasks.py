@@ -18,8 +18,8 @@ log = telemetry.logger(__name__)
 class TaskSet:
     """The background tasks of one owner.
 
-    It references each task while the task runs, so that Python does not collect it. It logs errors of tasks,
-    because no code awaits them.
+    It keeps a reference to each running task, so that Python does not garbage-collect the task. It logs the
+    errors of tasks, because no code awaits them.
     """
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ class TaskSet:
 async def end(*tasks: asyncio.Task[Any] | None) -> None:
     """Cancel tasks and wait until they have ended. Their results and exceptions are ignored.
 
-    It cancels repeatedly. On Python 3.11 ``asyncio.wait_for``, which the store's client uses, ignores a
-    cancellation that arrives together with a result.
+    It cancels repeatedly, because the store's client uses ``asyncio.wait_for``. On Python 3.11, this function
+    ignores a cancellation that arrives together with a result.
     """
     alive = {task for task in tasks if task is not None and not task.done()}
     while alive:

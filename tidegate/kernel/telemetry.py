@@ -50,9 +50,9 @@ def configure(service: str, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # They log each request or frame at INFO. Our own lines say the same with the request id.
+    # These libraries log each request or frame at INFO. Our own lines have the same facts and the request id.
     for noisy in ("httpx", "httpcore", "uvicorn.access", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # They log several lines with tracebacks for each lost connection and attempt. We log one line.
+    # These libraries log tracebacks for each lost connection and each attempt. We log one line.
     for repeating in ("aio_pika", "aiormq"):
         logging.getLogger(repeating).setLevel(logging.CRITICAL)

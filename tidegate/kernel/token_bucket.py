@@ -1,10 +1,10 @@
-"""A token bucket, which limits events per second so that a flood has a bounded cost."""
+"""A token bucket, which limits events per second, so that a flood of events has a limited cost."""
 
 from __future__ import annotations
 
 
 class TokenBucket:
-    """A limit of ``per_s`` events per second after a burst. ``dropped`` counts the others."""
+    """A limit of ``per_s`` events per second after a burst. ``dropped`` counts events above the limit."""
 
     def __init__(self, per_s: float, burst: float) -> None:
         self._per_s = per_s

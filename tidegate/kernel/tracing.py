@@ -1,7 +1,8 @@
-"""Export spans by OpenTelemetry's protocol (OTLP over HTTP), as the variables ``OTEL_*`` say.
+"""Export spans with OpenTelemetry's protocol (OTLP over HTTP), configured by the variables ``OTEL_*``.
 
 A tracer of the OpenTelemetry SDK takes 85 microseconds for two spans, even if it drops them. So services
-decide first which requests are traced. They build the spans at the end, from times that they measure anyway.
+decide first which requests are traced. At the end of a request, they build its spans from times that they
+measure anyway.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ log = telemetry.logger(__name__)
 Kind = Literal["server", "producer", "consumer", "client"]
 Attributes = Mapping[str, str | int | float | bool]
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-# The longest wait for the last spans at the end of a process. A receiver may not answer.
+# The longest wait for the last spans at the end of a process, because the receiver may not answer.
 CLOSE_S = 2.0
-# Readings of the clocks for one offset. A process that is preempted between two clocks spoils one reading.
+# How often the clocks are read for one offset. If the process is preempted during a reading, this reading is
+# wrong.
 READINGS = 5
 
 
@@ -58,18 +60,18 @@ def wanted(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def new_context(trace_id: int = 0) -> TraceContext:
-    """Return the context of a new span, in a new trace without ``trace_id``."""
+    """Return the context of a new span. Without ``trace_id``, the span begins a new trace."""
     return TraceContext(trace_id or random.getrandbits(128) | 1, random.getrandbits(64) | 1, True)
 
 
 def epoch_ahead(
     wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
 ) -> float:
-    """Return the seconds by which the clock of the day is ahead of the monotonic clock.
+    """Return how many seconds the wall clock is ahead of the monotonic clock.
 
-    The clock of the day is read between two readings of the monotonic clock, ``READINGS`` times. The offset
-    with the shortest gap is returned. Use one offset for all spans of a request, so their order is exact.
-    ``time.monotonic`` and ``time.perf_counter`` are the same clock.
+    The wall clock is read ``READINGS`` times, each time between two readings of the monotonic clock. The
+    result is the offset with the shortest time between these two. Use one offset for all spans of a request,
+    so that their order is exact. ``time.monotonic`` and ``time.perf_counter`` are the same clock.
     """
     readings = []
     for _ in range(READINGS):
@@ -79,7 +81,7 @@ def epoch_ahead(
 
 
 class SpanExport:
-    """Sends spans in batches, in a thread. If the receiver does not keep up, spans are dropped."""
+    """An exporter that sends spans in batches, in a thread. It drops spans if the receiver is too slow."""
 
     def __init__(self, service: str, **resource: str) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -143,7 +145,7 @@ def _scope() -> InstrumentationScope:
 
 
 def export_of(service: str, **resource: str) -> SpanExport | None:
-    """Return the export that the variables ``OTEL_*`` choose; None without a receiver. Never raise."""
+    """Return the export that the variables ``OTEL_*`` configure; None without a receiver. Never raises."""
     if not wanted():
         return None
     try:

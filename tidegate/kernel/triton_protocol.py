@@ -1,9 +1,9 @@
 """The protobuf messages of Triton's protocol, without the rest of its client library.
 
 Importing the package ``tritonclient.grpc`` takes 225 ms of a cold start, because its ``__init__`` imports
-numpy and more. The generated modules in it take 17 ms. They import each other by the package's name, so
-loading them by their paths would import the package as well. Therefore this module puts an empty package of
-that name and path into ``sys.modules`` while it imports them.
+numpy and more. The generated modules in the package take only 17 ms. They import each other by the package's
+name, so even loading them by path would import the package. Therefore this module puts an empty package with
+this name and path into ``sys.modules`` while it imports the generated modules.
 """
 
 from __future__ import annotations

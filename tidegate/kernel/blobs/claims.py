@@ -9,7 +9,7 @@ from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol.claim import read_claim, write_claim
 from tidegate.kernel.protocol.envelope import Buffer, Undecodable
 
-# Time that a blob outlives its request's deadline, because clocks differ and readers may be late.
+# Seconds that a blob is kept after its request's deadline, because clocks differ and readers may be late.
 MARGIN_S = 60.0
 
 
@@ -25,14 +25,14 @@ class Claims:
         return size > self._above_bytes
 
     async def give(self, data: list[Buffer], left_s: float, *, durable: bool = False) -> bytes:
-        """Store tensors for ``left_s`` seconds and a margin. Return their claim.
+        """Store tensors for ``left_s`` seconds and a margin. Return the claim of the tensors.
 
-        ``durable``: they are on disk when this returns.
+        ``durable``: the tensors are on disk when this returns.
         """
         return write_claim(await self._blobs.put(data, left_s + MARGIN_S, durable=durable), data)
 
     async def redeem(self, data: list[Buffer]) -> list[Buffer]:
-        """Return the tensors of a frame's claim. They stay stored, and can be read again."""
+        """Return the tensors of a frame's claim. The tensors stay in the store, and can be read again."""
         try:
             claim = read_claim(data)
         except Undecodable as error:

@@ -20,7 +20,7 @@ LOCAL = {"", "file", "local"}
 OBJECTS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 # Protocols whose URLs can be signed with the credentials that open the store.
 SIGNED = {"s3", "s3a"}
-# Protocols of fsspec that cannot be a store.
+# Protocols of fsspec that cannot be a store, each with the reason.
 UNUSABLE = {
     "memory": "keeps its data in one process, but several processes need it",
     **dict.fromkeys(("http", "https", "data", "github", "gist", "git", "jupyter"), "cannot be written"),
@@ -35,8 +35,8 @@ PACKAGES = {
 }
 GOOD = "Name a folder, s3://, gs:// or az://."
 PIECE = 2**20
-# A file is uploaded to an object store in parts of this size, so many at once. Both bound the memory.
-PART = 5 * 2**20  # the least that S3 accepts
+# The size of an upload's parts, and how many parts are sent concurrently. Both limit the memory.
+PART = 5 * 2**20  # the smallest size that S3 accepts
 PARTS_AT_ONCE = 2
 # S3 accepts at most 10,000 parts.
 MOST_PARTS = 10_000
@@ -55,7 +55,7 @@ class Stream(NamedTuple):
 
 
 class Writer(Protocol):
-    """An open file of a store. It exists only after ``close``."""
+    """A file of a store that is being written. It exists in the store only after ``close``."""
 
     def write(self, data: Any, /) -> int: ...
 
@@ -67,10 +67,11 @@ class Writer(Protocol):
 class Opened(NamedTuple):
     """An open store. ``files`` is an fsspec file system, ``root`` the URL's path in it.
 
-    ``stream`` opens a file for reading from a byte on, with one request. It raises FileNotFoundError before
-    the first piece is read. ``writer`` opens a file for writing; ``size`` is the most bytes that it may get.
-    ``put`` stores a file of ``size`` bytes from pieces. If reading a piece raises, it stores nothing.
-    ``signed`` returns a URL that opens a file without credentials for some time; None: not in this store.
+    ``stream`` opens a file for reading from a given byte on, with one request. If the file does not exist, it
+    raises FileNotFoundError before the first piece is read. ``writer`` opens a file for writing; ``size`` is
+    the most bytes that may be written. ``put`` stores a file of ``size`` bytes from pieces. If reading a
+    piece raises an error, nothing is stored. ``signed`` returns a URL that opens a file without credentials
+    for some time; None: this store has no such URLs.
     """
 
     files: Any  # fsspec has no types
@@ -194,7 +195,8 @@ def _objects(url: str) -> Opened:
         try:
             found, skipped = obstore.get(whole, name, options=ranged), 0
         except obstore.exceptions.GenericError as error:
-            # rclone's server sends the range with the status 200, which obstore refuses.
+            # rclone's server answers with status 200 to a range, and obstore rejects this. So read the whole
+            # file.
             if "non-partial" not in str(error):
                 raise
             found, skipped = obstore.get(whole, name), start
@@ -206,7 +208,7 @@ def _objects(url: str) -> Opened:
         return obstore.open_writer(whole, name, buffer_size=_part(size), max_concurrency=PARTS_AT_ONCE)
 
     def put(path: str, size: int, pieces: Iterable[bytes]) -> None:
-        # Unlike a writer that is not closed, this aborts the multipart upload if a piece raises.
+        # Not a writer, because `put` aborts the multipart upload if reading a piece raises an error.
         how: Any = {"chunk_size": _part(size), "max_concurrency": PARTS_AT_ONCE}
         with ThreadPoolExecutor(1) as reader:
             read = _read_by(reader, pieces)

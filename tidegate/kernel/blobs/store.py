@@ -1,7 +1,7 @@
-"""Store payloads that are too large for a message: written once, read by key, deleted after their time.
+"""Store payloads that are too large for a message: written once, read by key, deleted when they expire.
 
-A key is ``<expiry>/<random id>``. ``expiry`` is seconds since the epoch, rounded up to a bucket and padded
-with zeros, so that a whole folder expires at one time and names sort by time. Reading deletes nothing,
+A key is ``<expiry>/<random id>``. ``expiry`` is in seconds since the epoch. It is rounded up, so that a whole
+folder expires at one time, and padded with zeros, so that names sort by time. Reading deletes nothing,
 because a request may be retried. The gateway deletes the blobs of an answered request. The router calls
 :meth:`Blobs.sweep`, which deletes all expired ones.
 """
@@ -48,7 +48,7 @@ class Blobs:
     async def put(self, data: Buffer | Sequence[Buffer], ttl_s: float, *, durable: bool = False) -> str:
         """Store ``data``, one buffer or several in order, for at least ``ttl_s``. Return its key.
 
-        ``durable``: it is on disk when this returns, and survives a loss of power.
+        ``durable``: the blob is on disk when this returns, and survives a loss of power.
         """
         key = new_key(time.time() + ttl_s)
         buffers = [data] if isinstance(data, (bytes, memoryview)) else list(data)
@@ -60,7 +60,7 @@ class Blobs:
         return await self._do("read", partial(self._place.read, _checked(key)))
 
     async def get_parts(self, key: str, sizes: Sequence[int]) -> list[Buffer]:
-        """Return a blob as the buffers that were written. Each has its own memory if that avoids a copy."""
+        """Return a blob as the buffers that were written. Buffers share memory only if this avoids a copy."""
         return await self._do("read", partial(self._place.read_parts, _checked(key), sizes))
 
     async def delete(self, key: str) -> None:
@@ -113,7 +113,7 @@ def _local_path(url: str) -> Path:
 
 
 class _Place(Protocol):
-    """The place of the blobs. Every method blocks."""
+    """The interface to the folder or store with the blobs. Every method blocks."""
 
     def write(self, key: str, buffers: Sequence[Buffer], durable: bool) -> None: ...
 

@@ -33,7 +33,7 @@ from tidegate.kernel.errors import Unavailable
 
 T = TypeVar("T")
 
-# Bytes of messages that the broker has not confirmed. Above this, nothing more is published.
+# The most bytes of unconfirmed messages. Above this limit, publishing raises an error.
 MAX_UNCONFIRMED = 256 * 2**20
 # Errors that aio-pika raises on a channel or connection that has ended.
 _LOST = (AMQPError, OSError, RuntimeError)
@@ -92,7 +92,7 @@ class AioPikaChannel:
 
     async def close(self) -> None:
         if not self.ended.done():
-            # When aiormq closes, it drops all frames that it has not written.
+            # Wait for them, because aiormq drops all unwritten frames when it closes.
             waiting = {*self._publishing, *([self._settling] if self._settling else [])}
             if waiting:
                 await asyncio.wait(waiting)
@@ -167,7 +167,7 @@ class AioPikaChannel:
 
     async def get(self, queue: Queue) -> Delivery | None:
         source = await self._channel.get_queue(queue.name, ensure=False)
-        # aio-pika's own timeout would leave the answer of a late message unread.
+        # No timeout: after one, aio-pika would not read a message that arrives late.
         message = await self._call(source.get(no_ack=False, fail=False, timeout=None))
         return None if message is None else _delivery(message)
 
@@ -245,7 +245,7 @@ class AioPikaChannel:
 
         async def publish() -> None:
             try:
-                # Not aio-pika's Exchange.publish: it waits for the socket, one message after the other.
+                # Not aio-pika's Exchange.publish, which waits for the socket after each message.
                 await self._driver.basic_publish(
                     message.body,
                     exchange=exchange,
@@ -299,7 +299,7 @@ class AioPikaChannel:
         return await self._result(self._start(operation))
 
     def _start(self, operation: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-        # A task, so that a cancelled caller does not cancel the operation: aiormq would close the channel.
+        # A separate task, because aiormq closes the channel if an operation is cancelled with its caller.
         call = asyncio.ensure_future(operation)
         self._calls.add(call)
         call.add_done_callback(self._on_call_done)
@@ -308,7 +308,7 @@ class AioPikaChannel:
     def _on_call_done(self, call: asyncio.Future[Any]) -> None:
         self._calls.discard(call)
         if not call.cancelled():
-            call.exception()  # mark as retrieved: its caller may have been cancelled
+            call.exception()  # marks the error as retrieved, because the caller may have been cancelled
 
     async def _result(self, call: asyncio.Future[T]) -> T:
         either: set[asyncio.Future[Any]] = {call, self.ended}
@@ -331,7 +331,7 @@ class AioPikaChannel:
 
 
 class _Transport(TransportFactory):
-    """Opens the socket and keeps it, so that it can be closed without waiting for the broker."""
+    """A factory that keeps the open socket, so that it can be closed without waiting for the broker."""
 
     def __init__(self) -> None:
         self._writer: StreamWriter | None = None

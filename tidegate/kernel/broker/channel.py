@@ -51,13 +51,12 @@ OnDelivery = Callable[[Delivery], Awaitable[None] | None]
 class Channel(Protocol):
     """A channel to RabbitMQ.
 
-    A channel that has ended is not used again. A reconnect opens a new one. Each method raises
-    ``Unavailable`` if the channel has ended.
+    After a channel has ended, each method raises ``Unavailable``. A reconnect opens a new channel.
     """
 
     @property
     def blocked(self) -> bool:
-        """True if the broker takes no messages now, because it is short of memory or disk."""
+        """True while the broker takes no messages, because it is short of memory or disk."""
 
     async def find(self, exchange: Exchange) -> None:
         """Raise ``Unavailable`` unless an exchange exists. Needs no permission."""
@@ -96,7 +95,7 @@ class Channel(Protocol):
         """
 
     async def get(self, queue: Queue) -> Delivery | None:
-        """Take the next message of ``queue``; return None if no message waits. No prefetch counts it."""
+        """Return the next message of ``queue``, or None if no message waits. No prefetch applies."""
 
     async def cancel(self, consumer_tag: str) -> None:
         """Stop a consumer. Its unacked messages stay with it until they are acked or the channel ends."""
@@ -145,7 +144,7 @@ class Channel(Protocol):
         """
 
     def cork(self) -> AbstractContextManager[None]:
-        """Return a context manager. All messages and acks in its body leave in one write at its end."""
+        """Return a context manager that sends all messages and acks of its body in one write at its end."""
 
 
 class DriverChannel(Channel, Protocol):
@@ -153,7 +152,7 @@ class DriverChannel(Channel, Protocol):
 
     @property
     def ended(self) -> asyncio.Future[str]:
-        """A future that is done when the channel has ended. Its result is the reason."""
+        """A future that is done when the channel has ended. Its result says why."""
 
     async def close(self) -> None:
         """Send all that was written, and close the connection. Unacked messages return to their queues."""
@@ -175,7 +174,7 @@ def unroutable_error(routing_key: str) -> Unroutable:
 def delivery_handler(on_delivery: OnDelivery, decode: Callable[[T], Delivery]) -> Callable[[T], None]:
     """Return a function that handles a driver's delivery and never raises.
 
-    It logs errors of ``on_delivery``. Such a message stays unacked.
+    It logs errors of ``on_delivery``. After an error, the message stays unacked.
     """
     running: set[asyncio.Future[None]] = set()
 
@@ -188,7 +187,7 @@ def delivery_handler(on_delivery: OnDelivery, decode: Callable[[T], Delivery]) -
         try:
             awaitable = on_delivery(decode(delivered))
         except Exception:
-            # Raised into the driver, it would end the connection.
+            # In the driver, this error would end the connection.
             log.exception("a delivery was not handled")
             return
         if awaitable is not None:

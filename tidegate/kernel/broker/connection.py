@@ -1,15 +1,15 @@
 """Connections to RabbitMQ that reconnect. Services reach the broker only through them.
 
-A :class:`Connection` is one connection with one channel. Its owner's ``setup`` declares and consumes. It runs
-again after every reconnect, and after the broker cancelled a consumer because its queue was deleted. So no
-consumer disappears unnoticed.
+A :class:`Connection` is one connection with one channel. Its owner's ``setup`` declares queues and starts
+consumers. ``setup`` runs again after every reconnect. It also runs again if the broker cancels a consumer
+because its queue was deleted. So no consumer disappears unnoticed.
 
 Two drivers implement the channel (``tidegate.kernel.broker.channel``): Tidegate's own fast one for requests,
 replies and jobs, and aio-pika for all other connections (docs/adr/002-own-amqp-session.md).
 
-Publish and consume on separate connections: while its memory alarm is on, RabbitMQ blocks a connection that
-publishes, and the acks on it. Publish on the consuming connection only messages that must arrive before an
-ack.
+Publish and consume on separate connections. During a memory alarm, RabbitMQ blocks each connection that
+publishes, and also the acks on this connection. Publish on the consuming connection only messages that must
+arrive before an ack.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ _driver: Driver = "auto"
 def use_driver(driver: Driver) -> None:
     """Choose the AMQP driver of this process's new connections.
 
-    ``auto``: the fast one for connections that are ``fast``, aio-pika for the others. ``aio-pika``: for all.
+    ``auto``: the fast driver for connections that are ``fast``, aio-pika for the others. ``aio-pika``:
+    aio-pika for all.
     """
     global _driver
     _driver = driver
@@ -151,7 +152,7 @@ class Connection:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CLOSE_TIMEOUT_S):
                         await channel.close()
-            finally:  # a stop that is cancelled must not leave the socket open
+            finally:  # the socket must be closed even if the stop is cancelled
                 channel.abort("closed")
 
     async def _open(self) -> DriverChannel:

@@ -2,7 +2,8 @@
 
 RabbitMQ requires ``configure`` to declare, ``write`` to publish to an exchange or to bind a queue, and
 ``read`` to consume or to bind from an exchange. A service that may publish to the default exchange reaches
-every queue. So workers, registry and autoscaler may not; they have their own exchanges (see ``topology``).
+every queue. So workers, registry and autoscaler may not publish to it. They have their own exchanges (see
+``topology``).
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ BROKER: dict[str, BrokerPermissions] = {
         write=_names(WARM.name, below=(_OF_AUTOSCALER, _WARM)),
         read=_names(EVENTS.name, WARM.name, below=(_OF_AUTOSCALER,)),
     ),
-    # A worker may not bind from WORKERS, or it could copy the replies of others. It may not configure an
-    # exchange, or it could delete the one that carries all replies.
+    # A worker may not bind from WORKERS, because it could copy the replies of others. It may not configure an
+    # exchange, because it could delete the exchange that carries all replies.
     "worker": BrokerPermissions(
         configure=_names(below=(_REQUESTS, _JOBS, _WARM, "cancels.v1.")),
         write=_names(WORKERS.name, below=("cancels.v1.",)),
@@ -72,12 +73,12 @@ BROKER: dict[str, BrokerPermissions] = {
     ),
 }  # fmt: skip
 
-# Only the server's owner administers it, from its command line.
+# No service administers the server. Its owner does this from the command line.
 _EVERYTHING = "~* &* +@all -@admin -@dangerous +info"
 _WORKERS_FACTS = " ".join(
     f"~tidegate:{kind}:*" for kind in ("replica", "model", "claim", "statistics", "profile", "bins", "time")
 )
-# Only the autoscaler writes what a worker becomes.
+# Only the autoscaler may write which replica a waiting worker becomes.
 _WORKERS_OFFERS = "%R~tidegate:offer:*"
 _NOT_FOR_WORKERS = "-scan -randomkey -function -move"
 _WORKERS_COMMANDS = (
@@ -89,7 +90,7 @@ LIVE_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "au
     "worker": f"{_WORKERS_FACTS} {_WORKERS_OFFERS} {_WORKERS_COMMANDS}",
 }
 JOB_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {
-    # A worker needs the jobs, but not the routers' lease. With this lease it could stop all routers from
-    # leading.
+    # A worker needs the jobs, but not the routers' lease. With access to this lease, it could keep all
+    # routers from leading.
     "worker": f"{_EVERYTHING.replace('~* &*', '~tidegate:job:* &tidegate:job:*')} {_NOT_FOR_WORKERS}",
 }

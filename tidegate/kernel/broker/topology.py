@@ -46,14 +46,15 @@ DEMAND_PREFIX = "demand."
 CANCELS = Exchange("tidegate.cancels.v1", "fanout")
 
 # Everything that workers publish: replies, retries, exceptions. A worker may not publish to the default
-# exchange, because that routes to every queue (see ``permissions``). The queues' owners bind them here.
+# exchange, because this exchange routes to every queue (see ``permissions``). The owner of a queue binds the
+# queue here.
 WORKERS = Exchange("tidegate.workers.v1", "direct")
 
 # Assignments for workers in a warm pool: autoscaler -> warm.v1.<pool>.
 WARM = Exchange("tidegate.warm.v1", "direct")
 
-# Request frames without attempts left, and frames that could not be decoded: worker, gateway -> router, which
-# answers their callers and keeps them as dead letters.
+# Request frames without attempts left, and frames that could not be decoded: worker, gateway -> router. The
+# router answers the callers and keeps the frames as dead letters.
 EXCEPTIONS = Queue("exceptions.v1", exchange=WORKERS)
 
 # Usage reports: gateway -> registry. JSON, persistent, acked when they are in the database.
@@ -68,13 +69,14 @@ REQUESTS_PREFIX = "requests.v1."
 # has a colon, and AMQP libraries accept it in a queue's name.
 _DOT = ":"
 REPLIES_PREFIX = "replies.v1."
-# The broker deletes a replica's own queue, with its messages, when no worker has used it for this time.
-# The longest ``affinity_wait_ms`` is shorter, so the messages have moved to the shared queue before.
+# If no worker uses a replica's own queue for this many milliseconds, the broker deletes the queue with its
+# messages. The longest ``affinity_wait_ms`` is shorter, so the messages have moved to the shared queue
+# before.
 REPLICA_QUEUE_EXPIRES_MS = 180_000
 
 
 def word_of(deployment: str) -> str:
-    """Return a Deployment's name as one part of a queue's name, so ``x.suspects`` differs from ``x``."""
+    """Return a Deployment's name as one part of a queue's name: a colon replaces each dot."""
     return deployment.replace(".", _DOT)
 
 
@@ -111,9 +113,9 @@ def replica_queue(deployment: str, replica: str, band: Band) -> Queue:
 
 
 def sequences_queue(deployment: str, replica: str) -> Queue:
-    """Return the queue of the sequences that a replica keeps: gateway -> its worker. Both declare it.
+    """Return the queue for the sequences that a replica keeps: gateway -> its worker. Both declare the queue.
 
-    The messages never move to another replica, because only this one has the state of the sequences.
+    The messages never move to another replica, because only this replica has the state of the sequences.
     """
     name = f"{REQUESTS_PREFIX}{word_of(deployment)}.r.{word_of(replica)}.sequences"
     return Queue(name, {"x-expires": REPLICA_QUEUE_EXPIRES_MS})
@@ -122,8 +124,8 @@ def sequences_queue(deployment: str, replica: str) -> Queue:
 def suspects_queue(requests: Queue) -> Queue:
     """Return the queue of suspects, one request per envelope: worker -> the Deployment's workers.
 
-    The router declares and binds it, because workers may not bind queues. A delivered suspect runs
-    immediately and alone in the model. So a redelivered one was alone when its worker died.
+    The router declares and binds the queue, because workers may not bind queues. A delivered suspect runs
+    immediately and alone in the model. So a redelivered suspect was alone when its worker died.
     """
     return Queue(f"{requests.name}.suspects", exchange=WORKERS)
 
@@ -139,12 +141,18 @@ def jobs_queue(deployment: str, level: Level) -> Queue:
 
 
 def warm_queue(pool: str) -> Queue:
-    """Return the queue of a warm pool's assignments: autoscaler -> one waiting worker. They expire soon."""
+    """Return the queue of a warm pool's assignments: autoscaler -> one waiting worker.
+
+    The messages expire soon.
+    """
     return Queue(f"warm.v1.{pool}", exchange=WARM)
 
 
 def replies_queue(incarnation: str) -> Queue:
-    """Return the queue of a gateway process's replies: worker, router -> gateway. It survives a reconnect."""
+    """Return the queue of a gateway process's replies: worker, router -> gateway.
+
+    The queue survives a reconnect.
+    """
     return Queue(f"{REPLIES_PREFIX}{incarnation}", {"x-expires": 60_000}, exchange=WORKERS)
 
 

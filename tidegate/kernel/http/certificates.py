@@ -17,14 +17,15 @@ _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 def trusted(
     *urls: str, trust_env: bool = False, own: str | None = None, more: str | None = None
 ) -> ssl.SSLContext | bool:
-    """Return ``verify`` for an httpx client that calls these URLs and follows no redirect to others.
+    """Return the argument ``verify`` of an httpx client that calls only these URLs, also after redirects.
 
-    By default each client reads the certificates of all authorities, which blocks the process for 20 ms.
-    Here, all clients for https share certificates that are read once. Clients for http verify nothing. The
-    certificates of ``TIDEGATE_TLS_CA`` are trusted beside the public ones. On loopback, where
-    ``TIDEGATE_TLS_CERT`` names the gateway's own certificate, only that one is trusted, for any name. ``own``
-    replaces ``TIDEGATE_TLS_CERT``, and ``more`` replaces ``TIDEGATE_TLS_CA``, if the environment does not set
-    it.
+    By default each client of httpx reads the certificates of all authorities, which blocks the process for 20
+    ms. Here, all clients for https share certificates that are read once. Clients for http verify nothing.
+
+    The certificates of ``TIDEGATE_TLS_CA`` are trusted in addition to the public ones. If all URLs are on
+    loopback and ``TIDEGATE_TLS_CERT`` names the gateway's own certificate, only this certificate is trusted,
+    for any host name. ``own`` and ``more`` are used if the environment does not set ``TIDEGATE_TLS_CERT`` or
+    ``TIDEGATE_TLS_CA``.
     """
     encrypted = [url for url in urls if not url.startswith("http://")]
     if not encrypted:
@@ -38,7 +39,7 @@ def trusted(
 
 @functools.cache
 def _authorities(trust_env: bool, named: tuple[str | None, ...], more: str | None) -> ssl.SSLContext:
-    """Load the trusted certificates. ``named``, the environment's paths, is part of the cache's key."""
+    """Load the trusted certificates. ``named`` is part of the cache's key: the environment's paths."""
     context = httpx.create_ssl_context(trust_env=trust_env)
     if more is not None:
         try:

@@ -19,12 +19,13 @@ CLOSED = Counter(
 )
 
 SWEEP_S = 1.0
-# Connections that are checked in one turn of the event loop, so that a sweep delays no request noticeably.
+# How many connections are checked in one turn of the event loop. So a sweep delays no request noticeably.
 SLICE = 32
-# If there are too many connections, the oldest are ranked, this many at a time. This share of all is closed.
+# If there are too many connections, the oldest are ranked, this many at a time. This share of all connections
+# is closed.
 LOOK = 512
 SHED_SHARE = 1 / 64
-# File descriptors kept for everything but HTTP connections.
+# How many file descriptors are reserved for everything except HTTP connections.
 RESERVED_FILES = 512
 
 
@@ -35,13 +36,13 @@ class Connected(Protocol):
     held_head: int
 
     def standing(self) -> Standing:
-        """Return its rank among the connections that may be closed for a new one."""
+        """Return the rank of this connection among those that may be closed for a new one."""
 
     def check(self, now: float) -> None:
-        """Close it if a timeout has passed."""
+        """Close this connection if a timeout has passed."""
 
     def shed(self, reason: str) -> None:
-        """Close it immediately."""
+        """Close this connection immediately."""
 
 
 class Connections:
@@ -49,7 +50,7 @@ class Connections:
 
     def __init__(self, limits: HttpLimits, now: float = 0.0) -> None:
         self.limits = limits
-        self.now = now  # the sweeps' own clock, which stops while the process is stopped
+        self.now = now  # the clock of the sweeps, which stops while the process is stopped
         self.pending_heads = 0
         self._most = limits.connections
         self._all: dict[Connected, str] = {}
@@ -62,7 +63,7 @@ class Connections:
         return len(self._all)
 
     def fit_files(self, others: int = 0) -> None:
-        """Raise the soft limit of open files as needed, and limit the connections to it.
+        """Raise the soft limit of open files as needed. Limit the connections if the hard limit is too low.
 
         ``others`` is the number of other connections that this process may have.
         """
@@ -119,10 +120,10 @@ class Connections:
     def _shed(self, peer: str | None, among: Iterable[Connected]) -> bool:
         """Close some of these connections, all of one peer or of any. Return False if none may be closed."""
         if self._in_vain.get(peer) == self.now:
-            return False  # since the last sweep none was found that may be closed
+            return False  # no connection could be closed since the last sweep
         found = list(among)
         count = max(1, int(len(found) * SHED_SHARE))
-        # Ranking all of them together would block the event loop for tens of milliseconds.
+        # Ranked in parts, because ranking all would block the event loop for tens of milliseconds.
         for known_before in (None, self.now - KEPT_S):
             for begin in range(0, len(found), LOOK):
                 some = found[begin : begin + LOOK]
@@ -138,7 +139,8 @@ class Connections:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        # A stopped process or a blocked loop could not read, so this time does not count as a caller's delay.
+        # While the process is stopped or the loop is blocked, nothing is read. This is not counted as a
+        # caller's delay.
         self.now += min(now - self._swept_at, 2 * SWEEP_S)
         self._swept_at = now
         self._look_at(list(self._all), 0)
@@ -153,7 +155,7 @@ class Connections:
                 each.shed("error")
         loop = asyncio.get_running_loop()
         if end < len(connections):
-            # Thousands may be due at the same time, so the checks are spread over half a second.
+            # Thousands of connections may exist, so the checks are spread over half a second.
             loop.call_later(SWEEP_S / 2 * SLICE / len(connections), self._look_at, connections, end)
         elif self._all:
             self._timer = loop.call_later(SWEEP_S, self._sweep)

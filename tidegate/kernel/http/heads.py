@@ -1,4 +1,4 @@
-"""Check a request's head: its size, its Host, and the page that a browser sent it for. Pure."""
+"""Check a request's head: its size, its Host, and the browser page that caused it. Pure."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._~!$&'()*+,;=%-]+))(?::
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(.+)")
 _OF_THE_PAGE = {b"origin", b"sec-fetch-site"}
 _FOREIGN_SITES = {b"cross-site", b"same-site"}
-# For Content-Length and similar numbers: no valid one has more digits, and int() is slow for long ones.
+# The most digits of a number such as Content-Length. No valid number has more, and int() is slow for long
+# ones.
 MAX_DIGITS = 19
 
 Fields = Sequence[tuple[bytes, bytes]]
 
 
 def size(method: bytes, url: bytes, fields: Fields) -> int:
-    """Return the number of bytes of a head as it was sent, without optional white space."""
+    """Return the bytes of a head as the client sent it, not counting optional white space."""
     return len(method) + len(url) + 14 + sum(len(name) + len(value) + 4 for name, value in fields)
 
 
@@ -62,8 +63,8 @@ def valid_host(host: bytes) -> bool:
 def is_local(headers: Mapping[bytes, bytes]) -> bool:
     """Return True for a request from this machine's own programs and pages.
 
-    Host must name loopback, and so must Origin if there is one. A browser marks requests of other sites'
-    pages with ``Sec-Fetch-Site``, also those without Origin, such as images and links.
+    Host must name loopback. Origin must name loopback, too, if the request has it. Requests for images and
+    links have no Origin, but a browser marks those from other sites' pages with ``Sec-Fetch-Site``.
     """
     origin = headers.get(b"origin", b"")
     if not origin and headers.get(b"sec-fetch-site") in _FOREIGN_SITES:
@@ -72,7 +73,7 @@ def is_local(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def without_page(headers: dict[bytes, bytes], origins: Container[object]) -> dict[bytes, bytes]:
-    """Return headers without those about the browser's page, if its origin is one of ``origins``."""
+    """Return the headers. Drop those about the browser's page if its origin is one of ``origins``."""
     origin = headers.get(b"origin")
     if origin is None or origin not in origins:
         return headers

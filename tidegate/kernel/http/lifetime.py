@@ -1,4 +1,4 @@
-"""The life of a connection: its state for the sweep, its refusal, and its end."""
+"""The life of a connection: its state for the sweep, the refusal of a request, and the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tidegate.kernel.http.timeouts import Phase, Standing, TimeoutDecision, deci
 
 log = telemetry.logger(__name__)
 
-# Where the parser is.
+# The position of the parser.
 BETWEEN, IN_HEAD, IN_BODY = 0, 1, 2
 
 
@@ -27,7 +27,7 @@ class Refused(Exception):
 
 
 class Trailers:
-    """A replacement for a request's list of headers after its head. It counts trailers and drops them."""
+    """A replacement for a request's list of headers after the head. It counts and drops trailers."""
 
     __slots__ = ("_bytes", "_fields", "_refusal", "head")
 
@@ -55,9 +55,9 @@ class Lifetime(HttpToolsProtocol):
         self._deaf = False  # True: discard all further bytes
         self._closing = False
         self._previous: Any = None  # the request before the current one
-        self._rejected: Refusal | None = None  # sent after the pending answers
+        self._rejected: Refusal | None = None  # to send after the pending answers
         self.held_head = 0  # bytes of an incomplete head
-        self._pending = 0  # bytes of it that the process's total includes
+        self._pending = 0  # bytes of this head in the total of the process
         self._body = 0  # bytes of bodies that went to the ASGI app
         # The state at the last sweep.
         self.since = connections.now
@@ -82,13 +82,13 @@ class Lifetime(HttpToolsProtocol):
         return False
 
     def standing(self) -> Standing:
-        """Return the rank of this connection. If there are too many, the rank decides which are closed."""
+        """Return the rank of this connection. If too many are open, the rank decides which are closed."""
         phase = self.phase()
         seen = phase is self._phase and self._token is self.headers
         return Standing(phase, self.knows_caller(), self.since if seen else self._connections.now)
 
     def pace(self) -> tuple[float, int]:
-        """Return for how many seconds sweeps have watched the current body, and its bytes in that time."""
+        """Return for how many seconds sweeps have watched the current body, and the bytes in this time."""
         if self._phase is not Phase.BODY or self._token is not self.headers:
             return 0.0, 0
         return self._connections.now - self.since, self.body_received() - self._mark
@@ -175,7 +175,7 @@ class Lifetime(HttpToolsProtocol):
     def linger(self) -> None:
         """Close after ``LINGER_S``, and discard all bytes that arrive until then.
 
-        Closing immediately would reset the connection. Then a client that still sends would not get its
+        Closing immediately would reset the connection. Then a client that is still sending would not get its
         answer.
         """
         self._deaf = self._closing = True

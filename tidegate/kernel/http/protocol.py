@@ -22,7 +22,7 @@ log = telemetry.logger(__name__)
 
 # Requests that may wait on one connection until the first is answered.
 PIPELINED = 64
-# Chunk headers and extensions may be this many times the bytes of the chunks.
+# Chunk headers and extensions may have this many times as many bytes as the chunks.
 FRAMING_SHARE = 8
 
 
@@ -34,8 +34,9 @@ class Protocol(Lifetime):
         self._max_head, self._max_fields = connections.limits.head_bytes, connections.limits.head_fields
         self._read = 0  # bytes of the last read
         self._upgrading = False
-        # For a body in several reads: its request; the bytes of bodies after its first and its last read; the
-        # raw bytes after the first read; and those of the last reads if they had no byte of a body.
+        # For a body in several reads. _counted: its request. _body_before and _body_last: the bytes of bodies
+        # after its first and its last read. _raw: all bytes since the first read. _bare: the bytes of the
+        # last reads without body.
         self._counted: Any = None
         self._body_before = self._body_last = self._raw = self._bare = 0
 
@@ -78,8 +79,8 @@ class Protocol(Lifetime):
     def _ignore_upgrade(self, data: memoryview, at: int) -> None:
         """Handle a request for another protocol as a normal one, as RFC 9110 (7.8) allows.
 
-        The parser ends HTTP with such a request and skips its body. So a new parser reads the same head
-        without the Upgrade field, and then the body.
+        The parser stops at such a request and skips the body. So a new parser reads the same head without the
+        Upgrade field, and then the body.
         """
         try:
             while True:
@@ -106,7 +107,7 @@ class Protocol(Lifetime):
     # The parser's callbacks.
 
     def on_message_begin(self) -> None:
-        """Prepare for a head. The ASGI scope is made later, if it is needed."""
+        """Prepare for a head. The ASGI scope is made later."""
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
@@ -152,7 +153,7 @@ class Protocol(Lifetime):
             raise Refused(heads.too_large(self._max_head, self._max_fields))
 
     def check_unusual(self) -> bool:
-        """Return True for a head with an Upgrade field; it is parsed again without it. Raises Refused."""
+        """Return True for a head with an Upgrade field, which must be parsed again. Raises Refused."""
         if (refusal := heads.problem(self.headers, self.parser.get_http_version())) is not None:
             raise Refused(refusal)
         if not self.parser.should_upgrade():
@@ -163,7 +164,7 @@ class Protocol(Lifetime):
         return True
 
     def keep_no_trailers(self) -> None:
-        """Count all fields after the head as trailers."""
+        """Treat all fields after the head as trailers."""
         size = heads.size(b"", self.url, self.headers)
         self.headers = Trailers(self.headers, size, self._max_head, self._max_fields)  # type: ignore[assignment]
 
@@ -196,7 +197,7 @@ class Protocol(Lifetime):
         elif self._rejected is not None:
             self.answer(self._rejected)
 
-    # Requests in several reads.
+    # Requests that arrive in several reads.
 
     def _unfinished(self, all_head: bool) -> None:
         """Count a read that ended inside of a request. ``all_head``: all its bytes are of one head."""
@@ -210,7 +211,8 @@ class Protocol(Lifetime):
             self._unfinished_body()
 
     def _unfinished_head(self, all_head: bool) -> None:
-        # If the read also has the end of another request, only the parsed bytes surely belong to this head.
+        # The read may also contain the end of another request. Then only the parsed bytes surely belong to
+        # this head.
         size = self._read if all_head else 1 + heads.size(b"", self.url, self.headers)
         if self.held_head + size > self._max_head or len(self.headers) > self._max_fields:
             self.reject(heads.too_large(self._max_head, self._max_fields))

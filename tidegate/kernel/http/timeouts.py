@@ -1,4 +1,4 @@
-"""Decide from what a sweep observed if a connection has reached a timeout. Pure."""
+"""Decide whether a connection has reached a timeout, from the observations of a sweep. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from tidegate.kernel.settings.base import Settings
 
-# How long a client may leave an answer unread, and how long its request is still read after an early answer.
+# Seconds for which a client may leave an answer unread, and for which its request is still read after an
+# early answer.
 UNREAD_S = 60.0
 LINGER_S = 2.0
-# A known caller's connection that was used within this time is not closed to make room.
+# A known caller's connection that was used within these seconds is not closed to make room.
 KEPT_S = 5.0
 
 
@@ -52,7 +53,7 @@ class Phase(Enum):
     HEAD = "head"
     BODY = "body"
     BUSY = "busy"  # its request is being answered
-    UNREAD = "unread"  # its answer waits for the reader
+    UNREAD = "unread"  # the client does not read its answer
     IDLE = "idle"  # between two requests
     CLOSING = "closing"
 
@@ -62,7 +63,7 @@ class TimeoutDecision(Enum):
 
     WAIT = "wait"
     RENEW = "renew"  # a new window of time begins
-    CLOSE = "close"  # without an answer
+    CLOSE = "close"  # close without an answer
     HEADER_TIMEOUT = "header_timeout"
     TOO_SLOW = "body_too_slow"
     ABORT = "abort"
@@ -86,10 +87,10 @@ def decide(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> Timeo
 
 
 class Standing(NamedTuple):
-    """The rank of a connection when some must be closed."""
+    """The rank of a connection in the choice of those to close."""
 
     phase: Phase
-    known: bool  # its caller has sent a valid credential
+    known: bool  # True: its caller has sent a valid credential
     since: float
 
 
@@ -100,7 +101,8 @@ _ORDER = {Phase.CLOSING: 0, Phase.SILENT: 1, Phase.HEAD: 1, Phase.BODY: 2, Phase
 def to_shed(standings: Iterable[Standing], count: int, known_before: float | None = None) -> list[int]:
     """Return the indexes of up to ``count`` connections to close.
 
-    Those of unknown callers come first. The next criteria are the phase and the longest time in the phase.
+    Connections of unknown callers come first. The next criteria are the phase and the longest time in this
+    phase.
 
     A known caller's connection is closed only if it has been idle since ``known_before``; None: never.
     """

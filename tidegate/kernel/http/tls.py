@@ -43,7 +43,7 @@ class ServerCertificate:
         return made
 
     def refresh(self) -> bool:
-        """Use the files if they have changed and match. Return True if a new pair is in use.
+        """Load the files if they have changed and match. Return True if a new pair is in use.
 
         An incomplete or broken pair is ignored and logged once.
         """
@@ -51,7 +51,7 @@ class ServerCertificate:
             found = self._read()
             if found == self._used:
                 return False
-            # Try with an unused context first, because a failed load leaves half a pair behind.
+            # Try another context first, because a failed load would leave half of a pair in this context.
             _load(_new_context(), *found, self._cert, self._key)
             for context in self._contexts:
                 _load(context, *found, self._cert, self._key)
@@ -95,7 +95,7 @@ def _new_context() -> ssl.SSLContext:
 
 
 def _load(context: ssl.SSLContext, cert: bytes, key: bytes, cert_file: Path, key_file: Path) -> None:
-    """Load a pair from the bytes that were read, so that the checked pair is used. Raises BadCertificate."""
+    """Load a pair from bytes in memory, so that the checked pair is the used pair. Raises BadCertificate."""
     try:
         with _file(cert) as cert_copy, _file(key) as key_copy:
             context.load_cert_chain(cert_copy, key_copy, password=_no_password)

@@ -1,1 +1,1 @@
-"""Models of a lower precision: their comparison with the original, and what their file says about it."""
+"""Models of a lower precision: the comparison with the original model, and the recipe in the model's file."""

@@ -9,8 +9,8 @@ from pathlib import Path
 CPUINFO = Path("/proc/cpuinfo")
 # Instructions that onnxruntime's int8 kernels use.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-# With one of these, products of 8 bits are added up in 32 bits. AVX2 and AVX512 alone add pairs in 16 bits,
-# which saturate.
+# CPUs with one of these add up products of 8 bits in 32 bits. CPUs with only AVX2 or AVX512 add pairs of them
+# in 16 bits, and such sums may saturate.
 EXACT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
@@ -23,7 +23,7 @@ class Cpu:
 
     @property
     def exact(self) -> bool:
-        """Return True if sums of products of full 8 bits do not saturate."""
+        """Return True if sums of products of full 8-bit values do not saturate on this CPU."""
         return bool(EXACT & set(self.flags))
 
 

@@ -1,6 +1,6 @@
-"""Read and write the recipe of a model of a lower precision in its file, and samples with expected answers.
+"""Read and write the recipe of a lower-precision model in its file, with samples and expected answers.
 
-They are entries of ``metadata_props`` of the ONNX file. So they stay with its bytes wherever these go, and
+Recipe and samples are entries of ``metadata_props`` of the ONNX file. So every copy of the file has them, and
 runtimes ignore them. Protobuf merges repeated fields of appended bytes, so appending needs no ONNX library.
 """
 
@@ -21,17 +21,18 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 RECIPE_KEY, SAMPLES_KEY = "tidegate.precision", "tidegate.samples"
 _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
-# Fields of a ModelProto that are read to find the entries. Weights are inside one of them, and are skipped.
+# How many fields of a ModelProto are read to find the entries. Weights are inside one field, which is
+# skipped.
 _MAX_FIELDS = 100_000
 MAX_SAMPLES_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """The recipe that made a model smaller, and what it cost on the machine where it was chosen.
+    """The recipe that made a model smaller, and its loss on the machine where it was chosen.
 
-    ``loss`` and ``max_loss`` are fractions. ``full_range``: it is exact only on a CPU that adds products of 8
-    bits without saturation. ``rows``: the number of samples that the loss was measured on.
+    ``loss`` and ``max_loss`` are fractions. ``full_range``: the model is exact only on a CPU that adds
+    products of 8 bits without saturation. ``rows``: the number of samples that the loss was measured on.
     """
 
     recipe: str
@@ -66,7 +67,7 @@ def append(model: Path, precision: Precision, samples: bytes | None) -> None:
 
 
 def read(model: Path) -> Embedded | None:
-    """Return what an ONNX file says about its precision; None if it says nothing, or nothing readable."""
+    """Return the precision and samples in an ONNX file; None if it has none, or if they are unreadable."""
     try:
         found = _entries(model)
         if RECIPE_KEY not in found:

@@ -1,6 +1,6 @@
 """Compare the answers of a model of a lower precision with those of the original. Pure.
 
-This file imports only numpy: the models' environment, which has nothing else of Tidegate, runs it too.
+This file imports only numpy, because it also runs in the models' environment, where Tidegate is missing.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _EMBEDDING = 16
 
 
 def measure_of(outputs: Arrays, labels: bool) -> tuple[Measure, str]:
-    """Return how to compare these outputs, and which of them.
+    """Return how to compare the answers, and which of the outputs to compare.
 
-    Class numbers and rows of probabilities: by agreement. With ``labels`` any row of numbers is a row of
-    scores. Long rows of numbers: by their cosine. Other numbers: by their relative error.
+    Class numbers and rows of probabilities are compared by agreement; with ``labels``, all rows of numbers.
+    Long rows of numbers are compared by their cosine, other numbers by their relative error.
     """
     for name, values in outputs.items():
         if values.dtype.kind in "iubSUO":
@@ -52,7 +52,7 @@ def classes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def likeness(measure: Measure, expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any]) -> float:
-    """Return how alike two outputs are: 1.0 is the same. For ``error`` it is 1 minus the relative error."""
+    """Return how similar two outputs are: 1.0 means equal. For ``error``, this is 1 - relative error."""
     if expected.shape != actual.shape:
         return 0.0
     if measure == "agreement":

@@ -1,1 +1,1 @@
-"""Profiles of sampled requests: columns, bins, and counts that can be added up. Pure."""
+"""Profiles of sampled requests: columns, their bins, and the counts by bin. Pure."""

@@ -1,4 +1,4 @@
-"""A baseline: the profile of the rows that a version is compared with, and its bins. Pure."""
+"""The baseline: the profile to which a version's samples are compared, and its bins. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Baseline:
 
     @property
     def bins_id(self) -> str:
-        """Return the id of the bins: equal bins have the same one."""
+        """Return the id of the bins. Equal bins have the same id."""
         return bins_id(self.bins)
 
     def to_json(self) -> dict[str, Any]:

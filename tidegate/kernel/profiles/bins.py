@@ -1,6 +1,7 @@
-"""Bins of a column: learned from values or from summaries of several replicas. Pure.
+"""Bins of a column, computed from values or from summaries of several replicas. Pure.
 
-A bin is (cut before, cut]. Cuts are quantiles, so each bin has about the same share of the baseline.
+A bin contains the values above the previous cut, up to its own cut. Cuts are quantiles, so each bin has about
+the same share of the baseline.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy.typing as npt
 from tidegate.kernel.profiles.columns import Columns, Numbers
 
 BINS = 32
-# A summary has this many quantiles, so a cut learned from summaries is off by less than 1 % of the rows.
+# A summary has this many quantiles. So a cut that is computed from summaries is wrong by less than 1 % of the
+# rows.
 POINTS = 257
 # Probabilities have fixed bins, because the estimate of the accuracy needs them.
 FIXED = ("confidence", "score")
@@ -24,7 +26,7 @@ FIXED_CUTS = tuple(round(at / 50, 2) for at in range(1, 50))
 
 @dataclass(frozen=True, slots=True)
 class Bins:
-    """The inner cuts of a column's bins, rising, and the range of the baseline's values."""
+    """The inner cuts of a column's bins in rising order, and the range of the baseline's values."""
 
     cuts: tuple[float, ...]
     low: float
@@ -54,7 +56,7 @@ def bins_from_json(found: Mapping[str, Sequence[Any]]) -> dict[str, Bins]:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The quantiles of some values of a column, and how many there were. It shows no single row."""
+    """The quantiles of some values of a column, and the number of values. No single row can be seen in it."""
 
     rows: int
     points: tuple[float, ...]

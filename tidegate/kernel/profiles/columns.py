@@ -1,4 +1,4 @@
-"""Turn tensors into named columns: numbers to count in bins, and short values to count by name. Pure."""
+"""Turn tensors into named columns: numbers to count by bin, and short strings to count by value. Pure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tidegate.kernel.protocol.tensors import DATATYPES, unpack_strings
 
 Numbers = npt.NDArray[np.float64]
 
-# A tensor with more elements in a row is described by its mean, sd, minimum and maximum.
+# A tensor with more elements in a row is described by its mean, standard deviation, minimum and maximum.
 MAX_WIDTH = 256
 # The most columns of one request. The others are left out.
 MAX_COLUMNS = 512
-# A longer string is text: its length and words are counted, and its value is not kept.
+# A string with more characters is text: its length and words are counted, and its value is not kept.
 VALUE_BYTES = 64
 MAX_STRINGS = 16
 CHANNELS = (1, 3, 4)
@@ -74,13 +74,13 @@ def as_table(tensor: SampledTensor, rows: int) -> Numbers:
 
 
 def element_names(name: str, shape: Sequence[int]) -> list[str]:
-    """Return the names of a row's elements: the tensor's name if there is one, else ``name[0]``, ..."""
+    """Return the names of a row's elements: the tensor's name for a single element, else ``name[0]``, ..."""
     width = prod(shape)
     return [name] if width == 1 else [f"{name}[{at}]" for at in range(width)]
 
 
 def _add_statistics(columns: Columns, tensor: SampledTensor, table: Numbers) -> None:
-    """Add mean, sd, minimum and maximum, for each channel if the tensor is an image with channels."""
+    """Add mean, standard deviation, minimum and maximum, for each channel if the tensor is an image."""
     with np.errstate(invalid="ignore"):
         for suffix, part in _channels(tensor, table):
             columns.put(f"{tensor.name}.mean{suffix}", part.mean(axis=1))

@@ -1,4 +1,4 @@
-"""A piece of a profile: what one replica has sampled since its last piece. Pure."""
+"""A piece of a profile: the samples of one replica since its last piece. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import orjson
 from tidegate.kernel.profiles.bins import Bins, Summary, bins_from_json
 from tidegate.kernel.profiles.profile import Profile
 
-# A reader refuses a piece that is larger when it is unpacked, so that a bad one cannot fill its memory.
+# A reader refuses a piece that unpacks to more bytes, so that a bad piece cannot fill the reader's memory.
 MAX_BYTES = 32 * 2**20
 
 
@@ -37,9 +37,9 @@ class SampledPrediction(NamedTuple):
 class ProfilePiece:
     """The rows that a replica has sampled from ``begin`` to ``end``, in seconds since the epoch.
 
-    ``bins_id`` names the bins of ``profile``. It is empty while the replica has none. Then ``summaries`` has
-    the quantiles of its newest rows, and ``learned_rows`` their number. ``rows_key`` is the blob with
-    ``rows`` raw rows, if the Deployment keeps them.
+    ``bins_id`` names the bins of ``profile``. It is empty while the replica has no bins. Then ``summaries``
+    has the quantiles of the newest rows, and ``learned_rows`` the number of these rows. ``rows_key`` is the
+    key of a blob with ``rows`` raw rows, if the Deployment keeps raw rows.
     """
 
     replica: str
@@ -111,7 +111,7 @@ def _unpacked(raw: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class PublishedBins:
-    """The bins that all replicas of a Deployment use. ``id`` changes with them; empty: there are none yet.
+    """The bins that all replicas of a Deployment use. ``id`` changes with the bins; empty: no bins yet.
 
     ``predictions``: replicas send the predictions of sampled requests, because labels may arrive for them.
     """

@@ -1,6 +1,6 @@
 """Read labels, confidences and scores from a model's outputs. Pure.
 
-Nothing declares what an output means, so the rules look at its datatype, its width and its values.
+A model does not declare the meaning of its outputs. So the rules use an output's datatype, width and values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.tensors import unpack_strings
 MAX_CLASSES = 1000
 # Sums of 32-bit probabilities differ from 1 by less than this.
 TOLERANCE = 0.01
-# The columns of an output with more elements would cost more than they explain.
+# An output with more elements in a row gets no columns, because they would cost too much.
 MAX_OUTPUTS = 16
 
 PREDICTION, CONFIDENCE, SCORE = "prediction", "confidence", "score"
@@ -26,7 +26,7 @@ PREDICTION, CONFIDENCE, SCORE = "prediction", "confidence", "score"
 class Predictions:
     """The predictions of some rows.
 
-    ``labels``: the predicted class. ``confidence``: its probability. ``scores``: the probability of the
+    ``labels``: the predicted classes. ``confidence``: their probabilities. ``scores``: the probability of the
     second of two classes, or the predicted number.
     """
 
@@ -64,7 +64,8 @@ def add_outputs(
 ) -> Predictions:
     """Add the columns of a model's outputs, and return its predictions.
 
-    Strings and integers of the outputs in ``redact`` are no labels, because labels are counted by name.
+    Strings and integers of the outputs in ``redact`` are not used as labels, because labels are counted by
+    name.
     """
     shown = [each for each in outputs if each.name not in redact or _is_float(each)]
     found = read_predictions(shown, columns.rows)
@@ -92,7 +93,7 @@ def _labels(output: SampledTensor, rows: int) -> list[str] | None:
         return [str(int(each)) for each in as_table(output, rows)[:, 0].tolist()]
     strings = unpack_strings(output.raw)
     if len(strings) != rows or any(len(each) > 64 for each in strings):
-        return None  # a text is no label
+        return None  # a long text is not a label
     return [each.decode(errors="replace") for each in strings]
 
 

@@ -1,4 +1,4 @@
-"""Counts of sampled rows by column. Profiles with the same bins are added up. Pure."""
+"""Counts of sampled rows by column. Profiles with the same bins can be added up. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tidegate.kernel.profiles.bins import Bins, count
 from tidegate.kernel.profiles.columns import Columns, Numbers
 
-# The most different values of a string column that are counted by name.
+# How many different values of a string column are counted by name, at most.
 VALUES_KEPT = 256
 
 
@@ -43,7 +43,7 @@ class NumberCounts:
 
     @property
     def sd(self) -> float | None:
-        """Return the standard deviation of the finite values; None if there are none, or it is too large."""
+        """Return the standard deviation of the finite values; None without values, or if it is too large."""
         if not self.n:
             return None
         mean = self.total / self.n

@@ -40,7 +40,7 @@ class JsonRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the framework's handler, with another reader of the body."""
+        """Return FastAPI's handler for this route, but read the body with the strict reader."""
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
@@ -67,11 +67,11 @@ def create_app(
     """Return an app with these routes, and with health, metrics, guard and error answers.
 
     ``identify`` returns the principal of a request's headers; None: only the service token is accepted.
-    ``permissions`` None: the table of the service ``name``. ``front`` has the OpenAPI paths of routes in
-    front of the app. ``body_bytes`` is the largest body; None: that of the settings. ``larger_bodies`` has
-    the paths with other limits, see :class:`BodyLimit`. Browser pages of ``origins`` may call the app.
-    ``answer_error`` answers requests that the guard refuses; None: in Tidegate's format. ``error_forms``: by
-    tag, the form of the errors of routes that follow another API.
+    ``permissions`` None: the table of the service ``name``. ``front`` has the OpenAPI paths of routes that
+    are served before the app. ``body_bytes`` is the largest body; None: that of the settings.
+    ``larger_bodies`` has the paths with other limits, see :class:`BodyLimit`. Browser pages of ``origins``
+    may call the app. ``answer_error`` answers requests that the guard refuses; None: in Tidegate's format.
+    ``error_forms`` has, by tag, the form of errors for routes that follow another API.
     """
     permissions = permissions or SERVICES[name]
     app = FastAPI(
@@ -82,7 +82,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # the guard removes one trailing slash
     )
-    # Added before the guard, so it runs behind it: the body of a refused caller is not read.
+    # Added before the guard, so it runs after the guard. So the body of a refused request is not read.
     most = settings.max_api_body_bytes if body_bytes is None else body_bytes
     app.add_middleware(BodyLimit, most=most, larger=larger_bodies)
     furnish(
@@ -110,7 +110,7 @@ def _settings_router(settings: Settings) -> APIRouter:
 
     @router.get("/settings")
     def list_settings() -> dict[str, Any]:
-        """Return every setting of this service: its value, its source, and what a restart changes."""
+        """Return every setting of this service: its value, its source, and its value after a restart."""
         return report(settings)
 
     return router

@@ -1,4 +1,4 @@
-"""Render ``/docs``: the OpenAPI document as a page without scripts and without other files."""
+"""Render ``/docs``: the OpenAPI document as a page that needs no scripts and no other files."""
 
 from __future__ import annotations
 

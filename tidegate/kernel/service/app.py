@@ -62,7 +62,7 @@ class Health:
 def bare_app(
     *, name: str, settings: Settings, lifespan: Lifespan, permissions: RoutePermissions | None = None
 ) -> Starlette:
-    """Return the app of a service that answers only health and metrics. Others use ``service.api``.
+    """Return the app of a service that serves only health and metrics. Other services use ``service.api``.
 
     It does not import FastAPI, which would take a quarter of a worker's import time.
     """
@@ -128,7 +128,7 @@ OWN_PATHS = {"/health/live": live, "/health/ready": ready, METRICS: metrics}
 
 
 def _registry() -> CollectorRegistry:
-    """Return the metrics of this process. If the service has several processes, return those of all."""
+    """Return the metrics of this process. If the service has several processes, return the metrics of all."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     together = CollectorRegistry()
@@ -190,7 +190,7 @@ def run(
 def prepare(settings: Settings) -> None:
     """Prepare this process for serving."""
     broker.use_driver(settings.amqp_driver)
-    os.umask(0o077)  # only the service's user may read its files
+    os.umask(0o077)  # only this process's user may read files that it creates
 
 
 def server_of(
@@ -204,7 +204,7 @@ def server_of(
     other_connections: int = 0,
     signals: bool = True,
 ) -> Server:
-    """Return a server that is not started; see :func:`run`. ``signals``: it ends on SIGTERM and SIGINT."""
+    """Return a server that is not started; see :func:`run`. ``signals``: stop on SIGTERM and SIGINT."""
     connections = Connections(HttpLimits.of(settings))
     connections.fit_files(other_connections)
     config = uvicorn.Config(
@@ -261,7 +261,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Do not raise the signal again after an orderly stop, which a supervisor would read as a crash."""
+        """Drop the signal after an orderly stop: if it were raised again, a supervisor would see a crash."""
         if not self._signals:
             yield
             return

@@ -17,9 +17,9 @@ _BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 
 class BodyLimit:
-    """ASGI middleware that reads the whole body of a request, up to a limit, and passes it on in one piece.
+    """ASGI middleware that reads a request's whole body, up to a limit, and passes the body on in one piece.
 
-    ``larger`` has limits of other paths, by regular expression; None: the route limits its body itself.
+    ``larger`` has the limits of some paths, by regular expression. None: the route itself limits the body.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, larger: Mapping[str, int | None]) -> None:
@@ -52,10 +52,10 @@ class BodyLimit:
 
 
 async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | None:
-    """Return the whole body, or None if the caller disconnected. Raises PayloadTooLarge early."""
+    """Return the whole body, or None if the caller disconnected. Raises PayloadTooLarge at the limit."""
     if (_declared(scope) or 0) > limit:
         raise _too_large(limit)
-    # One buffer: with a list, a body that arrives byte by byte would become millions of objects.
+    # One buffer, because a list for a body that arrives byte by byte would have millions of objects.
     body, more = bytearray(), True
     while more:
         message: Message = await receive()

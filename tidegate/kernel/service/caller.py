@@ -1,4 +1,4 @@
-"""The caller of the current work, kept in a context variable like the request id."""
+"""The caller of the current request, kept in a context variable like the request id."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.permissions import ANY, INTERNAL, OPEN
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A principal and its address. ``origin`` is empty for a service's own work."""
+    """A principal and its address. ``origin``: empty for a service's own work."""
 
     principal: Principal
     origin: str = ""
@@ -28,7 +28,7 @@ current: ContextVar[Caller] = ContextVar("caller", default=OWN_WORK)
 
 
 def onward() -> dict[str, str]:
-    """Return headers that name the current caller to the next service, valid with the service token."""
+    """Return headers that name the current caller to the next service. It needs the service token, too."""
     caller = current.get()
     told = {}
     if caller.principal is not SERVICE:
@@ -41,7 +41,7 @@ def onward() -> dict[str, str]:
 
 
 class ServiceToken:
-    """The service token. Its holder is a Tidegate service, which may call for a principal that it checked."""
+    """The service token. A service that sends it may call on behalf of a principal."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
@@ -58,7 +58,7 @@ class ServiceToken:
         return bool(self._token) and hmac.compare_digest(given, self._metrics_token)
 
     def identify(self, headers: dict[bytes, bytes]) -> Principal:
-        """Return the token's holder, or the principal that it calls for. Else raise Unauthorized."""
+        """Return the calling service, or the principal on whose behalf it calls. Raise Unauthorized."""
         if self.scrapes(headers):
             return SCRAPER
         if not self.given(headers):
@@ -80,7 +80,7 @@ def require(*scopes: str) -> Principal:
 
 
 def permit(principal: Principal, scopes: tuple[str, ...]) -> Principal:
-    """Return ``principal`` if one of these scopes, or a special value of the permissions, admits it.
+    """Return ``principal`` if it has one of these scopes, or if the route is open or internal.
 
     Raises Forbidden, or Unauthorized for an unknown caller.
     """

@@ -38,9 +38,9 @@ class Guard:
 
     Loopback is not a trust boundary, because a page in a browser can post to it. So a request with a foreign
     ``Host`` (DNS rebinding), ``Origin`` or ``Sec-Fetch-Site`` is refused, except for pages of ``origins``.
-    Every route that is not open needs a credential that ``identify`` accepts, such as the service token. Its
-    principal, or the one that a service calls for, needs a scope that opens the route in ``permissions``. A
-    path that is not in the table gets "not found".
+    Every route that is not open needs a credential that ``identify`` accepts, such as the service token. The
+    principal of the credential, or the principal on whose behalf a service calls, needs a scope that
+    ``permissions`` lists for the route. A path that is not in the table gets "not found".
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["path"] = without_slash(scope["path"])  # in place, because an outer middleware reads it
+        scope["path"] = without_slash(scope["path"])  # changed in place for an outer middleware that reads it
         headers = without_page(dict(scope["headers"]), self._origins)
         rid = telemetry.shown_id(headers.get(b"x-request-id", b"")) or new_request_id()
         mark, caller_mark = telemetry.request_id.set(rid), caller.current.set(caller.OWN_WORK)
@@ -92,7 +92,7 @@ class Guard:
                 caller.current.set(Caller(who, self._origin(scope, headers)))
                 await self._app(scope, receive, send_with_id)
         except Exception as error:
-            # A handler of the framework would answer outside of this middleware, without the request id.
+            # Answered here, because a handler of the framework would answer without the request id.
             log.error("unexpected error", exc_info=error)
             if answering:
                 raise

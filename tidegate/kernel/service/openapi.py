@@ -59,8 +59,8 @@ def document(
 ) -> dict[str, Any]:
     """Return the whole document.
 
-    ``error_forms`` has the forms of errors by the tag of a route. ``front`` has the paths of routes in front
-    of the app. An app with such routes calls models, so its routes get the errors of models.
+    ``error_forms`` has the forms of errors by the tag of a route. ``front`` has the paths of routes that are
+    served before the app. An app with such routes calls models, so its routes get the errors of models.
     """
     made = get_openapi(title=app.title, version=app.version, routes=app.routes)
     models = bool(front)
@@ -111,7 +111,7 @@ def _complete(
 
 
 def _statuses(method: str, path: str, scopes: Scopes, models: bool) -> list[str]:
-    # Every server refuses an unreadable request and a foreign page before it looks at the route.
+    # Every server refuses unreadable requests and requests of foreign pages before it looks at the route.
     found = ["400", "403", "503"]
     if scopes != (OPEN,):
         found.append("401")

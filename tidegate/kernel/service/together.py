@@ -32,7 +32,7 @@ class Part:
 def run(parts: Sequence[Part]) -> int:
     """Serve until SIGTERM or SIGINT, or until a part ends. Return the exit code.
 
-    Each part starts when the one before it is up. They stop in the opposite order.
+    Each part starts when the previous one is up. The parts stop in the opposite order.
     """
     prepare(parts[0].settings)
     return uvloop.run(_run([server_of(part.app, part.settings, part.port, signals=False) for part in parts]))
@@ -59,7 +59,7 @@ async def _run(servers: Sequence[Server]) -> int:
 
 
 async def _serve(server: Server) -> None:
-    """Serve until the server ends. A failed start ends this server only, so that the others can stop."""
+    """Serve until the server ends. A failed start ends only this server. The others can stop."""
     try:
         await server.serve()
     except SystemExit as error:

@@ -49,7 +49,7 @@ _SECRET_OPTION = re.compile(r"(?i)(pass|pwd|secret|token|key|sig|cred)[^=]*=")
 
 
 def secrets_in(url: str) -> bool:
-    """Return True if a URL has a password, or an option that may be one, or cannot be parsed."""
+    """Return True if a URL has a password, has an option that may be a credential, or cannot be parsed."""
     try:
         parts = urlsplit(url)
         return bool(parts.password) or any(map(_SECRET_OPTION.search, re.split("[&;]", parts.query)))
@@ -67,7 +67,7 @@ _environ: ContextVar[Mapping[str, str] | None] = ContextVar("environ", default=N
 
 
 class _Variables(EnvSettingsSource):
-    """A settings source that reads a mapping like the environment."""
+    """A settings source that reads a mapping in place of the environment."""
 
     def __init__(self, settings_cls: type[BaseSettings], variables: Mapping[str, str]) -> None:
         self._variables = variables
@@ -80,7 +80,7 @@ class _Variables(EnvSettingsSource):
 class Settings(BaseSettings):
     """The shared settings. Every field is ``TIDEGATE_<FIELD>`` in the environment or in ``tidegate.env``.
 
-    ``service`` is the account of this process at the broker and the stores; empty: it has none.
+    ``service`` is the account of this process at the broker and the stores; empty: it has no account.
     ``holds_service_token`` is False for a process that must not use the token, even if it could read it.
     """
 
@@ -229,7 +229,7 @@ class Settings(BaseSettings):
         10.0, gt=0, description="Seconds in which the head of an HTTP request must arrive."
     )
     http_idle_timeout_s: float = Field(
-        75.0,  # longer than clients and load balancers keep one, so that the client closes it
+        75.0,  # longer than clients and load balancers keep a connection, so that they close it first
         gt=0,
         description="Seconds for which an HTTP connection may be idle between two requests.",
     )
@@ -286,7 +286,7 @@ class Settings(BaseSettings):
 
     @property
     def file_values(self) -> dict[str, str]:
-        """All settings in the state folder's file, by variable, also those of other services."""
+        """All settings in the state folder's file, by variable, including settings of other services."""
         return dict(self._file)
 
     @model_validator(mode="before")
@@ -342,14 +342,14 @@ class Settings(BaseSettings):
             stated: str = getattr(self, field)
             url = stated or embedded[field]
             self._server_urls[field] = stated
-            # An external server's URL has its own account, unless a folder of secrets is set.
+            # The URL of an external server names the account itself, unless a folder of secrets is set.
             if self.secrets_dir is not None or not stated:
                 url = credentials.logged_in(url, self.secrets_path, server, self.service)
             setattr(self, field, url)
 
     @property
     def server_urls(self) -> dict[str, str]:
-        """The servers' URLs as they were set, by setting, without our passwords; empty: embedded."""
+        """The URLs of the servers as they were set, by setting, without added passwords; empty: embedded."""
         return dict(self._server_urls)
 
     @property

@@ -31,8 +31,8 @@ def is_trusted(owner: int, user: int) -> bool:
 
     The file can name the server to which an API key is sent.
 
-    Anybody can put a file into a shared folder such as /tmp, where a command may run. Root manages the stacks
-    of others, so it trusts their files.
+    A command may run in a shared folder such as /tmp, where any user can put such a file. Root manages the
+    stacks of other users, so root trusts all files.
     """
     return owner in (user, 0) or user == 0
 

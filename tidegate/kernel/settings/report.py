@@ -1,4 +1,4 @@
-"""Report a process's settings: the current value, its source, and what a restart changes."""
+"""Report a process's settings: the current value, its source, and the value after a restart."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MASK = "********"
 
 
 def report(settings: Settings) -> dict[str, Any]:
-    """Return ``items``, one for each setting, and ``problem``, the error of the settings after a restart.
+    """Return ``items``, one for each setting, and ``problem``, the error that a restart would cause.
 
     ``on_restart`` of an item is its value after a restart in the same environment, or None if it would not
     change.
@@ -93,7 +93,7 @@ def shown(name: str, value: str, source: str) -> str:
         return urlunsplit(parts) if parts.query else value
     user, _, host = parts.netloc.rpartition("@")
     if name in SERVERS and source in {DEFAULT, COMPUTED}:
-        return urlunsplit(parts._replace(netloc=host))  # each service logs in with its own account
+        return urlunsplit(parts._replace(netloc=host))  # accounts differ between services
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:{MASK}@{host}"))
 
 

@@ -24,7 +24,7 @@ class StoreUnavailable(Unavailable):
 def connect(url: str) -> Redis:
     """Return a client of the server at ``url``. It connects on first use.
 
-    It runs up to ``CONNECTIONS`` calls at the same time. More calls wait; they do not fail.
+    It runs up to ``CONNECTIONS`` calls at the same time. Further calls wait until others have ended.
     """
     pool = BlockingConnectionPool.from_url(
         url,
@@ -38,7 +38,7 @@ def connect(url: str) -> Redis:
 
 
 class Connected:
-    """The base of a store: typed access to some keys. Every failure raises :class:`StoreUnavailable`."""
+    """The base class of stores, which access some keys. Every failure raises :class:`StoreUnavailable`."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -53,7 +53,7 @@ class Connected:
         await self._redis.aclose()
 
 
-async def answer(operation: Awaitable[Any]) -> Any:  # Any, because redis types its answers loosely
+async def answer(operation: Awaitable[Any]) -> Any:  # Any, because the types of redis are not exact
     """Return the result of an operation. Every failure raises :class:`StoreUnavailable`."""
     task = asyncio.current_task()
     cancels = task.cancelling() if task is not None else 0
@@ -62,6 +62,6 @@ async def answer(operation: Awaitable[Any]) -> Any:  # Any, because redis types 
     except (RedisError, OSError, TimeoutError) as error:
         raise StoreUnavailable(f"The store does not answer: {error or type(error).__name__}.") from error
     if task is not None and task.cancelling() > cancels:
-        # On Python 3.11 the client's wait_for returns the answer and swallows a cancellation.
+        # On Python 3.11, the client's wait_for may ignore a cancellation and return the answer.
         raise asyncio.CancelledError
     return found

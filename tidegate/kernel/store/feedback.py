@@ -4,8 +4,8 @@ tidegate:feedback:stream               the last records, oldest first; the field
 tidegate:feedback:seen:<hour>:<part>   set of hashes: which outcomes of the answers of this hour are counted
 tidegate:feedback:names:<hour>:<part>  hash: the number of metrics that callers named, by hash of the answer
 
-A reader stores its position beside the results of its reading, in one write. So it counts each record once,
-also after a crash. The stream is bounded. :meth:`FeedbackStore.lost` shows if a reader was too slow.
+A reader stores its position together with its results, in one write. So it counts each record once, also
+after a crash. The length of the stream is limited. :meth:`FeedbackStore.lost` shows if a reader was too slow.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ STREAM, SEEN, NAMES = f"{PREFIX}stream", f"{PREFIX}seen:", f"{PREFIX}names:"
 START = "0-0"
 # The most records in the stream, about 300 bytes each.
 KEPT = 200_000
-# Hashes of one hour are divided among this many sets, because small sets of integers are compact.
+# The hashes of one hour are divided among this many sets, because small sets of integers need less memory.
 _PARTS = 256
 _HOUR_MS = 3_600_000
 
-# The metrics that every answer may have. Callers may name a few more, so that names cannot fill the store.
+# The usual metrics, which are always accepted. Callers may name only a few other metrics per answer, so that
+# names cannot fill the store.
 _USUAL = {"score", "reward", "label"}
 MOST_NAMES = 16
 
-# Adds each record unless its hash is known. Returns 1 for an added record, 0 for a repeated one, and -1 for
-# one whose answer has too many metrics.
+# Adds each record unless its hash is known. For each record, returns 1: added, 0: repeated, or -1: its answer
+# has too many metrics.
 _ADD = """
 local added = {}
 for at = 3, #ARGV, 6 do
@@ -77,8 +78,8 @@ class FeedbackStore(Connected):
     async def add(self, records: Sequence[tuple[str, FeedbackRecord]], window_ms: int) -> list[Added]:
         """Add records to the stream, each with the id of its answer. When it returns, they are on disk.
 
-        A record that was added before is ``repeated``: the first value stays. It is ``too_many`` for a
-        metric with a caller's name if the answer has ``MOST_NAMES`` of them already.
+        The result is ``repeated`` for a record that was added before: the first value stays. It is
+        ``too_many`` for a metric that a caller named, if the answer has ``MOST_NAMES`` such metrics already.
         ``window_ms``: how long after an answer its feedback is accepted.
         """
         if not records:
@@ -122,6 +123,6 @@ def _parts(position: str) -> tuple[int, int]:
 
 
 def _hashed(text: str) -> tuple[int, int]:
-    """Return a text's hash, a signed integer of 64 bits, and the part of the sets that has it."""
+    """Return a text's hash, a signed integer of 64 bits, and the number of the set for it."""
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True), digest[8] % _PARTS

@@ -17,8 +17,9 @@ MOST_BYTES = 4 * 2**20
 class Grouped(Generic[T, R]):
     """A queue that passes its items to ``run`` in groups. ``run`` returns an answer for each item, in order.
 
-    An error of ``run`` is raised for all items of that call. ``size`` returns the bytes of an item: a call
-    takes up to ``MOST_BYTES``, but at least one item. An item stays in its call if its caller is cancelled.
+    An error of ``run`` is raised for all items of that call. ``size`` returns the bytes of an item. A call
+    gets at least one item, and items of up to ``MOST_BYTES``. An item is not removed from its call if the
+    caller is cancelled.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Grouped(Generic[T, R]):
             raise
 
     async def stop(self) -> None:
-        """Return when every item has its answer."""
+        """Wait until every item has its answer."""
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 

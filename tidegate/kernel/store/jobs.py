@@ -42,7 +42,7 @@ LOG, CHANGED, ACKNOWLEDGED = f"{PREFIX}log:", f"{PREFIX}changed:", f"{PREFIX}ack
 IDEMPOTENCY = f"{PREFIX}idem:"
 WAITING = f"{PREFIX}waiting:"
 
-# In the class, `list` means its method.
+# Inside a class with a method `list`, the name `list` means that method and not the builtin type.
 Jobs: TypeAlias = list[Job]
 MaybeJobs: TypeAlias = list[Job | None]
 Events: TypeAlias = list[JobEvent]
@@ -98,7 +98,7 @@ class JobStore:
         return await self._transitions.take.do_all(claims)
 
     async def finish(self, ends: Sequence[Finish]) -> Ends:
-        """Record how attempts ended. Return False for one that has lost its job: drop its result."""
+        """Record how attempts ended. Return False for an attempt that has lost its job: drop its result."""
         return await self._transitions.finish.do_all([records.to_finish(end) for end in ends])
 
     async def lease(self, id: bytes, attempt: int, worker: str, until_ms: int) -> bool:
@@ -112,7 +112,7 @@ class JobStore:
     async def waits(self, waits: Sequence[JobWait]) -> Ends:
         """Record that running jobs wait for their upstream or engine, or run again.
 
-        The loss of a worker does not count as an attempt of a job that waits. Return False for each job that
+        While a job waits, the loss of its worker does not count as an attempt. Return False for each job that
         is over, or that another attempt has.
         """
         return await self._transitions.waits.do_all(waits)
@@ -215,7 +215,7 @@ class JobStore:
         await answer(self._redis.hset(ACKNOWLEDGED, incarnation, str(total)))
 
     async def position(self, job: Job) -> int:
-        """Return about how many jobs will be taken before this one; 0 if it does not wait."""
+        """Estimate how many jobs will run before this one; 0 if this job does not wait."""
         line = f"{WAITING}{job.deployment}:"
         pipe = self._redis.pipeline(transaction=False)
         pipe.zrank(line + job.level, job.id)
@@ -227,19 +227,19 @@ class JobStore:
     # --- maintenance -----------------------------------------------------------------------------------
 
     async def stale(self, now_ms: int, limit: int) -> Jobs:
-        """Return jobs whose message is probably lost: unconfirmed for 10 s, or with an expired lease.
+        """Return jobs whose messages are probably lost: unconfirmed for 10 s, or with an expired lease.
 
-        Call this every few seconds. After a longer gap between calls, leases stay valid for a while. The
-        store may have been away, so that no worker could renew its leases.
+        Call this every few seconds. After a longer gap, expired leases stay valid for a while. In the gap,
+        the store may have been down, and no worker could renew a lease.
         """
         ids = await self._scripts.run("stale", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None and not job.terminal]
 
     async def revive(self, deployment: str, before_ms: int, *, orphans: bool) -> int:
-        """Make :meth:`stale` return the waiting jobs of a Deployment, because their messages are lost.
+        """Let :meth:`stale` return the waiting jobs of a Deployment, because their messages are lost.
 
-        Only jobs created before ``before_ms`` are marked, with ``orphans`` also running ones without a lease.
-        Return how many were marked, up to some thousands in a call.
+        This marks only jobs that were created before ``before_ms``. With ``orphans``, it also marks running
+        jobs without a lease. A call marks up to some thousands of jobs, and returns their number.
         """
         before = before_ms.to_bytes(6, "big")
         found: int = await self._scripts.run("revive", [deployment, before, int(orphans)])
@@ -249,14 +249,14 @@ class JobStore:
         """Claim to publish a job's message again. Return its request frame, with the attempt of the record.
 
         For the next 10 s, :meth:`stale` does not return the job. Return None if the job has changed, if
-        another router publishes it, if its request is gone, or if it may not run again; then its record is
-        ``failed`` now. Call :meth:`queued` after the broker's confirm.
+        another router publishes it, if its request is gone, or if it may not run again. In the last case, its
+        record is ``failed`` now. Call :meth:`queued` after the broker's confirm.
         """
         frame: bytes | None = await self._scripts.run("republish", [id, attempt, state])
         return frame
 
     async def expire(self, now_ms: int, limit: int) -> Jobs:
-        """Expire jobs whose time is over, and return them."""
+        """Let jobs expire whose time is over, and return these jobs."""
         ids = await self._scripts.run("expire", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None]
 

@@ -30,7 +30,7 @@ class LeaderStore(Connected):
         self._scripts = Scripts(redis)
 
     async def claim(self, candidate: str, lease_s: float, seen: int, dead: str = "") -> LeaderLease:
-        """Take the lease if it is free, or renew it if ``candidate`` holds it. Return the lease valid now.
+        """Take the lease if it is free, or renew it if ``candidate`` holds it. Return the current lease.
 
         ``seen`` is the highest epoch that ``candidate`` has seen; a new lease gets a greater one. A lease of
         the holder ``dead`` counts as free.

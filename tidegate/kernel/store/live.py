@@ -1,7 +1,7 @@
 """The live facts in Valkey or Redis: each key, with the service that writes it.
 
-All of them may vanish at any moment. They are back within seconds, because each writer repeats its writes. So
-a reader must not read a missing fact as zero.
+All facts may be lost at any moment. They return within seconds, because each writer repeats its writes. So
+for a reader, a missing fact is unknown, and not zero.
 """
 
 from __future__ import annotations
@@ -26,35 +26,37 @@ ROUTES_CHANGED = "tidegate:routes:changed"  # channel; router -> gateways
 REPLICA = "tidegate:replica:"  # + replica: its report; worker
 GATEWAY = "tidegate:gateway:"  # + incarnation: its report; gateway
 GATEWAYS = "tidegate:gateways"  # sorted set: incarnation by the time of its last report; gateway
-TIME = "tidegate:time:"  # + replica: how it has spent its time (ReplicaTime); worker
+TIME = "tidegate:time:"  # + replica: how the replica has spent its time (ReplicaTime); worker
 COSTS = "tidegate:costs"  # the rates of Deployments (CostFacts); autoscaler
 STATUSES = "tidegate:statuses"  # DeploymentStatus by name; autoscaler
-MODEL = "tidegate:model:"  # + deployment: ModelMetadata, again every 10 s; its workers
-CLAIM = "tidegate:claim:"  # + replica: which waiting worker it became; that worker, or the autoscaler
-OFFER = "tidegate:offer:"  # + worker of a verified version: the Assignment that it may become; autoscaler
+MODEL = "tidegate:model:"  # + deployment: ModelMetadata, every 10 s; its workers
+CLAIM = "tidegate:claim:"  # + replica: the worker that became it; this worker, or the autoscaler
+OFFER = "tidegate:offer:"  # + scratch replica: the Assignment that is offered to it; autoscaler
 TRAFFIC = "tidegate:traffic:"  # + incarnation: the totals of its endpoints (TrafficReport); gateway
 CALLERS = "tidegate:callers:"  # + ten seconds + endpoint: their callers (HyperLogLog); gateways
 CALLERS_OF_DAY = "tidegate:callers-day:"  # + day + endpoint: the callers of a day; router
-STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, each worker adds to it; its workers
+STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, to which each worker adds; its workers
 
 REPLICA_TTL_MS = 6_000
 FAILED_TTL_MS = 120_000
 GATEWAY_TTL_MS = 3_000
-# Metadata and counts. A Deployment without replicas needs both. Those of a removed Deployment expire.
+# Metadata and counts are kept for this many seconds: a Deployment without replicas needs them, too.
 MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
 CLAIM_TTL_S = 3600
-# The last report of a replica stays for this long, so that an autoscaler that starts again can read it.
+# The last report of a replica is kept for this many seconds, so that a restarted autoscaler can read it.
 TIME_TTL_S = 6 * 3600
-# A gateway that stops normally leaves its last totals, and the router has this long to read them.
+# The last totals of a gateway are kept for this many seconds after it stops, so that the router can read
+# them.
 TRAFFIC_TTL_S = 60
 CALLERS_SLOT_S = 10
 CALLERS_TTL_S = 120
 CALLERS_DAY_TTL_S = 3 * 86_400
-# A gateway that was silent for this long counts as gone, no longer as missing.
+# A gateway that has been silent for this many seconds counts as gone. Before, it counts as missing.
 GATEWAY_GONE_S = 30.0
 
-# Sets the route table, unless the stored one has a greater revision; then it returns the stored one's epoch.
-# Reads only the start of a table, where its revision is. A value without a revision is overwritten.
+# Sets the route table and returns false. If the stored table has a greater revision, returns its epoch
+# instead. Reads only the start of the stored table, where its revision is. A value without a revision is
+# overwritten.
 PUBLISH_ROUTES = """
 local function revision(head)
   return string.match(head, '^{"epoch":"(%d+)","n":(%d+)')
@@ -74,7 +76,7 @@ class Store(Connected):
     """Typed access to the live facts. Every failure raises ``StoreUnavailable``."""
 
     async def ping(self) -> None:
-        """Return when the store answers."""
+        """Wait until the store answers."""
         await answer(self._redis.ping())
 
     async def publish_routes(self, table: bytes) -> int | None:
@@ -86,7 +88,7 @@ class Store(Connected):
         return None if newer is None else int(newer)
 
     async def read_routes(self) -> bytes | None:
-        """Return the route table, or None if the store has none. None does not mean an empty table."""
+        """Return the route table. None means that the store has no table, which is not an empty table."""
         value: bytes | None = await answer(self._redis.get(ROUTES))
         return value
 
@@ -116,12 +118,12 @@ class Store(Connected):
         await answer(self._redis.set(TIME + report.replica, report.to_json(), ex=TIME_TTL_S))
 
     async def times(self) -> dict[str, ReplicaTime]:
-        """Return the last report of each replica about its time, also of replicas that have ended."""
+        """Return the last report of each replica about its time. Replicas that have ended are included."""
         reports = [ReplicaTime.from_json(raw) for raw in await self._scan(TIME)]
         return {report.replica: report for report in reports}
 
     async def forget_times(self, replicas: Sequence[str]) -> None:
-        """Delete the reports of replicas whose time has been accounted for."""
+        """Delete the reports of replicas whose time has been booked."""
         if replicas:
             await answer(self._redis.delete(*(TIME + replica for replica in replicas)))
 
@@ -135,13 +137,13 @@ class Store(Connected):
         return CostFacts.from_json(raw) if raw is not None else None
 
     async def claim_replica(self, replica: str, by: str) -> str:
-        """Claim to run ``replica`` as ``by``. Return the first claimant, which may be another one."""
+        """Claim ``replica`` for the worker ``by``. Return the first claimant, which may be another worker."""
         key = CLAIM + replica
         await answer(self._redis.set(key, by, nx=True, ex=CLAIM_TTL_S))
         return await self.claimant(replica) or by
 
     async def claimant(self, replica: str) -> str | None:
-        """Return the claimant that runs ``replica``, or None."""
+        """Return the worker that has claimed ``replica``, or None."""
         raw = await answer(self._redis.get(CLAIM + replica))
         return raw.decode() if raw is not None else None
 
@@ -167,7 +169,7 @@ class Store(Connected):
         await answer(pipe.execute())
 
     async def forget_gateway(self, incarnation: str) -> None:
-        """Remove a gateway that stops normally. It then counts as gone, not as missing."""
+        """Remove a gateway that stops normally, so that it does not count as missing."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.delete(GATEWAY + incarnation)
         pipe.zrem(GATEWAYS, incarnation)
@@ -193,11 +195,11 @@ class Store(Connected):
         await answer(pipe.execute())
 
     async def traffic(self) -> list[TrafficReport]:
-        """Return the totals of all gateways, also of those that stopped in the last minute."""
+        """Return the totals of all gateways, including those that stopped in the last minute."""
         return [TrafficReport.from_json(raw) for raw in await self._scan(TRAFFIC)]
 
     async def count_callers(self, endpoints: Sequence[str], day_s: float, now: float) -> dict[str, int]:
-        """Add the callers of the last minute to those of this day. Return the distinct callers of the day.
+        """Add the callers of the last minute to those of this day. Return the number of distinct callers.
 
         ``day_s``: the seconds of a day.
         """
@@ -249,7 +251,7 @@ class Store(Connected):
         await answer(pipe.execute())
 
     async def statistics(self, deployments: Sequence[str]) -> dict[str, dict[str, int]]:
-        """Return the counts of these Deployments; empty for one without any."""
+        """Return the counts of these Deployments; empty for a Deployment without counts."""
         pipe = self._redis.pipeline(transaction=False)
         for name in deployments:
             pipe.hgetall(STATISTICS + name)

@@ -3,7 +3,8 @@
 tidegate:profile:<deployment>   list of ProfilePiece; its workers push, the leading router takes
 tidegate:bins:<deployment>      PublishedBins; router
 
-Both may vanish: then at most the pieces of the last seconds are lost, and the router writes the bins again.
+Both may be lost. Then at most the pieces of the last seconds are missing, and the router writes the bins
+again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from tidegate.kernel.store.connection import Connected, answer
 
 PROFILE, BINS = "tidegate:profile:", "tidegate:bins:"
-# While no router takes them, the oldest pieces are dropped.
+# The most pieces of a Deployment in the list. If no router takes them, the oldest pieces are dropped.
 PIECES_KEPT = 100
 PIECES_TTL_S = 3600
 BINS_TTL_S = 86_400
@@ -50,6 +51,6 @@ class ProfileStore(Connected):
         await answer(pipe.execute())
 
     async def bins(self, deployment: str) -> bytes | None:
-        """Return a Deployment's bins, or None if there are none."""
+        """Return a Deployment's bins, or None without bins."""
         raw: bytes | None = await answer(self._redis.get(BINS + deployment))
         return raw

@@ -49,7 +49,7 @@ def to_accept(new: NewJob) -> Arguments:
 
 
 def key_digest(principal: str, key: str) -> bytes:
-    """Return the hash of a principal's idempotency key, by which the store knows it."""
+    """Return the hash under which the store keeps a principal's idempotency key."""
     return hashlib.sha256(f"{principal}\0{key}".encode()).digest()
 
 

@@ -44,7 +44,7 @@ class Transitions:
         self.waits: Grouped[JobWait, bool] = Grouped(self._waits)
 
     async def stop(self) -> None:
-        """Return when every call has its answer."""
+        """Wait until every call has its answer."""
         await self.accept.stop()
         await self.queued.stop()
         await self.take.stop()

@@ -21,7 +21,7 @@ BACKOFF_S = (0.05, 2.0)
 
 
 class JobChanges:
-    """An endless asynchronous iterator with a step for each change of a job. Unread changes are merged."""
+    """An endless asynchronous iterator that yields after each change of a job. Unread changes are merged."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
@@ -41,7 +41,7 @@ class JobChanges:
 class JobWatch:
     """A subscription to changes of jobs.
 
-    It connects on first use and reconnects for ever. After a reconnect it notifies every watcher.
+    It connects on first use and always reconnects. After a reconnect, it notifies every watcher.
     """
 
     def __init__(self, url: str, channel: bytes) -> None:
@@ -55,7 +55,7 @@ class JobWatch:
 
     @asynccontextmanager
     async def changes(self, id: bytes) -> AsyncIterator[JobChanges]:
-        """Subscribe to the changes of a job. Read the job inside of the block, to miss no later change.
+        """Subscribe to the changes of a job. Read the job inside the block, so that no change is missed.
 
         Raises ``StoreUnavailable`` if the subscription fails. A notice says only that the job may have
         changed. The iteration survives an outage of the store.
@@ -73,7 +73,7 @@ class JobWatch:
                 await self._send("UNSUBSCRIBE", [id])
 
     async def close(self) -> None:
-        """End the subscription. An iteration that is still open waits for ever."""
+        """End the subscription. An open iteration gets no further change, and never ends."""
         await tasks.end(self._task)
 
     async def _subscribed(self, id: bytes) -> None:

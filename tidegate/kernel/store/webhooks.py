@@ -1,7 +1,8 @@
-"""The schedule of webhooks, beside the jobs: which are due, which are claimed, and the result of each try.
+"""The schedule of webhooks in the store of jobs: due webhooks, claimed ones, and the result of each try.
 
 The transition that ends a job schedules its webhook in the same call. A dispatcher claims webhooks for a
-limited time, so no two dispatchers have the same one. A webhook that is not settled by then is due again.
+limited time, so two dispatchers never have the same webhook. A webhook that is not settled in this time is
+due again.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Due(NamedTuple):
 class Settled:
     """The result for a claimed webhook. ``logged`` is the log entry of the try; None: no try was made.
 
-    ``again_ms``: the webhook is due again after this time. None: it is over, and ``counted`` is
-    ``delivered`` or ``given_up``.
+    ``again_ms``: the webhook is due again after this many milliseconds. None: this was the last try, and
+    ``counted`` is ``delivered`` or ``given_up``.
     """
 
     id: bytes
@@ -56,7 +57,7 @@ class WebhookStore(Connected):
         return [Due(id_, claim, tries) for id_, tries in pairs], waiting
 
     async def settle(self, settled: Sequence[Settled]) -> list[bool]:
-        """Record the results of webhooks. Return False for an expired claim: only the log has changed."""
+        """Record the results of webhooks. Return False for an expired claim: only the log was written."""
         arguments: list[Argument] = []
         for one in settled:
             again = "" if one.again_ms is None else one.again_ms

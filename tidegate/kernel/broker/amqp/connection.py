@@ -26,9 +26,10 @@ from tidegate.kernel.broker.amqp.wire import (
 
 CHANNEL = 1
 READ_SIZE = 256 * 1024
-# A message of at least this size goes to the socket in pieces. Smaller ones are joined, which is cheaper.
+# A message of at least this many bytes is written to the socket in pieces. The pieces of a smaller one are
+# joined, which is cheaper.
 SCATTER = 64 * 1024
-# Bytes that may wait for a broker that does not read. Above this, nothing more is published.
+# The most unsent bytes while the broker does not read. Above this limit, publishing raises an error.
 MAX_UNSENT = 256 * 2**20
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _CAPABILITIES = {
@@ -43,7 +44,8 @@ _CAPABILITIES = {
 class Cork(contextlib.AbstractContextManager[None]):
     """A context manager that collects what a connection writes, and sends it in one write at its end.
 
-    Each connection has one and enters it often. It is not reentrant: an inner use would drop the held bytes.
+    Each connection has one and enters it often. It is not reentrant, because an inner use would drop the
+    bytes of the outer one.
     """
 
     def __init__(self, connection: AmqpConnection) -> None:
@@ -95,7 +97,7 @@ async def connect(url: str, *, name: str, heartbeat_s: int, confirms: bool) -> A
 
 
 class AmqpConnection(asyncio.BufferedProtocol):
-    """An AMQP connection. Methods with an answer run one at a time. Publish and ack are written immediately.
+    """An AMQP connection. Methods with an answer run one at a time. Publish and ack do not wait.
 
     ``ended`` is a future that is done, with the reason, when the connection has ended.
     """
@@ -174,7 +176,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         for future in [*self._open.values(), *([self._answer] if self._answer else [])]:
             if not future.done():
                 future.set_exception(ConnectionLost(reason))
-                future.exception()  # mark as retrieved: its caller may be gone
+                future.exception()  # marks the error as retrieved, because the caller may be cancelled
         self._open.clear()
 
     # --- asyncio.BufferedProtocol ----------------------------------------------------------------------
@@ -189,7 +191,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._end(f"the connection was lost{f': {error}' if error else ''}")
 
     def pause_writing(self) -> None:
-        """Note that the broker reads too slowly, so that publishing checks the waiting bytes."""
+        """Note that the broker reads too slowly. From now on, publishing checks the unsent bytes."""
         self._slow = True
 
     def resume_writing(self) -> None:
@@ -294,7 +296,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._consumers.pop(consumer_tag, None)
 
     async def _call(self, command: Frame, *, channel: int = CHANNEL) -> Any:
-        # Shielded: the answer to a cancelled call still arrives, and must not be taken for the next call's
+        # Shielded, because the answer to a cancelled call still arrives. The next call must not get this
         # answer.
         call = asyncio.ensure_future(self._exchange(command, channel))
         call.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -334,7 +336,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         if self._slow:
             self._check_room()
         if self._confirms and mandatory:
-            # basic.return contains this id. It shows which message was returned.
+            # basic.return contains this id, which shows which message was returned.
             properties = properties._replace(message_id=str(self._published + 1))
         parts = wire.publish(
             CHANNEL,

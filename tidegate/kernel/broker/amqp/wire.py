@@ -1,8 +1,8 @@
 """Encode and decode AMQP 0-9-1 frames. Pure: no socket, no clock.
 
-Every request costs publishes, deliveries, acks and confirms, so this module packs and parses them itself.
-pamqp handles every other method. The layout is that of the AMQP 0-9-1 specification:
-u8 type | u16 channel | u32 size | payload | 0xCE.
+Each request needs several publishes, deliveries, acks and confirms. This module packs and parses these
+itself, because that is faster. pamqp handles every other method. The layout is that of the AMQP 0-9-1
+specification: u8 type | u16 channel | u32 size | payload | 0xCE.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DELIVER, _GOT, _RETURN, _ACKED, _NACKED = (60, 60), (60, 71), (60, 50), (60, 80
 _WITH_CONTENT = (_DELIVER, _GOT, _RETURN)
 _PUBLISH = b"\x00\x3c\x00\x28\x00\x00"
 
-# Content property flags, in the order in which the properties stand in the frame.
+# The flags of content properties, in the order of the properties in a frame.
 _CONTENT_TYPE, _ENCODING, _HEADERS, _MODE, _PRIORITY = 0x8000, 0x4000, 0x2000, 0x1000, 0x0800
 _CORRELATION, _REPLY_TO, _EXPIRATION, _MESSAGE_ID = 0x0400, 0x0200, 0x0100, 0x0080
 _STRINGS_BEFORE_HEADERS = (_CONTENT_TYPE, _ENCODING)
@@ -37,9 +37,9 @@ _STRINGS_AFTER_PRIORITY = (_CORRELATION, _REPLY_TO, _EXPIRATION, _MESSAGE_ID)
 
 # The largest frame size that we offer. A few large frames cost both sides less than many small ones.
 FRAME_MAX = 1_048_576
-# Bytes of a frame's type, channel and size, and of its end.
+# How many bytes the type, channel, size and end of a frame take.
 _AROUND = 8
-# A content of LARGE bytes or more is received in place, without copies. RabbitMQ accepts up to MOST.
+# A content of LARGE bytes or more is received in place, without copies. RabbitMQ accepts up to MOST bytes.
 LARGE = 64 * 1024
 MOST = 16 * 2**20
 
@@ -73,7 +73,7 @@ class Delivered(NamedTuple):
 
 
 class Returned(NamedTuple):
-    """``basic.return`` with its content: a mandatory message that no queue takes."""
+    """``basic.return`` with its content: a mandatory message, returned because no queue takes it."""
 
     properties: Properties
 
@@ -194,7 +194,7 @@ class FrameReader:
         self._missing = 0
         self._pieces: list[bytes] = []
         self._content: memoryview | None = None  # the large content that is being received
-        self._inside = False  # True: in one of its body frames; _left bytes of the frame are missing
+        self._inside = False  # True: in a body frame of this content; _left bytes of the frame are missing
         self._left = 0
 
     def window(self) -> memoryview | None:
@@ -210,16 +210,16 @@ class FrameReader:
         self._left -= count
 
     def appetite(self, limit: int) -> int:
-        """Return the most bytes to feed.
+        """Return the most bytes that the next call of :meth:`feed` may get.
 
-        Between two frames of a large content this is a small number. So the next frame is received in place.
+        Between two frames of a large content, this is a small number. So the next frame is received in place.
         """
         if self._content is None or not self._missing:
             return limit
         return max(1, self._inside + _HEAD.size - len(self._rest))
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """Yield the events that ``data`` completes. Raises :class:`Malformed`."""
+        """Yield the events that ``data`` completes. Raises :class:`MalformedFrame`."""
         if self._rest:
             data = self._rest + data
         at, end = 0, len(data)
@@ -260,7 +260,7 @@ class FrameReader:
         self._inside, self._left = True, size
 
     def _fill(self, data: bytes, at: int) -> tuple[int, bool]:
-        """Copy bytes of a large content's frame. Return where they end, and True if some are missing."""
+        """Copy bytes of a large content's frame. Return where they end, and True if more must come."""
         place = self.window()
         if place is not None:
             piece = memoryview(data)[at : at + len(place)]
@@ -357,7 +357,7 @@ def _got(data: bytes, start: int, end: int) -> Delivered:
 
 
 def _check_end(at: int, end: int) -> None:
-    """Raise Malformed if a field that was read up to ``at`` reaches past its frame's end ``end``."""
+    """Raise MalformedFrame if a field ends at ``at``, after the end of its frame at ``end``."""
     if at > end:
         raise MalformedFrame("a field reaches past its frame")
 
@@ -368,7 +368,7 @@ def _short(data: bytes, at: int) -> tuple[str, int]:
 
 
 def _properties(data: bytes, at: int, end: int, flags: int) -> Properties:
-    """Return the properties up to ``message-id``. The unused ones come after it."""
+    """Return the properties up to ``message-id``. Tidegate does not use those after it."""
     for flag in _STRINGS_BEFORE_HEADERS:
         if flags & flag:
             _, at = _short(data, at)
