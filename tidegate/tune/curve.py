@@ -16,9 +16,10 @@ NOISE = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The result of one setting at one load. ``rps``: successful responses per second; None: not measured.
+    """The result of one setting at one load. ``rps``: successful responses per second.
 
-    ``batch_mean``: mean number of requests in a call; ``failed``: number of error responses.
+    ``batch_mean``: mean number of requests in a call. ``failed``: number of error responses. A figure is None
+    if it was not measured.
     """
 
     setting: BatchSetting

@@ -21,7 +21,7 @@ from tidegate.kernel.protocol.experiments import (
 )
 from tidegate.kernel.protocol.models import EndpointSpec, Target
 
-# The factor of all weights, so that each of several treatments gets a whole number.
+# All weights are multiplied by this factor.
 _SCALE = 1000
 _EVENTS_KEPT = 50
 

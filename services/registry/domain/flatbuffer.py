@@ -26,7 +26,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The table at the offset ``at`` of the message ``data[begin:end]``. The schema numbers the fields."""
+    """The table at offset ``at`` of the message ``data[begin:end]``. Methods name a field by its number."""
 
     data: mmap | bytes
     begin: int

@@ -104,7 +104,7 @@ _EMPTY: dict[str, Callable[[], Any]] = {
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 # joblib's class for the description of an array, numpy's datatype, and a key that marks an incomplete dict.
 _WRAPPER, _DTYPE, _INCOMPLETE = ("joblib.numpy_pickle", "NumpyArrayWrapper"), ("numpy", "dtype"), None
-# numpy's kinds of datatypes: those with the size in their code, and those with the size in their state.
+# Two groups of numpy's datatypes, by kind: the code contains the size ("f8"), or the state contains it ("V").
 _SIZED, _STATED = frozenset("biufcmM"), frozenset("SUV")
 
 

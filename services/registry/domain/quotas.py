@@ -20,7 +20,10 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """The number of undeleted versions that a key has registered, and the bytes of their artifacts."""
+    """The number of versions that a key has registered, and the bytes of their artifacts.
+
+    Deleted versions do not count.
+    """
 
     versions: int
     artifact_bytes: int

@@ -21,7 +21,7 @@ from tidegate.kernel.protocol.models import (
     Target,
 )
 
-# The factor of all weights, so that a share of one percent is a whole number.
+# All weights are multiplied by this factor, so that rounding hardly changes the shares of several targets.
 _SCALE = 1000
 _EVENTS_KEPT = 50
 

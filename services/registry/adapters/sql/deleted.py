@@ -31,7 +31,7 @@ async def expired(connection: AsyncConnection, before: datetime) -> list[tuple[s
 
 
 async def registered(connection: AsyncConnection, model: str) -> dict[int, datetime]:
-    """Return the registration time of each version of a model that is not deleted."""
+    """Return the registration time of each version of a model. Deleted versions are left out."""
     query = sa.select(versions.c.number, versions.c.created_at)
     rows = await connection.execute(query.where(versions.c.model == model, versions.c.deleted_at.is_(None)))
     return {row.number: row.created_at for row in rows}

@@ -31,7 +31,7 @@ def config_for(connection: sa.Connection | None = None) -> Config:
 
 
 async def migrate(url: str) -> None:
-    """Migrate the database to the newest revision, if it is older. Raise NewerDatabase."""
+    """Migrate the database to the newest revision, unless it is up to date. Raise NewerDatabase."""
     engine = engine_for(url)
     try:
         async with engine.execution_options(registry_writes=True).begin() as connection:
