@@ -56,7 +56,7 @@ def create(paths: Paths, env: Path, runner: Runner, *, log: Path, pip: bool) -> 
 def install(
     paths: Paths, env: Path, lock: Path, stamp: Path, runner: Runner, log: Path, report: Report
 ) -> None:
-    """Install the packages of a lock file with the services' pip. Then write the stamp."""
+    """Install the packages of a lock file with the services' pip. Then write ``stamp`` to record that."""
     pinned, seen = len(pins(lock)), 0
 
     def on_line(line: str) -> None:

@@ -1,1 +1,1 @@
-"""Registry, autoscaler and router in one process, for small machines. Composes their apps, no more."""
+"""Registry, autoscaler and router in one process, for small machines."""

@@ -1,7 +1,7 @@
 """Run registry, autoscaler and router in one process: ``python -m services.control``.
 
 The three share the interpreter, the libraries and one event loop, which saves the memory of two processes.
-Each service keeps its port, its accounts and its routes, so the rest of the stack need not know.
+Each service keeps its port, its accounts and its routes, so nothing changes for the rest of the stack.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def _module(name: str) -> tuple[str, ...]:
 
 
 def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of every child: the current settings, and the stack's mark."""
+    """Return the environment of every child: the resolved settings, and the mark of the stack."""
     mine = {"service_token", "api_key", "runtime_dir", "state_dir"}
     values = settings.model_dump(exclude=mine, exclude_none=True)
     # The URLs contain no passwords, because each child reads its own password.

@@ -24,7 +24,7 @@ LEFTOVER_GRACE_S = 3.0
 def stop_children(
     children: Sequence[Child], running: dict[str, Process], state: Path, report: Report
 ) -> None:
-    """Stop the children in their stop order, each within its grace time. Then end all other processes."""
+    """Stop the children in order, each within its grace time. Then end the stack's other processes."""
     for child in sorted(children, key=lambda c: c.stop_order):
         process = running.get(child.name)
         if process and process.alive():

@@ -33,7 +33,7 @@ class MailSender:
         return bool(self._url)
 
     async def send(self, raw: bytes) -> WebhookAttempt:
-        """Send a message once. The result holds errors; status 250 means that the server accepted it."""
+        """Send a message once. Return errors in the result. Status 250: the server accepted the message."""
         began = time.perf_counter()
         status: int | None = None
         problem = ""

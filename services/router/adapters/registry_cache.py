@@ -60,7 +60,7 @@ class RegistryCache:
         self.desired = desired
 
     async def baseline(self, model: str, version: int) -> Baseline | None:
-        """Return a version's training baseline; None if it has none. Raise Unavailable."""
+        """Return the training baseline of a version; None for a version without one. Raise Unavailable."""
         try:
             response = await self._client.get(f"/v1/models/{model}/versions/{version}/baseline")
             if response.status_code == 404:
@@ -95,12 +95,12 @@ class RegistryCache:
             )
 
     async def progress(self, endpoint: str, id: str, phase: RolloutPhase, step: int, reason: str) -> bool:
-        """Write a decision about a canary. Return False if it was not stored, so that it is made again."""
+        """Write a decision about a canary. Return False if it was not stored; the caller must try again."""
         body = {"id": id, "phase": phase, "step": step, "reason": reason[:2000]}
         return await self._decide(f"/v1/endpoints/{endpoint}/rollout/progress", body)
 
     async def complete(self, endpoint: str, id: str, reason: str) -> bool:
-        """Mark an experiment as complete. Return False if that was not stored, so that it is tried again."""
+        """Mark an experiment as complete. Return False if that was not stored; the caller must try again."""
         body = {"id": id, "reason": reason[:2000]}
         return await self._decide(f"/v1/endpoints/{endpoint}/experiment/complete", body)
 

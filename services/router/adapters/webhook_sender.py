@@ -127,7 +127,7 @@ class WebhookSender:
         self._network.close()
 
     async def post(self, target: WebhookTarget, body: bytes, headers: Mapping[str, str]) -> WebhookAttempt:
-        """Send a webhook once. The result holds errors."""
+        """Send a webhook once. Return errors in the result instead of raising them."""
         began = time.perf_counter()
         status: int | None = None
         problem, retry_after = "", None

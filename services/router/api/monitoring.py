@@ -57,7 +57,7 @@ async def history(
 
 @router.get("/slo")
 async def slo(request: Request) -> dict[str, Any]:
-    """Return the error budget of every endpoint with objectives: the rest of it and its burn rate."""
+    """Return the error budgets of every endpoint with objectives: the shares left and the burn rates."""
     watch = leading(request)
     items = [
         budget

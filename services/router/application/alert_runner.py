@@ -34,7 +34,7 @@ BASELINE_S = 60.0
 
 
 class AlertRunner:
-    """The alerts of all endpoints. It runs after each reading of the watch."""
+    """Evaluates the alerts of all endpoints after each reading of the watch."""
 
     def __init__(
         self,

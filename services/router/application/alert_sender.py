@@ -23,12 +23,12 @@ log = telemetry.logger(__name__)
 
 POLL_S = 1.0
 AT_ONCE = 8
-# The name whose secret signs the webhooks about alerts.
+# The secret that signs webhooks about alerts is derived from this name.
 PRINCIPAL = "alerts"
 
 
 class AlertSender:
-    """One of the router's loops."""
+    """One of the router's loops. It sends the messages about alerts."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class AlertSender:
             )
 
     async def send(self, message: AlertMessage, receiver: Receiver) -> WebhookAttempt:
-        """Send a message once. The result holds errors."""
+        """Send a message once. Return errors in the result instead of raising them."""
         if receiver.kind == "email":
             return await self._mail.send(message.body)
         target = read_url(receiver.to)

@@ -90,7 +90,7 @@ class RouteController:
         self._loop.wake()
 
     def problem(self) -> str | None:
-        """Return why there is no table, or None."""
+        """Return why this router has no route table; None if it has one."""
         if self.table is None:
             if not self._leadership.leads:
                 return self.store_problem or self._leadership.why_not

@@ -215,7 +215,7 @@ class DriftJudge:
     async def _publish(self, places: dict[str, VersionKey], labelled: set[str]) -> None:
         """Publish the bins that changed since the last call, and all bins every ``REPEAT_S`` seconds.
 
-        Replicas send predictions only for Deployments in ``labelled``, whose endpoints collect feedback.
+        Replicas send predictions only for the Deployments in ``labelled``: their endpoints collect feedback.
         """
         due: dict[str, PublishedBins] = {}
         for deployment, key in places.items():
@@ -293,7 +293,7 @@ class DriftJudge:
 
 
 def _labelled(desired: DesiredState) -> set[str]:
-    """Return the Deployments whose answers get ids for feedback."""
+    """Return the Deployments of endpoints that collect feedback."""
     return {
         name
         for endpoint in desired.endpoints

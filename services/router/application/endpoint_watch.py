@@ -22,7 +22,7 @@ from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# Seconds between the checks of a standby router whether it leads now.
+# Seconds after which a standby router checks again if it has become the leader.
 STANDBY_S = 1.0
 
 # Returns the time (seconds since the epoch) and the Deployment of each dead letter.
@@ -96,7 +96,7 @@ class EndpointWatch:
                     end()
             return min(STANDBY_S, self._every_s)
         if self._registry.desired is None:
-            return min(STANDBY_S, self._every_s)  # a reading without endpoints would delete their history
+            return min(STANDBY_S, self._every_s)  # a reading without endpoints would delete all history
         if not self._led:
             await self._begin()
         try:

@@ -91,7 +91,7 @@ class ExperimentRunner:
             self._led = True
         experiments = self._experiments()
         if self._registry.desired is None:
-            return TICK_S  # if the experiments are unknown, their feedback would be skipped
+            return TICK_S  # wait for the list of experiments, or feedback would be skipped
         with contextlib.suppress(StoreUnavailable):
             self._changed |= await self._take_feedback(experiments)
             self._changed |= await self._count(experiments)

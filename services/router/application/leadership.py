@@ -20,7 +20,7 @@ from tidegate.kernel.store.leader import LeaderStore
 
 log = telemetry.logger(__name__)
 
-# Renewals of the lease before it expires. So two renewals in a row can fail.
+# The lease is renewed this many times in its lifetime, so two renewals in a row can fail.
 RENEWALS = 4
 
 LEADS = Gauge("tidegate_router_leads", "1 on the router that leads, 0 on the others.")
@@ -70,7 +70,7 @@ class Leadership:
 
     @property
     def leads(self) -> bool:
-        """Return True if this router leads. If the store does not answer, it leads even without a lease."""
+        """Return True if this router leads. While the store does not answer, the last leader still leads."""
         return self.holder == self._name and (self._away or time.monotonic() < self._until)
 
     @property

@@ -50,7 +50,8 @@ class Replays:
     async def replay(self, letter: DeadLetter, to: str | None, principal: str) -> DeadLetter:
         """Run a letter's request again, on its Deployment or on the Deployment ``to``.
 
-        Raise Conflict if the letter has no request; NotFound, also without such a Deployment; or Unavailable.
+        Raise Conflict if the letter has no request, NotFound if its payload or the Deployment does not exist,
+        or Unavailable.
         """
         if letter.cause == UNDECODABLE:
             raise Conflict(

@@ -59,7 +59,7 @@ class RolloutRunner:
     ) -> None:
         """``wake`` makes the controller read the registry immediately.
 
-        ``condemned`` gets the ids of rollouts that were rolled back when the registry could not store that.
+        ``condemned``: a set for the ids of rollouts that were rolled back, but the registry did not store it.
         """
         self._condemned = condemned
         self._feedback = feedback

@@ -208,7 +208,7 @@ class WebhookDispatcher:
         return await self._sender.post(webhook.target, body, headers)
 
     def _record(self, due: Due, job: Job, attempt: WebhookAttempt, decision: webhooks.RetryDecision) -> None:
-        """Add the result of an attempt to those that the next :meth:`_settle` stores."""
+        """Queue the result of an attempt for :meth:`_settle`, which stores it."""
         TRIES.labels(decision.outcome).inc()
         retry = decision.outcome == "retry"
         entry = {

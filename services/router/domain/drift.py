@@ -49,7 +49,7 @@ class DriftPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ColumnDrift:
-    """The verdict on a column, with the limits that applied. ``score``: the distance divided by its limit."""
+    """The verdict on a column, with its distances and the limits that applied."""
 
     state: ColumnState
     distances: Distances | None = None

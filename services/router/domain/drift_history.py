@@ -79,7 +79,7 @@ class KeptRows:
 class DriftHistory:
     """The bins, the baseline, the windows and the verdicts of one version.
 
-    ``bins`` come from a training baseline, from the predecessor, or from the first rows. ``comparison`` is
+    ``bins`` come from a training baseline, from the version before, or from the first rows. ``comparison`` is
     the verdict on the last closed window, ``last``.
     """
 
@@ -102,7 +102,7 @@ class DriftHistory:
         return "" if self.bins is None else bins_id(self.bins)
 
     def use_training(self, baseline: Baseline | None) -> None:
-        """Compare with this training baseline from now on. None: the version has none (any more)."""
+        """Compare with this training baseline from now on. None: do not compare with a training baseline."""
         if baseline is None:
             if self.baseline is not None and self.baseline.source == "training":
                 self.reset()

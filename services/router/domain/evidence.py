@@ -40,7 +40,7 @@ _MAX_LOG = 700.0
 class Tick:
     """The numbers of requests and of bad events in one tick, of the canary and of the baseline.
 
-    If seconds are judged, the numbers of requests are 1, and those of bad events are between 0 and 1.
+    For a metric of slow seconds, the numbers of requests are 1, and those of bad events are from 0 to 1.
     """
 
     canary: int
@@ -138,7 +138,7 @@ def _added(
 
 @lru_cache(1024)  # many ticks have the same share; ticks of seconds all do
 def _steps(alternatives: tuple[float, ...], null: float, share: float) -> tuple[tuple[float, float], ...]:
-    """Return what a bad event of the canary, and one of the baseline, adds for each hypothesis."""
+    """Return for each hypothesis the gain from a bad event of the canary, and from one of the baseline."""
     p0 = _into_canary(null, share)
     into = [_into_canary(null * factor, share) for factor in alternatives]
     return tuple((log(p / p0), log((1 - p) / (1 - p0))) for p in into)

@@ -3,8 +3,8 @@
 The interval of the difference of two means is an asymptotic confidence sequence. With probability 1 - alpha
 it contains the true difference at all times (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform
 central limit theory and asymptotic confidence sequences", Annals of Statistics 2024, arXiv 2103.06476).
-Several metrics are corrected with e-values by the method of Benjamini and Hochberg (Wang and Ramdas, "False
-discovery rate control with e-values", JRSS B 2022, arXiv 2009.02824).
+With several metrics, the method of Benjamini and Hochberg limits false discoveries. It uses e-values (Wang
+and Ramdas, "False discovery rate control with e-values", JRSS B 2022, arXiv 2009.02824).
 """
 
 from __future__ import annotations

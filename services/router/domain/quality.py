@@ -21,7 +21,7 @@ FEWEST_BAD = 0.05
 
 @dataclass(slots=True)
 class Limit:
-    """The limit of bad outcomes: ``value``, multiplied by ``sign``.
+    """The limit of bad outcomes. ``value`` is the limit multiplied by ``sign``.
 
     ``sign``: 1 if higher is better, otherwise -1. ``inclusive``: an outcome at the limit is bad.
     """
@@ -52,9 +52,10 @@ class Outcomes:
 
 @dataclass(slots=True)
 class QualityWatch:
-    """The outcomes of one rollout. ``position``: in the stream of feedback. ``since``: its start, in ms.
+    """The outcomes of one rollout since its start at ``since`` (ms since the epoch).
 
-    ``first``: the baseline's first outcomes. ``waiting``: new outcomes for the next tick.
+    ``position``: the position in the stream of feedback. ``first``: the baseline's first outcomes.
+    ``waiting``: new outcomes for the next tick: canary, canary bad, baseline, baseline bad.
     """
 
     position: str = ""

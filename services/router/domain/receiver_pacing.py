@@ -1,8 +1,8 @@
 """Decide how many webhooks a receiver gets at the same time, and when postponed webhooks are due. Pure.
 
 A receiver that does not answer is paused. After the pause, one webhook tests if the receiver answers again.
-Each postponed webhook gets its own time slot. The distance of the slots is the receiver's mean response time.
-So the router does not claim thousands of webhooks for a slow receiver again and again.
+Each postponed webhook gets its own time slot. The slots follow each other at the rate at which the receiver
+has answered. So the router does not claim thousands of webhooks for a slow receiver again and again.
 """
 
 from __future__ import annotations

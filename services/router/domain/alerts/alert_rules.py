@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.service_level import ServiceLevel
 Severity = Literal["critical", "warning"]
 LEAST_REQUESTS = 20
 
-# The limits of endpoints that set none.
+# The default limits.
 ERROR_RATE = 5.0
 P99_RATIO = 2.0
 QUEUE_AGE_S = 10.0

@@ -15,7 +15,7 @@ FALLS_TO = 0.7
 STANDARD_ERRORS = 4.0
 LEAST_CALLERS = 5
 FLAT_ERRORS = 0.01
-# Cost: replicas must grow by the first factor. Their growth must be the second factor times that of requests.
+# Cost: replicas must grow by the first factor, and MORE_THAN_USAGE times as much as requests.
 MORE_REPLICAS, MORE_THAN_USAGE = 1.3, 1.5
 IDLE = 0.5
 AIM = 0.6

@@ -112,7 +112,7 @@ class History:
         return found
 
     def add(self, spans: Mapping[str, Window]) -> list[Stored]:
-        """Add a tick to each endpoint. Return the minutes and hours that were closed by it."""
+        """Add a tick to each endpoint. Return the minutes and hours that this tick closes."""
         closed: list[Stored] = []
         for name, window in spans.items():
             history = self.of(name)
@@ -124,7 +124,7 @@ class History:
         return closed
 
     def restore(self, stored: Sequence[Stored]) -> list[Stored]:
-        """Load minutes and hours from the disk, oldest first. Return the hours that were closed by it.
+        """Load minutes and hours from the disk, oldest first. Return the hours that are computed now.
 
         An hour that is not on disk was open when the last router ended. It is computed from its minutes.
         """

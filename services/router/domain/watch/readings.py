@@ -140,7 +140,7 @@ class Readings:
         return spans
 
     def _age(self, name: str, queue: int, status: Mapping[str, Any], now: float) -> float:
-        """Return how old the oldest waiting request probably is."""
+        """Estimate the age of the oldest waiting request, in seconds."""
         if queue and not status.get("ready", 0):
             return now - self._waits_since.setdefault(name, now)
         self._waits_since.pop(name, None)

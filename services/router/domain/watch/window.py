@@ -18,7 +18,7 @@ _MIDDLES = FIRST_S * RATIO ** (np.arange(COUNT) + 0.5)
 
 @dataclass(slots=True)
 class ReplicaWork:
-    """The work of one replica. ``call_ms`` and ``batch``: sums over its requests of the value of their call.
+    """The work of one replica. ``call_ms``, ``batch``: duration and size of each request's call, added up.
 
     ``stuck_s``: seconds in which it had requests and finished none.
     """
