@@ -143,7 +143,7 @@ def web_config(token_file: Path) -> str:
 
 def _bcrypt(password: str) -> str:
     with warnings.catch_warnings():
-        # Python 3.13 has no `crypt`, but the services run on 3.11 and 3.12.
+        # `crypt` is deprecated and missing in Python 3.13, but the services run on 3.11 and 3.12.
         warnings.simplefilter("ignore", DeprecationWarning)
         import crypt
     # The password has 256 random bits, so the lowest cost is enough. The same password gets the same hash.

@@ -52,7 +52,7 @@ class DriftMetrics:
     """Sets the gauges of drift: the last verdict on each version."""
 
     def show(self, comparisons: Mapping[tuple[str, int], Comparison | None]) -> None:
-        """Set the gauges of these versions, and remove all others. None: no verdict yet."""
+        """Set the gauges of these versions, and remove all others. A value of None means: no verdict yet."""
         for gauge in (SCORE, DRIFTED, COLUMN):
             gauge.clear()
         for (model, number), found in comparisons.items():

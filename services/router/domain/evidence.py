@@ -1,7 +1,7 @@
 """Evidence that a canary is worse than its baseline, or that it is not. Valid at any time. Pure.
 
 A metric counts bad events: errors, or requests that are slower than a frozen quantile of the baseline. If
-the canary gets the share s of the requests and is r times as bad, a bad event falls into the canary with the
+the canary gets the share s of the requests and is r times as bad, a bad event is the canary's with the
 probability p(r) = s*r / (1 - s + s*r). A likelihood ratio between two values of r, multiplied from tick to
 tick, is an e-process: under the null hypothesis it exceeds 1/alpha with a probability of at most alpha, no
 matter how often it is read (Lindon, Sanden and Shirikian, "Rapid Regression Detection in Software

@@ -219,7 +219,7 @@ def value_of(metric: ExperimentMetric, record: FeedbackRecord) -> float | None:
 
 
 def errors_of(counts: VariantCounts) -> Moments:
-    """Return the moments of failures: 1 for a failed request, 0 for an answer."""
+    """Return the moments of failures. A failed request counts 1, an answered one 0."""
     n = sum(counts.times) + counts.failed
     if not n:
         return Moments()

@@ -71,7 +71,7 @@ class Notification:
 
     @property
     def firing(self) -> list[Alert]:
-        """Return the alerts that fire."""
+        """Return the firing alerts of this notification."""
         return [each for each in self.alerts if each.state == "firing"]
 
     @property

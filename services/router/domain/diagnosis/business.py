@@ -22,7 +22,7 @@ AIM = 0.6
 # Errors: at least this share of the requests must fail, and this many times the share before.
 LEAST_ERRORS, MORE_ERRORS = 0.02, 3.0
 BUSY = 0.8
-# The reasons of requests that were rejected because the replicas lack capacity.
+# The reasons with which requests are rejected if the replicas lack capacity.
 REJECTIONS = ("overloaded", "deadline_passed", "no_capacity", "cold_start")
 
 

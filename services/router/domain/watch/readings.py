@@ -177,7 +177,7 @@ def _began_again(seen: EndpointTraffic, total: EndpointTraffic) -> bool:
 
 
 def deployments_of(endpoint: Endpoint) -> list[str]:
-    """Return the Deployments that an endpoint may use now, in order."""
+    """Return the Deployments that an endpoint may use now: its targets, then its previous targets."""
     names = [target.deployment for target in (*endpoint.targets, *endpoint.previous)]
     return list(dict.fromkeys(names))
 
