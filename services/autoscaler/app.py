@@ -207,7 +207,7 @@ async def _hold(pool: WarmPool, loop: ControlLoop, leads: asyncio.Event) -> None
 
 
 async def _prune_logs(kept: ReplicaLogs, replicas: Path) -> None:
-    """Delete old logs regularly, even if no replica ends."""
+    """Delete old logs regularly, also if no replica ends."""
     while True:
         await asyncio.sleep(PRUNE_S)
         await asyncio.to_thread(kept.prune, lambda each: (replicas / each).is_dir())

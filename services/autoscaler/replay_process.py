@@ -32,7 +32,7 @@ NICE = 10
 
 def main() -> int:
     """Handle one request, and return the exit code."""
-    os.nice(NICE)  # the control loop and, in the embedded stack, the workers come first
+    os.nice(NICE)  # low priority: the control loop and the workers of the embedded stack come first
     request: dict[str, Any] = orjson.loads(sys.stdin.buffer.read())
     try:
         answer = {"result": verify(**request["verify"]) if "verify" in request else replay(request)}

@@ -121,7 +121,7 @@ class ControlLoop:
                 with metrics.ROUND_SECONDS.time():
                     await self.round()
                 self.problem = None
-            except Exception as error:  # no error may end the loop
+            except Exception as error:  # an error must not end the loop
                 self.problem = f"The last round failed: {error}"
                 log.exception("round failed")
             moving = self._acted or any(status.starting for status in self.statuses.values())

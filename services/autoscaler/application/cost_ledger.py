@@ -219,7 +219,7 @@ class CostLedger:
         return spendings(limited, days, months, self._holders)
 
     def _facts(self) -> CostFacts:
-        """Return what gateways use: rates, token prices, and the Deployments without budget."""
+        """Return the facts for gateways: rates, token prices, and Deployments with a used-up budget."""
         prices = self.prices.current()
         found = {}
         for name, deployment in self._deployments.items():

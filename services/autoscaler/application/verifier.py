@@ -133,7 +133,7 @@ class Verifier:
         return KEPT_PERIOD_S if waits and not works else BUSY_PERIOD_S
 
     async def check(self) -> None:
-        """Check the pending versions and the scratch replicas once: start, end, and write results."""
+        """Check pending versions and scratch replicas once. Start and end replicas, and write results."""
         if self._source.current is None:
             return
         pending = self._pending()
@@ -148,7 +148,7 @@ class Verifier:
         self._listed = True
         self._drop_notes()
         now = self._clock()
-        self._grant(pending, now)  # before the store is read, which may fail
+        self._grant(pending, now)  # before the store is read, because reading may fail
         heard = await self._read_reports(now)
         # The outcome of a scratch replica counts once, even if its process cannot be ended now.
         live = [each for each in self._running if each.replica not in self._ending]

@@ -10,7 +10,7 @@ from services.autoscaler.adapters.history.decision_store import DecisionStore
 from services.autoscaler.domain.warm_pool import WarmClaim
 from tidegate.kernel.store import Store, StoreUnavailable
 
-SETTLE_S = 10.0  # after this time, an offer that no worker has claimed is withdrawn
+SETTLE_S = 10.0  # seconds after which an unclaimed offer is withdrawn
 NOBODY = "autoscaler"
 
 

@@ -1,9 +1,9 @@
 """The warm pool: workers that run Triton without a model, and become replicas without a cold start.
 
-To the rest of the autoscaler it is a launcher. A replica from the pool has two names: its own, and that of
-the worker, which the real launcher uses. The first claim in the store decides which worker becomes the
-replica. If no worker claims the replica, the autoscaler claims it and starts a worker as usual. So a late,
-lost or duplicate offer never makes two replicas of one name.
+For the rest of the autoscaler, the warm pool is a launcher. A replica from the pool has two names: its own,
+and that of the worker, which the real launcher uses. The first claim in the store decides which worker
+becomes the replica. If no worker claims the replica, the autoscaler claims it and starts a worker as usual.
+So a late, lost or duplicate offer never makes two replicas of one name.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class WarmPool:
         self._verified[scratch.replica] = scratch
 
     def release_verified(self, worker: str) -> bool:
-        """Keep a scratch replica no longer. Return False if it has become a replica, or this is not known."""
+        """Stop keeping a scratch replica. Return False if it has become a replica, or this is not known."""
         self._verified.pop(worker, None)
         return not (self._in_doubt or worker in self._claims.workers)
 
@@ -312,8 +312,8 @@ class WarmPool:
     async def _claimant(self, replica: str) -> str:
         """Return the worker that claimed the replica.
 
-        After ``OFFER_S`` seconds, claim it for the autoscaler (``NOBODY``), so that no worker can take it
-        later.
+        After ``OFFER_S`` seconds, claim the replica for the autoscaler (``NOBODY``), so that no worker can
+        take it later.
         """
         deadline = self._clock() + OFFER_S
         while self._clock() < deadline:

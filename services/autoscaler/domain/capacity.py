@@ -8,8 +8,8 @@ policy says how many of these cores share one core of the host.
 
 If not everything fits, minimums come before demand. In both steps, the next replica goes to the Deployment
 with the smallest dominant share (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011). A lack of memory
-alone never ends a running replica. It is ended only to make room for a Deployment that has less than its
-share.
+alone never ends a running replica. A replica is ended only to make room for a Deployment that has less than
+its share.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TINY = 1e-6
 # more than three.
 SETTLING = 20
 # The estimated memory of a language model's replica: the weights, a quarter more for the KV cache, and the
-# engine. For SmolLM2-135M with 4-bit weights, the estimate is 630 MiB. It measured 384 MiB, and 564 MiB with
-# a full KV cache.
+# engine. For SmolLM2-135M with 4-bit weights, the estimate is 630 MiB. The measured memory is 384 MiB, or 564
+# MiB with a full KV cache.
 LLM_MEMORY, LLM_ENGINE_MB = 1.25, 512
 
 
@@ -54,7 +54,7 @@ class HostClaim:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The MiB and cores that are free for more replicas; negative if more than allowed is in use."""
+    """The MiB and cores that are free for more replicas; negative if more than the limit is in use."""
 
     memory_mb: float
     cores: float
@@ -106,7 +106,7 @@ def room_of(host: Host, policy: Policy, there: Iterable[tuple[ReplicaSize, int]]
 
 
 def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
-    """Return how many replicas each Deployment may have; ``room``: beside the held ones."""
+    """Return how many replicas each Deployment may have; ``room`` is left beside held ones."""
     total = room
     for claim in claims:
         total = total.less(claim.size, -claim.held)
@@ -199,7 +199,7 @@ def _fits(claims: Iterable[HostClaim], total: Room) -> bool:
 
 
 def _turn(claim: HostClaim, count: int, whole: Room) -> tuple[bool, float, bool, str]:
-    """Return the sort key of a claim's next replica after ``count`` ones. The smallest key is next."""
+    """Return the sort key for replica ``count`` + 1 of a claim. The smallest key comes first."""
     memory = claim.size.memory_mb / whole.memory_mb if whole.memory_mb > 0 else 0.0
     cores = claim.size.cores / whole.cores if whole.cores > 0 else 0.0
     # Among equal Deployments, one that already holds this replica comes first, so that no replica is

@@ -68,7 +68,7 @@ def start_times(views: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
 def start_time(state: State, deployment: str) -> float | None:
     """Return the expected start time of a replica in seconds; None if no start was measured.
 
-    Before the first start, the start of the version's scratch replica counts.
+    Before the first start, return the start time of the version's scratch replica.
     """
     measured = max(state.starts.get(deployment, ())[:STARTS_COUNTED], default=None)
     return state.first_starts.get(deployment) if measured is None else measured

@@ -95,7 +95,7 @@ class DeploymentRound:
     ) -> tuple[list[Action], Decision | None, DeploymentMemory]:
         """Return the actions, the decision (if it is worth recording) and the memory of the next round.
 
-        ``launches`` are those that are made now; ``put_off`` is the number of launches that must wait.
+        ``launches`` are made now; ``put_off`` is the number of launches that must wait.
         """
         before, found = proposal.before, proposal.target
         memory = replace(proposal.memory, put_off=put_off)
@@ -133,7 +133,8 @@ class DeploymentRound:
         )
         start_failures = StartFailures()
         if failed is not None and not any(v.running.replica == failed.replica for v in self.verdicts):
-            # It failed before this process started. Keep its message, and wait before the next start.
+            # The replica failed before this process started. Keep its message, and wait before the next
+            # start.
             not_before = self.now + 2.0
             start_failures = StartFailures(
                 1, not_before, self.now, replica_health.REASONS[replica_health.FAILED], failed.message

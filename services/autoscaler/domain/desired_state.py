@@ -37,7 +37,7 @@ class DesiredStateIndex:
         return self.versions.get((deployment.model, deployment.version))
 
     def start_times(self, deployments: Iterable[Deployment]) -> dict[str, float]:
-        """Return for each Deployment with a verified version how many seconds a start took then."""
+        """Return the seconds of a start that verifications measured, by Deployment."""
         versions = ((each.name, self.version_of(each)) for each in deployments)
         cards = ((name, version.verification.card) for name, version in versions if version is not None)
         return {name: card.start_s for name, card in cards if card is not None and card.start_s > 0}

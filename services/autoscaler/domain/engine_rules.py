@@ -26,8 +26,8 @@ _CALLS: Mapping[str, set[str | None]] = {
     "PUT": {"/archive"},
     "DELETE": {None},
 }
-# A worker may run as root, with these capabilities only: it needs them to run its model as another user, and
-# to end it.
+# The only capabilities of a worker that runs as root. With them, it can run its model as another user, and
+# end the model.
 ROOT = "0:0"
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
 _TOP = {"Image", "Env", "Cmd", "Entrypoint", "Labels", "StopSignal", "StopTimeout", "HostConfig", "User"}
@@ -137,8 +137,8 @@ def _creation(query: Query, raw: bytes, bounds: StackBounds) -> str | None:
 def _read(text: str | bytes) -> Any:
     """Return the JSON value. Raise ValueError also for a repeated key.
 
-    The engine merges a repeated `HostConfig` into the first one. Python's parser drops the first one, so it
-    would not be checked.
+    The engine merges a repeated `HostConfig` into the first one. Python's parser drops the first one, which
+    would then not be checked.
     """
     return json.loads(text, object_pairs_hook=_each_once)
 

@@ -31,7 +31,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class GpuClaim:
-    """The GPU memory of a replica. If two claims do not fit together, the one with the smaller order wins."""
+    """The GPU memory of a replica. If two claims do not fit together, the smaller order wins."""
 
     replica: str
     shares: Shares
@@ -76,8 +76,8 @@ def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources)
 def stands(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], mine: GpuClaim) -> bool:
     """Return True if ``mine`` fits beside the claims of smaller order. Use this after concurrent launches.
 
-    Each launch first makes its claim and then checks. So at least one of them sees both claims, and both
-    get the same result.
+    Each launch first makes its claim and then checks. So at least one launch sees both claims, and both
+    launches decide in the same way.
     """
     before = [each for each in claims if each.replica != mine.replica and each.order < mine.order]
     memory = {gpu.uuid: gpu.memory_mb for gpu in gpus}

@@ -40,12 +40,12 @@ class OptionsRefused(LaunchFailed):
 class Running:
     """A replica that exists at the launcher. ``alive`` is False if only its remains exist.
 
-    Times are seconds since the epoch. ``pid`` is 0 while it is not known. ``fingerprint`` is that of the
-    Deployment at the launch. ``ending`` says how a dead worker ended, if that is known; ``out_of_memory``
+    Times are seconds since the epoch. ``pid`` is 0 while it is not known. ``fingerprint`` is the Deployment's
+    fingerprint at the launch. ``ending`` says how a dead worker ended, if that is known; ``out_of_memory``
     means that the kernel killed it at its memory limit. ``image`` is the container's image with its digest,
-    ``gpus`` has the UUIDs of its GPUs. ``worker`` is the launcher's name for it if it came from a warm pool.
-    ``memory_mb`` is the memory of its processes; 0: not known. ``ended_at`` is the time when a dead worker's
-    process ended; None: not known.
+    ``gpus`` has the UUIDs of its GPUs. ``worker`` is the launcher's name for a replica that came from a warm
+    pool. ``memory_mb`` is the memory of its processes; 0: not known. ``ended_at`` is the time when a dead
+    worker's process ended; None: not known.
     """
 
     replica: str
@@ -121,7 +121,7 @@ def replica_name(deployment: str, slot: int, generation: int) -> str:
 
 
 def deployment_of_pool(pool: str) -> str:
-    """Return the first part of the names of a pool's workers, where replicas have their Deployment.
+    """Return the first part of a pool's worker names, used in place of a Deployment's name.
 
     It ends with ``-``, so it is never the name of a Deployment.
     """

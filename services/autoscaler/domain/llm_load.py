@@ -31,12 +31,12 @@ def measure_llm(
     policy: Policy,
     now: float,
 ) -> tuple[LlmLoad, LoadMemory]:
-    """Return the load of a language model. ``reports`` are those of its replicas."""
+    """Return the load of a language model. ``reports`` are the reports of its replicas."""
     name, slots = deployment.name, slots_of(deployment, reports)
     loads = [g.deployments[name] for g in gateways.reports if name in g.deployments] if gateways else []
     ready = [r for r in reports if r.state == "ready"]
     engines = [r.llm or EngineReport() for r in ready]
-    # If a replica does not know its engine's number of running requests, its own requests count.
+    # If the engine's number of running requests is not known, use the number of the replica's requests.
     running = sum(r.inflight if e.running is None else e.running for r, e in zip(ready, engines, strict=True))
     sized = [e for e in engines if e.kv_total]
     memory = _with_reading(reports, memory, policy, now)

@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.capacity import measured_rps
 from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
-# A trend needs at least this many rates, this R squared, and a slope of this many standard errors.
+# The least values for a trend: the number of rates, R squared, and the slope in standard errors.
 TREND_POINTS = 6
 TREND_EXPLAINS = 0.85
 TREND_CLEAR = 3.0
@@ -38,8 +38,8 @@ def measure(
 ) -> tuple[Load, LoadMemory]:
     """Return the load of ``deployment``.
 
-    ``reports`` are those of its replicas, ``jobs`` the unfinished ones by Deployment, ``slots`` the model
-    instances of a replica, ``start_s`` the seconds until a new replica is ready.
+    ``reports`` are the reports of its replicas, ``jobs`` the numbers of unfinished jobs by Deployment,
+    ``slots`` the model instances of a replica, ``start_s`` the seconds until a new replica is ready.
     """
     reports = list(reports)
     windows = _windows(memory.ms_per_request, start_s, policy)
@@ -78,7 +78,7 @@ def _windows(each_ms: float | None, start_s: float, policy: Policy) -> _Windows:
     """Return the windows over which arrivals are counted for a rate.
 
     A random count of n has a standard deviation of sqrt(n). A busy replica serves one arrival per service
-    time. So 30 arrivals for each replica fit in a window of 30 service times, which is enough. If a start
+    time. So a window of 30 service times has about 30 arrivals for each replica, which is enough. If a start
     takes long, the window is at least a quarter of that time, so that a short peak starts nothing. The policy
     limits the window.
     """
@@ -102,8 +102,8 @@ def _arrivals(
     if gateways is None or not gateways.reports:
         return None, 0, memory
     loads = {r.incarnation: r.deployments.get(deployment, GatewayLoad()) for r in gateways.reports}
-    # All arrivals of a new gateway count as new. In the first round none count, because it is not known when
-    # they came.
+    # All arrivals of a new gateway count as new. In the first round no arrivals count, because the times of
+    # these arrivals are not known.
     first = not memory.arrivals
     new = 0
     for incarnation, load in loads.items():

@@ -66,14 +66,14 @@ class Load:
     """The load of one Deployment. None: not known. Rates are requests a second.
 
     ``new`` are the requests that arrived since the last round. ``ms_per_request`` is the model time of a
-    request in one of a replica's ``slots`` (model instances); While the replicas are not measured yet, this
-    time is an estimate, and ``guess`` says from what. ``batch`` is the number of requests that share a model
-    call. ``at_least`` is the known part of the demand. ``burst_rate`` is the arrival rate over a shorter
-    window, ``trend`` the steady growth of the arrival rate per second. ``expected`` is the arrival rate that
-    is forecast for the time when a replica that starts now is ready. ``utilization`` is the share of time
-    that replicas were busy, ``gpu_utilization`` that of their GPUs. ``measured``: replicas finished work
-    within the window. ``llm`` is for language models. ``sequences`` is the number of sequences that the
-    replicas of a stateful model keep; each replica can keep ``sequence_slots``.
+    request in one of a replica's ``slots`` (model instances). While the replicas are not measured yet, this
+    time is an estimate, and ``guess`` names its source. ``batch`` is the number of requests that share a
+    model call. ``at_least`` is the known part of the demand. ``burst_rate`` is the arrival rate over a
+    shorter window, ``trend`` the steady growth of the arrival rate per second. ``expected`` is the arrival
+    rate that is forecast for the time when a replica that starts now is ready. ``utilization`` is the share
+    of time in which replicas were busy; ``gpu_utilization`` is the same for their GPUs. ``measured``:
+    replicas finished work within the window. ``llm`` is for language models. ``sequences`` is the number of
+    sequences that the replicas of a stateful model keep; each replica can keep ``sequence_slots``.
     """
 
     demand: int | None
@@ -100,7 +100,7 @@ class Load:
         return None if not self.ms_per_request else 1000.0 * self.slots / self.ms_per_request
 
     def busy(self, rate: float | None) -> float:
-        """Return how many replicas are busy with arrivals at ``rate``; 0 while that is not known."""
+        """Return how many replicas are busy with arrivals at ``rate``; 0 while this is not known."""
         served = self.service_rate
         return (rate or 0.0) / served if served else 0.0
 
@@ -202,7 +202,7 @@ class DeploymentMemory:
 class ReplicaMemory:
     """The memory of one running replica, from its heartbeats.
 
-    ``installing_s`` is the time to install the version's requirements, which is not part of its start.
+    ``installing_s`` is the time to install the version's requirements, which does not count as start time.
     ``progress`` is its number of finished requests and its busy time. ``progress_at`` is when one of these
     last changed, or when the replica last had nothing to do.
     """

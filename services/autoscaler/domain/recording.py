@@ -1,6 +1,6 @@
 """Write snapshots as documents and read them back, round by round.
 
-Each round is stored as its difference to the round before. A snapshot that is read back leads to the same
+Each round is stored as its difference from the previous round. A snapshot that is read back leads to the same
 decisions. Fields that no decision uses are left out.
 """
 
@@ -46,7 +46,7 @@ _SECTIONS = (
 
 
 class RecordedRound(NamedTuple):
-    """One round: its time, its difference to the round before, and its decisions."""
+    """One round: its time, its difference from the previous round, and its decisions."""
 
     now: float
     document: Document
@@ -55,7 +55,7 @@ class RecordedRound(NamedTuple):
 
 @dataclass(slots=True)
 class LastRound:
-    """The sections of the last round, to which the next round is compared."""
+    """The sections of the last round. The next round is compared with them."""
 
     sections: dict[str, Section | None] = field(default_factory=dict)
     desired_state: DesiredState | None = None

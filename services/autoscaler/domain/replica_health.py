@@ -1,7 +1,7 @@
 """Decide whether a replica is healthy, and when its successor may start.
 
-A missing heartbeat counts only while the store answers and has other heartbeats. So a store that is down, or
-was restarted empty, ends no replica.
+A missing heartbeat counts only while the store answers and has other heartbeats. So no replica is ended
+because the store is down or was restarted empty.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def judge(
 
 
 def _dead(running: Running, phase: Phase, memory: ReplicaMemory, failure: str | None) -> Verdict:
-    """Return the verdict on a dead worker. ``failure`` is its reported failure; None if it reported none."""
+    """Return the verdict on a dead worker. ``failure`` is the failure that it reported, or None."""
     if phase == "draining":
         return Verdict(running, phase, DRAINED, "the replica was drained: it finished its work and exited")
     message = failure or running.ending or memory.message or "the worker's process has ended"
@@ -191,7 +191,7 @@ def _stuck(
     if report is None or (timeouts.progress_s is None and _may_be_long(report)):
         return ""
     limit = timeouts.progress_s or policy.progress_timeout_s
-    # After this limit, the worker itself ends a hung model and reports why. It gets a little time for that.
+    # After this limit, the worker itself ends a hung model and reports why. Give it a little time.
     if now - memory.progress_at <= limit + policy.start_grace_s:
         return ""
     return (

@@ -91,7 +91,7 @@ def predicted_wait_ms(load: Load, fleet: ReplicaCounts) -> float | None:
 
 
 def largest(found: Iterable[RuleNeed]) -> RuleNeed | None:
-    """Return the largest need, or the first one of several that are equal."""
+    """Return the largest need. If several are equal, return the first of them."""
     return max(found, key=lambda term: term.replicas, default=None)
 
 
@@ -154,7 +154,7 @@ def _ahead(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> float | None:
 
 
 def _measured(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> RuleNeed | None:
-    # While replicas start, the utilization of the ready ones is higher than it will be, so it is not used.
+    # While replicas start, the ready ones do all the work. Their utilization is too high to be used.
     measures = [u for u in (load.utilization, load.gpu_utilization) if u is not None]
     if not measures or fleet.starting or not fleet.ready:
         return None

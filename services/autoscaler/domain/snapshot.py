@@ -71,7 +71,7 @@ class Policy:
 
     down_window_s: float = 30.0
     idle_s: float = 60.0  # idle time before scale to zero, if the Deployment has none
-    hint_hold_s: float = 10.0  # for how long a demand event counts as one request
+    hint_hold_s: float = 10.0  # seconds for which a demand event counts as one request
     # The shortest window for arrival rates. Slow models and slow starts need a longer one (``load.py``).
     rate_window_s: float = 10.0
     burst_window_s: float = 3.0

@@ -29,7 +29,7 @@ def statuses(
     cold_starts: ColdStarts,
     now: float,
 ) -> dict[str, DeploymentStatus]:
-    """Return the status of every Deployment, by name. ``previous`` are those of the last round."""
+    """Return the status of every Deployment, by name. ``previous``: the last statuses."""
     if snapshot.desired_state is None:
         return dict(previous)
     found: dict[str, DeploymentStatus] = {}
@@ -99,7 +99,7 @@ def _status(
 def replica_view(
     running: Running, report: ReplicaReport | None, memory: ReplicaMemory | None
 ) -> dict[str, Any]:
-    """Return a replica for JSON: its last heartbeat, if there is one, and what the launcher knows."""
+    """Return a replica for JSON: its last heartbeat, if any, and the facts from the launcher."""
     report = report or ReplicaReport(
         replica=running.replica,
         deployment=running.deployment,

@@ -195,7 +195,7 @@ def _by_need(need: Need, shaped: Shaped, limits: ReplicaBounds) -> Target:
 
 
 def _kept(found: Target, memory: DeploymentMemory, limits: ReplicaBounds) -> Target:
-    """Return the target of a canary's baseline: not fewer replicas than now, unless an operator says so."""
+    """Return the target of a canary's baseline: not fewer replicas than now, except under an override."""
     held = min(memory.target, limits.high)
     if found.replicas >= held or found.rule == "override":
         return found

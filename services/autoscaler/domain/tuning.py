@@ -15,8 +15,8 @@ class Tuning:
 
     ``utilization`` is the share of time that a replica may be busy. ``by_utilization``: the Deployment sets
     this share, so the measured utilization counts as well. A trend is extended into the future by ``ahead``
-    times a replica's start time. ``panic_factor`` 0: never panic. ``impatient``: a queue counts even if it
-    will be gone before a new replica is ready.
+    times a replica's start time. ``panic_factor`` 0: never panic. ``impatient``: scale up even if the queue
+    will be drained before a new replica is ready.
     """
 
     wait_ms: float

@@ -11,7 +11,7 @@ from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.protocol.warm_pool import WarmPoolSpec
 
 START_GRACE_S = 5.0
-SILENT_S = 15.0  # without a heartbeat for this long, a worker is replaced
+SILENT_S = 15.0  # seconds without a heartbeat after which a worker is replaced
 BACKOFF_MAX_S = 60.0
 
 
@@ -94,7 +94,7 @@ def plan_pool(
             kept[name].append(each)
     launch: list[str] = []
     for name, spec in pools.items():
-        # Idle workers come last, because surplus workers are ended from the front.
+        # Idle workers come last in the list, because surplus workers are taken from its beginning.
         rows = sorted(kept[name], key=lambda each: (heartbeats[each.replica] > 0, -each.launched_at))
         surplus = rows[: max(0, len(rows) - spec.workers)]
         kill += [(each.replica, "surplus") for each in surplus]

@@ -116,7 +116,8 @@ def _labels(plan: DockerPlan, start: LaunchSpec, digest: str, gpus: Shares) -> d
     if gpus:
         labels[GPUS] = to_label(gpus)
     if plan.compose_project:
-        # This service is not in the compose file, so `up` ignores it and `down --remove-orphans` ends it.
+        # The compose file has no service `replica`. So `up` ignores workers, and `down --remove-orphans` ends
+        # them.
         labels |= {
             "com.docker.compose.project": plan.compose_project,
             "com.docker.compose.service": "replica",

@@ -25,7 +25,7 @@ THREADS = 8
 
 
 class EngineError(Unavailable):
-    """The engine rejected a call. Has the engine's message and the HTTP status."""
+    """The engine rejected a call. The error has the engine's message and the HTTP status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)

@@ -153,7 +153,7 @@ class DockerLauncher:
         except NoRoom as reason:
             raise NoFreeGpu(f"The worker {replica} {reason}.") from None
         await self._create(start, shares)
-        # Another process may have chosen the same GPU meanwhile. Then the order of the claims decides.
+        # Another process may have chosen the same GPU meanwhile. Then the claim that comes first wins.
         claims = await self._claims()
         mine = next((claim for claim in claims if claim.replica == replica), None)
         if mine is None or not stands(inventory, claims, mine):

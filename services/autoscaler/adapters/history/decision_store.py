@@ -56,7 +56,7 @@ class DecisionStore:
         return {(deployment, slot): generation for deployment, slot, generation in rows}
 
     def save_generation(self, deployment: str, slot: int, generation: int) -> None:
-        """Store a generation before it is used. A smaller one than the stored one is ignored."""
+        """Store a generation before it is used. A number below the stored one is ignored."""
         statement = (
             "INSERT INTO generations VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
             "SET generation = max(generation, excluded.generation)"
@@ -91,7 +91,7 @@ class DecisionStore:
         return [WarmClaim(*row) for row in rows]
 
     def save_claim(self, claim: WarmClaim) -> None:
-        """Store an offer before it is made, and again with the worker that took it."""
+        """Store an offer before it is sent, and again when a worker has taken it."""
         self._db.write(("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", [astuple(claim)]))
 
     def drop_claim(self, replica: str) -> None:

@@ -1,8 +1,8 @@
 """Recorded arrivals and rounds: ``<state>/data/history.db`` (SQLite).
 
 Arrivals are kept by second for a day and by minute for four weeks. Rounds are kept in chunks, up to a total
-size. A self-contained chunk also has the state before its first round. So all rounds from this one on can be
-decided again.
+size. A self-contained chunk also has the state before its first round. So its rounds, and the rounds of later
+chunks, can be decided again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run workers as processes of this machine: the launcher of the embedded stack.
 
-A worker runs in its own session, so that signals to the autoscaler do not reach it and its whole process
-group can be killed. It outlives the autoscaler. The next autoscaler finds it by its folder.
+A worker runs in its own session. So signals to the autoscaler do not reach the worker, and its whole process
+group can be killed. The worker outlives the autoscaler. The next autoscaler finds the worker by its folder.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class ProcessLauncher:
         self._ends.watch(start.replica, self._children[start.replica].pid)
 
     async def drain(self, replica: str) -> None:
-        """Send SIGTERM to the worker, but not to its Triton, which it needs to finish its work."""
+        """Send SIGTERM to the worker, but not to Triton, which the worker needs to finish its work."""
         await asyncio.to_thread(self._drain, replica)
 
     async def kill(self, replica: str) -> None:

@@ -1,6 +1,6 @@
 """Learn the moment at which a worker's process ends, from the kernel.
 
-A pidfd becomes readable when its process ends. It also works for a process that another autoscaler started.
+A pidfd becomes readable when its process ends. This also works for a process that another autoscaler started.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def _environ(pid: int) -> dict[str, str]:
 def _text(pid: int, name: str) -> str:
     try:
         return (PROC / str(pid) / name).read_bytes().decode(errors="replace")
-    except OSError:  # it has ended, or belongs to another user
+    except OSError:  # the process has ended, or belongs to another user
         return ""
 
 

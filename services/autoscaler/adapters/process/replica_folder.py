@@ -148,7 +148,7 @@ class ReplicaFolder:
                     left.unlink(missing_ok=True)
         group = Path(self._read("memory-group").strip())
         if group.name.startswith("tidegate-"):
-            with contextlib.suppress(OSError):  # the worker may have removed it
+            with contextlib.suppress(OSError):  # the worker may have removed the cgroup
                 group.rmdir()
         shutil.rmtree(self.path, ignore_errors=True)
 

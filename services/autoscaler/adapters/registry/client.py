@@ -46,7 +46,7 @@ class RegistryClient:
     ) -> None:
         """Set the override of a Deployment. ``ttl_s`` None: until it is removed.
 
-        ``force`` allows more replicas than its maximum.
+        ``force`` allows more replicas than the Deployment's maximum.
         """
         body: dict[str, Any] = {"replicas": replicas}
         if force:

@@ -57,7 +57,7 @@ class Overrides:
         return REGISTRY
 
     async def reconcile(self) -> None:
-        """Send pending overrides to the registry. Log and drop those that it rejects."""
+        """Send pending overrides to the registry. Log and drop overrides that it rejects."""
         for deployment, override in list(self.pending.items()):
             try:
                 await self._send(deployment, override)
@@ -66,7 +66,7 @@ class Overrides:
             except TidegateError as error:
                 extra = {"deployment": deployment, "problem": error.message}
                 log.warning("the registry rejected an override that was stored here", extra=extra)
-            # An operator may have set another override meanwhile. It stays pending.
+            # An operator may have set another override meanwhile. The newer override stays pending.
             if self.pending.get(deployment) == override:
                 self._drop(deployment)
 

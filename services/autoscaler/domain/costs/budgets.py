@@ -20,7 +20,7 @@ class Spending(NamedTuple):
 
 
 class BudgetUsed(NamedTuple):
-    """A budget that is used up. ``until``: the time of its renewal, in seconds since the epoch."""
+    """A budget that is used up. ``until``: when it is renewed, in seconds since the epoch."""
 
     words: str
     until: float

@@ -61,10 +61,10 @@ class Amount(NamedTuple):
 class Life:
     """A replica's life. Times are seconds since the epoch.
 
-    ``seen_at``: when it was last seen. ``gone_at``: when it was first missing; None: it runs. Both are the
-    moment of its end if that is known. ``booked_at``: the time of the last booking. ``observed_ns``: the
-    duration already booked as observed. ``counted``: the totals already booked. ``covered_ns`` and
-    ``calls_ns``: the values of the worker's last report.
+    ``seen_at``: when the replica was last seen. ``gone_at``: when it was first missing; None: it runs. If the
+    moment of its end is known, both are this moment. ``booked_at``: the time of the last booking.
+    ``observed_ns``: the duration already booked as observed. ``counted``: the totals already booked.
+    ``covered_ns`` and ``calls_ns``: the values of the worker's last report.
     """
 
     replica: str
@@ -253,7 +253,7 @@ def _rest(life: Life, report: ReplicaTime | None) -> tuple[float, dict[Part, Spe
     ended = report is not None and report.ended
     if ended:  # a worker exits right after its last report
         end = min(sign + EXIT_S, max(sign, life.gone_at))
-    else:  # it died between the last round that saw it and the next round
+    else:  # the replica died between the last round that saw it and the next round
         end = max(sign, min((life.seen_at + life.gone_at) / 2, sign + SILENT_S))
     left = max(0, _ns(end - life.launched_at) - reported_ns)
     if left:

@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.replica_time import BUSY, IDLE, Part, Spent
 By = Literal["deployment", "version", "endpoint", "key"]
 # The name of the item for Deployments that had no request in the period.
 UNUSED = "(unused)"
-# Time of replicas that is not reported yet. The next report says how it was used.
+# Time of replicas that is not reported yet. The next report will say how this time was used.
 PENDING = "pending"
 
 Row = tuple[Place, Amount]

@@ -63,7 +63,7 @@ def from_csv(text: str) -> list[float]:
         raise _too_many(sum(count for _, count in parsed))
     start = parsed[0][0]
     gaps = [b[0] - a[0] for a, b in pairwise(parsed)]
-    usual = median([gap for gap in gaps if gap > 0] or [1.0])  # spreads the last line's requests
+    usual = median([gap for gap in gaps if gap > 0] or [1.0])  # the gap after the last line
     return [
         at - start + gap * place / count
         for (at, count), gap in zip(parsed, [*gaps, usual], strict=True)

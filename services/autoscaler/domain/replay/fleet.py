@@ -47,7 +47,7 @@ class SimulatedSlot:
 
 @dataclass(slots=True)
 class SimulatedReplica:
-    """A simulated replica. The last call of a slot is counted when that call is over."""
+    """A simulated replica. Its totals include the last call of a slot only after this call is over."""
 
     running: Running
     ready_at: float

@@ -10,7 +10,8 @@ ceil(concurrency / target) with the mean over 60 s, or over 6 s in a panic. A pa
 least twice the ready replicas, and ends after 60 s. In a panic, no replica is removed. Scaling down removes
 at most half at a time. Scale to zero follows after another 30 s.
 
-Both observe the same queue as ``decide``: requests that wait and run. In production they would see it later.
+Both formulas observe the same queue as ``decide``: requests that wait and run. In production, they would
+observe the queue with a delay.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Keda:
     _results: deque[tuple[float, int]] = field(default_factory=deque)
 
     def desired(self, view: FleetView) -> int:
-        """Return the desired replicas: KEDA decides between 0 and 1, the HPA above."""
+        """Return the desired replicas: KEDA decides between 0 and 1 replicas, the HPA about more."""
         now, current = view.now, view.current
         if not self._active_at:
             self._active_at = now
