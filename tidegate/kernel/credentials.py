@@ -52,7 +52,7 @@ def logged_in(url: str, folder: Path, server: str, service: str) -> str:
 
 
 def write_once(place: Path, text: str) -> None:
-    """Write a secret to a file of mode 0600, unless the file has one already.
+    """Write a secret to a file of mode 0600, unless the file has a secret already.
 
     The text is written to another file and linked into place. So a reader never sees half of the text, and
     all concurrent writers use the same secret.

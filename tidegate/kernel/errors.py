@@ -45,7 +45,7 @@ class Forbidden(TidegateError):
 
 
 class NotFound(TidegateError):
-    """The named thing does not exist."""
+    """The named object does not exist."""
 
     reason = "not_found"
 
@@ -68,7 +68,7 @@ class MethodNotAllowed(TidegateError):
 
 
 class Conflict(TidegateError):
-    """The named thing exists already, is in use, or has changed since the caller read it."""
+    """The named object exists already, is in use, or has changed since the caller read it."""
 
     reason = "conflict"
 
@@ -154,7 +154,7 @@ class Unavailable(TidegateError):
 
 
 class UpstreamUnavailable(Unavailable):
-    """The upstream of a Deployment cannot answer now. Another target of the endpoint may."""
+    """The upstream of a Deployment cannot answer now. Another target of the endpoint may be able to."""
 
     reason = "upstream_unavailable"
 

@@ -11,7 +11,8 @@ K = TypeVar("K", bound=Hashable)
 # The number of requests that an idle caller may send in a burst. With a larger number, bursts would delay
 # other callers. With a smaller number, an early second request would wait.
 BURST = 8.0
-# Tags of idle members are dropped if there are more tags than this beside two for each member with work.
+# Tags of idle members are dropped if the number of tags exceeds this plus twice the number of members with
+# work.
 IDLE_KEPT = 64
 
 
@@ -75,8 +76,8 @@ class FairOrder(Generic[K]):
         if not self._entries:
             self._heap.clear()
         if len(self._tags) > 2 * len(self._entries) + IDLE_KEPT:
-            # Drop tags up to the clock minus the credit. They have no effect, because their members would
-            # start there.
+            # Drop the tags that have no effect. Their members would start later anyway, at the clock minus
+            # the credit.
             self._tags = {
                 known: tag
                 for known, tag in self._tags.items()

@@ -130,7 +130,7 @@ def _entries(path: Path, log: str, since: float, lines: int) -> list[LogEntry]:
 
 
 def _with_times(entries: list[LogEntry]) -> list[LogEntry]:
-    """Give the lines before the first line with a time that line's time."""
+    """Set the time of lines before the first line with a time to the time of this line."""
     first = next((each.at for each in entries if each.at), 0.0)
     return [each if each.at else each._replace(at=first) for each in entries]
 

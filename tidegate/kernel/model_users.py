@@ -1,8 +1,9 @@
 """Users for the processes of models: numbers without an account, one for each live worker of this machine.
 
-A worker claims a number by a lock on a file of that name, and holds it while it lives. So two models never
-have the same user, and every process of a claimed user belongs to the worker with the lock. While the user
-may have processes, the file has content. If the file is empty, no search for processes is needed.
+A worker claims a number by a lock on the file with this name, and holds the lock while it lives. So two
+models never have the same user, and every process of a claimed user belongs to the worker with the lock.
+While the user may have processes, the file has content. If the file is empty, no search for processes is
+needed.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _is_of(status: bytes, uid: int) -> bool:
 
 
 def _locks(paths: Iterable[Path]) -> list[int]:
-    """Lock all of the files. Return an empty list, with no lock held, if one of them is locked."""
+    """Lock all of these files. If one of them is locked already, hold no lock and return an empty list."""
     held: list[int] = []
     for path in paths:
         held.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

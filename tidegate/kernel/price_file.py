@@ -14,7 +14,7 @@ log = telemetry.logger(__name__)
 
 
 def read_prices(path: Path | None) -> PriceList:
-    """Return the price list of a file; the defaults without one. Raise BadRequest if it cannot be used."""
+    """Return the price list of a file, or the default prices for None. Raise BadRequest for a bad file."""
     if path is None:
         return PriceList()
     import yaml

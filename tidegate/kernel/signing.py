@@ -43,7 +43,7 @@ class BadSignature(ValueError):
 
 
 class TrustedKeys:
-    """Public keys by their ids. Their signatures are trusted."""
+    """Public keys by their ids. Signatures that these keys verify are trusted."""
 
     def __init__(self, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
         self._keys = keys
@@ -52,7 +52,7 @@ class TrustedKeys:
     def read(cls, path: Path) -> TrustedKeys:
         """Read a PEM file with one key or more, or all files ``*.pem`` and ``*.pub`` of a folder.
 
-        Raise BadKey if there is no key, or if one cannot be used.
+        Raise BadKey if no key is found, or if a key cannot be used.
         """
         try:
             files = (

@@ -37,7 +37,7 @@ class Database:
         self._lock = threading.Lock()
         try:
             self._db = _opened(path, schema, timeout_s)
-        except sqlite3.OperationalError:  # locked, or the disk is full: nothing is wrong with the file
+        except sqlite3.OperationalError:  # locked, or a full disk: the file is not damaged
             raise
         except sqlite3.DatabaseError as error:
             aside = _set_aside(path)
@@ -66,7 +66,7 @@ class Database:
             with self._lock, self._db:
                 for statement, rows in statements:
                     self._db.executemany(statement, rows)
-        except (sqlite3.Error, OverflowError) as error:  # OverflowError: a number of more than 64 bits
+        except (sqlite3.Error, OverflowError) as error:  # OverflowError: a number has more than 64 bits
             raise Unavailable(f"The {self._owner}'s database cannot be written: {error}.") from error
 
 

@@ -16,7 +16,7 @@ log = telemetry.logger(__name__)
 
 
 class TaskSet:
-    """The background tasks of one owner.
+    """The background tasks of one object.
 
     It keeps a reference to each running task, so that Python does not garbage-collect the task. It logs the
     errors of tasks, because no code awaits them.

@@ -1,4 +1,4 @@
-"""Claims: tensors too large for a message go to the blob store, and the message carries a reference."""
+"""Claims: tensors that are too large for a message are stored, and the message has a reference."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Claims:
 
     @staticmethod
     def size(data: list[Buffer]) -> int:
-        """Return the bytes of the tensors of a frame's claim; 0 if it cannot be read."""
+        """Return the size in bytes of the tensors of a frame's claim; 0 if the claim cannot be read."""
         try:
             return sum(read_claim(data).sizes)
         except Undecodable:

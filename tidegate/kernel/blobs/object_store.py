@@ -195,8 +195,8 @@ def _objects(url: str) -> Opened:
         try:
             found, skipped = obstore.get(whole, name, options=ranged), 0
         except obstore.exceptions.GenericError as error:
-            # rclone's server answers with status 200 to a range, and obstore rejects this. So read the whole
-            # file.
+            # rclone's server answers a request for a range with status 200, which obstore rejects. So request
+            # the whole file and skip its beginning.
             if "non-partial" not in str(error):
                 raise
             found, skipped = obstore.get(whole, name), start

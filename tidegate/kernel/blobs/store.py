@@ -1,9 +1,9 @@
 """Store payloads that are too large for a message: written once, read by key, deleted when they expire.
 
-A key is ``<expiry>/<random id>``. ``expiry`` is in seconds since the epoch. It is rounded up, so that a whole
-folder expires at one time, and padded with zeros, so that names sort by time. Reading deletes nothing,
-because a request may be retried. The gateway deletes the blobs of an answered request. The router calls
-:meth:`Blobs.sweep`, which deletes all expired ones.
+A key is ``<expiry>/<random id>``. ``expiry`` is in seconds since the epoch. It is rounded up, so that all
+blobs of a folder expire at the same time. It is padded with zeros, so that names sort by time. Reading
+deletes nothing, because a request may be retried. The gateway deletes the blobs of an answered request. The
+router calls :meth:`Blobs.sweep`, which deletes all expired ones.
 """
 
 from __future__ import annotations
@@ -154,9 +154,9 @@ class _Local(_Place):
             part.unlink(missing_ok=True)
 
     def _hand_over(self, what: Path | int) -> None:
-        """Make the owner of the store the owner of a new file or folder.
+        """Give a new file or folder the same owner as the store.
 
-        A worker in a container runs as root. The services that share the store do not.
+        A worker in a container runs as root. The services that share the store run as another user.
         """
         if os.geteuid() == 0:
             owner = self._root.stat()
@@ -194,7 +194,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _read_exactly(file: Any, size: int) -> bytes:
-    first: bytes = file.read(size)  # allocates once; reads up to 2 GiB
+    first: bytes = file.read(size)  # allocates memory once; reads up to 2 GiB
     pieces = [first]
     while (missing := size - sum(map(len, pieces))) > 0:
         pieces.append(file.read(missing))

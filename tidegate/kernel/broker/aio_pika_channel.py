@@ -1,4 +1,4 @@
-"""The channel on aio-pika, the driver of connections without requests, replies and jobs (see ADR 002)."""
+"""The channel on aio-pika, for connections that carry no requests, replies or jobs (see ADR 002)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class AioPikaChannel:
 
     async def close(self) -> None:
         if not self.ended.done():
-            # Wait for them, because aiormq drops all unwritten frames when it closes.
+            # Wait for unfinished writes, because aiormq drops unwritten frames when it closes.
             waiting = {*self._publishing, *([self._settling] if self._settling else [])}
             if waiting:
                 await asyncio.wait(waiting)

@@ -27,7 +27,7 @@ class Unroutable(Unavailable):
 
 
 class Refused(Unavailable):
-    """The broker did not take a message: its queue is full, the broker failed, or it does not read."""
+    """The broker did not take a message: the queue is full, or the broker failed or does not read."""
 
     reason = "refused"
 
@@ -91,7 +91,8 @@ class Channel(Protocol):
     ) -> str:
         """Start a consumer that holds up to ``prefetch`` unacked messages, and return its tag.
 
-        ``on_delivery`` is called in the order of arrival. If it returns an awaitable, that runs as a task.
+        ``on_delivery`` is called in the order of arrival. If it returns an awaitable, the awaitable runs as a
+        task.
         """
 
     async def get(self, queue: Queue) -> Delivery | None:
@@ -148,7 +149,7 @@ class Channel(Protocol):
 
 
 class DriverChannel(Channel, Protocol):
-    """A channel with its connection, as ``Connection`` opens and closes it."""
+    """A channel with its connection. ``Connection`` opens and closes both."""
 
     @property
     def ended(self) -> asyncio.Future[str]:
@@ -162,7 +163,7 @@ class DriverChannel(Channel, Protocol):
 
 
 def blocked_error() -> Refused:
-    """Return the error for a message that a blocked broker would not take."""
+    """Return the error for a message that the broker does not take while it is blocked."""
     return Refused("RabbitMQ takes no messages: it is short of memory or disk.", retry_after_s=5.0)
 
 

@@ -156,7 +156,7 @@ class Connection:
                 channel.abort("closed")
 
     async def _open(self) -> DriverChannel:
-        # Imported on first use: aio-pika would add to the start of workers, which do not use it.
+        # Imported on first use, because workers do not use aio-pika and would start more slowly.
         if self._fast and _driver == "auto":
             from tidegate.kernel.broker.amqp.channel import open_channel as open_fast_channel
 

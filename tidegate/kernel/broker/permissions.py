@@ -86,7 +86,7 @@ _WORKERS_COMMANDS = (
 )
 
 LIVE_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {
-    # A worker reports about itself. It writes no route table and no status, and reads no limits.
+    # A worker reports about itself. It may not write route tables or statuses, and may not read limits.
     "worker": f"{_WORKERS_FACTS} {_WORKERS_OFFERS} {_WORKERS_COMMANDS}",
 }
 JOB_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {

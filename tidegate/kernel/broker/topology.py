@@ -15,7 +15,7 @@ from tidegate.kernel.protocol.llm import Band
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An exchange and how it is declared."""
+    """An exchange with its arguments."""
 
     name: str
     kind: Literal["topic", "fanout", "direct"]
@@ -23,7 +23,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue and how it is declared. Shared queues are durable: RabbitMQ 4.3 refuses transient ones.
+    """A queue with its arguments. Shared queues are durable: RabbitMQ 4.3 refuses transient ones.
 
     ``exchange`` routes to the queue by the queue's name, beside the default exchange.
     """

@@ -107,7 +107,7 @@ class Connections:
             del self._by_peer[peer]
 
     def hold_head(self, connection: Connected, count: int) -> None:
-        """Count bytes of an incomplete head. If the total is too large, close the oldest such connections."""
+        """Count bytes of an incomplete head. If the total is too large, close connections with old heads."""
         self.pending_heads += count
         if self.pending_heads <= self.limits.pending_head_bytes:
             return

@@ -73,7 +73,7 @@ def is_local(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def without_page(headers: dict[bytes, bytes], origins: Container[object]) -> dict[bytes, bytes]:
-    """Return the headers. Drop those about the browser's page if its origin is one of ``origins``."""
+    """Return headers without those about a browser's page, if the page is one of ``origins``."""
     origin = headers.get(b"origin")
     if origin is None or origin not in origins:
         return headers
@@ -96,7 +96,7 @@ def _hostname(host: bytes) -> str | None:
 
 
 def number(value: bytes) -> int | None:
-    """Return a field's value as a number, or None if it is not one. White space around it is ignored."""
+    """Return a field's value as a number, or None if it is not a number. Ignore white space around it."""
     digits = value.strip(b" \t")
     return int(digits) if digits.isdigit() and len(digits) <= MAX_DIGITS else None
 

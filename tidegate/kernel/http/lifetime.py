@@ -55,9 +55,9 @@ class Lifetime(HttpToolsProtocol):
         self._deaf = False  # True: discard all further bytes
         self._closing = False
         self._previous: Any = None  # the request before the current one
-        self._rejected: Refusal | None = None  # to send after the pending answers
+        self._rejected: Refusal | None = None  # refusal that is sent after the pending answers
         self.held_head = 0  # bytes of an incomplete head
-        self._pending = 0  # bytes of this head in the total of the process
+        self._pending = 0  # bytes of the head that are counted in the process's total
         self._body = 0  # bytes of bodies that went to the ASGI app
         # The state at the last sweep.
         self.since = connections.now

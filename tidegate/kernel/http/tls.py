@@ -23,7 +23,7 @@ class BadCertificate(Exception):
 
 
 class ServerCertificate:
-    """A certificate chain and its key. New connections get the newest pair; open ones keep theirs."""
+    """A certificate chain and its key. New connections use the newest pair; open ones keep their pair."""
 
     def __init__(self, cert: Path, key: Path) -> None:
         """Read both files. Raises BadCertificate."""

@@ -48,7 +48,7 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A model's precision; samples of its inputs, and the original's answers to them. Both may be empty."""
+    """A model's precision, samples of its inputs, and the original's answers. The last two may be empty."""
 
     precision: Precision
     inputs: dict[str, np.ndarray[Any, Any]]

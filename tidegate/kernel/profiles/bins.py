@@ -50,7 +50,7 @@ FIXED_BINS = Bins(FIXED_CUTS, 0.0, 1.0)
 
 
 def bins_from_json(found: Mapping[str, Sequence[Any]]) -> dict[str, Bins]:
-    """Return the bins of each column. Raise ValueError."""
+    """Return the bins of each column. Raise ValueError if the cuts do not rise."""
     return {str(name): Bins.from_json(each) for name, each in found.items()}
 
 

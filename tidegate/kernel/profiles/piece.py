@@ -16,7 +16,7 @@ MAX_BYTES = 32 * 2**20
 
 
 class Unreadable(ValueError):
-    """The bytes are no piece of a profile."""
+    """The bytes are not a piece of a profile."""
 
 
 class SampledPrediction(NamedTuple):

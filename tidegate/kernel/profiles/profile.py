@@ -38,7 +38,7 @@ class NumberCounts:
 
     @property
     def mean(self) -> float | None:
-        """Return the mean of the finite values; None if there are none."""
+        """Return the mean of the finite values; None without finite values."""
         return self.total / self.n if self.n else None
 
     @property

@@ -1,4 +1,4 @@
-"""The FastAPI app of a service that has an API."""
+"""Make the FastAPI app of a service: its routes, health, metrics, guard and error answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frame of every service: its start, health, error answers, and stop."""
+"""The common parts of every service: start, health, error answers, and stop."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.permissions import ANY, INTERNAL, OPEN
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A principal and its address. ``origin``: empty for a service's own work."""
+    """A principal and the address of its request. ``origin``: empty for a service's own work."""
 
     principal: Principal
     origin: str = ""

@@ -22,7 +22,7 @@ from tidegate.kernel.settings.base import Settings
 
 log = telemetry.logger(__name__)
 
-# Paths that are called all the time. Successful calls are not logged.
+# Paths that are called very often. Successful calls of these paths are not logged.
 QUIET = ("/health/", "/metrics", "/docs", "/openapi.json")
 LONGEST_PATH = 500
 
@@ -144,5 +144,5 @@ class Guard:
 
 
 def without_slash(path: str) -> str:
-    """Return a path without its trailing slash: ``/v2/`` is ``/v2``, as for Triton."""
+    """Return a path without its trailing slash. ``/v2/`` means ``/v2``, as in Triton."""
     return path[:-1] if path.endswith("/") and len(path) > 1 else path

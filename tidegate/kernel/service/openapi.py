@@ -43,7 +43,8 @@ _TEXTS = {
 class ErrorForm:
     """The form of the errors of routes that follow another API than Tidegate's.
 
-    ``name`` and ``schema``: of the error's body. ``statuses``: further statuses, each with its meaning.
+    ``name`` and ``schema`` describe the error's body. ``statuses``: further status codes, each with its
+    meaning.
     """
 
     name: str
@@ -60,7 +61,7 @@ def document(
     """Return the whole document.
 
     ``error_forms`` has the forms of errors by the tag of a route. ``front`` has the paths of routes that are
-    served before the app. An app with such routes calls models, so its routes get the errors of models.
+    served before the app. An app with such routes calls models, so its routes also list the errors of models.
     """
     made = get_openapi(title=app.title, version=app.version, routes=app.routes)
     models = bool(front)
@@ -82,7 +83,7 @@ def document(
     return made
 
 
-# FastAPI's schemas for its own 422. Tidegate's services answer 400 in their own form.
+# FastAPI's schemas for its answer 422. Tidegate's services answer 400 instead, in their own form.
 _FRAMEWORK = {"HTTPValidationError", "ValidationError"}
 
 

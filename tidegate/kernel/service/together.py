@@ -17,7 +17,7 @@ from tidegate.kernel.settings.base import Settings
 log = telemetry.logger(__name__)
 
 POLL_S = 0.02
-FAILED = 3  # uvicorn's exit code for a lifespan that did not start
+FAILED = 3  # uvicorn's exit code after a lifespan failed to start
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ async def _run(servers: Sequence[Server]) -> int:
 
 
 async def _serve(server: Server) -> None:
-    """Serve until the server ends. A failed start ends only this server. The others can stop."""
+    """Serve until the server ends. A failed start ends only this server, not the process."""
     try:
         await server.serve()
     except SystemExit as error:

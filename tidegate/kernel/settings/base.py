@@ -28,7 +28,7 @@ from typing_extensions import Self
 from tidegate.kernel import credentials
 from tidegate.kernel.settings import file as settings_file
 
-# The servers, by the settings with their URLs.
+# The servers by the names of the settings that have their URLs.
 SERVERS = {
     "amqp_url": credentials.RABBITMQ,
     "redis_url": credentials.VALKEY,
@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     claim_above_bytes: int = Field(
         4 * 2**20,
         ge=0,
-        le=15 * 2**20,  # RabbitMQ takes no message above 16 MiB
+        le=15 * 2**20,  # RabbitMQ accepts no message above 16 MiB
         description="Tensors of more bytes than this go through the blob store, not in messages.",
     )
     ack_timeout_s: float = Field(
@@ -354,7 +354,7 @@ class Settings(BaseSettings):
 
     @property
     def secrets_path(self) -> Path:
-        """The folder of secrets, absolute."""
+        """The absolute path of the folder of secrets."""
         return (self.secrets_dir or self.state_dir / "secrets").absolute()
 
     @property
@@ -370,7 +370,7 @@ class Settings(BaseSettings):
 
     @property
     def runtime_path(self) -> Path:
-        """The folder of Triton and of the models' environment, absolute."""
+        """The absolute path of the folder with Triton and the models' environment."""
         return (self.runtime_dir or self.state_dir / "runtime").absolute()
 
 

@@ -13,7 +13,7 @@ NAME = "tidegate.env"
 
 
 def read(state: Path) -> dict[str, str]:
-    """Return the settings in the file, by variable; none without a readable file."""
+    """Return the settings in the file, by variable; empty if the file cannot be read."""
     path = state / NAME
     try:
         if not path.is_file() or not is_trusted(path.stat().st_uid, os.geteuid()):

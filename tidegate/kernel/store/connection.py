@@ -53,7 +53,7 @@ class Connected:
         await self._redis.aclose()
 
 
-async def answer(operation: Awaitable[Any]) -> Any:  # Any, because the types of redis are not exact
+async def answer(operation: Awaitable[Any]) -> Any:  # Any, because the type hints of redis are not exact
     """Return the result of an operation. Every failure raises :class:`StoreUnavailable`."""
     task = asyncio.current_task()
     cancels = task.cancelling() if task is not None else 0

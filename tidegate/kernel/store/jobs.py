@@ -1,9 +1,8 @@
-"""The durable store of jobs. Every change that it confirms is on disk: its server runs with ``appendfsync
-always``.
+"""The durable store of jobs. A confirmed change is on disk: the server runs with ``appendfsync always``.
 
-Every transition is one Lua call (``lua/``) with a compare-and-set for each of its jobs. So the first
-terminal state wins. A call that is repeated because its answer was lost changes nothing. Concurrent calls of
-the same kind are grouped.
+Every transition is one Lua call (``lua/``) with a compare-and-set for each of its jobs. So the first terminal
+state wins. If a call is repeated because its answer was lost, the second call changes nothing. Concurrent
+calls of the same kind are grouped.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class JobStore:
         await self._redis.aclose()
 
     async def ping(self) -> None:
-        """Return when the store answers."""
+        """Wait until the store answers."""
         await answer(self._redis.ping())
 
     # --- the way of a job ------------------------------------------------------------------------------
@@ -105,7 +104,7 @@ class JobStore:
         """Lease a job to ``worker`` until ``until_ms`` (since the epoch), so that its message can be acked.
 
         A time in the past ends the lease. ``attempt`` must be that of the record (0: no worker has taken it).
-        Return False if the job is over, or if another attempt or worker has it: stop working on it.
+        Return False if the job is over, or if another attempt or worker has it. Then stop working on the job.
         """
         return await self._transitions.lease.do(JobLease(id, attempt, worker, until_ms))
 

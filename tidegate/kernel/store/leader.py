@@ -1,4 +1,4 @@
-"""The lease of the leading router. It is on disk, beside the jobs, so a restart of the store keeps it.
+"""The lease of the leading router. The lease is on disk, beside the jobs, so a restart of the store keeps it.
 
 Each new lease has a greater epoch than all before. The leader's writes elsewhere carry this epoch. So a
 former leader cannot overwrite the work of its successor.

@@ -21,21 +21,21 @@ from tidegate.kernel.protocol.statistics import LAST_INFERENCE
 from tidegate.kernel.protocol.traffic import TrafficReport
 from tidegate.kernel.store.connection import Connected, answer
 
-ROUTES = "tidegate:routes"  # the route table; router
-ROUTES_CHANGED = "tidegate:routes:changed"  # channel; router -> gateways
-REPLICA = "tidegate:replica:"  # + replica: its report; worker
-GATEWAY = "tidegate:gateway:"  # + incarnation: its report; gateway
-GATEWAYS = "tidegate:gateways"  # sorted set: incarnation by the time of its last report; gateway
-TIME = "tidegate:time:"  # + replica: how the replica has spent its time (ReplicaTime); worker
-COSTS = "tidegate:costs"  # the rates of Deployments (CostFacts); autoscaler
-STATUSES = "tidegate:statuses"  # DeploymentStatus by name; autoscaler
-MODEL = "tidegate:model:"  # + deployment: ModelMetadata, every 10 s; its workers
-CLAIM = "tidegate:claim:"  # + replica: the worker that became it; this worker, or the autoscaler
-OFFER = "tidegate:offer:"  # + scratch replica: the Assignment that is offered to it; autoscaler
-TRAFFIC = "tidegate:traffic:"  # + incarnation: the totals of its endpoints (TrafficReport); gateway
-CALLERS = "tidegate:callers:"  # + ten seconds + endpoint: their callers (HyperLogLog); gateways
-CALLERS_OF_DAY = "tidegate:callers-day:"  # + day + endpoint: the callers of a day; router
-STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, to which each worker adds; its workers
+ROUTES = "tidegate:routes"  # the route table, written by the router
+ROUTES_CHANGED = "tidegate:routes:changed"  # channel on which the router announces a new route table
+REPLICA = "tidegate:replica:"  # + replica: the worker's heartbeat, written by the worker
+GATEWAY = "tidegate:gateway:"  # + incarnation: the gateway's heartbeat, written by the gateway
+GATEWAYS = "tidegate:gateways"  # sorted set of incarnations by their last heartbeats, written by gateways
+TIME = "tidegate:time:"  # + replica: how the replica has spent its time (ReplicaTime), written by the worker
+COSTS = "tidegate:costs"  # the rates of Deployments (CostFacts), written by the autoscaler
+STATUSES = "tidegate:statuses"  # DeploymentStatus by name, written by the autoscaler
+MODEL = "tidegate:model:"  # + deployment: ModelMetadata, written by its workers every 10 s
+CLAIM = "tidegate:claim:"  # + replica: the worker that becomes this replica, written by the first claimant
+OFFER = "tidegate:offer:"  # + scratch replica: the Assignment that the autoscaler offers to it
+TRAFFIC = "tidegate:traffic:"  # + incarnation: the totals by endpoint (TrafficReport), written by the gateway
+CALLERS = "tidegate:callers:"  # + ten seconds + endpoint: HyperLogLog of callers, written by gateways
+CALLERS_OF_DAY = "tidegate:callers-day:"  # + day + endpoint: the callers of a day, written by the router
+STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, to which its workers add
 
 REPLICA_TTL_MS = 6_000
 FAILED_TTL_MS = 120_000
@@ -105,7 +105,7 @@ class Store(Connected):
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
 
     async def report_replica(self, report: ReplicaReport) -> None:
-        """Write a worker's heartbeat. That of a failed worker stays readable after its process has ended."""
+        """Write a worker's heartbeat. A failed worker's heartbeat expires later, so that it can be read."""
         ttl = FAILED_TTL_MS if report.state == "failed" else REPLICA_TTL_MS
         await answer(self._redis.set(REPLICA + report.replica, report.to_json(), px=ttl))
 
@@ -262,7 +262,7 @@ class Store(Connected):
         }
 
     async def _now(self) -> float:
-        # The store's clock, because those of the services differ.
+        # Use the store's clock, because the clocks of the services differ.
         seconds, micros = await answer(self._redis.time())
         return float(seconds) + float(micros) / 1e6
 

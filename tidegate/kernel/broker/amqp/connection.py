@@ -182,12 +182,12 @@ class AmqpConnection(asyncio.BufferedProtocol):
     # --- asyncio.BufferedProtocol ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport of the new socket."""
+        """Store the transport of the new socket."""
         # uvloop's transport does not inherit from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """End, because the socket is closed."""
+        """End this connection, because the socket is closed."""
         self._end(f"the connection was lost{f': {error}' if error else ''}")
 
     def pause_writing(self) -> None:

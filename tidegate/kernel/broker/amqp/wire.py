@@ -61,7 +61,7 @@ class Properties(NamedTuple):
 
 
 class Delivered(NamedTuple):
-    """``basic.deliver`` with its content; with an empty ``consumer_tag``, ``basic.get-ok``."""
+    """``basic.deliver`` with its content. If ``consumer_tag`` is empty, this is ``basic.get-ok``."""
 
     consumer_tag: str
     tag: int
@@ -352,7 +352,7 @@ def _got(data: bytes, start: int, end: int) -> Delivered:
     (tag,) = _TAG.unpack_from(data, start)
     exchange, at = _short(data, start + 9)
     routing_key, at = _short(data, at)
-    _check_end(at + 4, end)  # the number of messages that still wait is not used
+    _check_end(at + 4, end)  # basic.get-ok has the number of waiting messages, which is not used
     return Delivered("", tag, data[start + 8] != 0, exchange, routing_key, Properties(), b"")
 
 
