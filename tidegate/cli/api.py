@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 TIMEOUT_S = 15.0
 HEALTH_TIMEOUT_S = 3.0
 UPLOAD_TIMEOUT_S = 300.0
-# To register a version, the registry reads the artifact. It may copy it from an object store first.
+# To register a version, the registry reads the artifact. It may have to copy the artifact from an object
+# store first.
 REGISTER_TIMEOUT_S = 300.0
 REVISIONS = 5
 MOST_ITEMS = 1_000  # the largest page of a list

@@ -265,7 +265,7 @@ def _waited(plane: Control, name: str) -> Doc:
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """Print a rollout, its evidence and its history, and the shadow if there is one."""
+    """Print a rollout with its evidence and history. Also print the shadow, if it exists."""
     from tidegate.cli import output, shadow
 
     rollout, shadowed = found["rollout"], found.get("shadow")

@@ -12,7 +12,7 @@ ENDED = ("promoted", "rolled_back", "aborted")
 
 
 def read(plane: Control, name: str) -> Doc:
-    """Return the rollout with its evidence, and the shadow if there is one.
+    """Return the rollout with its evidence, and the shadow if it exists.
 
     The router may know an older state than the registry.
     """

@@ -187,7 +187,7 @@ def comparison_rows(compared: Doc, *, everything: bool) -> list[Sequence[Any]]:
 
 
 def compatibility_line(signature: Doc, a: str, b: str) -> str:
-    """Return in one sentence whether callers of ``a`` can call ``b``."""
+    """Return a sentence that says if callers of ``a`` can call ``b``."""
     if not signature["known"]:
         return "The signatures cannot be compared: a version has none."
     if signature["same"]:

@@ -33,7 +33,7 @@ class Turn:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Return the tokens per second after the first one; None if the answer has fewer than two tokens."""
+        """Return the tokens per second after the first token; None for an answer of fewer than two tokens."""
         if self.first_s is None or self.tokens < 2 or self.seconds <= self.first_s:
             return None
         return (self.tokens - 1) / (self.seconds - self.first_s)

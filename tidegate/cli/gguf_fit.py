@@ -20,7 +20,7 @@ _PART = re.compile(r".*-\d{5}-of-\d{5}\.gguf", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class FitOfFolder:
-    """The GGUF file of a folder that fits into ``memory`` bytes, and the others."""
+    """The GGUF file of a folder that fits into ``memory`` bytes, and the folder's other GGUF files."""
 
     path: Path
     memory: int

@@ -34,7 +34,7 @@ def llm_fields(
 ) -> dict[str, Any] | None:
     """Return the given options, as fields of ``LlmSpec``; None if none is given. Raise UsageError.
 
-    ``upstream``: the options of an upstream, by the names of their fields.
+    ``upstream``: the options of an upstream, by field name.
     """
     upstream = {key: value for key, value in (upstream or {}).items() if value is not None}
     engine = engine or ("openai-url" if "upstream" in upstream else None)

@@ -202,7 +202,7 @@ def _precision(study: Study, choice: Choice, max_loss: float) -> Precision:
 
 
 def sibling_metadata(found: Quantised, parent: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return the smaller version's metadata: that of the original, the lineage and the measurements."""
+    """Return the smaller version's metadata: the original's metadata, the lineage and the measurements."""
     chosen, original, precision = found.chosen, found.original, found.precision
     assert precision is not None
     tags = {

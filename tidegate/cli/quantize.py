@@ -48,7 +48,7 @@ def quantize(
 ) -> None:
     """Make an ONNX model smaller and faster, and measure the loss on your samples.
 
-    Each recipe is measured beside the original: loss, noise, size, latency. Exit code 1: no recipe is within
+    Each recipe is compared with the original: loss, noise, size, latency. Exit code 1: no recipe is within
     the loss, and nothing is written.
     Example: tidegate quantize model.onnx --samples data.npz --max-loss 0.5%
     """

@@ -49,7 +49,7 @@ def listed(
 ) -> None:
     """List the settings in force in the running services. If none runs, list those of the next start.
 
-    `from` is default, computed (from others), file (tidegate.env in the state folder) or environment.
+    `from` is default, computed (from other settings), file (tidegate.env in the state folder) or environment.
     """
     if context.invoked_subcommand is not None:
         return

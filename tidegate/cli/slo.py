@@ -1,4 +1,4 @@
-"""``tidegate slo``: the objectives of endpoints, and the rest of their error budgets."""
+"""``tidegate slo``: the objectives of endpoints, and their remaining error budgets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def slo(
     remove: Annotated[bool, typer.Option("--remove", help="Remove the objectives.")] = False,
     json: Json = False,
 ) -> None:
-    """Show the rest of each error budget, or set objectives. An alert fires if a budget burns too fast.
+    """Show the remaining error budgets, or set objectives. An alert fires if a budget burns too fast.
 
     Example: tidegate slo digits --availability 99.9 --latency-ms 200
     """

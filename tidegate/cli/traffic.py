@@ -216,7 +216,7 @@ def _note(
 
 
 def _unready(deployment: Mapping[str, Any], status: Mapping[str, Any]) -> str:
-    """Return what happens to requests for a target without a ready replica; empty if it has one."""
+    """Return what happens to requests of a target without a ready replica; else an empty string."""
     if deployment.get("ready", 1):
         return ""
     if not deployment.get("wakeable", True):

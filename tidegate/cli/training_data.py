@@ -57,7 +57,7 @@ def _csv(path: Path, signature: Doc | None) -> Columns:
     with path.open(newline="") as file:
         rows = csv.reader(file)
         heads = next(rows, [])
-        table = [row for _, row in zip(range(MAX_ROWS), rows)]  # noqa: B905 - the shorter one ends it
+        table = [row for _, row in zip(range(MAX_ROWS), rows)]  # noqa: B905 - stop at the shorter sequence
     if wrong := next((at for at, row in enumerate(table, 2) if len(row) != len(heads)), None):
         raise ValueError(
             f"line {wrong} has {len(table[wrong - 2])} cells, and the first line has {len(heads)}"
@@ -77,7 +77,7 @@ def _parquet(path: Path, signature: Doc | None) -> Columns:
 
 
 def _npz(path: Path, signature: Doc | None) -> Columns:
-    """Read arrays by the names of inputs. The first axis has the rows."""
+    """Read one array for each input name. The first axis has the rows."""
     with np.load(path, allow_pickle=False) as arrays:
         found = {name: arrays[name][:MAX_ROWS] for name in arrays.files}
     known = {each["name"] for each in (signature or {}).get("inputs", ())} | set(_OUTPUTS)
@@ -107,7 +107,7 @@ def _add_array(columns: Columns, name: str, array: np.ndarray[Any, Any]) -> None
 
 
 def named(cells: Mapping[str, Sequence[Any]], rows: int, signature: Doc | None) -> Columns:
-    """Return columns of cells by the names of the version's columns. Raise UsageError.
+    """Return the cells of each column, under the names of the version's columns. Raise UsageError.
 
     If no name fits, and the number of columns equals the number of input elements, match them by order.
     """

@@ -19,7 +19,8 @@ def uploads(
 ) -> None:
     """List your uploads of large files, or delete one: `tidegate uploads --delete ID`.
 
-    To continue an interrupted upload, deploy the same file again. The registry keeps it for a day.
+    To continue an interrupted upload, deploy the same file again. The registry keeps an unfinished upload for
+    a day.
     """
     registry = control().registry
     if delete is not None:

@@ -28,7 +28,7 @@ def verify(
     timeout: Annotated[str, typer.Option(metavar="TIME", help="How long to wait.")] = "5m",
     json: Json = False,
 ) -> None:
-    """Verify a version in a scratch replica, and measure its capacity. Replicas that serve are not affected.
+    """Verify a version in a scratch replica, and measure its capacity. Other replicas are not affected.
 
     Examples: `tidegate verify digits`, `tidegate verify digits --version 2 --check sample.json`.
     """

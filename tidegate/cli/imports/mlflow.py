@@ -10,7 +10,7 @@ from tidegate.cli.imports.plan import ImportPlan
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import mlflow_model, mlflow_requirements, mlflow_signature, names
 
-# The registry uses the same value. --max-batch of `tidegate deploy` changes that of the Deployment.
+# The registry uses the same value. --max-batch of `tidegate deploy` changes the Deployment's value.
 _MAX_BATCH = 64
 
 

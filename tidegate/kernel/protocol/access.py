@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-INFER = "infer"  # call models; one's own jobs
+INFER = "infer"  # call models; the caller's own jobs
 PUBLISH = "publish"  # upload, register, deploy, delete models
 OPERATE = "operate"  # scale, override, inspect; all jobs
 ADMIN = "admin"  # keys, audit, usage; and everything else
 SCOPES = (INFER, PUBLISH, OPERATE, ADMIN)
 # Read metrics and list the workers, as Prometheus does. No key has this scope, only the metrics token.
 METRICS = "metrics"
-# Read the artifact of one's own version. No key has this scope, only the tokens of replicas.
+# Read the artifact of the replica's own version. No key has this scope, only the tokens of replicas.
 REPLICA = "replica"
 
 # Headers of a proxied call. They are ignored in calls without the service token.
@@ -29,7 +29,7 @@ ORIGIN_HEADER = b"x-tidegate-origin"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """An authenticated caller. ``endpoints`` are the only ones that it may use; None: all.
+    """An authenticated caller. ``endpoints``: the only endpoints that it may use; None: all of them.
 
     ``weight``: its share of a busy Deployment, in proportion to the weights of the other callers.
     """

@@ -21,7 +21,7 @@ class Member(NamedTuple):
 
 
 class Unsafe(Exception):
-    """An archive has a member that is not allowed. The message says which and why."""
+    """An archive has a member that is not allowed. The message names the member and the reason."""
 
 
 class TooLarge(Unsafe):
@@ -47,7 +47,7 @@ class ArchiveLimits:
 
 
 class ArchiveChecker:
-    """A checker of the members of one archive, in order. Raises :class:`Unsafe` at the first bad one.
+    """A checker of the members of one archive, in order. Raises :class:`Unsafe` at the first bad member.
 
     It counts the sizes that the members declare. zipfile and tarfile never read more of a member than its
     declared size.
@@ -87,7 +87,7 @@ class ArchiveChecker:
 
 
 class Paths:
-    """A checker of the paths in one archive, one member after the other."""
+    """A checker of the paths in one archive. It gets one member after the other."""
 
     def __init__(self) -> None:
         self._files: set[str] = set()

@@ -22,7 +22,7 @@ Buffer = bytes | memoryview
 COUNTED_FROM = 256 * 1024
 # A lower limit for texts with NaN: only the standard library decodes them, and it is five times slower.
 MAX_VALUES_WITH_NAN = 2**21
-# With fewer strings than this, it is cheap to count again without their content.
+# With fewer strings than this, a second count without the strings' content is cheap.
 FEW_STRINGS = 2**16
 _SLICE = 2**20
 
@@ -54,7 +54,7 @@ def loads(raw: Buffer, what: str = "the request") -> Any:
 
 
 def check(raw: Buffer, what: str = "the request") -> JsonParts | None:
-    """Count the parts of a large text; None for a small one. Raises PayloadTooLarge for too many."""
+    """Count the parts of a large text; None for a small text. Raises PayloadTooLarge for too many parts."""
     if len(raw) <= COUNTED_FROM:
         return None
     found = count([raw])

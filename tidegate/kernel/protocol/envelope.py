@@ -20,7 +20,7 @@ A request has one reply (OK or FAILED). A request with the flag STREAM has any n
 ``seq`` from 0, and then END. The ``seq`` of END is the number of CHUNKs. FAILED may replace any of them, and
 is always the last reply.
 
-Tensors that are too large for a message stay in the blob store. Then the frame's only data is a claim
+Tensors that are too large for a message stay in the blob store. In that case the frame's only data is a claim
 (:mod:`tidegate.kernel.protocol.claim`), marked by the flag CLAIM in a request or the bit CLAIMED in a reply's
 status.
 """
@@ -387,5 +387,5 @@ def _read_name(key: bytes, at: int) -> tuple[str, int]:
 
 
 def tensor(name: str, datatype: str, dims: tuple[int, ...]) -> Tensor:
-    """Return a :class:`Tensor` by the datatype's name. Raises KeyError for an unknown one."""
+    """Return a :class:`Tensor` by the datatype's name. Raises KeyError for an unknown name."""
     return Tensor(name, DATATYPES[datatype], dims)

@@ -58,7 +58,7 @@ class HuggingFacePlan:
 
 
 def read(texts: Mapping[str, str], name: str) -> dict[str, Any]:
-    """Return a JSON file of a folder; empty if there is none. Raise BadRequest unless it is a JSON object."""
+    """Return a JSON file of a folder; empty if it is missing. Raise BadRequest unless it is a JSON object."""
     if name not in texts:
         return {}
     try:
@@ -184,7 +184,7 @@ def _number(value: Any) -> int | None:
 
 
 def _modules(texts: Mapping[str, str]) -> list[str]:
-    """Return the modules of a sentence-transformers model. Raise BadRequest for an unknown one."""
+    """Return the modules of a sentence-transformers model. Raise BadRequest for an unknown module."""
     if MODULES not in texts:
         return []
     try:

@@ -258,8 +258,8 @@ class Counts:
 
     ``states`` has the number of records in each state. ``ledger`` has the totals since the store was created:
     accepted, succeeded, failed, cancelled, expired, removed; a total of zero may be missing. ``acknowledged``
-    has the number of 202 answers that each gateway process has reported. ``watched`` counts jobs that the
-    router checks by time, because they may have no message: those not confirmed yet, and leased ones.
+    has the number of 202 answers that each gateway process has reported. ``watched`` counts unconfirmed and
+    leased jobs. The router checks them by time, because they may have no message.
     """
 
     states: dict[State, int]
@@ -294,5 +294,6 @@ def iso(ms: int) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _second(seconds: int) -> str:
-    # Cached for each second. Answers about jobs have several times, and most are of the last few seconds.
+    # Cached by second. Answers about jobs have several times, and most of these are from the last few
+    # seconds.
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")

@@ -2,8 +2,8 @@
 
 A version of format ``llm`` is a decoupled model with one input and two outputs. The input is the path and the
 body of an OpenAI-compatible request. Each answer has the engine's next events, uncut and in order, and facts
-about them for Tidegate. The engine does templates, tools, sampling and guided decoding: the body passes
-through unchanged, except for what :mod:`services.worker.runtimes.llm` needs for token counts.
+about them for Tidegate. The engine does templates, tools, sampling and guided decoding. So the body passes
+through unchanged, except for changes by :mod:`services.worker.runtimes.llm` that token counts need.
 """
 
 from __future__ import annotations

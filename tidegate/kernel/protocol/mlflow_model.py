@@ -101,7 +101,7 @@ def yaml_of(text: str, name: str) -> Any:
 
 
 def home_of(files: Collection[PurePosixPath]) -> PurePosixPath | None:
-    """Return the folder of ``MLmodel`` in an archive; None: there is none."""
+    """Return the folder of ``MLmodel`` in an archive; None if ``MLmodel`` is missing."""
     return archives.home_of(files, FILE)
 
 
@@ -178,7 +178,7 @@ def _file(
 
 
 def _trusted(settings: Mapping[str, Any]) -> bool:
-    """Return True unless a skops file needs types of other packages, whose code could do anything."""
+    """Return True unless a skops file needs types of other packages. Their code could do anything."""
     return all(str(each).startswith(_TRUSTED) for each in settings.get("skops_trusted_types") or ())
 
 

@@ -109,7 +109,7 @@ def bundle_of(statement: bytes, signature: bytes, key: str) -> dict[str, Any]:
 
 
 def difference(signed: Files, found: Files) -> str:
-    """Return how the files of a model differ from the signed ones; empty if they are the same.
+    """Return how a model's files differ from the signed files; empty if they are the same.
 
     An archive may have all its files in one folder that the signature does not name.
     """

@@ -330,7 +330,7 @@ class EndpointSpec(Noun):
 
     ``rules`` come before ``sticky``, and both before the weights. ``when_unready`` is for a target without a
     ready replica, while other targets have one. ``wake``: its requests wait for a replica, unless none can
-    start. ``others``: its share goes to the others. ``fail``: it always keeps its share.
+    start. ``others``: its share goes to the other targets. ``fail``: it always keeps its share.
 
     ``slo``: the objectives; None: none. ``alerts``: limits that differ from the defaults. ``feedback``:
     answers get an id for feedback, also without a rollout or an experiment. ``shadow``: copies of its
@@ -341,8 +341,9 @@ class EndpointSpec(Noun):
     ``reserved``: how many replicas of the target with the largest share serve only this endpoint. They are
     started beside the Deployment's other replicas, which the endpoint uses as well.
 
-    ``weight``: while several endpoints share a Deployment that is busy, one with weight 3 gets three times as
-    much of it as one with weight 1. The effective weight is this weight times that of the caller's key.
+    ``weight``: if several endpoints share a busy Deployment, an endpoint with weight 3 gets three times as
+    much of it as an endpoint with weight 1. The effective weight is this weight times that of the caller's
+    key.
     """
 
     name: Name

@@ -33,7 +33,7 @@ def fitting(text: str) -> str:
 
 
 def same_but_for_case(name: str, others: frozenset[str] | set[str]) -> str | None:
-    """Return one of ``others`` that differs from ``name`` only in case. Both would share a host name."""
+    """Return a name of ``others`` that differs from ``name`` only in case. Both would share a host name."""
     if name in others:
         return None
     folded = name.lower()

@@ -10,7 +10,7 @@ from tidegate.kernel.protocol import names
 
 NAME_PATTERN = names.PATTERN
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-# The largest number that users may set. Databases and other programs cannot store larger ones.
+# The largest number that users may set. Databases and other programs cannot store larger numbers.
 LARGEST = 2**31 - 1
 
 
@@ -21,6 +21,6 @@ class Noun(BaseModel):
 
 
 class Written(Noun):
-    """The base of user input. Numbers must be finite, because JSON has no others."""
+    """The base of user input. Numbers must be finite, because JSON cannot express infinity or NaN."""
 
     model_config = ConfigDict(allow_inf_nan=False)

@@ -1,7 +1,7 @@
 """Find the weights that an ONNX file keeps in other files, from its protobuf. Pure.
 
 Field numbers are those of onnx.proto3. A field may occur several times, and readers differ in which
-occurrence they use. So a tensor counts as external if any occurrence says so.
+occurrence they use. So a tensor is treated as external if any occurrence marks it as external.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _tensor(tensor: Message) -> Iterator[External]:
         if number == TENSOR_NAME and isinstance(value, Message):
             name = value.text()
         elif number == TENSOR_EXTERNAL_DATA or (number == TENSOR_LOCATION and value != 0):
-            external = True  # one such field is enough
+            external = True  # one field that marks it is enough
         if number == TENSOR_EXTERNAL_DATA and isinstance(value, Message):
             _entry(value, locations, ends)
     if external and not locations:

@@ -1,8 +1,8 @@
 """The table of the scopes that open each route of each service.
 
-The gateway's proxy checks it before it forwards a call, and each service checks it again for the call's
-principal. A route that is missing here is closed: ``tests/unit/protocol/test_permissions.py`` compares the
-table with the routes of the services.
+The gateway's proxy checks the table before it forwards a call. Each service checks the table again for the
+call's principal. A route that is missing here is closed: ``tests/unit/protocol/test_permissions.py`` compares
+the table with the routes of the services.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class RoutePermissions:
 
 
 def has_control_character(path: str) -> bool:
-    """Return True if a path has a control character. No name has one, and routers treat them differently."""
+    """Return True if a path has a control character. Routers treat these differently; no name has any."""
     return not path.isprintable() and any(ord(each) < 0x20 or ord(each) == 0x7F for each in path)
 
 
@@ -346,7 +346,7 @@ GATEWAY = RoutePermissions(
         for part in ("chat/completions", "completions", "embeddings", "responses")
     }
     | {"GET /v1/models": (INFER,), "GET /v1/models/{model}": (INFER,)}
-    # TensorFlow Serving's API and KServe's first version, which share the path of one model with OpenAI's.
+    # TensorFlow Serving's API and KServe's first version, which share `/v1/models/{model}` with OpenAI's.
     | {
         f"POST /v1/models/{{model}}{part}:{action}": (INFER,)
         for part in ("", "/versions/{version}", "/labels/{label}")

@@ -21,7 +21,8 @@ class ModelDeath:
 
     ``words`` is a description for people: "the model's process ended (signal 9, out of memory?)". ``status``
     is an exit code, or the negative number of a signal; None: unknown, or the worker ended the process.
-    ``in_a_row`` counts deaths in a row, each within a minute of a start. ``total`` counts all of this worker.
+    ``in_a_row`` counts deaths in a row, each within a minute of a start. ``total`` counts all deaths of this
+    worker's model.
     """
 
     at: float
@@ -162,8 +163,8 @@ class GatewayLoad:
 class VariantCounts:
     """One gateway's totals of one Deployment of an endpoint since its start.
 
-    ``failed``: requests that failed because of the Deployment. ``times``: the answered ones by their time, in
-    the buckets of :mod:`tidegate.kernel.protocol.latency_buckets`.
+    ``failed``: requests that failed because of the Deployment. ``times``: the numbers of answered requests by
+    time, in the buckets of :mod:`tidegate.kernel.protocol.latency_buckets`.
     """
 
     failed: int = 0

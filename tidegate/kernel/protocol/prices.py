@@ -35,7 +35,7 @@ class TokenPrice(_Entry):
     cached: _Price | None = None
 
     def cost(self, read: int, written: int, cached: int) -> float:
-        """Return the cost of a request's tokens; the prompt tokens include the ``cached`` ones."""
+        """Return the cost of a request's tokens; ``read`` includes ``cached``."""
         price = self.input if self.cached is None else self.cached
         cached = min(cached, read)  # a provider may state anything, and no cost is negative
         return ((read - cached) * self.input + cached * price + written * self.output) / 1e6

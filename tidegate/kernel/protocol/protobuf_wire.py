@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-# Libraries read keys of 32 bits, and not all of them refuse longer ones.
+# Libraries read keys of 32 bits, and some libraries accept longer keys.
 MAX_NUMBER = 2**29 - 1
 
 

@@ -209,7 +209,7 @@ def _value(arg: ast.arg, scope: Scope, *, optional: bool = False) -> Value:
 
 
 def _outputs(predict: Function, scope: Scope, *, streams: bool) -> tuple[list[Value], str]:
-    """Return the outputs by the annotation of ``predict``'s result, and what this annotation lacks."""
+    """Return the outputs from the annotation of ``predict``'s result, and the faults of the annotation."""
     try:
         if predict.returns is None:
             raise Unclear("has no annotation")
@@ -222,7 +222,7 @@ def _outputs(predict: Function, scope: Scope, *, streams: bool) -> tuple[list[Va
 
 
 def _named(node: ast.expr, scope: Scope) -> list[tuple[str, ast.expr]]:
-    """Return the outputs by name, of a dict, a class with fields, or a tuple. A single one is ``output``."""
+    """Return the outputs of a dict, a class with fields, or a tuple. A single output is named ``output``."""
     if isinstance(node, ast.Call) and last_name(node.func) == "TypedDict" and len(node.args) == 2:
         node = node.args[1]
     if isinstance(node, ast.Dict):

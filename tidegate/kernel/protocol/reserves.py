@@ -22,9 +22,9 @@ def fits(deployment: str, endpoint: str) -> bool:
 
 
 def reserved_targets(endpoint: EndpointSpec) -> list[str]:
-    """Return the Deployments that have a reserve for an endpoint: its largest target, and the previous one.
+    """Return the Deployments with a reserve for an endpoint: its largest target, and its previous largest.
 
-    The reserve of the previous one is kept until the new target serves.
+    The reserve of the previous largest target is kept until the new target serves.
     """
     if not endpoint.reserved:
         return []
@@ -44,7 +44,7 @@ def reserve_names(desired: DesiredState) -> frozenset[str]:
 
 
 def holders(desired: DesiredState) -> dict[str, str]:
-    """Return each reserve's Deployment, by the reserve's name. The reserve shares its budgets."""
+    """Return the Deployment of each reserve, by the reserve's name. Both share the same budgets."""
     known = {each.name: (each.model, each.version) for each in desired.deployments}
     found = {
         reserve_of(name, each.name): name for each in desired.endpoints for name in reserved_targets(each)

@@ -21,9 +21,9 @@ class _Part(BaseModel):
 class ScheduleWindow(_Part):
     """Bounds of the replicas that apply from each time of ``start`` until the next time of ``end``.
 
-    Both are cron expressions of five fields in the local time of ``time_zone`` (an IANA name). If a change of
-    the clocks skips a time, the time counts right after the change. If it repeats a time, the time counts
-    once.
+    Both are cron expressions of five fields in the local time of ``time_zone`` (an IANA name). If a clock
+    change skips a time, the window starts or ends right after the change. If a clock change repeats a time,
+    only one of the two counts.
     """
 
     start: str

@@ -45,7 +45,7 @@ def not_started(mark: SequenceMark, model: str) -> BadRequest:
 
 
 def lost(mark: SequenceMark, model: str, why: str) -> SequenceLost:
-    """Return the error for a sequence whose state is gone. It ends in Triton's words for such a sequence."""
+    """Return the error for a sequence that lost its state. The text ends like Triton's own error."""
     return SequenceLost(
         f"the state of the sequence is gone, because {why}: start the sequence again. "
         f"{not_started(mark, model).message}"

@@ -60,7 +60,7 @@ class CanaryOptions(Written):
     rate of errors (or slow requests) may exceed that of the baseline. After ``patience_s`` in a step without
     enough evidence the canary pauses. ``full_capacity``: the canary has its whole minimum of replicas from
     the start; otherwise it has its share of them. ``metric``: reported outcomes are judged as well, and
-    ``direction`` says whether higher or lower ones are better.
+    ``direction`` says if higher or lower outcomes are better.
     """
 
     steps: list[Annotated[int, Field(ge=1, le=100)]] = Field(

@@ -31,6 +31,6 @@ def endpoint_of(tenant: bytes) -> str:
 
 
 def weight_of(tenant: bytes) -> int:
-    """Return the weight in a tenant. It is 1 if there is none, or if it cannot be read."""
+    """Return the weight in a tenant; 1 if the weight is missing or cannot be read."""
     digits = tenant.rpartition(_PART)[2]
     return max(1, int(digits)) if _PART in tenant and digits.isdigit() and len(digits) < 9 else 1

@@ -61,8 +61,9 @@ def dense(rows: Sequence[SparseRow]) -> np.ndarray:
 class EndpointTraffic:
     """One gateway's totals of an endpoint.
 
-    ``outcomes``: requests by outcome: ``ok``, or the reason of the error. ``failed``: those that failed
-    because of the service (status 500 or more). ``times``: histograms of the answered ones, by Deployment.
+    ``outcomes``: requests by outcome: ``ok``, or the reason of the error. ``failed``: requests that failed
+    because of the service (status 500 or more). ``times``: histograms of the answered requests, by
+    Deployment.
     """
 
     outcomes: dict[str, int] = field(default_factory=dict)

@@ -31,7 +31,7 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Counts to add once: ``(incarnation, seq)`` identifies a report, so that a repeated one is ignored.
+    """Counts to add once: ``(incarnation, seq)`` identifies a report, so that a repeated report is ignored.
 
     Each value is a tuple in the order of ``COUNTS``.
     """
@@ -47,7 +47,7 @@ class UsageReport:
 
     @classmethod
     def from_json(cls, raw: bytes) -> UsageReport:
-        """Read a report from a message. Raises ValueError, KeyError or TypeError if it is not one."""
+        """Read a report from a message. Raises ValueError, KeyError or TypeError for any other message."""
         document = orjson.loads(raw)
         if document["v"] != 1:
             raise ValueError(f"version {document['v']} of a usage report is not known")

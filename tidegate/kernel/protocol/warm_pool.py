@@ -10,7 +10,7 @@ from tidegate.kernel.protocol.models import Name, Noun, Resources
 class WarmPoolSpec(Noun):
     """A warm pool: how many workers wait without a model, with which image, resources and threads.
 
-    A Deployment with the same ``image`` and ``resources`` can use one of them. If its ``threads`` differ or
+    A Deployment with the same ``image`` and ``resources`` can use such a worker. If its ``threads`` differ or
     it has an ``env``, the worker restarts its Triton.
     """
 

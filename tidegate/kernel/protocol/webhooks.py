@@ -1,6 +1,6 @@
 """Check where a webhook may go: the form of its URL, and the addresses behind it. Pure.
 
-The URL is checked when a job is accepted, so that a wrong one is refused immediately. Its addresses are
+The URL is checked when a job is accepted, so that a wrong URL is refused immediately. Its addresses are
 checked when the connection is made, because a name may resolve to another address at that time.
 """
 
@@ -18,7 +18,8 @@ _URL = re.compile(
 _PORTS = {"http": 80, "https": 443}
 # Public names resolve only to global unicast addresses in IPv6.
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-# Exceptions: addresses that reach an IPv4 network through a tunnel, and those for documents (RFC 9637).
+# Exceptions: addresses that reach an IPv4 network through a tunnel, and addresses for documentation (RFC
+# 9637).
 _NO_RECEIVER = (IPv6Network("2001::/32"), IPv6Network("2002::/16"), IPv6Network("3fff::/20"))
 # The well-known prefix of translators: the IPv4 address is in the last four bytes. In 64:ff9b:1::/48 it may
 # be elsewhere and private, so no address in that network counts as public (RFC 8215).
@@ -67,8 +68,8 @@ def read_url(url: str) -> WebhookTarget | None:
 def is_public(address: Address) -> bool:
     """Return True if an address is public.
 
-    It is not this machine's, nor private, nor link-local (the metadata services of clouds), nor one of these
-    inside of an IPv6 address.
+    Addresses of this machine, private addresses and link-local addresses (the metadata services of clouds)
+    are not public. The same applies if an IPv6 address contains one of them.
     """
     if isinstance(address, IPv6Address):
         carried = _carried(address)

@@ -19,7 +19,7 @@ class Model:
     def load(self, folder, device):
         """Import the handler and initialize it."""
         home = folder / "artifact"
-        # Last in the path: if the requirements include TorchServe, that complete package is found first.
+        # Appended, so that a complete TorchServe from the model's requirements is imported instead.
         sys.path.append(str(folder / "torchserve"))
         sys.path.insert(0, str(home))
         from ts.context import Context

@@ -46,7 +46,7 @@ def to_tensor(picture):
 
 
 def resized(picture, shortest):
-    """Return a picture whose shorter side has this length, as torchvision's Resize does."""
+    """Resize a picture: its shorter side gets this length, as in torchvision's Resize."""
     width, height = picture.size
     if width <= height:
         return picture.resize((shortest, int(shortest * height / width)), Image.BILINEAR)
