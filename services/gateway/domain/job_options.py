@@ -44,12 +44,16 @@ class JobOptions:
 
 
 _DEFAULT = JobOptions()
+# Almost all jobs have this header, so it is not parsed.
+_USUAL, _ASYNC = b"respond-async", Preference()
 
 
 def preference(header: bytes | None) -> Preference | None:
     """Return the preference for a job in a ``Prefer`` header (RFC 7240), or None."""
     if header is None:
         return None
+    if header == _USUAL:
+        return _ASYNC
     present, wait_s = False, 0.0
     for part in re.split(rb"[,;]", header.lower()):
         word = part.strip()

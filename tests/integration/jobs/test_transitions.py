@@ -209,6 +209,17 @@ async def test_idempotency(store, other, new):
     assert (await store.counts()).ledger == {"accepted": 3}
 
 
+async def test_a_job_that_is_accepted_twice_in_one_call_is_one_job(store, new):
+    known, fresh, late = new(), new(), new()
+    await asyncio.gather(store.accept(known), store.accept(known))
+    found = await asyncio.gather(*(store.accept(job) for job in (fresh, known, fresh, late)))
+    assert found == [(job.id, True) for job in (fresh, known, fresh, late)]
+    assert (await store.counts()).ledger == {"accepted": 3}
+    for job in (known, fresh, late):
+        assert [event.state for event in await store.log(job.id)] == ["accepting"]
+        assert await store.request(job.id) == job.frame
+
+
 async def test_many_race_and_each_job_ends_once(store, other, way, new):
     """Two workers, a canceller and an expirer all want the same jobs."""
     jobs = [new() for _ in range(200)]

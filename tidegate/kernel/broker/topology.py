@@ -7,6 +7,7 @@ declare an existing queue with other arguments: changed arguments need a new nam
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from tidegate.kernel.protocol.jobs import Level
@@ -130,6 +131,7 @@ def suspects_queue(requests: Queue) -> Queue:
     return Queue(f"{requests.name}.suspects", exchange=WORKERS)
 
 
+@lru_cache(maxsize=1024)
 def jobs_queue(deployment: str, level: Level) -> Queue:
     """Return the queue of a level's jobs, one request per envelope: gateway, router -> the workers.
 

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, Self
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import RedisError
 
 from tidegate.kernel.errors import Unavailable
@@ -21,13 +22,26 @@ class StoreUnavailable(Unavailable):
     reason = "store_unavailable"
 
 
+class PackingConnection(Connection):
+    """A connection that packs commands in C. A call of a script for many jobs has hundreds of arguments."""
+
+    _packer = HiredisRespSerializer()
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """Return a command as bytes for the server."""
+        packed: list[bytes] = self._packer.pack(*args)
+        return packed
+
+
 def connect(url: str) -> Redis:
     """Return a client of the server at ``url``. It connects on first use.
 
-    It runs up to ``CONNECTIONS`` calls at the same time. Further calls wait until others have ended.
+    It runs up to ``CONNECTIONS`` calls at the same time. Further calls wait until others have ended. With TLS,
+    it packs commands in Python.
     """
     pool = BlockingConnectionPool.from_url(
         url,
+        connection_class=PackingConnection,
         max_connections=CONNECTIONS,
         timeout=OPERATION_TIMEOUT_S,
         socket_timeout=OPERATION_TIMEOUT_S,

@@ -29,6 +29,8 @@ READ_SIZE = 256 * 1024
 # A message of at least this many bytes is written to the socket in pieces. The pieces of a smaller one are
 # joined, which is cheaper.
 SCATTER = 64 * 1024
+# The most gathered messages that leave in one write. So the limit of unsent bytes holds for them too.
+MOST_GATHERED = 64
 # The most unsent bytes while the broker does not read. Above this limit, publishing raises an error.
 MAX_UNSENT = 256 * 2**20
 _PORTS = {"amqp": 5672, "amqps": 5671}
@@ -44,21 +46,18 @@ _CAPABILITIES = {
 class Cork(contextlib.AbstractContextManager[None]):
     """A context manager that collects what a connection writes, and sends it in one write at its end.
 
-    Each connection has one and enters it often. It is not reentrant, because an inner use would drop the
-    bytes of the outer one.
+    Each connection has one and enters it often. It is not reentrant, because an inner use would send the bytes
+    of the outer one.
     """
 
     def __init__(self, connection: AmqpConnection) -> None:
         self._connection = connection
 
     def __enter__(self) -> None:
-        assert self._connection.held is None
-        self._connection.held = []
+        self._connection.hold()
 
     def __exit__(self, *error: object) -> None:
-        held, self._connection.held = self._connection.held, None
-        if held:
-            self._connection.write(b"".join(held))
+        self._connection.release()
 
 
 OnDelivered = Callable[[Delivered], None]
@@ -99,6 +98,7 @@ async def connect(url: str, *, name: str, heartbeat_s: int, confirms: bool) -> A
 class AmqpConnection(asyncio.BufferedProtocol):
     """An AMQP connection. Methods with an answer run one at a time. Publish and ack do not wait.
 
+    Only a message that is published with ``gather`` may wait until the end of the event loop's turn.
     ``ended`` is a future that is done, with the reason, when the connection has ended.
     """
 
@@ -163,6 +163,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
 
     def abort(self, reason: str) -> None:
         """End immediately, without waiting for the broker."""
+        self.release()
         if self._transport is not None:
             self._transport.abort()
         self._end(reason)
@@ -324,9 +325,11 @@ class AmqpConnection(asyncio.BufferedProtocol):
         *,
         mandatory: bool,
         properties: Properties,
+        gather: bool = False,
     ) -> asyncio.Future[None] | None:
         """Write a message of these pieces. Return the future of its confirm, or None without confirm mode.
 
+        ``gather``: all that is written from now to the end of the event loop's turn leaves in one write.
         The pieces must not change afterwards: they go to the socket uncopied. The future raises
         :class:`NotTaken` or :class:`ConnectionLost`. Raises :class:`Congested` while more than ``MAX_UNSENT``
         bytes wait for the broker; acks and other methods are still written then.
@@ -353,11 +356,24 @@ class AmqpConnection(asyncio.BufferedProtocol):
         if self._confirms:
             self._published += 1
             confirm = self._open[self._published] = self._loop.create_future()
-        if self.held is not None or sum(map(len, pieces)) < SCATTER:
+        small = sum(map(len, pieces)) < SCATTER
+        if gather and small:
+            self._gather()
+        elif gather:
+            self.release()
+        if small or self.held is not None:
             self.write(b"".join(parts))
         elif self._transport is not None:
             self._transport.writelines(parts)
         return confirm
+
+    def _gather(self) -> None:
+        """Hold what is written until the end of the event loop's turn."""
+        if self.held is not None and len(self.held) >= MOST_GATHERED:
+            self.release()
+        if self.held is None:
+            self.hold()
+            self._loop.call_soon(self.release)
 
     def _check_room(self) -> None:
         unsent = self._transport.get_write_buffer_size() if self._transport is not None else 0
@@ -379,8 +395,19 @@ class AmqpConnection(asyncio.BufferedProtocol):
     def _send(self, command: Frame, *, channel: int = CHANNEL) -> None:
         self.write(wire.method(channel, command))
 
+    def hold(self) -> None:
+        """Hold what is written from now on, until :meth:`release`."""
+        if self.held is None:
+            self.held = []
+
+    def release(self) -> None:
+        """Send the held bytes in one write. If the connection has ended, drop them."""
+        held, self.held = self.held, None
+        if held and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(held))
+
     def write(self, data: bytes) -> None:
-        """Write whole frames to the socket, or hold them while :attr:`cork` is entered."""
+        """Write whole frames to the socket, or hold them between :meth:`hold` and :meth:`release`."""
         if self.held is not None:
             self.held.append(data)
         elif self._transport is not None:

@@ -3,6 +3,14 @@
 local WIDTH = 14
 local now = clock()
 local out, known_deployments = {}, {}
+
+-- One call for all jobs, because almost all are new.
+local records, seen = {}, {}
+for at = 1, #ARGV, WIDTH do
+  records[#records + 1] = RECORD .. ARGV[at]
+end
+local all_new = call('EXISTS', unpack(records)) == 0
+
 for at = 1, #ARGV, WIDTH do
   local id, frame, facts, deployment, endpoint, principal, batch, level, expires, safe, webhook, idem, body, created =
     unpack(ARGV, at, at + WIDTH - 1)
@@ -11,11 +19,12 @@ for at = 1, #ARGV, WIDTH do
     out[#out + 1] = string.sub(known, 17) == body and 'k' .. string.sub(known, 1, 16) or 'c'
   else
     out[#out + 1] = 'n'
-    if call('EXISTS', RECORD .. id) == 0 then
+    if not seen[id] and (all_new or call('EXISTS', RECORD .. id) == 0) then
+      seen[id] = true
       call('HSET', RECORD .. id, 'state', 'accepting', 'attempt', 0, 'deployment', deployment, 'level', level,
         'expires', expires, 'webhook', webhook, 'safe', safe, 'created', created, 'endpoint', endpoint,
         'principal', principal, 'batch', batch, 'idem', idem, 'facts', facts)
-      call('SET', REQUEST .. id, frame)
+      keep(REQUEST .. id, frame)
       place(ALL, id, 0)
       place(STATE .. 'accepting', id, 0)
       place(OF .. 'deployment:' .. deployment, id, 0)

@@ -1,5 +1,5 @@
 -- Cancel a job unless it is over. Returns the record as it is then.
-local job = read(ARGV[1])
+local job = read_for_finish(ARGV[1])
 if job and not OVER[job.state] then
   finish(job, 'cancelled', clock())
 end

@@ -2,6 +2,6 @@
 local now = clock()
 local ids = call('ZRANGE', EXPIRY, '-inf', ARGV[1], 'BYSCORE', 'LIMIT', 0, ARGV[2])
 for _, id in ipairs(ids) do
-  finish(read(id), 'expired', now)
+  finish(read_for_finish(id), 'expired', now)
 end
 return ids

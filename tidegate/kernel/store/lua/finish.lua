@@ -5,11 +5,11 @@ local out = {}
 for at = 1, #ARGV, WIDTH do
   local id, attempt, state, reply, failure, reason, wait, compute, used_us, tokens_in, tokens_out =
     unpack(ARGV, at, at + WIDTH - 1)
-  local job = read(id)
+  local job = read_for_finish(id)
   local ours = job and job.attempt == tonumber(attempt)
   if ours and job.state == 'running' then
     if reply ~= '' then
-      call('SET', REPLY .. id, reply)
+      keep(REPLY .. id, reply)
     end
     finish(job, state, now, reason, 'wait', wait, 'compute', compute, 'size', #reply, 'error', failure)
     used(job, now, 'compute_us', tonumber(used_us))

@@ -45,10 +45,10 @@ local function clock()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Changes of indexes (sorted sets) and totals, and deletions, are collected and made together at the end of a script
--- (`settle`), because each call has a high fixed cost. So a script must read an index before it changes it. The last
--- change of an id in an index counts.
-local changes, changed, totals, usage, deleted = {}, {}, {}, {}, {}
+-- Changes of indexes (sorted sets) and totals, frames, and deletions are collected and made together at the end of a
+-- script (`settle`), because each call has a high fixed cost. So a script must read an index or a frame before it
+-- changes it. The last change of an id in an index counts.
+local changes, changed, totals, usage, frames, deleted = {}, {}, {}, {}, {}, {}
 local AT_ONCE = 1000
 
 local function place(index, id, score)
@@ -63,6 +63,11 @@ end
 
 local function displace(index, id)
   place(index, id, false)
+end
+
+local function keep(key, frame)
+  frames[#frames + 1] = key
+  frames[#frames + 1] = frame
 end
 
 local function count(name)
@@ -109,6 +114,7 @@ local function settle()
   for field, number in pairs(usage) do
     call('HINCRBY', USED, field, string.format('%d', number))
   end
+  together('MSET', nil, frames)
   together('DEL', nil, deleted)
 end
 
@@ -121,7 +127,7 @@ end
 local function read(id)
   local found = call('HMGET', RECORD .. id,
     'state', 'attempt', 'deployment', 'level', 'expires', 'worker', 'token', 'lease', 'webhook', 'safe',
-    'principal', 'endpoint', 'waits', 'waited')
+    'principal', 'endpoint')
   if not found[1] then
     return nil
   end
@@ -129,7 +135,20 @@ local function read(id)
     id = id, state = found[1], attempt = tonumber(found[2]), deployment = found[3], level = found[4],
     expires = tonumber(found[5]), worker = found[6] or '', token = found[7] or '',
     lease = tonumber(found[8]) or 0, webhook = found[9] == '1', safe = found[10] == '1',
-    principal = found[11], endpoint = found[12], waits = tonumber(found[13]) or 0, waited = tonumber(found[14]) or 0,
+    principal = found[11], endpoint = found[12],
+  }
+end
+
+-- Return the part of a record that `finish` needs, or nil. Each field costs a search in the record.
+local function read_for_finish(id)
+  local found = call('HMGET', RECORD .. id,
+    'state', 'attempt', 'deployment', 'level', 'webhook', 'principal', 'endpoint')
+  if not found[1] then
+    return nil
+  end
+  return {
+    id = id, state = found[1], attempt = tonumber(found[2]), deployment = found[3], level = found[4],
+    webhook = found[5] == '1', principal = found[6], endpoint = found[7],
   }
 end
 
@@ -171,8 +190,13 @@ local function fail(job, now, reason, message)
 end
 
 -- Return true if a running job waits for its upstream or engine, so nothing of it runs. `waits` is the attempt that
--- waits, and `waited` is the number of attempts that were lost while they waited.
+-- waits, and `waited` is the number of attempts that were lost while they waited. Only lost jobs need them, so they are
+-- read here.
 local function idle(job)
+  if not job.waits then
+    local found = call('HMGET', RECORD .. job.id, 'waits', 'waited')
+    job.waits, job.waited = tonumber(found[1]) or 0, tonumber(found[2]) or 0
+  end
   return job.waits > 0 and job.waits == job.attempt
 end
 

@@ -6,9 +6,12 @@ local out = {}
 
 local function begin(job, worker, token)
   local leased = job.lease > now and job.worker == worker
+  local more = {}
   if job.state == 'accepting' then
     -- Its message arrived before the mark that follows the broker's confirm.
-    call('HSET', RECORD .. job.id, 'queued', now)
+    more = {'queued', now}
+  elseif job.waits and job.waits > 0 then
+    more = {'waits', 0, 'waited', job.waited + (idle(job) and 1 or 0)}
   end
   if job.state ~= 'running' then
     move(job, 'running')
@@ -16,12 +19,9 @@ local function begin(job, worker, token)
   if not leased then
     displace(DUE, job.id)
   end
-  if job.waits > 0 then
-    call('HSET', RECORD .. job.id, 'waits', 0, 'waited', job.waited + (idle(job) and 1 or 0))
-  end
   job.attempt = job.attempt + 1
   call('HSET', RECORD .. job.id, 'state', 'running', 'attempt', job.attempt, 'started', now, 'worker', worker,
-    'token', token, 'lease', leased and job.lease or 0)
+    'token', token, 'lease', leased and job.lease or 0, unpack(more))
   note(job.id, now, 'running', job.attempt, worker)
 end
 
