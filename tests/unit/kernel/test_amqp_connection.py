@@ -10,6 +10,8 @@ from tidegate.kernel.broker.amqp import wire
 from tidegate.kernel.broker.amqp.channel import AmqpChannel
 from tidegate.kernel.broker.amqp.connection import CHANNEL, MOST_GATHERED, SCATTER, AmqpConnection
 
+pytestmark = pytest.mark.unit
+
 
 class RecordingTransport(asyncio.Transport):
     """A socket that records its writes."""

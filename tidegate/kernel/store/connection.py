@@ -36,8 +36,8 @@ class PackingConnection(Connection):
 def connect(url: str) -> Redis:
     """Return a client of the server at ``url``. It connects on first use.
 
-    It runs up to ``CONNECTIONS`` calls at the same time. Further calls wait until others have ended. With TLS,
-    it packs commands in Python.
+    It runs up to ``CONNECTIONS`` calls at the same time. Further calls wait until others have ended. With
+    TLS, it packs commands in Python.
     """
     pool = BlockingConnectionPool.from_url(
         url,

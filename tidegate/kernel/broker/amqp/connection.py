@@ -46,8 +46,8 @@ _CAPABILITIES = {
 class Cork(contextlib.AbstractContextManager[None]):
     """A context manager that collects what a connection writes, and sends it in one write at its end.
 
-    Each connection has one and enters it often. It is not reentrant, because an inner use would send the bytes
-    of the outer one.
+    Each connection has one and enters it often. It is not reentrant, because an inner use would send the
+    bytes of the outer one.
     """
 
     def __init__(self, connection: AmqpConnection) -> None:
