@@ -462,10 +462,7 @@ class Dispatcher:
         return too_late(pending.route.name, fleet, passed, waited_s=waited_s, held=held)
 
     def on_fleets(self, _: Mapping[str, ReplicaFleet]) -> None:
-        """Publish as many held requests as the replicas now have room for. Fail requests to broken models.
-
-        A model is broken if it cannot be loaded. Admission refuses new requests to it.
-        """
+        """Publish as many held requests as replicas have room for. Fail those to models that cannot load."""
         for name, queue in list(self._queues.items()):
             fleet = self._fleet(name)
             queue.learn(fleet)
@@ -483,10 +480,7 @@ class Dispatcher:
             pending.done(error)
 
     def _settle(self, id_: bytes) -> PendingRequest | None:
-        """Remove a request and count it as completed. Return None if it was removed before.
-
-        Every request ends here exactly once.
-        """
+        """Remove a request and count it as completed, exactly once. Return None if it was removed before."""
         pending = self._pending.pop(id_, None)
         if pending is not None:
             pending.timer.cancel()

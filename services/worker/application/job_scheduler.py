@@ -33,7 +33,7 @@ from services.worker.application.model_calls import (
 from services.worker.application.sampler import Sampler
 from services.worker.application.upstream_patience import UpstreamPatience
 from services.worker.domain.concurrency import jobs_ahead
-from services.worker.domain.job_backlog import JobBacklog, QueuedJob
+from services.worker.domain.job_backlog import JobBacklog, QueuedJob, call_parameters
 from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import ModelFailed, TidegateError, Unavailable
@@ -309,7 +309,7 @@ class JobScheduler:
             return
         mark = ledger.begin()
         try:
-            answer = await model.call([job.request for job in group], timeout_s, _call_parameters(group))
+            answer = await model.call([job.request for job in group], timeout_s, call_parameters(group))
             spent = time.monotonic() - started
             replies = replies_to(group, answer, started, spent)
         except Exception as error:
@@ -334,10 +334,7 @@ class JobScheduler:
         )
 
     async def _call_llm(self, model: Model, job: QueuedJob, started: float, timeout_s: float) -> None:
-        """Run a job on a language model, in one of its slots.
-
-        If the engine refuses the job, its record gets the engine's answer.
-        """
+        """Run a job on a language model, in a slot. The record of a refused job gets the engine's answer."""
         ledger = self.stats.time
         mark = ledger.begin()
         try:
@@ -500,8 +497,3 @@ class JobScheduler:
         task = asyncio.create_task(work)
         tasks_.add(task)
         task.add_done_callback(on_done)
-
-
-def _call_parameters(group: list[QueuedJob]) -> dict[str, str]:
-    """Return parameters for the model that list the call's jobs, in the order of their rows."""
-    return {"tidegate_jobs": ",".join(f"{j.id.hex()}:{j.attempt}:{j.request.rows}" for j in group)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.worker.domain.backlog import CallKeyQueue, key_of
@@ -52,6 +52,11 @@ class QueuedJob:
     def id(self) -> bytes:
         """Return the job's id."""
         return self.request.id
+
+
+def call_parameters(group: Sequence[QueuedJob]) -> dict[str, str]:
+    """Return parameters for the model that list the call's jobs, in the order of their rows."""
+    return {"tidegate_jobs": ",".join(f"{j.id.hex()}:{j.attempt}:{j.request.rows}" for j in group)}
 
 
 # A level without jobs may save up this many turns, because its next job may arrive soon.
