@@ -234,14 +234,14 @@ async def test_compressed_messages_are_accepted_and_bombs_are_not(gateway, key, 
     ("sent", "words"),
     [
         (30 * frame(h2.PING, 0, 0, bytes(8)), b"too_many_pings"),
-        (5000 * frame(h2.SETTINGS, 0, 0), b"too many frames"),
-        (5000 * frame(h2.DATA, 0, 1), b"data for stream 1, which is not open"),
-        (5000 * frame(h2.PRIORITY, 0, 1, bytes(5)), b"too many frames"),
+        (5000 * frame(h2.SETTINGS, 0, 0), b"the client sends too many frames"),
+        (5000 * frame(h2.DATA, 0, 1), b"the client sent data for stream 1, which is not open"),
+        (5000 * frame(h2.PRIORITY, 0, 1, bytes(5)), b"the client sends too many frames"),
         (
             frame(h2.HEADERS, 0, 1, b"\x82") + 3 * frame(h2.CONTINUATION, 0, 1, b"a" * 9000),
             b"the header block has more",
         ),
-        (frame(h2.HEADERS, 0, 1, b"\x82") + 5000 * frame(h2.CONTINUATION, 0, 1), b"too many frames"),
+        (frame(h2.HEADERS, 0, 1, b"\x82") + 5000 * frame(h2.CONTINUATION, 0, 1), b"the client sends too many frames"),
         (frame(h2.HEADERS, h2.END_HEADERS, 1, b"\x82" * 101), b"more than 100 header fields"),
         (frame(h2.HEADERS, h2.END_HEADERS, 1, b"\xbe"), b"unreadable header block"),
         (b"\x00\x40\x01" + bytes(6), b"a frame of 16385 bytes"),
@@ -265,7 +265,7 @@ async def test_calls_that_are_cancelled_as_soon_as_they_begin(gateway, key, conn
         reset = frame(h2.RST_STREAM, 0, stream, struct.pack(">I", 8))
         client.send(client.headers(stream, more=credential(key)), frame(h2.DATA, 0, stream, body), reset)
     await client.until(lambda: client.goaway() is not None)
-    assert client.goaway()[1:] == (11, b"cancels too many calls")
+    assert client.goaway()[1:] == (11, b"the client cancels too many calls")
 
 
 async def test_idle_connections_make_room_for_new_ones(gateway, key):
