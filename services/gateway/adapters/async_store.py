@@ -59,7 +59,16 @@ class AsyncStore:
         path = f"{self._store.root}/{key}"
         with suppress(FileExistsError):
             self._store.files.makedirs(path.rpartition("/")[0], exist_ok=True)
-        self._store.files.pipe_file(path, content)
+        if not self._is_local:
+            self._store.files.pipe_file(path, content)
+            return
+        # A caller waits until the file exists, and must not read a part of it.
+        part = Path(f"{path}.{os.urandom(6).hex()}.part")
+        try:
+            part.write_bytes(content)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
