@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import signal
 
 import httpx
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.integration.gateway.conftest import registry
 from tests.integration.gateway_jobs.test_batches import create, file_of, line, over, rows_of
 
@@ -69,6 +71,34 @@ async def test_the_batch_of_a_revoked_key_ends_and_says_why(gateway, worker, reg
         begun = (await operator.get("/v1/jobs", params={"batch": batch["id"], "limit": 1})).json()["items"]
         assert begun[0]["status"] == "cancelled"
         assert rows[-1]["job"] is None, "lines behind the window never became jobs"
+
+
+async def test_jobs_of_a_gateway_that_died_are_cancelled_too(
+    gateway, gateways, worker, registry, key_client, until
+):
+    client, id_ = await key_client()
+    first = gateways.start(registry_url=registry.url)
+    worker.open.clear()
+    async with (
+        as_operator(gateway) as operator,
+        httpx.AsyncClient(base_url=first.url, timeout=120, headers=client.headers) as other,
+    ):
+        gateway.process.send_signal(signal.SIGSTOP)  # so that the batch runs in the first one
+        try:
+            batch = await create(other, file_of(line(n) for n in range(5)))
+            await until(lambda: worker.frames)
+            first.process.kill()
+            first.process.wait()
+            registry("DELETE", f"/v1/keys/{id_}")
+        finally:
+            gateway.process.send_signal(signal.SIGCONT)
+        done = await over(operator, batch, until, patience_s=PATIENCE_S)
+        worker.open.set()
+        assert done["status"] == "failed"
+        rows = await rows_of(operator, batch)
+        assert "cancelled" in {row["error"]["reason"] for row in rows}
+        jobs = (await operator.get("/v1/jobs", params={"batch": batch["id"]})).json()["items"]
+        assert {job["status"] for job in jobs} == {"cancelled"}
 
 
 async def test_the_batch_of_a_key_that_expires_ends(gateway, worker, registry, key_client, until):

@@ -156,7 +156,12 @@ class BatchSubmitter:
                 if grant is not None:
                     grant.cancel()
             return
-        row.error = self.revoked or _CANCELLED
+        # Another gateway may have submitted the line before it lost the batch. The runner cancels that job.
+        job = await keep_trying(partial(self._submitter.of_key, self._principal.id, key.key))
+        if job is None:
+            row.error = self.revoked or _CANCELLED
+        else:
+            row.job = job.id
 
     def _check(self, row: LineProgress, line: LineRequest, key: Idempotency) -> JobRequest:
         check = (

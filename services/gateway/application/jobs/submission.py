@@ -260,6 +260,10 @@ class JobSubmitter:
         self._core.wake(request.route)
         return SubmittedJob(_queued(new), True, position)
 
+    async def of_key(self, principal: str, key: str) -> Job | None:
+        """Return the job that a principal submitted with this idempotency key, or None."""
+        return await self._store.of_key(principal, key)
+
     async def stop(self) -> None:
         """Wait until the records of all submitted jobs have the state queued."""
         await self._marks.stop()
