@@ -56,11 +56,17 @@ class Terminal:
             assert time.monotonic() < end, f"Nothing more appeared. The terminal shows:\n{self.seen}"
             self._look()
 
-    def end(self) -> int:
-        """Wait until the command ends, and return its exit code."""
-        end = time.monotonic() + PATIENCE_S
+    def end(self, again: str = "") -> int:
+        """Wait until the command ends, and return its exit code. Meanwhile, type ``again`` every few seconds.
+
+        Python's readline sees a Ctrl-C only at the next key if it comes just before it waits for one.
+        """
+        end, typed_at = time.monotonic() + PATIENCE_S, time.monotonic()
         while (code := self._process.poll()) is None:
             assert time.monotonic() < end, f"The command does not end. The terminal shows:\n{self.seen}"
+            if again and time.monotonic() > typed_at + 5:
+                self.type(again)
+                typed_at = time.monotonic()
             self._look()
         return code
 

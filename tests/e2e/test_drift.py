@@ -48,7 +48,7 @@ def drifting(stack: Stack) -> str:
 
 def until(stack: Stack, command: str, act: Callable[[], Any], ready: Callable[[Any], Any]) -> Any:
     """Act again and again until the command's report of the version is ready. Return the report."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + 4 * PATIENCE_S  # many requests and commands, each slow on a busy machine
     while not ready(found := stack.cli(command, NAME)["items"][0]):
         assert time.monotonic() < end, found
         act()

@@ -104,7 +104,7 @@ def test_a_session_on_a_terminal(stack: Stack, model: str) -> None:
         screen.wait_for("once more, or Ctrl-D")
         screen.wait_for(">>> ")
         screen.type(CTRL_C)
-        assert screen.end() == 130
+        assert screen.end(again=CTRL_C) == 130
 
 
 def test_a_session_ends_with_its_input(stack: Stack, model: str) -> None:
