@@ -121,7 +121,7 @@ class Conversation:
 
 
 def no_such_model(client: Client, name: str) -> str:
-    """Return the message for an unknown model, with similar names or else all names."""
+    """Return the error text for an unknown model, with similar names or else all names."""
     import difflib
 
     try:

@@ -96,7 +96,7 @@ def _add_names(plane: Control, found: Mapping[str, Any]) -> None:
 
 
 def _replayed(plane: Control, query: Mapping[str, Any], texts: list[str], now: float) -> list[dict[str, Any]]:
-    """Return what the recorded requests of the period would have cost under other policies."""
+    """Return the costs of the period's recorded requests under other policies."""
     deployment, until = query["deployment"], query.get("until", now)
     order = {
         "deployment": deployment,

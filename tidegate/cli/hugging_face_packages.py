@@ -35,7 +35,7 @@ def files_of(folder: Path) -> dict[str, Path]:
     }
     skipped: tuple[str, ...] = _OTHERS
     onnx = next((name for name in ONNX if name in found), None)
-    # An image processor may need transformers. In that case transformers also needs the weights.
+    # Keep the weights of image models: their processor may need transformers, which reads the weights.
     if onnx is not None and task_of(folder) != "image-classification":
         skipped += (".safetensors", *_PICKLED)
     elif any(name.endswith(".safetensors") for name in found):

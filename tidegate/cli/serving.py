@@ -61,14 +61,14 @@ def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str
 
 
 def serve_imported(request: DeployRequest, way: Way, json: bool, report: Doc) -> None:
-    """Upload and register a file of another system, and serve it. ``report``: more for ``--json``."""
+    """Upload and register a file of another system, and serve it. ``report``: added to the JSON."""
     from tidegate.cli.publish import registered
 
     _serve(lambda plane, steps: registered(plane, request, steps), request.options, way, json, report=report)
 
 
 def register_only(request: DeployRequest, json: bool, more: Doc) -> None:
-    """Upload and register a file, without serving it. ``more``: more members of the JSON document."""
+    """Upload and register a file, without serving it. ``more``: members to add to the JSON document."""
     from tidegate.cli.publish import registered
 
     with Steps().shown() as steps:

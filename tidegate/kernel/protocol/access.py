@@ -181,7 +181,7 @@ def key_id(credential: bytes) -> str | None:
 
 
 def digest_of(credential: bytes) -> str:
-    """Return the sha256 of a key, which is stored. A slow hash is not needed for 256 random bits."""
+    """Return the sha256 of a key; only this is stored. A slow hash is not needed for 256 random bits."""
     return hashlib.sha256(credential).hexdigest()
 
 

@@ -127,7 +127,7 @@ class Paths:
 
 
 def home_of(files: Collection[PurePosixPath], name: str) -> PurePosixPath | None:
-    """Return the folder of an archive that has the file ``name``: its root, or its only folder, or None."""
+    """Return the folder with the file ``name``: the archive's root or its only folder; else None."""
     if PurePosixPath(name) in files:
         return PurePosixPath()
     tops = {path.parts[0] for path in files}

@@ -79,7 +79,7 @@ def _values(name: str, values: Sequence[Any], wanted: Sequence[Any], tolerance: 
 
 
 def close(value: Any, wanted: Any, tolerance: float) -> bool:
-    """Return True if numbers agree within ``tolerance`` (absolute and relative) and other values exactly."""
+    """Return True for equal values, and for numbers within ``tolerance`` (absolute plus relative)."""
     numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (value, wanted))
     if not numbers or value == wanted:
         return bool(value == wanted)

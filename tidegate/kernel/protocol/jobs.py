@@ -127,12 +127,12 @@ class Job:
 
     @property
     def terminal(self) -> bool:
-        """True if its state is terminal."""
+        """True if the job's state is terminal."""
         return self.state in TERMINAL
 
     @property
     def status(self) -> str:
-        """Its state as clients see it."""
+        """The job's state as clients see it."""
         return "queued" if self.state == "accepting" else self.state
 
     def public(self) -> dict[str, Any]:

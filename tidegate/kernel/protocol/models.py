@@ -422,7 +422,7 @@ class DesiredState(Noun):
 class Assignment(Noun):
     """Everything that a worker needs to start, except the artifact's bytes, which it gets from the registry.
 
-    It is also sent as a message, so it has no address and no credential. A worker has these in its settings.
+    It is also sent as a message, so it has no address and no credential. A worker's settings have these.
     ``scratch``: the worker only verifies the version. It never opens a queue.
     """
 

@@ -80,7 +80,7 @@ class RoutePermissions:
 
 
 def has_control_character(path: str) -> bool:
-    """Return True if a path has a control character. Routers treat these differently; no name has any."""
+    """Return True if a path has a control character. Names have none; routers treat them in several ways."""
     return not path.isprintable() and any(ord(each) < 0x20 or ord(each) == 0x7F for each in path)
 
 

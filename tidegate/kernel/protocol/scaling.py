@@ -132,7 +132,7 @@ def _last(cron: str, zone: str, minute: int) -> datetime | None:
 
     now = datetime.fromtimestamp(minute * 60, timezone.utc)
     local = datetime.fromtimestamp((minute + 1) * 60, _zone(zone))  # CronSim excludes its start
-    if local.fold:  # the hour repeats: times of its first run may have later clock times
+    if local.fold:  # in a repeated hour: earlier times can have later clock times
         local += timedelta(hours=2)
     times = (found.astimezone(timezone.utc) for found in CronSim(cron, local, reverse=True))
     return next((found for found in times if found <= now), None)

@@ -2,7 +2,7 @@
 
 Workers add named counts to one hash per Deployment, and a gateway shows the sums. Durations are in ns.
 ``success``, ``fail`` and ``queue`` count requests, from the worker's receipt to its answer. A request that
-shared a model call has that call's full ``compute_*``, as in Triton. ``execution_count``, the batches,
+shared a model call has that call's full ``compute_*``, as in Triton. ``execution_count``, ``batch_stats``,
 ``cache_hit`` and ``cache_miss`` (of Triton's response cache) count calls.
 """
 

@@ -147,7 +147,7 @@ def to_json(datatype: Datatype, raw: bytes | memoryview) -> Any:
             return [element.decode() for element in unpack_strings(raw)]
         except UnicodeDecodeError:
             return None
-    # Imported here, because workers do not need it, and it would take a fifth of their start.
+    # Imported here, because workers do not need numpy, and its import would take a fifth of their start.
     import numpy as np
 
     if datatype.name == "BF16":

@@ -21,8 +21,8 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 # Exceptions: addresses that reach an IPv4 network through a tunnel, and addresses for documentation (RFC
 # 9637).
 _NO_RECEIVER = (IPv6Network("2001::/32"), IPv6Network("2002::/16"), IPv6Network("3fff::/20"))
-# The well-known prefix of translators: the IPv4 address is in the last four bytes. In 64:ff9b:1::/48 it may
-# be elsewhere and private, so no address in that network counts as public (RFC 8215).
+# The well-known prefix of NAT64 translators: the IPv4 address is in the last four bytes. In 64:ff9b:1::/48 it
+# may be elsewhere and private, so no address in that network counts as public (RFC 8215).
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 Address = IPv4Address | IPv6Address
