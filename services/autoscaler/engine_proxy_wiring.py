@@ -31,9 +31,10 @@ def bounds_of(settings: AutoscalerSettings) -> StackBounds:
 
 
 def token_of(settings: AutoscalerSettings) -> str | None:
-    """Return the token that callers must send; None if the settings require none.
+    """Return the token that callers must send; None if callers need no token.
 
-    Raise SystemExit if there is no service token to derive it from.
+    The token is derived from the service token. If the service token is missing, return None if the settings
+    allow it, else raise SystemExit.
     """
     if settings.service_token:
         return engine_token(settings.service_token)

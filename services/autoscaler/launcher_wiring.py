@@ -102,7 +102,7 @@ def _traces() -> dict[str, str]:
 
 def _shared(settings: AutoscalerSettings) -> dict[str, str]:
     values = settings.model_dump(include=SHARED)
-    # The URLs as configured, without the autoscaler's passwords. A worker adds its own.
+    # The URLs as configured, without the autoscaler's passwords. A worker adds its own passwords.
     values |= {name: url for name, url in settings.server_urls.items() if url}
     return {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
 

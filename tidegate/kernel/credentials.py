@@ -34,7 +34,7 @@ def read(folder: Path, server: str, service: str) -> str:
 
 
 def read_all(folder: Path, server: str) -> dict[str, str]:
-    """Return the passwords at a server by the service's name, of the services that have one."""
+    """Return the passwords at a server, by service. Services without a password are left out."""
     found = {service: read(folder, server, service) for service in SERVICES}
     return {service: password for service, password in found.items() if password}
 

@@ -15,7 +15,7 @@ Step = Callable[[], Awaitable[float | None]]
 
 
 class RepeatingTask:
-    """Runs ``step`` until it is stopped. A step that raises is logged, and runs again after ``retry_s``."""
+    """A loop that runs ``step`` until stopped. A failed step is logged, and runs again after ``retry_s``."""
 
     def __init__(self, name: str, step: Step, *, retry_s: float = 1.0) -> None:
         self._name = name

@@ -43,7 +43,7 @@ class BadSignature(ValueError):
 
 
 class TrustedKeys:
-    """Public keys by their ids. Signatures that these keys verify are trusted."""
+    """Public keys by their ids. Signatures by these keys are trusted."""
 
     def __init__(self, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
         self._keys = keys

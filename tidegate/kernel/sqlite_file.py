@@ -28,7 +28,7 @@ Row = tuple[Any, ...]
 class Database:
     """The database at ``path`` with ``schema``. A failed call raises ``Unavailable``.
 
-    ``owner``: the service that it belongs to, for messages.
+    ``owner``: the service to which the database belongs, for messages.
     """
 
     def __init__(self, path: Path, schema: str, *, owner: str = "autoscaler", timeout_s: float = 5.0) -> None:

@@ -87,7 +87,7 @@ class ReplayRequest(_Body):
 
 
 class VerifyRequest(_Body):
-    """The period whose recorded rounds are decided again, in seconds since the epoch; default: all."""
+    """The period of the rounds to decide again, in seconds since the epoch; default: all rounds."""
 
     deployment: str | None = None
     since: float = 0.0

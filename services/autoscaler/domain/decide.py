@@ -29,7 +29,7 @@ from tidegate.kernel.protocol.presence import ReplicaReport
 
 
 def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tuple[Plan, State]:
-    """Return what to do about ``snapshot`` at ``now`` (epoch seconds), and the next state.
+    """Return the plan for ``snapshot`` at ``now`` (seconds since the epoch), and the next state.
 
     The plan is empty while the desired state or the running replicas are not known. Never raises.
     """

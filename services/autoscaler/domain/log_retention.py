@@ -1,4 +1,4 @@
-"""Choose which logs of ended replicas to delete: logs that are too old, and the oldest above a size."""
+"""Choose which logs of ended replicas to delete: too old ones, and the oldest above a total size."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ STARTS_KEPT = 5
 
 @dataclass(frozen=True, slots=True)
 class RuleNeed:
-    """The replicas that one rule needs, and why."""
+    """The number of replicas that one rule demands, and the reason."""
 
     rule: str
     replicas: int

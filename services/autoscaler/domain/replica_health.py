@@ -216,7 +216,7 @@ def note_end(
     if verdict.ended in {DRAINED, DRAIN_OVERDUE}:
         return memory
     if ready_at is None:
-        # Failures of replicas that were started together count as one.
+        # The failures of replicas that were started together count as one failure.
         if memory.start.failures and verdict.running.launched_at <= memory.start.last_failure:
             return memory
         return failed_start(memory, verdict.ended, verdict.message, policy, now)

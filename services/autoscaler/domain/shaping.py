@@ -20,7 +20,7 @@ MINUTE_S = 60.0
 class Shaped:
     """The replicas after windows and limits, and the largest need of the down window (``held``).
 
-    ``rule`` and ``words`` say what changed the need, if anything did.
+    ``rule`` and ``words`` say why the need was changed; empty if it was not.
     """
 
     replicas: int

@@ -128,7 +128,7 @@ def replica_view(
 
 
 def _phase(memory: ReplicaMemory | None, report: ReplicaReport | None) -> Phase:
-    """Return a replica's phase; one that is loading its model again is not ready."""
+    """Return a replica's phase. A replica that is loading its model again is not ready."""
     phase = phase_of(memory)
     return "starting" if phase == "ready" and starts_again(report) else phase
 

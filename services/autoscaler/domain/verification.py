@@ -61,7 +61,7 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class ScratchPlan:
-    """The versions to verify now, the results, and the scratch replicas to end with the cause."""
+    """The versions to verify now, the results, and the scratch replicas to end, each with the cause."""
 
     launch: tuple[Version, ...] = ()
     settle: tuple[Settle, ...] = ()

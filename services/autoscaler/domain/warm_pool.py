@@ -48,7 +48,7 @@ class PoolMemory:
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """The pools that need another worker, the workers to end with the cause, and the idle workers."""
+    """The pools that need another worker, the workers to end (each with the cause), and the idle workers."""
 
     launch: tuple[str, ...]
     kill: tuple[tuple[str, str], ...]

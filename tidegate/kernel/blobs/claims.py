@@ -14,7 +14,7 @@ MARGIN_S = 60.0
 
 
 class Claims:
-    """Writes tensors to the blob store and reads them by their claims. Raises :class:`Unavailable`."""
+    """Access to tensors in the blob store by their claims. Every failure raises :class:`Unavailable`."""
 
     def __init__(self, blobs: Blobs, above_bytes: int) -> None:
         self._blobs = blobs

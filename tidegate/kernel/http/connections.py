@@ -118,7 +118,10 @@ class Connections:
                 each.shed("pending_heads")
 
     def _shed(self, peer: str | None, among: Iterable[Connected]) -> bool:
-        """Close some of these connections, all of one peer or of any. Return False if none may be closed."""
+        """Close some of the connections ``among``. Return False if none of them may be closed.
+
+        ``peer``: the peer of these connections; None: they belong to any peers.
+        """
         if self._in_vain.get(peer) == self.now:
             return False  # no connection could be closed since the last sweep
         found = list(among)

@@ -38,7 +38,7 @@ class Trailers:
         self._refusal = heads.too_large(max_bytes, max_fields)
 
     def append(self, field: tuple[bytes, bytes]) -> None:
-        """Count a trailer. Raises Refused for one too many."""
+        """Count a trailer. Raises Refused above the limit."""
         self._fields -= 1
         self._bytes -= len(field[0]) + len(field[1]) + 4
         if self._fields < 0 or self._bytes < 0:
@@ -46,7 +46,7 @@ class Trailers:
 
 
 class Lifetime(HttpToolsProtocol):
-    """A connection as :class:`Connections` knows it."""
+    """The part of a connection that :class:`Connections` uses."""
 
     def __init__(self, connections: Connections, **given: Any) -> None:
         super().__init__(**given)

@@ -200,7 +200,7 @@ class Protocol(Lifetime):
     # Requests that arrive in several reads.
 
     def _unfinished(self, all_head: bool) -> None:
-        """Count a read that ended inside of a request. ``all_head``: all its bytes are of one head."""
+        """Count a read that ended inside of a request. ``all_head``: all its bytes belong to one head."""
         if self._at == IN_HEAD:
             self._unfinished_head(all_head)
         elif self.cycle is not self._counted:

@@ -70,7 +70,7 @@ class TimeoutDecision(Enum):
 
 
 def decide(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> TimeoutDecision:
-    """Decide about a connection that was in a phase for ``waited`` s and moved ``moved`` bytes meanwhile."""
+    """Decide about a connection that was in a phase for ``waited`` s and moved ``moved`` bytes in it."""
     if phase is Phase.SILENT:
         return TimeoutDecision.CLOSE if waited >= limits.header_timeout_s else TimeoutDecision.WAIT
     if phase is Phase.HEAD:

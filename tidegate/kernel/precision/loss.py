@@ -73,7 +73,7 @@ def likeness(measure: Measure, expected: np.ndarray[Any, Any], actual: np.ndarra
 
 
 def sqnr_db(expected: Arrays, actual: Arrays) -> float | None:
-    """Return the ratio of signal to quantisation noise over all numbers; None: there is no noise."""
+    """Return the ratio of signal to quantisation noise over all numbers, in dB; None: no noise."""
     signal = noise = 0.0
     for name, values in expected.items():
         if values.dtype.kind == "f" and values.shape == actual[name].shape:

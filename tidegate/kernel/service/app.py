@@ -226,7 +226,7 @@ def server_of(
 
 
 class Server(uvicorn.Server):
-    """Uvicorn with a first step of shutdown that runs while connections are still served."""
+    """A uvicorn server that calls ``on_stop`` before its shutdown, while it still serves connections."""
 
     def __init__(
         self, config: uvicorn.Config, on_stop: Callable[[], Awaitable[None]] | None, *, signals: bool

@@ -59,7 +59,7 @@ async def _run(servers: Sequence[Server]) -> int:
 
 
 async def _serve(server: Server) -> None:
-    """Serve until the server ends. A failed start ends only this server, not the process."""
+    """Serve until the server ends. A failed start does not end the process."""
     try:
         await server.serve()
     except SystemExit as error:

@@ -93,7 +93,7 @@ def shown(name: str, value: str, source: str) -> str:
         return urlunsplit(parts) if parts.query else value
     user, _, host = parts.netloc.rpartition("@")
     if name in SERVERS and source in {DEFAULT, COMPUTED}:
-        return urlunsplit(parts._replace(netloc=host))  # no user: it depends on the service
+        return urlunsplit(parts._replace(netloc=host))  # without the user name, which depends on the service
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:{MASK}@{host}"))
 
 

@@ -1,4 +1,4 @@
-"""The stream of accepted feedback, in the store of jobs: gateways write it, each reader has its own position.
+"""The stream of accepted feedback in the store of jobs. Gateways write it. Each reader has its own position.
 
 tidegate:feedback:stream               the last records, oldest first; the field ``r`` is a FeedbackRecord
 tidegate:feedback:seen:<hour>:<part>   set of hashes: which outcomes of the answers of this hour are counted

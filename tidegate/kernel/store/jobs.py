@@ -1,8 +1,8 @@
 """The durable store of jobs. A confirmed change is on disk: the server runs with ``appendfsync always``.
 
 Every transition is one Lua call (``lua/``) with a compare-and-set for each of its jobs. So the first terminal
-state wins. If a call is repeated because its answer was lost, the second call changes nothing. Concurrent
-calls of the same kind are grouped.
+state of a job is final. If a call is repeated because its answer was lost, the second call changes nothing.
+Concurrent calls of the same kind are grouped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Profiles of sampled requests on their way from workers to the router, and the bins on their way back.
+"""Profiles of sampled requests, which workers send to the router, and bins, which the router sends back.
 
 tidegate:profile:<deployment>   list of ProfilePiece; its workers push, the leading router takes
 tidegate:bins:<deployment>      PublishedBins; router

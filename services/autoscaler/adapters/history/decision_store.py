@@ -95,7 +95,7 @@ class DecisionStore:
         self._db.write(("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", [astuple(claim)]))
 
     def drop_claim(self, replica: str) -> None:
-        """Delete an offer that no worker took, or whose replica has ended."""
+        """Delete an offer that no worker took, or the claim of a replica that has ended."""
         self._db.write(("DELETE FROM claims WHERE replica = ?", [(replica,)]))
 
     def cordons(self) -> dict[str, float]:

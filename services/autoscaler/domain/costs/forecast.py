@@ -17,7 +17,7 @@ from typing import Any
 from services.autoscaler.domain.costs.budgets import month_end, periods
 
 HOUR_S, DAY_S, WEEK_S = 3600, 86_400, 604_800
-# Only the last weeks count, because costs of long ago say little.
+# Only the last weeks are used, because older costs say little about the future.
 HISTORY_S = 5 * WEEK_S
 FEWEST_DAYS = 3
 # The 90th percentile of a normal distribution, for an interval of 80 %.

@@ -100,7 +100,7 @@ class Life:
 
     @property
     def unobserved_ns(self) -> int:
-        """Return the time that the launcher showed, and that is not booked as observed yet."""
+        """Return the observed time that is not booked yet."""
         return max(0, _ns(self.seen_at - self.launched_at) - self.observed_ns)
 
 
