@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.gateway.adapters.store.token_accounts import ACCOUNT, TokenAccounts
+from services.gateway.application.llm import token_limits
 from services.gateway.application.llm.token_limits import TokenLimits
 from services.gateway.domain.llm.token_headers import TokenAccount
 from services.gateway.domain.llm.token_window import WINDOW_S
@@ -85,9 +86,10 @@ async def test_settlements(store, account):
     assert (await used(store, mine))[0] == 57, "the rest of an old charge is not returned to the minute"
 
 
-async def test_two_processes_share_an_account(valkey_url, fresh):
+async def test_two_processes_share_an_account(valkey_url, fresh, monkeypatch):
     """Send far more than the limit through both. Each request uses a half of its estimate."""
-    # A minute slides, so a slow machine would send more. A day does not.
+    # On a slow machine, a process would apply its own share, and the minute would slide. A day does not.
+    monkeypatch.setattr(token_limits, "SLOW_S", PATIENCE_S)
     allowance = TokenAllowance(None, 1000)
     robot = Principal(fresh("key"), "robot", frozenset({"infer"}))
     stores = [TokenAccounts.connect(valkey_url) for _ in range(2)]
