@@ -33,8 +33,8 @@ def optimized():
     # type: () -> bool
     """Return True if this Python was compiled with profile-guided optimization.
 
-    Without it, loops take twice as long. pyenv does not use it by default. Distributions use it for the
-    Python in /usr, but that Python's configuration does not show it.
+    Without it, loops take twice as long. pyenv does not use it by default. Linux distributions use it, but
+    the configuration of their Python does not show it. So the result for a Python in /usr is always True.
     """
     return sys.base_prefix == "/usr" or "--enable-optimizations" in (
         sysconfig.get_config_var("CONFIG_ARGS") or ""

@@ -126,7 +126,7 @@ class RouterSettings(Settings):
         return WindowLimits(self.drift_window_rows, self.drift_window_s)
 
     def drift_policy(self) -> DriftPolicy:
-        """Return the thresholds from which a difference is drift."""
+        """Return the settings that decide if a difference is drift, such as the fewest rows."""
         return DriftPolicy(min_rows=self.drift_window_rows)
 
     def dead_letter_limits(self) -> DeadLetterLimits:

@@ -197,12 +197,12 @@ def _show_outlook(found: Mapping[str, Any]) -> None:
         between = (
             ""
             if month["low"] is None
-            else f" (8 in 10: {output.money_of(month['low'])} to {output.money_of(month['high'])})"
+            else f" (80 % interval: {output.money_of(month['low'])} to {output.money_of(month['high'])})"
         )
         output.line(
             f"This month: {output.money_of(month['spent'])} spent, "
-            f"{output.money_of(month['expected'])} {currency} expected{between}; "
-            f"from {month['basis']}."
+            f"{output.money_of(month['expected'])} {currency} expected{between}. "
+            f"The forecast is based on {month['basis']}."
         )
     if found["idle_per_month"] is not None:
         output.line(

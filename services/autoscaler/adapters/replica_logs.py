@@ -45,7 +45,8 @@ class ReplicaLogs:
     def prune(self, lives: Callable[[str], bool] = lambda _: False) -> None:
         """Delete logs that are too old, and the oldest logs above the limit of the total size.
 
-        The log of a live replica is kept under both names if the replica came from a warm pool.
+        A live replica from a warm pool has a log with two names: the file of the pool's worker, and a link to
+        this file with the replica's name. Both are kept.
         """
         found = defaultdict[str, list[Path]](list)
         for path in self._folder.glob(f"{_WORKER}*.log*"):

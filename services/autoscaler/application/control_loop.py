@@ -168,7 +168,7 @@ class ControlLoop:
         self._hints = {name: at for name, at in self._hints.items() if now - at < held}
         desired_state = self._parts.source.current
         deployments = desired_state.deployments if desired_state else []
-        # Sorted by name, because the snapshot that is read from a recording must lead to the same decisions.
+        # As in a snapshot that is read from a recording, so that a replay makes the same decisions.
         return Snapshot(
             desired_state=desired_state,
             running=tuple(sorted(running, key=lambda each: each.replica)),

@@ -143,7 +143,10 @@ class DeploymentRound:
         return DeploymentMemory(start, self.now, recommended=((self.now, start),), start=start_failures)
 
     def _with_configuration(self, memory: DeploymentMemory) -> DeploymentMemory:
-        """Return the memory for the current configuration. A changed configuration has no failures yet."""
+        """Return what is remembered of the Deployment, for its current configuration.
+
+        If the configuration has changed, forget the failed starts, the replica slots and the measured MiB.
+        """
         current = fingerprint(self.deployment)
         if memory.fingerprint == current:
             return memory

@@ -227,7 +227,7 @@ def _outcome(
 def _judged(
     kept: Attempts, outcome: ScratchOutcome, now: float
 ) -> tuple[Attempts, VerificationResult | None]:
-    """Return the attempts after an outcome, and the version's result if this was the last try."""
+    """Return the failed tries with this outcome, and the version's result; None if another try follows."""
     if outcome.kind in ("verified", "rejected"):
         result = VerificationResult.model_validate(
             {"round": outcome.round, "state": outcome.kind, "message": outcome.message, "card": outcome.card}

@@ -19,7 +19,11 @@ LOST_KEPT_MS = 120_000
 
 
 class Place(NamedTuple):
-    """The replica of a sequence. ``token``: a new one for each start. ``lost``: the replica has ended."""
+    """The replica of a sequence. ``lost``: the replica has ended.
+
+    ``token``: random, new for each start of the sequence. So a late request of an earlier start cannot change
+    this place.
+    """
 
     deployment: str
     replica: str

@@ -200,15 +200,21 @@ class _Ubj:
 
     def _keep(self, data: bytes) -> bytes:
         self._kept += len(data)
-        if len(data) > MAX_VALUE or self._kept > 64 * MAX_VALUE:
-            raise Malformed(f"the values in the file have more than {MAX_VALUE} bytes")
+        if len(data) > MAX_VALUE:
+            raise Malformed(f"a value in the file has more than {MAX_VALUE} bytes")
+        self._check_kept()
         return data
 
     def _keep_values(self, count: int) -> None:
         """Count values against the memory limit. Even a value without bytes needs memory."""
         self._kept += _VALUE_BYTES * count
+        self._check_kept()
+
+    def _check_kept(self) -> None:
         if self._kept > 64 * MAX_VALUE:
-            raise Malformed("the file has more values in one place than a model has")
+            raise Malformed(
+                f"the values to read from the file need more than {64 * MAX_VALUE} bytes of memory"
+            )
 
     def value(self, marker: bytes, path: Path, depth: int, *, keep: bool) -> Any:
         """Read or skip one value. ``marker``: the byte with its type."""

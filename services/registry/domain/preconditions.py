@@ -70,5 +70,5 @@ def version_etag(version: Version) -> str:
 
 
 def content_etag(content: Any) -> str:
-    """Return the ETag of an object that has no revision: a digest of its content, a JSON value."""
+    """Return the ETag of an object without a revision: a digest of ``content``, which is a JSON value."""
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]

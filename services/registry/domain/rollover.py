@@ -93,10 +93,10 @@ def settle(snapshot: RegistrySnapshot, name: str, seen: int | None) -> list[Chan
 
 
 def with_previous(stored: EndpointSpec, spec: EndpointSpec) -> EndpointSpec:
-    """Return ``spec`` with the currently serving targets as its ``previous``.
+    """Return ``spec`` with ``previous`` set to the targets that serve now, without those that ``spec`` keeps.
 
-    During an unsettled roll-over, these are the stored ``previous``, because the stored targets may not be
-    ready.
+    The targets of ``stored`` serve now. But while a roll-over is not settled, its ``previous`` targets serve,
+    because the new ones may not be ready.
     """
     kept = {target.deployment for target in spec.targets}
     serving = stored.previous or stored.targets
@@ -136,7 +136,7 @@ def without_own_shadow(spec: EndpointSpec) -> EndpointSpec:
 
 
 def with_minimum(snapshot: RegistrySnapshot, rollout: Rollout, share: int) -> list[Change]:
-    """Return the change that gives a canary ``share`` percent of its minimum replicas, rounded up.
+    """Return the change that sets the minimum replicas of a canary to ``share`` percent, rounded up.
 
     So a rollout does not need twice the replicas, unless its options request full capacity.
     """

@@ -149,9 +149,10 @@ class Sandbox:
     async def spawn(
         self, needs: FileNeeds, command: Sequence[str], environment: Mapping[str, str], **how: Any
     ) -> asyncio.subprocess.Process | None:
-        """Start a command. Return None if the machine refused this degree.
+        """Start a command in the current degree of isolation.
 
-        After None, prepare the folders for the next weaker degree and call this again. In every degree the
+        If the machine refuses this degree, change to the next weaker one and return None. Then prepare the
+        folders for the new degree, and call this method again. In every degree the
         command ends when this worker ends, and only its user can read the files that it writes. ``how`` is
         passed to ``create_subprocess_exec``. Raises Unavailable like :meth:`weaken`.
         """

@@ -457,7 +457,7 @@ class JobScheduler:
         if job.attempt or self._deliveries.can_ack(job):
             queue(job)
         else:
-            self._forget(job)  # the job's channel has ended, so the broker delivers it again
+            self._forget(job)  # its message's channel has closed, so the broker delivers the message again
 
     def _pause(self) -> None:
         self._paused_until = time.monotonic() + RETRY_S

@@ -38,8 +38,9 @@ def prefetch(
 def consumer_prefetch(messages: int) -> int:
     """Return the prefetch of a consumer that should hold ``messages``: a quarter more, and at least one.
 
-    Gateways publish as many requests as the workers hold. A caller within its fair share may publish more.
-    With this margin, such a request is delivered immediately, and its worker can run it before the others.
+    Gateways publish only as many requests as the workers should hold. But they publish the request of a
+    caller within its fair share immediately, also above that number. The margin leaves room for this request:
+    the broker delivers it immediately, and the worker can run it before the requests that it already holds.
     """
     return messages + max(1, messages // 4)
 

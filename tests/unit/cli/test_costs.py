@@ -94,7 +94,7 @@ def test_the_report(plane: Any, tidegate: Any) -> None:
     for words in (
         "0.5000 EUR for 0.03 replica-hours",
         "idle                60.0%",
-        "8 in 10: 3.0000 to 5.0000",
+        "80 % interval: 3.0000 to 5.0000",
         "Idle time costs 12.5000 EUR",
         "2.0000 of 2 EUR a day (100%)",
         "the budget of 2 EUR a day is used up",

@@ -48,7 +48,7 @@ def ubj(value: Any, *, typed: bool = True) -> bytes:
 def test_values_without_bytes_count_too():
     nothing = b"[$N#l" + struct.pack(">i", 500_000)
     made = b"{L" + struct.pack(">q", 7) + b"version[#l" + struct.pack(">i", 20) + nothing * 20 + b"}"
-    with pytest.raises(Malformed, match="more values in one place"):
+    with pytest.raises(Malformed, match="need more than"):
         pick_ubj(made, {("version",)})
 
 

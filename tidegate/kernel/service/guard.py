@@ -53,7 +53,7 @@ class Guard:
         origins: Container[object],
         answer_error: AnswerError | None = None,
     ) -> None:
-        """``answer_error`` answers refusals; None: in Tidegate's own format."""
+        """``answer_error`` makes the answer to a refused request. None: the answer has Tidegate's format."""
         self._app = app
         self._answer_error = answer_error or (lambda _path, error, rid: error_response(error, rid))
         self._token = ServiceToken(settings.service_token)

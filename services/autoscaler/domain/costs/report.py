@@ -88,7 +88,10 @@ def pending_rows(lives: Iterable[Life]) -> list[Row]:
 
 
 def report(rows: Sequence[Row], by: By, prices: PriceList) -> dict[str, Any]:
-    """Return the total, the items, the sums by part, and the duration that the launcher observed."""
+    """Return the cost report: the total, an item for each ``by``, and the sums for each part of the time.
+
+    It also has the time that the launcher observed, and what managed services would cost.
+    """
     observed = sum(amount.spent.ns for place, amount in rows if place.part.kind == OBSERVED) / NS
     parts = [(place, amount) for place, amount in rows if place.part.kind != OBSERVED]
     total = Item()

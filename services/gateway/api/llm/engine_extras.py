@@ -22,7 +22,7 @@ from services.gateway.domain.llm.refusal import EngineRefused
 from tidegate.kernel.errors import TidegateError
 from tidegate.version import VERSION
 
-# The statuses of engines for paths that they do not have, or that their model cannot serve.
+# The HTTP statuses with which an engine answers if it has no such path, or if its model cannot serve it.
 _NOT_THERE = (404, 405, 501)
 _HOW = f"the member 'model', the header {MODEL_HEADER} or ?model=NAME"
 
