@@ -79,14 +79,7 @@ clean: down ## stop everything and delete the data (installed packages stay)
 test: export PYTHONDONTWRITEBYTECODE =
 test: bootstrap-dev ## install what is missing, check the code, run every test
 	@$(MAKE) --no-print-directory --jobs=3 check test-bytecode test-packages
-	@$(MAKE) --no-print-directory --jobs=2 test-stacks test-parts
-
-# Both outputs at once would be hard to read. So this one appears at its end, as a whole.
-test-parts:
-	@log=$$(mktemp); $(PY) -m pytest -n 3 $(BY_FILE) $(PYTEST_FLAGS) $(PART_TESTS) >"$$log" 2>&1; code=$$?; \
-	printf '\nThe tests of parts (%s):\n' "$(PART_TESTS)"; cat "$$log"; rm -f "$$log"; exit $$code
-
-test-stacks:
+	$(PY) -m pytest -n 4 $(BY_FILE) $(PYTEST_FLAGS) $(PART_TESTS)
 	$(PY) -m pytest -n 4 $(BY_FILE) $(PYTEST_FLAGS) $(STACK_TESTS)
 
 # Names the tests that failed in each run. A run takes about a quarter of an hour on two cores.
