@@ -107,7 +107,7 @@ def imported(stack: Stack, iris: Path, flowers: Path) -> Any:
     files = {"code/inference.py": SCRIPT.encode(), "model.joblib": (iris / "model.joblib").read_bytes()}
     words = iris / "words.mar"
     with zipfile.ZipFile(words, "w") as mar:
-        manifest = {"model": {"modelName": "words", "handler": "words.py", "modelVersion": "1.0"}}
+        manifest = {"model": {"modelName": "spotter", "handler": "words.py", "modelVersion": "1.0"}}
         mar.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
         mar.writestr("words.py", HANDLER)
         mar.writestr("words.json", '["tide", "gate"]')
@@ -138,7 +138,7 @@ def test_an_mlflow_model(client: Client, imported: Any, iris: Path) -> None:
 
 
 def test_a_handler_of_torchserve_gets_the_body(http: httpx.Client, imported: Any) -> None:
-    answer = http.post("/predictions/words", json={"text": "the tide comes in"})
+    answer = http.post("/predictions/spotter", json={"text": "the tide comes in"})
     assert (answer.status_code, answer.json()) == (200, {"found": ["tide"]})
     assert answer.headers["content-type"] == "application/json"
 
