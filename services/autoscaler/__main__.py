@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     if parsed.command == "sweep":
         return _sweep(settings, parsed.grace)
     telemetry.configure(parsed.command or "autoscaler", settings.log_level)
-    # Imported here, so that each command loads only the modules that it needs.
+    # The imports are here, so that each command loads only the modules that it needs.
     if parsed.command == "engine-proxy":
         from services.autoscaler import engine_proxy_wiring
 

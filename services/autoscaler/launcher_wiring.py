@@ -62,7 +62,7 @@ def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
 
 def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
     """Return the launcher of containers, and the probe of the engine's machine."""
-    # Imported here, so that the embedded stack starts without the engine's SDK.
+    # These imports are here, so that the embedded stack starts without the engine's SDK.
     from services.autoscaler.adapters.docker.container_spec import DockerPlan
     from services.autoscaler.adapters.docker.engine import Engine
     from services.autoscaler.adapters.docker.engine_probe import EngineProbe

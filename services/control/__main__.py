@@ -1,7 +1,8 @@
 """Run registry, autoscaler and router in one process: ``python -m services.control``.
 
-The three share the interpreter, the libraries and one event loop, which saves the memory of two processes.
-Each service keeps its port, its accounts and its routes, so nothing changes for the rest of the stack.
+The three services share the interpreter, the libraries and one event loop, which saves the memory of two
+processes. Each service keeps its port, its accounts and its routes, so nothing changes for the rest of the
+stack.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main() -> int:
     problem = asyncio.run(migrate.problem(registered.database_url))
     if problem is not None:
         raise SystemExit(f"tidegate registry: {problem}")
-    # The registry starts first and stops last, because the others read it. The autoscaler stops first.
+    # The registry starts first and stops last, because the other services read it. The autoscaler stops
+    # first.
     return run(
         [
             Part(registry.build(registered), registered, registered.registry_port),

@@ -44,7 +44,7 @@ def main() -> int:
 
 def _serve(settings: GatewaySettings, *, member: bool) -> None:
     """Serve in this process. ``member``: other gateway processes share its port."""
-    # Imported here, because a process that only starts other gateway processes does not need it.
+    # These imports are here, because a process that only starts other gateway processes does not need them.
     from services.gateway import memory, processes
     from services.gateway.app import build
     from tidegate.kernel.service import app as service

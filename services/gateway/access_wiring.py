@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class AccessWiring:
-    """The parts that control access. They start before the first request and stop after the last one."""
+    """The parts that control access. They start before the first request and stop after the last."""
 
     def __init__(
         self,

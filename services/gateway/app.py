@@ -82,7 +82,7 @@ STREAMED = (
 
 
 class Gateway(NamedTuple):
-    """The gateway.
+    """A gateway process.
 
     ``app``: an ASGI app; its lifespan starts and stops the parts. ``protocol``: the HTTP hot path.
     To stop the gateway, call ``drain`` first.
@@ -151,7 +151,7 @@ def _rest_app(
             models.router,
             generate.router,
             *parts.triton.routers,
-            # Before OpenAI's routers, because both have the path of one model.
+            # These routers come before OpenAI's routers, because both have the path of one model.
             *rows_routers(
                 parts.core,
                 access,

@@ -1,4 +1,4 @@
-"""Build the APIs for language models on their one core."""
+"""Build the APIs for language models. They share one core."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.gateway.application.llm.accounting import LlmAccounting
 from services.gateway.application.llm.core import LlmCore
 from services.gateway.settings import GatewaySettings
 
-# The paths whose routes limit their bodies, like STREAMED in app.py.
+# The paths of routes that limit the sizes of their bodies themselves, like STREAMED in app.py.
 LLM_BODIES: dict[str, int | None] = {
     r"/v1/(chat/completions|completions|embeddings|responses)": None,
     r"/|/generate|/generate_stream|/tgi/.*": None,

@@ -23,7 +23,10 @@ from tidegate.kernel.protocol.permissions import GATEWAY, RoutePermissions
 
 
 class TritonWiring:
-    """The parts. ``beside``: data of requests outside their bodies. ``control``: loads and scales models."""
+    """The parts for Triton's extensions.
+
+    ``beside``: data of requests outside their bodies. ``control``: loads and scales models.
+    """
 
     def __init__(
         self, settings: GatewaySettings, core: InferenceCore, limits: BodyLimits, *, traced: bool

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"tidegate registry: {problem}")
     if arguments:
         return
-    # Imported here, because a migration does not need these modules, and importing them takes time.
+    # These imports are here, because a migration does not need the modules, and imports take time.
     from services.registry.app import build
     from tidegate.kernel import telemetry
     from tidegate.kernel.service import app as service

@@ -77,7 +77,7 @@ class Service:
         return found
 
     def pages(self, path: str, limit: int | None = None, **query: Any) -> list[Doc]:
-        """Send GET for each page of a list, and return up to ``limit`` items; None: all."""
+        """Send GET for each page of a list, and return up to ``limit`` items; None means all."""
         found: list[Doc] = []
         cursor: str | None = None
         while limit is None or len(found) < limit:

@@ -40,7 +40,10 @@ class SweepPlan:
 
 @dataclass(frozen=True, slots=True)
 class SweepResults:
-    """The measurements. ``left`` is the number of settings that were not measured, for lack of time."""
+    """The measurements of a sweep.
+
+    ``left``: how many settings were not measured, because the time was over.
+    """
 
     points: list[Point]
     left: int

@@ -86,7 +86,7 @@ def oip_request(
 ) -> DeployRequest:
     """Return the request that deploys an upstream. Raise UsageError.
 
-    ``options``: those of the command. Its part ``llm`` has the options of upstreams.
+    ``options``: the options of the command. Its part ``llm`` has the options of upstreams.
     """
     given = dict(options.pop("llm", None) or {})
     upstream = {field: given.pop(option) for option, field in _FIELDS.items() if option in given}

@@ -27,8 +27,8 @@ def model_in(path: Path) -> Path | None:
 def external_files(model: Path) -> list[str]:
     """Return the paths of an ONNX file's external data, relative to its folder.
 
-    Raise UsageError for a path outside of the folder, a hidden file or a missing file. Empty for a file that
-    is not ONNX: the registry reports that error.
+    Raise UsageError for a path outside of the folder, a hidden file or a missing file. Return an empty list
+    for a file that is not ONNX. The registry reports that error.
     """
     try:
         if not model.stat().st_size:

@@ -61,7 +61,7 @@ def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str
 
 
 def serve_imported(request: DeployRequest, way: Way, json: bool, report: Doc) -> None:
-    """Upload and register a file of another system, and serve it. ``report``: added to the JSON."""
+    """Upload and register a file of another system, and serve it. ``report``: more members of the JSON."""
     from tidegate.cli.publish import registered
 
     _serve(lambda plane, steps: registered(plane, request, steps), request.options, way, json, report=report)

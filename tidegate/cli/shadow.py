@@ -67,7 +67,10 @@ def start(plane: Control, name: str, to: str, options: Doc) -> None:
 
 
 def read(plane: Control, name: str) -> Doc:
-    """Return the registry's shadow with the router's report. The router may know an older shadow."""
+    """Return the registry's shadow with the router's report on it.
+
+    There is no report while the router still knows an older shadow.
+    """
     stated = plane.registry.get(f"/v1/endpoints/{part(name)}").get("shadow")
     shown: Doc = plane.router.get(f"/v1/shadows/{part(name)}")
     if stated is not None and (shown["shadow"] or {}).get("id") != stated["id"]:

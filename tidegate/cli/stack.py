@@ -1,4 +1,4 @@
-"""The stack itself: ``up``, ``down``, ``status``, ``version``."""
+"""Commands for the stack: ``up``, ``down``, ``status``, ``version``."""
 
 from __future__ import annotations
 

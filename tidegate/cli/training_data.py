@@ -30,7 +30,7 @@ MAX_ROWS = 1_000_000
 def baseline_of(path: Path, signature: Doc | None) -> Doc:
     """Return the baseline of a file of training data, in the registry's format. Raise UsageError.
 
-    ``signature``: that of the version; None: the file's names are the columns.
+    ``signature``: the version's signature. If it is None, the names in the file are the columns.
     """
     reader = {".csv": _csv, ".npz": _npz, ".parquet": _parquet}.get(path.suffix.lower())
     if reader is None:

@@ -215,7 +215,7 @@ def _documents(points: list[Point], chosen: Point | None) -> list[dict[str, Any]
 
 
 def _store(plane: Control, source: Doc, chosen: Point) -> dict[str, float]:
-    """Merge the capacity into the version's current metrics."""
+    """Write the capacity into the version's metrics. Return the metrics of the capacity."""
     path = f"/v1/models/{part(source['model'])}/versions/{source['version']}"
     metadata = plane.registry.get(path)["metadata"]
     found = chosen.capacity().to_metrics()

@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: the command line imports only the errors from here, and does not need numpy.
+    # These imports wait for the first use, because the command line needs only the errors, and no numpy.
     if name in {"Client", "JobHandle", "BatchHandle"}:
         from tidegate.client import sync
 

@@ -50,7 +50,7 @@ class AsyncBatchHandle(BatchCalls, Awaited):
     async def results(self, timeout_s: float | None = None) -> AsyncGenerator[BatchItem, None]:
         """Wait for the end, then yield the outcome of each request, in the order of the requests.
 
-        Raise DeadlinePassed if the batch has not ended after ``timeout_s`` seconds (None: never).
+        Raise DeadlinePassed if the batch has not ended after ``timeout_s`` seconds (None means never).
         """
         answer = await self._client._run(self._client._batches.results(self.id, timeout_s))
         async with aclosing(self._client._lines(answer)) as lines:

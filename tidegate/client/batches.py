@@ -46,7 +46,7 @@ class BatchCalls(Handle):
 
     @Call
     def wait(self, timeout_s: float | None = None) -> Flow[str]:
-        """Wait for the end and return the status. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
+        """Wait for the batch's end; return its status. Raise DeadlinePassed after ``timeout_s``, if given."""
         return self._heard(self._batches.wait(self.id, timeout_s))
 
     @Call
@@ -121,7 +121,7 @@ class BatchFlows:
         return document_of((yield from self.core.call("DELETE", _path(id), None)))
 
     def wait(self, id: str, timeout_s: float | None) -> Flow[Document]:
-        """Return a batch's document at its end. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
+        """Return a batch's document when it has ended. Raise DeadlinePassed after ``timeout_s``, if given."""
         clock = self.core.caller.clock
         deadline = None if timeout_s is None else clock() + timeout_s
         while True:

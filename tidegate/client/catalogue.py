@@ -22,12 +22,15 @@ MOST_ITEMS = 1_000  # the largest page of a list
 
 @dataclass(frozen=True, slots=True)
 class CatalogueFlows:
-    """The calls. Each returns documents of the registry. A reference is ``NAME``, ``NAME@3`` or an alias."""
+    """Calls about registered versions. Each returns documents of the registry.
+
+    A reference is ``NAME``, ``NAME@3`` or ``NAME@ALIAS``.
+    """
 
     core: Core
 
     def pages(self, path: str, limit: int | None, query: Mapping[str, Any]) -> Flow[list[Document]]:
-        """Return up to ``limit`` items of a list, page by page; None: all."""
+        """Return up to ``limit`` items of a list, page by page; None means all."""
         found: list[Document] = []
         cursor: str | None = None
         while limit is None or len(found) < limit:
@@ -72,7 +75,7 @@ def _part(name: str) -> str:
 
 
 class CatalogueCalls:
-    """The calls of both clients. See `docs/catalogue.md`.
+    """The calls about registered versions, for both clients. See `docs/catalogue.md`.
 
     A reference is ``NAME``, ``NAME@3`` or ``NAME@ALIAS``.
     """
@@ -85,7 +88,7 @@ class CatalogueCalls:
     ) -> Flow[list[Document]]:
         """Return the versions of all models that match a filter, such as ``metrics.accuracy > 0.9``.
 
-        ``order_by``: a name and ``asc`` or ``desc``. ``limit``: the most versions; None: all.
+        ``order_by``: a name and ``asc`` or ``desc``. ``limit``: the most versions; None means all.
         """
         query = {"filter": filter, "order_by": order_by}
         return self._catalogue.pages("versions", limit, query)
@@ -181,7 +184,7 @@ class CatalogueCalls:
 
     @Call
     def set_retention(self, model: str, retention: Document | None) -> Flow[Document]:
-        """Set how many versions of a model are kept: ``{"keep_last": 10}``; None: all. Return the policy."""
+        """Set how many versions of a model are kept: ``{"keep_last": 10}``, or None. Return the policy."""
         path = f"models/{_part(model)}/policy"
         return self._catalogue.send("PATCH", path, {"retention": retention})
 

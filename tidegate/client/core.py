@@ -240,7 +240,7 @@ class Core:
     def call(
         self, method: str, path: str, timeout_s: float | None, content: bytes = b"", at_once: str = ""
     ) -> Flow[Answer]:
-        """Send one call and return its answer, within ``timeout_s`` (None: the client's)."""
+        """Send one call and return its answer, within ``timeout_s`` (None means the client's)."""
         limit = self.timeout_s if timeout_s is None else timeout_s
         return (yield from self.caller.call(method, path, timeout_s=limit, content=content, at_once=at_once))
 

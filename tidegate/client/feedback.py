@@ -54,7 +54,7 @@ def item_of(
     outcomes: Mapping[str, Any],
     at: datetime | float | None,
 ) -> Document:
-    """Return an item of feedback. ``answer``: a result, a job, or an id; raise TypeError for any other."""
+    """Return an item of feedback. ``answer``: a result, a job, or an id; raise TypeError otherwise."""
     item = {name: value for name, value in outcomes.items() if value is not None}
     if idempotency_key is not None:
         item["idempotency_key"] = idempotency_key

@@ -26,7 +26,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """A job's options. None: the gateway's default. ``priority`` is high, normal or low.
+    """A job's options. None means the gateway's default. ``priority`` is high, normal or low.
 
     The job expires after ``ttl_s`` seconds."""
 
@@ -110,7 +110,7 @@ class JobFlows:
         return document_of(answer)
 
     def wait(self, id: str, timeout_s: float | None) -> Flow[Document]:
-        """Return a job's document at its end. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
+        """Return a job's document at its end. Raise DeadlinePassed after ``timeout_s`` (None means never)."""
         clock = self.core.caller.clock
         deadline = None if timeout_s is None else clock() + timeout_s
         while True:
@@ -172,15 +172,15 @@ class JobCalls(Handle):
 
     @Call
     def wait(self, timeout_s: float | None = None) -> Flow[str]:
-        """Wait for the end and return the status. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
+        """Wait for the job's end; return its status. Raise DeadlinePassed after ``timeout_s``, if given."""
         return self._heard(self._jobs.wait(self.id, timeout_s))
 
     @Call
     def result(self, timeout_s: float | None = None) -> Flow[InferResult]:
         """Wait for the result and return it. It can be fetched again.
 
-        Raise DeadlinePassed after ``timeout_s`` seconds (None: never), or the job's own error: ModelFailed,
-        Conflict if it was cancelled, DeadlinePassed if it expired.
+        Raise DeadlinePassed after ``timeout_s`` seconds (None means never), or the job's own error:
+        ModelFailed, Conflict if it was cancelled, DeadlinePassed if it expired.
         """
         return self._jobs.result(self.id, timeout_s)
 

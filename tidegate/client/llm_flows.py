@@ -14,7 +14,7 @@ from tidegate.client.flow import Answer, Flow
 
 @dataclass(frozen=True, slots=True)
 class CallOptions:
-    """The parts of a call that are not its body. ``timeout_s`` None: the client's."""
+    """The parts of a call that are not its body. ``timeout_s`` None means the client's."""
 
     timeout_s: float | None = None
     request_id: str | None = None

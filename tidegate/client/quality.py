@@ -16,7 +16,7 @@ from tidegate.client.jobs import Document, document_of
 
 @dataclass(frozen=True, slots=True)
 class QualityFlows:
-    """The calls. Each returns a document of the router."""
+    """Calls about drift and quality. Each returns a JSON document of the router."""
 
     core: Core
 
@@ -39,7 +39,7 @@ class QualityFlows:
 
 
 class QualityCalls:
-    """The calls of both clients. See `docs/drift.md`."""
+    """The calls about drift and quality, for both clients. See `docs/drift.md`."""
 
     _quality: QualityFlows
 
@@ -47,7 +47,8 @@ class QualityCalls:
     def drift(self, name: str | None = None) -> Flow[Document]:
         """Return ``items``: the drift of each version behind an endpoint, a Deployment or a model.
 
-        With a name the items have all ``columns`` and ``points``. None: a summary of all deployed versions.
+        With a name the items have all ``columns`` and ``points``. None means a summary of all deployed
+        versions.
         """
         return self._quality.read("drift", name)
 

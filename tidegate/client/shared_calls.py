@@ -1,4 +1,4 @@
-"""The calls that are the same in both clients. ``sync.py`` and ``aio.py`` have the others."""
+"""The calls that are the same in both clients. ``sync.py`` and ``aio.py`` have the other calls."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def of(settings: Settings, environ: Mapping[str, str]) -> Started:
 
 
 def write(state: Path, started: Started) -> None:
-    """Write the file."""
+    """Write the record of a start to its file."""
     path = state / "run" / "started.json"
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     fresh.write_text(json.dumps(asdict(started), indent=1))

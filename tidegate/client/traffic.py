@@ -54,7 +54,7 @@ class TrafficFlows:
         return {**shown, "rollout": rollout}
 
     def wait(self, endpoint: str, timeout_s: float | None) -> Flow[Document]:
-        """Return the rollout at its end. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
+        """Return the rollout when it has ended. Raise DeadlinePassed after ``timeout_s``, if given."""
         clock = self.core.caller.clock
         deadline = None if timeout_s is None else clock() + timeout_s
         while True:
@@ -128,7 +128,7 @@ def _part(name: str) -> str:
 
 
 class TrafficCalls:
-    """The calls of both clients. See `docs/canaries.md`."""
+    """The calls that roll out versions, for both clients. See `docs/canaries.md`."""
 
     _traffic: TrafficFlows
 
@@ -151,7 +151,7 @@ class TrafficCalls:
 
     @Call
     def wait_rollout(self, endpoint: str, timeout_s: float | None = None) -> Flow[Document]:
-        """Return the rollout at its end. Raise DeadlinePassed after ``timeout_s`` seconds (None: never)."""
+        """Return the rollout when it has ended. Raise DeadlinePassed after ``timeout_s``, if it is given."""
         return self._traffic.wait(endpoint, timeout_s)
 
     @Call
@@ -171,7 +171,7 @@ class TrafficCalls:
 
     @Call
     def rollback(self, endpoint: str, version: int | None = None) -> Flow[Document]:
-        """End a canary, or go back to an earlier version (None: the last one)."""
+        """End a canary, or go back to an earlier version (None means the last one)."""
         return self._traffic.rollback(endpoint, version)
 
     @Call

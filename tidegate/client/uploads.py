@@ -104,7 +104,8 @@ class Uploading:
                 pause = min(2 * pause, LONGEST_PAUSE_S)
                 continue
             except Conflict:
-                # Another process sends the same bytes. Each interrupts the other, so both must give way.
+                # Another process sends the same bytes. Each process interrupts the other one, so both must
+                # give way.
                 if self.clock() - since > self.patience_s:
                     raise
                 yield Sleep(pause)
@@ -179,7 +180,7 @@ class UploadFlows:
 
 
 class UploadCalls(Blocking):
-    """The blocking call. See `docs/stores.md`."""
+    """The blocking call that uploads a file. See `docs/stores.md`."""
 
     _uploads: UploadFlows
 

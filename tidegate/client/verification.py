@@ -22,7 +22,7 @@ POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class VerificationFlows:
-    """The calls. Each returns the verification of a version, with its capacity card."""
+    """Calls about verification. Each returns the verification of a version, with its capacity card."""
 
     core: Core
 
@@ -60,7 +60,7 @@ class VerificationFlows:
 
 
 class VerificationCalls:
-    """The calls of both clients. See `docs/verification.md`."""
+    """The calls about verification, for both clients. See `docs/verification.md`."""
 
     _verification: VerificationFlows
 

@@ -76,8 +76,8 @@ class FairOrder(Generic[K]):
         if not self._entries:
             self._heap.clear()
         if len(self._tags) > 2 * len(self._entries) + IDLE_KEPT:
-            # Drop the tags that have no effect. Their members would start later anyway, at the clock minus
-            # the credit.
+            # Drop the tags that have no effect. A member without a tag starts at the clock minus the credit,
+            # and these tags are lower.
             self._tags = {
                 known: tag
                 for known, tag in self._tags.items()

@@ -46,8 +46,8 @@ class LogFolder:
         """Return the last ``lines`` lines of these logs from ``since`` to ``until``, in order of time."""
         found: list[LogEntry] = []
         for log in logs:
-            # Check the time of each line, because a file may be written a moment after the times of its
-            # lines.
+            # Files are chosen by their modification time, which may be later than the times of their lines.
+            # So check the time of each line too.
             found += [each for each in self._read(log, since, lines) if since < each.at <= until]
         found.sort(key=lambda each: each.at)
         return found[-lines:] if lines else []
@@ -75,8 +75,8 @@ class LogFolder:
         return sorted(found.values(), key=lambda each: each.at)[-MOST_OF_REQUEST:]
 
     def _read(self, log: str, since: float, lines: int) -> list[LogEntry]:
-        # In this order, because `worker-a-0-1.log` is the log of the replica `a-0-1`, even if a Deployment
-        # `worker-a` exists.
+        # Try the worker's name first, because `worker-a-0-1.log` is the log of the replica `a-0-1`, even if a
+        # Deployment `worker-a` exists.
         for stem in (f"{_WORKER}{log}", log):
             path = self.path / f"{stem}.log"
             if path.parent == self.path and path.is_file():

@@ -19,7 +19,7 @@ from pathlib import Path
 from tidegate.kernel.errors import Unavailable
 
 PROC = Path("/proc")
-# Shared by all stacks of this machine or container, because they see the same processes.
+# All stacks of this machine or container share this folder, because they see the same processes.
 HOST = Path("/run/tidegate/model-users")
 # The file in a replica's folder with the number of the user that its worker claimed.
 NOTE = "model-user"
@@ -60,7 +60,7 @@ class ModelUser:
         raise Unavailable(f"all {COUNT} users for models are taken")
 
     def begin(self) -> None:
-        """Note that the user has processes from now on."""
+        """Record that the user has processes from now on."""
         os.pwrite(self._locks[0], b"used", 0)
 
     def end_all(self) -> None:
@@ -96,7 +96,7 @@ def noted(state: Path) -> list[int]:
 
 
 def is_ours(uid: int) -> bool:
-    """Return True for a number in the ranges for models."""
+    """Return True if a user's id is in the ranges for models."""
     return any(first <= uid < first + COUNT for first in FIRST)
 
 
@@ -153,7 +153,7 @@ def _locks(paths: Iterable[Path]) -> list[int]:
 
 
 def _first() -> int:
-    """Return the first number of the range in this user namespace."""
+    """Return the first user id of the range in this user namespace."""
     spans = [tuple(map(int, line.split())) for line in (PROC / "self/uid_map").read_text().splitlines()]
     for first in FIRST:
         if any(start <= first and first + COUNT <= start + count for start, _, count in spans):

@@ -1,4 +1,4 @@
-"""Start and end a process in less time. Main modules call this before they import the rest."""
+"""Start and end a process in less time. Main modules call this before their other imports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import atexit
 import gc
 import sys
 
-# No collection before this many new objects: more than a service makes while it loads. A command that runs
+# Collect no garbage before this many new objects. A service makes fewer while it loads. A command that runs
 # for hours makes more, so its garbage is still collected.
 LOADING = 300_000
 # Thresholds of the garbage collector. The first two keep pauses short: each new connection makes 17 objects

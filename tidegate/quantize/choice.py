@@ -1,4 +1,4 @@
-"""Choose a recipe by its loss and latency, and say why the others were refused. Pure."""
+"""Choose a recipe by its loss and latency, and say why other recipes were refused. Pure."""
 
 from __future__ import annotations
 

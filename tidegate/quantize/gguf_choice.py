@@ -36,14 +36,14 @@ class Fit:
 def candidate(name: str, size: int, header: GgufHeader, slots: int, context: int | None) -> Candidate:
     """Return the memory that a replica with this file needs.
 
-    ``size``: bytes of the file. ``context``: tokens of context; None: as the header says.
+    ``size``: bytes of the file. ``context``: tokens of context; None means the number in the header.
     """
     tokens = kv_tokens_of(context_of(header, context), slots, stated=context is not None)
     return Candidate(name, size, tokens * kv_bytes_per_token(header))
 
 
 def choose(candidates: Sequence[Candidate], memory: int) -> Fit:
-    """Return the largest file that fits into ``memory`` bytes, and why the others are not served."""
+    """Return the largest file that fits into ``memory`` bytes, and why other files are not served."""
     able = [each for each in candidates if each.total <= memory]
     best = max(able, key=lambda each: (each.weights, each.name), default=None)
     reasons = {}

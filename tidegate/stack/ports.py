@@ -16,7 +16,7 @@ from tidegate.stack.errors import PortBusy
 # The first candidate. It is below the range from which the kernel assigns ports to outgoing connections.
 _FIRST = 10_000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_APART = 997  # ports between the first candidates of two consecutive processes
+_APART = 997  # the distance between the first candidates of processes with consecutive pids
 
 
 def free_ports(count: int) -> list[int]:

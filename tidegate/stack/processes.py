@@ -1,4 +1,4 @@
-"""Find and end processes through /proc. A process is identified by pid and start time: pids are reused."""
+"""Find and end processes through /proc. A pid can be reused, so pid and start time identify a process."""
 
 from __future__ import annotations
 

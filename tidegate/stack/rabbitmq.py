@@ -64,7 +64,7 @@ def children(
     """Return epmd (Erlang's name server) and the node. They write only below ``home``.
 
     ``small``: the node uses 30 MB less memory, and only one core. ``definitions``: the node's users
-    (``accounts.py``); empty: RabbitMQ's default user.
+    (``accounts.py``); empty means RabbitMQ's default user.
     """
     ours = {"HOME": str(home), "ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
     env = {k: v for k, v in environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))} | ours
@@ -111,7 +111,7 @@ def _files(home: Path, port: int, ack_timeout_s: float, definitions: str, *, sma
 
 @dataclass(frozen=True, slots=True)
 class _QuickStart:
-    """The folder of RabbitMQ's main plugin, and Erlang's folders with the code of a start, largest first."""
+    """The folder of RabbitMQ's main plugin, and Erlang's code folders that a start needs, largest first."""
 
     broker: Path
     code: tuple[Path, ...]

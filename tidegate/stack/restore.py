@@ -22,7 +22,7 @@ from tidegate.stack.backup import (
 )
 from tidegate.stack.backup_file import BackupError, Manifest, extract, verified
 
-# The parts of a state folder that are a stack's data. `make up` or a start creates all others again.
+# The parts of a state folder that are a stack's data. `make up` or a start creates all other parts again.
 _DATA = ("data", "secrets", "token", "webhook-secret", "metrics")
 
 

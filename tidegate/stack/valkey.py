@@ -49,7 +49,7 @@ def child(
 ) -> Child:
     """Return the server of live facts, with its files in ``home``. Its data is lost when it stops.
 
-    ``users``: the text of its ACL file (``accounts.py``); empty: no login. ``login``: the user of the
+    ``users``: the text of its ACL file (``accounts.py``); empty means no login. ``login``: the user of the
     readiness probe, and the file with the password.
     """
     return _child("valkey", home, port, "TIDEGATE_VALKEY_PORT", LIVE, environ, users, login)
@@ -65,7 +65,7 @@ def jobs_child(
 ) -> Child:
     """Return the server of jobs, with its data in ``home``. A write is on disk before the server answers.
 
-    ``users``: as for :func:`child`.
+    ``users``: see :func:`child`.
     """
     return _child("valkey-jobs", home, port, "TIDEGATE_JOBS_PORT", JOBS, environ, users, login)
 

@@ -26,7 +26,7 @@ def drawable() -> None:
 
 def draw(path: Path, title: str, points: Sequence[Point], chosen: Point | None, latency_ms: float) -> None:
     """Write the picture. Raise BadRequest if the file cannot be written."""
-    # Imported here, because matplotlib loads slowly. The Agg canvas needs no window system.
+    # This import is here, because matplotlib loads slowly. The Agg canvas needs no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Routes for operators: statuses, why, policies, overrides, hosts, replicas, decisions, cold starts."""
+"""Routes for operators: statuses, policies, overrides, hosts, replicas, decisions, cold starts."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class PolicyChange(BaseModel):
 class OverrideResult(BaseModel):
     """An override, and where it is stored: the registry, or the autoscaler until the registry is back.
 
-    ``replicas`` is the requested number and ``runs`` the resulting one (null: not known yet). If ``runs`` is
-    less, ``bounded_by`` (``maximum``, ``schedule``, ``cost cap`` or ``host``) and ``reason`` say why.
+    ``replicas`` is the requested number and ``runs`` the resulting one (null if not known yet). If ``runs``
+    is less, ``bounded_by`` (``maximum``, ``schedule``, ``cost cap`` or ``host``) and ``reason`` say why.
     """
 
     deployment: str

@@ -109,7 +109,7 @@ class ControlLoop:
         self._wake.set()
 
     def hint(self, deployment: str) -> None:
-        """Note a demand event. For a while, it counts as one request for ``deployment``."""
+        """Record a demand event. For a while, it counts as one request for ``deployment``."""
         self._hints[deployment] = self._clock()
         self.wake()
 
@@ -168,7 +168,8 @@ class ControlLoop:
         self._hints = {name: at for name, at in self._hints.items() if now - at < held}
         desired_state = self._parts.source.current
         deployments = desired_state.deployments if desired_state else []
-        # As in a snapshot that is read from a recording, so that a replay makes the same decisions.
+        # A snapshot from a recording has its replicas sorted by name. Sort them here too, so that a replay of
+        # the recording makes the same decisions.
         return Snapshot(
             desired_state=desired_state,
             running=tuple(sorted(running, key=lambda each: each.replica)),

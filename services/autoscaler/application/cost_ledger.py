@@ -72,7 +72,7 @@ class CostLedger:
     def take_over(self, desired_state: DesiredState | None) -> None:
         """Read the lives that the former leader had not booked completely. Call it when this process leads.
 
-        ``desired_state``: the last one. Its budgets apply from the first round on.
+        ``desired_state``: the last known state. Its budgets apply from the first round on.
         """
         self._leads = True
         if desired_state is not None:
@@ -82,7 +82,7 @@ class CostLedger:
         self.over_budget = {name: used.words for name, used in self._used.items()}
 
     def note(self, snapshot: Snapshot, now: float) -> None:
-        """Note the replicas of a round. Do nothing if the launcher did not list them.
+        """Record the replicas of a round. Do nothing if the launcher did not list them.
 
         ``now``: the time of the launcher's list.
         """
@@ -105,7 +105,7 @@ class CostLedger:
         self._holders = holders(desired_state)
 
     def killed(self, replica: str, at: float) -> None:
-        """Note that the launcher has killed a replica. The launcher will not list it again."""
+        """Record that the launcher has killed a replica. The launcher will not list it again."""
         life = self._book.lives.get(replica)
         if life is not None and life.end(at):
             self._due.set()
@@ -182,9 +182,9 @@ class CostLedger:
         }
 
     def _budgets(self, deployment: str | None) -> list[dict[str, Any]]:
-        """Return the budgets of a Deployment, or of all (None).
+        """Return the budgets of a Deployment, or of all Deployments (None).
 
-        The list of all has no reserves, because they share the budgets of their Deployments.
+        The list of all leaves out reserves, because they share the budgets of their Deployments.
         """
         names = self._limited().keys() - self._holders.keys() if deployment is None else {deployment}
         limited = {name: each for name, each in self._limited().items() if name in names}

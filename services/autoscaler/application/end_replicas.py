@@ -12,7 +12,7 @@ POLL_S = 0.1
 
 
 async def end_replicas(launcher: Launcher, grace_s: float, strays: Collection[str] = ()) -> list[str]:
-    """Drain all replicas, wait up to ``grace_s`` seconds, kill the rest, and return the ended ones.
+    """Drain all replicas, wait up to ``grace_s`` seconds, kill those that still run, and return all names.
 
     ``strays`` are replicas that the launcher no longer lists, but that may have left processes.
     """

@@ -38,14 +38,14 @@ class Recorder:
         self._arrivals: Counter[tuple[str, int]] = Counter()
         self._arrivals_at = self._retired_at = self._expected_at = 0.0
         self._writing: asyncio.Task[None] | None = None
-        # Only one write at a time: arrivals are read and written back, and each chunk continues the previous
-        # one.
+        # Only one write runs at a time: arrivals are read and written back, and each chunk continues the
+        # previous one.
         self._turn = asyncio.Lock()
         self._expected: dict[str, float] = {}
         self._forecast_for: set[str] = set()
 
     def note(self, before: State, snapshot: Snapshot, plan: Plan, after: State, now: float) -> None:
-        """Note one round. ``before`` and ``after`` are the states before and after it."""
+        """Record one round. ``before`` and ``after`` are the states before and after the round."""
         for name, memory in after.deployments.items():
             if memory.seen is not None and memory.seen.new:
                 self._arrivals[name, int(now)] += memory.seen.new

@@ -148,7 +148,7 @@ class Verifier:
         self._listed = True
         self._drop_notes()
         now = self._clock()
-        self._grant(pending, now)  # before the store is read, because reading may fail
+        self._grant(pending, now)  # grant first, because reading the store may fail
         heard = await self._read_reports(now)
         # The outcome of a scratch replica counts once, even if its process cannot be ended now.
         live = [each for each in self._running if each.replica not in self._ending]
@@ -253,7 +253,7 @@ class Verifier:
             await self._launch(version)
 
     async def _end(self, replica: str) -> None:
-        """End a scratch replica, unless it has become a replica, or this is not known."""
+        """End a scratch replica, unless it has become a replica, or may have."""
         if not self._pool.release_verified(replica):
             return
         log.info("ending a scratch replica", extra={"replica": replica, "cause": self._ending[replica]})
@@ -318,7 +318,7 @@ class Verifier:
         self._listed = False  # the next check must list the new replica, even if no version is pending then
         try:
             await self._launcher.launch(assignment)
-        except (TidegateError, OSError) as error:  # such as a full disk
+        except (TidegateError, OSError) as error:  # for example, the disk is full
             failed = error if isinstance(error, TidegateError) else LaunchFailed(str(error))
             log.warning("starting a scratch replica failed", extra={"problem": failed.message})
             memory, result = after_failed_launch(version, self._attempts.get(key), failed, now)

@@ -56,7 +56,7 @@ Replicas = list[Running]
 Views = list[dict[str, Any]]
 
 PERIOD_S = 1.0
-VERIFIED = " verified"  # key for scratch replicas, where pools have their names
+VERIFIED = " verified"  # the key of scratch replicas; each pool's key is its name
 OFFER_S = 2.0  # longest wait of a round for a worker, which normally answers within milliseconds
 CLAIM_POLL_S = 0.005
 REFILL_AFTER_S = 3.0  # pause before the pool's next start, so that the new replica can load its model
@@ -132,7 +132,7 @@ class WarmPool:
         self._verified[scratch.replica] = scratch
 
     def release_verified(self, worker: str) -> bool:
-        """Stop keeping a scratch replica. Return False if it has become a replica, or this is not known."""
+        """Stop keeping a scratch replica. Return False if it has become a replica, or may have."""
         self._verified.pop(worker, None)
         return not (self._in_doubt or worker in self._claims.workers)
 

@@ -73,7 +73,7 @@ def size_of(
 ) -> ReplicaSize:
     """Return the size of a replica of ``deployment``; ``measured_mb`` 0: not measured yet.
 
-    ``version``: its version; None: not known.
+    ``version``: its version; None if not known.
     """
     declared = deployment.resources.memory_mb
     cores = deployment.resources.cpus or 1.0
@@ -106,7 +106,7 @@ def room_of(host: Host, policy: Policy, there: Iterable[tuple[ReplicaSize, int]]
 
 
 def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
-    """Return how many replicas each Deployment may have; ``room`` is left beside held ones."""
+    """Return how many replicas each Deployment may have. ``room``: the free room beside existing replicas."""
     total = room
     for claim in claims:
         total = total.less(claim.size, -claim.held)
@@ -147,7 +147,7 @@ def _shared(claims: Sequence[HostClaim], total: Room) -> dict[str, int]:
 
 
 def starts_allowed(host: Host | None, policy: Policy, young: int) -> int | None:
-    """Return how many more replicas may start while ``young`` ones are starting; None: any number."""
+    """Return how many more replicas may start while ``young`` ones are starting; None means any number."""
     return None if host is None else max(0, pace(host, policy) - young)
 
 
@@ -199,7 +199,7 @@ def _fits(claims: Iterable[HostClaim], total: Room) -> bool:
 
 
 def _turn(claim: HostClaim, count: int, whole: Room) -> tuple[bool, float, bool, str]:
-    """Return the sort key for replica ``count`` + 1 of a claim. The smallest key comes first."""
+    """Return the sort key for replica ``count`` + 1 of a claim. The smallest key gets room first."""
     memory = claim.size.memory_mb / whole.memory_mb if whole.memory_mb > 0 else 0.0
     cores = claim.size.cores / whole.cores if whole.cores > 0 else 0.0
     # Among equal Deployments, one that already holds this replica comes first, so that no replica is

@@ -132,7 +132,7 @@ def _adopt(
             took = max(0.0, now - each.launched_at - seen.installing_s)
             starts[each.deployment] = (took, *starts.get(each.deployment, ()))[:STARTS_KEPT]
         _raise_generation(generations, each.deployment, each.slot, each.generation)
-    for name in reports or {}:  # failed replicas that have ended have reports, too
+    for name in reports or {}:  # failed replicas that have ended have a report, too
         if parsed := parse_replica(name):
             _raise_generation(generations, *parsed)
     return replace(state, replicas=replicas, generations=generations, starts=starts)
@@ -150,7 +150,7 @@ def _retire(
     policy: Policy,
     now: float,
 ) -> tuple[list[Action], Decision | None]:
-    """End all replicas of a Deployment that was deleted."""
+    """Return the actions that end the replicas of a deleted Deployment, and the decision, if there is any."""
     no_timeouts = ReplicaTimeouts(float("inf"), float("inf"))
     verdicts = judge_all(running, no_timeouts, snapshot, state, policy, now)
     actions: list[Action] = [Kill(v.running.replica, v.ended) for v in verdicts if v.ended]

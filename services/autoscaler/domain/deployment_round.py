@@ -118,7 +118,7 @@ class DeploymentRound:
         )
 
     def _first_memory(self, state: State) -> DeploymentMemory:
-        """Return the memory of a Deployment that is new to this process. Its target is what runs now.
+        """Return the memory of a Deployment that is new to this process. The target: the replicas that run.
 
         A Deployment that never ran starts one replica, even with a minimum of 0. This shows that its model
         loads.

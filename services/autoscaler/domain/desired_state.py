@@ -1,4 +1,4 @@
-"""Check a new desired state from the registry, and index one for the decisions of a round."""
+"""Check a new desired state from the registry, and make an index of it for the decisions of a round."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DesiredStateIndex:
 
 
 def index_of(desired_state: DesiredState | None) -> DesiredStateIndex:
-    """Return the index of a desired state; an empty one for None."""
+    """Return the index of a desired state; an empty index for None."""
     if desired_state is None:
         return DesiredStateIndex()
     rolling = [endpoint for endpoint in desired_state.endpoints if endpoint.previous]

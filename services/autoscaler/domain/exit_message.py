@@ -9,7 +9,7 @@ LONGEST = 500
 
 
 def describe_exit(code: int | None) -> str:
-    """Describe an exit code in words (negative: a signal; None: not known)."""
+    """Describe an exit code in words (negative: a signal; None if not known)."""
     if code is None:
         return "the worker's process has ended"
     if code < 0:

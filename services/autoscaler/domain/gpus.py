@@ -1,7 +1,8 @@
 """Choose the GPUs of a replica, from the GPUs of the machine and the claims on them.
 
-A claim is a number of MiB of a GPU's memory; for a whole GPU, all of it. A claim is stored with its replica:
-as a label of the container, or as a file in the folder of the process. So it ends with the replica.
+A claim is a number of MiB of a GPU's memory; a claim on a whole GPU has all its memory. A claim is stored
+with its replica: as a label of the container, or as a file in the folder of the process. So the claim ends
+with the replica.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from services.autoscaler.domain.snapshot import Host, Launch, Policy, Snapshot
 
 @dataclass(frozen=True, slots=True)
 class HostBounds:
-    """The host in one round: its free room, and how many starts are allowed (None: any number)."""
+    """The host in one round: its free room, and how many starts are allowed (None means any number)."""
 
     host: Host | None
     policy: Policy

@@ -44,8 +44,8 @@ class Running:
     fingerprint at the launch. ``ending`` says how a dead worker ended, if that is known; ``out_of_memory``
     means that the kernel killed it at its memory limit. ``image`` is the container's image with its digest,
     ``gpus`` has the UUIDs of its GPUs. ``worker`` is the launcher's name for a replica that came from a warm
-    pool. ``memory_mb`` is the memory of its processes; 0: not known. ``ended_at`` is the time when a dead
-    worker's process ended; None: not known.
+    pool. ``memory_mb`` is the memory of its processes; 0 if not known. ``ended_at`` is the time when a dead
+    worker's process ended; None if not known.
     """
 
     replica: str
@@ -81,7 +81,7 @@ class LaunchSpec:
 
     @classmethod
     def of(cls, assignment: Assignment | WarmAssignment) -> LaunchSpec:
-        """Return these parts of an assignment, for a replica or for a worker of a warm pool."""
+        """Return the parts of an assignment for the launcher, of a replica or of a worker of a warm pool."""
         if isinstance(assignment, WarmAssignment):
             pool = assignment.pool
             drain_limit_s, digest = POOL_DRAIN_S, pool_fingerprint(pool)

@@ -209,7 +209,7 @@ def _rate(samples: tuple[Sample, ...], least_s: float) -> float | None:
 
 
 def _window(samples: tuple[Sample, ...], since: float) -> tuple[Sample, ...]:
-    """Return the samples of the window and the last one before it, so that they cover the whole window."""
+    """Return the samples of the window and the last sample before it. They cover the whole window."""
     start = 0
     while start + 1 < len(samples) and samples[start + 1].at <= since:
         start += 1

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# A Deployment that fails repeatedly must not displace the logs of all others.
+# A Deployment that fails repeatedly must not displace the logs of all other Deployments.
 SHARE = 0.25
 MOST_EACH = 100
 

@@ -48,7 +48,7 @@ class LlmLoad:
     ``waiting`` requests with ``waiting_tokens`` prompt tokens have no event yet. The engines of all ready
     replicas have ``slots``, ``running`` requests in them, and ``engine_waiting`` requests in their own
     queues. Their KV caches have room for ``kv_total`` tokens and hold ``kv_used``. ``tokens_per_s``: how many
-    prompt tokens the engines together read in a second; None: not known.
+    prompt tokens the engines together read in a second; None if not known.
     """
 
     waiting: int = 0
@@ -63,7 +63,7 @@ class LlmLoad:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The load of one Deployment. None: not known. Rates are requests a second.
+    """The load of one Deployment. A field is None if it is not known. Rates are requests per second.
 
     ``new`` are the requests that arrived since the last round. ``ms_per_request`` is the model time of a
     request in one of a replica's ``slots`` (model instances). While the replicas are not measured yet, this

@@ -22,7 +22,7 @@ def to_drain(verdicts: Iterable[Verdict], target: int, current: str) -> list[Dra
     fresh = [v for v in active if v.running.fingerprint == current]
     stale = [v for v in active if v.running.fingerprint != current]
     # A stale replica that is not ready serves no request, so it is drained now. A ready stale replica is
-    # drained when a fresh one is ready.
+    # drained when a fresh replica is ready.
     serving = sum(v.phase == "ready" for v in active)
     leave = [v for v in stale if v.phase != "ready" and v.reported]
     replaceable = max(0, serving - target)

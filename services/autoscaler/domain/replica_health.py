@@ -22,7 +22,7 @@ from services.autoscaler.domain.plural import counted
 from services.autoscaler.domain.snapshot import Policy, Snapshot
 from tidegate.kernel.protocol.presence import ReplicaReport
 
-# Causes of a replica's end. Only the first is a normal one.
+# Causes of a replica's end. Only the first is not a failure.
 DRAINED = "drained"
 DIED = "died"
 FAILED = "failed"
@@ -44,7 +44,7 @@ REASONS = {
 class ReplicaTimeouts:
     """The time limits of a Deployment's replicas, in seconds: to become ready, and to finish some work.
 
-    ``progress_s`` None: the limit of the policy, which does not apply to replicas with jobs or streams.
+    ``progress_s`` None means the limit of the policy, which does not apply to replicas with jobs or streams.
     """
 
     start_s: float
@@ -191,7 +191,8 @@ def _stuck(
     if report is None or (timeouts.progress_s is None and _may_be_long(report)):
         return ""
     limit = timeouts.progress_s or policy.progress_timeout_s
-    # After this limit, the worker itself ends a hung model and reports why. Give it a little time.
+    # At the same limit, the worker ends a model that hangs and reports why. Give the worker a little time
+    # for this.
     if now - memory.progress_at <= limit + policy.start_grace_s:
         return ""
     return (

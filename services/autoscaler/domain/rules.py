@@ -35,7 +35,7 @@ from services.autoscaler.domain.llm_rules import llm_needs, words
 from services.autoscaler.domain.memory import Load, RuleNeed
 from services.autoscaler.domain.tuning import Tuning
 
-# Subtracted before `ceil`, so that 2.0000000001, a rounding error, does not add a replica.
+# Subtract this before `ceil`, so that a rounding error, such as 2.0000000001, does not add a replica.
 TINY = 1e-9
 TOLERANCE = 0.1
 # A trend raises the rate to at most this many times the current one.
@@ -77,7 +77,7 @@ def burst(load: Load, tuning: Tuning) -> RuleNeed | None:
 
 
 def predicted_wait_ms(load: Load, fleet: ReplicaCounts) -> float | None:
-    """Return how long a request that arrives now would wait, in ms; None: not known.
+    """Return how long a request that arrives now would wait, in ms; None if not known.
 
     If no replica is ready, this includes the time of a start.
     """

@@ -23,7 +23,7 @@ class Circumstances:
     """The inputs of the target besides the load: the replicas, a demand event, an override.
 
     ``kept``: this Deployment keeps its replicas, because a canary is compared with it. ``over_budget``: the
-    budget that is used up; empty: none.
+    budget that is used up; empty means none.
     """
 
     fleet: ReplicaCounts

@@ -68,7 +68,7 @@ PRESETS: dict[Aggressiveness, Preset] = {
 
 
 def tuning(deployment: Deployment, policy: Policy, start_s: float = 0.0) -> Tuning:
-    """Return the values that ``deployment`` sets; the others follow from its aggressiveness and ``policy``.
+    """Return the values that ``deployment`` sets; other values follow from its aggressiveness and ``policy``.
 
     The default windows last at least ``start_s``, the time that a new replica takes to start.
     """

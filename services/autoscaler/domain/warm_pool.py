@@ -17,7 +17,7 @@ BACKOFF_MAX_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class WarmClaim:
-    """A replica that was offered to the pool, and the ``worker`` that took it; None: not known yet.
+    """A replica that was offered to the pool, and the ``worker`` that took it; None if not known yet.
 
     The other fields are those of :class:`Running` that the launcher cannot know.
     """
@@ -70,7 +70,7 @@ def plan_pool(
     now: float,
     evidence_since: float = 0.0,
 ) -> tuple[PoolPlan, PoolMemory]:
-    """Keep every pool at its size. ``waiting`` are all workers that have no Deployment.
+    """Plan starts and ends that keep every pool at its size. ``waiting``: all workers without a Deployment.
 
     Heartbeats have been readable since ``evidence_since``. A worker that ends before it gets a Deployment
     counts as a failed start: the next start waits 1, 2, 4 .. 60 s.

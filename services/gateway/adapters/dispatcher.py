@@ -462,7 +462,7 @@ class Dispatcher:
         return too_late(pending.route.name, fleet, passed, waited_s=waited_s, held=held)
 
     def on_fleets(self, _: Mapping[str, ReplicaFleet]) -> None:
-        """Publish as many held requests as replicas have room for. Fail those to models that cannot load."""
+        """Publish as many held requests as replicas have room for; fail those to models that cannot load."""
         for name, queue in list(self._queues.items()):
             fleet = self._fleet(name)
             queue.learn(fleet)

@@ -60,7 +60,7 @@ class KeyCache:
         self.table: KeyTable | None = None
 
     async def start(self) -> None:
-        """Read the table on disk, then the registry's, and keep it up to date in the background."""
+        """Read the table from the disk, then from the registry. Then keep it up to date in the background."""
         with contextlib.suppress(FileNotFoundError):
             self._take(self._disk.read_bytes(), "disk")
         await self._refresh()

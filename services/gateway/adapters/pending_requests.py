@@ -133,7 +133,7 @@ class DeploymentQueue:
         return Standing(mine + self.lane.elsewhere(flow), share) if contended else None
 
     def learn(self, fleet: ReplicaFleet) -> None:
-        """Set the windows to the size that the replicas can hold now. Note the loads of other gateways."""
+        """Set the windows to the size that the replicas can hold now. Store the loads of other gateways."""
         for lane in self.lanes.values():
             lane.window = window_of(fleet)
             lane.learn(fleet.flows_elsewhere)
@@ -196,7 +196,7 @@ def publish_failure(queue: Queue, error: Unavailable, lane: Lane | None = None) 
 
 
 def never_again(pending: PendingRequest) -> TidegateError | None:
-    """Return the error for a request that was sent and may not be sent again; None for any other."""
+    """Return the error for a request that was sent and may not be sent again; None for any other request."""
     if not pending.sent:
         return None
     if pending.lane is not None and pending.lane.sequence:
@@ -208,7 +208,8 @@ def prepare_again(pending: PendingRequest) -> None:
     """Prepare a request to be sent after a reconnect."""
     if pending.sent and pending.order is not None:
         # The first copy may still run. So the second copy gets another attempt number, to tell their chunks
-        # apart. A first copy that leaves its replica's own queue gets the next number: with a lane, skip it.
+        # apart. With a lane, skip the next number, because the first copy gets it if it leaves its replica's
+        # own queue.
         assert pending.frame is not None
         pending.order.attempt += 1 if pending.lane is None else 2
         pending.frame = renumbered(pending.frame, pending.order.attempt)

@@ -47,7 +47,7 @@ class ReplicaWatch:
             self._declared.add(queue.name)
 
     def _note(self, channel: Channel) -> None:
-        """Note a new channel. If it replaces another one, note the time of the reconnect, too."""
+        """Record a new channel. If it replaces another channel, record the time of the reconnect, too."""
         if self._channel is not channel:
             if self._channel is not None:
                 self._back_at = time.monotonic()

@@ -181,7 +181,7 @@ class SharedRegions:
         return region
 
     def _refresh(self) -> None:
-        """Take over what the other gateway processes have registered and unregistered."""
+        """Add the regions that other gateway processes registered; remove those that they unregistered."""
         entries = None if self._table is None else self._table.changed()
         if entries is None:
             return

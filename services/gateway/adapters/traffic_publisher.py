@@ -34,7 +34,7 @@ class TrafficPublisher:
         await self._publish()
 
     def seen(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Note the callers in a report of usage, each with its endpoint."""
+        """Record the callers in a report of usage, each with its endpoint."""
         for caller, endpoint in pairs:
             self._callers.setdefault(endpoint, set()).add(caller)
 

@@ -69,7 +69,7 @@ class UsageReporter:
         await self.connection.stop()
 
     def counts(self, principal: str, endpoint: str) -> list[int]:
-        """Return the counts of a caller at an endpoint, in the order of ``COUNTS``. Count in this list."""
+        """Return the list to count a caller's usage of an endpoint in. It has the order of ``COUNTS``."""
         counts = self._counts.get((principal, endpoint))
         if counts is None:
             counts = self._counts[principal, endpoint] = [0] * len(ZERO)

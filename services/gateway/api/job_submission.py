@@ -147,7 +147,7 @@ class JobSubmissionHandler:
         try:
             submitted = await self._submitter.submit(request)
             job = submitted.job
-            del request  # so that its tensors are freed while the caller waits
+            del request  # frees the request's tensors while the caller waits
             if grant is not None:
                 grant.accepted(received)
             if prefer.wait_s and not job.terminal:

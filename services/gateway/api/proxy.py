@@ -34,8 +34,8 @@ log = telemetry.logger(__name__)
 PREFIX = "/api"
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 TIMEOUT = httpx.Timeout(300.0, connect=5.0)
-# No limit on connections to the services: slow callers could use up all of them. The gateway already limits
-# its callers' connections.
+# The number of connections to the services is not limited, because slow callers could use up all of them. The
+# gateway already limits its callers' connections.
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 # The proxy forwards no body for these methods.
 BODILESS = {"GET", "HEAD", "DELETE"}

@@ -19,7 +19,7 @@ SMALL_BODY = 65_536
 
 
 class ReceivedBody(NamedTuple):
-    """A body. ``held`` counts against the budget until it is released.
+    """The body of a request. ``held`` counts against the budget until it is released.
 
     ``started``: the time (``time.perf_counter``) at which the body was complete.
     """

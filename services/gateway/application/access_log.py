@@ -236,7 +236,7 @@ class AccessLog:
     ) -> None:
         """Log a failed or refused request, and export its trace. Above a limit per second, only count it.
 
-        ``started``: the time of ``time.perf_counter`` at which the request began; None: now.
+        ``started``: the time of ``time.perf_counter`` at which the request began; None means now.
         """
         ended = time.perf_counter()
         started = ended if started is None else started

@@ -53,7 +53,7 @@ class ModelControl:
     ) -> None:
         """Wake a model, even if it is paused. Return when it is ready; raise TidegateError.
 
-        ``timeout_ms``: how long to wait; None: ``LOAD_S``.
+        ``timeout_ms``: how long to wait; None means ``LOAD_S``.
         """
         self._permit(model, principal)
         model_control.check_parameters(model, parameters)

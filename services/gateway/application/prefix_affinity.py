@@ -32,7 +32,7 @@ class DeploymentMemory:
 
 
 class Placement:
-    """A request and its preferred ``replica`` (None: any). It counts as load until the context ends."""
+    """A request and its preferred ``replica`` (None means any). It counts as load until the context ends."""
 
     def __init__(self, memory: DeploymentMemory, blocks: list[bytes], choice: Choice) -> None:
         self._memory = memory
@@ -44,7 +44,7 @@ class Placement:
         self._count(choice.replica)
 
     def taken_by(self, replica: str | None) -> None:
-        """Note the replica that runs the request. The first answer names it; later calls do nothing."""
+        """Record the replica that runs the request, which the first answer names. Later calls do nothing."""
         if self._taken or not replica:
             return
         self._taken = True

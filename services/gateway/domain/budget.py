@@ -31,7 +31,7 @@ NOTHING = Reserved(0, 0, 0)
 
 
 class Budget:
-    """The budgets of a day and a month; None without a limit. ``expected``: the last request's reservation.
+    """An account's budgets of a day and a month; None without a limit. ``expected``: the last reservation.
 
     ``short``: a request was refused since the last settlement, although the account may have room for it.
     """

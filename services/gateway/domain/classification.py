@@ -45,7 +45,7 @@ def top(
             f"class result not available for output due to unsupported type {tensor.datatype.name!r}: output "
             f"{tensor.name!r}"
         )
-    import numpy as np  # imported here, because few requests need it
+    import numpy as np  # this import is here, because few requests need it
 
     size = elements(list(tensor.dims))
     count = min(count, size)

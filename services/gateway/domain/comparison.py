@@ -23,7 +23,9 @@ _FLOATS = frozenset({"FP16", "FP32", "FP64", "BF16"})
 
 
 class Output(NamedTuple):
-    """An output of an answer: its tensor without the batch axis, rows (0: no batch axis), and raw bytes."""
+    """An output of an answer: its tensor without the batch axis, number of rows, and raw bytes.
+
+    The number of rows is 0 if the output has no batch axis."""
 
     tensor: Tensor
     rows: int
@@ -36,7 +38,10 @@ class Output(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The counts of one compared output. ``difference``: in words; empty if the output agrees."""
+    """The counts of one compared output.
+
+    ``difference``: the difference in words; empty if the output agrees.
+    """
 
     name: str
     counts: OutputCounts

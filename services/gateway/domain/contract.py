@@ -46,7 +46,7 @@ RETRY_AFTER_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class WantedOutput:
-    """An output that the caller wants. ``classes``: return this many of its highest values; 0: the tensor."""
+    """An output that the caller wants. ``classes``: return this many of its highest values, or with 0 all."""
 
     name: str
     binary: bool
@@ -54,10 +54,10 @@ class WantedOutput:
 
 
 class Decoded(NamedTuple):
-    """A decoded request. ``wanted``: None means every output. ``binary``: the default form of outputs.
+    """A decoded request. ``wanted``: None means every output. ``binary``: outputs are binary by default.
 
     ``timeout_ms``: the timeout in the request, or None. ``priority``: 1 goes first; 0: no priority was set.
-    ``sinks``: the outputs that go to shared memory, with their places there.
+    ``sinks``: the outputs that go to shared memory, each with its place in the shared memory.
     ``sequence``: the sequence of the request, or None.
     """
 
@@ -216,7 +216,7 @@ class Inputs:
                 f"{contract.model!r}. Got input(s) {_names(self._seen)}, but missing required input(s) "
                 f"{_names(missing)}. Please provide all required input(s)."
             )
-        if len(slots) == 1:  # the usual case
+        if len(slots) == 1:  # most requests have one input
             _, tensor, raw = slots[0]
             return (tensor,), [raw], max(self.rows, 0)
         slots.sort(key=lambda entry: entry[0])
@@ -332,7 +332,7 @@ def _no_shape(name: str, given: Any) -> BadRequest:
 def _checked(
     name: str, datatype: Any, shape: list[int], order: int, contract: Contract
 ) -> tuple[int, Datatype, tuple[int, ...], int]:
-    """Return the input's position, datatype, dims without the batch axis, and rows (0: no batch axis)."""
+    """Return the input's position, datatype, dims without the batch axis, and rows (0 without that axis)."""
     if contract.signature is None:
         check_name("input", name)
         if not isinstance(datatype, str) or datatype not in DATATYPES:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 ANY_ORIGIN = "*"
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9._~\[\]:-]+")
-# Response headers that a page may read. Browsers always allow some others.
+# Response headers that a page may read. Browsers always allow some other headers.
 EXPOSED = (
     "Server-Timing",
     "Retry-After",

@@ -59,10 +59,10 @@ class Standing(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Flow(Generic[T]):
-    """A flow in one lane. ``outstanding``: its unanswered requests. ``published``: those in the window.
+    """A flow in one lane. ``outstanding``: its unanswered requests.
 
-    ``tenant``: the field of its request frames. ``name``: the key as text. ``held``: a heap of the requests
-    that wait here, by (priority, order of arrival).
+    ``published``: how many requests are in the window. ``tenant``: the field of its request frames. ``name``:
+    the key as text. ``held``: a heap of the requests that wait here, by (priority, order of arrival).
     """
 
     key: FlowKey
@@ -86,7 +86,8 @@ class FairLane(Generic[T]):
         self._last: tuple[FlowKey, Flow[T]] | None = None
         self._order: FairOrder[FlowKey] = FairOrder(BURST)
         self._elsewhere: Mapping[str, FlowLoad] = {}
-        # Flows of other gateways without a request here at the last report, and the sum of their weights.
+        # The flows that, at the last report, had requests at other gateways but not here, and the sum of the
+        # weights of these flows.
         self._only_elsewhere: Mapping[str, FlowLoad] = {}
         self._other_weight = 0
         self._active_weight = 0

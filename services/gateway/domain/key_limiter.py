@@ -32,10 +32,11 @@ SLOTS_RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LimitReached:
-    """A refusal. ``limit``: ``rate``, ``concurrency``, ``day``, ``month``, ``day_budget``, ``month_budget``.
+    """The limit that refuses a request.
 
-    ``soon``: the account may have money left, but this process has not leased it yet. For limits of a day
-    or a month, use ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
+    ``limit``: ``rate``, ``concurrency``, ``day``, ``month``, ``day_budget``, ``month_budget``. ``soon``:
+    the account may have money left, but this process has not leased it yet. For limits of a day or a month,
+    use ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
     """
 
     limit: str
@@ -216,7 +217,7 @@ class KeyLimiter:
         # The number of requests expected in the next AHEAD_S, at the pace since the last settlement.
         pace = math.ceil(self._requests * AHEAD_S / max(now - self._settled_at, AHEAD_S / 5))
         if self.standalone and self.rate is not None:
-            self.rate.borrowed = self.rate.held  # not reported, because the account has refilled too
+            self.rate.borrowed = self.rate.held  # report no tokens: the account refilled in this time, too
         slots = self._slots_wanted(idle)
         self.slots = min(self.slots, slots)  # do not use slots that this settlement returns
         return self._settlement(day, pace, idle, TokenHolding(self.in_flight, slots))

@@ -48,7 +48,7 @@ def decoded(path: str, body: dict[str, Any], context: int | None) -> Decoded:
 
 
 def ask_of(path: str, model: str) -> dict[str, Any]:
-    """Return the ``ask`` of a job for a language model."""
+    """Return the parameters (``ask``) of a job for a language model: the API's path and the model's name."""
     return {PATH: path, MODEL: model}
 
 

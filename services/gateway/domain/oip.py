@@ -248,7 +248,7 @@ def _raw(body: memoryview, contract: Contract) -> Decoded:
 
 
 def _closed(name: str, datatype: Datatype, shape: list[int], size: int) -> list[int]:
-    """Replace the open dimension (-1) of a shape by its size for ``size`` bytes; raise BadRequest."""
+    """Return a shape with its open dimension (-1) computed from ``size`` bytes; raise BadRequest."""
     each, is_open = prod(d for d in shape if d != -1) * datatype.size, -1 in shape
     if (size % each) if is_open and each else size != each:
         many = "a multiple of " if is_open else ""

@@ -58,7 +58,9 @@ class PrefixMemory:
 
 
 class Choice(NamedTuple):
-    """The replica that a request prefers (None: any). ``outcome``: the metric's label if it runs there."""
+    """The replica that a request prefers, or None.
+
+    ``outcome``: the label in the metrics if this replica runs the request."""
 
     replica: str | None
     outcome: Outcome

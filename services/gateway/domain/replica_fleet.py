@@ -18,18 +18,17 @@ LOAD_FAILED = "LoadFailed"
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFleet:
-    """The replicas of a Deployment at their last reports. None: not known.
+    """The replicas of a Deployment at their last reports. A field is None if it is not known.
 
-    ``request_ms``: model time per request in recent calls. ``full_ms``: the same if each call is full.
-    ``elsewhere``: requests that other gateways have in flight. ``start_ms``: the time until the next replica
-    is ready. ``fault``: why no replica can start. ``load_failed``: the model cannot be loaded, and no replica
-    can answer. ``reloading``: the message of a replica that starts again, if no replica is ready.
+    ``request_ms``: model time per request in recent calls. ``full_ms``: model time per request if each call
+    is full. ``elsewhere``: requests that other gateways have in flight. ``start_ms``: the time until the next
+    replica is ready. ``fault``: why no replica can start. ``load_failed``: the model cannot be loaded, and no
+    replica can answer. ``reloading``: the message of a replica that starts again, if no replica is ready.
     ``replicas``: the ready replicas of a decoupled model. ``parallel``: how many requests a fully loaded
-    replica finishes in the time of one call.
-    ``holds``: the requests that all ready replicas can hold; 0: a replica does not report its number.
-    ``flows_elsewhere``: the requests of each flow at other gateways. ``gateways``: how many gateways have
-    requests, including this one. ``host_busy``: the busy share of the cores of the busiest host (0 to 1).
-    ``sequences``: the ready replicas of a stateful model.
+    replica finishes in the time of one call. ``holds``: the requests that all ready replicas can hold; 0: a
+    replica does not report its number. ``flows_elsewhere``: the requests of each flow at other gateways.
+    ``gateways``: how many gateways have requests, including this one. ``host_busy``: the busy share of the
+    cores of the busiest host (0 to 1). ``sequences``: the ready replicas of a stateful model.
     """
 
     ready: int = 0
@@ -128,7 +127,10 @@ def _decoupled(report: ReplicaReport) -> bool:
 
 
 def replica_fault(reports: Sequence[ReplicaReport], status: Mapping[str, Any]) -> ReplicaFault:
-    """Return why a Deployment without ready replicas cannot answer. ``reports``: from its replicas."""
+    """Return why a Deployment without ready replicas cannot answer.
+
+    ``reports``: the reports of its replicas.
+    """
     reloads = [
         report.message or "the replica loads its model again"
         for report in reports
@@ -169,7 +171,9 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _start_ms(status: dict[str, Any], now: float) -> float | None:
-    """Estimate the ms until a replica is ready, by the slowest of three cold starts; None if unknown."""
+    """Estimate the ms until a replica is ready, from the slowest of the last three cold starts.
+
+    None if there was no cold start."""
     past: list[float] = [start["total_ms"] for start in status.get("cold_starts", ())[-3:]]
     if not past:
         return None

@@ -14,7 +14,7 @@ from tidegate.kernel.errors import NoRoutes, NotFound
 from tidegate.kernel.protocol.access import Principal
 from tidegate.kernel.protocol.models import Signature
 
-# TensorFlow Serving's label for the endpoint's own choice.
+# With this label, a client of TensorFlow Serving lets the endpoint choose the version.
 STABLE = "stable"
 # The largest number of flows that an endpoint caches. A lookup is quicker than making a new flow.
 FLOWS_KEPT = 1024
@@ -26,7 +26,7 @@ class LlmRoute:
 
     ``adapters``: names of LoRA adapters. ``slots``: the requests that a replica runs at the same time.
     ``created``: the version's time of creation in seconds since the epoch. ``affinity_wait_ms``: the longest
-    wait for the preferred replica; 0: no preference.
+    wait for the preferred replica; 0 means no preference.
     """
 
     context: int | None = None
@@ -71,8 +71,8 @@ class DeploymentRoute:
 class ShadowRoute:
     """The Deployment that gets copies of an endpoint's requests. ``key`` identifies the counts.
 
-    ``rate``: the percentage of requests to copy. ``max_per_s``: the most copies per second; None: no limit.
-    ``until``: the end in seconds since the epoch. ``wake``: copies may start a replica.
+    ``rate``: the percentage of requests to copy. ``max_per_s``: the most copies per second; None means no
+    limit. ``until``: the end in seconds since the epoch. ``wake``: copies may start a replica.
     """
 
     deployment: DeploymentRoute
@@ -87,14 +87,14 @@ class ShadowRoute:
 
 @dataclass(frozen=True, slots=True)
 class EndpointRoute:
-    """The Deployments of an endpoint. ``targets``: those with a share of the traffic, by ``weights``.
+    """The Deployments of an endpoint. ``targets`` have a share of the traffic, by ``weights``.
 
     ``rules`` come first and may name other Deployments. ``sticky`` keeps a caller's requests at one target.
     ``compared``: answers, failures and latencies are counted by Deployment, for a canary or an experiment.
     ``feedback``: answers get an id, with which callers report outcomes. ``shadow`` gets copies of requests.
     ``weight``: the endpoint's weight at a Deployment that several endpoints share. ``failover``: Deployments
-    without a share, for requests that the targets cannot answer. ``reserves``: for the names of
-    targets, the Deployments of the replicas that serve only this endpoint.
+    without a share, for requests that the targets cannot answer. ``reserves``: by the name of
+    a target, the Deployment with the replicas that serve only this endpoint.
     ``experiment``: the id of the running experiment, or empty. ``labels``: aliases of versions.
     ``stateful``: a Deployment keeps sequences.
     """

@@ -101,8 +101,8 @@ def proto_of(target: Any, datatype: str, shape: Sequence[int], raw: bytes) -> No
 def columns(examples: Sequence[Mapping[str, Any]], datatypes: Mapping[str, str]) -> dict[str, Array]:
     """Return the inputs in examples (``tf.Example``): for each feature, an array with a row per example.
 
-    ``examples``: the features of each example by name. ``datatypes``: those of the model's inputs. Raise
-    BadRequest.
+    ``examples``: the features of each example by name. ``datatypes``: the datatype of each input of the
+    model. Raise BadRequest.
     """
     if not examples:
         raise BadRequest("the request has no examples")

@@ -38,7 +38,7 @@ class TrafficCounter:
             self._failed[endpoint] = self._failed.get(endpoint, 0) + 1
 
     def keep(self, endpoints: Collection[str], deployments: Collection[str]) -> None:
-        """Remove the counts of all other endpoints and Deployments."""
+        """Keep only the counts of these endpoints and Deployments."""
         self._times = {
             key: times for key, times in self._times.items() if key[0] in endpoints and key[1] in deployments
         }

@@ -29,7 +29,7 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TrafficRule:
-    """A rule for requests with this header, this value of it, and this caller; None: any.
+    """A rule for requests with a header, a value of this header, and a caller. None matches any.
 
     A rule with a header and a caller applies only if both match.
     """

@@ -30,7 +30,7 @@ class VariantCounter:
         self._of(endpoint, deployment)
 
     def keep(self, endpoints: set[str]) -> None:
-        """Remove the counts of all other endpoints."""
+        """Keep only the counts of these endpoints."""
         for counts in (self._times, self._failed):
             for key in [key for key in counts if key[0] not in endpoints]:
                 del counts[key]

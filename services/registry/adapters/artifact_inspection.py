@@ -53,7 +53,7 @@ _PICKLE_MAGIC = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00"
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The properties of an artifact. ``signature``: from the user or from the file; None: unknown.
+    """The properties of an artifact. ``signature``: the user's or the file's signature; None if unknown.
 
     ``saved_by``: the library releases that wrote a pickle. ``needs``: packages that running the file needs.
     ``notes``: warnings for the publisher. ``trusted``: names that the publisher trusts.

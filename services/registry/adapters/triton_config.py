@@ -68,7 +68,7 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
 
 def parse(text: str, where: str) -> TritonConfig:
     """Parse a config.pbtxt. ``where``: its folder, for messages. Raise BadRequest with line and column."""
-    # Imported here, because these modules import gRPC, which most registries never need.
+    # These imports are here, because the modules import gRPC, which most registries never need.
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 

@@ -184,7 +184,7 @@ class OverrideBody(Noun):
 
 
 class SettleBody(Noun):
-    """The revision that the Endpoint must have; None: any revision."""
+    """The revision that the Endpoint must have; None means any revision."""
 
     revision: int | None = None
 
@@ -204,7 +204,7 @@ class DeployBody(Noun):
 
 
 class Deployed(BaseModel):
-    """The version's Deployment and Endpoint. ``endpoint`` None: none exists (``traffic`` was False)."""
+    """The version's Deployment and Endpoint. ``endpoint`` may be None if ``traffic`` was False."""
 
     deployment: Deployment
     endpoint: Endpoint | None

@@ -44,7 +44,7 @@ async def change_policy(
 
 
 class RetentionRequest(Noun):
-    """The retention to try with ``dry_run``; None: the retention of the model's policy."""
+    """The retention to try with ``dry_run``; None means the retention of the model's policy."""
 
     retention: RetentionPolicy | None = None
 

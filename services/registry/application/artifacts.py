@@ -98,7 +98,7 @@ class Artifacts:
         return size
 
     async def signed_url(self, sha256: str) -> str | None:
-        """Return a signed URL for a direct download, valid for ten minutes; None if they are not used."""
+        """Return a signed URL for a direct download, valid for ten minutes; None without signed URLs."""
         return await self.store.signed_url(sha256, SIGNED_FOR) if self._signs_urls else None
 
     async def collect(self) -> None:

@@ -32,7 +32,7 @@ class Baselines:
 
     async def put(self, model: str, number: int, document: dict[str, Any]) -> str:
         """Set a version's baseline, and return its sha256. Raise NotFound or BadRequest."""
-        # Imported here, because this module loads numpy, and few registries get a baseline.
+        # This import is here, because the module loads numpy, and few registries get a baseline.
         from tidegate.kernel.profiles.baseline import Baseline
 
         try:

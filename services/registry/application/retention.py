@@ -45,7 +45,7 @@ class Retention:
         return after
 
     async def plan(self, model: str, policy: RetentionPolicy | None = None) -> list[Fate]:
-        """Return the decision of ``policy`` for each version; None: the model's policy. Change nothing."""
+        """Return the decision of ``policy`` (None means the model's) for each version. Change nothing."""
         async with self._transactions.read() as reader:
             await _check_model(reader, model)
             return await _fates(reader, model, policy)

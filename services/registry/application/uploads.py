@@ -134,7 +134,8 @@ class Uploads:
                 idle = await rows.drop_older(writer.connection, writer.now - self._limits.idle)
             for id_ in idle:
                 await self._store.do(self._store.parts.delete, id_)
-            # List the store before the rows: an upload's row is written before its first part.
+            # List the store before the rows. An upload's row is written before its first part, so a part in
+            # this list has a row, unless its upload was deleted.
             listed = await self._store.do(self._store.parts.listed)
             async with self._transactions.read() as reader:
                 known = await rows.ids(reader.connection)

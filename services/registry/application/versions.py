@@ -59,7 +59,10 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class RegisterResult:
-    """The result of a registration. ``new`` False: the version existed. ``warnings``: for the publisher."""
+    """The result of a registration.
+
+    ``new`` False: the version existed. ``warnings``: texts for the publisher.
+    """
 
     version: Version
     new: bool
@@ -161,8 +164,8 @@ class Versions:
     async def check(self, request: Registration, size: int | None, deploy: DeployRequest) -> CheckResult:
         """Check a version without changing anything. Raise the errors of :meth:`register` and of a deploy.
 
-        ``request.artifact`` may be empty or not uploaded yet; then no bytes are checked. ``size``: of the
-        artifact, in bytes.
+        ``request.artifact`` may be empty or not uploaded yet; then no bytes are checked. ``size``: the
+        artifact's size in bytes.
         """
         request = await self._recognised(request)
         format_ = _check_request(request)

@@ -1,4 +1,4 @@
-"""Point aliases such as ``champion`` to a version of a model, or delete them. Pure."""
+"""Plan to point aliases such as ``champion`` to a version of a model, or to delete them. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST = 100
 def put(
     snapshot: RegistrySnapshot, model: str, alias: str, number: int, expected: int | None = None
 ) -> list[Change]:
-    """Point an alias to a version. Return no changes if it points there already.
+    """Plan to point an alias to a version. Return no changes if it points there already.
 
     ``expected``: the version that the alias must point to now; 0: the alias must not exist; None: no
     condition. Raise Conflict if the condition is not met, NotFound for an unknown version, or BadRequest for
@@ -41,7 +41,7 @@ def put(
 
 
 def drop(snapshot: RegistrySnapshot, model: str, alias: str) -> list[Change]:
-    """Delete an alias. Raise NotFound."""
+    """Plan to delete an alias. Raise NotFound."""
     if (model, alias) not in snapshot.aliases:
         raise unknown(model, alias, snapshot.aliases_of(model))
     return [DropAlias(model, alias)]

@@ -272,7 +272,7 @@ def targets_in(spec: EndpointSpec) -> list[str]:
 
 
 def expect_revision(what: str, revision: int | None, expected: int | None) -> None:
-    """Raise Conflict unless the object is at the revision that the caller expects. None: any revision."""
+    """Raise Conflict unless the object is at the revision that the caller expects. None allows any."""
     if expected is None or revision == expected:
         return
     now = "does not exist" if revision is None else f"is at revision {revision}"

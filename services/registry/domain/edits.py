@@ -38,7 +38,7 @@ class ApplyOutcome:
 
 
 def put_deployment(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list[Change]:
-    """Create or replace a Deployment. Absent fields get their defaults.
+    """Plan to create or replace a Deployment. Absent fields get their defaults.
 
     Raise BadRequest for invalid fields, Conflict if the stored Deployment has another version.
     """
@@ -53,7 +53,7 @@ def put_deployment(snapshot: RegistrySnapshot, name: str, fields: Fields) -> lis
 
 
 def patch_deployment(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list[Change]:
-    """Change some options of a Deployment. Raise NotFound, BadRequest or Conflict."""
+    """Plan to change some options of a Deployment. Raise NotFound, BadRequest or Conflict."""
     stored = snapshot.deployment(name)
     spec = merge.deployment(stored.spec.model_dump(), _named(name, fields), f"Deployment {name!r}")
     _same_version(stored.spec, spec)
@@ -61,7 +61,7 @@ def patch_deployment(snapshot: RegistrySnapshot, name: str, fields: Fields) -> l
 
 
 def change_policy(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list[Change]:
-    """Change how a Deployment scales. Raise BadRequest for any field that does not control scaling."""
+    """Plan to change how a Deployment scales. Raise BadRequest for fields that do not control scaling."""
     other = sorted(set(fields) - set(POLICY_FIELDS))
     if other:
         raise BadRequest(
@@ -72,7 +72,7 @@ def change_policy(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list
 
 
 def delete_deployment(snapshot: RegistrySnapshot, name: str) -> list[Change]:
-    """Delete a Deployment. Raise NotFound, or Conflict while an Endpoint names it."""
+    """Plan to delete a Deployment. Raise NotFound, or Conflict while an Endpoint names it."""
     snapshot.deployment(name)
     users = sorted(e for e, stored in snapshot.endpoints.items() if name in deployments_in(stored.spec))
     if users:
@@ -85,13 +85,13 @@ def delete_deployment(snapshot: RegistrySnapshot, name: str) -> list[Change]:
 
 
 def set_override(snapshot: RegistrySnapshot, name: str, override: Override | None) -> list[Change]:
-    """Set an operator's override of the number of replicas; None removes it. Raise NotFound."""
+    """Plan to set an operator's override of the number of replicas; None removes it. Raise NotFound."""
     stored = snapshot.deployment(name)
     return _changed(stored, replace(stored, override=override))
 
 
 def put_endpoint(snapshot: RegistrySnapshot, name: str, fields: Fields, now: float = 0.0) -> list[Change]:
-    """Create or replace an Endpoint.
+    """Plan to create or replace an Endpoint.
 
     If ``fields`` has no ``previous``, the current Deployments serve until the new targets are ready. An
     experiment without an id starts at ``now`` (seconds since the epoch). Raise BadRequest for invalid fields.
@@ -133,7 +133,7 @@ def _kept_rollout(stored: EndpointSpec, spec: EndpointSpec) -> Rollout | None:
 
 
 def delete_endpoint(snapshot: RegistrySnapshot, name: str) -> list[Change]:
-    """Delete an Endpoint; its Deployments stay. Raise NotFound."""
+    """Plan to delete an Endpoint; its Deployments stay. Raise NotFound."""
     snapshot.endpoint(name)
     return [DropEndpoint(name)]
 

@@ -222,7 +222,7 @@ def _refuse_change(stored: EndpointSpec, spec: EndpointSpec) -> None:
 
 
 def begun(snapshot: RegistrySnapshot, changes: list[Change], spec: EndpointSpec, now: float) -> list[Change]:
-    """Return ``changes``, which put ``spec``. If its experiment has no id, also start the experiment."""
+    """Return ``changes``, which write ``spec``. If the experiment in ``spec`` has no id, also start it."""
     wanted = spec.experiment
     if wanted is None or wanted.id:
         return changes

@@ -23,7 +23,7 @@ Type = Literal["text", "number", "time", "any"]
 Value = str | float | datetime
 
 EXAMPLE = 'metrics.accuracy > 0.9 and tags.team = "fraud" and created > 2026-01-01'
-# For each name in a filter: the kind, name and type of its subject.
+# What a name in a filter refers to: its kind, its own name, and its type.
 NAMES: dict[str, tuple[Kind, str, Type]] = {
     "name": ("column", "model", "text"),
     "model": ("column", "model", "text"),

@@ -19,7 +19,7 @@ MAX_ITEMS = 1_000_000
 
 @dataclass(slots=True)
 class Budget:
-    """The bytes of texts that may still be read: many offsets can point to the same long text."""
+    """The bytes of texts that may still be read. A limit is needed: many offsets can name one long text."""
 
     text: int = 16 * MAX_TEXT
 

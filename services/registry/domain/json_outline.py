@@ -246,7 +246,9 @@ class _Ubj:
         return {b"T": True, b"F": False}.get(marker)
 
     def _head(self) -> tuple[bytes, int | None]:
-        """Return the type and the number of a container's elements. Empty and None: not stated."""
+        """Return the type of a container's elements (or empty), and their number (or None).
+
+        The file may omit the type, or both."""
         kind, count = b"", None
         if self._peek() == b"$":
             self.take(1)

@@ -32,7 +32,7 @@ MOST_MONEY = 10**6
 
 
 class TokenLimits(Noun):
-    """Token limits of a language model, for prompts and answers together. None: no limit."""
+    """Token limits of a language model, for prompts and answers together. None means no limit."""
 
     tokens_per_minute: int | None = Field(
         None, ge=1, le=MOST_TOKENS, description=("Most tokens in any 60 seconds.")
@@ -47,7 +47,7 @@ class TokenLimits(Noun):
 
 
 class KeySpec(TokenLimits):
-    """Scopes and limits of a key. A limit applies to all gateway processes together. None: no limit."""
+    """Scopes and limits of a key. A limit applies to all gateway processes together. None means no limit."""
 
     name: KeyName
     owner: KeyName | None = Field(
@@ -207,7 +207,7 @@ def rotated(stored: StoredKey, random: bytes, now: datetime, grace_s: float) -> 
 
 
 def changed(stored: StoredKey, patch: Mapping[str, Any], now: datetime) -> StoredKey:
-    """Apply a JSON merge patch to a key. Raise BadRequest, or Conflict for a revoked key."""
+    """Return the key after a JSON merge patch. Raise BadRequest, or Conflict for a revoked key."""
     _check_not_revoked(stored)
     fields = merge.patched(stored.spec.model_dump(exclude_none=True), patch)
     if "ttl_s" in fields or "expires_at" in patch:

@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 from tidegate.kernel.errors import BadRequest
 
-# The largest page, also for requests without a limit. DEFAULT: the page of a search inside the registry.
+# MOST: the largest page, and the page of a request without a limit. DEFAULT: the page of a search without
+# a limit inside the registry.
 MOST = 1_000
 DEFAULT = 100
 LONGEST = 4_000
@@ -34,7 +35,9 @@ N = TypeVar("N", bound=Named)
 
 @dataclass(frozen=True, slots=True)
 class NamedPage:
-    """A page of a list sorted by name. ``limit`` None: all. ``after``: the last name of the previous page."""
+    """A page of a list sorted by name.
+
+    ``limit``: the most objects; None means all. ``after``: the last name of the previous page."""
 
     limit: int | None = None
     after: str | None = None

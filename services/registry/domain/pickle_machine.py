@@ -55,7 +55,10 @@ MARK, OPAQUE, NOTHING = _Symbol("mark"), _Symbol("opaque"), _Symbol("None")
 
 @dataclass(slots=True, eq=False)
 class Made:
-    """An object that the import ``made_by`` creates from ``arguments``. ``state``: from its BUILD opcode."""
+    """An object that the import ``made_by`` creates from ``arguments``.
+
+    ``state``: the state that BUILD set.
+    """
 
     made_by: Import
     arguments: Any = OPAQUE

@@ -19,9 +19,10 @@ _ETAG = re.compile(r'(?:W/)?"?([!#-~]{1,80}?)"?')
 
 @dataclass(frozen=True, slots=True)
 class Precondition:
-    """The state that an object must have before a change. ``match``: the object's ETag must be one of these.
+    """The state that an object must have before a change. ``match``: the allowed ETags of the object.
 
-    ``ANY`` in ``match``: the object must exist. ``match`` None: any state. ``new``: it must not exist.
+    ``ANY`` in ``match``: the object must exist. ``match`` None: the ETag is not checked. ``new``: the object
+    must not exist.
     """
 
     kind: Kind

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Datatype, Signature, TensorSpec
 
-# By the number of the type in torch._export.serde.schema.ScalarType.
+# The datatypes by their numbers in torch._export.serde.schema.ScalarType.
 _TYPES: dict[int, Datatype] = {
     1: "UINT8", 2: "INT8", 3: "INT16", 4: "INT32", 5: "INT64", 6: "FP16", 7: "FP32", 8: "FP64",
     12: "BOOL", 13: "BF16", 28: "UINT16", 34: "UINT32", 35: "UINT64",

@@ -11,7 +11,7 @@ REASON = "quota_exceeded"
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The quota of a key, by the key's name. None: no limit."""
+    """The quota of a key, by the key's name. None means no limit."""
 
     key: str
     versions: int | None = None

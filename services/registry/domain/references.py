@@ -23,7 +23,7 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """Return the reference in a text. Raise BadRequest."""
+    """Parse a reference such as ``NAME@3``. Raise BadRequest."""
     model, at, version = text.partition("@")
     names.check("model", model)
     if at and not version:

@@ -52,7 +52,7 @@ def delete_version(
 
 
 def restore(snapshot: RegistrySnapshot, model: str, number: int | None) -> list[Change]:
-    """Return the changes that restore a deleted version. ``number`` None: all deleted versions of the model.
+    """Return the changes that restore a deleted version, or all deleted versions if ``number`` is None.
 
     Raise NotFound if nothing can be restored, or Conflict if the version is not deleted.
     """

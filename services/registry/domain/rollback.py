@@ -58,7 +58,7 @@ def rollback(
     history: EndpointHistory,
     now: float = 0.0,
 ) -> RollbackPlan:
-    """Plan the rollback of an Endpoint to ``version``; None: the version before the current one.
+    """Plan the rollback of an Endpoint to ``version``; None means the version before the current one.
 
     A roll-over in progress is aborted. A canary or an experiment ends at ``now`` (seconds since the epoch). A
     rollback in progress continues. Raise NotFound if the version is not registered, Conflict if no earlier

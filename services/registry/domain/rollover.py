@@ -1,8 +1,8 @@
 """Plan the roll-over of an Endpoint to a new version without downtime. Pure.
 
 `deploy` creates a Deployment for the version and makes it the Endpoint's target. The current targets become
-``previous`` and still serve. When the new target is ready, the router moves the traffic and settles the
-Endpoint. Then the old Deployment goes to sleep (zero replicas). A request for its version wakes it.
+``previous`` and still serve. When the new target is ready, the router moves the traffic and removes
+``previous``. Then the old Deployment goes to sleep (zero replicas). A request for its version wakes it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ _SCALE = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "scaling")
 
 @dataclass(frozen=True, slots=True)
 class DeployRequest:
-    """A request to serve a version. ``version`` None: the latest. ``endpoint`` None: named like the model.
+    """A request to serve a version. ``version`` None means the latest.
 
-    ``traffic`` False: create or change only the Deployment.
+    ``endpoint`` None: the endpoint has the model's name. ``traffic`` False: create or change only the
+    Deployment.
     """
 
     model: str

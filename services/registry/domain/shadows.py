@@ -54,7 +54,7 @@ def start(snapshot: RegistrySnapshot, name: str, shadow: Shadow) -> list[Change]
 def stop(snapshot: RegistrySnapshot, name: str, id: str | None = None) -> list[Change]:
     """Plan the end of an Endpoint's shadow traffic. Without a shadow, change nothing. Raise NotFound.
 
-    ``id``: end only the shadow with this id; None: any shadow.
+    ``id``: end only the shadow with this id; None means any shadow.
     """
     spec = snapshot.endpoint(name).spec
     if spec.shadow is not None and id is not None and spec.shadow.id != id:

@@ -20,8 +20,9 @@ MAX_OUTPUTS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class TreeModel:
-    """The facts about a model in a file. ``classes`` 0: not a classifier. ``outputs`` 0: one number per row.
+    """The facts about a model in a file.
 
+    ``classes`` is 0 if the model is not a classifier. ``outputs`` is 0 if it returns one number per row.
     ``categories``: the number of features that are texts (CatBoost).
     """
 

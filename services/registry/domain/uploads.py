@@ -88,7 +88,7 @@ def check_new(uploads: Sequence[Upload], size: int, limits: UploadLimits) -> Non
 def check_append(upload: Upload, offset: int, announced: int | None) -> None:
     """Raise Conflict or BadRequest unless bytes may be appended at ``offset``.
 
-    ``announced``: the size of this request's body in bytes, as stated by the sender; None: unknown.
+    ``announced``: the size of this request's body in bytes, as stated by the sender; None if unknown.
     """
     if not upload.is_unfinished:
         raise Conflict(

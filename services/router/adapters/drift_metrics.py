@@ -37,7 +37,7 @@ class QualityMetrics:
     """Sets the gauges of quality: each version's last window with labels, and its last estimate."""
 
     def show(self, histories: Mapping[tuple[str, int], QualityHistory]) -> None:
-        """Set the gauges of these versions, and remove all others."""
+        """Set the gauges of these versions, and remove the gauges of all other versions."""
         QUALITY.clear()
         ESTIMATED.clear()
         for (model, number), history in histories.items():
@@ -52,7 +52,7 @@ class DriftMetrics:
     """Sets the gauges of drift: the last verdict on each version."""
 
     def show(self, comparisons: Mapping[tuple[str, int], Comparison | None]) -> None:
-        """Set the gauges of these versions, and remove all others. A value of None means: no verdict yet."""
+        """Set the gauges of these versions, and remove all other gauges. None means no verdict yet."""
         for gauge in (SCORE, DRIFTED, COLUMN):
             gauge.clear()
         for (model, number), found in comparisons.items():

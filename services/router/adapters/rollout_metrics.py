@@ -23,7 +23,10 @@ class RolloutMetrics:
         self._known: dict[str, set[str]] = {}
 
     def show(self, endpoint: str, share: int, evidence: Mapping[str, Mapping[str, Any]]) -> None:
-        """Set the gauges of an endpoint's rollout. ``evidence``: by metric, as in the router's API."""
+        """Set the gauges of an endpoint's rollout.
+
+        ``evidence``: the evidence on each metric, as in the router's API.
+        """
         SHARE.labels(endpoint).set(share)
         for metric, each in evidence.items():
             HARM.labels(endpoint, metric).set(each["e_worse"] / each["roll_back_at"])

@@ -11,9 +11,10 @@ from services.router.adapters import shared_file
 
 
 class TableRevision:
-    """The revision. ``epoch`` comes from the router's lease. ``n`` counts the table's changes in this epoch.
+    """The revision of a route table.
 
-    The epoch is stored on disk, so that the next epoch is greater even if the store of jobs is lost.
+    ``epoch`` comes from the router's lease. ``n`` counts the table's changes in this epoch. The epoch is
+    stored on disk, so that the next epoch is greater even if the store of jobs is lost.
     """
 
     def __init__(self, path: Path) -> None:

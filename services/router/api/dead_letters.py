@@ -101,7 +101,7 @@ async def delete(request: Request, operator: Operator, id: str) -> Response:
 async def _replay(
     request: Request, letter: DeadLetter, to: str | None, operator: Principal
 ) -> dict[str, Any]:
-    """Replay a letter. Return its job or the error, so that one failure does not stop the others."""
+    """Replay a letter. Return its job or the error, so that one failure does not stop other replays."""
     try:
         replayed = await _replays(request).replay(letter, to, operator.id)
     except TidegateError as error:

@@ -67,7 +67,7 @@ class ExceptionConsumer:
         await self.connection.stop()  # unsettled messages go to the next leader
         try:
             self._load_or_unload()
-        except OSError as error:  # such as a full disk; callers get no answer until a retry succeeds
+        except OSError as error:  # the disk may be full; no caller is answered until a retry succeeds
             log.error(
                 "the journal of dead letters cannot be loaded; trying again", extra={"problem": str(error)}
             )
@@ -102,7 +102,7 @@ class ExceptionConsumer:
                     channel.nack(delivery.tag)
                 return
             except Unavailable:
-                return  # Not settled: the broker redelivers the message on the next channel.
+                return  # the message is unsettled, so the broker delivers it again on the next channel
             channel.ack(delivery.tag)
 
         await channel.declare(EXCEPTIONS)

@@ -28,7 +28,7 @@ class Diagnosis:
         states: list[dict[str, Any]] = []
         for endpoint in endpoints:
             history, facts = self._watch.history.of(endpoint.name), self._facts(endpoint)
-            # In a thread, because adding up days of minutes takes long.
+            # Use a thread, because adding up days of minutes takes long.
             case = await asyncio.to_thread(case_of, endpoint.name, history, facts, spans, now)
             symptoms = await asyncio.to_thread(diagnose, case)
             items += [each.to_json() for each in symptoms]

@@ -67,7 +67,7 @@ class DriftJudge:
         self._loop.start()
 
     async def stop(self) -> None:
-        """Stop the loop and write the histories."""
+        """Stop the loop. If this router leads, also write the histories."""
         await self._loop.stop()
         if self._leads():
             await asyncio.to_thread(self._save, list(self._versions))

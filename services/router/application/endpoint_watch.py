@@ -110,7 +110,7 @@ class EndpointWatch:
         now = time.time()
         self._letters_until = now
         try:
-            # In a thread, because the file can hold a hundred thousand minutes.
+            # Read the file in a thread, because it can hold a hundred thousand minutes.
             closed = await asyncio.to_thread(lambda: history.restore(self._file.windows(now)))
             await asyncio.to_thread(self._file.add, closed, now)
         except (Unavailable, ValueError) as error:  # a damaged file must not stop the watch

@@ -38,7 +38,10 @@ class Leadership:
         seen: int = 0,
         is_dead: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """``seen``: the highest epoch before the start. ``is_dead`` returns True if that router has died."""
+        """``seen``: the highest epoch before the start.
+
+        ``is_dead`` returns True if the router with a name has died.
+        """
         self._store = store
         self._name = name
         self._lease_s = lease_s

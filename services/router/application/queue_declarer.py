@@ -55,7 +55,7 @@ class QueueDeclarer:
                     await channel.declare(queue)
             except Unavailable as error:
                 self._postpone(name, error.message, now)
-                return  # the broker closed the channel; the rest is declared on the next channel
+                return  # the broker closed the channel; the other queues are declared on the next channel
             except ValueError as error:
                 self._postpone(name, str(error), now)
             else:

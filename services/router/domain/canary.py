@@ -44,12 +44,12 @@ OTHER_MARGINS = (1.15, 1.6, 12.0, 3.0)
 
 @dataclass(frozen=True, slots=True)
 class CanaryPolicy:
-    """The settings for judging a canary. ``steps``: percent of the traffic.
+    """The settings for judging a canary. ``steps``: its percent of the traffic in each step.
 
     ``hold_s``: the shortest time of a step. ``min_samples``: the fewest requests of the canary in a step.
     ``alpha``: the accepted probability that a canary is rolled back although it is as good as its baseline.
-    ``tolerance``: a canary is also fine if its rate of bad events exceeds the baseline's by at most this. It
-    matters if the baseline has too few bad events to compare. ``patience_s``: after this time in a step
+    ``tolerance``: a canary passes if its rate of bad events is at most this much above the baseline's rate,
+    even if the baseline has too few bad events for a comparison. ``patience_s``: after this time in a step
     without enough evidence, the canary pauses.
     """
 
@@ -65,7 +65,8 @@ class CanaryPolicy:
 class CanaryState:
     """A canary so far. ``step``: the step's index. ``since``: when the step began (seconds since the epoch).
 
-    ``samples``: the canary's requests in this step. ``evidence``: by metric, over all steps.
+    ``samples``: the canary's requests in this step. ``evidence``: the evidence on each metric, over all
+    steps.
     """
 
     step: int = 0
@@ -103,8 +104,8 @@ def judge(
 ) -> CanaryDecision:
     """Decide about a canary after one tick.
 
-    ``ticks``: by metric, the counts since the last tick. ``requests``: the canary's requests since then. A
-    canary that has ended keeps its state. A paused canary is judged too, so that it can be rolled back.
+    ``ticks``: the counts of each metric since the last tick. ``requests``: the canary's requests since then.
+    A canary that has ended keeps its state. A paused canary is judged too, so that it can be rolled back.
     ``unjudged``: why a metric cannot be judged yet, which prevents the promotion; empty if all can.
     """
     if state.phase in ("promoted", "rolled_back"):

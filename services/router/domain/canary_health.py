@@ -22,7 +22,10 @@ class CanaryHealth:
 
 
 def health_of(name: str, ready: int, status: Mapping[str, Any] | None, now: float) -> CanaryHealth:
-    """Return the health of a canary. ``status``: from the autoscaler; None if none is published."""
+    """Return the health of a canary.
+
+    ``status``: its Deployment's status from the autoscaler; None if not published.
+    """
     if ready or status is None:
         return CanaryHealth()
     conditions = {each["type"]: each for each in status.get("conditions", ())}

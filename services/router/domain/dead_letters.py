@@ -197,7 +197,7 @@ def endpoint_of(endpoints: dict[str, Any], deployment: str, model: str) -> str:
 
 
 def matching(letters: Iterable[DeadLetter], deployment: str | None, cause: str | None) -> list[DeadLetter]:
-    """Return the letters of this Deployment (None: any) and this cause (None: any)."""
+    """Return the letters of this Deployment (None means any) and this cause (None means any)."""
     return [
         letter
         for letter in letters

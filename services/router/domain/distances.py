@@ -1,4 +1,4 @@
-"""Distances between two histograms with the same bins, and their quantiles if nothing has changed. Pure.
+"""Distances between two histograms with the same bins, and quantiles of these distances by chance. Pure.
 
 ``p`` is the baseline, ``q`` the window. Both are counts.
 """
@@ -76,7 +76,7 @@ def wasserstein(p: Counts, q: Counts, bins: Bins, sd: float | None) -> float | N
 
 
 def null_quantiles(p: Counts, q: Counts, quantile: float) -> tuple[float, float]:
-    """Return this quantile of the distances js and ks between two samples of the same distribution.
+    """Return a quantile of the distances js and ks between two samples of the same distribution.
 
     A parametric bootstrap: both samples are drawn from the pooled shares, with the sizes of ``p`` and ``q``
     (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16).

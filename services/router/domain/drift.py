@@ -174,7 +174,7 @@ def _compare_values(
 
 
 def aligned(baseline: ValueCounts, window: ValueCounts) -> tuple[Counts, Counts]:
-    """Return the counts of the baseline's most frequent values, of all others, and of missing values."""
+    """Return the counts of the baseline's most frequent values, of all other values, and of missing ones."""
     names = sorted(baseline.counts, key=lambda name: (-baseline.counts[name], name))[:VALUES_COMPARED]
     pair = []
     for each in (baseline, window):

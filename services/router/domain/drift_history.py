@@ -50,7 +50,7 @@ class Window:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Window:
-        """Return the window from a document of :meth:`to_json`."""
+        """Read the result of :meth:`to_json`."""
         return cls(float(found["begin"]), float(found["end"]), Profile.from_json(found["profile"]))
 
 
@@ -238,7 +238,7 @@ class DriftHistory:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any], policy: DriftPolicy) -> DriftHistory:
-        """Return the history from a document of :meth:`to_json`. Raise ValueError, KeyError or TypeError.
+        """Read the result of :meth:`to_json`. Raise ValueError, KeyError or TypeError.
 
         The last window is judged again.
         """

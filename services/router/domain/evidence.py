@@ -127,7 +127,7 @@ class Evidence:
 def _added(
     sums: tuple[float, ...], steps: tuple[tuple[float, float], ...], tick: Tick, most: float
 ) -> tuple[float, ...]:
-    """Add one tick to the sum of each hypothesis. One tick adds at most ``most``."""
+    """Return the sum of each hypothesis with one more tick. A tick adds at most ``most``."""
     bad, base_bad = tick.canary_bad, tick.base_bad
     found = []
     for total, (ours, theirs) in zip(sums, steps, strict=True):
@@ -136,7 +136,7 @@ def _added(
     return tuple(found)
 
 
-@lru_cache(1024)  # many ticks have the same share; ticks of seconds all do
+@lru_cache(1024)  # many ticks have the same share of traffic
 def _steps(alternatives: tuple[float, ...], null: float, share: float) -> tuple[tuple[float, float], ...]:
     """Return for each hypothesis the gain from a bad event of the canary, and from one of the baseline."""
     p0 = _into_canary(null, share)

@@ -76,9 +76,10 @@ class ExperimentPoint:
 
 @dataclass(slots=True)
 class ExperimentWatch:
-    """The counts of one experiment. ``outcomes``: by variant and metric. ``answers``: by variant.
+    """The counts of one experiment. ``outcomes`` are by variant and metric, ``answers`` by variant.
 
-    ``seen``: the gateways' last totals. ``begun``: the totals from before the experiment are in ``seen``.
+    ``seen``: the last totals of each gateway. ``begun``: ``seen`` also has the totals at the start of the
+    experiment, so that earlier requests are not counted.
     ``units``: the sampled units with the index of their variant. ``depth``: a unit is sampled if its hash
     ends in this many zero bits.
     """
@@ -162,7 +163,7 @@ class ExperimentWatch:
             self.point_s *= 2
 
     def _sample(self, unit: str, variant: int) -> None:
-        number = int(unit, 16) >> 16  # not the bits that choose the bucket
+        number = int(unit, 16) >> 16  # other bits than those that choose the bucket
         if number & ((1 << self.depth) - 1):
             return
         self.units.setdefault(unit, variant)
@@ -191,7 +192,7 @@ class ExperimentWatch:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> ExperimentWatch:
-        """Return the counts from a document of :meth:`to_json`. Raise KeyError, TypeError or ValueError."""
+        """Read the result of :meth:`to_json`. Raise KeyError, TypeError or ValueError."""
         return cls(
             document["id"],
             {

@@ -17,7 +17,7 @@ from math import exp, inf, isfinite, lgamma, log, sqrt
 BEST_AT = 5_000
 # With fewer outcomes of a variant, the normal approximation does not hold.
 MIN_OUTCOMES = 100
-# The weight of the prior in the check of the shares, in requests.
+# How much the prior counts in the test of the variants' shares, as a number of requests.
 _PRIOR = 100.0
 # Enough iterations for the precision of a float, for every alpha up to 0.5.
 _STEPS = 40
@@ -39,7 +39,7 @@ class Moments:
         return Moments(n, mean, self.squares + delta * (value - mean))
 
     def merge(self, other: Moments) -> Moments:
-        """Return the moments of both together (Chan, Golub and LeVeque, 1979)."""
+        """Return the moments of both sets of outcomes together (Chan, Golub and LeVeque, 1979)."""
         n = self.n + other.n
         if not n:
             return self
@@ -117,8 +117,8 @@ def compare(control: Moments, variant: Moments, alpha: float = 0.05, best_at: in
 def needed_for(control: Moments, variant: Moments, lift: float, alpha: float = 0.05) -> int | None:
     """Return how many more outcomes of both variants are needed to find a difference of ``lift``.
 
-    ``lift``: a fraction of the control's mean. None: not known, because a variant has too few outcomes or the
-    control's mean is 0.
+    ``lift``: a fraction of the control's mean. None if not known, because a variant has too few outcomes or
+    the control's mean is 0.
     """
     if min(control.n, variant.n) < MIN_OUTCOMES or not control.mean:
         return None
@@ -159,7 +159,7 @@ def _needed(n: int, difference: float, variance: float, alpha: float, rho: float
 
 
 def significant(e_values: Mapping[str, float], alpha: float = 0.05) -> frozenset[str]:
-    """Return the significant names. At most a fraction ``alpha`` of them is expected to be false."""
+    """Return the names with significant e-values. At most a fraction ``alpha`` of them should be wrong."""
     ordered = sorted(e_values.items(), key=lambda each: -each[1])
     count = 0
     for rank, (_, value) in enumerate(ordered, 1):

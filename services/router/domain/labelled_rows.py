@@ -28,7 +28,7 @@ def _counts(bins: int) -> Counts:
 class Labelled:
     """A prediction and its true label or value (``truth``).
 
-    ``score`` and ``confidence`` are as in ``SampledPrediction``; None: not known.
+    ``score`` and ``confidence`` are as in ``SampledPrediction``; None if not known.
     """
 
     truth: str
@@ -78,7 +78,8 @@ class LabelledRows:
         if confidence is not None:
             (self.hits if hit else self.misses)[bin_of(confidence)] += 1
         if score is not None and _is_probability(score):
-            # The score is the probability of the second class, so a hit from 0.5 on has that class.
+            # The score is the probability of the second class. So if the prediction is right and the score is
+            # 0.5 or more, the true class is the second class.
             positive = hit == (score >= 0.5)
             (self.positives if positive else self.negatives)[bin_of(score)] += 1
 
@@ -93,7 +94,7 @@ class LabelledRows:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def measures(self) -> dict[str, float]:
-        """Return those of accuracy, auc, ece, mae and rmse that these predictions allow."""
+        """Return accuracy, auc, ece, mae and rmse, as far as these predictions allow them."""
         found: dict[str, float] = {}
         if self.labelled:
             found["accuracy"] = self.correct / self.labelled
@@ -113,7 +114,7 @@ class LabelledRows:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> LabelledRows:
-        """Return the counts from a document of :meth:`to_json`. Raise KeyError or ValueError."""
+        """Read the result of :meth:`to_json`. Raise KeyError or ValueError."""
         values: dict[str, Any] = {
             name: np.asarray(found[name], np.int64) if isinstance(found[name], list) else found[name]
             for name in _FIELDS

@@ -45,9 +45,9 @@ class LedgerReading:
 
 @dataclass(frozen=True, slots=True)
 class Discrepancy:
-    """The jobs that one reading misses.
+    """The number of jobs that are missing in one reading of the ledger.
 
-    ``where``: the Deployments with missing messages; True if the Deployment has other messages left.
+    ``where``: the Deployments with missing messages; True if the Deployment still has other messages.
     """
 
     records: int  # acknowledged, but never recorded
@@ -62,7 +62,7 @@ class Discrepancy:
 
 
 def discrepancy(reading: LedgerReading) -> Discrepancy:
-    """Return the jobs that one reading misses."""
+    """Return the number of jobs that are missing in one reading of the ledger."""
     counts = reading.counts
     accepted = counts.ledger.get("accepted", 0)
     over = sum(counts.ledger.get(state, 0) for state in OVER)
@@ -85,7 +85,7 @@ def discrepancy(reading: LedgerReading) -> Discrepancy:
 class LedgerReport:
     """The current state of the ledger. ``at``: seconds since the epoch.
 
-    ``unaccounted``: the number of lost jobs. None: unknown, because a source did not answer. ``away``: the
+    ``unaccounted``: the number of lost jobs. None if unknown, because a source did not answer. ``away``: the
     name and the problem of each such source.
     """
 
@@ -127,13 +127,13 @@ class LedgerReport:
 
 
 def confirmed(missing: Sequence[Discrepancy]) -> int:
-    """Return the number of jobs that each of the last ``CONFIRMATIONS`` readings missed."""
+    """Return the number of jobs that were missing in each of the last ``CONFIRMATIONS`` readings."""
     last = missing[-CONFIRMATIONS:]
     return min(each.total for each in last) if len(last) >= CONFIRMATIONS else 0
 
 
 def lost_messages(missing: Sequence[Discrepancy]) -> dict[str, bool]:
-    """Return the Deployments with missing messages in each of the last ``CONFIRMATIONS`` readings.
+    """Return the Deployments of which messages were missing in each of the last ``CONFIRMATIONS`` readings.
 
     The value is True if the Deployment still has other messages.
     """

@@ -15,7 +15,8 @@ from tidegate.kernel.protocol.feedback import FeedbackRecord
 from tidegate.kernel.protocol.models import Rollout
 
 FREEZE_AT = 100
-# If less than this fraction of the baseline's outcomes is worse than the limit, the limit itself is bad, too.
+# If less than this fraction of the baseline's outcomes is worse than the limit, an outcome that equals the
+# limit is bad, too.
 FEWEST_BAD = 0.05
 
 

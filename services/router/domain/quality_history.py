@@ -48,9 +48,9 @@ class QualityPoint:
 
 @dataclass(slots=True)
 class QualityHistory:
-    """The windows of one version. ``waiting``: predictions without a label, oldest first.
+    """The labels of one version, in windows. ``waiting``: predictions without a label, oldest first.
 
-    ``first``: the first full window. Later windows are compared with it. ``all``: all labels.
+    ``first``: the first full window. Later windows are compared with it. ``all``: all labels up to now.
     """
 
     waiting: OrderedDict[str, SampledPrediction] = field(default_factory=OrderedDict)
@@ -153,7 +153,7 @@ class QualityHistory:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> QualityHistory:
-        """Return the history from a document of :meth:`to_json`. Raise KeyError, ValueError or TypeError."""
+        """Read the result of :meth:`to_json`. Raise KeyError, ValueError or TypeError."""
         return cls(
             open=LabelledRows.from_json(found["open"]),
             begin=found["begin"],
@@ -167,7 +167,7 @@ class QualityHistory:
 
 
 def dropped(first: LabelledRows, window: LabelledRows, limits: QualityLimits) -> bool:
-    """Return True if a window is worse than the first window by more than ``drop`` and than chance explains.
+    """Return True if a window is worse than the first window by more than ``drop``, and not by chance.
 
     Accuracies are compared by a test of two proportions, numbers by their mean absolute error and its
     standard error.

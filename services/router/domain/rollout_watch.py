@@ -58,7 +58,7 @@ class RolloutWatch:
     fresh: bool = True
     quality: QualityWatch = field(default_factory=QualityWatch)
     replicas: dict[str, Reading] = field(default_factory=dict)
-    # From the last decision; not stored.
+    # These two values come from the last decision. They are not stored.
     health: CanaryHealth = canary.HEALTHY
     samples: int = 0
 
@@ -110,7 +110,7 @@ class RolloutWatch:
     def _new_counts(
         self, endpoint: str, deployment: str, reports: Iterable[GatewayReport]
     ) -> tuple[VariantCounts, VariantCounts]:
-        """Return the counts since the last call: the canary's, and those of all other Deployments."""
+        """Return the counts since the last call: of the canary, and of all other Deployments."""
         canary_new, base_new = _nothing(), _nothing()
         for report in reports:
             for name, total in report.traffic.get(endpoint, {}).items():
@@ -151,7 +151,7 @@ class RolloutWatch:
         return ticks
 
     def _stalls(self, rollout: Rollout, reports: Sequence[ReplicaReport]) -> Tick | None:
-        """Return a tick of replicas: those with requests since the last call, and those that stalled."""
+        """Count the replicas with requests since the last call, and the replicas that stalled."""
         before, base = self.replicas, frozenset(target.deployment for target in rollout.base)
         ours, theirs = readings(reports, frozenset({rollout.deployment})), readings(reports, base)
         self.replicas = ours | theirs
@@ -206,7 +206,7 @@ class RolloutWatch:
         return found
 
     def slow_ms(self) -> tuple[float, float] | None:
-        """Return the latencies in ms above which answers are slow and very slow; None: not known yet."""
+        """Return the latencies in ms above which answers are slow and very slow; None if not known yet."""
         if self.thresholds is None:
             return None
         return upper_s(self.thresholds.p90) * 1e3, upper_s(self.thresholds.p99) * 1e3
@@ -220,7 +220,7 @@ class RolloutWatch:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> RolloutWatch:
-        """Return the evidence from a document of :meth:`to_json`. Raise KeyError or TypeError."""
+        """Read the result of :meth:`to_json`. Raise KeyError or TypeError."""
         state = document["state"]
         evidence = {metric: _restored(metric, each) for metric, each in state["evidence"].items()}
         thresholds = document["thresholds"]

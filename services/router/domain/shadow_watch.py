@@ -50,6 +50,6 @@ class ShadowWatch:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ShadowWatch:
-        """Return the counts from a document of :meth:`to_json`. Raise KeyError or TypeError."""
+        """Read the result of :meth:`to_json`. Raise KeyError or TypeError."""
         seen = {name: ShadowCounts.of(each) for name, each in document["seen"].items()}
         return cls(document["key"], seen, ShadowCounts.of(document["past"]))

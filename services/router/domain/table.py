@@ -47,7 +47,7 @@ def build_table(
 ) -> Table:
     """Return the table without its revision: endpoints -> weighted Deployments -> queue, signature, limits.
 
-    ``learned``: by Deployment, the signature that a worker has read from its Triton. The table has it for
+    ``learned``: the signature of each Deployment that a worker has read from its Triton. The table has it for
     versions that were registered without a signature. ``failed``: the Deployments that fail to load their
     model. ``condemned``: ids of rollouts that were rolled back, but the registry has not stored that yet.
     """
@@ -118,7 +118,7 @@ def _llm(deployment: Deployment, version: Version) -> dict[str, Any]:
 
 
 def _is_paused(deployment: Deployment) -> bool:
-    """Return True if an operator set the Deployment to 0 replicas. Its requests are rejected at once."""
+    """Return True if an operator set the Deployment to 0 replicas. Its requests are rejected immediately."""
     return deployment.override is not None and deployment.override.replicas == 0
 
 
@@ -136,7 +136,7 @@ def _endpoint(
         name: reserve
         for name in reserved_targets(endpoint)
         if (reserve := reserve_of(name, endpoint.name)) in deployments
-        and _same_version(deployments[reserve], deployments.get(name))  # the name may be taken by another
+        and _same_version(deployments[reserve], deployments.get(name))  # another endpoint may have the name
     }
     ready = ready | {name: ready.get(name, 0) + ready.get(own, 0) for name, own in reserved.items()}
     serving = serving_targets(endpoint, ready)
@@ -235,7 +235,7 @@ def withheld(
     failed: frozenset[str],
     condemned: frozenset[str] = frozenset(),
 ) -> dict[str, str]:
-    """Return the targets that do not get their share now, each with the reason. Others get the share.
+    """Return the targets that do not get their share now, each with the reason.
 
     A target keeps its share if no other target is ready. Then its requests wait, or fail with its reason.
     """

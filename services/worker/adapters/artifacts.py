@@ -140,7 +140,7 @@ class _Download:
                 yield answer, "the registry"
                 return
             target = str(answer.url.join(answer.headers["Location"]))
-        # If the store does not answer with bytes, the next attempt does not use it.
+        # If the store does not send the artifact, the next attempt gets it from the registry itself.
         self._redirects = False
         async with _client(target) as client, client.stream("GET", target, headers=from_start) as answer:
             if answer.status_code not in (200, 206):

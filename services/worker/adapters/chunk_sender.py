@@ -84,7 +84,7 @@ class ChunkSender:
         """Wait until the broker has all replies to a gateway process that were added before this call."""
         waiting = self._waiting.get(reply_to)
         if waiting is not None:
-            # Several streams share the future, so one that is cancelled must not cancel it.
+            # Several streams share the future, so a cancelled stream must not cancel the future.
             await asyncio.shield(waiting.confirmed)
 
     def _add(self, reply_to: str, frame: Buffer) -> None:

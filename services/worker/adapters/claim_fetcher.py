@@ -51,7 +51,7 @@ class ClaimFetcher:
         self._tasks.start(self._fetch_and_add(item))
 
     def release(self, group: list[QueuedRequest]) -> None:
-        """Stop counting the bytes of settled requests, so that others can be fetched."""
+        """Stop counting the bytes of settled requests, so that other requests can be fetched."""
         if self._held_bytes:
             for item in group:
                 self._held_bytes.pop(item.request.id, None)

@@ -144,7 +144,7 @@ class _Connection(asyncio.Protocol):
     # asyncio calls the methods below.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Store the transport."""
+        """Store the transport of the new connection."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass of asyncio's
 
     def connection_lost(self, exc: Exception | None) -> None:

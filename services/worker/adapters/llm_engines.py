@@ -10,7 +10,7 @@ from services.worker.domain import llm_plan
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import DeploymentSpec, Version
 
-# The same name as in `services/worker/runtimes/llm/upstream.py`.
+# The variable with the upstream's credential. `services/worker/runtimes/llm/upstream.py` reads this name.
 CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
 # The names of variables that a Deployment may use. No model may read other variables of the worker.
 USABLE = re.compile(r"(?!TIDEGATE_)(\w+_API_KEY|UPSTREAM_\w+)")

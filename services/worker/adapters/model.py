@@ -195,7 +195,8 @@ class Model:
             else:
                 direct.append(pieces)
         large = self._large_outputs(key, call.rows)
-        # A request that lists any outputs gets only these. So list all if one of them goes to shared memory.
+        # A request that lists any outputs gets only those outputs. So list all outputs if one of them goes to
+        # shared memory.
         names = key.outputs or tuple(self._order if large else ())
         outputs = {name: region.reserve(large[name]) for name in names if name in large}
         key = CallKey(key.inputs, names, key.parameters)

@@ -127,7 +127,7 @@ class ModelLog:
         return os.read(pipe, BLOCK)
 
     def keep(self, lines: list[OutputLine], raw: IO[bytes]) -> None:
-        """Write the lines within the limit to the log, and unchanged to ``raw``. Drop the others."""
+        """Write the lines within the limit to the log, and unchanged to ``raw``. Drop the other lines."""
         now = time.monotonic()
         kept = [line for line in lines if self._limit_of(line).take(len(line.text), now, LINE_BYTES)]
         if kept:

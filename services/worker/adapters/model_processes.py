@@ -55,7 +55,7 @@ class ModelProcesses:
         self._open, self.pids = {}, []
 
     def look(self) -> bool:
-        """Report processes that have ended. Return True if one is stopped now and was at the previous call.
+        """Report ended processes. Return True if a process is stopped, and was stopped at the previous call.
 
         Triton's own process is checked too. "Stopped" means stopped by a signal such as SIGSTOP, not by a
         debugger.

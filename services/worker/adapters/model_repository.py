@@ -43,7 +43,7 @@ def prepare(
 ) -> list[str]:
     """Replace the contents of ``repository`` with this version. Return the models in the order to load them.
 
-    The last model gets the requests. It uses the others, as an ensemble or by calls from Python.
+    The last model gets the requests. It uses the other models, as an ensemble or by calls from Python.
     ``gpus``: the GPUs for the model; empty: it runs on the CPU. ``symlinks``: False if the model's
     process cannot follow links into the cache. ``answer_bytes``: the longest answer of an upstream.
     Blocking. Raises ModelFailed, with the remedy, if this worker cannot serve the version.

@@ -21,7 +21,7 @@ def first_closed(path: Path, uid: int) -> Path | None:
 def is_open_to(found: os.stat_result, uid: int, bits: int) -> bool:
     """Return True if user ``uid``, whose only group has the same number, has these rights.
 
-    ``bits``: the rights, as the bits of a mode for others.
+    ``bits``: the rights, as the last three bits of a file mode (those for other users).
     """
     needed = bits << (6 if found.st_uid == uid else 3 if found.st_gid == uid else 0)
     return found.st_mode & needed == needed

@@ -36,7 +36,7 @@ def kill_all(processes: Mapping[int, str]) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the child processes of ``pid``, their children, and so on."""
+    """Return all descendants of the process ``pid``."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):

@@ -113,8 +113,8 @@ class ReplyPublisher:
     ) -> None:
         """Publish an unchanged request again, for any replica. Use this only if the request was in no call.
 
-        ``queue``: the queue to publish to; None: the queue of requests. The message expires ``kept_ms`` after
-        the deadline.
+        ``queue``: the queue to publish to; None means the queue of requests. The message expires ``kept_ms``
+        after the deadline.
         """
         await self._publish_request(queue or self._queue, request, request.attempt, reply_to, kept_ms)
 
@@ -140,7 +140,7 @@ class ReplyPublisher:
     ) -> None:
         """Publish an envelope to the router, which answers the callers and keeps dead letters.
 
-        ``queue``: the queue from which the envelope came; None: the queue of requests. ``loss``: how the
+        ``queue``: the queue from which the envelope came; None means the queue of requests. ``loss``: how the
         model ended.
         """
         headers = {"cause": cause, "queue": queue or self._queue.name, **({"loss": loss} if loss else {})}

@@ -83,7 +83,10 @@ def own_namespaces(new_user: bool) -> None:
 
 
 def rearrange(options: list[list[str]]) -> None:
-    """Hide folders and show the needed paths in them. Nothing else can be written in these folders."""
+    """Hide folders, but show the paths in them that the command needs.
+
+    Only the paths of the option ``--write`` are writable.
+    """
     hidden = [arguments[1] for arguments in options if arguments[0] == "--hide"]
     # A path must be opened before it is hidden, and in the namespace in which it is mounted again.
     shown = [
@@ -158,7 +161,7 @@ def split(arguments: list[str]) -> tuple[list[list[str]], list[str]]:
 
 
 def environment() -> tuple[int, dict[bytes, bytes]]:
-    """Read the command's environment from the socket. Return both; the socket is closed on exec."""
+    """Read the command's environment from the socket. Return both. The socket is closed on exec."""
     # With uvloop, a child also inherits copies of the descriptors that it was started with.
     os.closerange(3, 1 + max(map(int, os.listdir("/proc/self/fd"))))
     socket = os.dup(0)  # closed on exec

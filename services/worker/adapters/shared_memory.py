@@ -47,7 +47,7 @@ class Region:
     def __init__(self, path: Path, size: int, owner: int | None = None) -> None:
         """Create the file and map it. Raise OSError if there is not enough memory.
 
-        ``owner`` is the user that Triton runs as; None: the user of this process.
+        ``owner`` is the user that Triton runs as; None means the user of this process.
         """
         self._path = path
         self.name = path.name
@@ -104,8 +104,8 @@ def aligned(size: int) -> int:
 class Regions:
     """The regions of one Triton.
 
-    ``folder`` is the folder that Triton sees as /dev/shm. ``owner`` is the user that Triton runs as; None:
-    the user of this process.
+    ``folder`` is the folder that Triton sees as /dev/shm. ``owner`` is the user that Triton runs as; None
+    means the user of this process.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ async def check(registry_url: str, token: str, artifact: Path, sha256: str, keys
 
     Raise ModelFailed if no key of ``keys`` has signed it, and Unavailable if the registry does not answer.
     """
-    # Imported here, because most workers have no trusted keys.
+    # This import is here, because most workers have no trusted keys.
     from tidegate.kernel.signing import BadKey, BadSignature, TrustedKeys
 
     try:

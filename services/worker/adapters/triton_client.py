@@ -94,7 +94,7 @@ class TritonClient:
         )
 
     async def close(self) -> None:
-        """Close the connections. Calls in flight raise Unavailable. Triton cancels only those over gRPC."""
+        """Close the connections. Calls in flight raise Unavailable. Triton cancels only calls over gRPC."""
         if self._http is not None:
             self._http.close()
         await self._streams.close()

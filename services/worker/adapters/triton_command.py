@@ -20,8 +20,8 @@ class TritonOptions:
     """The options that differ between Tritons.
 
     ``env`` has the variables of the Deployment; ``TIDEGATE_*`` are ignored. ``secrets`` has variables that no
-    log or report may show. ``response_cache_mb`` is the size of the response cache; 0: no cache. Model output
-    beyond ``log_bytes_per_s`` is dropped and counted.
+    log or report may show. ``response_cache_mb`` is the size of the response cache; 0 means no cache. Model
+    output beyond ``log_bytes_per_s`` is dropped and counted.
     """
 
     replica: str

@@ -18,10 +18,10 @@ _PASSED_ON = ("CUDA_", "NVIDIA_", "NCCL_", "TZ", "LANG", "LC_", "HOME", "TMPDIR"
 class TritonInstall:
     """A usable Triton: the one from the wheel in the runtime folder, or a native one.
 
-    ``model_bin`` is the folder of the Python that runs models; None: the system's Python. ``lower_bins`` are
-    the folders of other Pythons. The models' Python can also import their packages. ``constraints`` are pip's
-    constraints on packages that Triton needs. ``engine_python``: the Python of a language model's engine in a
-    separate environment; None: the model needs none.
+    ``model_bin`` is the folder of the Python that runs models; None means the system's Python. ``lower_bins``
+    are the folders of other Pythons. The models' Python can also import the packages of these Pythons.
+    ``constraints`` are pip's constraints on packages that Triton needs. ``engine_python``: the Python of a
+    language model's engine in a separate environment; None: the model needs none.
     """
 
     server: Path
@@ -92,7 +92,7 @@ class TritonInstall:
         return replace(self, model_bin=model_bin, lower_bins=(self.python.parent, *self.lower_bins))
 
     def with_engine(self, python: Path) -> TritonInstall:
-        """Return this Triton, whose models can also run the engine in the environment of ``python``."""
+        """Return this Triton, but let its models also run the engine in the environment of ``python``."""
         return replace(self, engine_python=python)
 
     def roots(self) -> list[Path]:

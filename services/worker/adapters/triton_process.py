@@ -170,7 +170,7 @@ class TritonProcess:
         return memory_limit.kills() if self._memory is None else self._memory.kills
 
     def descendants(self) -> list[int]:
-        """Return Triton's child processes, their children, and so on."""
+        """Return all descendants of Triton's process."""
         return descendants(self.pid) if self.running else []
 
     def kill(self) -> None:

@@ -33,7 +33,7 @@ log = telemetry.logger(__name__)
 
 RETUNE_S = 1.0
 BLOCKED_POLL_S = 1.0
-# The most requests of sequences that a worker holds. Others wait in the replica's own queue.
+# The most requests of sequences that a worker holds. Further requests wait in the replica's own queue.
 SEQUENCE_PREFETCH = 512
 
 
@@ -240,7 +240,7 @@ class RequestConsumer:
 
     @property
     def holds(self) -> int:
-        """Return how many requests to publish to keep this worker busy; 0: not known yet."""
+        """Return how many requests to publish to keep this worker busy; 0 if not known yet."""
         scheduler = self._scheduler
         if scheduler is None or not self._prefetch:
             return 0

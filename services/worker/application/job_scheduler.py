@@ -447,7 +447,7 @@ class JobScheduler:
         self.wake()
 
     def _requeue(self, group: Sequence[QueuedJob]) -> None:
-        """Queue jobs again here after a pause."""
+        """Queue jobs again in this worker, and pause before the next call."""
         for job in group:
             self._requeue_one(job, self._backlog.add)
         self._pause()

@@ -54,7 +54,7 @@ class CallFailure(Generic[Q]):
     ``lost``: the model server ended during the call. Any of these requests may be the cause.
     ``expired``: the deadline passed, so no caller waits any more.
     ``failed``: the caller gets ``error``.
-    ``retried``: may succeed without the others, so each is called again alone.
+    ``retried``: may succeed without the other requests of the call, so each is called again alone.
     """
 
     error: TidegateError

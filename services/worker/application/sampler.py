@@ -179,7 +179,7 @@ class Sampler:
             self._pause()
 
     def _pause(self) -> None:
-        """Set ``wants`` to False until the limit allows more. Rows above the limit make this longer."""
+        """Set ``wants`` to False until the limit allows more rows."""
         due = self._refilled_at + (self._refill - self._left) / self._rows_per_s
         wait_s = due - time.monotonic()
         if wait_s <= 0:

@@ -42,7 +42,7 @@ class Requests(Consumer, Protocol):
 
     @property
     def holds(self) -> int:
-        """Return how many requests to publish to keep this worker busy; 0: not known yet."""
+        """Return how many requests to publish to keep this worker busy; 0 if not known yet."""
 
     def requeue_waiting(self) -> None:
         """Publish the waiting requests to the queue again, if other replicas consume it."""
@@ -116,7 +116,7 @@ class JobServing:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaServing:
-    """The parts that run requests, and those that run jobs.
+    """The parts of a worker that run requests, and the parts that run jobs.
 
     ``jobs`` is None if this worker runs no jobs, ``sampler`` if it samples no rows.
     """

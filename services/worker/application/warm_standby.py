@@ -108,7 +108,7 @@ class WarmStandby:
             self._settings.runtime_path, self._settings.triton_server, self._settings.triton_backends
         )
         pool = self._start.pool
-        # Most Deployments need these options. For other options, the replica starts another Triton.
+        # Most Deployments need the options below. For other options, the replica starts another Triton.
         options = TritonOptions(
             replica=self._start.replica,
             threads=pool.threads,

@@ -26,7 +26,7 @@ class AckTracker:
         return len(self._open)
 
     def delivered(self, tag: int) -> None:
-        """Add a delivery. Within a channel, each tag is larger than the one before."""
+        """Add a delivery. Within a channel, each delivery has a larger tag than the delivery before."""
         self._open[tag] = None
 
     def nacked(self, tag: int) -> bool:

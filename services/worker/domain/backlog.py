@@ -1,4 +1,4 @@
-"""The requests that wait for a model call, and the choice of those that share the next one."""
+"""The requests that wait for a model call, and the choice of the requests that share the next call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tidegate.kernel.fair_order import BURST, FairOrder
 from tidegate.kernel.protocol.envelope import COPY, LAST_PRIORITY, PRIORITY_SHIFT, Request
 from tidegate.kernel.protocol.tenant import weight_of
 
-# The priority of a request without a stated priority. It is between urgent requests and those that can wait.
+# The priority of a request that states none. It is between urgent requests and requests that can wait.
 DEFAULT_PRIORITY = 4
 # The most empty queues of tenants that are kept.
 IDLE_KEPT = 64
@@ -21,7 +21,7 @@ SHARED_S = 10.0
 
 
 class HasRequest(Protocol):
-    """An entry of a queue, with its request."""
+    """An object with a request, such as an entry of a queue."""
 
     request: Request
 
@@ -200,7 +200,7 @@ class _TenantQueue:
         return next((queue for queue in self._queues.values() if queue), _EMPTY)
 
     def take(self, max_rows: int) -> list[QueuedRequest]:
-        """Remove and return the requests of the next call: urgent ones first, then others that fit."""
+        """Remove and return the requests of the next call: urgent requests first, then requests that fit."""
         queue = self.next()
         group = queue.take(max_rows)
         if len(self._queues) > 1:
@@ -211,7 +211,7 @@ class _TenantQueue:
     def take_more(
         self, key: bytes, max_rows: int, *, but: CallKeyQueue[QueuedRequest] | None = None
     ) -> list[QueuedRequest]:
-        """Remove and return requests of a key while their rows fit, without those of the queue ``but``."""
+        """Remove and return requests of a key while their rows fit. Skip the queue ``but``."""
         group: list[QueuedRequest] = []
         for queue in self._queues.values():
             if queue is not but:
@@ -250,7 +250,7 @@ class CallKeyQueue(Generic[T]):
         return sum(map(len, self._by_key.values()))
 
     def add(self, item: T) -> None:
-        """Queue a request behind the others of its key."""
+        """Queue a request behind the other requests of its key."""
         self._by_key.setdefault(self._key(item), deque()).append(item)
 
     def remove(self, chosen: Callable[[T], bool]) -> list[T]:

@@ -10,7 +10,8 @@ from tidegate.kernel.protocol.models import LARGEST, Deployment, LlmSpec, Signat
 # If calls have no batch axis and are shorter than this, LIGHT_CALLS more calls than instances may be open.
 LIGHT_CALL_MS = 5.0
 LIGHT_CALLS = 8
-# The same limit while several callers share the model.
+# While several callers share the model, LIGHT_CALLS more calls may be open only if calls are shorter than
+# this.
 SHORTEST_CALL_MS = 1.0
 # Jobs are prepared ahead of free calls only if calls are shorter than this.
 AHEAD_CALL_MS = 100.0
@@ -24,7 +25,7 @@ class CallLimits:
 
     ``max_rows``: the most rows of one call; 0: the model has no batch axis.
     ``window_s``: the longest time that a call waits for a full batch.
-    ``max_concurrency``: the most requests that are in calls at the same time; None: no limit.
+    ``max_concurrency``: the most requests that are in calls at the same time; None means no limit.
     ``streams``: the most streams that run at the same time; 0: the model is not decoupled.
     """
 
@@ -82,7 +83,7 @@ def effective_concurrency(
 ) -> float:
     """Return how many requests share the duration of one call while the queue is never empty.
 
-    ``batch``: the most rows of a call, 0 without a batch axis. The other values are recent means (None: not
+    ``batch``: the most rows of a call, 0 without a batch axis. The other values are recent means (None if not
     measured yet). ``call_rows`` and ``call_requests``: the rows and the requests of a call. ``open_calls``:
     how many calls were open at the same time.
 

@@ -1,4 +1,4 @@
-"""The jobs that wait for a model call, and the choice of those that share the next one."""
+"""The jobs that wait for a model call, and the choice of the jobs that share the next call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class QueuedJob:
 
     ``received``: when the job arrived here first; ``delivered``: when its last delivery arrived.
     ``started``: the job was chosen for a call. ``attempt``: its attempt here; 0 before the first one.
-    ``lost_attempt``: the attempt in which the model server died; 0: none.
+    ``lost_attempt``: the attempt in which the model server died; 0 means none.
     ``take_pending``: the store has not answered yet whether its record is ``running`` here.
     ``leased_at``: when its lease was last confirmed; None: it has no lease. A leased job has no delivery.
     ``read_at``: when its record was last read.

@@ -1,4 +1,4 @@
-"""The one answer of a language model to a request that does not stream. Pure."""
+"""The only answer of a language model to a request that does not stream. Pure."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def build(
 ) -> str:
     """Return the ``config.pbtxt`` of a single-file artifact, served by ``backend`` under the name ``model``.
 
-    ``file`` is the file that Triton loads from the version's folder; None: the backend's default. Each of the
-    ``gpus`` (numbers inside the replica) gets the Deployment's number of instances.
+    ``file`` is the file that Triton loads from the version's folder; None means the backend's default. Each
+    of the ``gpus`` (numbers inside the replica) gets the Deployment's number of instances.
 
     Triton cannot describe a tensor with one scalar per row (``dims: []``). If a signature has such a tensor,
     Triton's batching is off and the dims include the row axis. So callers get exactly the shapes of the
@@ -43,7 +43,8 @@ def build(
     if file is not None:
         lines.append(f"default_model_filename: {_quoted(file)}")
     if signature is None and version.format == "sklearn":
-        # A label is one scalar per row, so the runtime describes tensors that include the row axis.
+        # A label is one scalar per row, which Triton's batch axis does not allow. So the model gets tensors
+        # with the row axis, and this is its largest number of rows.
         parameters[ROWS] = str(deployment.batching.max_batch or DEFAULT_ROWS)
     if version.trusted:
         parameters[TRUSTED] = json.dumps(version.trusted)
@@ -126,8 +127,8 @@ def _with_values(text: str, values: Mapping[str, str]) -> str:
 def load_order(configs: Mapping[str, str], served: str) -> list[str]:
     """Return the models of one folder in the order in which to load them: parts before their ensemble.
 
-    ``served`` comes last. If it is a Python model, it may call any of the others, and its configuration does
-    not name them.
+    ``served`` comes last. If it is a Python model, it may call any of the other models, and its configuration
+    does not name them.
     """
     order: list[str] = []
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 LONGEST_LINE = 8 * 1024
 # A burst may have as many bytes as the limit allows in this many seconds.
 BURST_S = 16
-# Added to the bytes of each line: its time, level and names take space in the log too.
+# How many bytes are added to the size of each line, because its time, level and names take space in the log.
 LINE_BYTES = 64
 
 Source = Literal["model", "triton"]
@@ -20,7 +20,8 @@ _TRITON = re.compile(
     r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ \d+ (?P<file>[^ :\]]+):\d+\](?: (?P<text>.*))?$"
 )
 _HEAD = re.compile(rb"^[IWEF]\d{4} \d\d:", re.MULTILINE)
-# Lines that are not logged: those of each start without a GPU, and failed requests, which the worker logs.
+# Lines that are not logged: Triton writes some at each start without a GPU, and others for failed requests,
+# which the worker logs itself.
 _USUAL = re.compile(
     "pinned system memory|CudaDriverHelper|DCGM|^Error: Failed to initialize NVML|"
     'evhtp.c:.*NODELAY NOT SUPPORTED|^"?Failed to process the request'

@@ -14,7 +14,7 @@ KEPT = 1024
 class OutputCheck:
     """Compares answers with a signature.
 
-    ``count``: the number of answers that contradict it. ``last``: how the last of them did.
+    ``count``: the number of answers that contradict the signature. ``last``: the last contradiction in words.
     """
 
     def __init__(self, signature: Signature) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# The most seconds that are added at a check. If more time has passed, the worker itself was paused.
+# A check adds at most this many seconds to the silence. If more time has passed, the worker itself was
+# paused.
 LONGEST_CHECK_S = 1.0
 # The limit in seconds without ``progress_timeout_s``. It is longer if callers wait longer.
 SILENCE_S = 60.0

@@ -16,13 +16,14 @@ from tidegate.kernel.protocol.envelope import Request
 from tidegate.kernel.protocol.replica_time import BUSY, IDLE, STARTING, WASTED, Part, Spent
 from tidegate.kernel.protocol.tenant import caller_of, endpoint_of
 
-# A replica counts this many tenants (a caller at an endpoint) separately. All others are counted together.
+# A replica counts this many tenants (a caller at an endpoint) separately. Further tenants are counted
+# together.
 MOST_TENANTS = 1000
 OTHERS = b"(others)"
 
 
 class HasRequest(Protocol):
-    """An entry of a model call, with its request."""
+    """An object with a request, such as one of the requests that share a model call."""
 
     request: Request
 

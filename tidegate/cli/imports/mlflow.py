@@ -10,7 +10,8 @@ from tidegate.cli.imports.plan import ImportPlan
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import mlflow_model, mlflow_requirements, mlflow_signature, names
 
-# The registry uses the same value. --max-batch of `tidegate deploy` changes the Deployment's value.
+# The most rows of a call, as in the registry's default. `tidegate deploy --max-batch` changes it for a
+# Deployment.
 _MAX_BATCH = 64
 
 

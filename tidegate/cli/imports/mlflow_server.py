@@ -31,7 +31,7 @@ _COMMIT = "mlflow.source.git.commit"
 
 
 class TrackingServer:
-    """A tracking server. ``address`` None: ``MLFLOW_TRACKING_URI``.
+    """A tracking server. ``address`` None means ``MLFLOW_TRACKING_URI``.
 
     The credentials are in MLflow's environment variables.
     """

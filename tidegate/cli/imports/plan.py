@@ -14,9 +14,9 @@ from tidegate.cli.api import Doc
 class ImportPlan:
     """A folder or file to deploy. ``format`` None: the registry recognises it.
 
-    ``options``: those of the Deployment. ``mapped``: pairs of a part of the other system's model and its
-    equivalent in Tidegate. ``left``: pairs of a part without an equivalent, and the reason. ``pickled``: the
-    file that needs the permission for pickles; empty if none does.
+    ``options``: the options of the Deployment. ``mapped``: pairs of a part of the other system's model and
+    its equivalent in Tidegate. ``left``: pairs of a part without an equivalent, and the reason. ``pickled``:
+    the file that needs the permission for pickles; empty if none does.
     """
 
     source: str

@@ -86,7 +86,7 @@ def opened(url: str) -> Opened:
     """Open the store at ``url``, without a request to it."""
     if urlsplit(url).scheme in OBJECTS:
         return _objects(url)
-    # Imported here, so that a process that never needs it starts faster.
+    # This import is here, so that a process that never opens a store starts faster.
     from fsspec.core import url_to_fs
 
     files, root = url_to_fs(url)
@@ -208,7 +208,7 @@ def _objects(url: str) -> Opened:
         return obstore.open_writer(whole, name, buffer_size=_part(size), max_concurrency=PARTS_AT_ONCE)
 
     def put(path: str, size: int, pieces: Iterable[bytes]) -> None:
-        # Not a writer, because `put` aborts the multipart upload if reading a piece raises an error.
+        # Use no writer here, because `put` aborts the multipart upload if reading a piece raises an error.
         how: Any = {"chunk_size": _part(size), "max_concurrency": PARTS_AT_ONCE}
         with ThreadPoolExecutor(1) as reader:
             read = _read_by(reader, pieces)

@@ -127,7 +127,7 @@ class _Place(Protocol):
 
 
 class _Local(_Place):
-    """A folder. A blob has a temporary name until it is complete."""
+    """A blob store in a folder. A blob has a temporary name until it is complete."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
@@ -204,7 +204,7 @@ def _read_exactly(file: Any, size: int) -> bytes:
 
 
 class _Remote(_Place):
-    """An object store, or another store that is not a folder."""
+    """A blob store in an object store, or in another store that is not a folder."""
 
     def __init__(self, url: str) -> None:
         self._fs, self._root, *_ = object_store.opened(url)

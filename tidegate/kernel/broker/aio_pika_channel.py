@@ -167,7 +167,7 @@ class AioPikaChannel:
 
     async def get(self, queue: Queue) -> Delivery | None:
         source = await self._channel.get_queue(queue.name, ensure=False)
-        # No timeout: after one, aio-pika would not read a message that arrives late.
+        # No timeout is set: after a timeout, aio-pika would not read a message that arrives late.
         message = await self._call(source.get(no_ack=False, fail=False, timeout=None))
         return None if message is None else _delivery(message)
 

@@ -64,8 +64,8 @@ BROKER: dict[str, BrokerPermissions] = {
         write=_names(WARM.name, below=(_OF_AUTOSCALER, _WARM)),
         read=_names(EVENTS.name, WARM.name, below=(_OF_AUTOSCALER,)),
     ),
-    # A worker may not bind from WORKERS, because it could copy the replies of others. It may not configure an
-    # exchange, because it could delete the exchange that carries all replies.
+    # A worker may not bind from WORKERS, because it could copy the replies of other workers. It may not
+    # configure an exchange, because it could delete the exchange that carries all replies.
     "worker": BrokerPermissions(
         configure=_names(below=(_REQUESTS, _JOBS, _WARM, "cancels.v1.")),
         write=_names(WORKERS.name, below=("cancels.v1.",)),

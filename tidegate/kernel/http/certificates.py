@@ -39,7 +39,9 @@ def trusted(
 
 @functools.cache
 def _authorities(trust_env: bool, named: tuple[str | None, ...], more: str | None) -> ssl.SSLContext:
-    """Load the trusted certificates. ``named`` is part of the cache's key: the environment's paths."""
+    """Load the trusted certificates; the result is cached.
+
+    ``named``: the certificate paths in the environment. If they change, the certificates are loaded again."""
     context = httpx.create_ssl_context(trust_env=trust_env)
     if more is not None:
         try:

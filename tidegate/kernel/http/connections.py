@@ -21,8 +21,8 @@ CLOSED = Counter(
 SWEEP_S = 1.0
 # How many connections are checked in one turn of the event loop. So a sweep delays no request noticeably.
 SLICE = 32
-# If there are too many connections, the oldest are ranked, this many at a time. This share of all connections
-# is closed.
+# If there are too many connections, they are ranked in parts of this size, oldest first. In the first part
+# with a connection that may be closed, up to SHED_SHARE of the number of all connections is closed.
 LOOK = 512
 SHED_SHARE = 1 / 64
 # How many file descriptors are reserved for everything except HTTP connections.
@@ -126,7 +126,8 @@ class Connections:
             return False  # no connection could be closed since the last sweep
         found = list(among)
         count = max(1, int(len(found) * SHED_SHARE))
-        # Ranked in parts, because ranking all would block the event loop for tens of milliseconds.
+        # Connections are ranked in parts, because ranking all would block the event loop for tens of
+        # milliseconds.
         for known_before in (None, self.now - KEPT_S):
             for begin in range(0, len(found), LOOK):
                 some = found[begin : begin + LOOK]

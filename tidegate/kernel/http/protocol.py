@@ -34,9 +34,9 @@ class Protocol(Lifetime):
         self._max_head, self._max_fields = connections.limits.head_bytes, connections.limits.head_fields
         self._read = 0  # bytes of the last read
         self._upgrading = False
-        # For a body in several reads. _counted: its request. _body_before and _body_last: the bytes of bodies
-        # after its first and its last read. _raw: all bytes since the first read. _bare: the bytes of the
-        # last reads without body.
+        # These fields are about a body that arrives in several reads. _counted: its request. _body_before and
+        # _body_last: the bytes of bodies received after its first and its last read. _raw: all bytes since
+        # the first read. _bare: the bytes of reads since the last read that had bytes of the body.
         self._counted: Any = None
         self._body_before = self._body_last = self._raw = self._bare = 0
 
@@ -72,7 +72,7 @@ class Protocol(Lifetime):
             self._unfinished(at != IN_BODY and cycle is self.cycle)
 
     def pause_writing(self) -> None:
-        """Note that the caller does not read fast enough."""
+        """Record that the caller does not read fast enough."""
         self._pauses += 1
         super().pause_writing()
 
@@ -102,7 +102,7 @@ class Protocol(Lifetime):
     def new_parser(self) -> None:
         """Parse the next bytes as the start of a request."""
         self.parser = HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # uvicorn does the same
 
     # The parser's callbacks.
 
@@ -174,7 +174,7 @@ class Protocol(Lifetime):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Note the end of a request."""
+        """Record the end of a request."""
         if self._upgrading:
             return
         self._at = BETWEEN
@@ -200,7 +200,7 @@ class Protocol(Lifetime):
     # Requests that arrive in several reads.
 
     def _unfinished(self, all_head: bool) -> None:
-        """Count a read that ended inside of a request. ``all_head``: all its bytes belong to one head."""
+        """Count a read that ended within a request. ``all_head``: all its bytes belong to one head."""
         if self._at == IN_HEAD:
             self._unfinished_head(all_head)
         elif self.cycle is not self._counted:

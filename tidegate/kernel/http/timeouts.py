@@ -104,7 +104,7 @@ def to_shed(standings: Iterable[Standing], count: int, known_before: float | Non
     Connections of unknown callers come first. The next criteria are the phase and the longest time in this
     phase.
 
-    A known caller's connection is closed only if it has been idle since ``known_before``; None: never.
+    A known caller's connection is closed only if it has been idle since ``known_before``; None means never.
     """
     ranked = sorted(
         (each.known, _ORDER[each.phase], each.since, at)

@@ -35,7 +35,7 @@ class ServerCertificate:
         self._problem = ""
 
     def context(self, *protocols: str) -> ssl.SSLContext:
-        """Return a context for a server with these ALPN protocols. It changes with the files."""
+        """Return a context for a server with these ALPN protocols. It always has the newest certificate."""
         made = _new_context()
         made.set_alpn_protocols(list(protocols))
         _load(made, *self._used, self._cert, self._key)

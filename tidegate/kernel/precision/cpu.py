@@ -9,8 +9,8 @@ from pathlib import Path
 CPUINFO = Path("/proc/cpuinfo")
 # Instructions that onnxruntime's int8 kernels use.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-# CPUs with one of these add up products of 8 bits in 32 bits. CPUs with only AVX2 or AVX512 add pairs of them
-# in 16 bits, and such sums may saturate.
+# CPUs with one of these instruction sets add up products of 8-bit values in 32 bits. CPUs with only AVX2 or
+# AVX512 add pairs of products in 16 bits, and these sums may saturate.
 EXACT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 

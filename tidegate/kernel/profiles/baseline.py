@@ -40,7 +40,7 @@ class Baseline:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Baseline:
-        """Return the baseline that :meth:`to_json` returned. Raise ValueError for anything else."""
+        """Read the result of :meth:`to_json`. Raise ValueError for anything else."""
         try:
             if found["v"] != 1 or found["source"] not in ("training", "first_rows"):
                 raise ValueError("its version or its source is not known")

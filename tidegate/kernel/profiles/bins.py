@@ -38,7 +38,7 @@ class Bins:
 
     @classmethod
     def from_json(cls, found: Sequence[Any]) -> Bins:
-        """Return the bins that :meth:`to_json` returned. Raise ValueError if they do not rise."""
+        """Read the result of :meth:`to_json`. Raise ValueError if the cuts do not rise."""
         cuts, low, high = found
         read = tuple(float(cut) for cut in cuts)
         if len(read) > 255 or list(read) != sorted(set(read)):
@@ -56,7 +56,7 @@ def bins_from_json(found: Mapping[str, Sequence[Any]]) -> dict[str, Bins]:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The quantiles of some values of a column, and the number of values. No single row can be seen in it."""
+    """The quantiles of some values of a column, and the number of values. They show no single row."""
 
     rows: int
     points: tuple[float, ...]

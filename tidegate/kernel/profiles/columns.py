@@ -15,7 +15,7 @@ Numbers = npt.NDArray[np.float64]
 
 # A tensor with more elements in a row is described by its mean, standard deviation, minimum and maximum.
 MAX_WIDTH = 256
-# The most columns of one request. The others are left out.
+# The most columns of one request. Further columns are left out.
 MAX_COLUMNS = 512
 # A string with more characters is text: its length and words are counted, and its value is not kept.
 VALUE_BYTES = 64

@@ -111,7 +111,7 @@ def _unpacked(raw: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class PublishedBins:
-    """The bins that all replicas of a Deployment use. ``id`` changes with the bins; empty: no bins yet.
+    """The bins that all replicas of a Deployment use. ``id`` changes with the bins; empty means no bins yet.
 
     ``predictions``: replicas send the predictions of sampled requests, because labels may arrive for them.
     """

@@ -51,7 +51,7 @@ class NumberCounts:
         return math.sqrt(max(0.0, variance)) if math.isfinite(variance) else None
 
     def add(self, other: NumberCounts) -> None:
-        """Add counts of the same bins. Raise ValueError for others."""
+        """Add counts of the same bins. Raise ValueError for counts of other bins."""
         if len(other.counts) != len(self.counts):
             raise ValueError("profiles with different bins cannot be added up")
         self.counts = self.counts + other.counts
@@ -78,7 +78,7 @@ class NumberCounts:
 
     @classmethod
     def from_json(cls, found: list[Any]) -> NumberCounts:
-        """Return the counts that :meth:`to_json` returned. Raise ValueError or TypeError."""
+        """Read the result of :meth:`to_json`. Raise ValueError or TypeError."""
         counts, missing, below, above, total, squares, least, most = found
         return cls(
             np.asarray(counts, np.int64),
@@ -94,7 +94,7 @@ class NumberCounts:
 
 @dataclass(slots=True)
 class ValueCounts:
-    """A column of short strings: counts of the most frequent values, of the others, and of missing ones."""
+    """A column of short strings: counts of its most frequent values, other values, and missing values."""
 
     counts: dict[str, int] = field(default_factory=dict)
     other: int = 0
@@ -120,14 +120,14 @@ class ValueCounts:
 
     @classmethod
     def from_json(cls, found: list[Any]) -> ValueCounts:
-        """Return the counts that :meth:`to_json` returned. Raise ValueError or TypeError."""
+        """Read the result of :meth:`to_json`. Raise ValueError or TypeError."""
         counts, other, missing = found
         return cls({str(k): int(v) for k, v in counts.items()}, int(other), int(missing))
 
 
 @dataclass(slots=True)
 class Profile:
-    """The counts of some rows by column."""
+    """The counts of the values in sampled rows, for each column."""
 
     rows: int = 0
     numbers: dict[str, NumberCounts] = field(default_factory=dict)
@@ -163,7 +163,7 @@ class Profile:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Profile:
-        """Return the profile that :meth:`to_json` returned. Raise KeyError, ValueError or TypeError."""
+        """Read the result of :meth:`to_json`. Raise KeyError, ValueError or TypeError."""
         return cls(
             int(found["rows"]),
             {str(name): NumberCounts.from_json(each) for name, each in found["numbers"].items()},

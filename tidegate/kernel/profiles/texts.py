@@ -13,7 +13,7 @@ PROMPT_TOKENS, ANSWER_TOKENS, FINISH_REASON = "prompt_tokens", "answer_tokens", 
 
 
 class TextAnswer(NamedTuple):
-    """An answer of a language model; None: not known."""
+    """An answer of a language model. A field is None if it is not known."""
 
     prompt_tokens: int | None
     answer_tokens: int | None

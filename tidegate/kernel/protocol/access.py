@@ -29,7 +29,7 @@ ORIGIN_HEADER = b"x-tidegate-origin"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """An authenticated caller. ``endpoints``: the only endpoints that it may use; None: all of them.
+    """An authenticated caller. ``endpoints``: the only endpoints that it may use; None means all of them.
 
     ``weight``: its share of a busy Deployment, in proportion to the weights of the other callers.
     """
@@ -187,7 +187,7 @@ def digest_of(credential: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """The limits of a key over all gateway processes. None: no limit.
+    """The limits of a key over all gateway processes. None means no limit.
 
     ``rate`` is requests per second, with a burst of ``burst``. ``day`` and ``month`` are requests in a
     calendar day and month (UTC). ``concurrency`` is requests in flight. ``day_budget`` and ``month_budget``
@@ -220,7 +220,7 @@ class Allowance:
 class TokenAllowance:
     """The most tokens of language models, prompts and answers together, over all gateway processes.
 
-    ``minute``: in any 60 seconds. ``day``: in a calendar day (UTC). None: no limit.
+    ``minute`` is the limit in any 60 seconds, ``day`` the limit in a calendar day (UTC). None means no limit.
     """
 
     minute: int | None = None

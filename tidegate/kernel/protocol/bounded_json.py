@@ -70,7 +70,7 @@ def check(raw: Buffer, what: str = "the request") -> JsonParts | None:
 
 def count(pieces: Sequence[Buffer]) -> JsonParts:
     """Count the parts of a JSON text by its punctuation. Punctuation inside of strings counts, too."""
-    import numpy as np  # imported here: workers do not need numpy, and its import is slow
+    import numpy as np  # this import is here: workers do not need numpy, and its import is slow
 
     commas = colons = quotes = escaped = lists = objects = 0
     for piece in pieces:

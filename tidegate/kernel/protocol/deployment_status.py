@@ -20,7 +20,7 @@ class Condition(Noun):
 
 
 class DeploymentStatus(Noun):
-    """The autoscaler's view of a Deployment, and the replicas that it wants. None: not known.
+    """The autoscaler's view of a Deployment, and the replicas that it wants. Unknown fields are None.
 
     ``revision`` is the Deployment's revision that the autoscaler has read; this status ignores later changes.
     ``rule`` and ``reason`` explain ``desired``. ``limits`` are the bounds in force. ``start_s`` is the time

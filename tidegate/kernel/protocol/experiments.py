@@ -22,9 +22,9 @@ class ExperimentMetric(Written):
 
     ``kind`` ``mean``: the mean of the reported numbers. ``rate``: the share of reported labels that are
     ``label``. ``latency``: the mean time of an answer in milliseconds, and ``errors``: the share of failed
-    requests; the gateways measure both. ``of``: the metric in the feedback; None: ``name``, and ``label`` for
-    a rate. ``goal`` is the better direction. ``min_lift``: the smallest difference worth finding, as a part
-    of the control's value.
+    requests; the gateways measure both. ``of``: the metric in the feedback; None means ``name``, and
+    ``label`` for a rate. ``goal`` is the better direction. ``min_lift``: the smallest difference worth
+    finding, as a part of the control's value.
     """
 
     name: MetricName

@@ -15,7 +15,7 @@ class FeedbackRecord:
     ``value`` or ``label`` is None. ``at`` is the time of the outcome, ``answered_at`` the time of the answer.
     ``assigned``: weights or a sticky key chose the Deployment. False: a version in the request or a rule did.
     ``unit`` is the hash of the sticky key; empty: the request had none. ``experiment`` is the id of the
-    experiment in which the Deployment was chosen; empty: none.
+    experiment in which the Deployment was chosen; empty means none.
     """
 
     endpoint: str

@@ -33,7 +33,7 @@ _STRING, _ARRAY = 8, 9
 # Arrays are kept only up to this length: vocabularies have hundreds of thousands of values.
 _KEPT_ARRAY = 64
 _MAX_COUNT, _MAX_DIMS = 2**24, 8
-# For each type, by ggml's number: the elements of a block, and its bytes.
+# For the number of each type in ggml: how many elements a block has, and how many bytes.
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),

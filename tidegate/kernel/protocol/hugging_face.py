@@ -19,7 +19,7 @@ POOLING = "1_Pooling/config.json"
 IMAGES = "preprocessor_config.json"
 # The names of the files that :func:`plan` reads, without their folders.
 TEXTS = frozenset({CONFIG, MODULES, SENTENCES, TOKENIZER, IMAGES})
-# Image processors that the runtime for ONNX files implements. Others need transformers.
+# Image processors that the runtime for ONNX files implements. Other processors need transformers.
 _PLAIN_IMAGES = frozenset({"ViT", "DeiT", "CLIP", "Bit", "MobileNetV2", "PoolFormer", "ConvNext"})
 MAX_TEXT = 4 * 1024 * 1024
 _POOLING = {
@@ -35,7 +35,7 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True, slots=True)
 class HuggingFacePlan:
-    """A way to run a folder. ``labels``: of a classifier, in the order of its scores.
+    """A way to run a folder. ``labels``: the labels of a classifier, in the order of its scores.
 
     ``activation``: how scores follow from the model's output: softmax, sigmoid or none. ``size``: the length
     of an embedding; -1: unknown.
@@ -144,7 +144,7 @@ def requirements_of(found: HuggingFacePlan) -> list[str]:
 
 def _check_files(task: Task, files: Collection[str], onnx: str, *, allow_pickle: bool) -> None:
     needed = IMAGES if task == "image-classification" else "tokenizer.json"
-    # Without tokenizer.json, transformers makes a tokenizer from other files. The ONNX engine cannot.
+    # Without tokenizer.json, transformers makes a tokenizer from other files. The ONNX engine cannot do that.
     others = {"vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}
     if needed not in files and (onnx or needed == IMAGES or not others & set(files)):
         how = "AutoImageProcessor" if needed == IMAGES else "AutoTokenizer"

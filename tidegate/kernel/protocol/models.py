@@ -138,8 +138,9 @@ class Batching(Written):
 
 
 class Resources(Written):
-    """The resources of one replica, in MiB and cores; None: the launcher's setting. Containers enforce them.
+    """The resources of one replica, in MiB and cores. Containers enforce them.
 
+    If ``memory_mb``, ``cpus`` or ``shm_mb`` is None, the launcher's setting applies.
     ``gpus`` is the number of whole GPUs. With ``gpu_memory_mb`` the replica shares one GPU with others, and
     each declares how much memory it needs.
     ``allow_cpu``: a model that cannot use the GPU runs on the CPU. Otherwise its replica fails to start.
@@ -168,11 +169,11 @@ class LlmSpec(Written):
 
     ``engine``: ``auto`` is llama.cpp for a GGUF file, and vLLM for a Hugging Face folder.
     ``slots``: requests that the engine works on at the same time; a worker never holds more.
-    ``context``: the most tokens of a prompt and its answer together; None: the engine's default.
-    ``kv_tokens``: the most tokens in the engine's KV cache that a worker fills; None: the engine's size.
+    ``context``: the most tokens of a prompt and its answer together; None means the engine's default.
+    ``kv_tokens``: the most tokens in the engine's KV cache that a worker fills; None means the engine's size.
     ``arguments``: arguments of the engine, by its own names, passed as they are.
     ``adapters``: LoRA adapters by name, as paths in the artifact; requests name them ``model:adapter``.
-    ``affinity_wait_ms``: the longest wait for the replica that has the prompt's beginning; 0: none.
+    ``affinity_wait_ms``: the longest wait for the replica that has the prompt's beginning; 0 means none.
     ``upstream``: the address of an OpenAI-compatible server, for the engine ``openai-url``.
     ``upstream_model``: the model's name at the upstream. ``credential``: ``env:NAME`` or ``file:PATH`` on the
     worker's host, never the credential itself. ``region``: where the upstream processes data.
@@ -226,8 +227,8 @@ class UpstreamSpec(Written):
     ``address``: the URL of the model, which ends in ``/v2/models/NAME`` or in a version of it.
     ``credential``: ``env:NAME`` or ``file:PATH`` on the worker's host, never the credential itself.
     ``region``: where the upstream processes data. ``timeout_s``: the longest wait for an answer.
-    ``requests_per_minute``: the most that one instance sends; None: no limit. ``binary``: the upstream has
-    the extension for binary tensor data.
+    ``requests_per_minute``: the most that one instance sends; None means no limit. ``binary``: the upstream
+    has the extension for binary tensor data.
     """
 
     address: str = Field(pattern=r"^https?://[^/@\s]+/\S+$", max_length=2048)
@@ -241,16 +242,16 @@ class UpstreamSpec(Written):
 class DeploymentSpec(Written):
     """One Version run by identical workers that share a queue.
 
-    ``image`` is the image of its workers if they are containers; None: the launcher's.
+    ``image`` is the image of its workers if they are containers; None means the launcher's.
     ``progress_timeout_s``: the process of a model that answers no call for this time is ended. None: a
     minute, or the longest timeout of the callers that wait, if that is longer.
-    ``llm``: only for versions of format ``llm``; None: the defaults of :class:`LlmSpec`.
+    ``llm``: only for versions of format ``llm``; None means the defaults of :class:`LlmSpec`.
     ``upstream``: only for versions of format ``oip``, which need it.
-    ``sampling``: rows per second that a replica samples into the version's profile; 0: none.
-    ``keep_rows``: the blob store keeps the values of at most this many sampled rows of the version; 0: none.
-    ``redact``: inputs and outputs without kept values. ``start_timeout_s`` is longer by default if the engine
-    is vLLM, which compiles and measures at each start. ``unverified``: the Deployment may run a version that
-    is not verified, or was rejected.
+    ``sampling``: rows per second that a replica samples into the version's profile; 0 means none.
+    ``keep_rows``: the blob store keeps the values of at most this many sampled rows of the version; 0 means
+    none. ``redact``: inputs and outputs without kept values. ``start_timeout_s`` is longer by default if the
+    engine is vLLM, which compiles and measures at each start. ``unverified``: the Deployment may run a
+    version that is not verified, or was rejected.
     """
 
     name: Name
@@ -332,7 +333,7 @@ class EndpointSpec(Noun):
     ready replica, while other targets have one. ``wake``: its requests wait for a replica, unless none can
     start. ``others``: its share goes to the other targets. ``fail``: it always keeps its share.
 
-    ``slo``: the objectives; None: none. ``alerts``: limits that differ from the defaults. ``feedback``:
+    ``slo``: the objectives; None means none. ``alerts``: limits that differ from the defaults. ``feedback``:
     answers get an id for feedback, also without a rollout or an experiment. ``shadow``: copies of its
     requests go to a Deployment without a share, for a comparison. ``failover``: Deployments without a share,
     in order. They get the requests that an upstream cannot answer, and all traffic while ``when_unready``
@@ -409,7 +410,7 @@ def unfit_for_shadow(version: Version) -> str | None:
 class DesiredState(Noun):
     """All Deployments and Endpoints that should exist, and their versions, read at one moment.
 
-    ``aliases``: by model, the aliases of versions, such as ``champion``, and the version of each.
+    ``aliases``: the aliases of each model, such as ``champion``, with the version of each alias.
     """
 
     revision: int
@@ -422,7 +423,7 @@ class DesiredState(Noun):
 class Assignment(Noun):
     """Everything that a worker needs to start, except the artifact's bytes, which it gets from the registry.
 
-    It is also sent as a message, so it has no address and no credential. A worker's settings have these.
+    It is also sent as a message, so it has no address and no credential. A worker's settings have both.
     ``scratch``: the worker only verifies the version. It never opens a queue.
     """
 

@@ -25,7 +25,7 @@ MAX_NESTED_GRAPHS = 32
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """A tensor with its values in the file ``location``, up to the byte ``end``; 0: the whole file."""
+    """A tensor with its values in the file ``location``, up to the byte ``end``; 0 means the whole file."""
 
     tensor: str
     location: str
@@ -107,7 +107,7 @@ def _tensor(tensor: Message) -> Iterator[External]:
 
 
 def _entry(entry: Message, locations: list[str], ends: list[int]) -> None:
-    """Read one pair of key and value: a location, or ``ends[0]`` (the offset) or ``ends[1]`` (the length)."""
+    """Read a pair of key and value into ``locations``, ``ends[0]`` (offset) or ``ends[1]`` (length)."""
     keys = {text.text() for text in entry.messages(ENTRY_KEY)}
     values = [text.text() for text in entry.messages(ENTRY_VALUE)]
     if "location" in keys:

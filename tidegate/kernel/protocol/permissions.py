@@ -14,7 +14,7 @@ from functools import cached_property
 
 from tidegate.kernel.protocol.access import ADMIN, INFER, METRICS, OPERATE, PUBLISH, REPLICA
 
-# Values in place of scopes.
+# Values that a route may have in place of scopes.
 OPEN = "open"  # no credential is needed
 ANY = "any"  # every valid credential; the handler checks more
 INTERNAL = "internal"  # only Tidegate's own services, and not when they forward a principal's call
@@ -50,7 +50,7 @@ class RoutePermissions:
 
     @cached_property
     def _patterns(self) -> dict[int, tuple[re.Pattern[str], list[str]]]:
-        """Return one pattern for all paths with the same number of segments; key 0: paths of any length."""
+        """Return one pattern for each number of segments in a path. Key 0 has the paths of any length."""
         by_steps: dict[int, list[str]] = {}
         for path in self.by_path:
             by_steps.setdefault(0 if ":path}" in path else path.count("/"), []).append(path)
@@ -123,7 +123,7 @@ REGISTRY = RoutePermissions(
     _OWN
     | {
         "PUT /v1/artifacts": (PUBLISH,),
-        # A replica reads its own artifact. The handler refuses all others.
+        # A replica reads its own artifact. The handler refuses all other artifacts.
         "HEAD /v1/artifacts/{sha256}": (*LOOK, REPLICA),
         "GET /v1/artifacts/{sha256}": (*LOOK, REPLICA),
         "GET /v1/artifacts/{sha256}/signatures": (*LOOK, REPLICA),

@@ -20,7 +20,7 @@ class ModelDeath:
     """The last death of a replica's model. Times are seconds since the epoch.
 
     ``words`` is a description for people: "the model's process ended (signal 9, out of memory?)". ``status``
-    is an exit code, or the negative number of a signal; None: unknown, or the worker ended the process.
+    is an exit code, or the negative number of a signal; None if unknown, or the worker ended the process.
     ``in_a_row`` counts deaths in a row, each within a minute of a start. ``total`` counts all deaths of this
     worker's model.
     """
@@ -70,7 +70,7 @@ class ReplicaReport:
     ``phases_ms`` has the parts of the start: launch, environment (only with requirements), fetch,
     triton_start, load, warm_up. The current part still grows.
     ``busy_ms`` is the sum of the model calls' durations, ``call_ms`` the recent mean of one call, and
-    ``batch_mean`` the recent mean of requests in a call; None: nothing measured yet.
+    ``batch_mean`` the recent mean of requests in a call; None if nothing was measured yet.
     ``parallel`` is the effective concurrency: the requests of a full call x instances, or, if a call has one
     request, the recent number of open calls.
     ``signature`` is the model's, as Triton reports it, in the form of a ``Signature``.
@@ -78,14 +78,14 @@ class ReplicaReport:
     ``gpu_utilization`` (0 to 1) and ``gpu_memory_bytes`` (used) are those of its GPUs; None: it has none.
     ``device`` is where its model runs, as Triton reports it: ``cpu``, ``cuda:0 (NVIDIA H100 80GB HBM3)``,
     several separated by commas; empty until the model is loaded.
-    ``sandbox`` says how the model's process is contained; empty: unknown. ``memory_limit`` says how much
-    memory the process may use and what enforces it; empty: nothing, or the container.
+    ``sandbox`` says how the model's process is contained; empty if unknown. ``memory_limit`` says how much
+    memory the process may use and what enforces it; empty means nothing, or the container.
     ``ready_at`` is when it was first ready, in seconds since the epoch; 0: never yet. A replica that was
     ready before and is ``starting`` now is loading its model again.
     ``death`` is the last death of the model's process; None: it has not died.
     ``llm`` has the facts of a language model's engine; None: no engine, or no facts yet.
-    ``holds`` is the number of requests that it holds at a time, running and waiting; 0: not known.
-    ``host_busy`` is the share of time that the host's cores were busy (0 to 1); None: not known.
+    ``holds`` is the number of requests that it holds at a time, running and waiting; 0 if not known.
+    ``host_busy`` is the share of time that the host's cores were busy (0 to 1); None if not known.
     ``scratch`` is the outcome of a scratch replica, in the form of a ``ScratchOutcome``; None: there is none.
     ``sequences`` is the number of sequences that it keeps, and ``sequence_slots`` the most that it can keep;
     0: its model is not stateful.

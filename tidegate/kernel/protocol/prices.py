@@ -105,7 +105,7 @@ class Rate(_Entry):
     source: str = "prices"
 
     def cost(self, ns: int) -> float:
-        """Return the cost of ``ns`` nanoseconds."""
+        """Return the cost of a replica for ``ns`` nanoseconds."""
         return self.per_hour * ns / 3.6e12
 
 

@@ -35,7 +35,7 @@ class ScheduleWindow(_Part):
     @field_validator("start", "end")
     @classmethod
     def _is_cron(cls, text: str) -> str:
-        # Imported here, because the command line uses these models without this library.
+        # This import is here, because the command line uses these models without this library.
         from cronsim import CronSim, CronSimError
 
         if len(text.split()) != 5:
@@ -78,7 +78,7 @@ class Scaling(_Part):
     that a replica may be busy, and ``backlog_per_replica`` is the number of unanswered requests for each
     replica. Windows are in seconds: scale up after load that lasted for ``up_window_s``, and scale down after
     ``down_window_s`` with less load. A load that needs ``panic_factor`` times the ready replicas scales up
-    immediately, despite windows and limits per minute; 0: never. ``max_cost_per_hour`` limits replicas x
+    immediately, despite windows and limits per minute; 0 means never. ``max_cost_per_hour`` limits replicas x
     ``price_per_hour``. ``forecast`` may start replicas early, for the load of the same time on earlier days
     or weeks.
 
@@ -132,7 +132,7 @@ def _last(cron: str, zone: str, minute: int) -> datetime | None:
 
     now = datetime.fromtimestamp(minute * 60, timezone.utc)
     local = datetime.fromtimestamp((minute + 1) * 60, _zone(zone))  # CronSim excludes its start
-    if local.fold:  # in a repeated hour: earlier times can have later clock times
+    if local.fold:  # in a repeated hour, an earlier time can show a later clock time
         local += timedelta(hours=2)
     times = (found.astimezone(timezone.utc) for found in CronSim(cron, local, reverse=True))
     return next((found for found in times if found <= now), None)

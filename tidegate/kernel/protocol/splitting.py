@@ -129,8 +129,9 @@ class Shadow(Written):
     """Shadow traffic: copies of an endpoint's answered requests go to ``deployment``.
 
     ``rate``: percent of the requests. ``max_per_s``: the most copies in a second of each gateway process;
-    None: no limit. Copies go only to idle replicas. ``wake``: copies may also start a replica, and keep it
-    running. ``until``: the time of the last copy; None: until it is stopped. ``id`` is new for each shadow.
+    None means no limit. Copies go only to idle replicas. ``wake``: copies may also start a replica, and keep
+    it running. ``until``: the time of the last copy; None: until it is stopped. ``id`` is new for each
+    shadow.
     """
 
     deployment: Name

@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.bounded_json import shown
 
 @dataclass(frozen=True, slots=True)
 class Datatype:
-    """A datatype: its code on the wire, its bytes per element (0: variable), and its codes in Python."""
+    """A datatype: its code on the wire, its bytes per element (0 means variable), and its codes in Python."""
 
     name: str
     code: int
@@ -147,7 +147,7 @@ def to_json(datatype: Datatype, raw: bytes | memoryview) -> Any:
             return [element.decode() for element in unpack_strings(raw)]
         except UnicodeDecodeError:
             return None
-    # Imported here, because workers do not need numpy, and its import would take a fifth of their start.
+    # This import is here, because workers need no numpy, and it would take a fifth of their start time.
     import numpy as np
 
     if datatype.name == "BF16":

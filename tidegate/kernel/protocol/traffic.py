@@ -19,7 +19,8 @@ TOTAL = "total"
 LEDGER = ("decode", "transit", "wait", "compute", "encode")
 ROWS = (TOTAL, *LEDGER)
 
-# A histogram as a list: the first bucket with a count, then the counts up to the last one. Empty: no counts.
+# A histogram as a list: the first bucket with a count, then the counts up to the last one. Empty means no
+# counts.
 SparseRow = list[int]
 
 _LOG_RATIO = float(np.log(RATIO))

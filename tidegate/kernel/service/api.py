@@ -68,7 +68,7 @@ def create_app(
 
     ``identify`` returns the principal of a request's headers; None: only the service token is accepted.
     ``permissions`` None: the table of the service ``name``. ``front`` has the OpenAPI paths of routes that
-    are served before the app. ``body_bytes`` is the largest body; None: that of the settings.
+    are served before the app. ``body_bytes`` is the largest body; None means that of the settings.
     ``larger_bodies`` has the paths with other limits, see :class:`BodyLimit`. Browser pages of ``origins``
     may call the app. ``answer_error`` answers requests that the guard refuses; None: in Tidegate's format.
     ``error_forms`` has, by tag, the form of errors for routes that follow another API.
@@ -82,7 +82,8 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # the guard removes one trailing slash
     )
-    # Added before the guard, so it runs after the guard. So the body of a refused request is not read.
+    # The limit is added before the guard, so it runs after the guard: the body of a refused request is not
+    # read.
     most = settings.max_api_body_bytes if body_bytes is None else body_bytes
     app.add_middleware(BodyLimit, most=most, larger=larger_bodies)
     furnish(

@@ -112,7 +112,7 @@ async def live(_: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Answer whether the service is ready; if not, with 503 and the problems."""
+    """Answer 200 if the service is ready, else 503 with the problems."""
     found: dict[str, str] = request.app.state.health.problems()
     problems = {name: without_paths(problem) for name, problem in found.items()}
     told = {"status": "not ready" if problems else "ready", "problems": problems}

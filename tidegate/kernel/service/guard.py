@@ -92,7 +92,7 @@ class Guard:
                 caller.current.set(Caller(who, self._origin(scope, headers)))
                 await self._app(scope, receive, send_with_id)
         except Exception as error:
-            # Answered here, because a handler of the framework would answer without the request id.
+            # Answer here, because a handler of the framework would answer without the request id.
             log.error("unexpected error", exc_info=error)
             if answering:
                 raise

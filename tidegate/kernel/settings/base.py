@@ -349,7 +349,9 @@ class Settings(BaseSettings):
 
     @property
     def server_urls(self) -> dict[str, str]:
-        """The URLs of the servers as they were set, by setting, without added passwords; empty: embedded."""
+        """The URLs of the servers, by setting, as they were set: without added passwords.
+
+        An empty URL means the embedded server."""
         return dict(self._server_urls)
 
     @property

@@ -1,8 +1,8 @@
 """The stream of accepted feedback in the store of jobs. Gateways write it. Each reader has its own position.
 
 tidegate:feedback:stream               the last records, oldest first; the field ``r`` is a FeedbackRecord
-tidegate:feedback:seen:<hour>:<part>   set of hashes: which outcomes of the answers of this hour are counted
-tidegate:feedback:names:<hour>:<part>  hash: the number of metrics that callers named, by hash of the answer
+tidegate:feedback:seen:<hour>:<part>   set of hashes: the counted outcomes of this hour's answers
+tidegate:feedback:names:<hour>:<part>  hash: for each answer, the number of metrics that callers named
 
 A reader stores its position together with its results, in one write. So it counts each record once, also
 after a crash. The length of the stream is limited. :meth:`FeedbackStore.lost` shows if a reader was too slow.
@@ -123,6 +123,6 @@ def _parts(position: str) -> tuple[int, int]:
 
 
 def _hashed(text: str) -> tuple[int, int]:
-    """Return a text's hash, a signed integer of 64 bits, and the number of the set for it."""
+    """Return a text's hash (a signed integer of 64 bits), and the number of the set that has this hash."""
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True), digest[8] % _PARTS

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from tidegate.kernel.store.connection import Connected, answer
 
 PROFILE, BINS = "tidegate:profile:", "tidegate:bins:"
-# The most pieces of a Deployment in the list. If no router takes them, the oldest pieces are dropped.
+# The most pieces of a Deployment's profile in the list. If no router takes them, the oldest are dropped.
 PIECES_KEPT = 100
 PIECES_TTL_S = 3600
 BINS_TTL_S = 86_400

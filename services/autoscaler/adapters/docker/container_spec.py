@@ -76,7 +76,7 @@ class DockerPlan:
         return hashlib.sha256(repr((base, limits, keys)).encode()).hexdigest()[:16]
 
     def memory_of(self, start: LaunchSpec) -> int:
-        """Return the memory limit of a replica in MiB; 0: no limit."""
+        """Return the memory limit of a replica in MiB; 0 means no limit."""
         return start.resources.memory_mb or self.memory_mb
 
 

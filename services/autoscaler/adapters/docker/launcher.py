@@ -171,7 +171,7 @@ class DockerLauncher:
         ]
 
     async def _order(self, row: Doc) -> tuple[int, str, str]:
-        """Return the order of a claim: started containers first, then by creation time in nanoseconds."""
+        """Return the sort key of a claim: started containers first, then by creation time in nanoseconds."""
         if row["State"] != "created":
             return 0, "", row["Id"]
         try:
@@ -186,7 +186,8 @@ class DockerLauncher:
             reference = start.image or self._plan.image
             uid = 0 if self._plan.model_users else await self._images.uid(reference)
             files = {
-                # In files, because everyone with access to the engine can read a container's environment.
+                # Pass secrets in files: everyone with access to the engine can read a container's
+                # environment.
                 "replica/token": replica_token.issue(self._plan.token, replica).encode(),
                 "replica/assignment.json": start.document.encode(),
             }
@@ -247,7 +248,7 @@ class DockerLauncher:
         name = self._plan.name(row["Labels"][REPLICA])
         try:
             found = await self._engine.inspect(name)
-        except EngineError:  # removed meanwhile
+        except EngineError:  # the container was removed meanwhile
             return describe_exit(None), False, None
         how, out_of_memory = _ending_of(found)
         output = await self._engine.output(name, LAST_LINES)

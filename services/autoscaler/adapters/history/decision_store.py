@@ -126,7 +126,7 @@ class DecisionStore:
         return [json.loads(body) for (body,) in rows]
 
     def add_cold_start(self, deployment: str, cold_start: dict[str, Any]) -> None:
-        """Store a cold start, and keep only the last ones of each Deployment."""
+        """Store a cold start, and keep only the last cold starts of each Deployment."""
         body = json.dumps(cold_start)
         self._db.write(
             ("INSERT INTO cold_starts (deployment, body) VALUES (?, ?)", [(deployment, body)]),

@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS chunks (
 
 
 class Recordings:
-    """The recordings. Several threads may call them; only the leader writes."""
+    """The recordings of arrivals and rounds. Several threads may call them; only the leader writes."""
 
     def __init__(self, path: Path, most_bytes: int) -> None:
         self.path = path

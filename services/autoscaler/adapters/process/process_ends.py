@@ -19,7 +19,7 @@ class ProcessEnds:
         self._ended: dict[str, float] = {}
 
     def watch(self, replica: str, pid: int) -> None:
-        """Wait for the end of a replica's process, unless it is watched already."""
+        """Begin to watch a replica's process for its end, unless it is watched already."""
         if replica in self._watched or replica in self._ended:
             return
         try:

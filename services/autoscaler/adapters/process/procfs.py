@@ -1,9 +1,9 @@
 """Find the processes of a replica in /proc.
 
 A process is marked by ``TIDEGATE_REPLICA`` in its environment, which all children of the worker inherit. Two
-stacks on one machine may have replicas of the same name. So a process must also belong to this stack. One of
-these shows it: its session or group, the state folder in its environment, or the replica's folder as its
-working directory or in its command line.
+stacks on one machine may have replicas of the same name. So a process must also belong to this stack. It
+belongs to this stack if its session or group, the state folder in its environment, its working directory or
+its command line shows this.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaIdentity:
-    """The values that identify the processes of a replica. ``leader`` is the worker's pid; 0: not known."""
+    """The values that identify the processes of a replica. ``leader`` is the worker's pid; 0 if not known."""
 
     replica: str
     folder: Path

@@ -53,7 +53,7 @@ class ReplicaFolder:
         self._write("fingerprint", start.fingerprint)
         self._write("launch", f"{start.launched_at} {start.drain_limit_s}")
         self._write("token", token)
-        # Written last: a folder without this file belongs to an interrupted launch, which has no worker.
+        # Write this file last: a folder without it belongs to an interrupted launch, which has no worker.
         self._write(ASSIGNMENT, start.document)
 
     def launched(self) -> tuple[float, float]:
@@ -68,7 +68,7 @@ class ReplicaFolder:
         return at, drain_limit_s
 
     def fingerprint(self) -> str:
-        """Return the fingerprint at the launch; empty if not known."""
+        """Return the fingerprint of the configuration at the launch; empty if not known."""
         return self._read("fingerprint")
 
     def gpus(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The desired state as the registry returned it last, with a copy on disk."""
+"""The last desired state from the registry, with a copy on disk."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class DesiredStateSource:
             log.warning("the stored desired state cannot be read", extra={"problem": str(error)})
 
     def refresh_soon(self) -> None:
-        """Let :meth:`run` read the registry immediately, because something changed there."""
+        """Let :meth:`run` read the registry immediately, because the desired state has changed."""
         self._again.set()
 
     async def run(self, every_s: float) -> None:
@@ -58,7 +58,7 @@ class DesiredStateSource:
                 await asyncio.wait_for(self._again.wait(), every_s)
 
     async def refresh(self) -> None:
-        """Read the registry once. Note the problem if it does not answer."""
+        """Read the registry once. Record the problem if it does not answer."""
         try:
             fresh = await self.registry.desired_state()
         except TidegateError as error:

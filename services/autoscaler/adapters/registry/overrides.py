@@ -1,4 +1,4 @@
-"""Overrides by operators: stored in the registry, or here until the registry can be reached."""
+"""Overrides by operators: stored in the registry, or on this machine until the registry can be reached."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REGISTRY, HERE = "registry", "autoscaler"
 
 
 class Overrides:
-    """The overrides. A ``pending`` one is not in the registry yet, and has precedence."""
+    """The overrides by operators. A ``pending`` override is not in the registry yet, and has precedence."""
 
     def __init__(
         self, registry: RegistryClient, decision_store: DecisionStore, clock: Callable[[], float]

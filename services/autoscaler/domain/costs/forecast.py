@@ -1,8 +1,9 @@
 """Forecast the cost up to the end of the month, from the mean cost of the same hours of earlier weeks.
 
-After two weeks, the expected cost of an hour is the mean of the same hour of the week. Before, it is the mean
-of the same hour of the day; in the first two days, of all hours. The interval is right in 8 of 10 months, if
-the days' differences from their expected cost are independent. It needs three whole days.
+After two weeks, the expected cost of an hour is the mean of the same hour of the week. Before two weeks, it
+is the mean of the same hour of the day. In the first two days, it is the mean of all hours. The interval is
+right in 8 of 10 months, if the days' differences from their expected cost are independent. It needs three
+whole days.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Z = 1.2816
 
 @dataclass(frozen=True, slots=True)
 class MonthForecast:
-    """The cost of a month: so far, expected at its end, and the bounds of the 80 % interval (None: unknown).
+    """The cost of a month: so far, expected at its end, and the bounds of the 80 % interval, if known.
 
     ``basis`` says what the forecast is based on.
     """
@@ -46,7 +47,7 @@ class MonthForecast:
 def forecast(costs: Mapping[int, float], now: float) -> MonthForecast | None:
     """Return the forecast from costs by hour (seconds since the epoch); None before the first whole hour.
 
-    Hours without a cost are missing in ``costs``; after the first one they count as 0.
+    Hours without a cost are missing in ``costs``. After the first hour with a cost, they count as 0.
     """
     current = int(now // HOUR_S) * HOUR_S
     first = max(min(costs, default=current), current - HISTORY_S)

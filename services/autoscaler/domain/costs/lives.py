@@ -23,8 +23,8 @@ from tidegate.kernel.protocol.replica_time import IDLE, WASTED, Part, ReplicaTim
 
 NS = 1_000_000_000
 HOUR_S = 3600
-# The part with the duration of a life as the launcher shows it. It is compared with the sum of the other
-# parts.
+# The part with the time that a replica ran, as the launcher saw it. The sum of the other parts is compared
+# with it.
 OBSERVED = "observed"
 STOPPING, UNREPORTED = "stopping", "unreported"
 # If a replica ended while no autoscaler ran, its end is at most this long after its last sign of life.
@@ -142,7 +142,7 @@ class LifeBook:
         prices: PriceList,
         now: float,
     ) -> bool:
-        """Note the replicas that exist at ``now``. Return True if one has ended.
+        """Record the replicas that exist at ``now``. Return True if one has ended.
 
         ``devices`` has the devices that the replicas report.
         """
@@ -244,7 +244,7 @@ def _growth(life: Life, report: ReplicaTime | None) -> dict[Part, Spent]:
 
 
 def _rest(life: Life, report: ReplicaTime | None) -> tuple[float, dict[Part, Spent]]:
-    """Return the end of an ended life, and the parts that no report covers."""
+    """Return when a replica ended, and its time that is not booked yet: lost, stopping or unreported."""
     assert life.gone_at is not None
     open_ns = report.open_ns if report is not None else 0
     rest = {Part(WASTED, "lost"): Spent(open_ns)} if open_ns else {}

@@ -27,7 +27,7 @@ Row = tuple[Place, Amount]
 
 @dataclass(slots=True)
 class Item:
-    """Sums of one item. ``direct``: the cost of its own calls. ``overhead``: its part of all other time."""
+    """Sums of one item. ``direct``: the cost of its calls. ``overhead``: its share of the other costs."""
 
     direct: float = 0.0
     overhead: float = 0.0
@@ -88,9 +88,10 @@ def pending_rows(lives: Iterable[Life]) -> list[Row]:
 
 
 def report(rows: Sequence[Row], by: By, prices: PriceList) -> dict[str, Any]:
-    """Return the cost report: the total, an item for each ``by``, and the sums for each part of the time.
+    """Return the total cost and time, an item for each ``by``, and the sums for each use of the time (parts).
 
-    It also has the time that the launcher observed, and what managed services would cost.
+    ``observed_seconds``: how long replicas ran, as the launcher saw it. The report also has what managed
+    services would cost.
     """
     observed = sum(amount.spent.ns for place, amount in rows if place.part.kind == OBSERVED) / NS
     parts = [(place, amount) for place, amount in rows if place.part.kind != OBSERVED]

@@ -1,4 +1,4 @@
-"""Compare policies on the same arrivals: the Deployment's own, changed ones, and known formulas."""
+"""Compare policies on the same arrivals: the Deployment's own policy, changed policies, known formulas."""
 
 from __future__ import annotations
 

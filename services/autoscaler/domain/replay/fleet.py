@@ -60,12 +60,12 @@ class SimulatedReplica:
 
     @property
     def free_at(self) -> float:
-        """The time at which its last call is over."""
+        """The time at which the replica's last call is over."""
         return max(slot.free_at for slot in self.slots)
 
     @property
     def under_way(self) -> int:
-        """The number of requests in its calls."""
+        """The number of requests in the replica's calls."""
         return sum(slot.under_way for slot in self.slots)
 
     def settle(self, now: float) -> None:

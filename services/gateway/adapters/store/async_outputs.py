@@ -29,7 +29,7 @@ return found
 
 
 class AsyncOutputStore(Connected):
-    """Typed access to the set. Every failure raises ``StoreUnavailable``."""
+    """Typed access to the set of jobs. Every failure raises ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
@@ -46,7 +46,7 @@ class AsyncOutputStore(Connected):
         return found
 
     async def settle(self, done: Sequence[bytes], again: Mapping[bytes, int]) -> None:
-        """Remove the jobs in ``done``. ``again``: jobs to look at once more, each with its time in ms."""
+        """Remove the jobs in ``done``. ``again``: jobs to check again, each with the time in ms."""
         pipe = self._redis.pipeline(transaction=True)
         if done:
             pipe.zrem(DUE, *done)

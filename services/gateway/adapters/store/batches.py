@@ -87,7 +87,7 @@ class BatchStore(Connected):
     async def latest(
         self, principal: str | None, before: bytes | None, limit: int, *, openai: bool = False
     ) -> list[Batch]:
-        """Return the newest batches older than ``before``, of one ``principal`` or (None) of all.
+        """Return the newest batches older than ``before``: those of one ``principal``, or of all (None).
 
         ``openai``: return only batches of OpenAI's API; else only Tidegate's batches.
         """

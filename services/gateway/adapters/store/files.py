@@ -80,7 +80,10 @@ class FileStore(Connected):
         purpose: str | None = None,
         oldest_first: bool = False,
     ) -> list[StoredFile]:
-        """Return the files after ``after``, newest first; of one ``principal`` or (None) of all."""
+        """Return the files of one ``principal``, or of all (None), newest first.
+
+        The first file is the one after the id ``after``.
+        """
         index, found = OF + (principal or ""), list[StoredFile]()
         while len(found) < limit:
             edge = b"(" + after.hex().encode() if after is not None else None

@@ -48,7 +48,7 @@ redis.call('ZADD', KEYS[best + 2], now + ttl, member)
 redis.call('PEXPIRE', KEYS[best + 2], {KEPT_MS})
 return best
 """
-# Notes that a request begins or ends, if the place is still the same. The sequence is idle after the latest
+# Records that a request begins or ends, if the place is still the same. The sequence is idle after the latest
 # deadline of its open requests at all gateways. So no gateway shortens the time that another one needs.
 _KEEP = f"""{_NOW}
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -102,7 +102,7 @@ class SequencePlaces(Connected):
         return Place(deployment, replicas[chosen - 1].name, token) if chosen else None
 
     async def keep(self, key: str, place: Place, request: bytes, times: Times) -> None:
-        """Note that a request of a sequence begins, or that it has ended (``times.busy_ms`` is 0).
+        """Record that a request of a sequence begins, or that it has ended (``times.busy_ms`` is 0).
 
         The sequence expires when it has been idle for ``times.idle_ms`` after its last open request.
         """

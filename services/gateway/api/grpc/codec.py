@@ -209,7 +209,7 @@ def encode(model: str, answer: InferenceResult, labels: Labels) -> Any:
         if request.sinks and (sink := request.sinks.get(tensor.name)) is not None:
             sink.write(tensor.name, raw)
             set_parameters(output.parameters, sink.part.parameters(len(raw)))
-            raw = b""  # keep an empty entry for it in the list, as Triton does
+            raw = b""  # the list keeps an empty entry for this output, as in Triton
         message.raw_output_contents.append(bytes(raw))
     if answer.parameters:
         set_parameters(message.parameters, answer.parameters)

@@ -210,7 +210,7 @@ class GrpcConnection(asyncio.Protocol):
     # Frames.
 
     def _read(self, buffer: bytes) -> int:
-        """Handle the complete frames in the buffer; return where the rest begins. Raise ProtocolError."""
+        """Handle the complete frames in the buffer; return where they end. Raise ProtocolError."""
         at, end = 0, len(buffer)
         if not self._greeted:
             if not frames.PREFACE.startswith(buffer[:24]):

@@ -167,7 +167,7 @@ class GrpcInference:
         finally:
             if grouper is not None:
                 grouper.leave()
-        if grouper is None:  # created after an answer, so only for models that exist
+        if grouper is None:  # create it after an answer, when the model surely exists
             grouper = self._groupers.setdefault(model, CallGrouper())
         grouper.learn(answer.reply.compute_us, answer.reply.shared)
         return answer

@@ -40,7 +40,7 @@ class InferenceStream:
     async def run(self, requests: Any) -> None:
         """Return when all requests are answered. Cancelling this call cancels them."""
         rid = self._context.rid or new_request_id()
-        timeout_of(self._context)  # checked here, so that a bad timeout ends the call
+        timeout_of(self._context)  # raises here, so that a bad timeout ends the call
         try:
             async for request, held in requests:
                 await self._room.acquire()

@@ -20,7 +20,7 @@ MethodHandler = Callable[[Any, Any], Awaitable[Any]]
 
 
 class ManagementMethods:
-    """The methods. ``regions``: None if callers may not use shared memory."""
+    """The methods of Triton's management API. ``regions``: None if callers may not use shared memory."""
 
     def __init__(
         self, control: ModelControl, regions: SharedRegions | None, settings: ServerSettings

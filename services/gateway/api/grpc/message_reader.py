@@ -67,7 +67,9 @@ class MessageReader:
         """Read bytes; raise BadRequest, PayloadTooLarge or Overloaded."""
         if not self.begun and len(data) >= 5:
             packed, size = _PREFIX.unpack_from(data)
-            if size == len(data) - 5 and not packed and size <= self._limit:  # the usual case
+            if (
+                size == len(data) - 5 and not packed and size <= self._limit
+            ):  # usually, the data is one message
                 self._count(size + MESSAGE_BYTES, size)
                 self._add(data[5:])
                 return

@@ -154,7 +154,7 @@ class ServerCall:
         return True
 
     def ended(self) -> None:
-        """Note that the client sends no more messages."""
+        """Record that the client has sent its last message."""
         self.half_closed = True
         if self.task is None:
             self.fail(BadRequest("the call ended before its message was complete"))

@@ -14,8 +14,8 @@ from services.gateway.api.grpc.server_call import MethodSpec, ServerCall
 from tidegate.kernel.errors import Overloaded, TidegateError
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 
-# Most concurrent calls of the process: of all kinds, of methods without a credential, and of health watches.
-# Beyond the last two limits, the oldest call of the kind is ended.
+# The most concurrent calls of the process. CALLS: of all kinds. OPEN_CALLS: of methods without a credential.
+# WATCHES: of health watches. Above OPEN_CALLS and WATCHES, the oldest call of the same kind is ended.
 CALLS = 8192
 OPEN_CALLS = 4096
 WATCHES = 256
@@ -31,7 +31,7 @@ class PeerConnection(Protocol):
 
 
 class ServerState:
-    """The shared state. Each gateway process has one."""
+    """The state that all gRPC connections of a gateway process share."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ from tidegate.kernel.triton_protocol import pb
 PREDICTION, MODELS = "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService"
 SIGNATURE = "serving_default"
 NAME_BYTES = 64 * 1024
-# ``ModelVersionStatus.State``.
+# Values of TensorFlow Serving's enum ``ModelVersionStatus.State``.
 LOADING, AVAILABLE = 20, 30
 # The limits of a request. Reading ``Example`` messages blocks the event loop.
 MOST_EXAMPLES, MOST_VALUES = 4096, 2**20

@@ -121,7 +121,7 @@ class InferenceHandler:
 
         ``done`` is called with the response, perhaps before this call returns. ``body`` must not change
         later, because its tensors are sent without a copy. ``started``: the time of ``time.perf_counter``
-        when the body was complete; None: now.
+        when the body was complete; None means now.
         """
         started = started or time.perf_counter()
         rid = headers.get(b"x-request-id") or new_request_id().encode()

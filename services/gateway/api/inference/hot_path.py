@@ -83,7 +83,7 @@ class HotPathCall:
         self.body: Body | None = None
         self.known = False  # the caller has sent a valid credential
         self.admitted = False  # the headers were checked before the body was complete
-        # The declared size of the body; 0: not declared. The parser has made sure that it is a number.
+        # The declared size of the body; 0 if not declared. The parser has made sure that it is a number.
         self.declared_size = int(headers.get(b"content-length", 0))
         self.disconnected = False
         self.response_complete = False
@@ -94,7 +94,7 @@ class HotPathCall:
         self._limits = limits
 
     def collected(self) -> Body:
-        """Return ``body``. It replaces ``small`` from now on."""
+        """Return ``body``. The first call moves the bytes of ``small`` to it."""
         if self.body is None:
             self.body = Body(self._limits, self.small, known=self.known)
             self.small = b""
@@ -178,7 +178,7 @@ class HotPathProtocol(Protocol):
         self.check_head()
         limits, headers = self._inference.limits, dict(self.headers)
         unusual = len(headers) != len(self.headers) or b"upgrade" in headers
-        # Check a line feed in place of a missing Host: it is never a valid host.
+        # A missing Host must be refused. So check a line feed instead, which is never a valid host.
         if (unusual or not valid_host(headers.get(b"host", b"\n"))) and self.check_unusual():
             return
         call = HotPathCall(target, headers, self.parser.should_keep_alive(), self._on_lost, limits)

@@ -10,7 +10,7 @@ from starlette.types import Send
 from services.gateway.api.cancellable_response import EVENT_STREAM
 from tidegate.kernel import tasks
 
-# An error before this time has its own status code, because the headers are not sent yet.
+# The headers are sent with the first event, or after this time. An error before that has its own status code.
 FIRST_WAIT_S = 2.0
 KEEP_ALIVE_S = 5.0
 KEEP_ALIVE = b": keep-alive\n\n"

@@ -93,7 +93,7 @@ class LlmJobs:
     ) -> Response:
         route, trace = request.route, request.trace
         submitted = await self._submitter.submit(request)
-        del request  # so that its body is freed while the caller waits
+        del request  # frees the request's body while the caller waits
         job = submitted.job
         if grant is not None:
             grant.accepted(received.size)

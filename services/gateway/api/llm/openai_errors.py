@@ -40,7 +40,7 @@ class OpenAiError(NamedTuple):
         return {"error": self._members()}
 
     def event(self, *, named: bool) -> bytes:
-        """Return the last event of a stream that failed. ``named``: in the format of the Responses API."""
+        """Return the last event of a stream that failed. ``named``: use the format of the Responses API."""
         if not named:
             return b"data: %b\n\n" % self.body()
         members = self._members()

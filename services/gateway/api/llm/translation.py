@@ -60,7 +60,7 @@ class Translation:
         self._wrong = wrong
 
     def model(self, request: Request, named: object, how: str) -> str:
-        """Return the model that a request names, or the only one that its caller may use."""
+        """Return the model that a request names, or the only model that its caller may use."""
         given = [
             request.path_params.get("model"),
             request.headers.get(MODEL_HEADER),

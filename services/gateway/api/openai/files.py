@@ -98,7 +98,7 @@ class OpenAiFileRoutes:
         order: str = "desc",
         limit: Annotated[int, Query(ge=1, le=MAX_LIST)] = MAX_LIST,
     ) -> Response:
-        """List the caller's files; the scope admin sees those of all callers."""
+        """List the caller's files. A caller with the scope admin gets the files of all callers."""
         caller = request_principal()
         if order not in ("asc", "desc"):
             raise BadRequest(f"order must be asc or desc, got {order[:40]!r}")

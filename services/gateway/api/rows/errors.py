@@ -101,7 +101,7 @@ _FORMS = (
 
 
 def rows_error_at(path: str, error: TidegateError) -> Response | None:
-    """Return the answer for an error before the route is known; None if no such API has the path."""
+    """Return the answer for an error before the route is known; None if no API for rows has the path."""
     form = next((form for pattern, form in reversed(_FORMS) if pattern.fullmatch(path)), None)
     return None if form is None else form(error)
 

@@ -310,7 +310,7 @@ class SequenceRouter:
         return found
 
     async def _asked(self, call: Callable[[SequencePlaces], Awaitable[T]]) -> T:
-        """Call the store; raise StoreUnavailable. After a failure, raise it without a call for ``AWAY_S``."""
+        """Call the store; raise StoreUnavailable. For ``AWAY_S`` after a failure, raise it without a call."""
         if self._places is None or time.monotonic() < self._away_until:
             raise StoreUnavailable("the store does not answer")
         try:

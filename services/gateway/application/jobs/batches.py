@@ -140,7 +140,7 @@ class BatchService:
         return batch
 
     async def latest(self, principal: str | None, before: bytes | None, limit: int) -> list[Batch]:
-        """Return batches older than ``before``, newest first. ``principal``: the owner; None: all owners."""
+        """Return batches older than ``before``, newest first. ``principal``: the owner; None means any."""
         return await self._store.latest(principal, before, limit)
 
     async def cancel(self, batch: Batch) -> Batch:

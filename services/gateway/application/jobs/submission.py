@@ -40,7 +40,8 @@ from tidegate.kernel.store import StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# The largest number of submissions that may wait for the store and the broker. Others are refused.
+# The largest number of submissions that may wait for the store and the broker. Further submissions are
+# refused.
 MAX_SUBMITTING = 10_000
 # The longest time to wait for the store. A restart of the store takes less.
 STORE_TIMEOUT_S = 10.0
@@ -72,7 +73,7 @@ class SubmittedJob:
     """An accepted job.
 
     ``fresh`` is False if an earlier call with the same idempotency key submitted the job. ``position``: about
-    how many jobs are ahead of it; None: unknown.
+    how many jobs are ahead of it; None if unknown.
     """
 
     job: Job

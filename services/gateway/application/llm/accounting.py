@@ -125,7 +125,7 @@ class CallAccount:
             self.grant.streamed(call.cost, call.received)
 
     def _started(self) -> None:
-        """Note that the request no longer waits."""
+        """Record that the request no longer waits."""
         if self._load is not None:
             self._load.waiting -= 1
             self._load.waiting_tokens -= self._call.estimate.prompt

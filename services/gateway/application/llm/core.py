@@ -80,7 +80,8 @@ TOKENS_OF_A_REQUEST = 256
 class QueuedAt(NamedTuple):
     """The state of the queue when a request was queued.
 
-    ``at``: the monotonic time. ``before``: the requests before it. ``completed``: those answered so far.
+    ``at``: the monotonic time. ``before``: how many requests were ahead of it. ``completed``: how many
+    requests had been answered.
     """
 
     route: DeploymentRoute
@@ -93,11 +94,11 @@ class QueuedAt(NamedTuple):
 class LlmCall:
     """One request to a language model. ``model`` is an endpoint's name, or ``name:adapter``.
 
-    ``path`` and ``body``: those of OpenAI's API. ``timeout_ms`` limits the time to the first event and
-    between two events; None: the endpoint's timeout. ``received``: the size of the caller's body, in bytes.
-    ``headers``: the caller's headers, for the endpoint's traffic rules.
-    The core sets ``account``, ``estimate``, ``usage`` (prompt tokens, answer tokens, cached prompt tokens),
-    ``queued`` and ``feedback_id``. The API adds the bytes that it sends to ``cost.sent``.
+    ``path`` and ``body`` of the request have the form of OpenAI's API. ``timeout_ms`` limits the time to the
+    first event and between two events; None means the endpoint's timeout. ``received``: the size of the
+    caller's body, in bytes. ``headers``: the caller's headers, for the endpoint's traffic rules. The core
+    sets ``account``, ``estimate``, ``usage`` (prompt tokens, answer tokens, cached prompt tokens), ``queued``
+    and ``feedback_id``. The API adds the bytes that it sends to ``cost.sent``.
     """
 
     model: str

@@ -64,7 +64,7 @@ class OpenAiBatches:
         return batch
 
     async def latest(self, principal: str | None, after: bytes | None, limit: int) -> list[Batch]:
-        """Return batches older than ``after``, newest first. ``principal``: the owner; None: all owners."""
+        """Return batches older than ``after``, newest first. ``principal``: the owner; None means any."""
         return await self._store.latest(principal, after, limit, openai=True)
 
     async def cancel(self, batch: Batch) -> Batch:

@@ -158,7 +158,7 @@ class FileService:
     ) -> list[StoredFile]:
         """Return a page of files, sorted by creation. ``after``: the last id of the previous page.
 
-        ``principal``: the owner; None: all owners.
+        ``principal``: the owner; None means all owners.
         """
         return await self._store.latest(principal, after, limit, purpose=purpose, oldest_first=oldest_first)
 

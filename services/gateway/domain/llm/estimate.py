@@ -53,7 +53,7 @@ def estimate(path: str, body: Mapping[str, Any], context: int | None) -> TokenEs
 
 
 def states_answer(body: Mapping[str, Any]) -> bool:
-    """Return True if a request limits its own answer."""
+    """Return True if a request sets a limit for the tokens of its answer."""
     return any(_is_count(body.get(name)) for name in _LIMITS)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 
-# The statuses of an engine or upstream that cannot work now. 429 is not one: it is passed to the caller.
+# The statuses of an engine or upstream that cannot work now. 429 is not among them, because it is passed to
+# the caller.
 FAILED = frozenset({502, 503, 504})
 
 

@@ -41,7 +41,7 @@ class OllamaAnswer:
         self._timings: dict[str, float] = {}
 
     def add(self, piece: Piece, now: datetime) -> list[bytes]:
-        """Add one event of the engine."""
+        """Add one event of the engine. Return the lines to send."""
         self._usage = piece.usage or self._usage
         self._timings = piece.timings or self._timings
         self._finish = piece.finish or self._finish

@@ -42,7 +42,7 @@ class TgiAnswer:
         self._usage: tuple[int, int] | None = None
 
     def add(self, piece: Piece) -> list[bytes]:
-        """Add one event of the engine."""
+        """Add one event of the engine. Return the events to send."""
         self._usage = piece.usage or self._usage
         if piece.finish is not None:
             self._finish = _finish(piece)
@@ -92,7 +92,7 @@ class TgiAnswer:
 def _whole(piece: Piece) -> list[Token]:
     """Return the tokens of a piece if they make up its text; else one token with the whole text.
 
-    The latter happens if several tokens make one character: then no token has its own text.
+    One token has the whole text if several tokens make one character, because then no token has its own text.
     """
     if piece.tokens and "".join(token.text for token in piece.tokens) == piece.text:
         return piece.tokens

@@ -15,7 +15,8 @@ STEP = 64
 # The weight of the newest ratio in the moving average.
 _WEIGHT = 0.2
 _RATIOS = (0.1, 10.0)
-# The largest ratio that is taken from other callers, because one of them could send unusual prompts.
+# The ratio of all callers is used for a new caller only up to this value, because one caller could send
+# unusual prompts.
 _MOST_OF_OTHERS = 2.0
 # Estimates are multiplied by this factor. A charge that is too high is corrected at the end. A charge that is
 # too low exceeds the limit.
@@ -33,7 +34,7 @@ class PromptRatio:
     ratios: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def prompt(self, endpoint: str, estimated: int, caller: str = "") -> int:
-        """Return a prompt's estimated tokens, corrected by the ratio."""
+        """Return a prompt's estimated tokens, corrected by the ratio of real to estimated tokens."""
         ratio = self.ratios.get((endpoint, caller)) if caller else None
         if ratio is None and (others := self.ratios.get((endpoint, ""))) is not None:
             ratio = min(others, _MOST_OF_OTHERS)

@@ -14,7 +14,7 @@ Header = tuple[bytes, bytes]
 
 
 class TokenAccount(NamedTuple):
-    """An account of a caller. ``endpoint``: the only endpoint of the limit; empty: all endpoints."""
+    """An account of a caller. ``endpoint``: the only endpoint of the limit; empty means all endpoints."""
 
     principal: str
     endpoint: str

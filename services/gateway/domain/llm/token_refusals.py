@@ -33,7 +33,10 @@ def check_fits(accounts: Sequence[TokenAccount], prompt: int, tokens: int) -> No
 
 
 def too_many(account: TokenAccount, balance: TokenBalance, states: Sequence[Left]) -> TooMany:
-    """Return the error for a request that exceeds an account's limit. ``states``: for the error's headers."""
+    """Return the error for a request that exceeds an account's limit.
+
+    ``states``: the accounts' states, for the headers.
+    """
     period = balance.refused
     if period == "day":
         most, used, wait_ms, reason = account.limit.day, balance.day_used, balance.day_ms, "quota_exhausted"

@@ -42,7 +42,7 @@ class BadLine(NamedTuple):
 
 
 class LineError(BadRequest):
-    """A line is not a valid request of the batch. ``code`` and ``param``: as in OpenAI's errors."""
+    """A line is not a valid request of the batch. ``code`` and ``param`` are those of OpenAI's errors."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)

@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.tensors import MAX_STRINGS, from_json
 B64 = "b64"
 _MAX_DEPTH = 32
 _NESTED = frozenset({list, dict})
-# The limit for a context's bytes times the number of examples: as many as JSON may have values.
+# A context is copied into each example. This limits its bytes times the number of examples.
 _MOST_REPEATED = 32 * 2**20
 
 

@@ -42,7 +42,7 @@ class TypedBody:
 def encoded(
     wanted: str, outputs: Sequence[Tensor], data: Sequence[Buffer], batch: int, *, rows: bool, whole: bool
 ) -> tuple[str, bytes]:
-    """Return the content type and the body of an answer. ``batch``: its rows; 0: no batch axis."""
+    """Return the content type and the body of an answer. ``batch``: its rows; 0 means no batch axis."""
     if whole:
         return whole_body.answer(outputs, data)
     return content.encode(wanted, encoding.arrays(outputs, data, batch), rows=rows)

@@ -81,7 +81,8 @@ class DesiredStateReader:
             query = query.where(versions.c.number == number)
         rows = await self._connection.execute(query)
         result = [version_of(row) for row in rows.mappings()]
-        # Sorted here, because databases differ: PostgreSQL sorts texts by language, SQLite by bytes.
+        # Sort here and not in SQL, because databases differ: PostgreSQL sorts texts by language, SQLite by
+        # bytes.
         return sorted(result, key=lambda version: (version.model, version.number))
 
     async def deployed_versions(self) -> list[Version]:
@@ -100,7 +101,8 @@ class DesiredStateReader:
     async def versions_to_compare(self, model: str, artifact: str) -> list[Version]:
         """Return the versions to compare a registration with, sorted by number.
 
-        These are the versions with the same artifact, the latest one, and the latest one with a signature.
+        These are the model's versions with this artifact, its latest version, and the latest with a
+        signature.
         """
         latest = sa.select(sa.func.max(versions.c.number)).where(versions.c.model == model, LIVE)
         signed = latest.where(versions.c.signature.is_not(None))

@@ -49,8 +49,9 @@ _COMPARISONS: dict[str, Callable[[Any, Any], sa.ColumnElement[bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """A search of versions. ``order`` None: by model and number. ``cursor``: ``next`` of the previous page.
+    """A search of versions.
 
+    ``order`` None: sort by model and number. ``cursor``: ``next`` of the previous page.
     ``deleted``: find only deleted versions that can be restored.
     """
 

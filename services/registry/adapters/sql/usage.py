@@ -51,7 +51,7 @@ async def sums(connection: AsyncConnection, usage_query: UsageQuery) -> list[dic
     if usage_query.until is not None:
         query = query.where(usage_daily.c.day <= usage_query.until)
     rows = [dict(row) for row in (await connection.execute(query)).mappings()]
-    # Sorted here, so that the order is the same with every database.
+    # Sort here and not in SQL, so that the order is the same with every database.
     rows.sort(key=lambda row: [str(row[name]) for name in usage_query.by])
     # Without usage and without a column to group by, SQL returns a row of nulls, which is left out.
     result: list[dict[str, Any]] = [

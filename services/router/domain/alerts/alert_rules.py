@@ -36,7 +36,7 @@ class Breach:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule. Its alert fires when the condition has held for ``for_s`` seconds.
+    """A rule for alerts. Its alert fires when the condition has held for ``for_s`` seconds.
 
     The alert ends when the condition has not held for ``keep_s`` seconds.
 
@@ -291,7 +291,7 @@ def breaches(facts: Facts, rules: tuple[Rule, ...] = RULES) -> dict[tuple[str, s
 
 
 def limits_of(facts: Facts) -> dict[str, float]:
-    """Return the limit of each rule that has only one limit. The rules for Prometheus compare with it."""
+    """Return the limit of each rule that has only one limit. The rules for Prometheus use these limits."""
     given = facts.limits
     found: dict[str, float] = {
         "ErrorRate": given.error_rate or ERROR_RATE,

@@ -83,7 +83,7 @@ class Notification:
 def due(
     alerts: Mapping[Key, Alert], silences: Iterable[Silence], now: float, pace: Pace
 ) -> tuple[list[Notification], dict[Key, Alert]]:
-    """Return the notifications to send now, and all alerts with ``notified`` as it is after sending."""
+    """Return the notifications to send now, and all alerts as they are after these are sent."""
     silences = list(silences)
     after = dict(alerts)
     waiting: dict[str, list[Alert]] = {}

@@ -20,7 +20,7 @@ RESOLVED_KEPT_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """An alert of an endpoint. Times are seconds since the epoch; 0: not yet.
+    """An alert of an endpoint. Times are seconds since the epoch; 0 means not yet.
 
     ``id`` identifies one firing. ``notified`` is the state in the last message, ``notified_at`` its time.
     """

@@ -15,7 +15,10 @@ Line = Mapping[str, Any]
 
 
 def drift_findings(items: Iterable[Line]) -> list[Finding]:
-    """Return one finding for each endpoint of each drifted version. ``items``: of ``GET /v1/drift``."""
+    """Return one finding for each endpoint of each drifted version.
+
+    ``items``: the items of ``GET /v1/drift``.
+    """
     found = []
     for item in items:
         drifted = item.get("drifted") or []
@@ -34,7 +37,8 @@ def drift_findings(items: Iterable[Line]) -> list[Finding]:
 def quality_findings(items: Iterable[Line], places: Iterable[Line]) -> list[Finding]:
     """Return one finding for each endpoint of each version with dropped quality.
 
-    ``items``: of ``GET /v1/quality``. ``places``: the items of ``GET /v1/drift``, which name the endpoints.
+    ``items``: the items of ``GET /v1/quality``. ``places``: the items of ``GET /v1/drift``, which name the
+    endpoints.
     """
     endpoints = {(each["model"], each["version"]): each.get("endpoints", ()) for each in places}
     found = []

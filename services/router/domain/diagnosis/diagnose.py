@@ -17,8 +17,8 @@ CHECKS: tuple[Callable[[Case], Symptom | None], ...] = (
     cost_grows,
     adoption_falls,
 )
-# For each symptom, the symptoms that it explains. Overload also makes requests slow. A slow replica also
-# raises p95. A slow model gets more replicas.
+# For each symptom, the symptoms that it explains. Overload causes errors, and also makes requests slow. A
+# slow replica also raises p95. A slow model needs more replicas, so it costs more.
 EXPLAINED: dict[SymptomName, tuple[SymptomName, ...]] = {
     "errors_under_load": ("feels_slow", "inconsistent_times", "cost_grows"),
     "inconsistent_times": ("feels_slow", "cost_grows"),

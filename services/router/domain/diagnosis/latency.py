@@ -16,7 +16,7 @@ SLOWER, CLEARLY = 1.75, 1.4
 WIDER, SAME_MIDDLE = 2.0, 1.5
 # With fewer answers, p99 is only the slowest one or two answers.
 LEAST_ANSWERS = 200
-# A replica stands out if its calls take this many times as long as those of the others.
+# A replica stands out if its calls take this many times as long as those of the other replicas.
 STANDS_OUT = 2.0
 STUCK_PART = 0.3
 UNKNOWN = "unknown"
@@ -216,7 +216,7 @@ def _tail_cause(case: Case) -> tuple[str, tuple[str, ...], Remedy]:
 
 
 def slow_replica(window: Window) -> tuple[str, str] | None:
-    """Return the replica that is slower than the others, and how; None if no replica stands out."""
+    """Return the slowest replica and how it differs; None if no replica stands out."""
     works = {name: work for name, work in window.replicas.items() if work.requests or work.stuck_s}
     if len(works) < 2:
         return None

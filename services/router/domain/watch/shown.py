@@ -16,7 +16,7 @@ LIVE_S = 30.0
 def live(
     endpoint: Endpoint, history: EndpointHistory, statuses: Sequence[Mapping[str, Any]], now: float
 ) -> dict[str, Any]:
-    """Return the numbers of an endpoint's last 30 s. None: not known."""
+    """Return the numbers of an endpoint's last 30 s. A number is None if it is not known."""
     window = history.recent(LIVE_S, now)
     queues = [status["queue"] for status in statuses if status.get("queue") is not None]
     costs = [status["cost_per_hour"] for status in statuses if status.get("cost_per_hour") is not None]

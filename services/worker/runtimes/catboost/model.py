@@ -20,7 +20,7 @@ class TritonPythonModel:
     """One instance of the model."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the model."""
+        """Load the CatBoost model."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"], args["model_version"], "model.cbm")
         self._dtypes = {o["name"]: numpy_type(o["data_type"]) for o in config["output"]}

@@ -29,7 +29,7 @@ def argument(array: Any, how: dict[str, Any]) -> Any:
 class Outputs:
     """The outputs of a signature, each with ``name``, ``datatype`` and ``dims``.
 
-    ``dims`` are those of the whole array; -1 is any size.
+    ``dims`` is the shape of the whole array, including the batch axis; -1 allows any size.
     """
 
     def __init__(self, specs: list[dict[str, Any]], numpy_type: Callable[[str], Any]) -> None:

@@ -19,7 +19,7 @@ class TritonPythonModel:
     """One instance of the model."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the model."""
+        """Load the LightGBM model."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"], args["model_version"], "model.txt")
         self._booster = lightgbm.Booster(model_file=str(path))

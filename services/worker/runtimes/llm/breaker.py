@@ -58,13 +58,13 @@ class Breaker:
 
 
 class MinuteLimit:
-    """A limit of units per minute; None: no limit. At most the units of one minute are saved up."""
+    """A limit of units per minute; None means no limit. At most the units of one minute are saved up."""
 
     def __init__(self, per_minute: int | None, now: float) -> None:
         self._size, self._left, self._at = per_minute, float(per_minute or 0), now
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Return the seconds until ``amount`` may be taken. If it is above the limit, wait for all units."""
+        """Return the seconds until ``amount`` units, or at most a full minute's units, are available."""
         if self._size is None:
             return 0.0
         self._refill(now)

@@ -78,10 +78,10 @@ class Reader(Protocol):
     """Converts an engine's answer to events for the caller, and finds the facts in them."""
 
     def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
-        """Convert an event of the engine to events for the caller. Also return the facts in it."""
+        """Convert an event of the engine to events for the caller. Also return the event's facts."""
 
     def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Convert a body of the engine to the body for the caller. Also return the facts in it."""
+        """Convert a body of the engine to the body for the caller. Also return the engine's facts."""
 
 
 class Failure(Exception):

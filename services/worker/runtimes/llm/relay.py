@@ -17,7 +17,7 @@ class NoAnswer(Exception):
 
 
 def ask(address: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> Any:
-    """Return the JSON answer to a short request; ``body`` None: a GET. Raise NoAnswer."""
+    """Return the JSON answer to a short request; ``body`` None means a GET. Raise NoAnswer."""
     target = urlsplit(address)
     connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=10)
     try:

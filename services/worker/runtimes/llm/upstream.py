@@ -196,11 +196,11 @@ class _UpstreamEvents:
         self.usage: list[int] | None = None
 
     def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
-        """Return an event for the caller, and the facts in it."""
+        """Convert an event of the upstream to events for the caller. Also return the event's facts."""
         return [self._hidden(event)], self._facts(event)
 
     def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Return a body for the caller, and the facts in it. Raise Refused if it is not JSON."""
+        """Return the upstream's body for the caller, and its facts. Raise Refused if it is not JSON."""
         try:
             json.loads(body)
         except ValueError:

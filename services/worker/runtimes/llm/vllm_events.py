@@ -38,7 +38,7 @@ class VllmEvents:
         self._answer: dict[int, int] = {}
 
     def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
-        """Return an event for the caller, and the facts in it."""
+        """Convert an event of the engine to events for the caller. Also return the event's facts."""
         document = json.loads(event)
         if (status := error_status(document)) is not None:
             if status >= 500:
@@ -50,7 +50,7 @@ class VllmEvents:
         return [_packed(document)], meta
 
     def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Return a body for the caller, and the facts in it."""
+        """Convert a body of the engine to the body for the caller. Also return the engine's facts."""
         try:
             document = json.loads(body)
         except ValueError:

@@ -88,7 +88,7 @@ class ContinuedEvents:
         self._known = len(resume["emitted"]) - done
 
     def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
-        """Convert an event of the continuation to the event for the caller. Also return the facts in it."""
+        """Convert an event of the continuation to events for the caller. Also return the event's facts."""
         document = json.loads(event)
         if (status := error_status(document)) is not None:
             return [event], {"status": status}
@@ -134,7 +134,7 @@ class ContinuedEvents:
         return {"index": 0, "text": text, "logprobs": None, **ends}
 
     def _without_skipped(self, text: str) -> str:
-        """Remove the text that the caller already has. Raise Refused if the engine wrote another text."""
+        """Return the part of a text that the caller lacks. Raise Refused if the engine wrote another text."""
         common = min(len(text), len(self._skip))
         if text[:common] != self._skip[:common]:
             raise Refused(

@@ -15,7 +15,7 @@ class TritonPythonModel:
     """One instance of the model."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the file."""
+        """Load the TFLite file."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"], args["model_version"], "model.tflite")
         threads = int(parameter(config, "threads") or 1)

@@ -70,7 +70,7 @@ def loaded(folder: Path, device: Any) -> Any:
 
 
 def device_of(gpu: int | None) -> Any:
-    """Return the GPU with this number; None: the CPU. Raise RuntimeError if torch cannot use the GPU."""
+    """Return the GPU with this number; None means the CPU. Raise RuntimeError if torch cannot use the GPU."""
     if gpu is None:
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -20,7 +20,7 @@ class TritonPythonModel:
     """One instance of the model."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the model."""
+        """Load the XGBoost model."""
         config = json.loads(args["model_config"])
         self._booster = load(Path(args["model_repository"], args["model_version"], "model.xgb"))
         self._booster.set_param({"nthread": int(parameter(config, "threads") or 1)})

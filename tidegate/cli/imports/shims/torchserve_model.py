@@ -19,7 +19,7 @@ class Model:
     def load(self, folder, device):
         """Import the handler and initialize it."""
         home = folder / "artifact"
-        # Appended, so that a complete TorchServe from the model's requirements is imported instead.
+        # Append this folder, so that a complete TorchServe from the model's requirements is imported first.
         sys.path.append(str(folder / "torchserve"))
         sys.path.insert(0, str(home))
         from ts.context import Context
@@ -52,7 +52,9 @@ class Model:
 
 
 def entry_point(module_name, function, context):
-    """Return the function of a module that handles requests, or that method of its only handler class."""
+    """Return the function or the method of a module that handles requests.
+
+    A method belongs to the module's only handler class."""
     module = importlib.import_module(module_name)
     if function and not isinstance(getattr(module, function, None), type):
         return getattr(module, function)

@@ -1,1 +1,1 @@
-"""AMQP 0-9-1 for the data path. It packs and parses frequent frames itself. pamqp handles all others."""
+"""AMQP 0-9-1 for the data path. It packs and parses frequent frames itself. pamqp handles other frames."""

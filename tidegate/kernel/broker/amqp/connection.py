@@ -29,7 +29,8 @@ READ_SIZE = 256 * 1024
 # A message of at least this many bytes is written to the socket in pieces. The pieces of a smaller one are
 # joined, which is cheaper.
 SCATTER = 64 * 1024
-# The most gathered messages that leave in one write. So the limit of unsent bytes holds for them too.
+# The most gathered messages that are sent in one write. Few are gathered, so that the limit of unsent bytes
+# is checked often.
 MOST_GATHERED = 64
 # The most unsent bytes while the broker does not read. Above this limit, publishing raises an error.
 MAX_UNSENT = 256 * 2**20
@@ -44,10 +45,10 @@ _CAPABILITIES = {
 
 
 class Cork(contextlib.AbstractContextManager[None]):
-    """A context manager that collects what a connection writes, and sends it in one write at its end.
+    """A context manager that collects the bytes that a connection writes, and sends them at its end.
 
-    Each connection has one and enters it often. It is not reentrant, because an inner use would send the
-    bytes of the outer one.
+    Each connection has one Cork and enters it often. Do not nest it, because the end of an inner block would
+    send the bytes of the outer block.
     """
 
     def __init__(self, connection: AmqpConnection) -> None:
@@ -192,11 +193,11 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._end(f"the connection was lost{f': {error}' if error else ''}")
 
     def pause_writing(self) -> None:
-        """Note that the broker reads too slowly. From now on, publishing checks the unsent bytes."""
+        """Record that the broker reads too slowly. From now on, publishing checks the unsent bytes."""
         self._slow = True
 
     def resume_writing(self) -> None:
-        """Note that the broker has read nearly everything."""
+        """Record that the broker has read nearly everything."""
         self._slow = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -351,8 +352,8 @@ class AmqpConnection(asyncio.BufferedProtocol):
             frame_max=self._frame_max,
         )
         confirm = None
-        # Counted after wire.publish, which may raise. The broker counts only messages that it gets, and both
-        # counts must agree.
+        # Count the message after wire.publish, which may raise. The broker counts only messages that it gets,
+        # and both counts must agree.
         if self._confirms:
             self._published += 1
             confirm = self._open[self._published] = self._loop.create_future()

@@ -205,7 +205,7 @@ class FrameReader:
         return self._content[at : at + self._left]
 
     def took(self, count: int) -> None:
-        """Note that ``count`` bytes were written into the window."""
+        """Record that ``count`` bytes were written into the window."""
         self._missing -= count
         self._left -= count
 
@@ -368,7 +368,7 @@ def _short(data: bytes, at: int) -> tuple[str, int]:
 
 
 def _properties(data: bytes, at: int, end: int, flags: int) -> Properties:
-    """Return the properties up to ``message-id``. Tidegate does not use those after it."""
+    """Return the properties up to ``message-id``. Tidegate does not use the properties after it."""
     for flag in _STRINGS_BEFORE_HEADERS:
         if flags & flag:
             _, at = _short(data, at)

@@ -15,7 +15,7 @@ _NAME = sa.String(63)
 
 
 def upgrade() -> None:
-    """Create the tables, and the row with revision 0."""
+    """Create the tables of the desired state, and the row with revision 0."""
     counter = op.create_table(
         "revision",
         sa.Column("id", sa.Integer, nullable=False),
@@ -30,7 +30,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the tables. Tables that refer to others are dropped first."""
+    """Drop the tables of the desired state. Tables that refer to other tables are dropped first."""
     for table in (
         "endpoint_targets", "endpoints", "deployments", "versions", "models", "artifacts", "revision",
     ):  # fmt: skip

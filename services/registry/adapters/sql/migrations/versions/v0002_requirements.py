@@ -12,12 +12,12 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column; existing versions have no requirements."""
+    """Add the column ``requirements`` to versions. Existing versions have no requirements."""
     # SQLite can add a column in place. For other changes, it would have to recreate a table that others refer
     # to.
     op.add_column("versions", sa.Column("requirements", sa.JSON, nullable=False, server_default="[]"))
 
 
 def downgrade() -> None:
-    """Drop the column."""
+    """Drop the column ``requirements`` of versions."""
     op.drop_column("versions", "requirements")

@@ -18,14 +18,14 @@ _COUNTED = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def upgrade() -> None:
-    """Create the tables."""
+    """Create the tables of API keys, of the audit log and of usage."""
     _keys()
     _audit()
     _usage()
 
 
 def downgrade() -> None:
-    """Drop the tables."""
+    """Drop the tables of API keys, of the audit log and of usage."""
     for table in ("usage_reports", "usage_daily", "audit", "api_keys"):
         op.drop_table(table)
 

@@ -12,11 +12,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column; existing overrides are not forced."""
+    """Add the column ``override_force`` to Deployments. Existing overrides are not forced."""
     column = sa.Column("override_force", sa.Boolean, nullable=False, server_default=sa.false())
     op.add_column("deployments", column)
 
 
 def downgrade() -> None:
-    """Drop the column."""
+    """Drop the column ``override_force`` of Deployments."""
     op.drop_column("deployments", "override_force")

@@ -14,7 +14,7 @@ _NAME = sa.String(63)
 
 
 def upgrade() -> None:
-    """Create the table."""
+    """Create the table ``baselines``."""
     op.create_table(
         "baselines",
         sa.Column("model", _NAME, nullable=False),
@@ -31,5 +31,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the table."""
+    """Drop the table ``baselines``."""
     op.drop_table("baselines")

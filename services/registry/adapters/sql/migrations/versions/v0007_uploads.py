@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the table."""
+    """Create the table ``uploads``."""
     op.create_table(
         "uploads",
         sa.Column("id", sa.String(32), nullable=False),
@@ -32,5 +32,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the table."""
+    """Drop the table ``uploads``."""
     op.drop_table("uploads")

@@ -27,7 +27,7 @@ _NEW = (
 
 
 def upgrade() -> None:
-    """Create the tables, and fill ``version_facts`` from the metadata of all versions."""
+    """Create the tables of facts and model cards. Fill ``version_facts`` from all versions' metadata."""
     op.create_table(
         "version_facts",
         *_key(),
@@ -56,7 +56,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the tables, and remove the fields of metadata that an earlier release would reject."""
+    """Drop the two tables, and remove the fields of metadata that an earlier release would reject."""
     for row in _stored():
         kept = {name: value for name, value in row.metadata.items() if name not in _NEW}
         if kept != row.metadata:

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the table."""
+    """Create the table ``aliases``."""
     op.create_table(
         "aliases",
         sa.Column("model", sa.String(63), nullable=False),
@@ -28,5 +28,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the table."""
+    """Drop the table ``aliases``."""
     op.drop_table("aliases")

@@ -14,7 +14,7 @@ _NAME = sa.String(63)
 
 
 def upgrade() -> None:
-    """Add the columns, and create the table for the tasks of scratch replicas."""
+    """Add the columns of the verification to versions. Create the table for the tasks of scratch replicas."""
     state = sa.Column("verification_state", sa.String(16), nullable=False, server_default="unchecked")
     op.add_column("versions", state)
     op.add_column("versions", sa.Column("verification", sa.JSON(none_as_null=True)))
@@ -32,7 +32,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the table and the columns."""
+    """Drop the table of the tasks, and the columns of the verification."""
     op.drop_table("verification_tasks")
     op.drop_column("versions", "verification")
     op.drop_column("versions", "verification_state")

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the table."""
+    """Create the table ``running_replicas``."""
     op.create_table(
         "running_replicas",
         sa.Column("replica", sa.String(255), nullable=False),
@@ -22,5 +22,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the table."""
+    """Drop the table ``running_replicas``."""
     op.drop_table("running_replicas")

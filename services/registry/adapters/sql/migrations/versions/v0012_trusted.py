@@ -12,10 +12,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column; it is empty for existing versions."""
+    """Add the column ``trusted`` to versions. It is empty for existing versions."""
     op.add_column("versions", sa.Column("trusted", sa.JSON, nullable=False, server_default="[]"))
 
 
 def downgrade() -> None:
-    """Drop the column."""
+    """Drop the column ``trusted`` of versions."""
     op.drop_column("versions", "trusted")

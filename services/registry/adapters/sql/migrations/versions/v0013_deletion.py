@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the columns and the table. No version is deleted."""
+    """Add two columns to versions, and create the table of policies. No existing version is deleted."""
     op.add_column("versions", sa.Column("deleted_at", sa.DateTime(timezone=True)))
     op.add_column("versions", sa.Column("created_by", sa.String(160)))
     op.create_index("ix_versions_created_by", "versions", ["created_by"])
@@ -26,7 +26,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the columns and the table. This restores versions that are marked as deleted."""
+    """Drop the two columns and the table of policies. This restores versions that are marked as deleted."""
     op.drop_table("model_policies")
     op.drop_index("ix_versions_created_by", "versions")
     op.drop_column("versions", "created_by")

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column and the table. No version has a stage."""
+    """Add the column ``stage`` to versions, and create the table of approvals. No version has a stage."""
     op.add_column("versions", sa.Column("stage", sa.String(32)))
     op.create_table(
         "stage_approvals",
@@ -32,6 +32,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the column and the table."""
+    """Drop the column ``stage`` of versions, and the table of approvals."""
     op.drop_table("stage_approvals")
     op.drop_column("versions", "stage")

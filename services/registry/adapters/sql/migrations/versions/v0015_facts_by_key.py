@@ -11,10 +11,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Drop the index."""
+    """Drop the index of the facts by kind, name and value."""
     op.drop_index("ix_version_facts_kind", "version_facts")
 
 
 def downgrade() -> None:
-    """Create the index again."""
+    """Create the index of the facts again."""
     op.create_index("ix_version_facts_kind", "version_facts", ["kind", "name", "value"])
