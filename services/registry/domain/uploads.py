@@ -101,11 +101,13 @@ def check_append(upload: Upload, offset: int, announced: int | None) -> None:
 
 
 def moved(received: int, offset: int) -> Conflict:
-    """Return the error for an offset that is not the number of stored bytes."""
-    return Conflict(
-        f"The registry has {received} bytes of this upload. Continue at {received}, not at {offset}.",
-        reason="wrong_offset",
+    """Return the error for an offset that is not the number of stored bytes, or that another request uses."""
+    how = (
+        "Another request continues there. Use one connection for an upload."
+        if received == offset
+        else f"Continue at {received}, not at {offset}."
     )
+    return Conflict(f"The registry has {received} bytes of this upload. {how}", reason="wrong_offset")
 
 
 def too_many_bytes(upload: Upload) -> BadRequest:

@@ -90,15 +90,16 @@ async def test_wrong_bytes_never_become_an_artifact(
 async def test_two_connections_continue_one_upload(call: Caller, content: bytes) -> None:
     """The slower one is told where the upload is now."""
     upload = await call("POST", "/v1/uploads", document(content), status=201)
-    go = asyncio.Event()
+    begun, go = asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
         yield content[:200_000]
+        begun.set()  # the registry asks for more, so it has this request
         await go.wait()
         yield content[200_000:300_000]
 
     late = asyncio.create_task(send(call, upload, slow(), status=409))
-    await asyncio.sleep(0)
+    await begun.wait()
     now = await send(call, upload, content[:600_000])
     go.set()
     assert (await late)["reason"] == "wrong_offset"

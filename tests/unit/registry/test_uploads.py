@@ -86,3 +86,8 @@ async def test_bytes_that_come_late_change_nothing(tmp_path: Path) -> None:
     assert await store.assemble("u1", [], digest, 4) == digest  # another registry has assembled it
     with pytest.raises(FileNotFoundError):
         await store.assemble("u2", [], sha256(b"other").hexdigest(), 5)
+
+
+def test_an_offset_that_another_request_uses():
+    assert "Continue at 5, not at 3" in uploads.moved(5, 3).message
+    assert "Another request continues there" in uploads.moved(5, 5).message
