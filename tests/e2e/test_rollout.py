@@ -297,12 +297,16 @@ def test_a_canary_with_worse_scores_is_rolled_back(stack: Stack, two: str):
 
 
 def shadowed(stack: Stack, name: str, enough: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The report of shadow traffic, once it satisfies a condition and no copy is in flight."""
+    """The report of shadow traffic, once it satisfies a condition, and all copies are answered and compared.
+
+    An answer is compared after its copy has left the count of those in flight.
+    """
     end = time.monotonic() + PATIENCE_S
     while True:
         found = stack.cli("shadow", name)
         report = found["report"]
-        if report and not report["in_flight"] and enough(report):
+        settled = report and not report["in_flight"] and report["compared"] == report["answered"]
+        if settled and enough(report):
             return dict(report)
         assert time.monotonic() < end, found
         time.sleep(0.2)
