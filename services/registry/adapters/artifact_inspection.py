@@ -55,7 +55,7 @@ _PICKLE_MAGIC = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00"
 class Inspection:
     """The properties of an artifact. ``signature``: the user's or the file's signature; None if unknown.
 
-    ``saved_by``: the library releases that wrote a pickle. ``needs``: packages that running the file needs.
+    ``saved_by``: the library releases that wrote a pickle. ``needs``: packages that the model needs.
     ``notes``: warnings for the publisher. ``trusted``: names that the publisher trusts.
     """
 
@@ -201,10 +201,7 @@ def _python(path: Path, user_signature: Signature | None, limits: ArchiveLimits)
 
 
 def _python_signature(source: bytes, user_signature: Signature | None) -> Signature | None:
-    """Return the signature of a model.py.
-
-    For a class of Triton's Python backend, return the user's signature.
-    """
+    """Return the signature of a model.py; for a class of Triton's Python backend, the user's signature."""
     tree = python_model.parsed(source, MODEL_FILE)
     if backend_class.is_for_the_backend(tree):
         describes_itself = backend_class.may_describe_itself(tree)

@@ -116,7 +116,7 @@ class ArtifactStore:
     async def assemble(self, upload: str, parts: Sequence[str], sha256: str, size: int) -> str:
         """Join the parts of an upload into the artifact ``sha256``. Return the actual sha256 of the bytes.
 
-        If it differs, no artifact is stored. Raise FileNotFoundError if the bytes are lost.
+        If the two differ, store no artifact. Raise FileNotFoundError if the bytes are lost.
         """
         return await self.do(self._assemble, upload, parts, sha256, size)
 

@@ -1,4 +1,4 @@
-"""Read the parts of a file that its recognition needs, in bounded memory. Nothing is executed."""
+"""Read the parts of a file that are needed to recognise it, in bounded memory. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def _members(path: Path, limits: ArchiveLimits) -> dict[str, int]:
 def _zip_members(path: Path) -> dict[str, int] | None:
     """Return the files of a zip, or None if it is damaged.
 
-    The members are not checked here, because each library writes another kind of zip. Later, the inspection
-    rejects unsafe archives with a message.
+    The members are not checked here, because each library writes a different kind of zip. The inspection
+    rejects unsafe archives later.
     """
     try:
         with archives.reading():

@@ -57,7 +57,10 @@ def _read(path: Path, limits: ArchiveLimits) -> ArchiveContents:
 
 
 def _folder(contents: ArchiveContents) -> tuple[dict[str, str], list[str]] | None:
-    """Return the texts and the names of the files, relative to the folder with ``config.json``, or None."""
+    """Return the texts by path, and the paths of all files; None without a ``config.json``.
+
+    The paths are relative to the folder with the ``config.json``.
+    """
     home = home_of(contents.files, CONFIG)
     if home is None:
         return None

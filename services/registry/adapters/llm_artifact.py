@@ -67,7 +67,7 @@ def _check_gguf(path: Path) -> None:
 
 
 def _needed_bytes(data: mmap.mmap) -> tuple[int, str]:
-    """Return how many bytes the file must have, and the problem with it; empty if it has none.
+    """Return how many bytes the file must have, and the problem with the file; empty without a problem.
 
     The problem is returned, not raised: the traceback of an exception would keep views of the map alive, and
     the map could not be closed.

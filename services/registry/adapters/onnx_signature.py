@@ -75,7 +75,7 @@ def _main_graph(model: Message) -> Message:
     graph, versioned = None, False
     for number, value in model.fields():
         if number == MODEL_GRAPH and isinstance(value, Message):
-            if graph is not None:  # protobuf libraries would merge two graphs
+            if graph is not None:  # a protobuf library would merge the two graphs
                 raise Malformed("it has two graphs")
             graph = value
         versioned = versioned or (number == MODEL_IR_VERSION and isinstance(value, int))

@@ -61,7 +61,7 @@ def _unpacked(unpacker: Any, piece: bytes) -> Iterator[bytes]:
 
 
 def _unpacker(head: bytes) -> Any:
-    """Return an unpacker for a file that begins with ``head``; None if it is not compressed, or by lz4."""
+    """Return an unpacker for a file that begins with ``head``; None for lz4 and uncompressed files."""
     if head.startswith((b"\x78", b"\x1f\x8b")):
         return zlib.decompressobj(_ZLIB_OR_GZIP)
     if head.startswith(b"BZh"):
@@ -72,7 +72,7 @@ def _unpacker(head: bytes) -> Any:
 
 
 def packages(runtime: Path) -> dict[str, str]:
-    """Return the version of each package in the models' environment; empty if this host lacks it."""
+    """Return the version of each package in the models' environment; empty without that environment."""
     versions = {}
     for folder in runtime.glob("model-env/lib/python3*/site-packages/*.dist-info"):
         name, _, version = folder.name.removesuffix(".dist-info").partition("-")

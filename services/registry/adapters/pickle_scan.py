@@ -19,7 +19,7 @@ STEP = 64 * 1024
 def imports(path: Path, *, joblib: bool = True) -> set[Import]:
     """Return each (module, name) that loading a file would import. Blocking. Raise BadRequest.
 
-    ``joblib``: joblib loads the file. False: pickle loads it, which supports neither compression nor arrays
+    ``joblib``: joblib loads the file. False: pickle loads it. pickle supports no compression, and no arrays
     between the opcodes.
     """
     with path.open("rb") as file:

@@ -56,7 +56,7 @@ def _graph(path: Path) -> OnnxGraph:
             signature = signatures.get(SERVING)
             if signature is None:
                 raise BadRequest(
-                    f"The SavedModel has no signature {SERVING!r}, but "
+                    f"The SavedModel has no signature {SERVING!r}. Its signatures: "
                     f"{', '.join(sorted(signatures))[:200] or 'none'}. Save it with "
                     "tf.saved_model.save(model, folder, signatures={...}) or "
                     "with Keras' model.export(folder)."

@@ -44,7 +44,7 @@ def types(path: Path, limits: ArchiveLimits) -> set[SkopsType]:
         for each in _types(schema.encode()):
             found.add(each)
             if len(found) > MAX_TYPES:
-                raise Malformed(f"the file names more than {MAX_TYPES} types")
+                raise Malformed(f"the file has more than {MAX_TYPES} different types")
         return found
     except Malformed as error:
         raise BadRequest(

@@ -1,4 +1,4 @@
-"""Add usage reports from the broker to the database. Each is added once, and acked after the commit."""
+"""Add usage reports from the broker to the database. Each report is added once and acked after the commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sort texts by their bytes, which gives the same order in every database."""
+"""Sort texts by their bytes, so that the order is the same in every database."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ class DesiredStateReader:
         )
 
     async def _refused(self) -> dict[tuple[str, int], Verification]:
-        """Return the verifications of the versions that may not serve."""
+        """Return the verifications of the versions that must not serve."""
         query = sa.select(
             versions.c.model, versions.c.number, versions.c.verification_state, versions.c.verification
         ).where(versions.c.verification_state.in_(REFUSED_STATES))

@@ -1,4 +1,4 @@
-"""The running replicas in SQL. So all registries of a database know which artifact a replica may read."""
+"""The running replicas in SQL, so that all registries know which artifact a replica may read."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ from services.registry.domain.version_metadata import seconds
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Version
 
-# A subquery by the primary key. With a join, PostgreSQL may read all artifacts for each version: its planner
-# misjudges the join, because the subqueries for facts dominate the estimated cost.
+# A subquery by the primary key, because PostgreSQL's planner misjudges a join: it may read all artifacts for
+# each version.
 _SIZE = sa.select(artifacts.c.size).where(artifacts.c.sha256 == versions.c.artifact_sha256)
 
 _COLUMNS: dict[str, sa.ColumnElement[Any]] = {
@@ -180,9 +180,10 @@ def _where(condition: Condition) -> sa.ColumnElement[bool]:
 
 
 def _fact(subject: Subject, *, by_text: bool) -> sa.ColumnElement[Any]:
-    """Return the expression for a fact of a version, by its primary key; null if the version lacks the fact.
+    """Return an expression for the value of a version's fact; null if the version lacks the fact.
 
-    It is a scalar subquery. With old statistics, PostgreSQL may run an EXISTS as a join in a slow order.
+    The expression is a scalar subquery by the primary key. With old statistics, PostgreSQL may run an EXISTS
+    as a join in a slow order.
     """
     fact = version_facts.alias()
     mine = (

@@ -1,4 +1,4 @@
-"""The registry's tables. The migrations create them, and a test checks that both agree."""
+"""The registry's tables. The migrations create them. A test checks that tables and migrations agree."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ async def add(connection: AsyncConnection, upload: Upload, now: datetime) -> Non
 
 
 async def change(connection: AsyncConnection, upload: Upload, before: int) -> bool:
-    """Write an upload. Return False if it has ended or does not have ``before`` bytes any more."""
+    """Write an upload. Return False if it has ended or no longer has ``before`` bytes."""
     unfinished = sa.not_(uploads.c.stored) & (uploads.c.problem == "")
     query = sa.update(uploads).where(uploads.c.id == upload.id, uploads.c.received == before, unfinished)
     return bool((await connection.execute(query.values(_fields(upload)))).rowcount)

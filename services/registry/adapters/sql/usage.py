@@ -34,7 +34,7 @@ async def add(connection: AsyncConnection, report: UsageReport, now: datetime) -
 
 
 async def forget_reports(connection: AsyncConnection, before: datetime) -> None:
-    """Delete the ids of reports that were added before this time. They are never sent again."""
+    """Delete the ids of reports that were added before this time. Such reports are never sent again."""
     await connection.execute(sa.delete(usage_reports).where(usage_reports.c.taken_at < before))
 
 

@@ -77,11 +77,11 @@ class DesiredStateWriter(DesiredStateReader):
             await self._connection.execute(sa.update(revision).values(value=self.next_revision))
 
     async def probe(self) -> None:
-        """Test a write that changes nothing. It raises an error if the database cannot be written."""
+        """Test if the database can be written, by a write that changes nothing. Raise the driver's error."""
         await self._connection.execute(sa.update(revision).values(value=revision.c.value))
 
     async def apply(self, changes: Iterable[Change]) -> None:
-        """Apply changes in order, and record each of them."""
+        """Apply changes in order, and add each of them to the audit log."""
         for change in changes:
             notification = notification_of(change)
             before = await self._current(notification)
