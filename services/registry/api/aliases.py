@@ -56,7 +56,7 @@ class AliasTarget(Noun):
         Field(
             ge=0,
             le=LARGEST,
-            description=("The version that the alias must point to now; 0: the alias must not exist."),
+            description="The version that the alias must point to now; 0: the alias must not exist yet.",
         ),
     ] = None
 

@@ -63,7 +63,7 @@ async def download(
         str | None, Header(alias="Range", description="`bytes=N-`; other forms are ignored.")
     ] = None,
     known: Annotated[str | None, Header(alias="If-None-Match")] = None,
-    redirect: Annotated[bool, Query(description="Allow a redirect to the artifact store.")] = True,
+    redirect: Annotated[bool, Query(description="Allow a redirect to the artifact store (replicas).")] = True,
 ) -> Response:
     """Return the bytes of an artifact as a stream. The caller must check the sha256.
 

@@ -69,26 +69,26 @@ class NewVersion(Noun):
     """A version to register, from an uploaded artifact."""
 
     artifact: Digest = Field(description="sha256 of the artifact.")
-    filename: str = Field(description="Name of the file, which may show its format.")
+    filename: str = Field(description="Name of the model's file, without folders.")
     format: Format | None = None
     signature: Signature | None = Field(
-        None, description=("Inputs and outputs. ONNX and config.pbtxt need none.")
+        None, description="Inputs and outputs. Leave it out if the file declares them, such as ONNX."
     )
     requirements: list[str] | None = Field(
         None,
         max_length=2_000,
-        description=("Lines of a requirements.txt; None: the requirements in the artifact."),
+        description="Lines of a requirements.txt; None: use the requirements in the artifact.",
     )
     metadata: VersionMetadata | None = None
-    allow_pickle: bool = Field(False, description="Accept a pickle; loading it runs code on the workers.")
+    allow_pickle: bool = Field(False, description="Accept a pickle. Loading it can run code on the workers.")
     trust: Trust = Field(
         default_factory=list,
-        description=("Refused names that a pickle or a skops file may import nevertheless."),
+        description="Names that a pickle or skops file may import, although they can be dangerous.",
     )
     breaking: bool = Field(False, description="Accept a signature that breaks callers of the latest version.")
     verification: VerificationOptions | None = Field(
         None,
-        description=("How a scratch replica verifies the version: options of the Deployment, and samples."),
+        description="Options of the scratch replica's Deployment, and samples that it checks.",
     )
 
 
@@ -119,7 +119,7 @@ class VersionCheck(Noun):
         None, description="sha256. If the artifact is stored, the registry also checks its bytes."
     )
     size: int | None = Field(None, ge=0, description="Bytes.")
-    filename: str = Field(description="The same as in the registration.")
+    filename: str = Field(description="Name of the model's file, without folders.")
     format: Format | None = None
     signature: Signature | None = None
     requirements: list[str] | None = Field(None, max_length=2_000)
@@ -128,13 +128,13 @@ class VersionCheck(Noun):
     trust: Trust = Field(default_factory=list)
     breaking: bool = False
     deployment: DeploymentPatch = Field(default_factory=dict, description="Options of the Deployment.")
-    endpoint: Name | None = Field(None, description="None: the name of the model.")
+    endpoint: Name | None = Field(None, description="Name of the Endpoint; None: the name of the model.")
 
 
 class VersionChecked(BaseModel):
     """The result of a check without errors. ``version``: an existing identical version."""
 
-    format: Format | None = Field(description="None: only the file's contents can show it.")
+    format: Format | None = Field(description="None: the format is only known after the upload.")
     stored: bool = Field(description="True if the artifact is already stored, so no upload is needed.")
     version: Version | None = None
     warnings: list[str] = Field(default_factory=list)
@@ -144,7 +144,7 @@ class VersionPatch(Noun):
     """Changes to a registered version. A signature can be added only if the version has none."""
 
     metadata: VersionMetadata | None = Field(
-        None, description=("The new metadata, which replace all of the old.")
+        None, description="The new metadata. They replace all present metadata."
     )
     metadata_patch: dict[str, Any] | None = Field(
         None, description="A JSON merge patch (RFC 7396) of the metadata: null removes a value."
@@ -190,16 +190,16 @@ class SettleBody(Noun):
 
 
 class DeployBody(Noun):
-    """A version to serve. ``deployment``: options that differ from the Deployment that it replaces."""
+    """A version to serve. ``deployment``: options that differ from those of the replaced Deployment."""
 
     model: Name
     version: Annotated[int, Field(ge=1)] | str | None = Field(
-        None, description="A number, or an alias; None: the latest."
+        None, description="Number or alias of the version; None: the latest version."
     )
     deployment: DeploymentPatch = Field(default_factory=dict)
-    endpoint: Name | None = Field(None, description="None: the name of the model.")
+    endpoint: Name | None = Field(None, description="Name of the Endpoint; None: the name of the model.")
     traffic: bool = Field(
-        True, description="False: create the Deployment only, and leave the Endpoint as it is."
+        True, description="False: create only the Deployment, and do not change the Endpoint."
     )
 
 

@@ -96,7 +96,7 @@ def guarded(kind: Kind) -> DependsParameter:
         request: Request,
         match: Annotated[
             str | None,
-            Header(alias="If-Match", description="ETags; the object must still have one. `*`: any."),
+            Header(alias="If-Match", description="ETags, one of which the object must have. `*`: any."),
         ] = None,
         none_match: Annotated[
             str | None, Header(alias="If-None-Match", description="`*`: the object must not exist yet.")
@@ -126,7 +126,7 @@ def with_version_etag(version: V, response: Response) -> V:
 
 
 def with_content_etag(found: B, response: Response, content: Any = None) -> B:
-    """Set the header ``ETag`` to a digest of ``content``, or else of the object. Return the object."""
+    """Set the header ``ETag`` to a digest of ``content``, by default the object. Return the object."""
     set_etag(response, content_etag(content if content is not None else found.model_dump(mode="json")))
     return found
 

@@ -112,7 +112,7 @@ async def patch(keyring: KeyringDep, now: Now, id_: str, body: KeyPatch, respons
 async def rotate(
     keyring: KeyringDep, now: Now, id_: str, response: Response, body: RotateBody | None = None
 ) -> KeyMade:
-    """Give a key a new secret. Its name, limits and usage stay."""
+    """Replace the secret of a key. Its name, limits and usage stay the same."""
     stored, key = await keyring.rotate(id_, body.grace_s if body else 0.0)
     set_etag(response, str(stored.revision))
     return KeyMade(**_fields(stored, now), key=key)

@@ -36,8 +36,8 @@ class RolloutBody(Noun):
     swap: bool = Field(
         False,
         description=(
-            "Replace the present version immediately, without a canary and without room for both versions. "
-            "Requests wait until the new version is ready."
+            "Swap: stop the present version first, for a host without room for both versions. Requests wait "
+            "until the new version is ready. No canary is started."
         ),
     )
 
@@ -81,7 +81,7 @@ async def start(transactions: TransactionsDep, name: str, body: RolloutBody, res
 
 @router.post("/{name}/rollout/promote", dependencies=[GUARDED])
 async def promote(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
-    """Send all traffic to the canary now. If no canary is active, send it to the shadow.
+    """Send all traffic to the canary now. If no canary is active, make the shadow the only target.
 
     A promoted shadow gets traffic when it is ready; until then the current Deployments serve.
     """

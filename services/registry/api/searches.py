@@ -28,7 +28,7 @@ def _search(
     ] = "",
     order_by: Annotated[
         str | None,
-        Query(max_length=400, description=("A name, followed by asc or desc: `metrics.accuracy desc`.")),
+        Query(max_length=400, description="Sort key, then asc (default) or desc: `metrics.accuracy desc`."),
     ] = None,
     limit: Annotated[int, Query(ge=1, le=pages.MOST)] = pages.MOST,
     cursor: Annotated[str | None, Query(description="The `next` of the previous page.")] = None,
@@ -42,7 +42,7 @@ def _search(
 
 def _named_page(
     limit: Annotated[
-        int | None, Query(ge=1, le=pages.MOST, description="The most objects; without it, all.")
+        int | None, Query(ge=1, le=pages.MOST, description="Most objects on a page; default: all objects.")
     ] = None,
     cursor: Annotated[str | None, Query(description="The `next` of the previous page.")] = None,
 ) -> NamedPage:

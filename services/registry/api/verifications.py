@@ -36,7 +36,8 @@ async def get_verification(
     name: str,
     number: Number,
     wait_s: Annotated[
-        float, Query(ge=0, le=60, description="Most seconds to wait while the verification is pending.")
+        float,
+        Query(ge=0, le=60, description="Most seconds to wait for the result of a pending verification."),
     ] = 0.0,
 ) -> Verification:
     """Return the verification of a version, with its capacity card."""

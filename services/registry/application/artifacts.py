@@ -16,7 +16,7 @@ from tidegate.kernel.errors import BadRequest, NotFound, Unavailable
 
 log = telemetry.logger(__name__)
 
-# A signed URL can be opened for this time. A download that has begun continues after it.
+# A signed URL can be opened for this time. Downloads that have begun by then continue.
 SIGNED_FOR = timedelta(minutes=10)
 
 
@@ -69,7 +69,8 @@ class Artifacts:
     async def admit(self, sha256: str, size: int, staged: StagedArtifact | None = None) -> None:
         """Write an artifact's row. If the artifact is not in the store, move ``staged`` there.
 
-        `collect` locks the same row before it deletes a file. Raise Unavailable if it has deleted this file.
+        :meth:`collect` locks the same row before it deletes a file. Raise Unavailable if it has deleted the
+        file of this artifact, and ``staged`` is None.
         """
         async with self._transactions.change() as writer:
             await writer.note_artifact(sha256, size, writer.now + self._keep_unused)

@@ -39,7 +39,7 @@ class Baselines:
             document = Baseline.from_json(document).to_json()
         except ValueError as error:
             raise BadRequest(
-                f"The body is not a baseline, as `tidegate deploy --baseline` makes it: {error}"
+                f"The body is not a baseline ({error}). `tidegate deploy --baseline FILE.csv` makes one."
             ) from None
         async with self._transactions.change() as writer:
             await _check_version(writer, model, number)

@@ -86,7 +86,7 @@ async def _fates(reader: DesiredStateReader, model: str, policy: RetentionPolicy
 async def _rollback_targets(
     reader: DesiredStateReader, snapshot: RegistrySnapshot, model: str
 ) -> dict[int, str]:
-    """Return the versions of a model that a rollback would restore, each with its Endpoint in words."""
+    """Return the versions of a model that a rollback would restore, each with the text "endpoint NAME"."""
     found: dict[int, str] = {}
     for name, stored in snapshot.endpoints.items():
         targets = [*stored.spec.targets, *stored.spec.previous]

@@ -152,8 +152,8 @@ class Uploads:
     def _only_writer(self, id_: str) -> Iterator[_Arrived]:
         """Make this request the only one in this process that appends to an upload.
 
-        An earlier request loses its unstored bytes. Its connection may be dead. It must not hold these bytes
-        in memory until that is noticed.
+        Drop the unstored bytes of an earlier request. Its connection may be dead, and they would stay in
+        memory until a timeout.
         """
         if (earlier := self._arrived.get(id_)) is not None:
             earlier.give_up()
