@@ -22,7 +22,7 @@ class RegistrySettings(Settings):
     )
     max_archive_members: int = Field(10_000, ge=1, description="Most entries of an archive.")
     max_archive_ratio: int = Field(
-        100, ge=1, description="Highest ratio of an archive's unpacked size to its size."
+        100, ge=1, description="Highest ratio of an archive's unpacked size to its packed size."
     )
     default_max_batch: int = Field(
         64,
@@ -33,18 +33,18 @@ class RegistrySettings(Settings):
         "on", description="`off`: new versions may serve without a scratch replica that verifies them first."
     )
     pending_artifact_s: float = Field(
-        3600.0, gt=0, description="For how many seconds a finished upload is kept if no version uses it."
+        3600.0, gt=0, description="Seconds for which a finished upload is kept if no version uses it."
     )
     deleted_version_s: float = Field(
         7 * 86_400.0,
         ge=0,
         le=3650 * 86_400.0,
-        description="For how many seconds a deleted version can be restored; 0: it is removed immediately.",
+        description="Seconds for which a deleted version can be restored; 0: it is removed immediately.",
     )
     probe_every_s: float = Field(
         5.0,
         gt=0,
-        description=("How often the registry checks the database and the artifact store, in seconds."),
+        description="Seconds between two checks of the database and the artifact store.",
     )
     max_uploads_per_caller: int = Field(32, ge=1, description="Most unfinished uploads of one caller.")
     max_upload_bytes_per_caller: int = Field(
@@ -53,7 +53,7 @@ class RegistrySettings(Settings):
     upload_idle_s: float = Field(
         86_400.0,
         gt=0,
-        description=("For how many seconds an unfinished upload is kept if no more bytes arrive."),
+        description="Seconds for which an unfinished upload is kept after its last bytes.",
     )
     presigned_downloads: bool = Field(
         True, description="With an artifact store on S3, replicas download from it directly, by signed URLs."

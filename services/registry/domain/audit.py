@@ -1,4 +1,4 @@
-"""Build entries of the audit log: an object's fields before and after a change."""
+"""Build the entries of the audit log: an object's fields before and after a change."""
 
 from __future__ import annotations
 

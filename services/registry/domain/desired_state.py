@@ -164,7 +164,7 @@ def notification_of(change: Change) -> ChangeNotification:
 class RegistrySnapshot:
     """The part of the desired state that decisions need, at one revision.
 
-    ``refused``: versions that may not serve, because their verification is pending or rejected.
+    ``refused``: versions that must not serve, because their verification is pending or rejected.
     ``deleted``: deleted versions that can be restored. They are not in ``versions``.
     ``policies``: the policy of each model that has one. ``staged``: the stage of each version that has one.
     """

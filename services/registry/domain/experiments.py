@@ -21,7 +21,7 @@ from tidegate.kernel.protocol.experiments import (
 )
 from tidegate.kernel.protocol.models import EndpointSpec, Target
 
-# All weights are multiplied by this factor.
+# All weights are multiplied by this factor, as in a rollout.
 _SCALE = 1000
 _EVENTS_KEPT = 50
 
@@ -216,7 +216,7 @@ def _refuse_change(stored: EndpointSpec, spec: EndpointSpec) -> None:
     if replaced or spec.sticky != stored.sticky:
         what = "The running experiment" if replaced else "The sticky keys of the running experiment"
         raise Conflict(
-            f"{what} of Endpoint {spec.name!r} cannot be changed. End it first: "
+            f"{what} of Endpoint {spec.name!r} cannot be changed. End the experiment first: "
             f"`tidegate experiment {spec.name} --stop`."
         )
 

@@ -23,7 +23,7 @@ Type = Literal["text", "number", "time", "any"]
 Value = str | float | datetime
 
 EXAMPLE = 'metrics.accuracy > 0.9 and tags.team = "fraud" and created > 2026-01-01'
-# What a name in a filter refers to: its kind, its own name, and its type.
+# The names that a filter may use. For each name: the kind of its value, the stored name, and the type.
 NAMES: dict[str, tuple[Kind, str, Type]] = {
     "name": ("column", "model", "text"),
     "model": ("column", "model", "text"),
@@ -152,10 +152,7 @@ def _tokens(text: str) -> Iterator[_Token]:
         found = _TOKENS.match(text, at)
         if found is None:
             start = at + len(text[at:]) - len(text[at:].lstrip())
-            raise BadRequest(
-                f"The filter cannot be read at {text[start : start + 20]!r}. An example of a filter: "
-                f"{EXAMPLE}"
-            )
+            raise BadRequest(f"The filter cannot be read at {text[start : start + 20]!r}. Example: {EXAMPLE}")
         kind = str(found.lastgroup)
         yield _Token(kind, found[kind], found.start(kind))
         at = found.end()

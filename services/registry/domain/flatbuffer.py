@@ -19,7 +19,10 @@ MAX_ITEMS = 1_000_000
 
 @dataclass(slots=True)
 class Budget:
-    """The bytes of texts that may still be read. A limit is needed: many offsets can name one long text."""
+    """The bytes of texts that may still be read.
+
+    Without this limit, many offsets could point to one long text.
+    """
 
     text: int = 16 * MAX_TEXT
 

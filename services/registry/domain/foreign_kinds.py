@@ -1,4 +1,4 @@
-"""Kinds of files that cannot be served. Most have the next step for the user."""
+"""Kinds of files that cannot be served, most of them with the next step for the user."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ FOREIGN: tuple[Kind, ...] = (
         starts(b"lmgg", b"tjgg", b"ggjt"),
         remedy=("Convert the file to GGUF."),
     ),
-    Kind("a Python wheel", _is_wheel, remedy="Name the package in the --requirements of a Python model."),
+    Kind("a Python wheel", _is_wheel, remedy="Name the package in --requirements FILE of a Python model."),
     Kind("a Java archive", _is_java, remedy="Export the model to ONNX."),
     Kind("a 7z archive", starts(b"7z\xbc\xaf\x27\x1c"), remedy="Pack the folder as zip or tar.gz."),
     Kind("a RAR archive", starts(b"Rar!"), remedy="Pack the folder as zip or tar.gz."),
@@ -169,7 +169,7 @@ FOREIGN: tuple[Kind, ...] = (
         remedy="Run `git lfs pull` in the repository, then deploy the file.",
     ),
     Kind(
-        "a web page (HTML), perhaps of a login or an error",
+        "a web page (HTML), perhaps a login or error page",
         matches(rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype html|!DOCTYPE html|html|HTML|head)"),
         remedy=_DOWNLOAD,
     ),
@@ -206,7 +206,7 @@ TEXTS: tuple[Kind, ...] = (
         remedy="Save the model with booster.save_model('model.txt').",
     ),
     Kind(
-        "a text of XGBoost's dump_model, which only people can read",
+        "a text of XGBoost's dump_model, which XGBoost cannot load",
         matches(rb'\s*\[\s*\{\s*"nodeid"|booster\[\d+\]:'),
         remedy=_XGBOOST,
     ),

@@ -36,9 +36,9 @@ def pick_json(data: mmap | bytes, wanted: Collection[Path]) -> dict[Path, Any]:
 
 
 def objects(data: mmap | bytes, keys: frozenset[str]) -> Iterator[dict[str, Any]]:
-    """Yield for each object its texts under these keys. Of duplicate keys, the last one counts.
+    """Yield one dict for each object in a JSON document: its texts under these keys. Raise Malformed.
 
-    A value that is not a text is yielded as None. Raise Malformed.
+    A value that is not a text is None. If a key occurs twice in an object, the last value is used.
     """
     frames: list[tuple[bytes, dict[str, Any]]] = []
     key = ""

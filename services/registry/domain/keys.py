@@ -76,13 +76,16 @@ class KeySpec(TokenLimits):
         description=("Highest cost in a calendar day (UTC), in the price list's currency."),
     )
     budget_per_month: float | None = Field(
-        None, gt=0, le=MOST_MONEY, description="Highest cost in a calendar month (UTC), in that currency."
+        None,
+        gt=0,
+        le=MOST_MONEY,
+        description="Highest cost in a calendar month (UTC), in the price list's currency.",
     )
     max_versions: int | None = Field(
         None, ge=0, le=10**9, description="Most versions that the key may register and keep."
     )
     max_artifact_bytes: int | None = Field(
-        None, ge=0, le=10**18, description="Most bytes of the artifacts of these versions."
+        None, ge=0, le=10**18, description="Most bytes of artifacts of the versions that the key registers."
     )
     endpoint_tokens: dict[Name, TokenLimits] = Field(
         default_factory=dict,
@@ -98,7 +101,7 @@ class KeySpec(TokenLimits):
         if self.burst is None:
             return self
         if self.rate is None:
-            raise ValueError("a burst needs a rate: give both, or leave the burst out")
+            raise ValueError("a burst needs a rate: set both, or leave the burst out")
         least = math.ceil(self.rate * MIN_BURST_S)
         if self.burst < least:
             raise ValueError(f"a rate of {self.rate:g}/s needs a burst of at least {least}")

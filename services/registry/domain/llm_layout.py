@@ -86,7 +86,8 @@ def _check_gguf(names: list[str]) -> None:
     for part in parts.values():
         if len(parts) != int(part[3]):
             raise BadRequest(
-                f"The model is split into {int(part[3])} GGUF files, but the archive has {len(parts)}."
+                f"The model is split into {int(part[3])} GGUF files, but the archive has {len(parts)}. Pack "
+                "all of them."
             )
 
 

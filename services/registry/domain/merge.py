@@ -32,9 +32,9 @@ def deployment(
 ) -> DeploymentSpec:
     """Return ``base`` with ``patch`` applied, as a checked DeploymentSpec. Raise BadRequest.
 
-    ``patch`` may have only one of min_replicas and max_replicas. If the default of the other field
-    contradicts it, both get the same value: `--min 3` alone means exactly 3. A value that ``base`` states is
-    not changed, unless ``exact_follows`` is set and ``base`` has the same minimum and maximum.
+    If ``patch`` has only one of min_replicas and max_replicas, and the default of the other contradicts it,
+    both get the same value: `--min 3` alone means exactly 3. But if ``base`` has the other field, that field
+    changes only with ``exact_follows``, and only if its minimum and maximum are the same.
     """
     merged = patched(base, patch)
     low, high = patch.get("min_replicas"), patch.get("max_replicas")

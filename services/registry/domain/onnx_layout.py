@@ -23,16 +23,17 @@ def model_of(sizes: Mapping[PurePosixPath, int]) -> PurePosixPath:
         names = ", ".join(sorted(map(str, sizes)))[:200]
         raise BadRequest(
             "An archive of an ONNX model needs exactly one .onnx file at its root, with its external data "
-            f"beside it. This one holds {names}."
+            f"beside it. This archive has {names}."
         )
     if sizes[models[0]] > MAX_MODEL_BYTES:
         raise BadRequest(
-            f"The ONNX file {str(models[0])!r} is larger than {MAX_MODEL_BYTES} bytes, protobuf's limit."
+            f"The ONNX file {str(models[0])!r} is larger than {MAX_MODEL_BYTES} bytes, protobuf's limit. "
+            "Export the model with its weights as external data."
         )
     code = [str(path) for path in sizes if _is_code(path)]
     if code:
         raise BadRequest(
-            f"An archive of an ONNX model may not hold {', '.join(sorted(code))[:200]}, which is code. "
+            f"An archive of an ONNX model must not have code, but it has {', '.join(sorted(code))[:200]}. "
             "Deploy code as a Python model or a Triton model directory."
         )
     return models[0]

@@ -10,12 +10,12 @@ from typing import Any, Protocol, TypeVar
 
 from tidegate.kernel.errors import BadRequest
 
-# MOST: the largest page, and the page of a request without a limit. DEFAULT: the page of a search without
-# a limit inside the registry.
+# Objects on a page. MOST: the maximum, and the default of the API. DEFAULT: the default of searches inside
+# the registry.
 MOST = 1_000
 DEFAULT = 100
 LONGEST = 4_000
-# The largest numbers in cursors: of a sort key (about the largest float), and of a version.
+# The largest sort key (about the largest float) and the largest version number in a cursor.
 MOST_NUMBER = 1.8e308
 MOST_INTEGER = 2**31 - 1
 
@@ -59,7 +59,7 @@ EVERYTHING = NamedPage()
 
 
 def named_page(limit: int | None, cursor: str | None) -> NamedPage:
-    """Return the page that a request asks for. Raise BadRequest for an invalid cursor."""
+    """Return the page with this limit and cursor. Raise BadRequest for an invalid cursor."""
     last = read_cursor(cursor, _BY_NAME, str)
     return NamedPage(limit, None if last is None else last[0])
 

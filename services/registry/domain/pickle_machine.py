@@ -342,7 +342,7 @@ class _Machine:
     def _build(self, state: Any) -> None:
         made = self._top()
         if isinstance(made, Ref):
-            raise Unscannable(f"the pickle changes {'.'.join(made.name)[:200]}, which it imports")
+            raise Unscannable(f"the pickle imports {'.'.join(made.name)[:200]} and changes it")
         if not isinstance(made, Made):
             return
         if made.made_by in (_WRAPPER, _DTYPE) and made.state is not OPAQUE:
@@ -358,7 +358,7 @@ class _Machine:
             raise Unscannable("the pickle has a joblib array in a place where joblib reads none")
         self.check_frame()
         if not isinstance(state, dict) or _INCOMPLETE in state:
-            raise Unscannable("a joblib array has no description that can be read")
+            raise Unscannable("the description of a joblib array cannot be read")
         shape, datatype = state.get("shape"), state.get("dtype")
         if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
             raise Unscannable("a joblib array has no shape")
@@ -385,7 +385,7 @@ def _is_wrapper(value: Any) -> bool:
 
 
 def _set(target: Any, pairs: list[Any]) -> Any:
-    """Put the pairs into a small dict, and mark a larger one as incomplete.
+    """Add the pairs to a dict while it is small. Then mark the dict as incomplete.
 
     Only the descriptions of arrays are needed later, and these are small.
     """
@@ -420,7 +420,7 @@ def _state_of(datatype: Made) -> tuple[int, int]:
 
 
 def _has_objects(datatype: Made) -> bool:
-    """Return True if the array contains references to objects, by the first bit of the flags."""
+    """Return True if the array contains references to objects: the first bit of the flags is set."""
     kind, (_, flags) = _code_of(datatype)[0], _state_of(datatype)
     if kind != "V" and bool(flags & 1) != (kind == "O"):
         raise Unscannable("a joblib array has a datatype with wrong flags")

@@ -79,7 +79,7 @@ def runs_code(program: Mapping[str, Any], payloads: Mapping[str, str], names: Ma
             return f"{file} names pickled values"
     for file, found in names.items():
         if unknown := sorted(each for each in found if not _PICKLED.fullmatch(each)):
-            return f"{file} is a pickle that names {unknown[0][:80]}"
+            return f"{file} is a pickle that imports {unknown[0][:80]}"
     for text in _expressions(program):
         if not _is_calm(text):
             return f"a shape has the expression {text[:80]!r}"

@@ -1,4 +1,4 @@
-"""Check the quota of a key: its most versions, and the most bytes of their artifacts. Pure."""
+"""Check the quota of a key: the maximum of its versions, and of the bytes of their artifacts. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ REASON = "quota_exceeded"
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The quota of a key, by the key's name. None means no limit."""
+    """The quota of a key. ``key``: its name. None means no limit."""
 
     key: str
     versions: int | None = None

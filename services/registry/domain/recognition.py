@@ -144,7 +144,7 @@ def has_at(at: int, magic: bytes) -> Test:
 
 
 def matches(pattern: bytes) -> Test:
-    """Return a test that matches a regular expression with the beginning of a file."""
+    """Return a test that matches a regular expression against the beginning of a file."""
     found = re.compile(pattern, re.DOTALL)
     return lambda glimpse: found.match(glimpse.head) is not None
 

@@ -52,10 +52,10 @@ def check_has_signature(
     if user_signature is not None or describes_itself or format_ not in _UNDESCRIBED:
         return
     kind = _UNDESCRIBED[format_]
-    also = ", or define auto_complete_config in its class" if format_ == "python" else ""
+    also = ", or define auto_complete_config in the model's class" if format_ == "python" else ""
     raise BadRequest(
         f"{kind} does not declare inputs and outputs. Add a signature (`tidegate deploy --signature "
-        f"FILE.json`){also}. An example of such a file: {_EXAMPLE}"
+        f"FILE.json`){also}. An example of a signature file: {_EXAMPLE}"
     )
 
 

@@ -40,7 +40,7 @@ def parse(text: str, where: str) -> list[str]:
 def gathered(folders: Iterable[PurePosixPath], texts: Mapping[PurePosixPath, str]) -> list[str]:
     """Return the requirements of all models in an archive.
 
-    The files may be in the folder of a model, in a version folder of it, or in the folder above.
+    A requirements.txt may be in a model's folder, in its version folder, or in the folder above.
     """
     result: list[str] = []
     homes = {home for folder in folders for home in (folder, folder.parent)}

@@ -40,8 +40,8 @@ def fates(
 ) -> list[Fate]:
     """Return the decision for each version of a model, oldest first.
 
-    ``created``: the time of each version's registration. ``rollback_targets``: the versions that a rollback
-    would return to, each with its Endpoint in words.
+    ``created``: the time of each version's registration. ``rollback_targets``: for each version that a
+    rollback would return to, the text "endpoint NAME".
     """
     newest_first = sorted(created, reverse=True)
     ranks = {number: rank for rank, number in enumerate(newest_first)}

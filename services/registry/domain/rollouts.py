@@ -45,8 +45,9 @@ def start(
     """
     if options.steps[0] >= 100:
         raise BadRequest(
-            "The first step is 100 %, so no traffic is left to compare the canary with. Begin with fewer, or "
-            f"replace the version without a canary: `tidegate rollout {name} --to {deployment} --swap`."
+            "The first step is 100 %, so the canary cannot be compared with the present version. Begin with "
+            "a smaller share, or replace the version without a canary: "
+            f"`tidegate rollout {name} --to {deployment} --swap`."
         )
     spec, base = _checked(snapshot, name, deployment)
     woken = waking.wake(snapshot, name, [deployment])
@@ -159,7 +160,7 @@ def advance(
 
 
 def withdrawn(spec: EndpointSpec, now: float) -> Rollout | None:
-    """Return an Endpoint's rollout after a rollback: rolled back, if its promotion was not settled yet."""
+    """Return an Endpoint's rollout after a rollback. An unsettled promotion becomes ``rolled_back``."""
     rollout = spec.rollout
     if rollout is None or rollout.phase != "promoted" or not spec.previous:
         return rollout

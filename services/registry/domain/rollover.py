@@ -71,8 +71,8 @@ def deploy(snapshot: RegistrySnapshot, request: DeployRequest) -> DeployPlan:
     for key in ("model", "version"):
         if options.pop(key, fixed[key]) != fixed[key]:
             raise BadRequest(
-                f"The options of the Deployment name another {key} than the request: remove {key} from the "
-                "options."
+                f"The {key} in the options of the Deployment differs from the {key} in the request. Remove "
+                f"{key} from the options."
             )
     changes = _deployment(snapshot, endpoint, fixed, options)
     if request.traffic:

@@ -43,7 +43,7 @@ def start(snapshot: RegistrySnapshot, name: str, shadow: Shadow) -> list[Change]
         raise names.unknown("Deployment", shadow.deployment)
     if shadow.deployment in {target.deployment for target in stored.spec.targets if target.weight}:
         raise BadRequest(
-            f"{shadow.deployment} gets traffic of Endpoint {name!r} already, so it cannot be its shadow. "
+            f"{shadow.deployment} gets traffic of Endpoint {name!r} already, so it cannot be the shadow. "
             f"`tidegate traffic {name}` shows the shares."
         )
     changed = stored.spec.model_copy(update={"shadow": shadow})

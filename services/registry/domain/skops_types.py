@@ -65,9 +65,9 @@ def check(names: Sequence[str], trusted: Collection[str]) -> None:
     if refused:
         flags = " ".join(f"--trust {name}" for name in refused[:8])
         raise BadRequest(
-            f"The skops file has {', '.join(refused[:8])[:400]}, which is neither plain data nor an object "
-            "of scikit-learn. Loading the file may run that package's code. If you trust the file: "
-            f"{flags[:400]} (in the API: trust)."
+            f"The skops file has types that are neither plain data nor from scikit-learn: "
+            f"{', '.join(refused[:8])[:400]}. Loading the file can run the code of their packages. If you "
+            f"trust the file: {flags[:400]} (in the API: trust)."
         )
 
 

@@ -70,7 +70,7 @@ def stage_of(policy: ModelPolicy, model: str, name: str) -> Stage:
 
 
 def missing(policy: ModelPolicy, stage: Stage, facts: StageFacts) -> list[str]:
-    """Return the requirements of a stage that a version does not meet, as phrases; empty if it may enter."""
+    """Return the requirements of a stage that a version does not meet, as phrases; empty if it meets all."""
     found = []
     before = policy.rank(stage.name) - 1
     if policy.rank(facts.stage) < before:
@@ -103,7 +103,7 @@ def _missing_approvals(stage: Stage, facts: StageFacts) -> str | None:
 
 
 def enter(policy: ModelPolicy, model: str, number: int, name: str, facts: StageFacts) -> None:
-    """Raise Conflict if a version may not enter a stage. It may always return to an earlier stage."""
+    """Raise Conflict if a version does not meet a stage's requirements. Going back is always allowed."""
     stage = stage_of(policy, model, name)
     if policy.rank(name) <= policy.rank(facts.stage):
         return

@@ -90,5 +90,5 @@ def _check_fits(given: Signature, found: Signature, model: TreeModel) -> None:
         raise BadRequest(
             f"The signature's inputs do not fit the model, which has {model.features} features"
             f"{f' and {model.categories} categories' if model.categories else ''}. Leave the signature out, "
-            "or give one input for all features, or one input with the shape [1] for each feature."
+            "or declare one input for all features, or one input with the shape [1] for each feature."
         )

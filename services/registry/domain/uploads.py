@@ -64,7 +64,7 @@ def resumed(uploads: Sequence[Upload], sha256: str, size: int) -> Upload | None:
 
 
 def check_new(uploads: Sequence[Upload], size: int, limits: UploadLimits) -> None:
-    """Raise PayloadTooLarge or TooMany if the owner of ``uploads`` may not open one of ``size`` bytes."""
+    """Raise PayloadTooLarge or TooMany if a new upload of ``size`` bytes would exceed its owner's limits."""
     if size > limits.artifact_bytes:
         raise PayloadTooLarge(
             f"The artifact has {size} bytes. The limit is {limits.artifact_bytes} "
@@ -101,7 +101,7 @@ def check_append(upload: Upload, offset: int, announced: int | None) -> None:
 
 
 def moved(received: int, offset: int) -> Conflict:
-    """Return the error for an offset that is not the number of stored bytes, or that another request uses."""
+    """Return the error for a wrong offset, or for an offset at which another request continues."""
     how = (
         "Another request continues there. Use one connection for an upload."
         if received == offset

@@ -60,7 +60,7 @@ def scratch_spec(
 ) -> DeploymentSpec:
     """Return the Deployment for a version's scratch replica. Raise BadRequest for invalid options.
 
-    It has the options of the Deployment that serves the model now, overridden by the publisher's options.
+    Its options are those of the Deployment that serves the model now, overridden by the publisher's options.
     """
     endpoint = snapshot.endpoints.get(model)
     base: dict[str, Any] = {}
@@ -92,7 +92,7 @@ def check(before: RegistrySnapshot, changes: Sequence[Change]) -> None:
 
 
 def refusal(model: str, number: int, verification: Verification) -> Conflict:
-    """Return the error for a version that may not serve, with the next command."""
+    """Return the error for a version that must not serve, with the next command."""
     anyway = (
         f"To serve it without verification: `tidegate deploy {model} --version {number} --force` (API: "
         "unverified=true)."

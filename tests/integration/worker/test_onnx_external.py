@@ -93,7 +93,7 @@ def test_what_the_registry_refuses(model: Path, tmp_path: Path) -> None:
         ({"net.onnx": net, "w.data": data}, "no such file. Its other files: w.data"),
         (whole | {"deep/w.data": data[:-1]}, "which has only 31 bytes"),
         (whole | {"other.onnx": net}, "exactly one .onnx file"),
-        (whole | {"onnxruntime.py": b"evil"}, "may not hold onnxruntime.py"),
+        (whole | {"onnxruntime.py": b"evil"}, "must not have code, but it has onnxruntime.py"),
         (whole | {"../w.data": data}, "below its root"),
         ({"net.onnx": net.replace(b"deep/w.data", b"../../w.dat"), "w.data": data}, "no such file"),
     ):

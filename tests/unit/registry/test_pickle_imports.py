@@ -191,8 +191,8 @@ NEW = WRAPPER + b")\x81"
 UNCLEAR = [
     # joblib and the machine would disagree about the length of the array, or if there is one.
     (NEW + described(numpy_array_alignment_bytes=True) + b"b", "alignment"),
-    (NEW + described() + b"V\\u0073hape\nK\x02\x85sb", "no description"),
-    (NEW + described(**{f"x{n}": 1 for n in range(70)}) + b"b", "no description"),
+    (NEW + described() + b"V\\u0073hape\nK\x02\x85sb", "description of a joblib array cannot be read"),
+    (NEW + described(**{f"x{n}": 1 for n in range(70)}) + b"b", "description of a joblib array cannot be"),
     (NEW + described(dtype=simple("f8", 2, 0)) + b"b", "state"),
     (NEW + described(dtype=simple("f8", 3, 1)) + b"b", "flags"),
     (NEW + described(dtype=simple("O8", 3, 0)) + b"b", "flags"),
@@ -200,7 +200,7 @@ UNCLEAR = [
     (NEW + b"q\xf0" + described() + b"b" + b"\0" * 8 + b"h\xf0" + described() + b"b", "twice"),
     (b"cbuiltins\nmin\n(" + NEW + b"l\x85R" + described() + b"b", "for something else"),
     (b"ccopyreg\n_reconstructor\n" + WRAPPER + b"NN\x87R" + described() + b"b", "for something else"),
-    (WRAPPER + b"}X\x05\0\0\0shapeK\x01\x85sb", "the pickle changes joblib"),
+    (WRAPPER + b"}X\x05\0\0\0shapeK\x01\x85sb", "the pickle imports joblib.* and changes it"),
     (b"\x95\xff\0\0\0\0\0\0\0" + NEW + described() + b"b", "frame"),
 ]  # fmt: skip
 
