@@ -36,8 +36,8 @@ def read(path: Path, limits: ArchiveLimits) -> OnnxGraph:
     )
     if not found or contents.sizes[found[0]] > MAX_GRAPH:
         raise BadRequest(
-            f"The archive has no {FILE} of at most 2 GiB. Pack the whole folder that tf.saved_model.save "
-            "wrote."
+            f"The archive has no {FILE}, or the file has more than 2 GiB. Pack the whole folder that "
+            "tf.saved_model.save wrote."
         )
     if not any(inner.parent == found[0].parent / "variables" for inner in contents.files):
         raise BadRequest(f"The archive has no folder `variables` beside {FILE}. Pack the whole folder.")

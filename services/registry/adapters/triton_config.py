@@ -77,7 +77,7 @@ def parse(text: str, where: str) -> TritonConfig:
         # Allow unknown fields: a newer Triton may have more fields, and checks them itself.
         text_format.Parse(text, config, allow_unknown_field=True)
     except (text_format.ParseError, RecursionError) as error:
-        # The parser's message quotes the text, which may contain control characters for a terminal.
+        # The parser's message quotes the file, which may contain control characters of a terminal.
         reason = "".join(each if each.isprintable() else "?" for each in str(error))[:300]
         raise BadRequest(
             f"config.pbtxt of {where!r} cannot be read: {reason}. Correct the file and deploy again."

@@ -52,7 +52,7 @@ async def head(artifacts: ArtifactsDep, sha256: str) -> Response:
     responses={
         206: {"description": "The bytes from the start of a Range of the form `bytes=N-`."},
         304: {"description": "The caller already has these bytes: their ETag is in `If-None-Match`."},
-        307: {"description": "Only for replicas: this signed URL of the artifact store has the bytes."},
+        307: {"description": "Only for replicas: `Location` is a signed URL of the artifact store."},
         416: {"description": "The Range begins after the last byte."},
     },
 )

@@ -44,7 +44,7 @@ class ShadowBody(Written):
     )
     tolerance: Tolerance = Tolerance(atol=1e-6, rtol=1e-4)
     wake: bool = Field(
-        False, description=("True: copies may start a replica. False: copies use only idle replicas.")
+        False, description="True: copies can start a replica. False: copies use only idle replicas."
     )
     until: AwareDatetime | None = Field(None, description="Time at which the copying ends; None: never.")
 

@@ -20,7 +20,10 @@ class RollbackBody(Noun):
     """The version to go back to."""
 
     version: int | None = Field(
-        None, ge=1, le=2**31 - 1, description="None: the version that served before the current one."
+        None,
+        ge=1,
+        le=2**31 - 1,
+        description="Number of the version; None: the version that served before the current one.",
     )
 
 

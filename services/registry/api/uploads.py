@@ -52,7 +52,7 @@ class UploadInfo(Noun):
 async def open_upload(uploads: UploadsDep, body: NewUpload, response: Response) -> UploadInfo:
     """Open an upload. If the caller has an unfinished upload of the same bytes, return 200 and that upload.
 
-    If the artifact is stored already, return 200 with the state ``stored``. Then nothing must be sent.
+    If the artifact is stored already, return 200 with the state ``stored``. Then no upload is needed.
     """
     upload, new = await uploads.open(_owner(), body.sha256, body.size)
     response.status_code = 201 if new else 200

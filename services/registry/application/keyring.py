@@ -44,7 +44,10 @@ class Keyring:
             return await _put(writer, changed(before, patch, writer.now), before)
 
     async def rotate(self, id_: str, grace_s: float) -> tuple[StoredKey, str]:
-        """Replace a key's secret. The old one works for ``grace_s`` seconds. Raise NotFound or Conflict."""
+        """Replace a key's secret. The old secret works for ``grace_s`` more seconds.
+
+        Raise NotFound, or Conflict for a revoked key.
+        """
         async with self._transactions.change() as writer:
             before = await _read(writer, id_)
             key, secret_key = rotated(before, os.urandom(SECRET_BYTES), writer.now, grace_s)

@@ -41,7 +41,7 @@ def read(data: mmap | bytes) -> CatboostFile:
     length = int.from_bytes(data[_MAGIC : _MAGIC + 4], "little")
     begin = _MAGIC + 4
     if begin + length > len(data):
-        raise Malformed("the file ends too early. The copy may be broken")
+        raise Malformed("the file ends too early, so the copy may be broken")
     core = flatbuffer.root(data, begin, begin + length)
     trees = core.table(CORE_TREES)
     if trees is None:

@@ -120,7 +120,7 @@ def _identified(stored: Shadow | None, stated: Shadow | None) -> Shadow | None:
 
 
 def ended_by_hand(rollout: Rollout | None, reason: str) -> Rollout | None:
-    """Return an Endpoint's rollout after an operator has set the targets: aborted, if it was active."""
+    """Return an Endpoint's rollout after an operator has set the targets. An active one is aborted."""
     if rollout is None or not rollout.active:
         return rollout
     return rollout.model_copy(update={"phase": "aborted", "reason": reason})
@@ -252,7 +252,7 @@ def _check_shadow(snapshot: RegistrySnapshot, spec: EndpointSpec) -> None:
     if name in {target.deployment for target in spec.targets if target.weight}:
         raise BadRequest(
             f"Endpoint {spec.name!r}: Deployment {name} gets traffic, so it cannot also be the shadow. Name "
-            "a Deployment without a share, or set its weight to 0."
+            f"a Deployment without a share, or set the weight of {name} to 0."
         )
 
 

@@ -46,7 +46,8 @@ def start(
     refuse_if_running(spec)
     if spec.previous:
         raise Conflict(
-            f"Endpoint {name!r} is rolling over to {spec.targets[0].deployment}. Wait until it is settled."
+            f"Endpoint {name!r} is rolling over to {spec.targets[0].deployment}. Wait until the roll-over "
+            "has ended."
         )
     base = [target.deployment for target in spec.targets if target.weight]
     if len(base) > 1:
@@ -151,12 +152,12 @@ def refuse_if_running(spec: EndpointSpec) -> None:
     if spec.rollout is not None and spec.rollout.active:
         raise Conflict(
             f"Endpoint {name!r} has a rollout of {spec.rollout.deployment} already ({spec.rollout.phase}). "
-            f"End it first: `tidegate promote {name}` or `tidegate rollback {name}`."
+            f"End the rollout first: `tidegate promote {name}` or `tidegate rollback {name}`."
         )
     if spec.experiment is not None and spec.experiment.active:
         raise Conflict(
             f"Endpoint {name!r} has a running experiment with {', '.join(spec.experiment.treatments)}. "
-            f"End it first: `tidegate experiment {name} --stop` or `--winner VERSION`."
+            f"End the experiment first: `tidegate experiment {name} --stop` or `--winner VERSION`."
         )
 
 

@@ -142,7 +142,7 @@ def parse_order(text: str) -> Order:
     if subject is None:
         subject = Subject("metric", tokens[0].text, "number")
     if subject.kind == "alias":
-        raise BadRequest("order_by cannot name alias, because a version can have several.")
+        raise BadRequest("order_by cannot be alias, because a version can have several aliases.")
     return Order(subject, direction.lower() == "desc")
 
 

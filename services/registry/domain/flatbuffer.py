@@ -104,11 +104,11 @@ class Table:
 
     def _check(self, at: int, size: int) -> None:
         if not (self.begin <= at and at + size <= self.end):
-            raise Malformed("an offset points outside the file. The copy may be broken")
+            raise Malformed("an offset points outside the file, so the copy may be broken")
 
 
 def root(data: mmap | bytes, begin: int, end: int) -> Table:
     """Return the root table of a message. Raise Malformed."""
     if not 0 <= begin <= end - 4 <= len(data) - 4:
-        raise Malformed("the file ends too early. The copy may be broken")
+        raise Malformed("the file ends too early, so the copy may be broken")
     return Table(data, begin, end, begin + struct.unpack_from("<I", data, begin)[0])

@@ -231,7 +231,7 @@ TEXTS: tuple[Kind, ...] = (
     Kind(
         "a PMML model",
         matches(rb".{0,400}<PMML"),
-        remedy="Export the model to ONNX, or save it in its own format.",
+        remedy="Export the model to ONNX, or save it in the format of its library.",
     ),
     Kind("an XML document", matches(rb"\s*<\?xml")),
     Kind(

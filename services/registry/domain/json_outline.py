@@ -55,7 +55,7 @@ def objects(data: mmap | bytes, keys: frozenset[str]) -> Iterator[dict[str, Any]
                 frames[-1][1][key] = None
         elif first == b'"':
             if token.end() == len(data):
-                raise Malformed("the file ends inside a text. The copy may be broken")
+                raise Malformed("the file ends inside a text, so the copy may be broken")
             if frames and key in keys:
                 frames[-1][1][key] = _loaded(_value(data, token.start(), token.end()))
             key = ""
@@ -67,7 +67,7 @@ def objects(data: mmap | bytes, keys: frozenset[str]) -> Iterator[dict[str, Any]
                 raise Malformed("the brackets in the file do not match")
             yield frames.pop()[1]
     if frames:
-        raise Malformed("the file ends too early. The copy may be broken")
+        raise Malformed("the file ends too early, so the copy may be broken")
 
 
 @dataclass
@@ -95,14 +95,14 @@ class _Outline:
                 if not self.open:
                     _check_rest(data, token.end())
                     return self.found
-        raise Malformed("the file ends too early. The copy may be broken")
+        raise Malformed("the file ends too early, so the copy may be broken")
 
     def _path(self) -> Path:
         return (*self.open[1:], self.key)
 
     def _string(self, data: mmap | bytes, token: re.Match[bytes]) -> None:
         if token.end() == len(data):
-            raise Malformed("the file ends inside a text. The copy may be broken")
+            raise Malformed("the file ends inside a text, so the copy may be broken")
         if token[1] is not None:
             # A longer key cannot be one of the wanted keys.
             short = token.start(1) - token.start() < _MAX_KEY
@@ -174,13 +174,13 @@ class _Ubj:
     def take(self, count: int) -> bytes:
         """Return the next ``count`` bytes. Raise Malformed if there are fewer."""
         if not 0 <= count <= len(self._data) - self._at:
-            raise Malformed("the file states a length beyond its end. The copy may be broken")
+            raise Malformed("the file states a length beyond its end, so the copy may be broken")
         self._at += count
         return self._data[self._at - count : self._at]
 
     def _skip(self, count: int) -> None:
         if not 0 <= count <= len(self._data) - self._at:
-            raise Malformed("the file states a length beyond its end. The copy may be broken")
+            raise Malformed("the file states a length beyond its end, so the copy may be broken")
         self._at += count
 
     def _peek(self) -> bytes:

@@ -106,8 +106,8 @@ SERVED: tuple[Kind, ...] = (
     Kind("TorchScript", _is_torchscript, "torchscript"),
     Kind("a program of torch.export", _is_exported, "pt2"),
     Kind("an MLflow model", _is_mlflow, "mlflow", fits=FOLDERS),
-    # A folder of this kind may instead have a model that classifies: `hugging_face_artifact` reads its
-    # configuration.
+    # Such a folder can also have a model that classifies. `hugging_face_artifact` reads the configuration to
+    # decide.
     Kind("a folder of a language model", _is_llm_folder, "llm", fits=FOLDERS),
     Kind("a Hugging Face folder", _is_hugging_face, "huggingface", fits=FOLDERS),
     Kind("a TensorFlow SavedModel", _is_saved_model, "tensorflow", fits=FOLDERS),

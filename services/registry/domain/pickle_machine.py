@@ -150,7 +150,7 @@ class _Machine:
 
     def _take(self) -> Any:
         if not self._stack:
-            raise Unscannable("the pickle uses a value that it does not have")
+            raise Unscannable("the pickle takes a value from an empty stack")
         return self._stack.pop()
 
     def _pop(self) -> Any:
@@ -252,7 +252,7 @@ class _Machine:
 
     def _top(self) -> Any:
         if not self._stack:
-            raise Unscannable("the pickle uses a value that it does not have")
+            raise Unscannable("the pickle takes a value from an empty stack")
         return self._stack[-1]
 
     def _line(self, name: str) -> None:

@@ -40,5 +40,6 @@ def _reason(endpoint: EndpointSpec, deployment: DeploymentSpec) -> str:
     ]
     return (
         f"Deployment {deployment.name!r} {where}, but Endpoint {endpoint.name!r} {' and '.join(rules)}. "
-        "Choose another target, set the Deployment's region with `--region`, or change the regions."
+        "Choose another target, set the Deployment's region with `--region`, or change the Endpoint's "
+        "regions."
     )

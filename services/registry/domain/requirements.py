@@ -61,8 +61,8 @@ def _check(line: str, where: str) -> None:
         option = re.split(r"[=\s]", line, maxsplit=1)[0]
         if option not in _OPTIONS:
             raise BadRequest(
-                f"{where}: the option {option[:40]!r} does not work on a worker. Allowed are packages, and "
-                f"the options {', '.join(sorted(_OPTIONS))}."
+                f"{where}: the option {option[:40]!r} does not work on a worker. A line can name a package, "
+                f"or use one of the options {', '.join(sorted(_OPTIONS))}."
             )
     elif _is_relative_path(line):
         raise BadRequest(

@@ -70,12 +70,12 @@ def _fate(
     days = age.total_seconds() / 86_400
     if used:
         asleep = all(_sleeps(snapshot, each) for each in used)
-        note = " and sleeps: add --sleeping to delete it too" if asleep else ""
-        return Fate(number, False, f"Deployment {_first(used)} runs it{note}")
+        note = " and sleeps: add --sleeping to delete both" if asleep else ""
+        return Fate(number, False, f"Deployment {_first(used)} runs this version{note}")
     if named:
-        return Fate(number, False, f"the alias {named[0]} points to it")
+        return Fate(number, False, f"the alias {named[0]} points to this version")
     if number in rollback_targets:
-        return Fate(number, False, f"a rollback of {rollback_targets[number]} would return to it")
+        return Fate(number, False, f"a rollback of {rollback_targets[number]} would return to this version")
     if rank == 0:
         return Fate(number, False, "this is the latest version")
     if not policy.active:

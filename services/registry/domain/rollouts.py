@@ -100,7 +100,8 @@ def _checked(snapshot: RegistrySnapshot, name: str, deployment: str) -> tuple[En
     experiments.refuse_if_running(spec)
     if spec.previous:
         raise Conflict(
-            f"Endpoint {name!r} is rolling over to {spec.targets[0].deployment}. Wait until it is settled."
+            f"Endpoint {name!r} is rolling over to {spec.targets[0].deployment}. Wait until the roll-over "
+            "has ended."
         )
     base = [target for target in spec.targets if target.weight]
     if deployment in {target.deployment for target in base}:

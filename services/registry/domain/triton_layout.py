@@ -54,7 +54,7 @@ def served(folders: set[PurePosixPath], model: str, ensembles: Mapping[PurePosix
     found = names.quoted(sorted(each.name for each in folders))
     raise BadRequest(
         f"The archive holds several models ({found}), and it is not clear which one gets the requests. Make "
-        f"one of them the ensemble, or name one folder {model!r} like the model."
+        f"one of them the ensemble, or give one folder the model's name, {model!r}."
     )
 
 
