@@ -1,6 +1,6 @@
 """Publish change notifications of the desired state.
 
-A notification only saves time: the other services also read the whole desired state every few seconds.
+A notification only saves time. The other services also read the whole desired state every few seconds.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def parse(text: str, where: str) -> TritonConfig:
 
     config = model_config_pb2.ModelConfig()
     try:
-        # Allow unknown fields: a newer Triton may have more fields, and checks them itself.
+        # Allow unknown fields, because a newer Triton may have more fields. Triton checks them itself.
         text_format.Parse(text, config, allow_unknown_field=True)
     except (text_format.ParseError, RecursionError) as error:
         # The parser's message quotes the file, which may contain control characters of a terminal.

@@ -55,7 +55,7 @@ class Artifacts:
                     f"The bytes that arrived have sha256 {staged.sha256}, not {expected}. Send the file "
                     "again."
                 )
-            # Move a new artifact before the transaction: a long copy must not hold the lock of the database.
+            # Move a new artifact before the transaction, because a long copy must not lock the database.
             async with self._transactions.read() as reader:
                 is_known = await reader.artifact_size(staged.sha256) is not None
             if not is_known:

@@ -183,7 +183,7 @@ class Uploads:
     async def _commit(self, upload: Upload, part: bytearray) -> Upload:
         """Write a part, then record it in the database. Raise Conflict if another connection was faster.
 
-        A store in a folder keeps an upload in one file. So check the offset first: late bytes must not
+        Check the offset first. A store in a folder keeps an upload in one file, and late bytes must not
         overwrite bytes that are checked already.
         """
         now = await self._find(upload.owner, upload.id)

@@ -17,7 +17,7 @@ from tidegate.kernel.protocol import access
 from tidegate.kernel.protocol.cost_facts import NANOS
 from tidegate.kernel.protocol.models import Name, Noun
 
-# A token bucket must hold the tokens of at least this many seconds. A smaller one would overflow between
+# A token bucket must hold the tokens of at least this many seconds. A smaller bucket would overflow between
 # refills.
 MIN_BURST_S = 0.05
 SECRET_BYTES = 32
@@ -85,7 +85,7 @@ class KeySpec(TokenLimits):
         None, ge=0, le=10**9, description="Most versions that the key may register and keep."
     )
     max_artifact_bytes: int | None = Field(
-        None, ge=0, le=10**18, description="Most bytes of artifacts of the versions that the key registers."
+        None, ge=0, le=10**18, description="Most bytes of all artifacts that the key may register and keep."
     )
     endpoint_tokens: dict[Name, TokenLimits] = Field(
         default_factory=dict,
@@ -217,7 +217,7 @@ def changed(stored: StoredKey, patch: Mapping[str, Any], now: datetime) -> Store
         if "expires_at" not in patch:
             fields.pop("expires_at", None)
         return replace(stored, spec=parse_spec(fields, now))
-    # Do not check the expiry time: an expired key can be renamed, and stays expired.
+    # Do not check the expiry time, because an expired key can be renamed. It stays expired.
     return replace(stored, spec=merge.checked(KeySpec, fields, "key"))
 
 

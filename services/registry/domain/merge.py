@@ -32,9 +32,10 @@ def deployment(
 ) -> DeploymentSpec:
     """Return ``base`` with ``patch`` applied, as a checked DeploymentSpec. Raise BadRequest.
 
-    If ``patch`` has only one of min_replicas and max_replicas, and the default of the other contradicts it,
-    both get the same value: `--min 3` alone means exactly 3. But if ``base`` has the other field, that field
-    changes only with ``exact_follows``, and only if its minimum and maximum are the same.
+    If ``patch`` sets only min_replicas, a lower max_replicas is raised to the same value: `--min 3` alone
+    means exactly 3. But a max_replicas in ``base`` is raised only with ``exact_follows``, and only if
+    ``base`` has the same minimum and maximum. If ``patch`` sets only max_replicas, min_replicas is lowered
+    in the same way.
     """
     merged = patched(base, patch)
     low, high = patch.get("min_replicas"), patch.get("max_replicas")

@@ -1,8 +1,8 @@
 """Find the imports of a pickle without executing it. Pure.
 
-A small machine runs the opcodes on a stack of symbols instead of objects. picklescan cannot be used: it keeps
-all opcodes in memory, and stops at the first array of a joblib file, because joblib writes arrays between the
-opcodes. The machine skips these arrays. The pickle has the shape and datatype of each array before it.
+A small machine runs the opcodes on a stack of symbols instead of objects. joblib writes arrays between the
+opcodes. The machine skips these arrays: the pickle states the shape and datatype of each array before it.
+picklescan stops at the first array, and keeps all opcodes in memory, so it cannot be used here.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Ref:
 def imports(source: Source, *, arrays: bool = True) -> set[Import]:
     """Return each (module, name) that loading a pickle would import. Raise Unscannable.
 
-    ``arrays``: joblib loads the file, so arrays may lie between the opcodes. False: pickle loads it.
+    ``arrays``: joblib loads the file, so arrays can be between the opcodes. False: pickle loads the file.
     """
     return _Machine(source, _Budget(), arrays=arrays).run()
 
@@ -156,8 +156,8 @@ class _Machine:
     def _pop(self) -> Any:
         """Remove and return the top value. Raise Unscannable if it is the description of an array.
 
-        Only BUILD may use a description: the array follows there. If a function could get a description,
-        joblib might read an array that the machine does not expect.
+        Only BUILD may use a description, because the array follows there. If a function could get a
+        description, joblib might read an array that the machine does not expect.
         """
         value = self._take()
         if _is_wrapper(value):
@@ -410,7 +410,7 @@ def _code_of(datatype: Made) -> str:
 def _state_of(datatype: Made) -> tuple[int, int]:
     """Return the size in bytes and the flags from a datatype's state. Raise Unscannable.
 
-    States before version 3 are rejected: numpy computes their flags itself.
+    States before version 3 are rejected, because numpy computes their flags itself.
     """
     state = datatype.state
     known = isinstance(state, tuple) and len(state) in (8, 9) and state[0] in (3, 4)

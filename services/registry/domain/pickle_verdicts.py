@@ -68,7 +68,7 @@ _SAFE: dict[str, frozenset[str]] = {
             "type",
         ]
     ),
-    # List single classes, never all names of a module: `enum.bltns`, for example, is the module builtins.
+    # List single classes, not all names of a module. For example, `enum.bltns` is the module builtins.
     "collections": frozenset(
         {"OrderedDict", "defaultdict", "deque", "Counter", "ChainMap", "UserDict", "UserList", "UserString"}
     ),

@@ -12,7 +12,7 @@ FILE = "requirements.txt"
 MAX_LINES = 500
 MAX_LINE = 2000
 
-# The allowed options: most of them say where packages come from. Other options would read files that the
+# The allowed options. Most of them say where packages come from. Other options would read files that the
 # worker does not have, or install packages outside the version's environment.
 _OPTIONS = {
     "-i", "--index-url", "--extra-index-url", "--no-index", "-f", "--find-links", "--trusted-host",

@@ -127,7 +127,7 @@ def own(upload: Upload | None, id_: str, owner: str) -> Upload:
 
 
 def checked(upload: Upload, found: str) -> Upload:
-    """Return the upload after its check: stored, or failed if ``found``, the sha256 of its bytes, differs."""
+    """Return the upload after its check. If the sha256 of its bytes, ``found``, is wrong, it has failed."""
     if found == upload.sha256:
         return replace(upload, stored=True, parts=())
     problem = f"The bytes that arrived have sha256 {found}, not {upload.sha256}. Send the file again."
