@@ -72,7 +72,7 @@ class NewVersion(Noun):
     filename: str = Field(description="Name of the model's file, without folders.")
     format: Format | None = None
     signature: Signature | None = Field(
-        None, description="Inputs and outputs. Leave it out if the file declares them, such as ONNX."
+        None, description="Inputs and outputs. Not needed for files that declare them, such as ONNX."
     )
     requirements: list[str] | None = Field(
         None,

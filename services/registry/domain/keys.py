@@ -51,7 +51,7 @@ class KeySpec(TokenLimits):
 
     name: KeyName
     owner: KeyName | None = Field(
-        None, description="The person that holds the key. Approvals by keys of one owner count once."
+        None, description="Person that holds the key. All approvals by keys of one owner count as one."
     )
     scopes: list[Scope] = Field(["infer"], min_length=1)
     endpoints: list[Name] | None = Field(None, min_length=1, max_length=1_000)

@@ -68,8 +68,8 @@ def _check_weights(names: frozenset[str], texts: Mapping[PurePosixPath, str], *,
         )
     if not allow_pickle:
         raise BadRequest(
-            f"The weights in {pickled[0]} are a pickle: loading it runs any code in it on the workers. Save "
-            "the model with safe_serialization=True, or, if you trust its origin, deploy it with "
+            f"The weights in {pickled[0]} are a pickle. Loading a pickle can run any code on the workers. "
+            "Save the model with safe_serialization=True. If you trust the model's origin, deploy it with "
             "`tidegate deploy --allow-pickle` (in the API: allow_pickle=true)."
         )
 

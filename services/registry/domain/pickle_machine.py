@@ -385,7 +385,7 @@ def _is_wrapper(value: Any) -> bool:
 
 
 def _set(target: Any, pairs: list[Any]) -> Any:
-    """Add the pairs to a dict while it is small. Then mark the dict as incomplete.
+    """Add the pairs to a dict. If the dict becomes too large, mark it as incomplete instead.
 
     Only the descriptions of arrays are needed later, and these are small.
     """

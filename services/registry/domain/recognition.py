@@ -103,7 +103,7 @@ def recognise(glimpse: Glimpse, table: Sequence[Kind]) -> Kind | None:
 def decide(filename: str, kind: Kind | None, stated: Format | None, by_name: Format | None) -> Format:
     """Return the format of a file of the recognised ``kind``.
 
-    ``stated``: the format that the publisher gave. ``by_name``: the format that the file's name suggests.
+    ``stated``: the format that the publisher states. ``by_name``: the format that the file's name suggests.
     Raise BadRequest if the contents contradict ``stated`` or cannot be served, or if nothing shows the
     format.
     """

@@ -45,7 +45,7 @@ _UNDESCRIBED: dict[Format, str] = {
 def check_has_signature(
     format_: Format, user_signature: Signature | None, *, describes_itself: bool = False
 ) -> None:
-    """Raise BadRequest if the format needs a signature and the user gives none.
+    """Raise BadRequest if the format needs a signature and the user has not sent one.
 
     ``describes_itself``: no signature is needed, because the model's code may return one.
     """

@@ -34,7 +34,7 @@ class EndpointHistory:
 
 @dataclass(frozen=True, slots=True)
 class RollbackPlan:
-    """The plan of a rollback to ``deployment``. ``remade``: it was deleted, so it is created again."""
+    """The plan of a rollback to ``deployment``. ``remade``: the plan creates the deleted Deployment again."""
 
     changes: list[Change]
     deployment: str

@@ -130,7 +130,7 @@ def _check_tensor_agrees(tensor: TensorSpec, value: GraphValue, what: str, *, ba
     if not fits:
         declared = [-1 if dim is None else dim for dim in value.dims]
         raise BadRequest(
-            f"The signature gives {tensor.name!r} the shape {dims}"
+            f"The signature says that {tensor.name!r} has the shape {dims}"
             f"{' (with the batch axis)' if batched else ''}, but {what} says {declared}."
         )
 

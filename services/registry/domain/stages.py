@@ -99,7 +99,7 @@ def _missing_approvals(stage: Stage, facts: StageFacts) -> str | None:
     )
     if len(given) == len(others):
         return lack
-    return f"{lack} (keys of one owner count once, and not for a version that the owner registered)"
+    return f"{lack} (several keys of one owner count as one, and the version's own owner does not count)"
 
 
 def enter(policy: ModelPolicy, model: str, number: int, name: str, facts: StageFacts) -> None:

@@ -92,7 +92,7 @@ def check_append(upload: Upload, offset: int, announced: int | None) -> None:
     """
     if not upload.is_unfinished:
         raise Conflict(
-            f"The upload has ended ({upload.state}), so it takes no more bytes. Open another upload."
+            f"The upload has ended ({upload.state}), so it accepts no more bytes. Open another upload."
         )
     if offset != upload.received:
         raise moved(upload.received, offset)

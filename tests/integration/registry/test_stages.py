@@ -75,7 +75,7 @@ async def test_two_keys_of_one_owner_are_one_approval(call):
         await call("POST", f"{path}/approvals", {"stage": "production"}, **by(made[name], OPERATE))
     refused = await call("PUT", f"{path}/stage", {"stage": "production"}, status=409)
     assert "the version has 1 of 2 approvals" in refused["error"]
-    assert "keys of one owner count once" in refused["error"]
+    assert "several keys of one owner count as one" in refused["error"]
     view = await call("POST", f"{path}/approvals", {"stage": "production"}, **by(made["eve"], OPERATE))
     owners = {each["principal"]: each["owner"] for each in view["approvals"]}
     assert owners == {made["bob1"]: "bob", made["bob2"]: "bob", made["eve"]: None}
