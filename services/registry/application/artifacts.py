@@ -69,8 +69,8 @@ class Artifacts:
     async def admit(self, sha256: str, size: int, staged: StagedArtifact | None = None) -> None:
         """Write an artifact's row. If the artifact is not in the store, move ``staged`` there.
 
-        :meth:`collect` locks the same row before it deletes a file. Raise Unavailable if it has deleted the
-        file of this artifact, and ``staged`` is None.
+        Without ``staged``, raise Unavailable if the artifact is not in the store. :meth:`collect` locks the
+        same row before it deletes an artifact.
         """
         async with self._transactions.change() as writer:
             await writer.note_artifact(sha256, size, writer.now + self._keep_unused)
