@@ -14,7 +14,7 @@ from tidegate.kernel import quick_start
 
 def main() -> int:
     """Run the worker until it is drained or fails. Return the exit code: 1 if the replica could not serve."""
-    parser = argparse.ArgumentParser(prog="services.worker", description="One replica of a Deployment.")
+    parser = argparse.ArgumentParser(prog="services.worker", description="Run one replica of a Deployment.")
     parser.add_argument("--replica-dir", type=Path, required=True, help="the folder with assignment.json")
     folder: Path = parser.parse_args().replica_dir
     quick_start.begin()
@@ -46,7 +46,7 @@ def take_lock(folder: Path) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        sys.exit(f"{folder} belongs to another worker that is alive")
+        sys.exit(f"another worker runs the replica in {folder}: end that worker first")
     os.ftruncate(lock, 0)
     os.write(lock, str(os.getpid()).encode())
     return lock

@@ -25,7 +25,8 @@ def main() -> int:
     if "--model-repository" not in started.stdout + started.stderr:
         print(f"{install.server} does not run: {started.stderr.strip()[-500:]}", file=sys.stderr)
         return 1
-    print(f"{install.server}, backends {', '.join(sorted(install.backends()))}, models by {install.python}")
+    backends = ", ".join(sorted(install.backends()))
+    print(f"{install.server}; backends: {backends}; models' Python: {install.python}")
     return 0
 
 

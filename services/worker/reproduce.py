@@ -185,11 +185,13 @@ def _say(message: str) -> None:
 
 def main() -> int:
     """Run the request in a file; see :func:`reproduce`."""
-    parser = argparse.ArgumentParser(prog="services.worker.reproduce", description="One request, run alone.")
+    parser = argparse.ArgumentParser(
+        prog="services.worker.reproduce", description="Run one request alone on a separate Triton."
+    )
     parser.add_argument("--replica-dir", type=Path, required=True, help="the folder with assignment.json")
     parser.add_argument("--payload", type=Path, required=True, help="a file with the request's frame")
     parser.add_argument(
-        "--timeout", type=float, default=60.0, help=("how long the request may take, in seconds")
+        "--timeout", type=float, default=60.0, help="longest time for the request, in seconds [60]"
     )
     chosen = parser.parse_args()
     try:

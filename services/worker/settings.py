@@ -19,9 +19,11 @@ class WorkerSettings(Settings):
     holds_service_token: ClassVar[bool] = False
 
     triton_server: Path | None = Field(
-        None, description="A native tritonserver binary instead of the wheel's."
+        None, description="Path of a native tritonserver; unset: the tritonserver from the wheel."
     )
-    triton_backends: Path | None = Field(None, description="Folder of that Triton's backends.")
+    triton_backends: Path | None = Field(
+        None, description="Folder of Triton's backends; unset: the folder that belongs to the tritonserver."
+    )
     credentials_dir: Path | None = Field(
         None,
         description="Folder of the files that a Deployment's `llm.credential` may name; unset: `credentials` "
@@ -32,31 +34,32 @@ class WorkerSettings(Settings):
     )
     shared_memory_above_bytes: int = Field(
         128 * 1024,
-        description="Tensors with more bytes than this are passed to Triton in shared memory; 0: none are.",
+        description="Tensors with more bytes than this are passed to Triton in shared memory; 0: shared "
+        "memory is not used.",
     )
     max_fetched_bytes: int = Field(
         512 * 2**20,
-        description="Most bytes of large requests that a worker fetches before their model call, and of one "
-        "answer of an upstream with the Open Inference Protocol.",
+        description="Most bytes of large requests that a worker fetches before their model calls. Also the "
+        "most bytes of one answer of an upstream with the Open Inference Protocol.",
     )
     heartbeat_interval_s: float = Field(0.5, description="Seconds between two heartbeats of a worker.")
     model_log_bytes_per_s: int = Field(
         64 * 1024,
         ge=1024,
-        description="Most bytes per second of its model's output that a replica logs; a burst may have 16 "
-        "seconds' bytes. Each line counts 64 bytes more than its text. More is dropped and counted.",
+        description="Most bytes of its model's output that a replica logs in a second; in a burst, 16 times "
+        "as many. Each line is counted as 64 bytes longer than its text. Output above the limit is dropped.",
     )
     upstream_wait_s: float = Field(
         0.0,
         ge=0,
-        description="How long a job waits for its Deployment's upstream while that does not answer, in "
-        "seconds. 0: it fails.",
+        description="Most seconds that a job waits for an upstream that does not answer. 0: the job fails "
+        "without a wait.",
     )
     worker_port: int = Field(
         0,
         ge=0,
         le=65535,
-        description="Port of a worker's health and metrics on `host`; 0: any free port on loopback.",
+        description="Port of a worker's health checks and metrics on `host`; 0: a free port on loopback.",
     )
 
     @property

@@ -76,7 +76,7 @@ def test_a_gpu_that_nothing_can_use_fails_the_start_and_says_what_to_do(stack: S
     stack.run("deploy", str(digits.model), "--name", "wants", "--resource", "gpus=1", "--no-wait")
     failed = failed_start(stack, "wants-v1")
     assert failed["reason"] == "LoadFailed"
-    assert "This replica has 1 GPU(s), but its Triton finds fewer" in failed["message"]
+    assert "This replica has 1 GPU(s), but its Triton cannot find or use all of them" in failed["message"]
     assert "allow_cpu=1" in failed["message"]
     deleted(stack, "wants")
 
@@ -96,7 +96,7 @@ def test_allow_cpu_serves_and_status_says_where(stack: Stack, client: Client, di
     assert devices == ["cpu"]
     assert replica["gpus"] == ["GPU-0a1b"], "the lease"
     assert replica["device"] == "cpu", "the truth"
-    assert replica["message"].startswith("runs on the CPU, which allow_cpu permits, because the GPU failed")
+    assert replica["message"].startswith("runs on the CPU (allow_cpu permits this), because the GPU failed")
     assert (client.infer("lenient", {"image": digits.images[:9]})["label"] == digits.labels[:9]).all()
     for command in ("status", "replicas"):
         assert "RUNS ON" in stack.run(command).stdout

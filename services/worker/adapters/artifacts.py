@@ -111,8 +111,8 @@ class _Download:
         if count > self._size or digest.hexdigest() != self._path.name:
             self._part.unlink()
             raise Unavailable(
-                f"{sender} sent {count} bytes with sha256 {digest.hexdigest()[:12]}, expected {self._size} "
-                f"with {self._path.name[:12]}"
+                f"{sender} sent {count} bytes with sha256 {digest.hexdigest()[:12]}; expected {self._size} "
+                f"bytes with sha256 {self._path.name[:12]}"
             )
         self._part.replace(self._path)
 

@@ -207,8 +207,8 @@ def _hint(unreadable: Sequence[str]) -> str:
     if not unreadable:
         return ""
     return (
-        f"\nThe model's user cannot read {', '.join(unreadable)} of PIP_FIND_LINKS, but pip runs as that "
-        "user. Make it readable for every user."
+        f"\npip runs as the model's user, which cannot read {', '.join(unreadable)} of PIP_FIND_LINKS. "
+        "Make these paths readable for every user."
     )
 
 

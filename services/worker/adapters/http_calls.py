@@ -176,7 +176,9 @@ class _Connection(asyncio.Protocol):
         self._came += len(data)
         if self._came > self._head.size:
             self.close()
-            self._finish(CallFailed(_INTERNAL, f"Triton sent {self._came} bytes, expected {self._head.size}"))
+            self._finish(
+                CallFailed(_INTERNAL, f"Triton sent {self._came} bytes, but announced {self._head.size}")
+            )
         elif self._came == self._head.size:
             head, self._head = self._head, None
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)

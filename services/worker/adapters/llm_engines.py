@@ -53,8 +53,8 @@ def secrets(deployment: DeploymentSpec, folder: Path) -> dict[str, str]:
 def _variable(name: str) -> str:
     if not USABLE.fullmatch(name):
         raise ModelFailed(
-            f"The variable {name} may not be used as a credential. Name one that ends in _API_KEY or begins "
-            "with UPSTREAM_, and set it where the stack is started."
+            f"The variable {name} is not allowed as a credential. Use a variable with a name that ends in "
+            "_API_KEY or begins with UPSTREAM_, and set it where the stack is started."
         )
     if name not in os.environ:
         raise ModelFailed(

@@ -24,7 +24,7 @@ log = telemetry.logger(__name__)
 CGROUP, PROC = Path("/sys/fs/cgroup"), Path("/proc")
 # Files of cgroup v2 and v1 with the number of killed processes. Only the first that exists is read.
 COUNTERS = ("memory.events", "memory.oom_control", "memory/memory.oom_control")
-OUT_OF_MEMORY = "The kernel killed a process, out of memory: this container reached its memory limit."
+OUT_OF_MEMORY = "The kernel killed a process (out of memory): this container reached its memory limit."
 # Files in a replica's folder: the limit in MiB that the launcher sets, and the path of its cgroup.
 LIMIT_FILE, GROUP_FILE = "memory-limit", "memory-group"
 LOOK_EVERY_S = 0.2
@@ -75,13 +75,13 @@ class MemoryLimit:
     @property
     def description(self) -> str:
         """Return a text with the limit and how it is enforced, for the replica's report."""
-        by = f"watched, because no cgroup can be created: {self._why}" if self._why else "by a cgroup"
-        return f"{self.limit_mb} MiB, {by}"
+        watched = f"watched by the worker, because no cgroup can be created: {self._why}"
+        return f"{self.limit_mb} MiB, {watched if self._why else 'by a cgroup'}"
 
     @property
     def message(self) -> str:
         """Return the message for a process that was killed because of the limit."""
-        return f"A process was killed, out of memory: the model reached its limit of {self.limit_mb} MiB."
+        return f"A process was killed (out of memory): the model reached its limit of {self.limit_mb} MiB."
 
     @property
     def kills(self) -> int:

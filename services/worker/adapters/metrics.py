@@ -7,7 +7,7 @@ from tidegate.kernel.protocol.presence import EngineReport
 ANSWERED = Counter("tidegate_worker_requests_total", "Requests by outcome.", ["outcome"])
 CALL_SECONDS = Histogram(
     "tidegate_worker_call_seconds",
-    "Duration of a model call.",
+    "Duration of a model call, in seconds.",
     buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
 )
 CALL_SIZE = Histogram(
@@ -35,12 +35,12 @@ SUSPECTS = Counter(
 CHUNKS = Counter("tidegate_worker_chunks_total", "Answers of streams.")
 FIRST_CHUNK_SECONDS = Histogram(
     "tidegate_worker_first_chunk_seconds",
-    "Time from a stream's start to its first answer.",
+    "Seconds from the start of a stream to its first answer.",
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
 )
-SEQUENCES = Gauge("tidegate_worker_sequences", "Sequences of a stateful model whose state this worker keeps.")
+SEQUENCES = Gauge("tidegate_worker_sequences", "Sequences of a stateful model that this worker keeps.")
 SEQUENCES_LOST = Counter(
-    "tidegate_worker_sequences_lost_total", "Sequences whose state was lost when the model server ended."
+    "tidegate_worker_sequences_lost_total", "Sequences that were lost when the model server ended."
 )
 IN_HAND = Gauge("tidegate_worker_in_hand", "Requests that wait in this worker or are in a call.")
 TRITON_RESTARTS = Counter(
@@ -58,12 +58,12 @@ SAMPLES_DROPPED = Counter(
 LLM_SLOTS = Gauge("tidegate_worker_llm_slots", "Requests that a language model runs at the same time.")
 LLM_TAKEN = Counter(
     "tidegate_worker_llm_taken_total",
-    "Requests to a language model that this worker took, by band and queue (shared, or that of the replica).",
+    "Requests to a language model that this worker took, by band and by kind of queue (shared or replica).",
     ["band", "queue"],
 )
 LLM_RETURNED = Counter(
     "tidegate_worker_llm_returned_total",
-    "Requests to a language model that arrived while no slot was free and were requeued to the shared queue.",
+    "Requests that were requeued to the shared queue, because no slot was free when they arrived.",
 )
 LLM_LOST = Counter(
     "tidegate_worker_llm_lost_total",

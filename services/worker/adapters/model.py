@@ -160,7 +160,8 @@ class Model:
         if key.parameters:
             raise BadRequest(
                 "This model has a response cache, which ignores the parameters of a request "
-                f"({', '.join(sorted(key.parameters))}). Send none, or deploy it without response_cache."
+                f"({', '.join(sorted(key.parameters))}). Send no parameters, or deploy the model without "
+                "response_cache."
             )
         first = requests[0]._replace(key=call_key(key.inputs, (), {}))
         found = await self.call([first, *requests[1:]], timeout_s, parameters)

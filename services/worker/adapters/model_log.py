@@ -25,7 +25,7 @@ from services.worker.domain.model_output import LINE_BYTES, OutputLimit, OutputL
 from tidegate.kernel import telemetry
 
 DROPPED = Counter(
-    "tidegate_worker_model_log_dropped_bytes_total", "Output of models that was dropped, in bytes."
+    "tidegate_worker_model_log_dropped_bytes_total", "Bytes of the models' output that were dropped."
 )
 
 BLOCK = 64 * 1024
@@ -148,8 +148,8 @@ class ModelLog:
             self._reported_at = now
             DROPPED.inc(dropped.bytes)
             self._loggers["model"].warning(
-                f"{dropped.lines} lines of the model's output were dropped ({dropped.bytes} bytes): it wrote "
-                f"more than TIDEGATE_MODEL_LOG_BYTES_PER_S={self._per_s}",
+                f"{dropped.lines} lines of the model's output were dropped ({dropped.bytes} bytes): the "
+                f"model wrote more than TIDEGATE_MODEL_LOG_BYTES_PER_S={self._per_s}",
                 extra={"source": "worker", "dropped_lines": dropped.lines, "dropped_bytes": dropped.bytes},
             )
 

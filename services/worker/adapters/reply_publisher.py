@@ -89,7 +89,7 @@ class ReplyPublisher:
         safe = bool(request.flags & envelope.RETRY_SAFE)
         step, attempt = after_loss(request.attempt, alone=alone, safe=safe)
         given_up = step in GIVE_UP
-        what = "request is given up" if given_up else "request is tried again, alone"
+        what = "request is given up" if given_up else "request is retried alone"
         log_request(logging.WARNING, what, request, cause=step, attempt=attempt, was_alone=alone)
         if given_up:
             body = envelope.pack(envelope.REQUESTS, [envelope.with_attempt(request.raw, attempt)])

@@ -24,7 +24,7 @@ def log_request(level: int, event: str, request: Request, **more: Any) -> None:
     if not _ALLOWED.take(now):
         return
     if dropped := _ALLOWED.settled():
-        log.warning("lines about requests were dropped: there were too many", extra={"dropped": dropped})
+        log.warning("too many requests were logged; some lines were dropped", extra={"dropped": dropped})
     ids = {"request_id": telemetry.shown_id(request.trace), "request": request.id.hex()}
     log.log(level, event, extra=ids | more)
 

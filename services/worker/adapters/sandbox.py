@@ -122,7 +122,7 @@ class Sandbox:
         if not self._degrees[0].user and not self._warned:
             self._warned = True
             log.warning(
-                "the model has no separate user",
+                "the model runs as the worker's user",
                 extra={"sandbox": self.degree, "why": self._why},
             )
 

@@ -169,7 +169,7 @@ class Regions:
         except OSError as error:
             self._in_use -= size
             log.warning(
-                "no room in shared memory; the call is made without it",
+                "shared memory could not be created; the call does not use it",
                 extra={"bytes": size, "problem": str(error)},
             )
             return None
@@ -203,5 +203,7 @@ class Regions:
         except Unavailable:
             return  # Triton has ended, and its mappings with it
         except TidegateError as error:
-            log.warning("Triton did not unregister a region", extra={"problem": error.message})
+            log.warning(
+                "Triton did not unregister a region of shared memory", extra={"problem": error.message}
+            )
         self._in_use -= region.size

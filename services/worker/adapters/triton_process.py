@@ -139,7 +139,7 @@ class TritonProcess:
                 await self.stop(grace_s=0)
                 if isinstance(problem, TimeoutError):
                     raise Unavailable(
-                        f"Triton did not start in {self._options.start_timeout_s:g} s: {self.tail()}"
+                        f"Triton did not start within {self._options.start_timeout_s:g} s: {self.tail()}"
                     ) from None
                 raise
             if started:
@@ -147,7 +147,7 @@ class TritonProcess:
             if attempt == START_TRIES or "metrics" not in self.tail().lower():
                 raise Unavailable(f"Triton ended while it started: {self.tail()}")
             log.info(
-                "Triton's port was taken while it started; another one is tried",
+                "Triton's port is already in use; the worker tries another port",
                 extra={"port": self.metrics_port},
             )
 

@@ -191,7 +191,7 @@ class LlmRequestConsumer:
             except Unavailable as error:
                 log.info("requests wait until the broker is available", extra={"problem": error.message})
             except Exception:
-                log.exception("requests could not be taken; this is tried again")
+                log.exception("no requests could be taken from the queues; the worker tries again")
                 await asyncio.sleep(RETRY_S)
                 self._wake.set()
 

@@ -81,7 +81,7 @@ class SuspectConsumer:
             except Unavailable as error:
                 log.info("suspects wait until the broker is available", extra={"problem": error.message})
             except Exception:
-                log.exception("suspects were not run; they are tried again")
+                log.exception("suspects could not be run; the worker tries again")
 
     async def _look(self, *, at_once: bool) -> bool:
         """Run the suspects in the queue, in turns with other requests. Return ``at_once`` for the next look.

@@ -100,7 +100,7 @@ class JobRecords:
         try:
             await self._store.waits([JobWait(job.id, job.attempt, True) for job in group])
         except StoreUnavailable as error:
-            log.warning("a wait was not recorded", extra={"problem": error.message})
+            log.warning("the store did not record that jobs wait", extra={"problem": error.message})
         await asyncio.sleep(pause_s)
         tries = 0
         while left := [job for job in group if not job.ended]:

@@ -402,9 +402,9 @@ class JobScheduler:
 
     def _requeue_lost(self, group: Sequence[QueuedJob], error: TidegateError) -> None:
         """Queue the jobs of a call whose model server died. They run again here when the server is back."""
-        log.warning("jobs lost the model server", extra={"jobs": len(group), "problem": error.message})
+        log.warning("a call with jobs was lost", extra={"jobs": len(group), "problem": error.message})
         for job in group:
-            log_request(logging.WARNING, "a job lost the model server", job.request, job=job.id.hex())
+            log_request(logging.WARNING, "the call of a job was lost", job.request, job=job.id.hex())
             if not job.ended:
                 job.lost_attempt, job.started = job.attempt, False
                 self._backlog.add(job)

@@ -137,7 +137,8 @@ class ReplicaLifecycle:
             await self._heartbeat.beat()
             await self._supervise(serving)
         except TimeoutError:
-            await self._fail(f"not ready within {start_timeout_s:g} s; its last step: {self._status.message}")
+            step = self._status.message
+            await self._fail(f"The replica was not ready within {start_timeout_s:g} s; its last step: {step}")
         except TidegateError as error:
             await self._fail(error.message)
         except Exception as error:

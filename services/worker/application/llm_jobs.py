@@ -76,8 +76,8 @@ async def _collect(model: Model, request: Request) -> Collected:
             outputs = {output.name: output.raw for output in answer.outputs}
             if EVENTS not in outputs or META not in outputs:
                 raise BadRequest(
-                    "This model is decoupled (any number of answers to a request), but a job has one answer: "
-                    "use /generate_stream"
+                    "This model is decoupled: it may return any number of answers to a request. A job can "
+                    "have only one answer. Use /generate_stream"
                 )
             answers.append((outputs[EVENTS], outputs[META]))
     try:

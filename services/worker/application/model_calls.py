@@ -111,7 +111,7 @@ def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFai
     retried = [item for item in group if item.request.flags & envelope.RETRY_SAFE]
     failed = [item for item in group if not item.request.flags & envelope.RETRY_SAFE]
     shared = ModelFailed(
-        f"a model call with several requests failed, and this one may not run twice: {reported.message}"
+        f"a model call with several requests failed, and this request may not run twice: {reported.message}"
     )
     return CallFailure(shared, failed=failed, retried=retried)
 
@@ -165,7 +165,8 @@ def check_key_length(length: int) -> None:
     """Raise ModelFailed if a reply's key of ``length`` bytes is too long for a frame."""
     if length > envelope.MAX_KEY:
         raise ModelFailed(
-            f"names, shapes and parameters of an answer take {length} bytes; the limit is {envelope.MAX_KEY}"
+            f"the names, shapes and parameters of an answer have {length} bytes, but the limit is "
+            f"{envelope.MAX_KEY} bytes"
         )
 
 

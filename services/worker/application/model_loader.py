@@ -47,7 +47,7 @@ class ModelLoader:
                 raise
             log.warning("the model runs on the CPU instead of its GPU", extra={"problem": error.message})
             reason = error.message.strip().partition("\n")[0][:MAX_REASON]
-            self.caveat = f"runs on the CPU, which allow_cpu permits, because the GPU failed: {reason}"
+            self.caveat = f"runs on the CPU (allow_cpu permits this), because the GPU failed: {reason}"
             await asyncio.to_thread(self._write, ())
             await self._load(client, models, tail)
         self.device = await model_device.read_device(client, models)
@@ -66,7 +66,7 @@ class ModelLoader:
         gpus = len(replica_gpus(self._deployment.resources))
         if gpus and any(words in message for words in _NO_GPU):
             return (
-                f"This replica has {gpus} GPU(s), but its Triton finds fewer, or none that it can use. "
+                f"This replica has {gpus} GPU(s), but its Triton cannot find or use all of them. "
                 "Check `nvidia-smi` and the driver's version, or let the model run on the CPU: "
                 f"`--resource allow_cpu=1`. Triton says: {message.strip()}"
             )

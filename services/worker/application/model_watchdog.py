@@ -81,13 +81,13 @@ class ModelWatchdog:
         if self._processes is None or self._model is None or self._death is not None:
             return
         if self._processes.look():
-            self._declare_dead(ended_for="it was stopped by a signal (SIGSTOP)")
+            self._declare_dead(ended_for="a signal (SIGSTOP) had stopped the process")
             return
         silence = self._silence
         silence.check(time.monotonic(), self._model.answers, self._caller_timeouts_s())
         limit = silence_limit(self._progress_timeout_s, silence.timeout_s)
         if silence.lasts_s > limit:
-            self._declare_dead(ended_for=f"it answered no call for {limit:g} s")
+            self._declare_dead(ended_for=f"no call was answered for {limit:g} s")
 
     def kill(self, reason: str) -> None:
         """End the model server. Record ``reason``, unless a check finds a more exact reason."""
@@ -102,7 +102,7 @@ class ModelWatchdog:
         """
         assert self._triton is not None
         if client.model_died:
-            self.kill("Triton says that it is not healthy")
+            self.kill("Triton reports that the process is not healthy")
             return False
         until = time.monotonic() + LOST_LIMIT_S
         while current() and self._triton.running and time.monotonic() < until:

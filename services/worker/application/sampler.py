@@ -263,5 +263,5 @@ class Sampler:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
         except Exception:  # an error in a sample must not end the sampler
-            log.exception("a step of the sampler failed")
+            log.exception("sampled calls could not be handled")
             return None

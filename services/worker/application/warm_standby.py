@@ -80,7 +80,7 @@ class WarmStandby:
             finally:
                 await tasks.end(crash)
             if not self._assigned.done():
-                raise Unavailable(f"Triton ended while it waited: {triton.tail()}")
+                raise Unavailable(f"Triton ended while the worker waited for an offer: {triton.tail()}")
         except Exception as error:
             message = error.message if isinstance(error, TidegateError) else f"unexpected error: {error!r}"
             self._status.fail(message)

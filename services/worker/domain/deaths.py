@@ -41,7 +41,7 @@ class Death:
 def describe_status(status: int | None) -> str:
     """Return an exit status as text; a negative one is a signal's number."""
     if status is None:
-        return "its exit status is not known"
+        return "unknown exit status"
     return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 

@@ -78,8 +78,8 @@ def check_instance_groups(model: str, groups: Iterable[InstanceGroup], devices: 
             named = f"0 to {devices[-1]}" if len(devices) > 1 else "0" if devices else "none"
             raise ModelFailed(
                 f"The config.pbtxt of {model!r} requests GPU {numbers}, but this replica has {len(devices)} "
-                f"(inside the replica: {named}). Change `gpus` in the instance_group, or deploy with "
-                f"`--resource gpus={max(missing) + 1}`."
+                f"GPU(s) (numbers inside the replica: {named}). Change `gpus` in the instance_group, or "
+                f"deploy with `--resource gpus={max(missing) + 1}`."
             )
 
 

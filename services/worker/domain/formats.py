@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import Format, Version
 
-_REMEDIES = {"torch": "run `make torch` on this host, "}
+_REMEDIES = {"torch": "run `make torch` on this host, or "}
 
 
 # Formats that a runtime of Tidegate serves: the name of the file, and the module that the runtime needs.
@@ -51,8 +51,8 @@ def choose(artifact_format: Format, backends: frozenset[str], has_module: Callab
         return Serving("pytorch", "model.pt")
     if "python" not in backends:
         raise ModelFailed(
-            f"Serving {artifact_format} here needs Triton's Python backend, and this Triton has none. Set "
-            "TIDEGATE_TRITON_SERVER to a Triton that has it."
+            f"The format {artifact_format} needs Triton's Python backend here, but this Triton does not have "
+            "it. Set TIDEGATE_TRITON_SERVER to a Triton with this backend."
         )
     if artifact_format in _RUNTIMES:
         return _with_runtime(artifact_format, *_RUNTIMES[artifact_format], has_module)
@@ -64,7 +64,7 @@ def choose(artifact_format: Format, backends: frozenset[str], has_module: Callab
         return Serving("python", "model.py", "llm")
     if artifact_format == "oip":
         return Serving("python", "upstream.json", "oip")
-    raise ModelFailed(f"The format {artifact_format!r} is a model folder, not a single file.")
+    raise ModelFailed(f"A model of the format {artifact_format!r} is a folder, not a single file.")
 
 
 _STAND_INS: dict[str, Format] = {"onnxruntime": "onnx", "pytorch": "torchscript"}
@@ -100,9 +100,9 @@ def _with_runtime(
         package = _PACKAGES.get(module, module)
         also = ", or use a Triton with the native backend" if native and runtime in _NATIVE else ""
         raise ModelFailed(
-            f"Serving {file} needs the Python package {package!r} in the models' environment, where it is "
-            f"missing. To add it, {_REMEDIES.get(module, '')}deploy the model with a requirements file "
-            f"that names it (`--requirements FILE`){also}."
+            f"The models' Python lacks the package {package!r}, which {file} needs. To add the package, "
+            f"{_REMEDIES.get(module, '')}deploy the model with a requirements file that names it "
+            f"(`--requirements FILE`){also}."
         )
     return Serving("python", file, runtime)
 

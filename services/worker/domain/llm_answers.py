@@ -73,7 +73,7 @@ def collected(answers: Sequence[tuple[Buffer, Buffer]]) -> Collected:
     """Return the only event of the answers (events, meta) to a request. Raises NotOneEvent."""
     events = [event for raw, _ in answers for event in unpack_strings(raw)]
     if len(events) != 1:
-        raise NotOneEvent(f"{len(events)} events instead of one")
+        raise NotOneEvent(f"the engine sent {len(events)} events instead of one")
     metas = [unpack_strings(raw)[0] for _, raw in answers]
     facts: dict[str, Any] = {}
     for meta in metas:  # the last value of each fact is kept

@@ -55,9 +55,9 @@ async def test_the_death_of_the_models_process_is_a_loss_of_the_server(run: Run,
     ("number", "sent", "words"),
     [
         (None, signal.SIGKILL, "the model's process ended (signal 9, out of memory?)"),
-        (None, signal.SIGSTOP, "the model's process was ended: it was stopped by a signal (SIGSTOP)"),
+        (None, signal.SIGSTOP, "the model's process was ended: a signal (SIGSTOP) had stopped the process"),
         (1000.0, None, "the model's process ended (exit code 7)"),
-        (2000.0, None, "the model's process was ended: it answered no call for 1 s"),
+        (2000.0, None, "the model's process was ended: no call was answered for 1 s"),
     ],
 )
 async def test_the_worker_sees_that_the_models_process_is_of_no_use(

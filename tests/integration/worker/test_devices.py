@@ -98,7 +98,7 @@ async def test_a_deployment_may_allow_the_cpu_in_place_of_its_gpu(
             await loads.load(client, names, process.tail)
             assert loads.device == "cpu"
             assert loads.caveat.startswith(
-                "runs on the CPU, which allow_cpu permits, because the GPU failed: This"
+                "runs on the CPU (allow_cpu permits this), because the GPU failed: This"
             )
             assert await client.infer(zeros("digits", DIGITS, 1), 5)
             # As after a crash of Triton: it is not tried on the GPU again.
@@ -154,7 +154,7 @@ def test_our_runtimes_refuse_a_gpu_that_their_library_cannot_use(
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"RuntimeError: This replica has a GPU, but {module} "), done.stderr
-    assert "cannot use it: it is a build for the CPU" in last
+    assert "cannot use it: this build is for the CPU only" in last
     assert remedy in last
     assert "allow_cpu=1" in last
 

@@ -170,5 +170,5 @@ async def test_a_signature_with_other_outputs_than_the_module_gives(
     run: Run, torch_models: Path, expected: dict[str, Any]
 ) -> None:
     running = await run("torchscript", torch_models / "two.pt", NET)
-    with pytest.raises(ModelFailed, match=r"returned 2 tensors, but its outputs are \['y'\]"):
+    with pytest.raises(ModelFailed, match=r"returned 2 tensors, but the model's outputs are \['y'\]"):
         await ask(running.client, request("m", "x", expected["x"][:1]))

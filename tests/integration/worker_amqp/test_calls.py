@@ -118,7 +118,7 @@ async def test_only_requests_that_may_run_twice_are_retried_after_a_shared_failu
     worker.model.fail = fail
     worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 3)
-    shared = "a model call with several requests failed, and this one may not run twice: out of tea"
+    shared = "a model call with several requests failed, and this request may not run twice: out of tea"
     assert failure(caller.reply(ids[1])) == ("model_failed", shared)
     assert shown(caller.reply(ids[0])) == [[2, 2]]
     assert shown(caller.reply(ids[2])) == [[6, 6]]

@@ -114,7 +114,8 @@ async def test_jobs_that_may_not_run_twice_fail_with_the_call_that_they_shared(
     await until(lambda: gateway.is_in("failed", never))
     assert (await gateway.job(never)).error == {
         "reason": "model_failed",
-        "message": "a model call with several requests failed, and this one may not run twice: out of tea",
+        "message": "a model call with several requests failed, "
+        "and this request may not run twice: out of tea",
     }
     assert worker.model.calls == [[safe, never], [safe]], "it ran once"
     await nothing_is_left(worker)

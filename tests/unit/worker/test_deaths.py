@@ -29,10 +29,10 @@ pytestmark = pytest.mark.unit
         (Death(MODEL, 0.0, -9, out_of_memory=True), "the model's process ended (signal 9, out of memory)"),
         (Death(MODEL, 0.0, -11), "the model's process ended (signal 11)"),
         (Death(MODEL, 0.0, 7), "the model's process ended (exit code 7)"),
-        (Death(MODEL, 0.0), "the model's process ended (its exit status is not known)"),
+        (Death(MODEL, 0.0), "the model's process ended (unknown exit status)"),
         (
-            Death(MODEL, 0.0, ended_for="it answered no call for 60 s"),
-            "the model's process was ended: it answered no call for 60 s",
+            Death(MODEL, 0.0, ended_for="no call was answered for 60 s"),
+            "the model's process was ended: no call was answered for 60 s",
         ),
     ],
 )

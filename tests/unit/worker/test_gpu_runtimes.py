@@ -89,7 +89,7 @@ def test_onnx_on_the_cpu_in_silence_is_refused_with_the_librarys_reason(
 
 def test_onnx_of_a_build_for_the_cpu_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = loaded("onnx", onnx_library(["CPUExecutionProvider"]), monkeypatch)
-    with pytest.raises(RuntimeError, match=r"it is a build for the CPU.*onnxruntime-gpu\[cuda,cudnn\]"):
+    with pytest.raises(RuntimeError, match=r"this build is for the CPU only.*onnxruntime-gpu\[cuda,cudnn\]"):
         runtime.TritonPythonModel().initialize(arguments("GPU", "0"))
 
 

@@ -49,7 +49,7 @@ def test_no_request_closes_or_opens_the_limit_of_tokens(llm, engine, tokens):
 
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/../admin", "/v1/chat/completions?a=b", "/tidegate/stats"])
 def test_only_paths_of_requests_reach_an_upstream(llm, engine, path):
-    with pytest.raises(llm.calls.Refused, match="no path"):
+    with pytest.raises(llm.calls.Refused, match="serves no requests at the path"):
         engine(200).call(path, {}, None, llm.calls.Call())
 
 

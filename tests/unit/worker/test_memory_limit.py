@@ -99,4 +99,4 @@ def test_beside_a_group_with_processes_but_never_outside_of_its_limit(kernel, tm
     found = opened(tmp_path)
     assert found.group is None
     why = "no cgroup can be created: Device or resource busy"
-    assert found.description.startswith(f"512 MiB, watched, because {why}")
+    assert found.description.startswith(f"512 MiB, watched by the worker, because {why}")

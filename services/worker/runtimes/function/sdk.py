@@ -9,6 +9,6 @@ def __getattr__(name):
     if name.startswith("__"):
         raise AttributeError(name)
     raise ImportError(
-        f"tidegate.{name} is not in the models' Python. It has only {', '.join(__all__)} of Tidegate. Add "
-        "the line `tidegate` to the model's requirements file."
+        f"The models' Python does not have tidegate.{name}, but only {', '.join(__all__)}. Add the line "
+        "`tidegate` to the model's requirements file."
     )

@@ -71,7 +71,7 @@ class Server:
 def check_path(path: str) -> None:
     """Raise Refused for a path that is not for requests."""
     if path not in PATHS:
-        raise Refused(404, f"There is no path {path[:80]!r} for requests.", code="unknown_path")
+        raise Refused(404, f"The engine serves no requests at the path {path[:80]!r}.", code="unknown_path")
 
 
 class Reader(Protocol):
@@ -138,11 +138,11 @@ def relay(
                 emitted, ended = True, events[-1] == LAST
                 _emit(events, reader, call)
             if not ended and path in _ENDED and not call.cancelled:
-                raise ConnectionError("it closed the connection before the stream's end")
+                raise ConnectionError("the server closed the connection before the end of the stream")
     except (OSError, http.client.HTTPException) as problem:
         if call.cancelled:
             return
-        reason = "it was silent for too long" if isinstance(problem, TimeoutError) else f"{problem}"
+        reason = "the server was silent for too long" if isinstance(problem, TimeoutError) else f"{problem}"
         if not emitted:
             raise Failure(0, reason=reason or repr(problem)) from None
         raise Refused(
@@ -224,7 +224,7 @@ def retry_after_s(headers: Any) -> float | None:
 def _limited(answer: http.client.HTTPResponse) -> bytes:
     body = answer.read(MAX_BODY + 1)
     if len(body) > MAX_BODY:
-        raise ConnectionError(f"its answer has more than {MAX_BODY} bytes")
+        raise ConnectionError(f"the answer has more than {MAX_BODY} bytes")
     return body
 
 

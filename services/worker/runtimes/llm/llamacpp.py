@@ -104,7 +104,7 @@ class LlamaCpp:
 
     def _continue(self, body: dict[str, Any], resume: dict[str, Any], call: Call) -> None:
         if not can_continue(body):
-            raise Refused(400, "A request with tools, logprobs, n or a grammar cannot be continued.")
+            raise Refused(400, "A stream with tools, logprobs, n or a grammar cannot be continued.")
         events = ResumedEvents(body, resume, self._tokenize, self._plan["name"])
         rest = continuation(body, resume)
         if rest.get("max_tokens") == 0:

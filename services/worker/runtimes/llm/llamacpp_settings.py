@@ -77,7 +77,7 @@ def assign(params: Any, name: str, value: str | float | bool) -> None:
     Raise ValueError for an unknown name or a bad value.
     """
     if name in _OURS:
-        raise ValueError(f"the engine argument {name!r} is set by {_OURS[name]}: remove it")
+        raise ValueError(f"{name!r} is set by {_OURS[name]}: remove it from the engine arguments")
     *groups, last = name.split(".")
     target = params
     for group in groups:

@@ -31,7 +31,7 @@ def command(
     own = {name.lstrip("-").replace("_", "-"): value for name, value in plan["arguments"].items()}
     for name in own:
         if name in _OURS:
-            raise ValueError(f"the engine argument {name!r} is set by {_OURS[name]}: remove it")
+            raise ValueError(f"{name!r} is set by {_OURS[name]}: remove it from the engine arguments")
     found: dict[str, Any] = {
         "max-num-seqs": plan["slots"],
         "max-model-len": min(plan["context"], config.get("max_position_embeddings") or plan["context"]),

@@ -59,7 +59,7 @@ class TritonPythonModel:
         now = time.monotonic()
         if (wait_s := self._limit.wait_s(1, now)) > 0:
             raise UpstreamUnavailable(
-                f"the limit requests_per_minute is reached; the next is in {wait_s:.0f} s"
+                f"the limit requests_per_minute is reached; try again in {wait_s:.0f} s"
             )
         if (wait_s := self._breaker.admit(now)) > 0:
             raise UpstreamUnavailable(

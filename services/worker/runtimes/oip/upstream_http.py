@@ -60,7 +60,7 @@ class Upstream:
             return read_answer(raw, found.get("Inference-Header-Content-Length"))
         except (ValueError, KeyError, TypeError, struct.error) as problem:
             raise UpstreamUnavailable(
-                f"{self.host} sent an answer that is not of this protocol: {problem}"
+                f"{self.host} sent an answer that breaks the Open Inference Protocol: {problem}"
             ) from None
 
     def _request(self, inputs: list[tuple[str, Any]], outputs: list[str]) -> tuple[bytes, dict[str, str]]:
@@ -114,7 +114,7 @@ class Upstream:
         self.close()  # the rest of the answer is unread, so the connection cannot be used again
         raise UpstreamRefused(
             f"{self.host} sent an answer of more than {self._most_bytes} bytes. Send fewer rows in a "
-            "request, ask for fewer outputs, or raise TIDEGATE_MAX_FETCHED_BYTES of the worker"
+            "request, request fewer outputs, or raise the worker's TIDEGATE_MAX_FETCHED_BYTES"
         )
 
     def _open(self, *, fresh: bool) -> http.client.HTTPConnection:

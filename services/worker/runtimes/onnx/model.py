@@ -65,7 +65,7 @@ def open_session(path: Path, settings: Any, gpu: int | None) -> Any:
     if gpu is None:
         return onnxruntime.InferenceSession(str(path), settings, providers=[cpu])
     if CUDA not in onnxruntime.get_available_providers():
-        raise RuntimeError(no_cuda("it is a build for the CPU"))
+        raise RuntimeError(no_cuda("this build is for the CPU only"))
     if hasattr(onnxruntime, "preload_dlls"):
         # Load CUDA and cuDNN from pip's packages. If there are none, onnxruntime uses the system's libraries.
         onnxruntime.preload_dlls()

@@ -33,7 +33,7 @@ class TritonPythonModel:
             features = getattr(estimator, "n_features_in_", None)
             if features is None:
                 raise ValueError(
-                    "the estimator does not say how many features it takes: deploy it with a signature "
+                    "the estimator does not say how many features it expects: deploy it with a signature "
                     "(`tidegate deploy --signature FILE.json`)"
                 )
             config.set_max_batch_size(0)

@@ -50,7 +50,7 @@ class TritonPythonModel:
         if not isinstance(result, dict):
             if len(result) != len(self._outputs):
                 raise ValueError(
-                    f"the module returned {len(result)} tensors, but its outputs are {self._outputs}"
+                    f"the module returned {len(result)} tensors, but the model's outputs are {self._outputs}"
                 )
             result = dict(zip(self._outputs, result, strict=True))
         return [result[name].cpu().numpy() for name in names]
@@ -75,7 +75,8 @@ def device_of(gpu: int | None) -> Any:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         built = torch.version.cuda
-        reason = f"it finds no CUDA device (built for CUDA {built})" if built else "it is a build for the CPU"
+        no_device = f"this build, for CUDA {built}, finds no CUDA device"
+        reason = no_device if built else "this build is for the CPU only"
         raise RuntimeError(
             f"This replica has a GPU, but torch {torch.__version__} cannot use it: {reason}. "
             "Install a build for CUDA that this host's driver supports, with `make torch` or a requirements "
