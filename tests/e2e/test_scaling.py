@@ -181,7 +181,7 @@ def test_a_model_server_that_is_stopped_is_started_again(stack: Stack, napper: s
     answer = naps(client, 1, 5.0)[0]
     assert answer["slept"][0, 0] == 5.0, "another model server did it"
     assert worker.is_running()
-    words = "stopped by a signal (SIGSTOP)"
+    words = "a signal (SIGSTOP) had stopped the process"
     wait_until("told", lambda: any(words in e["message"] for e in stack.cli("why", "napper")["ended"]))
     wait_until("ready", lambda: [r["state"] for r in stack.replicas(NAME)] == ["ready"])
 

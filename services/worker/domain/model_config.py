@@ -177,7 +177,7 @@ def served_model(configs: Mapping[str, str], version_model: str) -> str:
     if len(ensembles) == 1:
         return ensembles[0]
     raise ModelFailed(
-        f"The archive contains several models ({', '.join(sorted(configs))}), and callers can use only one. "
+        f"The archive holds several models ({', '.join(sorted(configs))}), and callers can use only one. "
         f"Rename that model to {version_model!r}, or add exactly one ensemble that connects the models."
     )
 

@@ -382,4 +382,4 @@ async def test_parameters_that_are_too_long_are_an_error_of_the_model(start, cal
     (id_,) = await caller.send(make([1, 1]))
     reply = await until(lambda: caller.reply(id_))
     assert failure(reply)[0] == "model_failed"
-    assert "parameters of an answer take" in failure(reply)[1]
+    assert "parameters of an answer have" in failure(reply)[1]

@@ -158,7 +158,7 @@ def test_torchscript_runs_where_triton_says(
 
 @pytest.mark.parametrize(
     ("built", "reason"),
-    [(None, "a build for the CPU"), ("13.0", r"finds no CUDA device \(built for CUDA 13.0")],
+    [(None, "this build is for the CPU only"), ("13.0", r"finds no CUDA device \(built for CUDA 13.0")],
 )
 def test_torch_that_cannot_use_the_gpu_is_refused(
     monkeypatch: pytest.MonkeyPatch, built: str | None, reason: str

@@ -48,8 +48,8 @@ def test_a_credential_comes_from_a_variable_or_a_file(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("env:TIDEGATE_TOKEN", "may not be used"),
-        ("env:HOME", "may not be used"),
+        ("env:TIDEGATE_TOKEN", "is not allowed"),
+        ("env:HOME", "is not allowed"),
         ("env:MISSING_API_KEY", "has no variable"),
         ("file:{folder}/missing", "cannot be read"),
         ("file:/etc/passwd", "is not in"),

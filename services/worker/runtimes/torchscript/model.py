@@ -75,7 +75,7 @@ def device_of(gpu: int | None) -> Any:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         built = torch.version.cuda
-        no_device = f"this build, for CUDA {built}, finds no CUDA device"
+        no_device = f"torch finds no CUDA device (built for CUDA {built})"
         reason = no_device if built else "this build is for the CPU only"
         raise RuntimeError(
             f"This replica has a GPU, but torch {torch.__version__} cannot use it: {reason}. "
