@@ -70,7 +70,7 @@ async def _serving(
     settings: WorkerSettings, assignment: Assignment, folder: Path
 ) -> AsyncIterator[tuple[TritonProcess, TritonClient, Model]]:
     """Start a Triton with the version's model, and print its log. Stop it at the end of the block."""
-    # A sandbox as in a replica, because the operator trusts neither the model nor this request.
+    # Use a sandbox as in a replica, because the operator trusts neither the model nor this request.
     sandbox = sandbox_of(settings, folder)
     preparation = Preparation(settings, assignment, folder, sandbox, Phases(time.perf_counter), _say)
     install = await preparation.install()

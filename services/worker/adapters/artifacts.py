@@ -60,8 +60,9 @@ class _Download:
     """One download of an artifact to ``path``, in several attempts.
 
     Each attempt appends to the file ``<sha256>.part``. The next attempt continues there, also in another
-    worker. The registry may redirect the download to its artifact store by a signed URL. The replica's token
-    is not sent to the store. If the store does not answer, the next attempt gets the bytes from the registry.
+    worker. The registry may redirect the download to its artifact store, with a signed URL. The replica's
+    token is not sent to the store. If the store does not answer, the next attempt gets the bytes from the
+    registry.
     """
 
     def __init__(self, url: str, token: str, path: Path, size: int) -> None:
@@ -165,7 +166,7 @@ def _check_status(answer: httpx.Response, sha256: str) -> None:
 
 
 def _continues(answer: httpx.Response, start: int) -> bool:
-    """Return True if an answer begins at byte ``start``. Its status alone does not show this."""
+    """Return True if an answer begins at byte ``start``. The HTTP status alone does not show this."""
     told: str = answer.headers.get("Content-Range", "")
     return told.startswith(f"bytes {start}-")
 

@@ -19,7 +19,7 @@ MAX_WAITING_BYTES = envelope.LARGE
 
 
 class GatewayReplies:
-    """Replies that wait to be sent to one gateway process. ``confirmed`` is done when the broker has them."""
+    """Replies that wait to be sent to one gateway process. The broker's confirm completes ``confirmed``."""
 
     def __init__(self) -> None:
         self.frames: list[Buffer] = []
@@ -48,7 +48,7 @@ class ChunkSender:
     """Sends replies to each gateway process in order, with one unconfirmed message at a time.
 
     Replies that become ready before the confirm are sent together in the next message. So a stream need not
-    wait for each confirm. After a reconnect, a message that is published again cannot arrive after a later
+    wait for each confirm. After a reconnect, the unconfirmed message is published again, before any later
     message.
     """
 

@@ -24,8 +24,8 @@ MAX_FETCHES = 4
 class ClaimFetcher:
     """Fetches the tensors of up to ``MAX_FETCHES`` requests at the same time.
 
-    The fetched tensors in memory have up to ``limit_bytes`` bytes. A request above this limit is fetched only
-    when no other fetched tensors are in memory. ``add`` is called with each complete request.
+    The fetched tensors use at most ``limit_bytes`` of memory. A larger request is fetched only when no other
+    fetched tensors are in memory. ``add`` is called with each complete request.
     """
 
     def __init__(

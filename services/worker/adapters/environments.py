@@ -96,7 +96,7 @@ class Environments:
     async def provide(
         self, requirements: Sequence[str], env: Mapping[str, str], timeout_s: float
     ) -> TritonInstall:
-        """Return Triton with a Python that has the requirements. Build the environment if this host lacks it.
+        """Return the Triton to use with these requirements. Build their environment if this host lacks it.
 
         pip's settings (``PIP_*``) in ``env`` override those of this process. Raises ModelFailed with pip's
         errors.

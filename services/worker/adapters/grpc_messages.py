@@ -48,7 +48,7 @@ def describe(message: Any, key: CallKey, rows: int) -> None:
 
 
 def serialized(parameters: Mapping[str, object]) -> bytes:
-    """Return parameters as bytes that can be appended to a head."""
+    """Return serialized parameters, which can be appended to the head of a request."""
     serialized: bytes = _with_parameters(ModelInferRequest(), parameters).SerializeToString()
     return serialized
 
@@ -91,7 +91,7 @@ def _with_parameters(message: Any, parameters: Mapping[str, object]) -> Any:
         if isinstance(value, bool):
             parameter.bool_param = value
         elif isinstance(value, int):
-            # Triton reads the id of a sequence, an unsigned 64-bit number, from the same field.
+            # Triton also reads the id of a sequence from this signed field, although ids are unsigned.
             parameter.int64_param = value if value < _SIGN else value - 2 * _SIGN
         elif isinstance(value, float):
             parameter.double_param = value

@@ -28,7 +28,9 @@ class HostLoad:
             return self._busy
         try:
             first = self._stat.read_text().partition("\n")[0]
-            ticks = [int(word) for word in first.split()[1:]][:_GUESTS]  # the field "user" includes guests
+            ticks = [int(word) for word in first.split()[1:]][
+                :_GUESTS
+            ]  # guests' time is also in the field "user"
             idle, total = ticks[_IDLE] + ticks[_WAITING], sum(ticks)
         except (OSError, ValueError, IndexError):
             return None

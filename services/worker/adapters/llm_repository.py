@@ -32,8 +32,8 @@ def prepare(
 ) -> str:
     """Write the version's folder of the model ``folder/1``. Return the model's configuration.
 
-    ``place`` puts a file of the cache at another path. ``engine_python``: the Python of an engine that has a
-    separate environment. Blocking. Raise ModelFailed.
+    ``place`` links or copies a cached file to another path. ``engine_python``: the Python of an engine that
+    has a separate environment. Blocking. Raise ModelFailed.
     """
     inner = folder / "1"
     inner.mkdir(parents=True)

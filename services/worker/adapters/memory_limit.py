@@ -44,7 +44,7 @@ def kills(cgroup: Path = CGROUP) -> int:
 
 
 def read_limit(folder: Path, name: str) -> MemoryLimit | None:
-    """Return the limit of the replica in ``folder``; None if it has none. ``name`` is for its cgroup."""
+    """Return the limit of the replica in ``folder``; None if it has none. ``name``: the cgroup's name."""
     try:
         limit_mb = int((folder / LIMIT_FILE).read_text())
     except (OSError, ValueError):
@@ -183,11 +183,10 @@ def _enable_children(parent: Path) -> None:
 
 
 def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
-    """Yield the cgroups in which a new one may be created: that of this process, then those above it.
+    """Yield the cgroups in which a new cgroup may be created: first that of this process, then its parents.
 
-    The last one yielded is the first that has a limit, because its limit must apply to the model too. In
-    cgroup v2, a cgroup that contains processes cannot have children with limits. So the new cgroup is usually
-    created further up.
+    Stop after a cgroup that has a limit, because this limit must apply to the model too. In cgroup v2, a
+    cgroup that contains processes cannot have children with limits. So usually a parent must be used.
     """
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

@@ -44,7 +44,7 @@ def prepare(version: Version, artifact: Path, folder: Path) -> str:
     (folder / f"tidegate_{version.format}.json").write_text(json.dumps(plan))
     for source in runtime.glob("*.py"):
         shutil.copyfile(source, folder / source.name)
-    # Open ONNX files with the code of the format onnx. It refuses to use the CPU if the GPU cannot be used.
+    # Open ONNX files with the code of the format onnx: if the GPU cannot be used, that code raises an error.
     shutil.copyfile(_RUNTIMES / "onnx" / "model.py", folder / "onnx_session.py")
     shutil.copyfile(_RUNTIMES / "rows.py", folder / "rows.py")
     add_runtime(folder, calling_plan(signature))

@@ -161,7 +161,7 @@ def split(arguments: list[str]) -> tuple[list[list[str]], list[str]]:
 
 
 def environment() -> tuple[int, dict[bytes, bytes]]:
-    """Read the command's environment from the socket. Return both. The socket is closed on exec."""
+    """Return the socket on standard input, which exec closes, and the command's environment from it."""
     # With uvloop, a child also inherits copies of the descriptors that it was started with.
     os.closerange(3, 1 + max(map(int, os.listdir("/proc/self/fd"))))
     socket = os.dup(0)  # closed on exec

@@ -24,7 +24,7 @@ log = telemetry.logger(__name__)
 
 FOLDER = Path("/dev/shm")
 SMALLEST = 2**20
-# In bytes. A larger region is not kept for other calls.
+# The most bytes of a region that is kept for other calls.
 KEPT_LIMIT = 64 * 2**20
 # The most bytes of all regions together.
 TOTAL_LIMIT = 512 * 2**20
@@ -154,7 +154,7 @@ class Regions:
         self._retired[region] = loop.call_later(RETIRED_S, self._on_retired, region)
 
     async def close(self) -> None:
-        """Forget all regions. Call this when Triton gets no more calls, or ends."""
+        """Forget all regions. Call this when Triton has ended or gets no more calls."""
         for handle in self._retired.values():
             handle.cancel()
         self._retired.clear()

@@ -44,8 +44,8 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 LIVE_TIMEOUT_S = 2.0
-# Error 7 of HTTP/2 (RFC 9113, 8.7): the server refused the stream without processing it, so it may be sent
-# again.
+# Error 7 of HTTP/2 (RFC 9113, 8.7): the server refused the stream without processing it, so the request may
+# be sent again.
 _REFUSED = re.compile(r"RST_STREAM with error code 7\b")
 _SENDS = 3
 # gRPC's messages about a lost connection. Its status codes are not enough, because Triton's own errors have

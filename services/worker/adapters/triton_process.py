@@ -110,8 +110,8 @@ class TritonProcess:
 
     def _socket(self, name: str) -> str:
         # A socket's path may have at most 107 bytes. This path is short, because it begins with the
-        # descriptor of an open folder. Each start has new addresses, because gRPC channels share their state
-        # about an address.
+        # descriptor of an open folder. Each start has new addresses, because all gRPC channels to the same
+        # address share state.
         return f"/proc/self/fd/{self._handle}/run-{self._starts}/{name}"
 
     @property
@@ -189,8 +189,8 @@ class TritonProcess:
         models = start_ticks(descendants(self.pid))
         if self.running and grace_s > 0:
             self._process.terminate()
-            # Wait only until the models' processes have ended. Triton checks this only once a second, so it
-            # would end later.
+            # Wait only until the models' processes have ended. Triton itself ends up to a second later,
+            # because it checks this only once a second.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     while self.running and any(Path(f"/proc/{pid}").exists() for pid in models):

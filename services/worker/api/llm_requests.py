@@ -290,8 +290,8 @@ class LlmRequestConsumer:
         received = time.monotonic()
         for request in requests:
             if MOVED in delivery.headers:
-                # The replica may have started the request before it died. The gateway may have the beginning
-                # of that answer. From the number of the attempt, it sees that this is another answer.
+                # The replica that died may have sent the beginning of an answer. The new attempt number tells
+                # the gateway that the next chunks are from another answer.
                 request = request._replace(attempt=min(request.attempt + 1, 255))
             item = QueuedRequest(request, unacked, received)
             if delivery.redelivered:
@@ -309,7 +309,7 @@ class LlmRequestConsumer:
     def _add(self, item: QueuedRequest) -> None:
         if item.request.flags & envelope.CLAIM:
             fetch = self._fetches.start(self._fetch(item), "fetch")
-            # This callback is added last, so `free` no longer counts the fetch when it runs.
+            # This callback is added last, so `free` no longer counts the fetch when the callback runs.
             fetch.add_done_callback(lambda _: self._wake.set())
         else:
             self._scheduler.add(item)
@@ -320,7 +320,7 @@ class LlmRequestConsumer:
             return
         if self._scheduler.serving:
             self._scheduler.add(item)
-        else:  # the model was lost during the fetch, so the requests that wait were returned
+        else:  # the model was lost during the fetch, so all waiting requests were returned
             await self._return(item)
 
     def _on_lost(self, item: QueuedRequest) -> None:
@@ -330,7 +330,7 @@ class LlmRequestConsumer:
         if known is None:
             self._tasks.start(self._scheduler.answer_lost(item), "answer lost")
         elif known.delivery.channel is self._channel:
-            self.settle([item])  # a copy that the gateway has sent again
+            self.settle([item])  # the gateway published this request twice
         else:
             known.delivery = item.delivery
 

@@ -94,7 +94,8 @@ class RequestConsumer:
         await tasks.end(self._retune_task)
         await self._suspects.stop()
         if self._sequences_queue is not None and self._channel is not None:
-            with contextlib.suppress(Unavailable, TimeoutError):  # else the gateways find no consumer for it
+            # If the deletion fails, the gateways see a queue without a consumer.
+            with contextlib.suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(BLOCKED_POLL_S):
                     await self._channel.delete(self._sequences_queue)
         await self._claim_fetcher.stop()

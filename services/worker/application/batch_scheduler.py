@@ -169,7 +169,7 @@ class BatchScheduler:
 
     @property
     def effective_concurrency(self) -> float:
-        """Return how many requests share the duration of one call while the queue is never empty."""
+        """Return how many requests this replica completes in the time of one call, under full load."""
         return effective_concurrency(
             instances=self._limits.instances,
             batch=self._max_rows,
@@ -226,7 +226,7 @@ class BatchScheduler:
         return len(self._calls) + self.streams.running + (self._jobs.open_calls if self._jobs else 0)
 
     def caller_timeouts_s(self) -> list[float]:
-        """Return the longest timeout of the callers of each open call, in seconds.
+        """Return for each open call the longest timeout of its callers, in seconds.
 
         A timeout begins when the request arrives here. For jobs and streams it is infinite.
         """
@@ -363,7 +363,7 @@ class BatchScheduler:
         cancelled = task in self._cancelled_calls
         self._cancelled_calls.discard(task)
         if task.cancelled():
-            if cancelled:  # if not, the worker is stopping, and the broker delivers its requests again
+            if cancelled:  # if not, the worker is stopping, and the broker delivers the requests again
                 self._settle(group)
         elif (error := task.exception()) is not None:
             # The requests stay unsettled, so the broker delivers them again as another attempt.
@@ -382,7 +382,7 @@ class BatchScheduler:
         return left > 0
 
     def _drop_unwanted(self, group: list[QueuedRequest]) -> list[QueuedRequest]:
-        """Return the group without expired and cancelled requests. Settle those without a reply."""
+        """Settle expired and cancelled requests without a reply. Return the other requests of the group."""
         now_ms = time.time() * 1e3
         wanted, unwanted = [], []
         for item in group:

@@ -110,7 +110,7 @@ class JobLeases:
     def _apply(self, job: QueuedJob, ours: bool, now: float) -> None:
         """Act on the store's answer to a lease. ``ours``: this worker has the lease."""
         if not ours:
-            if not job.ended:  # if the job has ended, the write of its end gets the same answer
+            if not job.ended:  # if the job has ended, the store will also reject the record of its end
                 self._jobs.drop_lost(job)
             return
         if job.leased_at is None:

@@ -90,10 +90,10 @@ class JobRecords:
         raise AssertionError("not reached")
 
     async def wait(self, group: Sequence[QueuedJob], pause_s: float) -> None:
-        """Wait ``pause_s`` seconds before the same jobs are called again. Their records say that they wait.
+        """Mark jobs as waiting in their records, wait ``pause_s`` seconds, and mark them as running again.
 
-        So the loss of this worker during the wait does not count as an attempt. Return when the records say
-        that the jobs run again. Retry until the store answers.
+        If this worker is lost during the wait, that does not count as an attempt. The jobs are marked as
+        running only when the store answers.
         """
         for job in group:
             job.waits = True

@@ -50,7 +50,7 @@ class ReplicaLifecycle:
 
     ``token`` lets the replica download the artifact from the registry. When the model is loaded, ``build`` is
     called to create the parts that serve. ``triton`` is a Triton that was started earlier. The replica stops
-    it in any case, even if it runs the model in another one.
+    this Triton in any case, even if the model runs in another Triton.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class ReplicaLifecycle:
             self._status.set("ready", self._triton.caveat)
             self._time.serve(True)
             await serving.open(self._draining)
-            self._publisher.suspected.set()  # run the suspects that this worker has published now
+            self._publisher.suspected.set()  # run the suspects of this worker now
             await self._heartbeat.beat()
 
     async def drain(self) -> None:

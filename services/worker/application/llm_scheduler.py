@@ -125,7 +125,7 @@ class LlmScheduler:
 
     @property
     def effective_concurrency(self) -> float:
-        """Return how many requests share the duration of one call while the queue is never empty."""
+        """Return how many requests this replica completes in the time of one call, under full load."""
         return float(self._room.slots)
 
     @property
@@ -186,7 +186,7 @@ class LlmScheduler:
         self._wake()
 
     def _remember_cancelled(self, ids: list[bytes], now: float) -> None:
-        """Remember ids, and forget the oldest. Every worker gets all cancels, so this must be quick."""
+        """Remember the ids of cancelled requests for CANCELLED_KEPT_S seconds."""
         for id_ in ids:
             self._cancelled.pop(id_, None)  # move a known id to the end
             self._cancelled[id_] = now

@@ -100,7 +100,7 @@ def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFai
         case RowMismatch() | envelope.Undecodable():
             reported = ModelFailed(str(error))
         case _:
-            # Each request needs an answer. Otherwise it would stay unsettled and keep its place forever.
+            # Each request needs an answer. Otherwise it would stay unsettled forever.
             ids = [telemetry.shown_id(item.request.trace) for item in group[:LOGGED_IDS]]
             log.error("a model call failed unexpectedly", exc_info=error, extra={"request_ids": ids})
             reported = ModelFailed(f"{unexpected}: {error!r}")
@@ -121,8 +121,8 @@ def replies_to(
 ) -> list[bytes | Reply]:
     """Return a reply for each request of a call: a frame, or a :class:`Reply` if it is large.
 
-    ``started`` is a time on the clock of ``received``; ``spent`` is in seconds. Raises RowMismatch if the
-    answer cannot be divided, and ModelFailed if its parameters are too long.
+    ``started`` is in seconds of the worker's monotonic clock; ``spent`` is in seconds. Raises RowMismatch if
+    the answer cannot be divided, and ModelFailed if its parameters are too long.
     """
     outputs = answer.outputs
     rows = sum(item.request.rows for item in group)

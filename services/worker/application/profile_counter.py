@@ -21,14 +21,14 @@ from tidegate.kernel.profiles.texts import TextAnswer, add_texts
 
 log = telemetry.logger(__name__)
 
-# The most rows that are held until there are bins. If there are more, the oldest rows are dropped.
+# The most rows that are held until the bins are known. If there are more, the oldest rows are dropped.
 HELD_ROWS = 4096
-# The most predictions in one published piece. Feedback is joined with them.
+# The most predictions in one published piece. Feedback is joined with these predictions.
 MAX_PREDICTIONS = 2500
 
 
 class ProfileCounter:
-    """Counts calls by column. Rows that are sampled before there are bins are held, and counted later."""
+    """Counts calls by column. Rows that are sampled before the bins are known are counted later."""
 
     def __init__(self, replica: str, redact: Collection[str] = (), keep_rows: int = 0) -> None:
         self._replica = replica
@@ -50,7 +50,7 @@ class ProfileCounter:
 
     @property
     def learning(self) -> bool:
-        """Return True while there are no bins."""
+        """Return True until the bins are known."""
         return self._bins is None
 
     def count(self, samples: Sequence[SampledCall | SampledStream]) -> None:
@@ -85,7 +85,7 @@ class ProfileCounter:
         return kept
 
     def take(self, rows_key: str = "", rows: int = 0) -> bytes | None:
-        """Return what was counted since the last call, as a message; None if there is nothing.
+        """Return the counts since the last call, as a message; None if nothing was counted.
 
         ``rows_key``: the blob with the last ``rows`` raw rows.
         """
@@ -165,7 +165,7 @@ class ProfileCounter:
         inputs: Sequence[SampledTensor],
         outputs: Sequence[SampledTensor],
     ) -> None:
-        """Keep raw rows, at most ``keep_rows`` an hour. The router keeps no more rows than that either."""
+        """Keep raw rows, at most ``keep_rows`` in an hour. The router has the same limit."""
         if (hour := int(time.time() // 3600)) != self._kept_hour:
             self._kept_hour, self._kept_in_hour = hour, 0
         if (left := self._keep_rows - self._kept_in_hour) > 0:

@@ -42,7 +42,7 @@ REFILL_S = 0.1
 UNSENT_KEPT = 20
 # Raw rows are deleted after this many seconds, or when there are more than the Deployment keeps.
 ROWS_KEPT_S = 7 * 86_400.0
-# How many answers at the end of a stream are kept. They have the counts of tokens and the reason of the end.
+# How many answers at the end of a stream are kept. They contain the token counts and the finish reason.
 LAST_ANSWERS = 3
 
 
@@ -59,14 +59,14 @@ class Counter(Protocol):
         """Remove and return the raw rows to keep, as lines of JSON."""
 
     def take(self, rows_key: str = "", rows: int = 0) -> bytes | None:
-        """Return what was counted since the last call, as a message; None if there is nothing.
+        """Return the counts since the last call, as a message; None if nothing was counted.
 
         ``rows_key``: the blob with the last ``rows`` raw rows.
         """
 
     @property
     def learning(self) -> bool:
-        """Return True while there are no bins."""
+        """Return True until the bins are known."""
 
 
 class StreamSample:
@@ -90,7 +90,7 @@ class StreamSample:
 class Sampler:
     """Samples up to ``rows_per_s``. ``wants`` is False while no more rows may be added.
 
-    ``counter_of`` creates the counter, in the sampler's thread: it imports numpy, which takes long.
+    ``counter_of`` creates the counter in the sampler's thread, because the import of numpy takes long.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class Sampler:
         self._counter.count(samples)
 
     async def _publish(self) -> None:
-        """Publish what was counted, and read the bins. While the store is away, keep the last pieces."""
+        """Publish the counts, and read the bins. If the store fails, keep the last pieces for later."""
         if self._counter is None:
             return
         try:

@@ -90,7 +90,7 @@ class SequenceScheduler:
     def add(self, item: QueuedRequest, *, again: bool = False) -> None:
         """Run a request after the earlier requests of its sequence.
 
-        ``again``: the broker has delivered it a second time, because the connection was lost.
+        ``again``: the broker has delivered the request again, because the connection was lost.
         """
         try:
             key = envelope.read_call_key(item.request.key)
@@ -164,7 +164,7 @@ class SequenceScheduler:
                 sequence.current = None
             if has_ended and not sequence.lost:
                 self._close(sequence)
-                if sequence.waiting:  # more requests of this id arrived before the answer
+                if sequence.waiting:  # more requests with this sequence id arrived before the answer
                     self._continue(sequence)
                     return
 

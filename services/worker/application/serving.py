@@ -72,7 +72,7 @@ class Scheduler(Protocol):
 
     @property
     def effective_concurrency(self) -> float:
-        """Return how many requests share the duration of one call while the queue is never empty."""
+        """Return how many requests this replica completes in the time of one call, under full load."""
 
     @property
     def kept_sequences(self) -> int:
@@ -95,7 +95,7 @@ class Scheduler(Protocol):
         """Start no more calls, because the model server has ended."""
 
     def caller_timeouts_s(self) -> list[float]:
-        """Return the longest timeout of the callers of each open call, in seconds."""
+        """Return for each open call the longest timeout of its callers, in seconds."""
 
 
 class JobMessages(Consumer, Protocol):

@@ -79,7 +79,7 @@ class StreamScheduler:
         return len(self._running)
 
     def resume(self) -> None:
-        """End a pause: start the streams that wait."""
+        """End a pause, and start the streams that wait."""
         self.paused = False
         self.start_waiting()
 

@@ -33,8 +33,8 @@ class TritonSupervisor:
     """The Triton that has the replica's model, and its restarts. Only one Triton runs at a time.
 
     ``on_step`` is called with a text for each step of a start. ``on_death`` and ``caller_timeouts_s`` are
-    passed to :class:`ModelWatchdog`. ``triton`` is a Triton that was started earlier. It is stopped in any
-    case, even if the model runs in another one.
+    passed to :class:`ModelWatchdog`. ``triton`` is a Triton that was started earlier. This Triton is stopped
+    in any case, even if the model runs in another Triton.
     """
 
     def __init__(

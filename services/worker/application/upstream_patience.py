@@ -1,4 +1,4 @@
-"""Let jobs wait for an upstream that does not answer, instead of failing. It may be away for days."""
+"""Let jobs wait, instead of fail, while their upstream does not answer. It may be away for days."""
 
 from __future__ import annotations
 

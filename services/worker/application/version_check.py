@@ -19,8 +19,8 @@ from tidegate.kernel.protocol.models import Signature
 from tidegate.kernel.protocol.verification import BatchFigures
 
 CALL_S = 30.0
-# Each batch size is measured for this many seconds, and with at least this many calls. One slow call may be
-# enough.
+# Each batch size is measured for MEASURE_S seconds. If there were fewer than LEAST_CALLS calls by then, the
+# measurement takes up to twice as long.
 MEASURE_S, LEAST_CALLS = 0.2, 5
 _MISSING = re.compile(r"No module named|ImportError|ModuleNotFoundError")
 

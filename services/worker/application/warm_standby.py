@@ -29,7 +29,7 @@ from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-STORE_RETRY_S = 0.1  # the pause between tries to claim an offer, while the store does not answer
+STORE_RETRY_S = 0.1  # seconds between two tries to claim an offer, if the store fails
 
 
 class WarmStandby:
@@ -130,7 +130,7 @@ class WarmStandby:
         await channel.consume(queue, on_offer, prefetch=1)
 
     async def _answer_offer(self, channel: Channel, delivery: Delivery) -> None:
-        """Claim an offer unless another worker has it. Ack the offer when the store has named its worker."""
+        """Claim an offer unless another worker has it. Ack it when the store has said which worker has it."""
         try:
             offered = Assignment.model_validate_json(bytes(delivery.body))
         except ValidationError as error:
@@ -146,7 +146,7 @@ class WarmStandby:
                     channel.nack(delivery.tag)
 
     async def _claim(self, offered: Assignment) -> bool:
-        """Return True when the store has named the worker that has the offer.
+        """Return True when the store has said which worker has the offer.
 
         Return False if this worker no longer waits for offers. After an error of the store, this worker may
         already have the offer. Then no other worker can claim it, so retry until the store answers.

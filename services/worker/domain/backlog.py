@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.tenant import weight_of
 
 # The priority of a request that states none. It is between urgent requests and requests that can wait.
 DEFAULT_PRIORITY = 4
-# The most empty queues of tenants that are kept.
+# How many empty tenants' queues are kept.
 IDLE_KEPT = 64
 # A model counts as shared for this many seconds after a request of another tenant.
 SHARED_S = 10.0

@@ -20,7 +20,7 @@ class Mean:
 
 
 class Quickness:
-    """Decides if a model's calls are quick, so that they end before a cancellation could stop them.
+    """Decides if a model's calls are so quick that they end before a cancellation could stop them.
 
     Calls are quick if their mean is below ``limit_s``. If a call takes ``SLOW_LIMITS`` times the limit, or is
     given up, the mean is set above the limit. Other calls then lower it again. A call with an error is added

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from tidegate.kernel.protocol import llm
 from tidegate.kernel.protocol.models import LARGEST, Deployment, LlmSpec, Signature
 
-# If calls have no batch axis and are shorter than this, LIGHT_CALLS more calls than instances may be open.
+# Calls without a batch axis are light if they take less time than this. Then LIGHT_CALLS more calls than
+# instances may be open.
 LIGHT_CALL_MS = 5.0
 LIGHT_CALLS = 8
-# While several callers share the model, LIGHT_CALLS more calls may be open only if calls are shorter than
-# this.
+# The limit that replaces LIGHT_CALL_MS while several callers share the model.
 SHORTEST_CALL_MS = 1.0
 # Jobs are prepared ahead of free calls only if calls are shorter than this.
 AHEAD_CALL_MS = 100.0
@@ -56,8 +56,8 @@ def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None, sha
     """Return how many model calls to have open at the same time.
 
     A model that batches gets one call per instance, because more calls would only make the batches smaller.
-    Without batching, short calls overlap, so that the time to reach Triton does not delay them. Of long
-    calls, only one more than the instances is open, because another replica cannot run a request that is
+    Without batching, short calls overlap, so that the time to reach Triton does not delay them. If calls are
+    long, only one call more than instances is open, because no other replica can run a request that is
     already in Triton.
 
     ``shared``: several callers send requests. Then fewer calls are open, because open calls delay the next
@@ -81,15 +81,14 @@ def effective_concurrency(
     open_calls: float | None,
     max_concurrency: int | None,
 ) -> float:
-    """Return how many requests share the duration of one call while the queue is never empty.
+    """Return how many requests a replica completes in the time of one call, under full load.
 
-    ``batch``: the most rows of a call, 0 without a batch axis. The other values are recent means (None if not
-    measured yet). ``call_rows`` and ``call_requests``: the rows and the requests of a call. ``open_calls``:
-    how many calls were open at the same time.
+    ``batch``: the most rows of a call; 0: there is no batch axis. Three values are recent means, or None if
+    nothing was measured yet: ``call_rows`` and ``call_requests``, the rows and the requests of a call, and
+    ``open_calls``, the calls that were open at the same time.
 
-    Without a batch axis, a call has one request, and its duration includes the wait inside Triton for the
-    other open calls. By Little's law, the number of requests that end in that time is the mean number of open
-    calls.
+    Without a batch axis, a call has one request. Its duration includes the wait in Triton for the other open
+    calls. By Little's law, as many requests end in this time as calls are open on average.
     """
     if batch:
         rows = max((call_rows or 1.0) / max(call_requests or 1.0, 1.0), 1.0)

@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.jobs import LEVELS, WEIGHTS, Level
 class QueuedJob:
     """A job that this worker has, with its delivery. Times are in seconds of the worker's monotonic clock.
 
-    ``received``: when the job arrived here first; ``delivered``: when its last delivery arrived.
+    ``received``: when the job first arrived here; ``delivered``: when its last delivery arrived.
     ``started``: the job was chosen for a call. ``attempt``: its attempt here; 0 before the first one.
     ``lost_attempt``: the attempt in which the model server died; 0 means none.
     ``take_pending``: the store has not answered yet whether its record is ``running`` here.

@@ -69,7 +69,7 @@ def _instance_group(count: int, gpus: Sequence[int]) -> str:
 
 
 def has_scalar_rows(signature: Signature) -> bool:
-    """Return True if a tensor of the signature is one scalar per row."""
+    """Return True if a tensor of the signature has one scalar per row."""
     return any(not tensor.shape for tensor in (*signature.inputs, *signature.outputs))
 
 

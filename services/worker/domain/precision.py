@@ -30,7 +30,7 @@ def report(precision: Precision, here: Cpu, loss: float | None, rows: int, call_
 def problem(precision: Precision, here: Cpu, loss: float | None, rows: int) -> str:
     """Return why this CPU does not suit the model, with the next step; empty if the CPU suits it."""
     again = "deploy it again with --precision on a CPU like this one"
-    # With few samples, a single row that differs is already above a small limit. So one row is ignored.
+    # With few samples, a single wrong row already exceeds a small limit. So one wrong row is allowed.
     if loss is not None and loss > precision.max_loss and loss * rows > 1.5:
         return f"WARNING: this is above the accepted loss of {precision.max_loss:.2%}: {again}"
     if precision.full_range and not here.exact:

@@ -23,7 +23,7 @@ def prefetch(
 
     A fixed number would be too large for slow models, because new workers would get nothing, and too small
     for quick models. The result is at least one more than ``max_calls``, and at least the ``awaited_batch``
-    that a call waits for. It also has room for next calls with full batches (``max_batch`` requests each).
+    that a call waits for. It also allows full batches (``max_batch`` requests each) in the next calls.
     Otherwise the batches of a slow model would never have more than two requests.
     """
     least = max(max_calls + 1, min(math.ceil(awaited_batch / max(frames_per_message, 1.0)), MAX_PREFETCH))
@@ -38,9 +38,9 @@ def prefetch(
 def consumer_prefetch(messages: int) -> int:
     """Return the prefetch of a consumer that should hold ``messages``: a quarter more, and at least one.
 
-    Gateways publish only as many requests as the workers should hold. But they publish the request of a
-    caller within its fair share immediately, also above that number. The margin leaves room for this request:
-    the broker delivers it immediately, and the worker can run it before the requests that it already holds.
+    Gateways publish only as many requests as the workers should hold. There is one exception: if a caller is
+    below its fair share, its request is published immediately. The margin is for such requests: the broker
+    delivers them immediately, and the worker can run them before the requests that it already holds.
     """
     return messages + max(1, messages // 4)
 
@@ -65,5 +65,5 @@ def job_prefetch(*, call_ms: float | None, batch_mean: float | None, calls: int,
 
 
 def worth_changing(current: int, desired: int) -> bool:
-    """Return True for a large change. A small change is not worth a new consumer."""
+    """Return True if a prefetch should change so much that a new consumer is worth its cost."""
     return desired >= current * 1.5 or desired <= current / 1.5

@@ -20,7 +20,7 @@ MAX_STRING_BYTES = 16 * 1024
 
 
 class SampledRow(NamedTuple):
-    """A counted row: the trace of its request, the rows of that request, and the time of the call."""
+    """A counted row. ``trace`` and ``request_rows`` are of its request; ``at``: seconds since the epoch."""
 
     trace: bytes
     request_rows: int

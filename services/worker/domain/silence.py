@@ -12,10 +12,10 @@ SILENCE_S = 60.0
 
 
 class Silence:
-    """The seconds since the last answer of a model. Regular checks add time only while calls are open.
+    """The time since the last answer of a model, without the time in which no call was open.
 
-    Each answer of the model ends the silence. ``timeout_s`` is the longest timeout of the callers whose calls
-    were open during this silence, also if the calls were given up.
+    ``lasts_s``: this time in seconds. An answer resets it to 0. ``timeout_s``: the longest timeout of all
+    callers that have waited since the last answer.
     """
 
     __slots__ = ("_answers", "_checked", "lasts_s", "timeout_s")
@@ -26,7 +26,7 @@ class Silence:
         self.lasts_s = self.timeout_s = 0.0
 
     def check(self, now: float, answers: int, timeouts_s: Sequence[float]) -> None:
-        """Update with the number of answers so far, and with the callers' timeout of each open call."""
+        """Add the time since the last check. ``timeouts_s``: the callers' timeout of each open call."""
         passed_s, self._checked = now - self._checked, now
         if answers != self._answers:
             self._answers, self.lasts_s, self.timeout_s = answers, 0.0, 0.0
@@ -36,5 +36,5 @@ class Silence:
 
 
 def silence_limit(progress_timeout_s: float | None, timeout_s: float) -> float:
-    """Return how many seconds a model may be silent before its process is ended."""
+    """Return for how many seconds a model may give no answer before its process is ended."""
     return progress_timeout_s or max(SILENCE_S, timeout_s)

@@ -83,7 +83,7 @@ class WorkStats:
 
 
 def since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
-    """Return the growth of counts between two readings. A smaller count was reset between them."""
+    """Return the growth of counts between two readings. A count that became smaller was reset to 0."""
     return {
         name: count - before[name] if count >= before.get(name, count + 1) else count
         for name, count in now.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.worker.domain import llm_answers
 from tidegate.kernel.protocol.llm import Meta
 
-# The statuses if an upstream is away. A proxy in front of the upstream may send them too.
+# HTTP statuses that mean that an upstream is away. A proxy in front of the upstream may send them.
 AWAY = frozenset({502, 504})
 
 

@@ -30,7 +30,7 @@ class OnnxEngine:
         return self._run(feed, "logits")
 
     def token_embeddings(self, texts: list[str]) -> tuple[Any, Any]:
-        """Return the tokens' vectors and the mask. If the graph pools vectors, return those of the texts."""
+        """Return the vectors of the tokens (of the texts, if the graph pools vectors) and the mask."""
         feed = self._encoded(texts)
         name = "sentence_embedding" if "sentence_embedding" in self._outputs else "last_hidden_state"
         return self._run(feed, name), feed["attention_mask"]

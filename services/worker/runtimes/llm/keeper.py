@@ -89,5 +89,5 @@ def _children(parent: int) -> list[int]:
 
 if __name__ == "__main__":
     code = main(sys.argv[1], sys.argv[2:])
-    # A signal's number as a shell reports it.
+    # Add 128 to the number of a signal, as a shell does.
     sys.exit(128 - code if code < 0 else code)

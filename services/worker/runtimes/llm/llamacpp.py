@@ -98,7 +98,7 @@ class LlamaCpp:
         if not can_continue(body):
             self._stream(path, with_counts(body), StreamEvents(body), call)
             return
-        # A separate thread, because the engine works on the prompt at the same time.
+        # Use a separate thread, because the engine works on the prompt at the same time.
         threading.Thread(target=self._emit_prompt_ids, args=(body, call), daemon=True).start()
         self._stream(path, with_counts(body, ids=True), StreamEvents(body, self._tokenize), call)
 

@@ -21,7 +21,7 @@ PLAN, CREDENTIAL = "tidegate_upstream.json", "TIDEGATE_UPSTREAM_CREDENTIAL"
 
 
 class TritonPythonModel:
-    """One instance of the model. It has one connection, one circuit breaker and its part of the limit."""
+    """One instance of the model. It has one connection, one circuit breaker and one limit of requests."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the plan. Do not connect to the upstream before the first request."""
