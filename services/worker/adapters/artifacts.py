@@ -118,7 +118,7 @@ class _Download:
         self._part.replace(self._path)
 
     def _written(self) -> tuple[Any, int]:
-        """Return the hash and the number of the bytes that earlier attempts have written."""
+        """Return the hash of the bytes that earlier attempts have written, and the number of these bytes."""
         try:
             with self._part.open("rb") as written:
                 digest = hashlib.file_digest(written, "sha256")

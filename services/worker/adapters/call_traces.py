@@ -1,7 +1,7 @@
 """Trace model calls: one span for each traced request, and one span for the call that they share.
 
 The span of the call belongs to the trace of the first traced request. The spans of the other requests have
-links to it, as OpenTelemetry's conventions for batches of messages require.
+links to the span of the call, as OpenTelemetry's conventions for batches of messages require.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class EngineFacts:
         self.report: EngineReport | None = None
 
     def use(self, model: Model) -> None:
-        """Start to read from a model that was just loaded."""
+        """Start to read the facts of an engine that was just loaded."""
         self._model = model
         # A new engine's totals begin at zero.
         self._before = EngineReport()

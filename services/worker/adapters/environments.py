@@ -51,7 +51,7 @@ _FLAGS = (
 _PIPED: dict[str, Any] = {
     "stdout": asyncio.subprocess.PIPE,
     "stderr": asyncio.subprocess.STDOUT,
-    # A separate process group, so that the command and its children can be killed together.
+    # Start a separate process group, so that the command and its children can be killed together.
     "start_new_session": True,
     "limit": 1024 * 1024,  # the longest line that can be read, in bytes
 }

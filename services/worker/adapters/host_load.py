@@ -30,7 +30,7 @@ class HostLoad:
             first = self._stat.read_text().partition("\n")[0]
             ticks = [int(word) for word in first.split()[1:]][
                 :_GUESTS
-            ]  # guests' time is also in the field "user"
+            ]  # without guests, whose time is also in "user"
             idle, total = ticks[_IDLE] + ticks[_WAITING], sum(ticks)
         except (OSError, ValueError, IndexError):
             return None

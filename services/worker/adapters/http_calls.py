@@ -148,7 +148,7 @@ class _Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass of asyncio's
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail the call in flight."""
+        """Let the call in flight raise ConnectionEnded."""
         self._over = True
         self._lost(self)
         self._finish(ConnectionEnded(f"the connection was lost{f': {exc}' if exc else ''}"))

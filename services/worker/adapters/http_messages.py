@@ -45,7 +45,7 @@ def _is_exact(value: object) -> bool:
 def head(model: str, call: ModelCall, sizes: Sequence[int]) -> bytes:
     """Return the part of an inference request over HTTP that comes before the bytes of its tensors.
 
-    ``sizes``: the bytes of each input that is not in shared memory.
+    ``sizes``: the number of bytes of each input that is not in shared memory.
     """
     key, body = call.key, dict[str, Any]()
     direct = iter(sizes)

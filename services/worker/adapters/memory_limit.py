@@ -186,7 +186,7 @@ def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
     """Yield the cgroups in which a new cgroup may be created: first that of this process, then its parents.
 
     Stop after a cgroup that has a limit, because this limit must apply to the model too. In cgroup v2, a
-    cgroup that contains processes cannot have children with limits. So usually a parent must be used.
+    cgroup that contains processes cannot have children with limits, so usually one of the parents is used.
     """
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

@@ -125,7 +125,7 @@ class Model:
     async def stream(self, request: Request, *, counted: bool = True) -> AsyncGenerator[ModelAnswer]:
         """Run one request and yield each answer as soon as the model sends it. There is no time limit.
 
-        ``counted``: add the answers to the count that shows that the model works.
+        ``counted``: add the answers to :attr:`answers`, which shows the watchdog that the model works.
 
         Raises the errors of :meth:`TritonClient.stream`. Closing the generator cancels the request in Triton.
         """
@@ -279,7 +279,7 @@ def _is_for_http(call: ModelCall, sizes: Sequence[int]) -> bool:
 
 
 def _keep(heads: dict[Id, bytes], id_: Id, head: bytes) -> None:
-    """Cache the head of a call, unless the call's key (``id_[0]``) is long."""
+    """Cache the head of a call, unless the call's key is long."""
     if len(id_[0]) <= KEPT_KEY:
         if len(heads) >= HEADS_KEPT:
             heads.clear()

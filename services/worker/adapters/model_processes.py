@@ -1,6 +1,6 @@
 """Watch the processes in which Triton runs a Python model.
 
-If such a process ends, Triton neither reports it nor starts another one.
+If a process of a Python model ends, Triton does not report this and starts no other process.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class ModelProcesses:
     def look(self) -> bool:
         """Report ended processes. Return True if a process is stopped, and was stopped at the previous call.
 
-        Triton's own process is checked too. "Stopped" means stopped by a signal such as SIGSTOP, not by a
-        debugger.
+        Triton's own process is checked too. A stopped process was stopped by a signal such as SIGSTOP, not by
+        a debugger.
         """
         for pid in list(self.pids):
             if process_table.state(pid) in {"Z", "X", ""}:

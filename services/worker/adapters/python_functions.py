@@ -32,7 +32,7 @@ def adopt(folder: Path, version: Version) -> str | None:
 
 
 def add_runtime(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Write the runtime beside ``model.py``, and the plan that tells it how to call ``predict``."""
+    """Write the runtime beside ``model.py``, and the runtime's plan for the calls of ``predict``."""
     (folder / "tidegate_plan.json").write_text(json.dumps(plan))
     shutil.copyfile(_RUNTIMES / "function" / "model.py", folder / RUNTIME)
     shutil.copyfile(_RUNTIMES / "function" / "values.py", folder / "tidegate_values.py")

@@ -78,7 +78,7 @@ class ReplyPublisher:
             await self.retry_or_give_up(item.request, item.delivery.reply_to, alone=alone)
 
     async def retry_or_give_up(self, request: Request, reply_to: str, *, alone: bool) -> None:
-        """Publish a lost request as a suspect, or as an exception if it may not run again.
+        """Publish a lost request as a suspect, or to the router if the request may not run again.
 
         ``alone``: the request ran alone in the model, so the loss is charged to it. A copy for shadow traffic
         is dropped, because no caller waits for it.
@@ -102,8 +102,8 @@ class ReplyPublisher:
         if await self._publish_request(self._suspects, request, attempt, reply_to):
             self.suspected.set()
         elif request.flags & envelope.STREAM:
-            # The deadline has passed. Only a stream that has sent an answer can still run then, and such a
-            # stream is not retried.
+            # The deadline has passed. Only a stream that has sent an answer can run after its deadline, and a
+            # stream that has sent an answer is not retried.
             message = "the worker ended in the middle of the stream"
             frame = envelope.failure_frame(request.id, request.attempt, Unavailable.reason, message)
             await self.reply(reply_to, [frame])
@@ -114,7 +114,7 @@ class ReplyPublisher:
         """Publish an unchanged request again, for any replica. Use this only if the request was in no call.
 
         ``queue``: the queue to publish to; None means the queue of requests. The message expires ``kept_ms``
-        after the deadline.
+        milliseconds after the deadline.
         """
         await self._publish_request(queue or self._queue, request, request.attempt, reply_to, kept_ms)
 

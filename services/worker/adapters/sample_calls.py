@@ -11,7 +11,7 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Signature
 from tidegate.kernel.protocol.tensors import DATATYPES, from_json, to_json
 
-# The member of Triton's InferParameter for a value in JSON.
+# The fields of Triton's InferParameter, by the type of the JSON value.
 _PARAMETERS = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
 
 
@@ -43,7 +43,7 @@ def rows_of(request: Any, signature: Signature) -> int:
 
 
 def repeated(request: Any, times: int) -> Any:
-    """Return a request with the rows of ``request``, ``times`` times."""
+    """Return a request with the rows of ``request``, repeated ``times`` times."""
     made = ModelInferRequest()
     made.CopyFrom(request)
     for at, tensor in enumerate(made.inputs):

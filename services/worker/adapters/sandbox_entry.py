@@ -99,7 +99,7 @@ def rearrange(options: list[list[str]]) -> None:
     for handle, target, writable in shown:
         show(handle, target, writable)
     for folder in hidden:
-        # This changes only the folder's own mount, not the mounts below it.
+        # Change only the folder's own mount, not the mounts below it.
         mount("none", folder, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
@@ -161,8 +161,8 @@ def split(arguments: list[str]) -> tuple[list[list[str]], list[str]]:
 
 
 def environment() -> tuple[int, dict[bytes, bytes]]:
-    """Return the socket on standard input, which exec closes, and the command's environment from it."""
-    # With uvloop, a child also inherits copies of the descriptors that it was started with.
+    """Read the command's environment from standard input. Return that socket and the environment."""
+    # Close all other descriptors, because with uvloop a child inherits copies of some of them.
     os.closerange(3, 1 + max(map(int, os.listdir("/proc/self/fd"))))
     socket = os.dup(0)  # closed on exec
     nothing = os.open("/dev/null", os.O_RDONLY)

@@ -1,8 +1,8 @@
 """Pass large tensors between a worker and its Triton through shared memory.
 
 A region is created, registered with Triton and then unlinked. The kernel frees it when neither process has it
-mapped, so no memory is left after a crash. If the worker ends before it unlinks a region, the next Triton in
-the same folder finds the region by the prefix of its name, and removes it.
+mapped, so no memory is left after a crash. If the worker ends before it unlinks a region, the region remains.
+The next Triton in the same folder finds it by the prefix of its name, and removes it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Region:
         return self.reserve(at - self._at)
 
     def reserve(self, size: int) -> Place:
-        """Return the next place, with ``size`` bytes."""
+        """Reserve the next ``size`` bytes of the region, and return their place."""
         place = Place(self.name, self._at, size)
         self._at += aligned(size)
         return place
@@ -201,7 +201,7 @@ class Regions:
         try:
             await self._client.unregister_region(region.name)
         except Unavailable:
-            return  # Triton has ended, and its mappings with it
+            return  # Triton has ended, so it has no mappings
         except TidegateError as error:
             log.warning(
                 "Triton did not unregister a region of shared memory", extra={"problem": error.message}

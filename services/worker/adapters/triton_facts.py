@@ -59,7 +59,7 @@ def labels(config: dict[str, Any], folder: Path) -> dict[str, list[str]]:
     found = {}
     for output in config.get("output", ()):
         file = output.get("label_filename")
-        # Ignore a path outside the folder. This is no error: Triton itself accepts such a path.
+        # Ignore a path outside the folder. Do not raise an error, because Triton accepts the path.
         if file and (path := (folder / file).resolve()).is_relative_to(folder.resolve()) and path.is_file():
             found[output["name"]] = path.read_text(errors="replace").splitlines()
     return found

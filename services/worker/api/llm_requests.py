@@ -6,7 +6,7 @@ requests wait in the broker. When a slot is free, the worker takes the next requ
 bands (``domain/llm_bands.py``).
 
 A delivery is acked when its answer is complete. So if a worker dies, the broker delivers its requests to
-other workers. A worker that gets such a request tells the gateway that the request was lost.
+other workers. They answer that these requests were lost, and the gateway decides about a retry.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class LlmRequestConsumer:
         await self._step_now()
 
     def requeue_waiting(self) -> None:
-        """Publish the requests that have not started to the shared queues."""
+        """Give up the requests that have not started: publish them to the shared queues."""
         for item in self._scheduler.take_waiting():
             self._tasks.start(self._return(item), "return")
 

@@ -143,8 +143,8 @@ class RequestConsumer:
     def reply(self, group: list[QueuedRequest], by_gateway: Mapping[str, Sequence[Buffer | Reply]]) -> bool:
         """Send small replies and settle their requests, all in one write. Return False if nothing was sent.
 
-        Do not wait for a confirm. If the connection breaks, the broker may not have read some replies. Then
-        it has not read the acks of their requests either, so it delivers these requests again.
+        No confirm is needed. If the connection breaks before the broker has read a reply, the broker has not
+        read the ack of its request either. So it delivers the request again.
         """
         channel = self._channel
         if channel is None or any(
@@ -323,7 +323,7 @@ class RequestConsumer:
 
     async def _retry(self, channel: Channel, delivery: Delivery, requests: list[Request]) -> None:
         for request in requests:
-            # The dead worker may not have started the request, or may have run others at the same time.
+            # The dead worker may not have started the request, or may have run other requests with it.
             await self._publisher.retry_or_give_up(request, delivery.reply_to or "", alone=False)
         self._ack(channel, [delivery.tag])
 

@@ -25,11 +25,11 @@ log = telemetry.logger(__name__)
 
 # Seconds between two looks for suspects that other workers have published.
 LOOK_S = 1.0
-# The most seconds of a turn of suspects. After a turn, other requests run for the same time, but not for
-# longer than this.
+# The longest turn of suspects, in seconds. After a turn, other requests run for as long as the turn took, up
+# to this time.
 TURN_S = 2.0
-# For up to this many seconds, no other call starts while a suspect runs. A suspect that kills its worker does
-# it sooner.
+# For up to this many seconds, no other call starts while a suspect runs. A suspect that kills its worker
+# usually needs less time.
 HOLD_S = 5.0
 EMPTY_S = 0.05
 

@@ -46,7 +46,7 @@ Settle = Callable[[list[QueuedRequest]], None]
 SendReplies = Callable[[list[QueuedRequest], Mapping[str, Sequence[Buffer | Reply]]], bool]
 OnLost = Callable[[Model], None]
 
-# Seconds that a suspect waits for open calls to end. A call that kills its worker does this sooner.
+# Seconds that a suspect waits for open calls to end. A call that kills its worker usually needs less time.
 OTHERS_END_S = 5.0
 CANCELLED_KEPT_S = 60.0
 
@@ -79,7 +79,7 @@ class BatchScheduler:
         self._settle = settle
         self._send_replies = send_replies
         self._limits = limits
-        # Copied from `limits`, because each call reads it.
+        # Copied from `limits`, because each call reads these values.
         self._max_rows = limits.max_rows
         self._max_concurrency = limits.max_concurrency
         self._window_s = limits.window_s
@@ -239,11 +239,10 @@ class BatchScheduler:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Let only :meth:`call_alone` start calls in the body of this ``async with``.
+        """Wait until no call is open. Then only :meth:`call_alone` can start a call in the ``async with``.
 
-        If the model server is lost during such a call, this request is to blame. Before the body, wait until
-        no call is open. After ``OTHERS_END_S`` seconds, wait only until ``max_concurrency`` allows one more
-        request.
+        If the model server is lost during this call, its request is to blame. After ``OTHERS_END_S`` seconds,
+        wait only until ``max_concurrency`` allows one more request.
         """
         async with self._isolating:
             self._paused = self.streams.paused = True

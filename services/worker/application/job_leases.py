@@ -1,4 +1,4 @@
-"""Leases for jobs that outlast the broker's ack timeout, or whose channel has ended.
+"""Leases for jobs that run longer than the broker's ack timeout, or that have lost their channel.
 
 A lease is a time in the job's record: until then, this worker has the job. The worker renews it while it
 lives. The message of a leased job is acked. If the lease expires, the router publishes the job again.
@@ -28,8 +28,8 @@ STOP_S = 1.0
 class JobLeases:
     """Checks once a second which running jobs need a lease, and leases them.
 
-    ``ack_timeout_s`` is how long the broker lets a message stay unacked. A job keeps its lease until its end
-    is recorded, because recording may have to wait for the blob store.
+    ``ack_timeout_s``: for how many seconds the broker lets a message stay unacked. A job keeps its lease
+    until its end is recorded, because the record may have to wait for the blob store.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class JobLeases:
         await self._read_records([job for job in unread if not job.ended], now)
 
     def _is_current(self, job: QueuedJob, attempt: int) -> bool:
-        """Return True if this worker still has the job, in the same attempt as when the store was called."""
+        """Return True if this worker still has the job, and its attempt has not changed since the call."""
         return self._jobs.by_id.get(job.id) is job and job.attempt == attempt and not job.take_pending
 
     def _is_due(self, job: QueuedJob, now: float) -> bool:

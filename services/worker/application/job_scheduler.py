@@ -44,8 +44,8 @@ log = telemetry.logger(__name__)
 
 # Seconds before the next try after the store or the model server failed.
 RETRY_S = 0.5
-# For up to this many seconds, no other call starts while a suspect runs. A suspect that kills its worker does
-# it sooner.
+# For up to this many seconds, no other call starts while a suspect runs. A suspect that kills its worker
+# usually needs less time.
 HOLD_S = 5.0
 # No new jobs are taken while this many groups of results wait for the store.
 MAX_RECORDING = 16
@@ -159,8 +159,7 @@ class JobScheduler:
     def release_waiting(self, received_before: float) -> list[QueuedJob]:
         """Remove and return the waiting jobs that this worker received before a time of its monotonic clock.
 
-        Jobs whose record may say ``running`` stay. For such a job, the next worker would count a lost
-        attempt.
+        A job stays if its record may say ``running``. Otherwise the next worker would count a lost attempt.
         """
         return self._release(lambda job: job.received <= received_before and not job.take_pending)
 
@@ -334,7 +333,7 @@ class JobScheduler:
         )
 
     async def _call_llm(self, model: Model, job: QueuedJob, started: float, timeout_s: float) -> None:
-        """Run a job on a language model, in a slot. The record of a refused job gets the engine's answer."""
+        """Run a job on a language model, in a slot. If the engine refuses the job, record its answer."""
         ledger = self.stats.time
         mark = ledger.begin()
         try:
@@ -480,7 +479,7 @@ class JobScheduler:
             job.ended = True
             self._forget(job)
         self._deliveries.nack(unfinished)
-        self._pause()  # the next try would probably fail too
+        self._pause()  # an immediate try would probably fail too
 
     def _run_task(
         self, tasks_: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], group: list[QueuedJob]

@@ -174,7 +174,7 @@ class ReplicaLifecycle:
             self._status.set("ready", self._triton.caveat)
             self._time.serve(True)
             await serving.open(self._draining)
-            self._publisher.suspected.set()  # run the suspects of this worker now
+            self._publisher.suspected.set()  # run the suspects that this worker has published
             await self._heartbeat.beat()
 
     async def drain(self) -> None:
@@ -233,7 +233,7 @@ class ReplicaLifecycle:
         self._triton.probe(model, self._serving.scheduler.use)
 
     def _on_death(self, death: Death) -> None:
-        """Stop calling a model whose process died. The watchdog then kills Triton, so it is restarted."""
+        """Stop calling a model after its process died. The watchdog kills Triton, so Triton is restarted."""
         assert self._serving is not None
         self._serving.scheduler.lose_model()
         self._report_loss(death.description)

@@ -175,7 +175,7 @@ class LlmScheduler:
         self._start_waiting()
 
     def cancel(self, ids: list[bytes]) -> None:
-        """Do not start these requests, and end those that run, so that their slots become free."""
+        """Do not start these requests. If they run, cancel their calls, so that their slots become free."""
         self._remember_cancelled(ids, time.monotonic())
         for task, item in self._calls.items():
             if item.request.id in self._cancelled and task not in self._cancelled_calls:

@@ -1,6 +1,6 @@
 """Code for the calls of requests, jobs and streams: replies, statistics, and the decision after a failure.
 
-Only :func:`decide_failure` decides what an exception of a model call means.
+Only :func:`decide_failure` decides about an exception of a model call.
 :mod:`services.worker.domain.retry_after_loss` decides if a lost request runs again.
 """
 
@@ -106,7 +106,7 @@ def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFai
             reported = ModelFailed(f"{unexpected}: {error!r}")
     if len(group) == 1:
         return CallFailure(reported, failed=group)
-    # Any of the requests may be the cause. The model may have run all of them, so only requests that may run
+    # Any of the requests may be the cause. The model may have run all requests, so only requests that may run
     # twice are retried.
     retried = [item for item in group if item.request.flags & envelope.RETRY_SAFE]
     failed = [item for item in group if not item.request.flags & envelope.RETRY_SAFE]
@@ -173,8 +173,8 @@ def check_key_length(length: int) -> None:
 def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spent: float) -> None:
     """Add a call that succeeded to the statistics. :func:`replies_to` explains ``started`` and ``spent``.
 
-    Copies for shadow traffic share no call with requests. They are added only to the means, because no
-    replica should be started for them.
+    A copy for shadow traffic shares no call with requests. It is added only to the means, because it should
+    not cause the start of a replica.
     """
     requests, rows, waited = len(group), 0, 0.0
     for item in group:

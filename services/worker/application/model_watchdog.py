@@ -21,15 +21,15 @@ log = telemetry.logger(__name__)
 
 CHECK_S = 0.25
 PROBE_S = 0.1
-# Seconds that Triton has to answer after a lost call. Then it is killed and started again.
+# If Triton does not answer within this many seconds after a lost call, it is killed and started again.
 LOST_LIMIT_S = 5.0
 
 
 class ModelWatchdog:
     """Ends the model server if a process of its model ends or is stopped, or if the model hangs.
 
-    ``on_death`` is called just before that. ``caller_timeouts_s`` returns the timeout of the callers of each
-    open call, in seconds. ``last`` is the last death, for the replica's report.
+    ``on_death`` is called just before the model server is ended. ``caller_timeouts_s`` returns for each open
+    call the timeout of its callers, in seconds. ``last`` is the last death, for the replica's report.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ModelWatchdog:
         await tasks.end(task)
 
     def check(self) -> None:
-        """Check once for a stopped process and for a model that hangs. No event reports these."""
+        """Check once for a stopped process and for a model that hangs, because no event reports them."""
         if self._processes is None or self._model is None or self._death is not None:
             return
         if self._processes.look():
@@ -148,7 +148,7 @@ class ModelWatchdog:
             self.check()
 
     def _on_end(self, status: int | None) -> None:
-        # When the server dies, its models' processes end too. All this is recorded as one death.
+        # When the server dies, its models' processes end too. These ends are recorded as one death.
         if self._triton is not None and self._triton.running:
             self._declare_dead(status=status)
 

@@ -30,7 +30,7 @@ log = telemetry.logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """A written model repository, and the options of the Triton to start for it.
+    """A written model repository, and the options of the Triton that will serve it.
 
     ``models`` are loaded in this order. Requests go to the last one. ``embedded``: the recipe and
     the samples in the file of a model of a lower precision.
@@ -92,7 +92,7 @@ class Preparation:
         """Fetch and check the artifact, and write the model repository.
 
         ``token`` lets the replica download the artifact from the registry. If there are trusted keys, raise
-        ModelFailed unless one of them has signed the artifact.
+        ModelFailed unless a trusted key has signed the artifact.
         """
         self._on_step("fetching the artifact")
         with self._phases.measure("fetch"):

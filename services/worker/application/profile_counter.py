@@ -154,7 +154,7 @@ class ProfileCounter:
             piece.summaries[name] = summarize(np.concatenate(held))
 
     def _remember(self, rows: Sequence[SampledRow], found: Predictions) -> None:
-        """Keep the prediction of each request with one row. Feedback names a request, not a row of it."""
+        """Keep the predictions of requests with one row, because feedback names a request and no row."""
         for at, row in enumerate(rows):
             if row.request_rows <= 1 and row.trace and len(self._predictions) < MAX_PREDICTIONS:
                 self._predictions.append(_prediction(row, found, at))

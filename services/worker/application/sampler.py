@@ -32,7 +32,7 @@ T = TypeVar("T")
 BATCH_ROWS, BATCH_S = 256, 5.0
 # The counts are published after this many seconds, or after this many rows.
 PUBLISH_S, PUBLISH_ROWS = 10.0, 1000
-# Until there are bins, the counts are published after this many seconds: the router makes the bins from them.
+# Until the bins are known, the counts are published after this many seconds. The router computes the bins.
 LEARN_S = 2.0
 MAX_ROWS, MAX_BYTES = 2048, 16 * 2**20
 # Requests up to this many bytes are copied: a reference would keep a whole envelope in memory.

@@ -118,7 +118,7 @@ class JobServing:
 class ReplicaServing:
     """The parts of a worker that run requests, and the parts that run jobs.
 
-    ``jobs`` is None if this worker runs no jobs, ``sampler`` if it samples no rows.
+    ``jobs`` is None if this worker runs no jobs. ``sampler`` is None if this worker samples no rows.
     """
 
     publisher: ReplyPublisher

@@ -38,7 +38,7 @@ async def send_answers(
     first_facts: Mapping[str, Any] = _NO_FACTS,
     see: Callable[[ModelAnswer], None] | None = None,
 ) -> tuple[int, str | CallFailure[QueuedRequest]]:
-    """Send each answer as soon as it is made. Return their number, and "ok", "expired" or the failure.
+    """Send each answer as soon as it is made. Return how many were sent, and "ok", "expired" or the failure.
 
     ``began`` is on the worker's monotonic clock. ``first_facts`` are parameters to add to the first answer.
     ``see`` is called with each answer.

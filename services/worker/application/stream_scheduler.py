@@ -35,8 +35,7 @@ log = telemetry.logger(__name__)
 class StreamScheduler:
     """Runs up to ``limit`` streams at the same time. Other streams wait.
 
-    ``taken`` returns how many of the ``limit`` slots are used by jobs. ``on_free`` is called when a slot is
-    free.
+    ``taken`` returns how many of the ``limit`` slots jobs use. ``on_free`` is called when a slot is free.
     """
 
     def __init__(

@@ -107,7 +107,7 @@ class TritonSupervisor:
 
     @property
     def contradiction(self) -> str:
-        """Return how many answers contradict the model's signature, and how; empty if none does."""
+        """Return a text about the answers that contradict the model's signature; empty if there is none."""
         return self._output_check.summary if self._output_check is not None else ""
 
     @property

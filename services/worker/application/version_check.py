@@ -51,8 +51,7 @@ class VersionCheck:
     async def check(self, samples: Sequence[dict[str, Any]]) -> None:
         """Call the model with the samples, or with zeros. Raise ModelFailed, with the reason.
 
-        ``caveat`` is set if the model rejects zeros that may be no valid input for it. Then nothing is
-        raised.
+        If the model rejects zeros, they may be no valid input. Then only ``caveat`` is set.
         """
         if self._signature.decoupled:
             self.caveat = "The model is decoupled, so the check only loaded it and warmed it up."

@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.tenant import weight_of
 DEFAULT_PRIORITY = 4
 # How many empty tenants' queues are kept.
 IDLE_KEPT = 64
-# A model counts as shared for this many seconds after a request of another tenant.
+# A model is treated as shared for this many seconds after a request of another tenant.
 SHARED_S = 10.0
 
 
@@ -110,7 +110,7 @@ class Backlog:
         return now - self._shared_at < SHARED_S
 
     def oldest(self) -> QueuedRequest | None:
-        """Return the request that has waited longest, of those at the heads of the queues."""
+        """Return the oldest request of the requests at the heads of the queues."""
         heads = [head for queue in self._tenants.values() if (head := queue.next().oldest()) is not None]
         if not heads:
             return self._copies.oldest()

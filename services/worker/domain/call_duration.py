@@ -23,8 +23,8 @@ class Quickness:
     """Decides if a model's calls are so quick that they end before a cancellation could stop them.
 
     Calls are quick if their mean is below ``limit_s``. If a call takes ``SLOW_LIMITS`` times the limit, or is
-    given up, the mean is set above the limit. Other calls then lower it again. A call with an error is added
-    only if it took longer than the mean, because a quick error may come from a model that did not run.
+    given up, the mean is set above the limit. Later calls lower the mean again. A call with an error is added
+    only if it took longer than the mean, because after a quick error the model may not have run.
     """
 
     def __init__(self, limit_s: float) -> None:

@@ -20,7 +20,7 @@ _KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
-# Formats whose library runs only on the CPU here.
+# Formats with a library that runs only on the CPU here.
 _CPU_ONLY: dict[Format, str] = {
     "sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM", "catboost": "CatBoost",
     "tflite": "TensorFlow Lite", "tensorflow": "TensorFlow",

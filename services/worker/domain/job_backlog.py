@@ -17,11 +17,11 @@ class QueuedJob:
     ``received``: when the job first arrived here; ``delivered``: when its last delivery arrived.
     ``started``: the job was chosen for a call. ``attempt``: its attempt here; 0 before the first one.
     ``lost_attempt``: the attempt in which the model server died; 0 means none.
-    ``take_pending``: the store has not answered yet whether its record is ``running`` here.
+    ``take_pending``: the store has not confirmed yet that the job's record is ``running`` here.
     ``leased_at``: when its lease was last confirmed; None: it has no lease. A leased job has no delivery.
     ``read_at``: when its record was last read.
     ``ended``: this worker no longer runs the job; the end may not be recorded yet.
-    ``upstream_since``: since when its upstream has not answered; None: it answered, or there is none.
+    ``upstream_since``: when its upstream first failed to answer; None: the upstream has not failed.
     ``waits``: the job waits for its upstream or engine, and no call of it runs.
     """
 

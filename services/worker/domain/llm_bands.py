@@ -1,4 +1,4 @@
-"""The order in which a worker takes requests to a language model, and the slots and tokens for them."""
+"""The order in which a worker takes requests to a language model, and their slots and tokens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BandTurns:
             yield Source(band, not own)
 
     def served(self, source: Source) -> None:
-        """Count a request that was taken from a queue. All queues before this one in the order were empty."""
+        """Count a request that was taken from a queue. All earlier queues of the order were empty."""
         clock = self._served[source.band]
         self._own_next[source.band] = not source.own
         for band, served in self._served.items():

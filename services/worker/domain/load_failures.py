@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _MISSING = re.compile(r"No module named '([A-Za-z_][\w.]*)'")
-# The packages of modules, where a package and its module have different names.
+# The packages of modules that do not have the name of their package.
 _PACKAGES = {
     "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
     "dotenv": "python-dotenv", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",

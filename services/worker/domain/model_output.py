@@ -63,7 +63,7 @@ class OutputReader:
         return found
 
     def skip(self, data: bytes) -> int | None:
-        """Skip bytes. Return how many lines end in them.
+        """Skip bytes without reading their lines. Return how many lines end in these bytes.
 
         Reading takes a microsecond per line, which would delay the worker's requests. If the bytes contain a
         line of Triton, or no line break, skip nothing and return None. The caller must then read them.

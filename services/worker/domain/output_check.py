@@ -38,14 +38,14 @@ class OutputCheck:
 
     @property
     def summary(self) -> str:
-        """Return how many answers contradict the signature, and the last fault; empty if none does."""
+        """Return a text with the number of contradictions and the last one; empty if there is none."""
         if not self.count:
             return ""
         many = "1 answer contradicts" if self.count == 1 else f"{self.count} answers contradict"
         return f"{many} the signature: {self.last}"
 
     def missing(self, outputs: Sequence[Output]) -> str:
-        """Return a text about an output of the signature that is missing in an answer; empty if none is."""
+        """Return a text about a missing output of the signature; empty if the answer has all outputs."""
         lacking = self._specs.keys() - {output.name for output in outputs}
         return f"the output {min(lacking)!r} is missing" if lacking else ""
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 # If a server has served for this many seconds, its death starts a new streak.
 QUIET_S = 60.0
-# Seconds between two starts after the first quick death. Each further quick death doubles them, up to a
-# limit.
+# Seconds between two starts after the first quick death. Each further quick death doubles this interval, up
+# to LONGEST_INTERVAL_S.
 SHORTEST_INTERVAL_S = 0.5
 LONGEST_INTERVAL_S = 5.0
 
@@ -16,8 +16,8 @@ LONGEST_INTERVAL_S = 5.0
 class DeathStreak:
     """The deaths in a row, each within ``QUIET_S`` seconds of a start.
 
-    ``pause_s``: the seconds to wait before the next start. ``quick`` grows by one with a death sooner than
-    :func:`start_interval_s` after a start. It falls by one with a later death.
+    ``pause_s``: the seconds to wait before the next start. ``quick``: the quick deaths minus the later
+    deaths. A death is quick if the server had served for less than :func:`start_interval_s`.
     """
 
     deaths: int = 0

@@ -53,8 +53,8 @@ class SequenceTable:
     def open(self, key: SequenceKey) -> KeptSequence:
         """Return a sequence; create it if it is new.
 
-        The model sees the id that the caller chose. If another caller has a sequence with the same id, the
-        second one gets another id in the model server.
+        The model sees the id that the caller chose. If another caller's sequence already has the same id, the
+        new sequence gets a different id in the model server.
         """
         sequence = self.kept.get(key)
         if sequence is None:

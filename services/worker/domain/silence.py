@@ -36,5 +36,5 @@ class Silence:
 
 
 def silence_limit(progress_timeout_s: float | None, timeout_s: float) -> float:
-    """Return for how many seconds a model may give no answer before its process is ended."""
+    """Return the seconds without an answer after which the model's process is ended."""
     return progress_timeout_s or max(SILENCE_S, timeout_s)

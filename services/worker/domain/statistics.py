@@ -26,7 +26,7 @@ class RequestCounts:
         self._returned: Counter[str] = Counter()
 
     def add_success(self, requests: int, rows: int, waited_s: float, call_s: float) -> None:
-        """Add a call of ``call_s`` seconds. Its requests had ``rows`` and waited ``waited_s`` in total."""
+        """Add a call of ``call_s`` seconds. ``rows`` and ``waited_s`` are the sums of all its requests."""
         counts = self._counts
         counts["success.count"] += requests
         counts["success.ns"] += int((waited_s + call_s * requests) * 1e9)
@@ -36,7 +36,7 @@ class RequestCounts:
         counts[INFERENCES] += rows
 
     def add_failure(self, requests: int, spent_s: float) -> None:
-        """Add ``requests`` that failed, each after ``spent_s``."""
+        """Add the number of requests that failed, each after ``spent_s`` seconds."""
         self._counts["fail.count"] += requests
         self._counts["fail.ns"] += int(spent_s * requests * 1e9)
 

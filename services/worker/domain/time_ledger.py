@@ -80,8 +80,8 @@ class TimeLedger:
     ) -> None:
         """End a call, and share its time among its requests by rows.
 
-        The shares of requests whose deadline passed before ``now_ms``, or that were ``cancelled``, are
-        wasted: no caller waited for their answers.
+        The share of a request is wasted if its deadline passed before ``now_ms`` or if it was ``cancelled``,
+        because no caller waited for the answer.
         """
         spent = self._end(mark)
         tenant, total, usual = group[0].request.tenant, 0, not cancelled

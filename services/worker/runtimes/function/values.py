@@ -46,7 +46,7 @@ class Outputs:
         """Return the result of ``predict`` as a dict with an array for each output.
 
         ``rows`` is the number of rows that ``predict`` got; None: it got a single request. Raises TypeError
-        or ValueError, with the result and what was expected, if the result does not fit the outputs.
+        or ValueError if the result does not fit the outputs.
         """
         values = self._values(result)
         return {
@@ -109,7 +109,7 @@ def _texts(name: str, value: Any) -> Any:
 
 
 def _cast(spec: dict[str, Any], array: Any, expected: Any) -> Any:
-    """Convert an array to the output's type. Refuse another kind, or a change of an integer's value."""
+    """Convert an array to the output's type. Raise TypeError for another kind or a too large integer."""
     if array.dtype == expected:
         return array
     both_whole = array.dtype.kind in "iu" and expected.kind in "iu"

@@ -28,7 +28,7 @@ PATHS = frozenset({
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize",
     "/apply-template", "/pooling", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
 })  # fmt: skip
-# Paths whose streams end with LAST.
+# The streams of these paths end with LAST.
 _ENDED = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
@@ -75,7 +75,7 @@ def check_path(path: str) -> None:
 
 
 class Reader(Protocol):
-    """Converts an engine's answer to events for the caller, and finds the facts in them."""
+    """Converts an engine's answer to events for the caller, and finds the facts in its events."""
 
     def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
         """Convert an event of the engine to events for the caller. Also return the event's facts."""
@@ -253,8 +253,8 @@ def _emit(events: list[bytes], reader: Reader, call: Call) -> None:
 def usage_of(document: dict[str, Any]) -> list[int] | None:
     """Return prompt tokens, answer tokens and cached prompt tokens of an answer; None without usage.
 
-    Reads the usage of chats, completions and responses. A provider may send any value there. If a value is
-    not a positive integer, return 0 for it.
+    Reads the usage of chats, completions and responses. Values that are not positive integers become 0,
+    because a provider may send any value.
     """
     response = document.get("response")
     usage = document.get("usage") or (response.get("usage") if isinstance(response, dict) else None)

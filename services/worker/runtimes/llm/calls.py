@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 
 class Refused(Exception):
-    """The engine's refusal of a request. ``status`` is the HTTP status that OpenAI's API has for it."""
+    """The engine's refusal of a request. ``status`` is its HTTP status in OpenAI's API."""
 
     def __init__(
         self, status: int, message: str, kind: str = "invalid_request_error", code: str = ""

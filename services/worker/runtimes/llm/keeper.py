@@ -1,8 +1,8 @@
-"""Run a server, and end it with all its processes when the process that started this one ends.
+"""Run a server, and end it with all its processes when the parent of this process ends.
 
-``python -I -S keeper.py FOLDER COMMAND...``. Standard input is a pipe, and only the starting process has its
-other end. So the pipe is closed when that process ends, however it ends. ``FOLDER``, with the server's
-socket, is removed at the end. The exit code is the server's.
+``python -I -S keeper.py FOLDER COMMAND...``. Standard input is a pipe from the parent. The kernel closes this
+pipe when the parent ends, even if the parent is killed. ``FOLDER``, with the server's socket, is removed at
+the end. The exit code is the server's.
 """
 
 # pathlib is not used, because its import takes longer than everything else here.
@@ -52,7 +52,7 @@ def _end_with_parent() -> None:
 
 
 def _reap(server: int) -> None:
-    """Collect the exit codes of processes that this one inherited, but not that of the server."""
+    """Collect the exit codes of inherited processes, but not that of the server."""
     for pid in _children(os.getpid()):
         if pid != server:
             try:

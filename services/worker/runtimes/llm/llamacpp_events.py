@@ -1,4 +1,4 @@
-"""Add token counts and ids to llama.cpp's streams, and remove them from its events. Pure."""
+"""Make llama.cpp report token counts and ids, and remove them from the events for the caller. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Tokenize = Callable[[str], list[int]]
 
 
 def with_counts(body: dict[str, Any], *, ids: bool = False) -> dict[str, Any]:
-    """Return the body of a stream with the options that make llama.cpp report its token counts.
+    """Return a request's body with the options that make llama.cpp report token counts.
 
     ``return_progress`` makes llama.cpp send events during a long prompt. So the request can be cancelled
     before its first token. ``ids``: also report the ids of tokens. llama.cpp reports ids only with log
@@ -25,7 +25,7 @@ def with_counts(body: dict[str, Any], *, ids: bool = False) -> dict[str, Any]:
 
 
 class StreamEvents:
-    """The events of one stream. Facts that only :func:`with_counts` requested are removed from them.
+    """The events of one stream, without the facts that only :func:`with_counts` requested.
 
     ``tokenize`` returns the ids of a text; None: the events have no ids.
     """
@@ -40,7 +40,7 @@ class StreamEvents:
         self._count = 0
 
     def read(self, text: str) -> tuple[list[bytes], dict[str, Any]]:
-        """Return the facts in an event, and the event if the caller gets it, else no event."""
+        """Return the event for the caller, or no event if only Tidegate needs it. Also return its facts."""
         event = json.loads(text)
         if "error" in event:
             return [text.encode()], {"status": int(event["error"].get("code") or 500)}
@@ -87,11 +87,11 @@ class StreamEvents:
         return changed
 
     def _add_ids(self, choice: Event, entry: Event, meta: dict[str, Any]) -> None:
-        """Add the ids of an event's tokens. If they are unknown for one event, report no more ids.
+        """Add the ids of an event's tokens. If the ids of one event are unknown, report no more ids.
 
-        The engine reports one id per event, but an event may have several tokens. This happens if several
-        tokens make one character, or if they could have been the beginning of a stop text. Before a stop
-        text, an event may have only a part of its last token.
+        The engine reports only the id of an event's last token. An event has several tokens if they make one
+        character, or if the engine held them back as a possible stop text. Before a stop text, an event may
+        contain only a part of its last token.
         """
         wanted, text = meta["usage"][1] - self._count, bytes(entry["bytes"]).decode(errors="replace")
         ids = [entry["id"]]
@@ -114,7 +114,7 @@ class StreamEvents:
 
 
 def _remove_logprobs(choice: Event) -> None:
-    """Remove the log probabilities from a choice, because the request did not ask for them."""
+    """Remove the log probabilities from a choice, because the caller did not request them."""
     if "delta" in choice:
         del choice["logprobs"]
     else:

@@ -1,4 +1,4 @@
-"""Run a language model: each request is an OpenAI-compatible body, its answers are the engine's events.
+"""Run a language model. A request is an OpenAI-compatible body, and its answers are the engine's events.
 
 ``tidegate_llm.json`` beside this file is the plan: the engine, its slots and its arguments. Each engine is a
 module with a function ``create(plan, folder)`` that returns a :class:`calls.Engine`.
@@ -26,8 +26,8 @@ from tally import Tally
 FOLDER = Path(__file__).resolve().parent
 MODULES = {"llamacpp": "llamacpp", "vllm": "vllm", "openai-url": "upstream"}
 STATS = "/tidegate/stats"
-# Seconds between two checks whether the caller still waits. Each check is a call to Triton's process, which
-# would cost too much for each token.
+# Seconds between two checks if the caller still waits. A check calls Triton's process, so it would cost too
+# much after each token.
 WATCH_S = 0.05
 
 
@@ -64,7 +64,7 @@ class TritonPythonModel:
         try:
             raw = pb_utils.get_input_tensor_by_name(request, "request").as_numpy()[0]
             if not raw and self._engine_name == "openai-url":
-                return  # a warm-up: an upstream would charge for it
+                return  # do not warm up an upstream, because its provider would charge for the call
             document = json.loads(raw) if raw else _warm_up()
             if document["path"] == STATS:
                 # Use the engine's own figures instead of those that are counted here.

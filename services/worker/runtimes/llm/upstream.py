@@ -21,7 +21,8 @@ from bridge import Failure, Server, check_path, error_status, relay, usage_of
 from calls import Call, Refused
 
 CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
-# With these statuses before any event, the upstream has not processed the request. So it may be sent again.
+# If the answer has one of these statuses, the upstream has not processed the request. So the request may be
+# sent again.
 RETRIED = frozenset({0, 502, 503, 504})
 TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 3, 0.2, 3.0
 # Seconds that a request waits for the upstream's limits. A request that would wait longer gets 429.
@@ -189,7 +190,7 @@ class Upstream:
 
 
 class _UpstreamEvents:
-    """The events of an upstream. Only its credential is removed from them."""
+    """The events of an upstream, unchanged except that its credential is removed."""
 
     def __init__(self, credential: bytes, host: str) -> None:
         self._credential, self._host = credential, host

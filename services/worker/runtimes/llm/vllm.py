@@ -161,7 +161,7 @@ class Vllm:
             return False
 
     def _verdict(self) -> None:
-        """Wait after a failure until the server is healthy. If it ends instead, this process ends too."""
+        """Wait after a failure until the server is healthy, or until its end also ends this process."""
         until = time.monotonic() + VERDICT_S
         while not self._closing and time.monotonic() < until:
             if self._process.poll() is None and self._healthy():

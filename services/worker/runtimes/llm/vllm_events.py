@@ -1,4 +1,4 @@
-"""Request counts and ids of tokens from vLLM, and remove them from its events. Pure."""
+"""Make vLLM report token counts and ids, and remove them from the events for the caller. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def prepared(path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 class VllmEvents:
-    """The events of one answer. Facts that only :func:`prepared` requested are removed from them.
+    """The events of one answer, without the facts that only :func:`prepared` requested.
 
     ``on_failure`` is called before an event about a failure of the engine is returned.
     """

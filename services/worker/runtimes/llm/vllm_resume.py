@@ -22,7 +22,7 @@ _REFUSED = (
     "guided_choice", "guided_grammar", "logprobs", "top_logprobs", "prompt_logprobs", "frequency_penalty",
     "presence_penalty", "echo", "use_beam_search", "suffix",
 )  # fmt: skip
-# The most ids without text: their character is not complete, or they may be the beginning of a stop word.
+# The most ids that have no text yet: their character is incomplete, or they may begin a stop word.
 MAX_HELD_BACK = 32
 
 
@@ -55,7 +55,7 @@ def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> t
 
 
 def request(body: dict[str, Any], ids: list[int], done: int, context: int, model: str) -> dict[str, Any]:
-    """Return the body of a completion that continues after ``ids``. The last ``done`` ids are answer ids."""
+    """Return the body of a completion that continues after ``ids``. ``done`` of them are of the answer."""
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     left = context - len(ids)
     found = {name: body[name] for name in _COPIED if body.get(name) is not None}

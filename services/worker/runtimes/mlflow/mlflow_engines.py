@@ -86,7 +86,7 @@ def _onnx(plan: dict[str, Any], home: Path, device: str, threads: int) -> Predic
         if plan["columns"] is not None and len(inputs) == 1:
             data = np.column_stack(list(data.values()))
         feed = data if isinstance(data, dict) else {next(iter(inputs)): data}
-        # MLflow does this too: its tables have 64-bit floats, and most graphs expect 32-bit floats.
+        # Convert the floats as MLflow does: its tables have 64-bit floats, but most graphs expect 32 bits.
         feed = {
             name: array.astype(np.float32)
             if inputs.get(name) == "tensor(float)" and array.dtype == np.float64

@@ -63,7 +63,7 @@ def column(array: Any, kind: str) -> Any:
 def named(result: Any, outputs: dict[str, bool]) -> Any:
     """Return a result of MLflow as an array, or as a dict of arrays if there are several outputs.
 
-    ``outputs``: the names of the outputs; the value is True for an output with one scalar per row.
+    ``outputs``: for the name of each output, True if the output has one scalar per row.
     """
     found = values_of(result, list(outputs))
     found = {name: plain(found[name]) for name in outputs}

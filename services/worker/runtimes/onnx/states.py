@@ -1,7 +1,7 @@
-"""Keep the implicit state of sequences, because Triton's Python backend cannot return it to Triton.
+"""Keep the implicit state of sequences, because a model of the Python backend cannot return it to Triton.
 
-Triton sends the initial state with the first request of a sequence. For later requests, the state is the one
-that the model returned last.
+Triton sends the initial state with the first request of a sequence. Each later request gets the state that
+the model returned for the request before.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class StatefulRows(Rows):
             return failure(problem)
 
     def _state_of(self, id_: Any) -> dict[str, Any]:
-        """Return the state of a sequence. Raise an error if it is gone: the initial state would be wrong."""
+        """Return the state of a sequence. Raise an error if its state is gone, since no other state fits."""
         state = self._kept.get(id_)
         if state is None:
             raise RuntimeError(f"the state of sequence {id_} is gone: start the sequence again")

@@ -76,7 +76,7 @@ def load(path: Path, config: dict[str, Any]) -> Any:
 
 
 def is_sklearn_class(name: str) -> bool:
-    """Return True for a class of scikit-learn. A function or method is trusted only by its name."""
+    """Return True for a class of scikit-learn. Functions and methods are trusted only if they are listed."""
     return name.startswith("sklearn.") and name.rpartition(".")[2].lstrip("_")[:1].isupper()
 
 
