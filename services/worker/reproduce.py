@@ -93,7 +93,7 @@ async def _serving(
         if client is not None:
             await client.close()
         await triton.stop(grace_s=0)
-        await asyncio.sleep(POLL_S)  # time to print the end of the log
+        await asyncio.sleep(POLL_S)  # leave time to print the end of the log
         await tasks.end(following)
 
 

@@ -28,9 +28,8 @@ class HostLoad:
             return self._busy
         try:
             first = self._stat.read_text().partition("\n")[0]
-            ticks = [int(word) for word in first.split()[1:]][
-                :_GUESTS
-            ]  # without guests, whose time is also in "user"
+            # The time of guests is left out, because the field "user" includes it.
+            ticks = [int(word) for word in first.split()[1:]][:_GUESTS]
             idle, total = ticks[_IDLE] + ticks[_WAITING], sum(ticks)
         except (OSError, ValueError, IndexError):
             return None

@@ -48,7 +48,7 @@ LIVE_TIMEOUT_S = 2.0
 # be sent again.
 _REFUSED = re.compile(r"RST_STREAM with error code 7\b")
 _SENDS = 3
-# gRPC's messages about a lost connection. Its status codes are not enough, because Triton's own errors have
+# gRPC's messages about a lost connection. The status codes are not enough, because Triton's own errors have
 # the same codes.
 _CUT = re.compile(
     "(Stream removed|Socket closed|sendmsg|recvmsg|Connection reset|Broken pipe|GOAWAY|Endpoint clos|"

@@ -151,7 +151,7 @@ class LlmRequestConsumer:
 
     def _ack(self, channel: object, tag: int) -> None:
         if self._channel is None or channel is not self._channel:
-            return  # the broker delivers it again; on the new channel this tag belongs to another delivery
+            return  # the broker redelivers the request; on the new channel, this tag is another delivery's
         self._unacked.discard(tag)
         with contextlib.suppress(Unavailable):  # the channel ended, so the broker redelivers its messages
             self._channel.ack(tag)

@@ -182,7 +182,7 @@ class RequestConsumer:
 
     def _ack(self, channel: Channel, tags: list[int]) -> None:
         if channel is not self._channel:
-            return  # the broker delivers them again; on the new channel these tags belong to other deliveries
+            return  # the broker redelivers the requests; on the new channel, these tags are other deliveries'
         with contextlib.suppress(Unavailable):  # the channel ended, so the broker redelivers its messages
             for tag, multiple in self._acks.settle(tags):
                 channel.ack(tag, multiple=multiple)
@@ -347,7 +347,7 @@ class RequestConsumer:
     async def read_suspect(self, channel: Channel, delivery: Delivery) -> QueuedRequest | None:
         """Return the request of a suspect's delivery, with its tensors; None if it must not run."""
         if channel is not self._channel:
-            return None  # the channel has ended, so the broker delivers it again
+            return None  # the channel has ended, so the broker redelivers the suspect
         self._acks.delivered(delivery.tag)
         try:
             (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)

@@ -117,7 +117,7 @@ class Engine(Protocol):
         """
 
     def stats(self) -> dict[str, Any]:
-        """Return slots, running, waiting, kv_used, kv_total and totals of tokens, as far as known."""
+        """Return the known figures: slots, running, waiting, kv_used, kv_total and totals of tokens."""
 
     def close(self) -> None:
         """End the engine."""

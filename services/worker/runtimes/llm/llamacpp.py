@@ -66,12 +66,11 @@ class LlamaCpp:
             relay.relay(self._server.listening_address, path, body, self._headers, call)
 
     def _with_adapter(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the body with the LoRA adapter that its model names, as in ``model:adapter``."""
+        """Return the body for the engine, with the LoRA adapter of a model name such as ``model:adapter``."""
         model, colon, adapter = str(body.get("model") or "").rpartition(":")
         if not self._adapters:
             return body
-        # llama.cpp would reuse the KV cache of a prompt also for a request with another adapter, or with
-        # none.
+        # Otherwise llama.cpp would reuse the KV cache of a prompt for a request with another adapter.
         body = {**body, "cache_prompt": False}
         if not colon:
             return body
@@ -154,7 +153,7 @@ class LlamaCpp:
         return relay.ask(self._server.listening_address, path, body, self._headers)
 
     def stats(self) -> dict[str, Any]:
-        """Return slots, running, waiting, kv_used, kv_total and totals of tokens, as far as known."""
+        """Return the known figures: slots, running, waiting, kv_used, kv_total and totals of tokens."""
         return {"slots": self._plan["slots"]}
 
     def close(self) -> None:

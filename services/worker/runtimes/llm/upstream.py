@@ -74,7 +74,7 @@ class Upstream:
             self._settle(estimate, reader.usage)
 
     def stats(self) -> dict[str, Any]:
-        """Return slots, running, totals of tokens, and the state of the circuit breaker, as far as known."""
+        """Return the known figures: slots, running, totals of tokens, and the circuit breaker's state."""
         with self._lock:
             prompt, answer, cached = self._totals
             state, running = self._breaker.state(time.monotonic()), self._running

@@ -90,7 +90,7 @@ class Vllm:
             raise
 
     def stats(self) -> dict[str, Any]:
-        """Return slots, running, waiting, kv_used, kv_total and totals of tokens, as far as known."""
+        """Return the known figures: slots, running, waiting, kv_used, kv_total and totals of tokens."""
         return {"slots": self._plan["slots"], **read_metrics(get(self._server, "/metrics")[1].decode())}
 
     def close(self) -> None:

@@ -38,7 +38,9 @@ class StatefulRows(Rows):
             wanted = [*names, *(name for name in self._states.values() if name not in names)]
             found = dict(zip(wanted, self._call(feed, wanted)))  # noqa: B905
             if flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
-                self._kept.pop(id_, None)  # else the ended sequence would take the place of a running one
+                self._kept.pop(
+                    id_, None
+                )  # else the ended sequence would take the place of a running sequence
             elif id_:  # a slot without a request has no id
                 self._keep(id_, {put: found[got] for put, got in self._states.items()})
             return response(names, [found[name] for name in names])
