@@ -12,7 +12,7 @@ from tidegate.kernel import tasks
 
 EVERY_S = 2.0
 TIMEOUT_S = 1.0
-# After this many readings in a row without a GPU, reading stops, because the replica has no GPU.
+# If this many readings in a row report no GPU, the replica has none, and the reading stops.
 LOOKS_WITHOUT = 3
 
 _SAMPLE = re.compile(r"^(nv_gpu_utilization|nv_gpu_memory_used_bytes)\{[^}]*\} ([0-9.eE+-]+)$", re.MULTILINE)

@@ -25,7 +25,7 @@ ARTIFACT = "artifact"
 
 
 def is_packed_model(artifact_format: Format) -> bool:
-    """Return True for a format that :func:`prepare` serves."""
+    """Return True for a format that :func:`prepare` supports."""
     return artifact_format in _PLANS
 
 
@@ -52,7 +52,7 @@ def prepare(version: Version, artifact: Path, folder: Path) -> str:
 
 
 def calling_plan(signature: Signature) -> dict[str, Any]:
-    """Return the plan by which the runtime calls ``Model.predict``, with an array for each input."""
+    """Return the runtime's plan: it calls ``Model.predict`` with an array for each input."""
     axes = [-1] if signature.max_batch_size else []
     return {
         "entry": "Model",

@@ -19,7 +19,7 @@ def first_closed(path: Path, uid: int) -> Path | None:
 
 
 def is_open_to(found: os.stat_result, uid: int, bits: int) -> bool:
-    """Return True if user ``uid``, whose only group has the same number, has these rights.
+    """Return True if the user ``uid`` has these rights. The user's only group has the same number.
 
     ``bits``: the rights, as the last three bits of a file mode (those for other users).
     """

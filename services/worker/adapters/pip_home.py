@@ -1,4 +1,4 @@
-"""Copy pip's settings of the worker's user, for a pip that runs as a user without an account."""
+"""Copy the worker's pip settings for the model's user, which runs pip but has no account."""
 
 from __future__ import annotations
 

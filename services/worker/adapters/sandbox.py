@@ -179,7 +179,7 @@ class Sandbox:
         return None
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Return the home and name of the model's user as variables; empty if it is the worker's user."""
+        """Return variables with the model's user and its home; empty if the model has the worker's user."""
         return {} if self.user is None else {"HOME": str(home), "USER": USER, "LOGNAME": USER}
 
     def unusable_variables(self) -> list[str]:
@@ -191,7 +191,7 @@ class Sandbox:
         ]
 
     def unreadable(self, paths: Iterable[str]) -> list[str]:
-        """Return the paths that exist on this host but that the model's user cannot read."""
+        """Return the existing paths that the model's user cannot read."""
         uid = self.user
         found = [Path(path) for path in paths if path.startswith("/") and Path(path).exists()]
         return [str(path) for path in found if uid is not None and not is_usable(path, uid, OTHERS_READ)]

@@ -175,7 +175,7 @@ def environment() -> tuple[int, dict[bytes, bytes]]:
 
 
 def main() -> int:
-    """Contain this process and execute the command. Return 1 if one of the two is refused."""
+    """Contain this process and execute the command. Return 1 if a step is refused."""
     socket, by_name = environment()
     options, command = split(sys.argv[1:])
     try:

@@ -235,7 +235,7 @@ class TritonClient:
         return tightest([spec for spec in found if spec is not None])
 
     async def instances(self, model: str) -> int:
-        """Return how many calls the model runs at the same time. For an ensemble, add up its steps."""
+        """Return how many calls the model runs at the same time; for an ensemble, the sum of its steps."""
         config = await self.config(model)
         steps = [step.model_name for step in config.ensemble_scheduling.step]
         if steps:

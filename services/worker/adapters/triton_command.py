@@ -69,7 +69,7 @@ def arguments(
         "--model-control-mode=explicit",
         "--strict-readiness=true",
         "--http-address=unix:http",
-        # Without a port, Triton reads the address as a TCP address.
+        # The port is not used, but without a port Triton would read the address as a TCP address.
         "--http-port=1",
         "--http-thread-count=2",
         "--grpc-address=unix:grpc",

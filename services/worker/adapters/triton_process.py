@@ -158,7 +158,7 @@ class TritonProcess:
 
     @property
     def ran_out_of_memory(self) -> bool:
-        """Return True if a process was killed because memory ran out, since the last start."""
+        """Return True if, since the last start, a process was killed because memory ran out."""
         return self._killed() > self._kills
 
     @property
@@ -276,7 +276,7 @@ class TritonProcess:
         return False
 
     def _sweep(self) -> None:
-        """Remove what a killed Triton leaves behind: Python stubs (killed), shared memory and sockets."""
+        """Remove the remains of a killed Triton: its Python stubs (killed), shared memory and sockets."""
         for pid in naming(self._region):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)

@@ -1,8 +1,8 @@
 """Runs requests that were lost with a worker or a model server. Each runs alone in the model.
 
 A worker reads the queue of suspects only while nothing else is in the model. It reads one message at a time
-and runs it immediately. So a redelivered message was alone in the model when its worker died, and the loss is
-charged to this request.
+and runs its request immediately. So if a message is redelivered, its request was alone in the model when the
+worker died, and the loss is charged to this request.
 """
 
 from __future__ import annotations

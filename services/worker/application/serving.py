@@ -161,7 +161,7 @@ class ReplicaServing:
     async def wait_up(self, timeout_s: float) -> None:
         """Wait until the connections for requests are up, each for up to ``timeout_s``.
 
-        The connection for jobs is not waited for.
+        Do not wait for the connection for jobs.
         """
         for connection in (self.publisher.connection, self.requests.connection):
             await connection.wait_up(timeout_s)

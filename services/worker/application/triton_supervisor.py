@@ -100,7 +100,7 @@ class TritonSupervisor:
     def caveat(self) -> str:
         """Return why the models do not run on the replica's GPU, and the measured loss of a lower precision.
 
-        Empty if they run on the GPU in their original precision.
+        The text is empty if the models run on the GPU in their original precision.
         """
         loader = self._prepared.loader.caveat if self._prepared else ""
         return "; ".join(filter(None, (loader, self._precision)))

@@ -71,7 +71,7 @@ def plan(
     header: GgufHeader | None,
     gpus: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Return the plan for the runtime: the fields of :class:`LlmSpec`, with all sizes decided.
+    """Return the plan for the runtime: the fields of :class:`LlmSpec`, and a value for each size.
 
     ``weights``: the path of the weights in the model's folder. ``header``: the header of a GGUF file.
     """

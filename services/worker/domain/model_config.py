@@ -44,7 +44,7 @@ def build(
         lines.append(f"default_model_filename: {_quoted(file)}")
     if signature is None and version.format == "sklearn":
         # A label is one scalar per row, which Triton's batch axis does not allow. So the model gets tensors
-        # with the row axis, and this is its largest number of rows.
+        # with the row axis, and the parameter ROWS limits its rows.
         parameters[ROWS] = str(deployment.batching.max_batch or DEFAULT_ROWS)
     if version.trusted:
         parameters[TRUSTED] = json.dumps(version.trusted)

@@ -21,7 +21,7 @@ class Phases:
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        """Record the duration of the block as ``phase``, also if the block fails."""
+        """Record the duration of the block as ``phase``, even if the block fails."""
         began = self._started[phase] = self._clock()
         try:
             yield

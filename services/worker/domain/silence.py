@@ -7,7 +7,7 @@ from collections.abc import Sequence
 # A check adds at most this many seconds to the silence. If more time has passed, the worker itself was
 # paused.
 LONGEST_CHECK_S = 1.0
-# The limit in seconds without ``progress_timeout_s``. It is longer if callers wait longer.
+# The limit in seconds if ``progress_timeout_s`` is not set. A longer timeout of a caller raises the limit.
 SILENCE_S = 60.0
 
 

@@ -1,4 +1,4 @@
-"""Read token counts and the reason of the end from the last answers of a language model. Pure."""
+"""Read token counts and the finish reason from the last answers of a language model. Pure."""
 
 from __future__ import annotations
 
