@@ -86,7 +86,7 @@ class Sandbox:
 
     @property
     def degree(self) -> str:
-        """Return a text about the degree, for the replica's report."""
+        """Return a text about the degree of containment, for the replica's report."""
         if self._mode == "off":
             return "off"
         now = self._degrees[0]

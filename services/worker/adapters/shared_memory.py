@@ -74,7 +74,7 @@ class Region:
         self._path.unlink(missing_ok=True)
 
     def rewind(self) -> None:
-        """Assign places from the start of the region again."""
+        """Free all places, so that the next place is at the start of the region."""
         self._at = 0
 
     def put(self, pieces: Sequence[Buffer]) -> Place:
