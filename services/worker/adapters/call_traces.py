@@ -80,7 +80,7 @@ def spans(
     """Return the spans of a call of ``group``.
 
     ``traced``: the traced requests of the group (at least one), each with the context of its sender.
-    ``ahead``: the seconds from the worker's monotonic clock to the wall clock.
+    ``ahead``: by how many seconds the wall clock is ahead of the worker's monotonic clock.
     """
     own = [new_context(sender.trace_id) for _, sender in traced]
     shared = new_context(own[0].trace_id)

@@ -151,10 +151,10 @@ class Sandbox:
     ) -> asyncio.subprocess.Process | None:
         """Start a command in the current degree of isolation.
 
-        If the machine refuses this degree, change to the next weaker one and return None. Then prepare the
-        folders for the new degree, and call this method again. In every degree the
-        command ends when this worker ends, and only its user can read the files that it writes. ``how`` is
-        passed to ``create_subprocess_exec``. Raises Unavailable like :meth:`weaken`.
+        If the machine refuses this degree, change to the next weaker degree and return None. The caller then
+        prepares the folders for the new degree and calls this method again. In every degree, the command ends
+        when this worker ends, and only its user can read the files that it writes. ``how`` is passed to
+        ``create_subprocess_exec``. Raises Unavailable like :meth:`weaken`.
         """
         if self._user is not None:
             self._user.begin()
