@@ -31,7 +31,9 @@ class GatewaySettings(Settings):
         0.9,
         gt=0,
         le=1,
-        description="Share of a worker host's cores. While more of them are busy, no shadow copies are sent.",
+        description=(
+            "Share of a worker host's cores, 0 to 1. While a larger share is busy, no shadow copies are sent."
+        ),
     )
     async_url: str = Field(
         "",
@@ -133,7 +135,10 @@ class GatewaySettings(Settings):
     trace_slow_ms: float = Field(
         1000.0,
         ge=0,
-        description="Milliseconds. Slower requests and failed requests are always exported as traces.",
+        description=(
+            "Requests that take longer than this, in milliseconds, are always exported as traces. So are "
+            "failed requests."
+        ),
     )
     llm_queue_comments: bool = Field(
         False,
@@ -179,8 +184,12 @@ class GatewaySettings(Settings):
         "",
         description="JWKS with the keys that verify JWTs of callers: an http(s) URL or the path of a file.",
     )
-    jwt_issuer: str = Field("", description="`iss` that tokens must have; required with a JWKS.")
-    jwt_audience: str = Field("", description="`aud` that tokens must have; required with a JWKS.")
+    jwt_issuer: str = Field(
+        "", description="The value that the claim `iss` of a token must have; required with a JWKS."
+    )
+    jwt_audience: str = Field(
+        "", description="The value that the claim `aud` of a token must contain; required with a JWKS."
+    )
     jwt_roles_claim: str = Field(
         "roles", description="Claim that has a token's roles. `a.b` is the claim `b` inside the claim `a`."
     )

@@ -380,7 +380,7 @@ def test_a_shadow_is_compared_and_never_disturbs_the_primary(stack: Stack, two: 
         assert both["agreed"] == zeros["agreed"]
         assert both["outputs"]["y"]["max_abs"] == 4.0
         assert both["outputs"]["y"]["top1"] == 1.0
-        assert both["differing"][-1]["difference"] == "16 of 16 values differ, element 0 by 4"
+        assert both["differing"][-1]["difference"] == "16 of 16 values differ, at most by 4 (element 0)"
         assert both["latency_ms"]["shadow_call"]["p50"] > 0
 
         stack.worker("careful-asleep").kill()

@@ -76,7 +76,10 @@ class AsyncStore:
         except (NotFound, PayloadTooLarge):
             raise
         except Exception as error:  # each driver has its own exceptions
-            raise Unavailable(f"The store of asynchronous inference has failed: {error}.") from error
+            raise Unavailable(
+                f"the store of asynchronous inference (TIDEGATE_ASYNC_URL) failed: {error}. "
+                "Send the request again"
+            ) from error
 
 
 def _local(path: str, root: str) -> Stream:

@@ -69,7 +69,7 @@ class CopyPublisher:
         return channel is not None and not channel.blocked
 
     def in_flight(self, deployment: str) -> int:
-        """Return how many copies that this process sent wait for a Deployment's answer."""
+        """Return how many copies from this process wait for an answer of a Deployment."""
         return self._by_deployment.get(deployment, 0)
 
     def publish(self, copies: Sequence[Copy], fleet: ReplicaFleet) -> None:

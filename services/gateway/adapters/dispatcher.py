@@ -403,7 +403,7 @@ class Dispatcher:
                 else:
                     self._answer(reply)
             except Exception:  # an error in one reply must not stop the others
-                log.exception("a reply was not handled")
+                log.exception("a reply could not be handled")
 
     def _answer(self, reply: Reply) -> None:
         if reply.status >= envelope.CHUNK:
@@ -424,7 +424,7 @@ class Dispatcher:
             return
         match pending.order.place(reply.attempt, reply.seq, end=end):
             case ChunkPlace.NEXT:
-                # A request without a frame is never sent again. When its timer fires, it checks the deadline.
+                # A request without a frame is never sent again. Its timer checks this new deadline.
                 pending.frame, pending.deadline = None, self._loop.time() + pending.timeout_s
                 if end:
                     self._settle(reply.id)

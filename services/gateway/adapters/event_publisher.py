@@ -47,7 +47,7 @@ class EventPublisher:
             )
         except Unavailable:
             log.info(
-                "a request for a replica was lost with the broker connection",
+                "the connection to the broker was lost; a request for a replica was not published",
                 extra={"deployment": deployment},
             )
 
@@ -64,4 +64,7 @@ async def publish_cancels(channel: Channel | None, ids: Sequence[bytes]) -> None
         body = envelope.pack(envelope.CANCELS, list(ids))
         await channel.publish(body, exchange=CANCELS.name, routing_key="")
     except Unavailable:
-        log.info("cancellations were lost with the broker connection", extra={"count": len(ids)})
+        log.info(
+            "the connection to the broker was lost; cancellations were not published",
+            extra={"count": len(ids)},
+        )

@@ -68,7 +68,7 @@ class Heartbeat:
         self._task = asyncio.create_task(self._run(), name="heartbeat")
 
     async def stop(self) -> None:
-        """Remove the heartbeat, so that this gateway counts as stopped and not as missing."""
+        """Remove the heartbeat, so that this gateway is seen as stopped, not as missing."""
         await tasks.end(self._task)
         with contextlib.suppress(StoreUnavailable):
             await self._store.forget_gateway(self._incarnation)

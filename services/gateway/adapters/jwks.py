@@ -71,7 +71,7 @@ class Jwks:
         await tasks.end(self._task)
 
     def verify(self, token: bytes) -> tuple[Principal, float]:
-        """Return a token's bearer, and the time until which the token is accepted (ms since the epoch).
+        """Return a token's principal, and the time until which the token is accepted (ms since the epoch).
 
         Raises Unauthorized, or Unavailable while no keys are known.
         """

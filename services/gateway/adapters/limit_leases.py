@@ -27,7 +27,7 @@ LOCAL = Gauge(
 )
 ON_OWN = Counter(
     "tidegate_gateway_limits_on_own_total",
-    "Reports of a caller's usage of limits that could not reach the store.",
+    "Reports of callers' usage that could not be sent to the store.",
 )
 
 TICK_S = 0.02
@@ -146,7 +146,7 @@ class LimitLeases:
         async with asyncio.timeout(SLOW_S):
             grants = await self._store.settle(self._process, [request for _, request in due])
         if self._away_since is not None:
-            log.info("the store answers again; limits are shared again")
+            log.info("the store answers again; limits apply to all processes together")
             self._away_since = None
             LOCAL.set(0)
         now = time.monotonic()

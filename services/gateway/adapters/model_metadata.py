@@ -1,4 +1,4 @@
-"""Cache the metadata that workers publish about their models. So few requests wait for the store."""
+"""Cache the metadata that workers publish about their models, so that requests rarely wait for the store."""
 
 from __future__ import annotations
 

@@ -207,9 +207,9 @@ def never_again(pending: PendingRequest) -> TidegateError | None:
 def prepare_again(pending: PendingRequest) -> None:
     """Prepare a request to be sent after a reconnect."""
     if pending.sent and pending.order is not None:
-        # The first copy may still run. So the second copy gets another attempt number, to tell their chunks
-        # apart. With a lane, skip the next number, because the first copy gets it if it leaves its replica's
-        # own queue.
+        # The first copy may still run, so the second copy gets another attempt number. The numbers tell their
+        # chunks apart. With a lane, skip one number: the first copy gets that number when it leaves its
+        # replica's own queue.
         assert pending.frame is not None
         pending.order.attempt += 1 if pending.lane is None else 2
         pending.frame = renumbered(pending.frame, pending.order.attempt)

@@ -176,7 +176,9 @@ class SharedRegions:
                 "register one, and only a segment of its own user"
             )
         if not stat.S_ISREG(found.st_mode):
-            raise BadRequest(f"Unable to open shared memory region: {key!r}: it is not a segment")
+            raise BadRequest(
+                f"Unable to open shared memory region: {key!r}: it is not a shared memory segment"
+            )
         shared_memory.check_extent(name, offset, size, found.st_size)
         return region
 

@@ -27,7 +27,7 @@ CONNECT_S = 2.0
 class UsageReporter:
     """Usage counts by caller and endpoint. A report is published again, unchanged, until it is confirmed.
 
-    A killed process loses the usage that it has not reported: usually at most that of ``every_s`` seconds.
+    A killed process loses the usage since its last report, usually of at most ``every_s`` seconds.
     """
 
     def __init__(self, amqp_url: str, incarnation: str, every_s: float, jobs: JobUsageStore) -> None:
@@ -69,7 +69,7 @@ class UsageReporter:
         await self.connection.stop()
 
     def counts(self, principal: str, endpoint: str) -> list[int]:
-        """Return the list to count a caller's usage of an endpoint in. It has the order of ``COUNTS``."""
+        """Return a caller's counts at an endpoint, in the order of ``COUNTS``. Add new usage to this list."""
         counts = self._counts.get((principal, endpoint))
         if counts is None:
             counts = self._counts[principal, endpoint] = [0] * len(ZERO)

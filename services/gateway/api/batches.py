@@ -1,8 +1,8 @@
 """The HTTP API of batches: upload a file of requests, read its progress, download the results.
 
-OpenAI's batches have the same paths. A ``POST`` creates one if its body is a JSON object with
-``input_file_id``, and their ids begin with ``batch_``. A list has both kinds: ``items`` and ``next`` for
-Tidegate's batches, ``data`` and ``has_more`` for OpenAI's.
+OpenAI's batches have the same paths. A ``POST`` creates an OpenAI batch if its body is a JSON object with
+``input_file_id``. The id of an OpenAI batch begins with ``batch_``. A list has both kinds: ``items`` and
+``next`` for Tidegate's batches, ``data`` and ``has_more`` for OpenAI's.
 """
 
 from __future__ import annotations

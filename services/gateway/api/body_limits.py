@@ -41,7 +41,9 @@ class BodyLimits:
 
     def too_large(self) -> PayloadTooLarge:
         """Return the error for a body above the limit."""
-        return PayloadTooLarge(f"the body is larger than {self.body_bytes} bytes")
+        return PayloadTooLarge(
+            f"the body is larger than the limit of {self.body_bytes} bytes (TIDEGATE_MAX_BODY_BYTES)"
+        )
 
     def overloaded(self) -> Overloaded:
         """Return the error for a body that does not fit in the budget."""
@@ -55,16 +57,16 @@ class BodyLimits:
         """Raise PayloadTooLarge if the JSON part is too large. Decoded JSON takes many times its size."""
         if size > self.json_bytes:
             raise PayloadTooLarge(
-                f"the JSON part has {size} bytes, the limit is {self.json_bytes}: "
-                "send large tensors as binary data"
+                f"the JSON part has {size} bytes, but the limit is {self.json_bytes} "
+                "(TIDEGATE_MAX_JSON_BYTES): send large tensors as binary data"
             )
 
     def check_structure(self, size: int) -> None:
         """Raise PayloadTooLarge if a gRPC message has too many bytes outside its raw tensors."""
         if size > self.json_bytes:
             raise PayloadTooLarge(
-                f"the request has {size} bytes outside its raw tensors; the limit is {self.json_bytes}: "
-                "send large tensors as raw_input_contents"
+                f"the request has {size} bytes outside its raw tensors, but the limit is {self.json_bytes} "
+                "(TIDEGATE_MAX_JSON_BYTES): send large tensors as raw_input_contents"
             )
 
 

@@ -74,7 +74,7 @@ def _check_number(number: int) -> None:
         raise BadRequest("the list of feedback is empty: send one item or more")
     if number > MOST:
         raise PayloadTooLarge(
-            f"a call takes {MOST} items of feedback, got {number}: send them in several calls"
+            f"a call may have at most {MOST} items of feedback, got {number}: send them in several calls"
         )
 
 
@@ -97,11 +97,14 @@ _ITEM = {
     "type": "object",
     "properties": {
         "request_id": {"type": "string", "description": "X-Feedback-Id of an answer, or the id of a job."},
-        "idempotency_key": {"type": "string", "description": "The key of a job, instead of request_id."},
+        "idempotency_key": {
+            "type": "string",
+            "description": "The Idempotency-Key of a job. Send either this or request_id.",
+        },
         "score": {"type": "number"},
         "reward": {"type": "number"},
         "label": {"type": "string"},
-        "metric": {"type": "string", "description": "Any other metric, with a value."},
+        "metric": {"type": "string", "description": "The name of any other metric. Send its `value` too."},
         "value": {"oneOf": [{"type": "number"}, {"type": "string"}]},
         "at": {"oneOf": [{"type": "string", "format": "date-time"}, {"type": "number"}]},
     },

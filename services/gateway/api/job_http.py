@@ -33,7 +33,7 @@ def read_cursor(cursor: str | None) -> bytes | None:
     """Parse a cursor, which is the ``next`` of the previous page. Raises BadRequest."""
     id_ = None if cursor is None else read_id(cursor)
     if cursor is not None and id_ is None:
-        raise BadRequest(f"cursor must be the 'next' of the previous page, got {cursor[:40]!r}")
+        raise BadRequest(f"cursor must be the value of 'next' in the previous page, got {cursor[:40]!r}")
     return id_
 
 

@@ -228,7 +228,7 @@ class GatewayMetrics:
                 self.variants.add_failure(model, error.deployment)
 
     def refused(self, model: str, reason: str, *, failed: bool = False) -> None:
-        """Count a request without an answer of the model. ``reason`` is the label of its outcome."""
+        """Count a request that the model did not answer. ``reason`` is the label of its outcome."""
         label = self._label(model)
         ANSWERED.labels(label, reason).inc()
         if label and label != UNKNOWN:

@@ -122,7 +122,7 @@ def _permit(service: str, method: str, path: str) -> None:
     if scopes is None:
         allowed = tuple(route[1])
         raise MethodNotAllowed(f"this path accepts {', '.join(allowed)}, not {method}", allowed=allowed)
-    # Some routes need no scope inside the stack. Here they need one, because they show internal data.
+    # Some routes need no scope inside the stack. Here they need a scope, because they show internal data.
     caller.permit(principal, permissions.LOOK if scopes == (permissions.OPEN,) else scopes)
 
 

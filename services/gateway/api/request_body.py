@@ -62,7 +62,7 @@ async def small_body(request: Request) -> bytes:
         async for chunk in request.stream():
             body += chunk
             if len(body) > SMALL_BODY:
-                raise PayloadTooLarge(f"the body is larger than {SMALL_BODY} bytes")
+                raise PayloadTooLarge(f"the body is larger than the limit of {SMALL_BODY} bytes")
     except ClientDisconnect:
         raise BadRequest("the caller closed the connection before the request was complete") from None
     return body

@@ -280,7 +280,10 @@ class Access:
         that had a JWT is returned unchanged, because the gateway does not keep tokens.
         """
         if principal is ANONYMOUS and self.required:
-            raise Unauthorized("this stack no longer accepts calls without a key", reason="key_revoked")
+            raise Unauthorized(
+                "this stack no longer accepts calls without a key: submit the requests again with a key",
+                reason="key_revoked",
+            )
         if principal is ANONYMOUS or principal is SERVICE or principal.id.startswith(access.JWT_PREFIX):
             return principal
         if self._table is None:

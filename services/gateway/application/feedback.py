@@ -225,7 +225,8 @@ def _answer(results: set[Added]) -> ItemAnswer:
     if "too_many" in results:
         return ItemAnswer(
             "invalid",
-            f"this answer has {MOST_NAMES} metrics with names of your own, the limit: use fewer names",
+            f"this answer already has {MOST_NAMES} metrics other than score, reward and label, which is the "
+            "limit: use fewer metrics",
         )
     return ItemAnswer(
         "duplicate", "this answer already has a value for this metric, and only the first value counts"

@@ -16,9 +16,9 @@ from services.gateway.domain.replica_choice import Choice, Outcome, PrefixMemory
 
 PREFIXES = Counter(
     "tidegate_gateway_llm_prefix_total",
-    "Requests to language models. hit: ran on the replica that had read the prompt's beginning; first: a new "
-    "beginning; stolen: another replica was free sooner; loaded: that replica had too much load; "
-    "none: no choice.",
+    "Requests to language models. hit: ran on the replica that had read the prompt's beginning; first: no "
+    "replica had read the beginning; stolen: another replica was free sooner; loaded: the preferred replica "
+    "had too much load; none: no replica was preferred.",
     ["outcome"],
 )
 

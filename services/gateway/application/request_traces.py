@@ -119,13 +119,16 @@ def timing_attributes(timing: Timing, total: float) -> dict[str, Any]:
 
 
 def request_traces_of(slow_ms: float) -> tuple[RequestTraces, SpanExport] | tuple[None, None]:
-    """Return the traces and their export, as set by the variables ``OTEL_*``; None without a receiver."""
+    """Return the traces and their export, as the variables ``OTEL_*`` set them.
+
+    Both are None if the variables name no receiver of traces.
+    """
     export = export_of("gateway")
     if export is None:
         return None, None
     try:
         sampler = sampler_of(os.environ)
     except ValueError as problem:
-        log.error("requests are traced by the default rule", extra={"problem": str(problem)})
+        log.error("a trace setting is invalid; the default sampler is used", extra={"problem": str(problem)})
         sampler = sampler_of({})
     return RequestTraces(export, sampler, slow_ms / 1e3), export

@@ -48,12 +48,14 @@ def refusal(
             )
     elif waiting >= max_queue:
         return Overloaded(
-            f"{name}: {waiting} requests already wait, and the limit is {max_queue}",
+            f"{name}: {waiting} requests already wait, and the limit is {max_queue}. Retry after the time in "
+            "Retry-After",
             retry_after_s=(wait_ms or 1_000.0) / 1e3,
         )
     if wait_ms is not None and wait_ms > timeout_ms * (1 - RESERVE):
         return Overloaded(
-            f"{name}: the predicted wait is {wait_ms:.0f} ms, but the request has {timeout_ms:.0f} ms left",
+            f"{name}: the predicted wait is {wait_ms:.0f} ms, but the request has {timeout_ms:.0f} ms left. "
+            "Set a longer timeout, or retry after the time in Retry-After",
             retry_after_s=(wait_ms - timeout_ms * (1 - RESERVE)) / 1e3,
         )
     return None
@@ -77,7 +79,7 @@ def no_replica_in_time(
     if fleet.start_ms is not None and fleet.start_ms > timeout_ms:
         return ColdStart(
             f"{name} needs {fleet.start_ms:.0f} ms more to start, but the request has {timeout_ms:.0f} ms "
-            "left: set a longer timeout, or retry after Retry-After",
+            "left: set a longer timeout, or retry after the time in Retry-After",
             retry_after_s=fleet.start_ms / 1e3,
         )
     return None

@@ -14,13 +14,13 @@ from services.gateway.domain.leased_tokens import LeasedTokens
 from tidegate.kernel.protocol.access import Allowance
 
 DAY, MONTH = "day_budget", "month_budget"
-# The part of its share of the remaining budget that a process may spend before the account grants it. This
-# part is below 1, because other processes may have spent money since the last settlement.
+# Until the account grants money, a process may spend this part of its share of the remaining budget. The part
+# is below 1, because other processes may have spent money since the last settlement.
 CREDIT = 0.25
 
 
 class Reserved(NamedTuple):
-    """The reservation of a request. ``day``, ``month``: the numbers of its day and month, from 0 here."""
+    """The reservation of a request. ``day``, ``month``: the periods of the reservation, numbered from 0."""
 
     day: int
     month: int

@@ -112,7 +112,7 @@ def _numbers(name: str, a: Output, b: Output, atol: float, rtol: float) -> Compa
         counts.agreed = 1
         return Comparison(name, counts, "")
     at = int(np.argmax(np.where(bad, distance, -1.0)))
-    words = f"{int(bad.sum())} of {bad.size} values differ, element {at} by {distance[at]:.3g}"
+    words = f"{int(bad.sum())} of {bad.size} values differ, at most by {distance[at]:.3g} (element {at})"
     return Comparison(name, counts, words)
 
 

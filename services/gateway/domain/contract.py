@@ -46,7 +46,7 @@ RETRY_AFTER_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class WantedOutput:
-    """An output that the caller wants. ``classes``: return this many of its highest values, or with 0 all."""
+    """An output that the caller wants. ``classes``: the number of classes to return; 0: return the values."""
 
     name: str
     binary: bool

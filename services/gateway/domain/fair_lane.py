@@ -61,8 +61,9 @@ class Standing(NamedTuple):
 class Flow(Generic[T]):
     """A flow in one lane. ``outstanding``: its unanswered requests.
 
-    ``published``: how many requests are in the window. ``tenant``: the field of its request frames. ``name``:
-    the key as text. ``held``: a heap of the requests that wait here, by (priority, order of arrival).
+    ``published``: how many requests are in the window. ``tenant``: the field ``tenant`` of its request
+    frames. ``name``: the key as text. ``held``: a heap of the requests that wait here, by (priority, order
+    of arrival).
     """
 
     key: FlowKey

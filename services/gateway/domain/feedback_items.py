@@ -70,8 +70,8 @@ def _outcomes(raw: Mapping[str, Any]) -> tuple[Outcome, ...]:
         return tuple(found)
     if not isinstance(metric, str) or _METRIC.fullmatch(metric) is None or value is None:
         raise BadRequest(
-            "metric and value belong together; a metric's name has letters, digits and _.- and begins with "
-            "a letter, at most 64 characters"
+            "metric and value belong together: send both. A metric's name begins with a letter and has at "
+            "most 64 characters: letters, digits, '_', '.' and '-'"
         )
     if metric in {outcome.metric for outcome in found}:
         raise BadRequest(f"feedback has the metric {metric!r} twice: remove one")
@@ -96,7 +96,7 @@ def _label(name: str, value: Any) -> str:
         return "true" if value else "false"
     text = str(value) if isinstance(value, int | float) else value
     if not isinstance(text, str) or not 1 <= len(text) <= LONGEST_LABEL:
-        raise BadRequest(f"{name} must be a text of 1..{LONGEST_LABEL} characters, a number or a boolean")
+        raise BadRequest(f"{name} must be a string of 1..{LONGEST_LABEL} characters, a number or a boolean")
     return text
 
 
@@ -105,7 +105,7 @@ def _text(raw: Mapping[str, Any], name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise BadRequest(f"{name} must be a text, got {bounded_json.shown(value)}")
+        raise BadRequest(f"{name} must be a string, got {bounded_json.shown(value)}")
     return value
 
 

@@ -44,7 +44,7 @@ class JobOptions:
 
 
 _DEFAULT = JobOptions()
-# Almost all jobs have this header, so it is not parsed.
+# Almost all jobs have exactly this header, so it is compared before any header is parsed.
 _USUAL, _ASYNC = b"respond-async", Preference()
 
 
@@ -128,7 +128,7 @@ def check_ttl(value: Any) -> float:
 def check_webhook(value: Any) -> str:
     """Return a webhook's URL. Raises BadRequest. Its IP address is checked at delivery."""
     if not isinstance(value, str) or read_url(value) is None:
-        raise BadRequest(f"webhook must be a plain http or https URL without a user, got {str(value)[:80]!r}")
+        raise BadRequest(f"webhook must be an http or https URL without a user name, got {str(value)[:80]!r}")
     return value
 
 
@@ -137,7 +137,7 @@ def check_metadata(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadRequest(f"metadata must be an object, got {type(value).__name__}")
     if (size := len(orjson.dumps(value))) > MAX_METADATA_BYTES:
-        raise BadRequest(f"metadata has {size} bytes, the limit is {MAX_METADATA_BYTES}")
+        raise BadRequest(f"metadata has {size} bytes, but the limit is {MAX_METADATA_BYTES}")
     return value
 
 

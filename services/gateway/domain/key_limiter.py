@@ -217,7 +217,8 @@ class KeyLimiter:
         # The number of requests expected in the next AHEAD_S, at the pace since the last settlement.
         pace = math.ceil(self._requests * AHEAD_S / max(now - self._settled_at, AHEAD_S / 5))
         if self.standalone and self.rate is not None:
-            self.rate.borrowed = self.rate.held  # report no tokens: the account refilled in this time, too
+            # Report 0 held tokens, because the account was refilled too while the store was down.
+            self.rate.borrowed = self.rate.held
         slots = self._slots_wanted(idle)
         self.slots = min(self.slots, slots)  # do not use slots that this settlement returns
         return self._settlement(day, pace, idle, TokenHolding(self.in_flight, slots))

@@ -108,7 +108,7 @@ class MultipartReader:
         if blank.strip(b" \t") or len(blank) > HEAD_BYTES:
             if self._held == b"-" or blank.strip(b" \t") == b"\r":
                 return
-            raise BadRequest("the form has other bytes after a boundary")
+            raise BadRequest("the form has unexpected bytes after a boundary: expected a line break or '--'")
         if found:
             self._held, self._in = after, "head"
 

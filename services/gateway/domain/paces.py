@@ -31,10 +31,8 @@ class Paces:
         if left <= 0:
             self._left[caller] = (left, now)
             raise TooMany(
-                (
-                    f"this caller sends more than {self._per_s:g} {self._what} per second, the limit: send "
-                    "fewer, or wait"
-                ),
+                f"this caller sends more than {self._per_s:g} {self._what} per second, which is the limit: "
+                "send fewer, or wait",
                 retry_after_s=(1 - left) / self._per_s,
             )
         self._left[caller] = (left - events, now)

@@ -53,7 +53,7 @@ def test_numbers_agree_within_the_tolerance(a, b, agrees):
 def test_the_largest_differences_and_the_place_are_reported():
     found = one(numbers([[1.0, 10.0, 4.0]]), numbers([[1.5, 10.0, 5.0]]))
     assert (found.counts.max_abs, found.counts.max_rel) == (1.0, 0.5)
-    assert found.difference == "2 of 3 values differ, element 2 by 1"
+    assert found.difference == "2 of 3 values differ, at most by 1 (element 2)"
 
 
 def test_the_tolerance_is_relative_to_the_primary():

@@ -175,7 +175,7 @@ def test_raw_bytes_become_one_row():
         ("application/x-npy", npy(np.zeros((2, 2), "<f4"))[:-1], "but only 15 follow"),
         ("application/x-npy", npy(np.array([{"a": 1}], object)), "Python objects"),
         ("application/x-npy", npy(np.zeros((1, 2), "<c8")), "expected FP32, got an array of complex64"),
-        ("image/png", b"\x89PNG", "only a model with one input of strings takes raw bytes"),
+        ("image/png", b"\x89PNG", "only a model with one input of strings accepts raw bytes"),
     ],
 )
 def test_wrong_bodies_are_refused(kind: str, body: bytes, problem: str):

@@ -66,7 +66,7 @@ def regions(tmp_path: Path, budget: MemoryBudget) -> SharedRegions:
         ("/nowhere", "Unable to open shared memory region: '/nowhere': No such file"),
         ("/link", "Unable to open"),
         ("/folder", "Unable to open"),
-        ("/pipe", "it is not a segment"),
+        ("/pipe", "it is not a shared memory segment"),
     ],
 )
 def test_a_key_names_one_segment(regions: SharedRegions, tmp_path: Path, key: str, told: str):

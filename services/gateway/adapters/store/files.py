@@ -2,7 +2,7 @@
 
 tidegate:file:r:<hex id>         the record, JSON; it expires with the file
 tidegate:file:chunks:<hex id>    chunks of the file in the blob store, in order
-tidegate:file:of:<name>          hex ids of a principal's files, in order of creation; an empty name: of all
+tidegate:file:of:<name>          hex ids of a principal's files, in order of creation; no name: all files
 tidegate:file:uploads            hex ids of uploads that have not ended; the score is their last progress (ms)
 """
 

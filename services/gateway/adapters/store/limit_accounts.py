@@ -17,7 +17,8 @@ from services.gateway.domain.lease_messages import LeaseGrant, LeaseRequest, Pri
 from tidegate.kernel.store.connection import Connected, answer
 from tidegate.kernel.store.scripts import FOLDER
 
-ACCOUNT = "tidegate:limit:"  # + principal; a hash with the bucket, the counts, and each process's holdings
+# Followed by the principal. The value is a hash with the bucket, the counts, and each process's holdings.
+ACCOUNT = "tidegate:limit:"
 
 
 class LimitAccounts(Connected):

@@ -2,7 +2,7 @@
 
 tidegate:sequence:<key>       the place: Deployment, replica and token; it expires when the sequence is idle
 tidegate:sequence:<key>:open  ids of its open requests, of all gateways; the score is their deadline (ms)
-tidegate:sequences:<replica>  keys of the replica's sequences; the score is when they expire (ms)
+tidegate:sequences:<replica>  keys of the replica's sequences; the score is the time of expiry (ms)
 
 The store may lose these keys. Then a gateway uses the places that it remembers (``application/inference``).
 """

@@ -16,7 +16,8 @@ from services.gateway.domain.llm.token_window import TokenBalance
 from tidegate.kernel.store.connection import Connected, answer
 from tidegate.kernel.store.scripts import FOLDER
 
-ACCOUNT = "tidegate:tokens:"  # + the account's id; a hash with the tokens of each second and of the day
+# Followed by the account's id. The value is a hash with the tokens of each second and of the day.
+ACCOUNT = "tidegate:tokens:"
 
 
 class TokenAccounts(Connected):

@@ -63,7 +63,7 @@ class HeaderBlockReader:
 
 def _parsed(fields: list[tuple[bytes, bytes]]) -> CallHeaders:
     if len(fields) > FIELDS:
-        raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, f"more than {FIELDS} header fields")
+        raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, f"the call has more than {FIELDS} header fields")
     headers: dict[bytes, bytes] = {}
     for name, value in fields:
         if name in headers and name in {b":path", b":method", b"authorization", b"content-type"}:

@@ -38,7 +38,7 @@ class FrameWriter:
             call.headers_sent = True
             out += (frame_head(len(HEADERS), frames.HEADERS, frames.END_HEADERS, call.id), HEADERS)
         size = call.unsent_bytes
-        if len(call.unsent) == 1 and size <= self._allowed(call):  # most responses fit at once
+        if len(call.unsent) == 1 and size <= self._allowed(call):  # most responses fit into one frame
             out += (frame_head(size, frames.DATA, 0, call.id), call.unsent.popleft())
             self._count(call, size)
         elif call.unsent:

@@ -167,7 +167,7 @@ class GrpcInference:
         finally:
             if grouper is not None:
                 grouper.leave()
-        if grouper is None:  # create it after an answer, when the model surely exists
+        if grouper is None:  # create a grouper only after an answer, which shows that the model exists
             grouper = self._groupers.setdefault(model, CallGrouper())
         grouper.learn(answer.reply.compute_us, answer.reply.shared)
         return answer

@@ -69,7 +69,7 @@ class InferenceStream:
         try:
             return self._calls.core.find(request.model_name, request.model_version)[1].decoupled
         except TidegateError:
-            return False  # then `_one` reports the error, in the order of the requests
+            return False  # `_one` gets the same error, and reports it in the order of the requests
 
     async def _one(
         self, request: Any, rid: str, timeout_ms: float | None, before: asyncio.Task[None] | None

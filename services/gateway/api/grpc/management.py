@@ -118,7 +118,7 @@ class ManagementMethods:
 
 
 def _trace_value(setting: Any, present: Any) -> Any:
-    """Return a setting's value in an update. No value requests the default, which is the present value."""
+    """Return the value that an update sets. An empty list requests the default: the present value."""
     values = list(setting.value)
     if not values:
         return present

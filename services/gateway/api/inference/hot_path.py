@@ -178,7 +178,7 @@ class HotPathProtocol(Protocol):
         self.check_head()
         limits, headers = self._inference.limits, dict(self.headers)
         unusual = len(headers) != len(self.headers) or b"upgrade" in headers
-        # A missing Host must be refused. So check a line feed instead, which is never a valid host.
+        # Refuse a missing Host: replace it by a line feed, which is never a valid host.
         if (unusual or not valid_host(headers.get(b"host", b"\n"))) and self.check_unusual():
             return
         call = HotPathCall(target, headers, self.parser.should_keep_alive(), self._on_lost, limits)

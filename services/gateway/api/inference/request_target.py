@@ -1,4 +1,4 @@
-"""Find the target of a request, an inference call or a new job, from its method and path."""
+"""Find the target of a request from its method and path: an inference call or a new job."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SUBMIT_JOB = SubmitJob()
 
 
 def target_of(method: str, path: str) -> Target | None:
-    """Return the target of a request, or None if it neither is an inference call nor submits a job."""
+    """Return the target of an inference call or of a new job; None for any other request."""
     if method != "POST":
         return None
     if path.startswith(INFER_PREFIX) and path.endswith(INFER_SUFFIX):

@@ -86,7 +86,7 @@ class LlmDoor:
     def call(self, received: ReceivedRequest, model: str, path: str, body: dict[str, Any]) -> LlmCall:
         """Return a call of ``path`` of OpenAI's API; raise BadRequest for headers that cannot be read.
 
-        ``body`` is in OpenAI's format. This method sets its model, and makes a stream request its usage.
+        ``body`` is in OpenAI's format. This method sets its model, and requests the usage of a stream.
         """
         body["model"] = model
         if body.get("stream") is True and path.endswith("completions"):
@@ -128,7 +128,10 @@ class LlmDoor:
 
 
 def bound(answer: Callable[..., Awaitable[Response]], **fixed: Any) -> Callable[..., Awaitable[Response]]:
-    """Return a route's function with fixed arguments. With ``partial``, the query could override them."""
+    """Return a route's function with fixed arguments.
+
+    With ``functools.partial``, the query of a request could override them.
+    """
 
     async def answer_bound(request: Request) -> Response:
         return await answer(request, **fixed)

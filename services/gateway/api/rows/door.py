@@ -132,7 +132,7 @@ class RowsDoor:
         """
         names = [each.name for each in self.endpoints()]
         if len(names) != 1:
-            raise BadRequest(f"this path names no model, and there are {len(names)}: {how}")
+            raise BadRequest(f"this path names no model, and you may use {len(names)} models: {how}")
         return names[0]
 
     async def run(

@@ -39,7 +39,7 @@ class SageMakerRoutes:
 
         async def make(received: Received) -> Response:
             name = model or received.header(TARGET_MODEL).removesuffix(".tar.gz").strip("/")
-            name = name or self._door.only(f"name one in the header {TARGET_MODEL}")
+            name = name or self._door.only(f"name a model in the header {TARGET_MODEL}")
             given = TypedBody(received.header("content-type"), received.header("accept"), received.body)
             version = received.header(TARGET_VARIANT).removeprefix("v")
             answer = await self._door.run(received, PROTOCOL, name, version, given.decode)

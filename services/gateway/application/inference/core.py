@@ -177,7 +177,7 @@ class InferenceCore:
             if route.llm is not None:
                 raise not_tensors(model)
             raise BadRequest(
-                f"model {model!r} is decoupled (any number of answers to a request): "
+                f"model {model!r} is decoupled (it returns any number of answers to a request): "
                 "use /generate_stream, or ModelStreamInfer over gRPC"
             )
         if request.sequence is not None and self._keeps_sequences(endpoint, route):
@@ -332,10 +332,9 @@ class InferenceCore:
         """Yield the answers of a Deployment to a decoded request, as :meth:`stream` does.
 
         ``decode_s``: the seconds that decoding took. ``admitted``: the request was admitted before.
-        ``flow``: the caller at the endpoint. ``cost``: how many requests this one counts as in the caller's
-        share; 0: as many as its rows. A request to a language model may prefer a ``replica``, and wait for
-        this replica for up to ``wait_ms``.
-        ``keeper``: the replica that keeps the request's sequence.
+        ``flow``: the caller at the endpoint. ``cost``: how much of the caller's share the request uses; 0:
+        its number of rows. A request to a language model may prefer a ``replica``, and wait for this replica
+        for up to ``wait_ms``. ``keeper``: the replica that keeps the request's sequence.
         """
         if not admitted:
             self.admit(route, timeout_ms, flow)
@@ -453,7 +452,7 @@ def _result(
 def not_tensors(model: str) -> BadRequest:
     """Return the error for tensors to a language model. With tensors, a caller could choose any path."""
     return BadRequest(
-        f"model {model!r} is a language model and takes no tensors: use /v1/chat/completions",
+        f"model {model!r} is a language model and accepts no tensors: use /v1/chat/completions",
         reason="language_model",
     )
 

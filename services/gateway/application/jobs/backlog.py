@@ -66,7 +66,7 @@ class BacklogEstimate:
 
 
 def estimated_start_ms(position: int, fleet: ReplicaFleet) -> float | None:
-    """Return the ms until a job starts that has ``position`` jobs ahead of it; None if unknown."""
+    """Return the milliseconds until a job with ``position`` jobs ahead of it starts; None if unknown."""
     if fleet.ready == 0:
         return fleet.start_ms
     return predicted_wait_ms(position, fleet)

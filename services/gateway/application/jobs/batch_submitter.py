@@ -94,7 +94,7 @@ class BatchSubmitter:
         return asyncio.create_task(self._submit_next(room))
 
     def check_model(self, model: str) -> None:
-        """Raise a TidegateError if the caller may not use a model, or if it is not a language model."""
+        """Raise a TidegateError if a model is not a language model, or if the caller may not use it."""
         endpoint, _ = self._submitter.llm.find(model)
         principal = self._access.recheck(self._principal)
         if not principal.may(INFER, endpoint.name):

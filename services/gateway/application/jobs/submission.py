@@ -131,8 +131,8 @@ class JobSubmitter:
             raise not_tensors(model)
         if route.decoupled:
             raise BadRequest(
-                f"model {model!r} is decoupled (any number of answers to a request), but a job has "
-                "one answer: use /generate_stream"
+                f"model {model!r} is decoupled (it returns any number of answers to a request), but a job "
+                "has one answer: use /generate_stream"
             )
         try:
             request = decode(route.contract)
@@ -208,10 +208,8 @@ class JobSubmitter:
     def _check_room(self) -> None:
         if self._submitting >= MAX_SUBMITTING:
             raise Overloaded(
-                (
-                    f"the gateway accepts {self._submitting} jobs at the same time, the limit: send the job "
-                    "again"
-                ),
+                f"the gateway is already accepting {self._submitting} jobs, which is the limit: send the job "
+                "again",
                 retry_after_s=1.0,
             )
 
@@ -237,7 +235,8 @@ class JobSubmitter:
             position = await self._backlog.ahead(request.route.name)
             if position is not None and position >= self._max_queued:
                 raise Overloaded(
-                    f"{request.route.name}: {position} jobs are queued, and the limit is {self._max_queued}",
+                    f"{request.route.name}: {position} jobs are queued, and the limit is {self._max_queued} "
+                    "(TIDEGATE_MAX_WAITING_JOBS). Retry after the time in Retry-After",
                     retry_after_s=10.0,
                 )
             new = await self._new_record(request)

@@ -109,7 +109,7 @@ class CallAccount:
                 # The engine may have read the prompt, even if the caller disconnected before the first event.
                 tokens = min(call.estimate.prompt, self._reservation.charged)
             elif call.cost.answers and call.estimate.answer and not tokens:
-                # The upstream reported no usage. Keep the charge, or its callers would have no limit.
+                # The upstream reported no usage. Keep the charge, so that token limits still apply.
                 tokens = self._reservation.charged
             self._reservation.settle(tokens)
         if prompt:
@@ -119,7 +119,7 @@ class CallAccount:
         self._meter.end()
         if self.grant is not None:
             if not (prompt or answer) and self._events and call.estimate.answer:
-                # Some upstreams report usage only at the end of a stream. Charge callers that left earlier.
+                # Some upstreams report usage only at the end of a stream, and this caller left earlier.
                 call.cost.tokens_in = call.estimate.prompt
                 call.cost.tokens_out = min(self._events, call.estimate.answer)
             self.grant.streamed(call.cost, call.received)

@@ -371,7 +371,7 @@ def _continues(progress: StreamProgress, losses: int, error: WorkerLost, retry_s
     if action == "fail":
         raise WorkerLost(
             "the worker ended in the middle of the stream, and the stream cannot continue on another one, "
-            f"because {problem}: send the request again"
+            f"because {problem}. Send the request again"
         ) from None
     return action == "continue"
 
@@ -435,7 +435,7 @@ def _checked(model: str, route: DeploymentRoute) -> DeploymentRoute:
     name, _, adapter = model.partition(":")
     if route.llm is None:
         raise BadRequest(
-            f"model {name!r} is not a language model but of format {route.format}: use "
+            f"model {name!r} has the format {route.format}, so it is not a language model: use "
             f"/v2/models/{name}/infer",
             reason="not_a_language_model",
         )

@@ -210,7 +210,7 @@ class TokenLimits:
     def _take_back(
         self, charging: asyncio.Task[tuple[int, tuple[TokenBalance, ...]]], ids: tuple[str, ...], tokens: int
     ) -> None:
-        """Give back the tokens of a charge that the store made too late: no request waits for it any more."""
+        """Undo a charge that the store makes after its request has stopped waiting."""
 
         def on_done(_: object) -> None:
             self._late.discard(charging)

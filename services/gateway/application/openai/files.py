@@ -1,4 +1,4 @@
-"""Store the files of OpenAI's API: upload, read, list, delete. Each caller sees only its own."""
+"""Store the files of OpenAI's API: upload, read, list, delete. Each caller sees only its own files."""
 
 from __future__ import annotations
 

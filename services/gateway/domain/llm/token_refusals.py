@@ -24,7 +24,7 @@ def check_fits(accounts: Sequence[TokenAccount], prompt: int, tokens: int) -> No
                 else f"shorten the prompt below {most:,} tokens"
             )
             raise BadRequest(
-                f"this request may use about {tokens:,} tokens ({prompt:,} of its prompt), but "
+                f"this request may use about {tokens:,} tokens ({prompt:,} of them in the prompt), but "
                 f"{_whose(account)} has a limit of {most:,} tokens per {period}, so it can never run: "
                 f"{shorter}, or ask an admin to raise the limit with "
                 f"`tidegate keys change {account.principal} {_OPTIONS[period]} N`",

@@ -152,7 +152,7 @@ def public(batch: Batch, facts: OpenAiFacts) -> dict[str, Any]:
 
 
 def check_cancel(batch: Batch) -> TidegateError | None:
-    """Return the error if a batch cannot be cancelled; None if it can be, or already is."""
+    """Return the error if a batch cannot be cancelled; None if it can, or if it is already cancelled."""
     if batch.over and batch.state != "cancelled":
         return BadRequest(f"batch {batch_name(batch.id)} is {batch.state}, so it cannot be cancelled")
     return None

@@ -142,7 +142,8 @@ def _texts(array: np.ndarray) -> np.ndarray:
     longest = max(sizes, default=0)
     if 4 * longest * array.size > _MOST_TEXT_BYTES:
         raise BadRequest(
-            f"the strings of the answer are not text, or too long for {NPY}. Send the header Accept: {JSON}"
+            f"the strings of the answer are not UTF-8, or are too long for {NPY}. Send the header "
+            f"Accept: {JSON}"
         )
     return array.astype(str)
 
@@ -173,7 +174,7 @@ def is_columns(document: Any, contract: Contract) -> bool:
 
 
 def _row(value: Any) -> Any:
-    """Return the row in a line. Requests for SageMaker's own algorithms have it in ``features``."""
+    """Return the row in a line. Requests for SageMaker's own algorithms have the row in ``features``."""
     return value["features"] if isinstance(value, dict) and value.keys() == {"features"} else value
 
 
@@ -246,14 +247,14 @@ def _from_npy(body: Buffer, contract: Contract) -> Decoded:
 
 
 def _array(body: Buffer) -> np.ndarray:
-    """Return the array in a .npy body, without ``np.load``: it allocates any size that the head claims."""
+    """Return the array in a .npy body. ``np.load`` would allocate any size that the header declares."""
     file = io.BytesIO(body)
     try:
         version = np.lib.format.read_magic(file)
         one, two = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
         read = one if version == (1, 0) else two
         shape, fortran, dtype = read(file)
-    except Exception as problem:  # the head is Python code, and NumPy raises many kinds of errors
+    except Exception as problem:  # the header is Python code, and NumPy raises many kinds of errors
         raise BadRequest(f"the body is not an array in NumPy's format (.npy): {problem}") from None
     if dtype.hasobject:
         raise BadRequest("the array holds Python objects, which are not loaded: send numbers or strings")
@@ -261,7 +262,7 @@ def _array(body: Buffer) -> np.ndarray:
         raise BadRequest(f"the array has the type {dtype} and the shape {shape}: send numbers or strings")
     size, left = math.prod(shape) * dtype.itemsize, len(body) - file.tell()
     if size != left:
-        raise BadRequest(f"the head of the array promises {size} bytes, but only {left} follow")
+        raise BadRequest(f"the header of the array declares {size} bytes, but {left} bytes follow")
     try:
         flat = np.frombuffer(body, dtype, math.prod(shape), file.tell())
         return flat.reshape(shape, order="F" if fortran else "C")
@@ -273,7 +274,7 @@ def _from_bytes(body: Buffer, contract: Contract) -> Decoded:
     names = [name for name, (_, tensor) in contract.inputs.items() if tensor.datatype.name == "BYTES"]
     if len(names) != 1 or contract.required - set(names):
         raise BadRequest(
-            "only a model with one input of strings takes raw bytes, but this model takes "
+            "only a model with one input of strings accepts raw bytes, but this model takes "
             f"{list(contract.inputs)}: send {JSON}"
         )
     tensor = contract.inputs[names[0]][1]

@@ -101,7 +101,7 @@ def examples(document: Mapping[str, Any], contract: Contract) -> Decoded:
         raise BadRequest("the request must have 'examples', a list of objects of features")
     if context and len(found) > 1 and _is_larger(context, _MOST_REPEATED // len(found)):
         raise BadRequest(
-            f"'context' is repeated for {len(found)} examples, and is too large for that: send fewer examples"
+            f"'context' is too large to be copied into each of {len(found)} examples: send fewer examples"
         )
     return from_rows([context | each if isinstance(each, dict) else each for each in found], contract)
 
@@ -138,7 +138,7 @@ class _Strings:
                 raise BadRequest(f"lists are nested more than {_MAX_DEPTH} deep")
             self._left -= len(value)
             if self._left < 0:
-                raise BadRequest(f"an input of strings may have {MAX_STRINGS} elements: send fewer")
+                raise BadRequest(f"an input of strings may have at most {MAX_STRINGS} elements: send fewer")
             if _NESTED.isdisjoint(map(type, value)):
                 return value
             return [self.plain(each, depth + 1) for each in value]

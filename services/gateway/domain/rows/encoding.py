@@ -61,8 +61,8 @@ def check_rows(found: dict[str, np.ndarray]) -> None:
     rows = max((each.shape[0] for each in found.values() if each.ndim), default=0)
     if rows > MOST_ROWS:
         raise BadRequest(
-            f"the answer has {rows} rows, at most {MOST_ROWS} are possible in this form: send fewer rows, or "
-            "use /v2/models/NAME/infer"
+            f"the answer has {rows} rows, but this form allows at most {MOST_ROWS}: send fewer rows, or use "
+            "/v2/models/NAME/infer"
         )
 
 
