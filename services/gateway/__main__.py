@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def _serve(settings: GatewaySettings, *, member: bool) -> None:
-    """Serve in this process. ``member``: other gateway processes listen on the same port."""
+    """Serve in this process. ``member``: True if other gateway processes listen on the same port."""
     # These imports are here, because a process that only starts other gateway processes does not need them.
     from services.gateway import memory, processes
     from services.gateway.app import build

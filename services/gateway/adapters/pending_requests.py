@@ -44,8 +44,8 @@ class Lane:
     """The queues for a request to a language model, or for a request of a sequence.
 
     ``shared``: the queue of the request's band. ``own``: the queue of the preferred replica, in which the
-    request waits for at most ``wait_ms``; None: no replica is preferred. ``sequence``: the request belongs to
-    a sequence, and ``shared`` is the queue of the sequence's replica.
+    request waits for at most ``wait_ms``; None: no replica is preferred. ``sequence``: True if the request
+    belongs to a sequence; then ``shared`` is the queue of the sequence's replica.
     """
 
     shared: Queue
@@ -72,8 +72,8 @@ class PendingRequest:
 
     A request to a language model, or of a sequence, has a ``lane`` and is sent in a separate message.
 
-    Callers share the window of ``fair``. ``flow`` has the caller's requests there. ``published``: the request
-    is in the window; else it is held. ``cost``: how much of the caller's share the request uses.
+    Callers share the window of ``fair``. ``flow`` has the caller's requests there. ``published``: True if the
+    request is in the window, False if it is held. ``cost``: how much of the caller's share the request uses.
     """
 
     id: bytes

@@ -29,7 +29,7 @@ class BodyLimits:
     def check_headers(self, headers: Headers, *, known: bool = False) -> TidegateError | None:
         """Return the error if a request must be refused before its body arrives, else None.
 
-        ``known``: the caller has sent a valid credential.
+        ``known``: True if the caller has sent a valid credential.
         """
         # The HTTP parser accepts white space after the number, and nothing else.
         size = number(headers.get(b"content-length", b"0")) or 0
@@ -80,7 +80,10 @@ class Body:
     __slots__ = ("_data", "_known", "_limits", "_size", "_total", "held", "taking")
 
     def __init__(self, limits: BodyLimits, begun: bytes = b"", *, known: bool = False) -> None:
-        """``begun``: bytes that are already counted. ``known``: the caller has sent a valid credential."""
+        """``begun``: bytes that are already counted.
+
+        ``known``: True if the caller has sent a valid credential.
+        """
         self._limits = limits
         self._known = known
         self._data: bytes | bytearray = begun
@@ -159,7 +162,7 @@ class Body:
 class UploadMemory:
     """The memory of an upload that is stored while it arrives, counted against the budget.
 
-    ``known``: the caller has sent a valid credential.
+    ``known``: True if the caller has sent a valid credential.
     """
 
     def __init__(self, limits: BodyLimits, *, known: bool = False) -> None:

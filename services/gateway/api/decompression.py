@@ -73,7 +73,8 @@ def encoding_of(headers: Headers) -> str:
 def inflated(packed: Buffer, headers: Headers, limits: BodyLimits, *, known: bool = False) -> Body | None:
     """Return the decompressed body, or None if it is not compressed. The budget counts the body as it grows.
 
-    ``known``: the caller has sent a valid credential. Raise BadRequest, PayloadTooLarge or Overloaded.
+    ``known``: True if the caller has sent a valid credential. Raise BadRequest, PayloadTooLarge or
+    Overloaded.
     """
     encoding = encoding_of(headers)
     if not encoding:

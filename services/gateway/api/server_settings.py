@@ -19,7 +19,7 @@ from tidegate.kernel.service import caller
 
 
 class ServerSettings:
-    """The settings in Triton's form. ``log_level``: that of the gateway. ``traced``: it exports traces."""
+    """The settings in Triton's form. ``traced``: True if the gateway exports traces."""
 
     def __init__(self, log_level: str, core: InferenceCore, *, traced: bool) -> None:
         self.log = server_settings.log_settings(log_level)

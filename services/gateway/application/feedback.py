@@ -49,7 +49,7 @@ class PendingId:
         self._facts = facts
 
     def id(self, route: DeploymentRoute, *, moved: bool = False) -> bytes:
-        """Return the id of an answer of ``route``. ``moved``: another Deployment was chosen first."""
+        """Return the id of an answer of ``route``. ``moved``: True if another Deployment was chosen first."""
         endpoint, request_id, assigned, unit, owner, experiment = self._facts
         return self._ids.make(
             AnswerFacts(

@@ -20,9 +20,10 @@ LEAST_TTL_S, DEFAULT_TTL_S, MOST_TTL_S = 60, 21_600, 21_600
 
 
 class AnswerPlan(NamedTuple):
-    """The form in which an answer is written. ``accept``: the accepted types. ``rows``: the request had rows.
+    """The form in which an answer is written.
 
-    ``whole``: the model answers with a whole body.
+    ``accept``: the accepted types. ``rows``: True if the request had rows. ``whole``: True if the model
+    answers with a whole body.
     """
 
     accept: str

@@ -33,7 +33,7 @@ NOTHING = Reserved(0, 0, 0)
 class Budget:
     """An account's budgets of a day and a month; None without a limit. ``expected``: the last reservation.
 
-    ``short``: a request was refused since the last settlement, although the account may have room for it.
+    ``short``: True if a request was refused since the last settlement, although the account may have room.
     """
 
     __slots__ = ("_days", "_months", "day", "expected", "month", "short")

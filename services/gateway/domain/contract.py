@@ -54,11 +54,12 @@ class WantedOutput:
 
 
 class Decoded(NamedTuple):
-    """A decoded request. ``wanted``: None means every output. ``binary``: outputs are binary by default.
+    """A decoded request.
 
-    ``timeout_ms``: the timeout in the request, or None. ``priority``: 1 goes first; 0: no priority was set.
-    ``sinks``: the outputs that go to shared memory, each with its place in the shared memory.
-    ``sequence``: the sequence of the request, or None.
+    ``wanted``: None means every output. ``binary``: True if outputs are binary by default. ``timeout_ms``:
+    the timeout in the request, or None. ``priority``: 1 goes first; 0: no priority was set. ``sinks``: the
+    outputs that go to shared memory, each with its place in the shared memory. ``sequence``: the sequence of
+    the request, or None.
     """
 
     id: str
@@ -243,7 +244,8 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
 def check_parameters(parameters: Any, where: str, *, in_memory: bool = False) -> dict[str, Any]:
     """Return the parameters of a request, an input or an output; raise BadRequest for unsupported ones.
 
-    ``in_memory``: the tensor may be in shared memory. Without it, raise UsesRegions for such a tensor.
+    ``in_memory``: True if the tensor may be in shared memory. Otherwise, raise UsesRegions for a tensor in
+    shared memory.
     """
     if parameters is None:
         return {}

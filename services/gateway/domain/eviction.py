@@ -21,9 +21,9 @@ class Unfinished(NamedTuple):
 def choose(bodies: Sequence[Unfinished], need: int, bytes_per_s: int, *, for_known: bool) -> list[int]:
     """Return the indexes of the bodies to drop. They free ``need`` bytes, or as many as possible.
 
-    Bodies slower than ``bytes_per_s`` may be dropped. ``for_known``: a caller with a valid credential needs
-    the memory. Then all bodies of callers without a credential may be dropped too. Bodies of callers without
-    a credential come first; among equals, the slowest and then the largest.
+    Bodies slower than ``bytes_per_s`` may be dropped. ``for_known``: True if a caller with a valid credential
+    needs the memory. Then all bodies of callers without a credential may be dropped too. Bodies of callers
+    without a credential come first; among equals, the slowest and then the largest.
     """
     candidates = []
     for at, body in enumerate(bodies):

@@ -24,9 +24,9 @@ _MAC_BYTES = 10
 class AnswerFacts:
     """The facts that an id states about an answer. ``at``: microseconds since the epoch.
 
-    ``assigned``: weights or a sticky key chose the Deployment, not a version or a rule. ``unit``: the hash of
-    the sticky key, or empty. ``owner``: the hash of the caller. ``experiment``: the id of the experiment that
-    chose the Deployment, or empty.
+    ``assigned``: True if weights or a sticky key chose the Deployment, not a version or a rule. ``unit``: the
+    hash of the sticky key, or empty. ``owner``: the hash of the caller. ``experiment``: the id of the
+    experiment that chose the Deployment, or empty.
     """
 
     endpoint: str

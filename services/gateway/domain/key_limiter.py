@@ -34,9 +34,9 @@ SLOTS_RETRY_S = 1.0
 class LimitReached:
     """The limit that refuses a request.
 
-    ``limit``: ``rate``, ``concurrency``, ``day``, ``month``, ``day_budget``, ``month_budget``. ``soon``:
-    the account may have money left, but this process has not leased it yet. For limits of a day or a month,
-    use ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
+    ``limit``: ``rate``, ``concurrency``, ``day``, ``month``, ``day_budget``, ``month_budget``. ``soon``: True
+    if the account may have money that this process has not leased yet. For limits of a day or a month, use
+    ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
     """
 
     limit: str

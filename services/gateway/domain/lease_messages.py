@@ -44,8 +44,9 @@ class LeaseRequest:
 class LeaseGrant:
     """The store's answer: the tokens granted to the process, and the tokens left in the account.
 
-    ``wait_ms``: the time until the account has a token again. ``tight``: a process had too few slots in the
-    last second. ``seeded``: the quotas of day and month include usage from before the account existed.
+    ``wait_ms``: the time until the account has a token again. ``tight``: True if a process had too few slots
+    in the last second. ``seeded``: True if the quotas of day and month include the usage from before the
+    account existed.
     """
 
     rate: int = 0

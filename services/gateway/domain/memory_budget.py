@@ -30,7 +30,7 @@ class MemoryBudget:
     def take(self, count: int, of: int = 0, *, known: bool = False) -> bool:
         """Add ``count`` bytes of an object of ``of`` bytes in total. Return False if they do not fit.
 
-        ``known``: the caller has sent a valid credential.
+        ``known``: True if the caller has sent a valid credential.
         """
         if not self.room(count, of=of, known=known):
             return False

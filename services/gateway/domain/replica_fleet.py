@@ -22,11 +22,11 @@ class ReplicaFleet:
 
     ``request_ms``: model time per request in recent calls. ``full_ms``: model time per request if each call
     is full. ``elsewhere``: requests that other gateways have in flight. ``start_ms``: the time until the next
-    replica is ready. ``fault``: why no replica can start. ``load_failed``: the model cannot be loaded, and no
-    replica can answer. ``reloading``: the message of a replica that starts again, if no replica is ready.
-    ``replicas``: the ready replicas of a decoupled model. ``parallel``: how many requests a fully loaded
-    replica finishes in the time of one call. ``holds``: the requests that all ready replicas can hold; 0: a
-    replica does not report its number. ``flows_elsewhere``: the requests of each flow at other gateways.
+    replica is ready. ``fault``: why no replica can start. ``load_failed``: True if the model cannot be loaded
+    and no replica can answer. ``reloading``: the message of a replica that starts again, if no replica is
+    ready. ``replicas``: the ready replicas of a decoupled model. ``parallel``: how many requests a fully
+    loaded replica finishes in the time of one call. ``holds``: the requests that all ready replicas can hold;
+    0: a replica does not report its number. ``flows_elsewhere``: the requests of each flow at other gateways.
     ``gateways``: how many gateways have requests, including this one. ``host_busy``: the busy share of the
     cores of the busiest host (0 to 1). ``sequences``: the ready replicas of a stateful model.
     """

@@ -40,7 +40,7 @@ class LlmRoute:
 class DeploymentRoute:
     """A Deployment in the route table. ``llm``: None except for a language model.
 
-    ``upstream``: the Deployment sends requests to another server, which may be unavailable.
+    ``upstream``: True if the Deployment sends requests to another server, which may be unavailable.
     """
 
     name: str
@@ -72,7 +72,7 @@ class ShadowRoute:
     """The Deployment that gets copies of an endpoint's requests. ``key`` identifies the counts.
 
     ``rate``: the percentage of requests to copy. ``max_per_s``: the most copies per second; None means no
-    limit. ``until``: the end in seconds since the epoch. ``wake``: copies may start a replica.
+    limit. ``until``: the end in seconds since the epoch. ``wake``: True if copies may start a replica.
     """
 
     deployment: DeploymentRoute
@@ -90,13 +90,13 @@ class EndpointRoute:
     """The Deployments of an endpoint. ``targets`` have a share of the traffic, by ``weights``.
 
     ``rules`` come first and may name other Deployments. ``sticky`` keeps a caller's requests at one target.
-    ``compared``: answers, failures and latencies are counted by Deployment, for a canary or an experiment.
-    ``feedback``: answers get an id, with which callers report outcomes. ``shadow`` gets copies of requests.
-    ``weight``: the endpoint's weight at a Deployment that several endpoints share. ``failover``: Deployments
-    without a share, for requests that the targets cannot answer. ``reserves``: by the name of
-    a target, the Deployment with the replicas that serve only this endpoint.
-    ``experiment``: the id of the running experiment, or empty. ``labels``: aliases of versions.
-    ``stateful``: a Deployment keeps sequences.
+    ``compared``: True if answers, failures and latencies are counted by Deployment, for a canary or an
+    experiment. ``feedback``: True if answers get an id, with which callers report outcomes. ``shadow`` gets
+    copies of requests. ``weight``: the endpoint's weight at a Deployment that several endpoints share.
+    ``failover``: Deployments without a share, for requests that the targets cannot answer. ``reserves``: by
+    the name of a target, the Deployment with the replicas that serve only this endpoint. ``experiment``: the
+    id of the running experiment, or empty. ``labels``: aliases of versions. ``stateful``: True if a
+    Deployment keeps sequences.
     """
 
     name: str

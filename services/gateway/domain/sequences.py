@@ -19,7 +19,7 @@ LOST_KEPT_MS = 120_000
 
 
 class Place(NamedTuple):
-    """The replica of a sequence. ``lost``: the replica has ended.
+    """The replica of a sequence. ``lost``: True if the replica has ended.
 
     ``token``: random, new for each start of the sequence. So a late request of an earlier start cannot change
     this place.

@@ -26,7 +26,7 @@ def log_settings(level: str) -> dict[str, Any]:
 
 
 def trace_settings(*, on: bool) -> dict[str, Any]:
-    """Return the trace settings. ``on``: the gateway exports traces."""
+    """Return the trace settings. ``on``: True if the gateway exports traces."""
     return {
         "trace_level": ["TIMESTAMPS"] if on else ["OFF"],
         "trace_rate": "1000",

@@ -32,7 +32,10 @@ class TrafficCounter:
         self._of(endpoint, deployment)[0, bucket_of(seconds)] += 1
 
     def add_outcome(self, endpoint: str, outcome: str, *, failed: bool = False) -> None:
-        """Count the end of a stream, or a request without an answer. ``failed``: the service caused it."""
+        """Count the end of a stream, or a request without an answer.
+
+        ``failed``: True if the service caused it.
+        """
         self._count(endpoint, outcome, 1)
         if failed:
             self._failed[endpoint] = self._failed.get(endpoint, 0) + 1

@@ -18,7 +18,7 @@ def compute_us(reply: Reply) -> int:
 
 @dataclass(slots=True)
 class UsageCost:
-    """The usage of a stream so far. ``queued``: the stream was queued, so its usage is reported.
+    """The usage of a stream so far. ``queued``: True if the stream was queued; then its usage is reported.
 
     ``route``: the Deployment of the last answer. ``whole_us``: the time of its model calls, which other
     requests may share.

@@ -45,7 +45,7 @@ class TokenAccounts(Connected):
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
         """Correct the charge of the second ``at`` in the accounts ``ids``.
 
-        ``late``: if that second has left the window, charge a positive difference now.
+        ``late``: True to charge a positive difference now if that second has left the window.
         """
         await answer(self._settle(keys=[ACCOUNT + each for each in ids], args=[at, difference, int(late)]))
 

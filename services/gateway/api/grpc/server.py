@@ -46,7 +46,10 @@ class GrpcService(Protocol):
 
 
 class GrpcServer:
-    """The server of ``services``. ``shared_port``: other gateway processes listen on the same port."""
+    """The server of ``services``.
+
+    ``shared_port``: True if other gateway processes listen on the same port.
+    """
 
     def __init__(
         self,

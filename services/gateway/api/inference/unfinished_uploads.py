@@ -46,7 +46,7 @@ class UnfinishedUploads:
     def reclaim(self, need: int, for_known: bool) -> None:
         """Drop incomplete bodies that arrive too slowly, until ``need`` bytes are free.
 
-        ``for_known``: a caller with a credential needs the bytes. Then any body of a caller without a
+        ``for_known``: True if a caller with a credential needs the bytes. Then any body of a caller without a
         credential may be dropped.
         """
         now = time.monotonic()

@@ -43,8 +43,8 @@ class Answered:
 class Translation:
     """One API on top of the shared :class:`LlmDoor`.
 
-    ``protocol``: its name in the log. ``error_body`` returns the body of an error with a message. ``wrong``:
-    the status of an invalid request.
+    ``protocol``: the API's name in the log. ``error_body`` makes the body of an error from the message.
+    ``wrong``: the HTTP status for an invalid request.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ READS = 8
 
 
 class SageMakerAsyncRoutes:
-    """The route of asynchronous inference. ``store`` None: calls are refused, because no store is set."""
+    """The route of asynchronous inference. If ``store`` is None, calls are refused."""
 
     def __init__(
         self,

@@ -331,7 +331,7 @@ class InferenceCore:
     ) -> AsyncGenerator[InferenceResult]:
         """Yield the answers of a Deployment to a decoded request, as :meth:`stream` does.
 
-        ``decode_s``: the seconds that decoding took. ``admitted``: the request was admitted before.
+        ``decode_s``: the seconds that decoding took. ``admitted``: True if the request was admitted before.
         ``flow``: the caller at the endpoint. ``cost``: how much of the caller's share the request uses; 0:
         its number of rows. A request to a language model may prefer a ``replica``, and wait for this replica
         for up to ``wait_ms``. ``keeper``: the replica that keeps the request's sequence.

@@ -72,8 +72,8 @@ _INPUTS = (envelope.tensor(REQUEST, "BYTES", (1,)),)
 # Each token of a stream moves its deadline. An answer in one piece has one deadline for all tokens, so its
 # timeout is longer by this time per token. Engines on a CPU are about this fast with all slots in use.
 MS_PER_TOKEN = 200.0
-# When callers share an engine, a request counts by its estimated tokens, because they take the engine's time:
-# Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024. This many tokens count as one request.
+# An engine's time depends on tokens. So when callers share an engine, this many estimated tokens count as one
+# request: Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024.
 TOKENS_OF_A_REQUEST = 256
 
 
@@ -316,7 +316,7 @@ class LlmCore:
         *,
         again: bool,
     ) -> AsyncGenerator[LlmEvents]:
-        """Yield the events of one attempt. ``again``: the worker of an earlier attempt was lost."""
+        """Yield the events of one attempt. ``again``: True if the worker of an earlier attempt was lost."""
         began = time.perf_counter()
         request = _decoded(call, resume, "high" if again else call.band)
         decode_s = time.perf_counter() - began

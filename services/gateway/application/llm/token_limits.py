@@ -42,7 +42,7 @@ class Store(Protocol):
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
         """Correct a charge by ``difference``.
 
-        ``late``: if the charge has left the window, a difference above 0 is charged now.
+        ``late``: True to charge a difference above 0 now if the charge has left the window.
         """
 
 
@@ -156,8 +156,8 @@ class TokenLimits:
     ) -> Reservation | None:
         """Charge a request; return None if the caller has no token limit at this endpoint.
 
-        ``prompt``, ``answer``: the estimated tokens. ``stated``: the request itself limits its answer. Raise
-        TooMany if a limit is reached, BadRequest if the request could never fit.
+        ``prompt``, ``answer``: the estimated tokens. ``stated``: True if the request itself limits its
+        answer. Raise TooMany if a limit is reached, BadRequest if the request could never fit.
         """
         accounts = self.accounts(principal, endpoint)
         if not accounts:

@@ -14,7 +14,7 @@ FAILED = frozenset({502, 503, 504})
 def other_target(
     endpoint: EndpointRoute, failed: Collection[str], status: int, adapter: str
 ) -> DeploymentRoute | None:
-    """Return a ready target or failover that has not failed; None if the caller must get the failure.
+    """Return a ready Deployment of the endpoint that has not failed; None if the caller must get the failure.
 
     ``status``: the HTTP status of the failure. ``failed``: the names of Deployments that failed.
     """

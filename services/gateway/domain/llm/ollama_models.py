@@ -34,7 +34,7 @@ _DETAILS = {
 
 @dataclass(frozen=True, slots=True)
 class LlmModel:
-    """An endpoint with a language model. ``ready``: at least one replica can answer now.
+    """An endpoint with a language model. ``ready``: True if a replica can answer now.
 
     ``changed``: the time of the Deployment's last change, if known. ``context``: the context length in
     tokens, or None.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 class QueuePlace(NamedTuple):
     """A request's place: how many requests are before it, and the estimated seconds until its turn or None.
 
-    ``waking``: no replica is ready; one may be starting.
+    ``waking``: True if no replica is ready. A replica may be starting.
     """
 
     position: int

@@ -102,7 +102,7 @@ class StreamProgress:
     def after_loss(self, *, retry_safe: bool = True) -> AfterLoss:
         """Decide if the stream continues, fails, or is complete because only its end was lost.
 
-        ``retry_safe``: requests of this Deployment may run twice.
+        ``retry_safe``: True if requests of this Deployment may run twice.
         """
         if self._emitted and not self._streamed:
             return AfterLoss("end")

@@ -92,7 +92,8 @@ class TgiAnswer:
 def _whole(piece: Piece) -> list[Token]:
     """Return the tokens of a piece if they make up its text; else one token with the whole text.
 
-    One token has the whole text if several tokens make one character, because then no token has its own text.
+    If several tokens make one character, these tokens have no text of their own. So one token gets the whole
+    text.
     """
     if piece.tokens and "".join(token.text for token in piece.tokens) == piece.text:
         return piece.tokens

@@ -54,8 +54,8 @@ class PromptRatio:
 def charge(prompt: int, answer: int, *, stated: bool, limits: Mapping[str, TokenAllowance]) -> int:
     """Return the tokens to charge at admission: the prompt and the answer.
 
-    ``stated``: the request itself limits its answer. Otherwise, assume a usual answer, or a shorter one if
-    the limits are lower.
+    ``stated``: True if the request itself limits its answer. Otherwise, assume a usual answer, or a shorter
+    one if the limits are lower.
     """
     if stated:
         return prompt + answer

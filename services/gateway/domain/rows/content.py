@@ -105,7 +105,7 @@ def _split(table: Any, contract: Contract) -> list[Any]:
 
 
 def encode(accept: str, found: dict[str, np.ndarray], *, rows: bool) -> tuple[str, bytes]:
-    """Return the content type and the body of an answer. ``rows``: the request had rows.
+    """Return the content type and the body of an answer. ``rows``: True if the request had rows.
 
     If no accepted type is known, answer with JSON, as SageMaker's containers do.
     """

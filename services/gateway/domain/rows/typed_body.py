@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.envelope import Buffer, Tensor
 class TypedBody:
     """The body of one request. :meth:`decode` sets ``rows`` and ``whole``.
 
-    ``rows``: the request had rows. ``whole``: the model gets the whole body, and returns a whole body.
+    ``rows``: True if the request had rows. ``whole``: True if the model gets and returns whole bodies.
     """
 
     def __init__(self, kind: str, accept: str, body: Buffer) -> None:
