@@ -38,7 +38,8 @@ class Members:
     """A parent of gateway processes: it starts them, restarts dead ones, and forwards SIGTERM and SIGINT."""
 
     def __init__(self, count: int, metrics_dir: Path) -> None:
-        # The processes write their metrics to shared files, so each can return the metrics of all.
+        # The processes write their metrics to shared files, so each process can return the metrics of all
+        # processes.
         shutil.rmtree(metrics_dir, ignore_errors=True)
         metrics_dir.mkdir(parents=True)
         self._metrics_dir = metrics_dir

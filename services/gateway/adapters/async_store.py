@@ -85,7 +85,7 @@ class AsyncStore:
 def _local(path: str, root: str) -> Stream:
     """Open a plain file in a folder. Raise FileNotFoundError for other files and for links out of the folder.
 
-    Users of this host put inputs into the folder. A link would show them the gateway's own files, and a
+    Users of this host put inputs into the folder. With a link, a user could read the gateway's own files. A
     pipe would never end.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

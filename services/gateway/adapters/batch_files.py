@@ -112,7 +112,7 @@ class RawPiece(NamedTuple):
 
 
 class RawLines:
-    """A splitter of incoming bytes into pieces of complete lines. All pieces joined are exactly the file.
+    """A splitter of incoming bytes into pieces of complete lines. Joined, the pieces equal the file.
 
     Raises PayloadTooLarge if the file or a line has too many bytes, and BadRequest for too many lines.
     """

@@ -153,8 +153,8 @@ class Dispatcher:
 
         Callers share the Deployment by weight. ``cost``: how much of its caller's share the request uses; 0:
         its number of rows. A request to a language model waits for its preferred ``replica`` for at most
-        ``wait_ms``. ``keeper``: the replica of the request's sequence. Such a request goes only to this
-        replica, and is never sent twice.
+        ``wait_ms``. ``keeper``: the replica of the request's sequence. A request with a keeper goes only to
+        this replica, and is never sent twice.
 
         With ``stream``, ``done`` is called with each chunk, and last with END or an error. Requests that
         are queued for a Deployment in one event-loop turn are published together, at the end of the turn.

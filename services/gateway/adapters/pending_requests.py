@@ -98,7 +98,7 @@ class PendingRequest:
 
 @dataclass(slots=True)
 class DeploymentQueue:
-    """The requests to one Deployment that this event-loop turn publishes, and the counters.
+    """The requests to publish to one Deployment in this event-loop turn, and the Deployment's counters.
 
     ``lane`` holds requests until they can be published. A language model has a lane for each band, in
     ``lanes``. The requests in ``sequences`` are published immediately, because their order must not change.

@@ -15,7 +15,7 @@ Entries = dict[tuple[str, str], list[Any]]
 
 
 class RegionTable:
-    """Registrations by caller and name, in a file that is replaced as a whole."""
+    """Registrations by caller and name, in a file that each change replaces as a whole."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -50,7 +50,7 @@ def _packed(address: Address) -> tuple[bytes, int] | None:
 
 
 def _listed(text: str) -> tuple[bytes, int]:
-    """Return an address of the table: words of 32 bits in the byte order of this machine, and a port."""
+    """Parse an address in the kernel's table: 32-bit words in this machine's byte order, and a port."""
     words, _, port = text.partition(":")
     packed = b"".join(
         socket.htonl(int.from_bytes(bytes.fromhex(words[at : at + 8]), "big")).to_bytes(4, "big")

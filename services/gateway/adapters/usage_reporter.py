@@ -27,7 +27,7 @@ CONNECT_S = 2.0
 class UsageReporter:
     """Usage counts by caller and endpoint. A report is published again, unchanged, until it is confirmed.
 
-    A killed process loses the usage since its last report, usually of at most ``every_s`` seconds.
+    A killed process loses the usage since its last report: usually ``every_s`` seconds or less.
     """
 
     def __init__(self, amqp_url: str, incarnation: str, every_s: float, jobs: JobUsageStore) -> None:

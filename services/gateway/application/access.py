@@ -25,9 +25,9 @@ LIMITED = Counter(
 )
 
 Headers = dict[bytes, bytes]
-# Return the principal of a token, and when the token expires (ms since the epoch). Raises Unauthorized.
+# A function that returns a token's principal and its expiry (ms since the epoch). Raises Unauthorized.
 Verify = Callable[[bytes], tuple[Principal, float]]
-# Return the list of a caller's counts at an endpoint, in the order of
+# A function that returns a caller's counts at an endpoint, in the order of
 # ``tidegate.kernel.protocol.usage.COUNTS``.
 Count = Callable[[str, str], list[int]]
 
@@ -126,9 +126,9 @@ class Grant:
     ) -> None:
         """Count a request that has ended.
 
-        ``compute_us``: its share of the model's time in us. ``received``, ``sent``: bytes of the bodies.
-        ``whole_us``: the time of its whole model call, which other requests may share. ``route``: the
-        Deployment that answered. Without an answer, it is None and the caller is not charged.
+        ``compute_us``: its share of the model's time, in microseconds. ``received``, ``sent``: bytes of the
+        bodies. ``whole_us``: the time of its whole model call, which other requests may share. ``route``: the
+        Deployment that answered. Without an answer, ``route`` is None and the caller is not charged.
         """
         if not self._open:
             return
@@ -256,8 +256,8 @@ class Access:
     def admit(self, principal: Principal, endpoint: str) -> Grant | None:
         """Admit an inference request of ``principal`` to ``endpoint``.
 
-        Return None if the principal's usage is not counted. Raises Forbidden if it may not use the endpoint,
-        TooMany if a limit is reached.
+        Return None if the principal's usage is not counted. Raises Forbidden if the principal may not use the
+        endpoint, TooMany if a limit is reached.
         """
         if principal is ANONYMOUS or principal is SERVICE:
             return None

@@ -2,7 +2,7 @@
 
 The sampler decides at the beginning if a request is traced. The frame of a traced request carries the context
 of the span ``send`` to the worker, which adds its own spans. A slow or failed request that the sampler did
-not take has only the gateway's span, with the times of its parts as attributes.
+not choose has only the gateway's span, with the times of its parts as attributes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tidegate.kernel.tracing import Attributes, Span, SpanExport, epoch_ahead, e
 log = telemetry.logger(__name__)
 
 Headers = Mapping[bytes, bytes]
-# The sampler did not take most slow and failed requests. Export this many of them per second, because a few
-# traces show why requests fail.
+# Most slow and failed requests were not chosen by the sampler. Export this many of these requests per second,
+# because a few traces show why requests fail.
 UNSAMPLED_PER_S = 20
 # Trace up to this many requests per second because their callers want it. A span costs as much as a small
 # request.

@@ -19,7 +19,7 @@ Labels = Mapping[str, Sequence[str]]
 def classified(
     request: Decoded, rows: int, outputs: tuple[Tensor, ...], data: list[Buffer], labels: Labels
 ) -> tuple[tuple[Tensor, ...], list[Buffer]]:
-    """Return the outputs. If the request wants classes for an output, they replace its values.
+    """Return the outputs. If the request wants classes for an output, the classes replace its values.
 
     ``labels``: the class names by output. Raise BadRequest for a datatype that has no classes.
     """
@@ -50,8 +50,8 @@ def top(
     size = elements(list(tensor.dims))
     count = min(count, size)
     values: Any = np.frombuffer(raw, tensor.datatype.numpy).reshape(max(rows, 1), size)
-    # The highest value comes first. Of equal values, the lower index comes first. So sort the reversed row in
-    # ascending order with a stable sort, and reverse the result.
+    # The highest value comes first, and of equal values the one with the lower index. For this order, sort
+    # the reversed row in ascending order with a stable sort, and reverse the result.
     order = size - 1 - np.argsort(values[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]
     chosen = np.take_along_axis(values, order, axis=1)
     shown = "%f:%d" if tensor.datatype.name.startswith("FP") else "%d:%d"

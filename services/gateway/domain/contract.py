@@ -264,7 +264,7 @@ def is_ours(name: str) -> bool:
 def options(parameters: dict[str, Any], beside: Beside | None = None) -> Options:
     """Separate a request's parameters by purpose; raise BadRequest. ``timeout`` is in µs, as in Triton.
 
-    The forwarded headers of ``beside`` also go to the model, except for those with the name of a parameter.
+    The forwarded headers of ``beside`` also go to the model, except headers with the name of a parameter.
     """
     if not parameters and (beside is None or not beside.forwarded):
         return _NO_OPTIONS

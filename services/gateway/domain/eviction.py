@@ -23,7 +23,7 @@ def choose(bodies: Sequence[Unfinished], need: int, bytes_per_s: int, *, for_kno
 
     Bodies slower than ``bytes_per_s`` may be dropped. ``for_known``: True if a caller with a valid credential
     needs the memory. Then all bodies of callers without a credential may be dropped too. Bodies of callers
-    without a credential come first; among equals, the slowest and then the largest.
+    without a credential are dropped first, then slower bodies, then larger bodies.
     """
     candidates = []
     for at, body in enumerate(bodies):

@@ -149,8 +149,8 @@ class FairLane(Generic[T]):
     def release(self) -> Iterator[T]:
         """Yield the held requests to publish now. Call :meth:`skip` for those that have already ended.
 
-        If publishing a request fails, its end calls this method again. That inner call yields nothing and the
-        outer one continues, so that calls are not nested for each held request while the broker is down.
+        If a request cannot be published, its end calls this method again. This inner call yields nothing, and
+        the outer call continues. So calls do not nest for each held request while the broker is down.
         """
         if self._releasing:
             return

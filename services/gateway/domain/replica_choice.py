@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import Literal, NamedTuple
 
 # For a new prompt, the hash of this many first blocks chooses the replica. So all gateways choose the same
-# replica, and prompts that differ only after these blocks share it.
+# replica, and prompts that differ only after these blocks share a replica.
 FIRST_BLOCKS = 4
 # A replica has too much load if its requests exceed this multiple of the mean by more than one.
 LOAD_CAP = 1.25

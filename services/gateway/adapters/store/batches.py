@@ -87,9 +87,10 @@ class BatchStore(Connected):
     async def latest(
         self, principal: str | None, before: bytes | None, limit: int, *, openai: bool = False
     ) -> list[Batch]:
-        """Return the newest batches older than ``before``: those of one ``principal``, or of all (None).
+        """Return the newest batches older than ``before``.
 
-        ``openai``: return only batches of OpenAI's API; else only Tidegate's batches.
+        ``principal``: the owner; None means any. ``openai``: True for batches of OpenAI's API, False for
+        Tidegate's batches.
         """
         index = _index(openai) + (principal or "").encode()
         batches: list[Batch] = []

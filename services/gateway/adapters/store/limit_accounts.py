@@ -1,7 +1,7 @@
 """The accounts of callers' limits in the live store: one for each caller, shared by all gateway processes.
 
-The live store may lose them. Then buckets are full again, and the counts of day and month start with the
-usage that the registry has counted.
+The live store may lose the accounts. Then buckets are full again, and the counts of day and month start with
+the usage that the registry has counted.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The accounts of callers' tokens in the live store, shared by all gateway processes.
 
-The live store may lose them. Then the counts of the minute and the day start at 0.
+The live store may lose the accounts. Then the counts of the minute and the day start at 0.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TokenAccounts(Connected):
     async def charge(
         self, accounts: Sequence[TokenAccount], tokens: int
     ) -> tuple[int, tuple[TokenBalance, ...]]:
-        """Charge ``tokens`` to all accounts, or to none if one of them refuses.
+        """Charge ``tokens`` to all accounts, or to none if one account refuses.
 
         Return the time of the charge (in seconds since the epoch) and the balances before the charge.
         """
@@ -45,7 +45,8 @@ class TokenAccounts(Connected):
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
         """Correct the charge of the second ``at`` in the accounts ``ids``.
 
-        ``late``: True to charge a positive difference now if that second has left the window.
+        If that second has left the window, the window ignores the difference. But with ``late``, a difference
+        above 0 counts in the window now.
         """
         await answer(self._settle(keys=[ACCOUNT + each for each in ids], args=[at, difference, int(late)]))
 

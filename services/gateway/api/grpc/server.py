@@ -34,7 +34,8 @@ IDLE_S = 600.0
 STALL_S = 30.0
 SLOWEST_BYTES_A_SECOND = 64 * 1024
 UNREAD_S = 60.0
-# Handlers end their calls at the deadline. The sweep ends a call that is still open this long after it.
+# Handlers end their calls at the deadline. The sweep ends a call that is still open this long after its
+# deadline.
 LATE_S = 1.0
 
 

@@ -37,9 +37,9 @@ class MethodSpec(NamedTuple):
     """A method of a service, and its limits.
 
     ``call`` handles a call. Its arguments are the message and the ServerCall. With ``streams``, an iterator
-    of :class:`StreamMessage` replaces the message. It returns the response, or None if it has written its
-    responses or ended the call itself. ``limit``: most bytes of a message. ``open``: True if it needs no
-    credential. ``lasting``: True if a call runs until its client ends it.
+    of :class:`StreamMessage` replaces the message. ``call`` returns the response, or None if it has written
+    its responses or ended the call itself. ``limit``: most bytes of a message. ``open``: True if the method
+    needs no credential. ``lasting``: True if a call runs until its client ends it.
     """
 
     call: Callable[[Any, Any], Awaitable[Any]]

@@ -15,8 +15,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
 _PACKAGE = "tidegate.tf"
-# For each message its fields: the number, the name, and the type. ``*`` is a list, ``<name>`` a map from
-# strings to messages. Enums are declared as int32, which has the same encoding.
+# For each message its fields: the number, the name, and the type. ``*`` marks a list, and ``<name>`` is a map
+# from strings to messages. Enums are declared as int32, which has the same encoding.
 _MESSAGES = {
     "Int64Value": "1 value int64",
     "Any": "1 type_url string, 2 value bytes",

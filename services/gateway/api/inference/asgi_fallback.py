@@ -1,6 +1,6 @@
 """The fallback for inference calls: plain ASGI, in front of the FastAPI app.
 
-It serves the calls that the hot path (``hot_path.py``) does not take, such as pipelined requests. It also
+It serves the calls that the hot path (``hot_path.py``) does not handle, such as pipelined requests. It also
 works in other ASGI servers.
 """
 

@@ -104,8 +104,8 @@ class InferenceHandler:
     def _caller(self, headers: Headers) -> Principal:
         if self._local_only and not is_local(headers):
             raise Forbidden(
-                "this address answers only callers on its own host, but the header Host, Origin or "
-                "Sec-Fetch-Site is missing or names another site"
+                "this address answers only callers on its own host: send a loopback address in the header "
+                "Host, and no Origin or Sec-Fetch-Site of another site"
             )
         return self._access.authenticate(headers)
 

@@ -21,9 +21,9 @@ RawHeaders = list[tuple[bytes, bytes]]
 class EventStream:
     """A response of server-sent events, with comments while no event comes.
 
-    The headers are sent with the first event, or with the first comment after ``FIRST_WAIT_S``.
-    ``headers`` returns the response's headers. ``comment`` returns the comment to send while no event comes.
-    ``content``: the headers that describe the body, if it is another kind of stream.
+    The headers are sent with the first event, or with the first comment after ``FIRST_WAIT_S``. ``headers``
+    returns the response's headers. ``comment`` returns the comment to send while no event comes. ``content``:
+    the headers that describe the body of another kind of stream.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 A new sequence starts on the replica with the most free slots. The live store keeps the choice, so all
 gateways agree. A request goes to the replica's own queue, and no other replica ever gets it. If the replica
-is lost, its callers get an error, because the state is lost too (ADR 053).
+is lost, the callers of its sequences get an error, because the state is lost too (ADR 053).
 """
 
 from __future__ import annotations

@@ -91,11 +91,11 @@ class ShadowTraffic:
         largest: int,
         host_busy: float = 1.0,
     ) -> None:
-        """``outstanding`` returns this gateway's requests to a Deployment. ``wake`` requests a replica.
+        """``outstanding`` returns the number of this gateway's requests to a Deployment.
 
-        ``count`` is called with the endpoint and the outcome of each copy, for the metrics. ``largest``: the
-        most bytes of a request or an answer in a message. ``host_busy``: no copy is sent while a larger
-        share of a host's cores is busy.
+        ``wake`` requests a replica. ``count`` is called with the endpoint and the outcome of each copy, for
+        the metrics. ``largest``: the most bytes of a request or an answer in a message. ``host_busy``: no
+        copy is sent while a larger share of a host's cores is busy.
         """
         self._publisher = publisher
         self._fleet = fleet

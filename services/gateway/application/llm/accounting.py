@@ -164,7 +164,7 @@ class LlmAccounting:
     ) -> Reservation | None:
         """Charge a job its estimated tokens when it is accepted.
 
-        This process does not learn the real number, so the charge stays. Return None if the caller has no
-        token limit. Raise TooMany at a limit, BadRequest if the job is larger than a limit.
+        This process does not learn the real number of tokens, so the charge stays. Return None if the caller
+        has no token limit. Raise TooMany at a limit, BadRequest if the job is larger than a limit.
         """
         return await self._limits.reserve(principal, endpoint, tokens.prompt, tokens.answer, stated=stated)

@@ -69,8 +69,9 @@ LOSSES = Counter(
 # If a request loses more workers than this, the request may be the cause.
 MAX_LOSSES = 2
 _INPUTS = (envelope.tensor(REQUEST, "BYTES", (1,)),)
-# Each token of a stream moves its deadline. An answer in one piece has one deadline for all tokens, so its
-# timeout is longer by this time per token. Engines on a CPU are about this fast with all slots in use.
+# The timeout of an answer in one piece is longer by this time per token, because one deadline applies to all
+# its tokens. In a stream, each token moves the deadline. Engines on a CPU are about this fast with all slots
+# in use.
 MS_PER_TOKEN = 200.0
 # An engine's time depends on tokens. So when callers share an engine, this many estimated tokens count as one
 # request: Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024.
@@ -178,7 +179,7 @@ class LlmCore:
     def pick(
         self, model: str, origin: Callable[[], Origin] | None = None
     ) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return the endpoint and the Deployment for a request; raise what :meth:`find` raises.
+        """Return the endpoint and the Deployment for a request; raise the errors of :meth:`find`.
 
         Call it once for each request, because it counts towards the shares of the traffic.
         """
@@ -349,8 +350,8 @@ class LlmCore:
 def _refusal(error: TidegateError, earlier: EngineRefused | None) -> EngineRefused:
     """Return the failure that the caller gets if no other target answers.
 
-    If ``error`` is not from an engine, the target had no room. Then return the ``earlier`` failure, or raise
-    ``error`` if there was none.
+    If ``error`` is not from an engine, the target had no room. Then return the ``earlier`` failure. Without
+    an earlier failure, raise ``error``.
     """
     if isinstance(error, EngineRefused):
         return error

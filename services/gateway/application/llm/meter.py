@@ -90,8 +90,8 @@ class CallMeter:
     def events(self, usage: tuple[int, int, int] | None, tokens: int, compute_s: float) -> None:
         """Measure the arrival of events.
 
-        ``usage``: prompt, answer and cached tokens so far, or None if the engine does not report them. Then
-        ``tokens``, the number of events, is used. ``compute_s``: the time in the engine so far.
+        ``usage``: prompt, answer and cached tokens so far, or None if the engine does not report them. In
+        that case, ``tokens`` (the number of events) is used. ``compute_s``: the time in the engine so far.
         """
         now = perf_counter()
         if self._gaps is None:

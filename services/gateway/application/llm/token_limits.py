@@ -42,7 +42,8 @@ class Store(Protocol):
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
         """Correct a charge by ``difference``.
 
-        ``late``: True to charge a difference above 0 now if the charge has left the window.
+        If the charge has left the window, the window ignores the difference. But with ``late``, a difference
+        above 0 counts in the window now.
         """
 
 

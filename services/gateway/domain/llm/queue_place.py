@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class QueuePlace(NamedTuple):
-    """A request's place: how many requests are before it, and the estimated seconds until its turn or None.
+    """A request's place: how many requests are before it, and the estimated seconds until its turn, if known.
 
     ``waking``: True if no replica is ready. A replica may be starting.
     """

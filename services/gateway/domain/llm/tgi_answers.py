@@ -27,9 +27,9 @@ _TYPES: dict[type[TidegateError], str] = {
 class TgiAnswer:
     """The growing answer to one request. ``add`` returns the events that a stream sends now.
 
-    TGI sends the text of the whole answer with the last token. But an engine reports only after a token that
-    it was the last token. So the text is sent in a separate event, with an empty special token. The exception
-    is the token that reaches ``max_new_tokens``. It must be the last token, so the text is sent with it.
+    TGI sends the text of the whole answer with the last token. But an engine reports the end only after the
+    last token. So the text is sent in a separate event, with an empty special token. The exception is the
+    token that reaches ``max_new_tokens``. It must be the last token, so the text is sent with it.
     """
 
     def __init__(self, request: Generation) -> None:

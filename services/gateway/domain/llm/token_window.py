@@ -72,7 +72,8 @@ class TokenWindow:
     def settle(self, at: int, difference: int, now: float) -> None:
         """Correct the charge of the second ``at`` by ``difference``.
 
-        If the charge has left the window, a difference above 0 is charged now, and one below 0 is dropped.
+        If the charge has left the window, a difference above 0 is charged now, and a difference below 0 is
+        dropped.
         """
         self._forget(now)
         second = at if at + 1 + WINDOW_S > now else int(now)
