@@ -55,7 +55,7 @@ class Lane:
 
 
 def lane_of(deployment: str, band: Band, replica: str, wait_ms: float) -> Lane:
-    """Return the queues of a request to a language model. ``replica``: the preferred one, or empty."""
+    """Return the queues of a request to a language model. ``replica``: the preferred replica, or empty."""
     own = replica_queue(deployment, replica, band) if replica else None
     return Lane(requests_queue(deployment, band), own, wait_ms)
 

@@ -32,7 +32,7 @@ from tidegate.kernel.protocol.access import ADMIN, ANONYMOUS
 
 # Split this many bytes into lines at a time. In memory, short lines need twenty times their size.
 PIECE = 64 * 1024
-# A larger JSON body is not a batch of OpenAI's API, because its metadata has at most 9 KB.
+# A larger JSON body is not a batch of OpenAI's API, because a batch's metadata has at most 9 KB.
 WISH_BYTES = 64 * 1024
 
 

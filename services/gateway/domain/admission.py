@@ -8,8 +8,8 @@ from services.gateway.domain.fair_lane import Standing
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.errors import ColdStart, DeadlinePassed, NoCapacity, Overloaded, TidegateError
 
-# The share of a request's time that is reserved for the call itself, two hops and the reporting interval,
-# which the predicted wait does not include.
+# The predicted wait does not include the call itself, two hops and the reporting interval. This share of a
+# request's time is reserved for them.
 RESERVE = 0.2
 
 

@@ -31,12 +31,12 @@ class AnswerPlan(NamedTuple):
     whole: bool = False
 
     def to_ask(self) -> dict[str, Any]:
-        """Return the plan as a member of a job's record."""
+        """Return the form as a member of a job's record."""
         return {ASK: {"accept": self.accept[:200], "rows": self.rows, "whole": self.whole}}
 
     @classmethod
     def from_ask(cls, ask: Mapping[str, Any]) -> AnswerPlan:
-        """Read the plan from a job's record."""
+        """Read the form from a job's record."""
         found = ask.get(ASK, {})
         rows, whole = bool(found.get("rows", True)), bool(found.get("whole", False))
         return cls(str(found.get("accept", "")), rows, whole)

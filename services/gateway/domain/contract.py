@@ -130,7 +130,7 @@ class Contract:
 
     @property
     def may_be_empty(self) -> bool:
-        """Return True if a request needs no input: all are optional, and the model does not batch."""
+        """Return True if a request needs no input: all inputs are optional, and the model does not batch."""
         return self.signature is not None and not self.required and not self.max_batch
 
     def key(self, inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
@@ -236,7 +236,7 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
             return key
         size = len(key)
     raise BadRequest(
-        f"the names, shapes and parameters of {names} tensors have {size} bytes together, but the limit is "
+        f"the names, shapes and parameters of {names} tensors have {size} bytes in total, but the limit is "
         f"{MAX_KEY}: send large values as tensors"
     )
 

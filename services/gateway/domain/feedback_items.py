@@ -124,7 +124,7 @@ def _moment(value: Any, now_ms: int) -> int:
         at = -1
     if not 0 <= at <= now_ms + AHEAD_MS:
         raise BadRequest(
-            f"at must be a time in ISO 8601 or in seconds since 1970, not in the future, got "
+            f"'at' must be a time in ISO 8601 or in seconds since 1970, not in the future, got "
             f"{bounded_json.shown(value)}"
         )
     return at

@@ -31,7 +31,10 @@ def policy(allowance: Allowance) -> bytes:
 
 
 def seconds_left(limit: str, epoch_s: float) -> float:
-    """Return the seconds from ``epoch_s`` to the end of its day (``limit`` is ``day``) or month in UTC."""
+    """Return the seconds from ``epoch_s`` to the end of its day or month in UTC.
+
+    ``limit``: ``day`` or ``month``.
+    """
     if limit == "day":
         return DAY_S - epoch_s % DAY_S
     return _month_end(int(epoch_s // DAY_S)) - epoch_s

@@ -49,7 +49,10 @@ class ReplicaFleet:
 
 
 class LoadElsewhere(NamedTuple):
-    """A Deployment's requests in flight at other gateways. ``gateways``: how many gateways have some."""
+    """A Deployment's requests in flight at other gateways.
+
+    ``gateways``: the number of gateways that have such requests.
+    """
 
     outstanding: int
     flows: Mapping[str, FlowLoad]
@@ -147,7 +150,7 @@ def replica_fault(reports: Sequence[ReplicaReport], status: Mapping[str, Any]) -
 
 
 def loads_elsewhere(view: GatewayView, incarnation: str) -> dict[str, LoadElsewhere]:
-    """Return the load of all other gateways, by Deployment. ``incarnation``: this gateway's."""
+    """Return the load of all other gateways, by Deployment. ``incarnation``: that of this gateway."""
     loads: dict[str, list[GatewayLoad]] = defaultdict(list)
     for report in view.reports:
         if report.incarnation != incarnation:

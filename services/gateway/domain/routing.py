@@ -172,7 +172,10 @@ class EndpointRoute:
         return next((route for route in routes if route.name == deployment), None)
 
     def has_rule_for(self, origin: Origin) -> bool:
-        """Return True if a rule chooses the Deployment of a request, so that no other one may run it."""
+        """Return True if a rule chooses the Deployment of a request.
+
+        Then no other Deployment may run the request.
+        """
         return any(rule.matches(origin) for rule, _ in self.rules)
 
     def _by_origin(self, origin: Origin) -> DeploymentRoute | None:

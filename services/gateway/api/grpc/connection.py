@@ -79,7 +79,7 @@ class GrpcConnection(asyncio.Protocol):
     # Callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the server's settings. Close the connection if the gateway has too many."""
+        """Send the server's settings. Close the connection if the gateway has too many connections."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is not an asyncio.Transport
         self._out = FrameWriter(self._transport, self.calls)
         if not self._shared.enter(self):

@@ -52,7 +52,7 @@ class LlmDoor:
         *,
         queue_comments: bool = False,
     ) -> None:
-        """``queue_comments``: by default, send each waiting stream its place in the queue."""
+        """``queue_comments``: True to send each waiting stream its place in the queue by default."""
         self.core = core
         self._queue_comments = queue_comments
         self._limits = limits

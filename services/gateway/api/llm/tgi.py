@@ -90,7 +90,7 @@ class TgiRoutes:
         return Response()
 
     async def _answer(self, request: Request, stream: bool | None) -> Response:
-        """Answer a request. ``stream`` None: the body's ``stream`` decides, as at TGI's ``/``."""
+        """Answer a request. If ``stream`` is None, the body's ``stream`` decides, as at TGI's ``/``."""
 
         async def make(received: ReceivedRequest, send: Send) -> None:
             whole = members.flag(received.body, "stream") if stream is None else stream

@@ -61,7 +61,10 @@ class BatchWriter:
         return (self._lines if good else self._errors).add(result.line)
 
     async def write(self) -> Written | None:
-        """Write the results in memory. Return None if there are none. After Unavailable, call it again."""
+        """Write the results in memory; return None if there are none.
+
+        If this raises Unavailable, call it again.
+        """
         facts = self._batch.openai
         if facts is None:
             chunk = await self._lines.write()

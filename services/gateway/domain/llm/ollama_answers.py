@@ -166,7 +166,10 @@ def stamp(now: datetime) -> str:
 
 
 def _arguments(text: str) -> Any:
-    """Return a tool call's arguments as an object. If they are no JSON object, wrap their text in one."""
+    """Return a tool call's arguments as an object.
+
+    If they are not a JSON object, wrap their text in an object.
+    """
     try:
         value = orjson.loads(text or b"{}")
     except orjson.JSONDecodeError:

@@ -68,7 +68,10 @@ def _check_supported(parameters: Members) -> None:
 
 
 def _sampling(parameters: Members) -> dict[str, Any]:
-    """Return the sampling parameters of a request. As in TGI, a request without any is greedy."""
+    """Return the sampling parameters of a request.
+
+    As in TGI, a request without these parameters is greedy.
+    """
     temperature = members.real(parameters, "temperature")
     if temperature is not None and temperature <= 0:
         raise BadRequest("'temperature' must be above 0; for a greedy answer leave it out")

@@ -15,8 +15,8 @@ STEP = 64
 # The weight of the newest ratio in the moving average.
 _WEIGHT = 0.2
 _RATIOS = (0.1, 10.0)
-# The ratio of all callers is used for a new caller only up to this value, because one caller could send
-# unusual prompts.
+# A new caller gets the ratio of all callers, but at most this value, because one caller with unusual prompts
+# can raise that ratio.
 _MOST_OF_OTHERS = 2.0
 # Estimates are multiplied by this factor. A charge that is too high is corrected at the end. A charge that is
 # too low exceeds the limit.

@@ -27,7 +27,10 @@ class TokenAccount(NamedTuple):
 
 
 class Left(NamedTuple):
-    """The state of one limit. ``rest``: the remaining part. ``reset_s``: seconds until all is available."""
+    """The state of one limit.
+
+    ``rest``: the remaining part. ``reset_s``: seconds until the full limit is available.
+    """
 
     name: str
     limit: int

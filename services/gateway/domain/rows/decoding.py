@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.tensors import MAX_STRINGS, from_json
 B64 = "b64"
 _MAX_DEPTH = 32
 _NESTED = frozenset({list, dict})
-# A context is copied into each example. This limits its bytes times the number of examples.
+# A context is copied into each example. This is the limit for its bytes times the number of examples.
 _MOST_REPEATED = 32 * 2**20
 
 
