@@ -345,7 +345,7 @@ class Dispatcher:
         except Unavailable as error:
             on_failure(error)
         except Exception:  # an error in one envelope must not stop the others
-            log.exception("an envelope of requests was not sent", extra={"queue": queue.name})
+            log.exception("an envelope of requests could not be sent", extra={"queue": queue.name})
             for pending in live:
                 self.fail(pending.id, Unavailable("the request could not be sent"))
 

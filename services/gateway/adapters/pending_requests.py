@@ -235,5 +235,5 @@ def replies_in(body: Buffer) -> list[Reply]:
     try:
         return [envelope.read_reply(frame) for frame in envelope.unpack(envelope.REPLIES, body)]
     except envelope.Undecodable as error:
-        log.error("undecodable reply envelope", extra={"problem": str(error)})
+        log.error("an envelope of replies could not be decoded", extra={"problem": str(error)})
         return []

@@ -165,7 +165,9 @@ class JobSubmissionHandler:
         except TidegateError as error:
             failed(error)
         except Exception:
-            log.exception("accepting a job failed", extra={"request_id": rid.decode("latin-1")})
+            log.exception(
+                "unexpected error while a job was accepted", extra={"request_id": rid.decode("latin-1")}
+            )
             failed(TidegateError(_INTERNAL_ERROR))
         finally:
             if grant is not None:
