@@ -277,7 +277,7 @@ class Dispatcher:
         """Publish a request to the queue of its replica. If that is impossible, use the shared queue."""
 
         def on_failure(error: Unavailable) -> None:
-            if isinstance(error, Unroutable | Refused):  # else the request is sent after the reconnect
+            if isinstance(error, Unroutable | Refused):  # otherwise, the request is sent after the reconnect
                 self._publish_alone(pending, lane)
 
         assert pending.frame is not None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tidegate.kernel.errors import BadRequest
 
-# A part with a larger head is refused. Most heads have some hundred bytes.
+# A part with a larger head is refused. Most heads have a few hundred bytes.
 HEAD_BYTES = 8 * 1024
 # A Content-Disposition needs only a name and a filename. Python's parser is slow with many parameters.
 MAX_SEMICOLONS = 100

@@ -172,7 +172,7 @@ def test_raw_bytes_become_one_row():
         ("text/csv", b"\xff\n", "not CSV"),
         ("text/csv", b"\n\n", "no line"),
         ("application/x-npy", b"\x93NUMPY\x01", "NumPy's format"),
-        ("application/x-npy", npy(np.zeros((2, 2), "<f4"))[:-1], "but only 15 follow"),
+        ("application/x-npy", npy(np.zeros((2, 2), "<f4"))[:-1], "but 15 bytes follow"),
         ("application/x-npy", npy(np.array([{"a": 1}], object)), "Python objects"),
         ("application/x-npy", npy(np.zeros((1, 2), "<c8")), "expected FP32, got an array of complex64"),
         ("image/png", b"\x89PNG", "only a model with one input of strings accepts raw bytes"),
@@ -297,7 +297,7 @@ def test_examples_share_a_context_that_is_not_too_large():
     names = {f"a{at}": 1 for at in range(10_000)}
     image = {"image": [[0.0] * 1000] * 10}
     for context in (names, image):
-        with pytest.raises(BadRequest, match="repeated for 10000 examples"):
+        with pytest.raises(BadRequest, match="into each of 10000 examples"):
             decoding.examples({"context": context, "examples": [{}] * 10_000}, contract(IMAGE))
 
 
