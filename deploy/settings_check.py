@@ -11,7 +11,7 @@ from deploy.settings_doc import SECTIONS
 from tidegate.kernel.settings.base import Settings
 from tidegate.kernel.settings.report import WRONG, problem_of, report
 
-# These variables locate the settings file, so the file cannot contain them.
+# These variables decide which settings file is read, so the file cannot contain them.
 OUTSIDE = {"TIDEGATE_STATE_DIR", "TIDEGATE_CONFIG_DIR", "TIDEGATE_CONTEXT"}
 
 
@@ -52,7 +52,8 @@ def problems(values: Mapping[str, str]) -> list[str]:
     known = names()
     found = [unknown(name) for name in values if name not in known and name not in OUTSIDE]
     found += [
-        f"{name} locates the file, so it cannot be in it: set it in the environment."
+        f"{name} decides which settings file is read, so the file cannot contain it: set it in the "
+        "environment."
         for name in values
         if name in OUTSIDE
     ]

@@ -45,7 +45,7 @@ def main() -> int:
             print(f"  {lines:4} lines  {where}")
     too_long = [f"{path} has {lines} lines" for lines, path in lengths if lines > FILE_LIMIT]
     for problem in too_long:
-        print(f"{problem}, and the limit is {FILE_LIMIT}: split it", file=sys.stderr)
+        print(f"{problem}, and the limit is {FILE_LIMIT}: split the file", file=sys.stderr)
     return 1 if too_long else 0
 
 

@@ -34,20 +34,22 @@ EXPLANATIONS = (
         r"|Read timed out|ConnectTimeout|Network is unreachable|Connection refused|Could not resolve"
         r"|Temporary failure resolving|Failed to fetch",
         "The network did not answer. Check the connection, then run the same command again: finished steps "
-        "are kept. Behind a proxy set HTTPS_PROXY; for a mirror set PIP_INDEX_URL.",
+        "are kept. Behind a proxy, set HTTPS_PROXY. To use a mirror, set PIP_INDEX_URL.",
     ),
     (
         r"No matching distribution found|Could not find a version",
-        "The package index in use (`pip config list`) does not answer, or lacks a locked version: check the "
-        "connection to it, and that it is up to date.",
+        "The package index in use (`pip config list`) does not answer, or does not have a locked version. "
+        "Check the connection to the index, and that the index is up to date.",
     ),
     (
         r"Could not get lock|Unable to acquire the dpkg frontend lock",
-        "Another program is installing packages: wait until it is done, then run the same command again.",
+        "Another program is installing packages. Wait until it has finished, then run the same command "
+        "again.",
     ),
     (
         r"dpkg was interrupted",
-        "An earlier installation was interrupted: type `sudo dpkg --configure -a`, then try again.",
+        "An earlier installation was interrupted. Run `sudo dpkg --configure -a`, then the same command "
+        "again.",
     ),
 )
 OTHERWISE = "Read the log and remove the cause. Then run the same command again: finished steps are kept."

@@ -21,8 +21,8 @@ WORKERS = 3
 
 SLOW = f"""\
   Note: {sys.executable} was compiled without optimizations, as pyenv does by default.
-  It works, but serves a quarter fewer requests. Better: the system's own Python,
-  TIDEGATE_PYTHON=/usr/bin/python3 make up, or a Python that pyenv built
+  Tidegate works with it, but serves a quarter fewer requests. Use the system's Python
+  (TIDEGATE_PYTHON=/usr/bin/python3 make up), or build Python in pyenv
   with PYTHON_CONFIGURE_OPTS=--enable-optimizations."""
 
 
@@ -135,7 +135,7 @@ def _run_one(step: Step, show: progress.Progress) -> None:
     show.started(step.name)
     ok = False
     try:
-        # Check again, because an earlier step may have done this step or changed its input.
+        # Check again, because a step that ran first may have done this step's work or changed its input.
         if not step.done():
             step.work(partial(show.doing, step.name))
         ok = True
@@ -156,7 +156,7 @@ def main(argv: Sequence[str]) -> int:
     todo = _undone(steps(paths, runner, dev=arguments.dev))
     if not todo:
         return 0
-    print("Installing what is missing (only the first time):", flush=True)
+    print("Installing the missing parts (only the first time):", flush=True)
     if not optimized():
         print(SLOW, flush=True)
     show = progress.for_output({step.name: step.title for step in todo})

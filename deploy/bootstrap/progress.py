@@ -57,7 +57,7 @@ class Plain:
         self._print(f"  {'ok' if ok else 'FAILED'}  {line.title} ({time.monotonic() - line.began:.1f} s)")
 
     def close(self) -> None:
-        """Do nothing, because every line is complete."""
+        """Do nothing, because each printed line is final."""
 
     def _print(self, text: str) -> None:
         with self._lock:

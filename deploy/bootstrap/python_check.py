@@ -21,11 +21,11 @@ def wrong_version():
     return (
         f"Tidegate needs Python 3.11 or 3.12; this is {sys.version_info[0]}.{sys.version_info[1]} "
         f"({sys.executable}).\n"
-        "What to do: install one of them and name it, for example\n"
+        "What to do: install one of these versions and set TIDEGATE_PYTHON to it, for example\n"
         "    sudo apt-get install python3.11 python3.11-venv    # Debian 12; Ubuntu 24.04 has 3.12\n"
         "    TIDEGATE_PYTHON=/usr/bin/python3.11 make up\n"
-        "Any other Python 3.11 or 3.12 (uv python install 3.12, pyenv, ...) works too. Build that of pyenv\n"
-        "with PYTHON_CONFIGURE_OPTS=--enable-optimizations: without it, Tidegate is slower."
+        "Any other Python 3.11 or 3.12 (uv python install 3.12, pyenv, ...) works too. In pyenv, build it\n"
+        "with PYTHON_CONFIGURE_OPTS=--enable-optimizations. Without this option, Tidegate is slower."
     )
 
 

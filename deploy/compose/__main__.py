@@ -50,7 +50,7 @@ def _up(found: Tool, *, build: bool, example: bool) -> None:
     if example:
         stack.example(found)
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    print(f"Tidegate runs in containers ({time.monotonic() - began:.0f} s). To use it from here:")
+    print(f"Tidegate runs in containers (started in {time.monotonic() - began:.0f} s). To call it from here:")
     print(f"  . {shown}      # the gateway's address, and a key with all rights: keep it secret")
     print("  .venv/bin/tidegate status        # the command line comes with `make bootstrap`")
 

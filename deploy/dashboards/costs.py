@@ -11,12 +11,12 @@ _SPAN = "5m"
 COSTS = Dashboard(
     "costs",
     "costs",
-    "What replicas cost, and for which part of their time, in the currency of the prices (USD by default).",
+    "The cost of replicas, by part of their time, in the currency of the price list (USD by default).",
     (
         number(
             "Per hour, now",
             f"3600 * sum(rate(tidegate_autoscaler_cost_total{{{_D}}}[{_SPAN}]))",
-            description="The pace of the last five minutes. `tidegate costs` has the exact sums.",
+            description="The mean of the last five minutes. `tidegate costs` shows the exact sums.",
             unit="none",
             width=6,
         ),
@@ -27,14 +27,14 @@ COSTS = Dashboard(
             "Idle",
             f'sum(rate(tidegate_autoscaler_replica_seconds_total{{{_D},part="idle"}}[{_SPAN}])) '
             f"/ (sum(rate(tidegate_autoscaler_replica_seconds_total{{{_D}}}[{_SPAN}])) > 0)",
-            description="The part of the replicas' time without a call.",
+            description="The share of the replicas' time in which they ran no call.",
             unit="percentunit",
             width=6,
         ),
         number(
             "Budgets that are used up",
             f"sum(tidegate_autoscaler_over_budget{{{_D}}})",
-            description="Deployments: `tidegate costs` shows which budget.",
+            description="The number of Deployments. `tidegate costs` shows their budgets.",
             red_above=1,
             width=6,
         ),
@@ -69,7 +69,8 @@ COSTS = Dashboard(
                 "{{deployment}}",
             ),
             unit="none",
-            description="All time of the replicas, idle time too. Without streams.",
+            description="The cost of all time of the replicas, including idle time. Streams are not counted "
+            "as answers.",
         ),
         lines(
             "Used-up budgets",

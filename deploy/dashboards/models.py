@@ -50,7 +50,7 @@ ENDPOINT = Dashboard(
             ),
             unit="reqps",
             stacked=True,
-            description="`ok`, the reason of the error, or `caller_gone`.",
+            description="The outcome is `ok`, the reason of the error, or `caller_gone` (the caller left).",
         ),
         lines(
             "Failures",
@@ -75,7 +75,8 @@ ENDPOINT = Dashboard(
             ),
             unit="s",
             stacked=True,
-            description="The mean request. `wait`: in the worker before the call; `compute`: the call.",
+            description="Means over all requests. `wait` is the time in the worker before the call, "
+            "`compute` the call.",
         ),
         Panel(
             "Distribution of the latency",
@@ -97,7 +98,7 @@ ENDPOINT = Dashboard(
         lines(
             "Requests in a call",
             (f"deployment:tidegate_call_requests:mean5m{{{_D}}}", "{{deployment}}"),
-            description="How many requests share a call of the model.",
+            description="The mean number of requests that share a call of the model.",
         ),
         lines(
             "Call of the model by replica",
@@ -118,7 +119,8 @@ ENDPOINT = Dashboard(
             (f"sum(increase(tidegate_worker_redelivered_total{{{_D}}}[15m]))", "delivered again"),
             (f"sum(increase(tidegate_worker_suspects_total{{{_D}}}[15m]))", "ran alone"),
             (f"sum(increase(tidegate_worker_triton_restarts_total{{{_D}}}[15m]))", "restarts of Triton"),
-            description="In 15 minutes. Each follows the death of a worker or a model.",
+            description="Counts of the last 15 minutes. Their usual cause is the death of a worker or a "
+            "model.",
         ),
         Row("Streams, limits, roll-outs"),
         lines(
@@ -139,7 +141,7 @@ ENDPOINT = Dashboard(
                 "sum by (key, limit) (rate(tidegate_gateway_limited_total[$__rate_interval]))",
                 "{{key}} {{limit}}",
             ),
-            description="Of all endpoints: limits belong to keys.",
+            description="Requests to all endpoints, because a limit belongs to a key and not to an endpoint.",
         ),
         lines(
             "Requests that went to another Deployment",
@@ -149,7 +151,7 @@ ENDPOINT = Dashboard(
                 "{{deployment}} to {{other}}",
             ),
             unit="reqps",
-            description="Because the first one could not answer.",
+            description="The first Deployment could not answer, so a failover Deployment got the request.",
         ),
         lines(
             "Share of a canary",
@@ -160,7 +162,7 @@ ENDPOINT = Dashboard(
         lines(
             "Evidence of a canary's harm",
             (f"max by (endpoint, metric) (tidegate_router_canary_harm{{{_E}}})", "{{endpoint}} {{metric}}"),
-            description="In parts of the limit: at 1 the canary is rolled back.",
+            description="The evidence divided by its limit. At 1, the canary is rolled back.",
         ),
         lines(
             "Copies for shadow traffic",
@@ -176,7 +178,7 @@ ENDPOINT = Dashboard(
 LANGUAGE_MODELS = Dashboard(
     "language-models",
     "language models",
-    "Tokens, waits and the engines' slots and caches.",
+    "Tokens, waiting times, and the slots and caches of the engines.",
     (
         lines(
             "First token",
@@ -262,7 +264,8 @@ LANGUAGE_MODELS = Dashboard(
                 "returned: no slot was free",
             ),
             unit="reqps",
-            description="`own`: the queue of the replica that has read the prompt's beginning.",
+            description="`own` is the queue of one replica, for prompts whose beginning this replica has "
+            "read.",
         ),
         lines(
             "Lost streams",
@@ -271,7 +274,7 @@ LANGUAGE_MODELS = Dashboard(
                 f"sum by (what) (increase(tidegate_worker_llm_lost_total{{{_D}}}[15m]))",
                 "lost {{what}}",
             ),
-            description="In 15 minutes. `continue`: the answer continued in another replica.",
+            description="Counts of the last 15 minutes. `continue`: another replica continued the answer.",
         ),
     ),
     (
@@ -283,17 +286,18 @@ LANGUAGE_MODELS = Dashboard(
 DRIFT = Dashboard(
     "drift",
     "drift and quality",
-    "How far a version's inputs and outputs are from its baseline, and how good its answers are.",
+    "The drift of each version's inputs and outputs from its baseline, and the quality of its answers.",
     (
         lines(
             "Score by version",
             (f"max by (model, version) (tidegate_drift_score{{{_V}}})", "{{model}} {{version}}"),
-            description="The column that is furthest from the baseline, in parts of its limit. 1: drift.",
+            description="The largest distance of a column from the baseline, divided by its limit. 1 or "
+            "more is too far.",
         ),
         lines(
             "Columns above their limits",
             (f"max by (model, version) (tidegate_drifted_columns{{{_V}}})", "{{model}} {{version}}"),
-            description="In two windows in a row.",
+            description="Columns that were above their limits in two windows in a row.",
         ),
         lines(
             "Score by column",
@@ -301,7 +305,7 @@ DRIFT = Dashboard(
                 f"max by (model, version, column) (tidegate_drift_column_score{{{_V}}})",
                 "{{model}} {{version}} {{column}}",
             ),
-            description="The three columns that are furthest from the baseline.",
+            description="The three columns with the highest scores. A score of 1 or more is above the limit.",
         ),
         lines(
             "Quality",
@@ -313,7 +317,8 @@ DRIFT = Dashboard(
                 f"max by (model, version) (tidegate_estimated_accuracy{{{_V}}})",
                 "{{model}} {{version}} accuracy, estimated",
             ),
-            description="The last window with labels. `estimated`: from the model's probabilities.",
+            description="Measured in the last window with labels, or estimated from the model's own "
+            "probabilities.",
         ),
         lines(
             "Sampled rows",

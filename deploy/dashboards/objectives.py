@@ -9,14 +9,14 @@ _E = 'endpoint=~"$endpoint"'
 ALERTS = Dashboard(
     "alerts",
     "alerts and objectives",
-    "What fires, how fast the budgets of objectives burn, and how far the numbers are from their limits.",
+    "Firing alerts, the burn rates of error budgets, and the watched numbers with their limits.",
     (
         number("Firing", 'max(tidegate_alerts{state="firing"})', red_above=1, width=6),
         number("Pending", 'max(tidegate_alerts{state="pending"})', width=6),
         number(
             "Fastest burn rate in 1 hour",
             f"max(endpoint:tidegate_burn_rate:1h{{{_E}}})",
-            description="1: the budget lasts exactly for the window of the objective.",
+            description="At 1, the error budget lasts exactly for the window of the objective.",
             red_above=1,
             width=6,
         ),
@@ -26,7 +26,7 @@ ALERTS = Dashboard(
             (Query('ALERTS{alertname=~"Tidegate.*"}'),),
             kind="table",
             width=24,
-            description="`tidegate alerts` shows Tidegate's own, with values and remedies.",
+            description="`tidegate alerts` shows Tidegate's own alerts, with values and remedies.",
         ),
         Row("Objectives"),
         *(
@@ -39,7 +39,7 @@ ALERTS = Dashboard(
                     )
                     for window, name in (("5m", "5 minutes"), ("1h", "1 hour"), ("6h", "6 hours"))
                 ),
-                description="14.4 in one hour spends 2 % of a budget of 30 days.",
+                description="A burn rate of 14.4 for one hour uses up 2 % of a 30-day error budget.",
             )
             for objective in ("availability", "latency")
         ),
@@ -52,7 +52,7 @@ ALERTS = Dashboard(
                 "{{endpoint}} limit",
             ),
             unit="s",
-            description="The limit follows the endpoint's own past.",
+            description="The limit is computed from the endpoint's own past.",
         ),
         lines(
             "Age of the queue",
@@ -70,12 +70,12 @@ ALERTS = Dashboard(
                 "{{endpoint}} dead letters",
             ),
             (f"max by (endpoint) (tidegate_endpoint_restarts_recent{{{_E}}})", "{{endpoint}} ends"),
-            description="In 15 minutes.",
+            description="Counts of the last 15 minutes.",
         ),
         lines(
             "Findings",
             (f"max by (endpoint, rule) (tidegate_endpoint_finding{{{_E}}})", "{{endpoint}} {{rule}}"),
-            description="Drift, a drop of quality, or a cap of cost.",
+            description="1 while an endpoint has drift, a drop in quality, or a cost at its cap.",
         ),
     ),
     (Variable("endpoint", "Endpoint", "tidegate_endpoint_requests_total"),),

@@ -9,14 +9,14 @@ _D = 'deployment=~"$deployment"'
 OVERVIEW = Dashboard(
     "overview",
     "overview",
-    "Traffic, failures and latency of all endpoints, and the state of the parts.",
+    "Traffic, failures and latency of all endpoints, and the state of Tidegate's services.",
     (
         number("Requests per second", "sum(endpoint:tidegate_requests:rate1m)", unit="reqps"),
         number(
             "Failures",
             "sum(endpoint:tidegate_failures:rate1m) / (sum(endpoint:tidegate_requests:rate1m) > 0)",
             unit="percentunit",
-            description="The part of requests that failed in the service, in the last minute.",
+            description="The share of requests that failed because of the service, in the last minute.",
             red_above=0.01,
         ),
         number("Slowest p99", "max(deployment:tidegate_request_seconds:p99_5m > 0)", unit="s"),
@@ -24,24 +24,24 @@ OVERVIEW = Dashboard(
         number(
             "Alerts that fire",
             'max(tidegate_alerts{state="firing"})',
-            description="`tidegate alerts` shows them.",
+            description="`tidegate alerts` shows these alerts.",
             red_above=1,
         ),
         number(
             "In no worker",
             "sum(deployment:tidegate_queued:count)",
-            description="Requests and jobs in queues.",
+            description="Requests and jobs in queues, which no worker has received yet.",
         ),
         number(
             "Silent targets",
             "count(up == 0) or vector(0)",
-            description="Parts whose metrics Prometheus cannot read.",
+            description="Processes from which Prometheus cannot read metrics.",
             red_above=1,
         ),
         number(
             "Lost jobs",
             "max(tidegate_jobs_unaccounted)",
-            description="Jobs that are unaccounted for: docs/ledger.md.",
+            description="Jobs that the ledger cannot find. docs/ledger.md explains the ledger.",
             red_above=1,
         ),
         Row("Traffic"),
@@ -54,7 +54,8 @@ OVERVIEW = Dashboard(
             "Failures by endpoint",
             ("endpoint:tidegate_failure_ratio:5m", "{{endpoint}}"),
             unit="percentunit",
-            description="Five minutes. Errors of callers and limits of keys do not count.",
+            description="Shares of the last five minutes. Errors of callers and rejections by limits do not "
+            "count.",
         ),
         lines(
             "Requests by outcome",
@@ -85,7 +86,7 @@ OVERVIEW = Dashboard(
         lines(
             "CPU",
             ("sum by (job) (rate(process_cpu_seconds_total[$__rate_interval]))", "{{job}}"),
-            description="Cores. Several gateway processes on one port have no such metric.",
+            description="Used cores. Gateway processes that share a port do not report this metric.",
         ),
         lines("Memory", ("sum by (job) (process_resident_memory_bytes)", "{{job}}"), unit="bytes"),
         lines(
@@ -100,7 +101,8 @@ OVERVIEW = Dashboard(
             "Leader and shared limits",
             ("sum(tidegate_router_leads)", "routers that lead"),
             ("max(tidegate_gateway_limits_local)", "limits are not shared"),
-            description="One router must lead. While the live store is down, limits are not shared.",
+            description="Exactly one router must lead. While the live store is down, gateways do not share "
+            "limits.",
         ),
         lines(
             "Versions, Deployments, endpoints",
@@ -122,7 +124,7 @@ OVERVIEW = Dashboard(
 AUTOSCALER = Dashboard(
     "autoscaler",
     "queues and autoscaler",
-    "How much work waits, how many replicas there are, and why.",
+    "Waiting work, replicas, and the reasons for their number.",
     (
         lines(
             "Replicas",
@@ -131,7 +133,8 @@ AUTOSCALER = Dashboard(
         lines(
             "Demand",
             (f"max by (deployment) (tidegate_autoscaler_demand{{{_D}}})", "{{deployment}}"),
-            description="Requests in flight, and jobs. Without a value: the autoscaler does not know it.",
+            description="Requests in flight, and unfinished jobs. Gaps: the autoscaler does not know the "
+            "demand.",
         ),
         lines(
             "In no worker",
@@ -142,13 +145,13 @@ AUTOSCALER = Dashboard(
             "Age of the queue",
             (f"deployment:tidegate_queue_age_seconds:predicted{{{_D}}}", "{{deployment}}"),
             unit="s",
-            description="How long a new request waits for its answer, at the present rate. Not for streams.",
+            description="The predicted time until a new request gets its answer. Streams are left out.",
         ),
         lines(
             "Utilisation",
             (f"deployment:tidegate_replica_utilisation:ratio5m{{{_D}}}", "{{deployment}}"),
             unit="percentunit",
-            description="The part of the time in which replicas run their model. Without streams.",
+            description="The share of time in which replicas run their model. Streams are left out.",
         ),
         lines("Missing replicas", (f"deployment:tidegate_replicas_missing:count{{{_D}}}", "{{deployment}}")),
         Row("Autoscaler"),
@@ -159,7 +162,7 @@ AUTOSCALER = Dashboard(
                 "{{rule}}",
             ),
             stacked=True,
-            description="`tidegate decisions NAME` shows each with its reason.",
+            description="`tidegate decisions NAME` shows each decision with its reason.",
         ),
         lines(
             "Ended replicas by cause",
@@ -167,7 +170,7 @@ AUTOSCALER = Dashboard(
                 f"deployment_cause:tidegate_replacements:new15m{{{_D}}}",
                 "{{deployment}} {{cause}}",
             ),
-            description="In 15 minutes. Every cause but `drained` is a failure.",
+            description="Counts of the last 15 minutes. Every cause except `drained` is a failure.",
         ),
         lines(
             "From launch to ready",
@@ -180,7 +183,7 @@ AUTOSCALER = Dashboard(
                 for q in (0.5, 0.95)
             ),
             unit="s",
-            description="All replicas since the start of the autoscaler.",
+            description="Times of all replicas that started since the start of the autoscaler.",
         ),
         lines(
             "A round of the autoscaler",
@@ -236,14 +239,15 @@ AUTOSCALER = Dashboard(
         lines(
             "Dead letters by cause",
             ("cause:tidegate_dead_letters:new15m", "{{cause}}"),
-            description="In 15 minutes.",
+            description="Counts of the last 15 minutes.",
         ),
         Row("RabbitMQ"),
         lines(
             "Messages in queues",
             ("sum(rabbitmq_queue_messages_ready)", "ready"),
             ("sum(rabbitmq_queue_messages_unacked)", "delivered, not acknowledged"),
-            description="Of RabbitMQ's own plugin: in the compose stack, or with your own RabbitMQ.",
+            description="From RabbitMQ's Prometheus plugin. Only the compose stack, or your own RabbitMQ, "
+            "has it.",
         ),
         lines("Memory of RabbitMQ", ("sum(rabbitmq_process_resident_memory_bytes)", "bytes"), unit="bytes"),
     ),
