@@ -25,12 +25,15 @@ class AutoscalerSettings(Settings):
     service: ClassVar[str] = "autoscaler"
 
     launcher: Literal["process", "docker"] = Field(
-        "process", description="How workers are started: as processes or as containers."
+        "process", description="How workers are started: `process`, or `docker` for containers."
     )
     autoscaler_period_s: float = Field(0.5, gt=0, description="Seconds between two rounds of decisions.")
     autoscaler_relist_s: float = Field(2.0, gt=0, description="Seconds between two reads of the registry.")
     autoscaler_down_window_s: float = Field(
-        30.0, ge=0, description="Seconds. Replicas are removed only down to the highest need of this window."
+        30.0,
+        ge=0,
+        description="Length of the scale-down window in seconds. "
+        "Replicas are removed only down to the highest need in this window.",
     )
     autoscaler_idle_s: float = Field(
         60.0, ge=0, description="Idle seconds before scale to zero, if the Deployment does not set them."
@@ -45,19 +48,19 @@ class AutoscalerSettings(Settings):
         0.95,
         gt=0,
         le=10,
-        description="Share of the host's memory that may be in use when a replica starts. "
+        description="Share of the host's memory that may be in use after the start of a replica. "
         "Above 1, memory is oversubscribed.",
     )
     autoscaler_replicas_per_core: float = Field(
         16.0,
         gt=0,
         le=1000,
-        description="Replicas per core of the host. A replica that declares `cpus` counts as that many.",
+        description="Most replicas per core of the host. A replica with `cpus` counts as that many replicas.",
     )
     autoscaler_replica_memory_mb: int = Field(
         256,
         ge=1,
-        description="Memory in MiB to assume for a replica that declares none and was not measured yet.",
+        description="Assumed memory in MiB of a replica that has no `memory_mb` and was not measured yet.",
     )
     autoscaler_starts_at_once: int = Field(
         0, ge=0, description="How many replicas may start at the same time on one host. 0: twice its cores."
@@ -66,10 +69,14 @@ class AutoscalerSettings(Settings):
     autoscaler_history_mb: int = Field(
         256,
         ge=0,
-        description="Disk space in MiB for recorded observations, which `replay` uses. 0: none are kept.",
+        description="Disk space in MiB for recorded rounds, which `tidegate replay --verify` decides again. "
+        "0: no rounds are recorded.",
     )
     autoscaler_costs_days: int = Field(
-        400, ge=1, description="How many days the costs of replicas are kept: by hour, after 35 days by day."
+        400,
+        ge=1,
+        description="How many days the costs of replicas are kept. "
+        "After 35 days, hours are merged into days.",
     )
     worker_log_days: float = Field(
         7.0, gt=0, description="How many days the log of an ended replica is kept."
@@ -81,35 +88,40 @@ class AutoscalerSettings(Settings):
     )
     autoscaler_warm: dict[str, WarmPoolSpec] = Field(
         default_factory=dict,
-        description='Warm pools: workers that run Triton without a model, by pool, as JSON: `{"cpu": 1}`.',
+        description='Warm pools as JSON, such as `{"cpu": 1}`: '
+        "for each pool, the number of workers that run Triton without a model.",
     )
     autoscaler_host_name: str = Field(
         "",
-        description="Name of the machine that replicas run on, for `cordon`. Default: its host name.",
+        description="Name of the replicas' machine, for `tidegate cordon`. Default: its host name.",
     )
 
     docker_host: str = Field(
-        "unix:///var/run/docker.sock", description="The container engine, or the proxy in front of it."
+        "unix:///var/run/docker.sock",
+        description="URL of the container engine, or of the proxy in front of it.",
     )
     docker_stack: str = Field(
         "tidegate", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Prefix of the containers' names."
     )
     docker_image: str = Field(
-        "tidegate/worker", description="The workers' image, if a Deployment names none."
+        "tidegate/worker", description="Image of the workers of a Deployment that names no image."
     )
     docker_images: list[str] = Field(
         default_factory=list,
-        description="Other images that the engine's proxy allows Deployments to name, as JSON; `*` is any.",
+        description="Other images that the engine's proxy allows Deployments to name: "
+        "a JSON list of patterns, in which `*` matches any text.",
     )
     docker_pull: Literal["never", "missing", "always"] = Field(
-        "missing", description="When the images of workers are pulled."
+        "missing",
+        description="When an image of workers is pulled: `never`, `always`, or if the engine has none "
+        "(`missing`).",
     )
-    docker_network: str = Field("tidegate", description="The network that workers join.")
+    docker_network: str = Field("tidegate", description="Network of the engine that workers join.")
     docker_volumes: dict[str, str] = Field(
         default_factory=dict, description="Named volumes of workers and their mount points, as JSON."
     )
     docker_environment: dict[str, str] = Field(
-        default_factory=dict, description="More variables for workers, as JSON, such as `PIP_INDEX_URL`."
+        default_factory=dict, description="Additional variables of workers, such as `PIP_INDEX_URL`, as JSON."
     )
     docker_memory_mb: int = Field(
         0, ge=0, description="Memory limit of a worker in MiB, if its Deployment has none. 0: no limit."
@@ -122,23 +134,25 @@ class AutoscalerSettings(Settings):
     )
     docker_gpu_request: Literal["devices", "environment"] = Field(
         "devices",
-        description="How GPUs are requested: `environment` if NVIDIA's runtime is the engine's default.",
+        description="How GPUs are requested: by device requests (`devices`), or by an `environment` variable "
+        "if NVIDIA's runtime is the engine's default.",
     )
     docker_log_driver: str = Field("json-file", description="The engine's log driver for workers.")
     docker_log_options: dict[str, str] = Field(
         default_factory=lambda: {"max-size": "10m", "max-file": "3"},
-        description="Options of that log driver, as JSON.",
+        description="Options of the workers' log driver, as JSON.",
     )
     engine_socket: str = Field(
-        "/var/run/docker.sock", description="The engine's socket, for the proxy in front of it."
+        "/var/run/docker.sock", description="Unix socket of the engine to which the engine's proxy connects."
     )
-    engine_proxy_port: int = Field(2375, description="Port of the proxy in front of the engine.")
+    engine_proxy_port: int = Field(2375, description="Port of the engine's proxy.")
     engine_proxy_open: bool = Field(
         False,
-        description="Accept callers without a token, on a network that only the autoscaler uses.",
+        description="The engine's proxy accepts callers without a token. "
+        "Only for a network that nothing but the autoscaler uses.",
     )
     docker_compose_project: str = Field(
-        "", description="The compose project that workers belong to, so that `down` ends them."
+        "", description="Compose project to which workers belong, so that compose's `down` ends them."
     )
 
     @field_validator("autoscaler_warm", mode="before")

@@ -26,13 +26,13 @@ REPLACEMENTS = Counter(
 )
 LAUNCH_SECONDS = Histogram(
     "tidegate_autoscaler_launch_to_ready_seconds",
-    "Time from the decision to launch until the replica is ready.",
+    "Seconds from the decision to launch a replica until it is ready.",
     ["deployment"],
     buckets=(0.5, 1, 2, 3, 5, 8, 13, 20, 30, 60, 120, 300, 600),
 )
 ROUND_SECONDS = Histogram(
     "tidegate_autoscaler_round_seconds",
-    "Time of one round, in which the autoscaler observes, decides and acts.",
+    "Seconds of one round, in which the autoscaler observes, decides and acts.",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
 # The label `flavour` is the name of the pool. It is published, so it keeps its old name.
@@ -43,7 +43,7 @@ WARM_WORKERS = Gauge(
 )
 WARM_GIVEN = Counter(
     "tidegate_autoscaler_warm_given_total",
-    "Requests for a replica from the warm pool, by outcome: given, none waits, not taken.",
+    "Replicas that were requested from the warm pool, by outcome: given, none waits, not taken.",
     ["flavour", "outcome"],
 )
 VERIFICATIONS = Counter(
@@ -54,7 +54,7 @@ VERIFICATIONS = Counter(
 VERIFYING = Gauge("tidegate_autoscaler_verifications_pending", "Versions whose verification has not ended.")
 REPLICA_SECONDS = Counter(
     "tidegate_autoscaler_replica_seconds_total",
-    "Time of replicas, by part: busy, idle, starting, wasted, stopping, unreported.",
+    "Seconds of replicas, by part: busy, idle, starting, wasted, stopping, unreported.",
     ["deployment", "part"],
 )
 COST = Counter(

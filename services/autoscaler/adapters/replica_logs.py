@@ -63,7 +63,7 @@ class ReplicaLogs:
 
 
 def _kept(replica: str, parts: list[Path]) -> EndedReplicaLog:
-    """Return the size and time of a log. For a link, they are the link's own: its target may be missing."""
+    """Return the size and time of a log. For a link, use the link itself: its target may be missing."""
     size, written_at = 0, 0.0
     for path in parts:
         with contextlib.suppress(OSError):

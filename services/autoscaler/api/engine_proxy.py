@@ -54,7 +54,7 @@ class EngineProxy:
         async for chunk in request.stream():
             body += chunk
             if len(body) > MAX_BODY:
-                return _message(413, "The body is too large.")
+                return _message(413, f"The body is larger than {MAX_BODY // 2**20} MiB.")
         query = parse_qs(request.url.query, keep_blank_values=True)
         reason = refusal(request.method, request.url.path, query, body, self._bounds)
         if reason is not None:

@@ -16,7 +16,7 @@ router = APIRouter(prefix="/v1", tags=["replay"], route_class=JsonRoute)
 
 WEEK_S = 7 * 86_400.0
 MAX_CSV = 64 * 2**20
-# The size of the CSV as JSON, where a newline needs two characters, and of the rest of the request.
+# The most bytes of a request. JSON can double the size of a CSV, because a newline needs two characters.
 MAX_BODY = 2 * MAX_CSV
 
 
@@ -39,7 +39,9 @@ class CsvArrivals(_Body):
 
     kind: Literal["csv"]
     text: str = Field(max_length=MAX_CSV)
-    seconds: float | None = Field(None, gt=0, le=2 * WEEK_S, description="Default: to the end of the file.")
+    seconds: float | None = Field(
+        None, gt=0, le=2 * WEEK_S, description="Length of the replay. Default: to the end of the file."
+    )
 
 
 class RecordedArrivals(_Body):
@@ -59,7 +61,7 @@ class PolicyVariation(_Body):
 
 
 class ReplicaOptions(_Body):
-    """Values of a replica that replace the measured ones. Fields with ``_s`` are in seconds, others in ms."""
+    """Values of a replica that replace the measured ones. Times are in seconds (``_s``) or ms (``_ms``)."""
 
     call_ms: float | None = Field(None, gt=0)
     row_ms: float | None = Field(None, ge=0)
@@ -81,9 +83,13 @@ class ReplayRequest(_Body):
     policies: list[PolicyVariation] = Field(default_factory=list, max_length=10)
     others: list[KnownFormula] = Field(default_factory=list, max_length=2)
     service: ReplicaOptions = ReplicaOptions()
-    start_at: float | None = Field(None, description="The start time, for schedules; default: midnight UTC.")
+    start_at: float | None = Field(
+        None,
+        description="Start of the replay in seconds since the epoch, for schedules. "
+        "Default: the start of a recording, otherwise the last midnight (UTC).",
+    )
     seed: int = 0
-    picture: bool = Field(False, description="Whether to return a picture as well, as PNG in base64.")
+    picture: bool = Field(False, description="Also return a picture of the replay (PNG in base64).")
 
 
 class VerifyRequest(_Body):

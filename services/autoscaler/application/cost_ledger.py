@@ -152,7 +152,8 @@ class CostLedger:
             self._used = await asyncio.to_thread(self._used_up)
             self.over_budget = {name: used.words for name, used in self._used.items()}
             metrics.show_budgets(self._limited(), self.over_budget)
-            # If the store fails now, the reports expire later, and the next booking writes the rates.
+            # If the store fails now, old reports expire by themselves, and the next booking publishes the
+            # facts.
             with contextlib.suppress(StoreUnavailable):
                 await self._store.forget_times(closed)
                 await self._store.publish_cost_facts(self._facts())
@@ -184,7 +185,7 @@ class CostLedger:
     def _budgets(self, deployment: str | None) -> list[dict[str, Any]]:
         """Return the budgets of a Deployment, or of all Deployments (None).
 
-        The list of all leaves out reserves, because they share the budgets of their Deployments.
+        For None, reserves are left out, because they share the budgets of their Deployments.
         """
         names = self._limited().keys() - self._holders.keys() if deployment is None else {deployment}
         limited = {name: each for name, each in self._limited().items() if name in names}

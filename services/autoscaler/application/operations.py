@@ -27,7 +27,7 @@ SHOWN_DECISIONS = 5
 
 @dataclass(frozen=True, slots=True)
 class OverrideEffect:
-    """The number of replicas that will run under an override, and its limit; None if not known yet."""
+    """The number of replicas that will run under an override, and what limits it; None: not known yet."""
 
     replicas: int | None = None
     bounded_by: str | None = None

@@ -59,7 +59,7 @@ class Recorder:
             self._writing = asyncio.create_task(self._write(now, whole=False))
 
     async def flush(self, now: float) -> None:
-        """Write everything that was noted."""
+        """Write all recorded rounds and arrivals to disk."""
         if self._writing is not None:
             await self._writing
         await self._write(now, whole=True)

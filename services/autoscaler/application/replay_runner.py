@@ -107,7 +107,7 @@ class ReplayRunner:
         known |= {key: value for key, value in values.items() if value is not None}
         if "call_ms" not in known:
             raise BadRequest(
-                f"The time of a call of {deployment.name} was not measured yet. Set service.call_ms."
+                f"No call of {deployment.name} has been measured yet. Set service.call_ms in the request."
             )
         return ReplicaTiming(**known)
 

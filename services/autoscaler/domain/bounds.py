@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.autoscaler.domain.plural import counted
 from tidegate.kernel.protocol.models import Deployment
 
 
@@ -43,7 +44,7 @@ def bounds(deployment: Deployment, now: float, start_s: float, over_budget: str 
     afford = int(budget / price + 1e-9)
     if afford >= found.high:
         return found
-    words = f"a budget of {budget:g} an hour pays for {afford} at {price:g} each"
+    words = f"a budget of {budget:g} an hour pays for {counted(afford, 'replica')} at {price:g} each"
     kept = found if found.low <= afford else ReplicaBounds(afford, afford, "cost cap", "cost cap", words)
     return ReplicaBounds(kept.low, afford, kept.low_rule, "cost cap", kept.low_words, words)
 

@@ -124,8 +124,8 @@ def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
 
 
 def _shared(claims: Sequence[HostClaim], total: Room) -> dict[str, int]:
-    # Held replicas always fit. Without free room, a Deployment can get a replica only if another one loses
-    # one.
+    # Held replicas always fit. On a full host, a Deployment can get a replica only if another Deployment
+    # loses a replica.
     used = Room(0.0, 0.0)
     for claim in claims:
         used = used.less(claim.size, -claim.held)
@@ -187,7 +187,7 @@ def shortage(host: Host, policy: Policy, claim: HostClaim, room: Room, granted: 
         f"the host is full: it has room for {granted} of {claim.desired} replicas. The other {more} need "
         f"{more * size.memory_mb:,.0f} MiB ({size.memory_mb:,.0f} each, {size.source}; "
         f"{max(0.0, room.memory_mb):,.0f} are free) and {more * size.cores:g} cores "
-        f"({max(0.0, room.cores):g} of {cores:g} are free). Reduce the replicas of other deployments, "
+        f"({max(0.0, room.cores):g} of {cores:g} are free). Reduce the replicas of other Deployments, "
         "or raise TIDEGATE_AUTOSCALER_HOST_MEMORY or TIDEGATE_AUTOSCALER_REPLICAS_PER_CORE"
     )
 

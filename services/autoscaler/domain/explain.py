@@ -89,7 +89,8 @@ def _holds(
         yield f"{failed} ({memory.start.message}); the next start is in {wait:.0f} s"
     for slot, found in memory.slots.items():
         if found.not_before > now:
-            yield f"slot {slot} crashed; its next start is in {found.not_before - now:.0f} s: {found.message}"
+            wait = found.not_before - now
+            yield f"the replica of slot {slot} failed; the next start is in {wait:.0f} s: {found.message}"
     mine = [r for r in (snapshot.reports or {}).values() if r.deployment == deployment.name]
     if (sick := unhealthy(deployment.name, mine, now)) is not None:
         yield sick.message
@@ -101,7 +102,7 @@ def _holds(
             if snapshot.room is not None
             else ""
         )
-        yield f"{memory.put_off} more will start when other replicas are ready or have ended{most}"
+        yield f"{memory.put_off} more replicas start when others are ready or have ended{most}"
     if snapshot.host in snapshot.cordoned:
         yield f"{snapshot.host} is cordoned: no replica is started there"
 

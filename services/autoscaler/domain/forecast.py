@@ -1,9 +1,9 @@
 """Forecast arrivals from earlier days or weeks. A forecast only adds replicas, it never removes any.
 
 The method is a seasonal average with a level correction. The average is a weighted mean of the rates at the
-same time in earlier seasons, over five minutes. Each season counts half as much as the next one. This mean is
-multiplied by the level. The level is the number of arrivals in the last half hour, divided by the mean for
-that half hour. The level is limited to between 0.5 and 2. A forecast needs two recorded seasons.
+same time in earlier seasons, over five minutes. Each season counts half as much as the season after it. The
+average is multiplied by the level: the arrivals in the last half hour, divided by the average for that half
+hour. The level is limited to between 0.5 and 2. A forecast needs two recorded seasons.
 """
 
 from __future__ import annotations

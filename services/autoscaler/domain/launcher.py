@@ -15,8 +15,8 @@ from tidegate.kernel.errors import Conflict, Unavailable
 from tidegate.kernel.protocol.models import Assignment, Deployment, Resources
 from tidegate.kernel.protocol.warm_pool import WarmAssignment, WarmPoolSpec
 
-# Seconds that an engine's own `stop` waits for a worker of a warm pool. A container keeps this value when its
-# worker becomes a replica. Until then, the worker ends immediately.
+# Drain limit of a warm pool's worker, in seconds. An engine's own `stop` waits this long. The container keeps
+# this limit when the worker becomes a replica. A worker that is not a replica ends immediately.
 POOL_DRAIN_S = 600.0
 
 

@@ -54,8 +54,8 @@ def _kv(load: LlmLoad, tuning: Tuning, ready: int) -> RuleNeed | None:
     wanted = load.kv_used + load.waiting_tokens
     replicas = math.ceil(ready * wanted / (tuning.utilization * load.kv_total) - TINY)
     why = (
-        f"{load.kv_used:,} of {load.kv_total:,} KV tokens are in use and {load.waiting_tokens:,} tokens "
-        f"wait, {tuning.utilization:.0%} full at most"
+        f"the KV caches hold {load.kv_used:,} of {load.kv_total:,} tokens, and "
+        f"{load.waiting_tokens:,} tokens wait; the caches may be {tuning.utilization:.0%} full"
     )
     # A full cache alone needs no new replica: running requests end and free their part.
     return RuleNeed("kv", replicas if load.waiting else min(replicas, ready), why)

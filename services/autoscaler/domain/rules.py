@@ -126,14 +126,14 @@ def _backlog(outstanding: int, tuning: Tuning) -> RuleNeed | None:
     return RuleNeed(
         "backlog",
         math.ceil(outstanding / each - TINY),
-        f"{outstanding} requests and jobs, {each:g} for each replica",
+        f"{outstanding} requests and jobs; a replica may have {each:g}",
     )
 
 
 def _sequences(load: Load, outstanding: int, fleet: ReplicaCounts) -> RuleNeed:
     full = load.sequences >= fleet.ready * load.sequence_slots
     kept = load.sequences + (outstanding if full else 0)
-    words = f"{load.sequences} sequences, {load.sequence_slots} for each replica"
+    words = f"{load.sequences} sequences; a replica can keep {load.sequence_slots}"
     return RuleNeed("sequences", math.ceil(kept / load.sequence_slots), words)
 
 

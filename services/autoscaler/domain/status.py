@@ -196,7 +196,7 @@ def _healthy(memory: DeploymentMemory, now: float) -> Condition:
         return _condition("Healthy", True, "Healthy", "", now)
     slot, worst = max(looping, key=lambda found: found[1].failures)
     wait = max(0.0, worst.not_before - now)
-    failed = f"slot {slot} failed {worst.failures} times in a row"
+    failed = f"the replicas of slot {slot} failed {worst.failures} times in a row"
     text = f"{failed}; the next start is in {wait:.0f} s: {worst.message}"
     return _condition("Healthy", False, "CrashLoop", text, now)
 

@@ -98,7 +98,7 @@ def _need(
         return Need(max(most.replicas, first), rule, most.why, tuple(found)), memory
     by_backlog = most.replicas if most else 0
     if not outstanding:
-        return Need(by_backlog, "demand", "nothing outstanding", tuple(found)), memory
+        return Need(by_backlog, "demand", "no request or job waits or runs", tuple(found)), memory
     why = f"{outstanding} requests and jobs wait or run; the time for each is not known yet"
     replicas, settled = max(memory.target, 1), now - memory.last_step >= policy.step_every_s
     if outstanding > fleet.ready and fleet.starting == 0 and settled:

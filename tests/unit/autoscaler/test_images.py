@@ -97,7 +97,7 @@ async def test_a_pull_that_fails_is_told_and_tried_again(images, registry, no_pa
     await fetched(registry)
     with pytest.raises(
         LaunchFailed,
-        match=r"was not pulled\. The next launch of a replica tries again\. Reason: no such host",
+        match=r"could not be pulled\. The next launch of a replica tries again\. Reason: no such host",
     ):
         await images.digest("ours/worker")
     registry.refuses = ""

@@ -71,7 +71,7 @@ def test_the_budget_goes_before_the_minimum_and_is_told(make_world, deployment):
     world.run(5)
     assert world.target() == 2
     assert world.decisions[0].rule == "cost cap"
-    assert "a budget of 3.2 an hour pays for 2 at 1.5 each" in world.decisions[0].reason
+    assert "a budget of 3.2 an hour pays for 2 replicas at 1.5 each" in world.decisions[0].reason
     assert world.statuses[NAME].cost_per_hour == 3.0
 
 
@@ -82,7 +82,7 @@ def test_backlog_per_replica_needs_no_service_rate(make_world, deployment):
     world.round()
     assert world.target() == 7
     assert world.decisions[-1].rule == "backlog"
-    assert "31 requests and jobs, 5 for each replica" in world.decisions[-1].reason
+    assert "31 requests and jobs; a replica may have 5" in world.decisions[-1].reason
 
 
 def test_the_largest_of_the_rules_counts(deployment):

@@ -116,8 +116,8 @@ def _labels(plan: DockerPlan, start: LaunchSpec, digest: str, gpus: Shares) -> d
     if gpus:
         labels[GPUS] = to_label(gpus)
     if plan.compose_project:
-        # The compose file has no service `replica`. So `up` ignores workers, and `down --remove-orphans` ends
-        # them.
+        # The compose file has no service of this name. So compose's `up` ignores workers, and its
+        # `down --remove-orphans` ends them.
         labels |= {
             "com.docker.compose.project": plan.compose_project,
             "com.docker.compose.service": "replica",

@@ -14,14 +14,14 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# The longest wait of a launch for its pull. For an unchanged image, a pull takes less time than this.
+# Most seconds that a launch waits for its pull. A pull of an unchanged image is quicker.
 MOMENT_S = 1.0
-# A launch may use the result of an earlier pull if the pull began less than this time ago.
+# A launch may use the result of an earlier pull that began less than this time ago (seconds).
 OLD_S = PULL_TIMEOUT_S
 
 
 class ImagePull(NamedTuple):
-    """A pull that runs, or whose result no launch has used yet. ``began`` is on the monotonic clock."""
+    """A running pull, or the result of a pull until a launch uses it. ``began``: its monotonic time."""
 
     pull: asyncio.Task[None]
     began: float
@@ -81,7 +81,7 @@ class Images:
         if (failed := running.pull.exception()) is not None:
             reason = failed.message if isinstance(failed, Unavailable) else repr(failed)
             raise LaunchFailed(
-                f"The image {reference} was not pulled. "
+                f"The image {reference} could not be pulled. "
                 f"The next launch of a replica tries again. Reason: {reason}"
             )
 

@@ -153,13 +153,13 @@ class DockerLauncher:
         except NoRoom as reason:
             raise NoFreeGpu(f"The worker {replica} {reason}.") from None
         await self._create(start, shares)
-        # Another process may have chosen the same GPU meanwhile. Then the claim that comes first wins.
+        # Another process may have chosen the same GPU meanwhile. Then the earlier claim wins.
         claims = await self._claims()
         mine = next((claim for claim in claims if claim.replica == replica), None)
         if mine is None or not stands(inventory, claims, mine):
             await self._engine.remove(self._plan.name(replica))
             raise NoFreeGpu(
-                f"The worker {replica} lost its GPU to another one that was launched at the same time."
+                f"The worker {replica} lost its GPU to a worker that was launched at the same time."
             )
 
     async def _claims(self) -> Sequence[GpuClaim]:

@@ -1,8 +1,8 @@
 """The cost ledger on disk: ``<state>/data/costs.db`` (SQLite).
 
-The table ``lives`` has the replicas whose time is not completely booked. The table ``amounts`` has the booked
+The table ``lives`` has the replicas with time that is not booked yet. The table ``amounts`` has the booked
 amounts by hour. Both change in one transaction, so a crash of the autoscaler books nothing twice. Old hours
-are added up to days.
+are merged into days.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class CostStore:
         return None if found is None else int(found)
 
     def retire(self, now: float) -> None:
-        """Add up old hours to days, and delete days that are too old."""
+        """Merge old hours into days, and delete days that are too old."""
         limit = int(now - HOURS_KEPT_S) // DAY_S * DAY_S
         rest = _KEYS.partition(", ")[2]
         old = f"SELECT hour - hour % {DAY_S}, {rest}, {_SUMS} FROM amounts WHERE hour < ? "

@@ -222,7 +222,7 @@ class ProcessLauncher:
                 child.wait(timeout=1.0)
         if left:
             pids = ", ".join(str(process.pid) for process in left)
-            raise Unavailable(f"Processes of {replica} do not end after they were killed: {pids}.")
+            raise Unavailable(f"Processes of {replica} still run although they were killed: {pids}.")
         self._children.pop(replica, None)
         folder.remove()
         self._logs.prune(lambda each: self._folder(each).path.is_dir())
@@ -276,8 +276,9 @@ class ProcessLauncher:
     def _alive(self, folder: ReplicaFolder) -> bool:
         """Return whether the worker lives, or may still be starting.
 
-        A child of this process lives until the kernel reports its end. For other workers, the lock decides. A
-        worker that has not written its lock yet lives if its noted process or a marked process lives.
+        A child of this process lives until the kernel reports its end. Other workers live while they hold
+        their lock. A worker without a lock file lives while the process in its folder, or any process that
+        is marked with its name, lives.
         """
         child = self._children.get(folder.replica)
         if child is not None:

@@ -88,6 +88,7 @@ def refusal(deployment: Deployment, used: BudgetUsed, holder: str) -> str:
     if deployment.scaling.over_budget == "minimum" and deployment.min_replicas:
         return ""
     return (
-        f"Deployment {deployment.name} takes no requests: {used.words}. Send again after Retry-After, or let "
-        f"an operator raise it with `tidegate policy {holder} --set max_cost_per_day=N` (or _month)"
+        f"Deployment {deployment.name} takes no requests: {used.words}. Retry after the time in Retry-After, "
+        "or ask an operator to raise the budget: "
+        f"`tidegate policy {holder} --set max_cost_per_day=N` (or max_cost_per_month=N)"
     )

@@ -152,7 +152,7 @@ class LifeBook:
             life = self.lives.get(each.replica)
             if life is None:
                 if not each.alive and (each.ended_at is None or each.launched_at < self._noted_at):
-                    continue  # an ended life: it is booked already, or its end is not known
+                    continue  # its life is booked already, or the time of its end is not known
                 life = self.lives[each.replica] = _begun(each, deployments, prices)
             if (deployment := deployments.get(each.deployment)) is not None:
                 life.rate = self._rate_of(deployment, prices, devices.get(each.replica, life.rate.gpu))

@@ -154,7 +154,7 @@ def _count(row: list[str], line: int) -> int:
     except ValueError:
         raise BadRequest(f"Line {line}: {row[1][:40]!r} is not a number of requests.") from None
     if not 0 <= count <= MOST:
-        raise BadRequest(f"Line {line}: {row[1][:40]!r} is not a number of requests that can be replayed.")
+        raise BadRequest(f"Line {line}: {row[1][:40]!r} is not a number of requests from 0 to {MOST:,}.")
     return round(count)
 
 

@@ -61,8 +61,8 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     controllers = _controllers(comparison)
     if comparison.seconds / comparison.period_s * len(controllers) > MOST_ROUNDS:
         raise BadRequest(
-            f"{comparison.seconds:.0f} s under {len(controllers)} policies are too much to replay. "
-            "Choose a shorter time."
+            f"A replay of {comparison.seconds:.0f} s with {len(controllers)} policies has too many rounds. "
+            "Choose a shorter time or fewer policies."
         )
     own = comparison.deployment
     outcomes = [_outcome(comparison, controller) for controller in controllers]

@@ -53,7 +53,7 @@ def test_only_a_deployment_without_replicas_refuses_requests():
     assert refusal(a_deployment(min_replicas=1), used, "d") == ""
     assert "takes no requests" in refusal(a_deployment(min_replicas=0), used, "d")
     stopped = a_deployment(min_replicas=1, scaling={"over_budget": "stop"})
-    assert "raise it with `tidegate policy d --set" in refusal(stopped, used, "d")
+    assert "raise the budget: `tidegate policy d --set" in refusal(stopped, used, "d")
 
 
 def test_a_deployment_and_its_reserves_spend_from_one_budget():
