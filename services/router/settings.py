@@ -21,48 +21,52 @@ class RouterSettings(Settings):
     service: ClassVar[str] = "router"
 
     route_interval_s: float = Field(
-        0.5, description="How often the router reads the workers' reports, in seconds."
+        0.5, description="Seconds between two reads of the workers' reports by the router."
     )
-    relist_interval_s: float = Field(2.0, description="How often the router reads the registry, in seconds.")
+    relist_interval_s: float = Field(
+        2.0, description="Seconds between two reads of the registry by the router."
+    )
     router_lease_s: float = Field(
         5.0,
         ge=1.0,
         description="Lease of the leading router, in seconds. If it dies, another takes over in this time.",
     )
     blob_sweep_interval_s: float = Field(
-        60.0, description="How often the router deletes expired large payloads, in seconds."
+        60.0, description="Seconds between two sweeps in which the router deletes expired large payloads."
     )
-    dead_letters_kept: int = Field(1000, ge=0, description="How many dead letters the router keeps.")
+    dead_letters_kept: int = Field(
+        1000, ge=0, description="How many dead letters are kept; the oldest are deleted first."
+    )
     dead_letter_keep_s: float = Field(
-        7 * 86_400, ge=1, description="How long a dead letter and its payload are kept, in seconds."
+        7 * 86_400, ge=1, description="Seconds for which a dead letter and its payload are kept."
     )
     dead_letter_bytes: int = Field(
-        2**30, ge=0, description="Bytes of kept payloads of dead letters; the oldest are removed first."
+        2**30, ge=0, description="Most bytes of all dead letters' payloads; the oldest are deleted first."
     )
     job_sweep_interval_s: float = Field(
         1.0,
         gt=0,
-        description="How often the router looks for jobs without a message or worker, in seconds.",
+        description="Seconds between two searches of the router for jobs without a message or worker.",
     )
     jobs_kept: int = Field(
-        1_000_000, ge=0, description="How many finished jobs are kept; the oldest are removed first."
+        1_000_000, ge=0, description="How many finished jobs are kept; the oldest are deleted first."
     )
     jobs_kept_bytes: int = Field(
         512 * 2**20,
         ge=0,
-        description="Memory of the jobs' store, in bytes, above which the oldest finished jobs are removed; "
-        "0: no limit.",
+        description="Most bytes of memory of the jobs' store. "
+        "Above this limit, the oldest finished jobs are deleted. 0: no limit.",
     )
     jobs_kept_min_s: float = Field(
         300.0,
         ge=0,
-        description="How long a finished job is kept even if the jobs' store is full, in seconds.",
+        description="Seconds for which a finished job is kept even if the jobs' store is full.",
     )
     ledger_interval_s: float = Field(
-        1.0, gt=0, description="Pause between two readings of the ledger of jobs, in seconds."
+        1.0, gt=0, description="Seconds between two readings of the ledger of jobs."
     )
     watch_interval_s: float = Field(
-        5.0, gt=0, le=60, description="How often the router reads the endpoints' traffic, in seconds."
+        5.0, gt=0, le=60, description="Seconds between two reads of the endpoints' traffic."
     )
     watch_day_s: float = Field(
         86_400.0,
@@ -71,50 +75,56 @@ class RouterSettings(Settings):
         "Only tests need shorter days.",
     )
     alert_group_s: float = Field(
-        10.0, ge=0, le=3600, description="How long alerts of one endpoint are collected, in seconds."
+        10.0,
+        ge=0,
+        le=3600,
+        description="Seconds for which alerts of an endpoint are collected in one message.",
     )
     alert_repeat_s: float = Field(
-        14_400.0, gt=0, description="After this time a firing alert is sent again, in seconds."
+        14_400.0, gt=0, description="Seconds after which a firing alert is sent again."
     )
     smtp_url: str = Field(
         "",
         description="SMTP server for alerts: `smtp://USER:PASSWORD@HOST:587`, or `smtps://`. Empty: none.",
     )
-    smtp_from: str = Field("tidegate@localhost", description="Address that e-mails about alerts are from.")
+    smtp_from: str = Field("tidegate@localhost", description="Sender address of e-mails about alerts.")
     webhook_timeout_s: float = Field(
         10.0, gt=0, le=50, description="How long a webhook's receiver may take to answer, in seconds."
     )
     webhook_first_retry_s: float = Field(
         5.0,
         gt=0,
-        description="Wait before the second attempt of a webhook, in seconds; it triples each time.",
+        description="Seconds before the second attempt to send a webhook. "
+        "Each later wait is three times as long.",
     )
     webhook_longest_retry_s: float = Field(
         10_800.0, gt=0, description="Longest wait between two attempts of a webhook, in seconds."
     )
     webhook_give_up_s: float = Field(
-        43_200.0, gt=0, description="How long after a job's end its webhook is retried, in seconds."
+        43_200.0, gt=0, description="Seconds after the end of a job for which its webhook is retried."
     )
-    webhooks_at_once: int = Field(64, ge=1, le=1024, description="Webhooks in flight at a time.")
-    webhooks_per_host: int = Field(4, ge=1, le=1024, description="Webhooks in flight at a time to one host.")
+    webhooks_at_once: int = Field(64, ge=1, le=1024, description="Most webhooks in flight at the same time.")
+    webhooks_per_host: int = Field(4, ge=1, le=1024, description="Most webhooks in flight to one host.")
 
     drift_window_rows: int = Field(
-        3000, ge=100, description="Sampled rows of a window in which drift is judged. Fewer are not judged."
+        3000, ge=100, description="Sampled rows in a window of drift. A window with fewer rows is not judged."
     )
     drift_window_s: float = Field(
-        86_400.0, gt=0, description="Longest time of a window in which drift is judged, in seconds."
+        86_400.0, gt=0, description="Seconds after which a window of drift is closed, even with fewer rows."
     )
 
     quality_window_rows: int = Field(
-        500, ge=50, description="Labels of a window in which the quality of a version is measured."
+        500, ge=50, description="Labels in a window in which the quality of a version is measured."
     )
     quality_window_s: float = Field(
-        86_400.0, gt=0, description="Longest time of a window of labels, in seconds."
+        86_400.0,
+        gt=0,
+        description="Seconds after which a window of labels is closed, even with fewer labels.",
     )
     quality_predictions: int = Field(
         50_000,
         ge=0,
-        description="Sampled predictions of a version that wait for their labels; the oldest are dropped.",
+        description="Most sampled predictions of a version that wait for labels; the oldest are dropped.",
     )
 
     def quality_limits(self) -> QualityLimits:

@@ -11,13 +11,13 @@ from services.router.domain.quality_history import QualityHistory
 
 SCORE = Gauge(
     "tidegate_drift_score",
-    "Largest distance of a column from the baseline, in parts of its limit; 1 or more is above the limit.",
+    "Largest distance of a column from the baseline, divided by its limit. 1 or more is above the limit.",
     ["model", "version"],
 )
 DRIFTED = Gauge("tidegate_drifted_columns", "Columns that have drifted.", ["model", "version"])
 COLUMN = Gauge(
     "tidegate_drift_column_score",
-    "Distances of the three columns that are furthest from the baseline, in parts of their limits.",
+    "Distances of the three columns that are furthest from the baseline, divided by their limits.",
     ["model", "version", "column"],
 )
 QUALITY = Gauge(

@@ -12,7 +12,9 @@ from services.router.domain.alerts.states import Alert
 from services.router.domain.watch.window import Window
 
 REQUESTS = Counter(
-    "tidegate_endpoint_requests_total", "Requests that were answered, or failed in the service.", ["endpoint"]
+    "tidegate_endpoint_requests_total",
+    "Requests that were answered, or failed because of the service.",
+    ["endpoint"],
 )
 FAILED = Counter(
     "tidegate_endpoint_failed_total", "Requests that failed because of the service.", ["endpoint"]
@@ -20,18 +22,26 @@ FAILED = Counter(
 LATE = Counter(
     "tidegate_endpoint_late_total", "Requests that failed, or took longer than the objective.", ["endpoint"]
 )
-P99 = Gauge("tidegate_endpoint_p99_seconds", "The 99th percentile of the last five minutes.", ["endpoint"])
-QUEUE_AGE = Gauge("tidegate_endpoint_queue_age_seconds", "How long a new request waits.", ["endpoint"])
+P99 = Gauge(
+    "tidegate_endpoint_p99_seconds", "The 99th percentile of response times in 5 minutes.", ["endpoint"]
+)
+QUEUE_AGE = Gauge(
+    "tidegate_endpoint_queue_age_seconds", "How long a new request waits for a replica.", ["endpoint"]
+)
 DEAD = Gauge("tidegate_endpoint_dead_letters_recent", "Dead letters of the last 15 minutes.", ["endpoint"])
 RESTARTS = Gauge(
-    "tidegate_endpoint_restarts_recent", "Unexpected ends of replicas and models in 15 minutes.", ["endpoint"]
+    "tidegate_endpoint_restarts_recent",
+    "Unexpected ends of replicas and models in the last 15 minutes.",
+    ["endpoint"],
 )
 LIMIT = Gauge("tidegate_endpoint_alert_limit", "The limit of an alert.", ["endpoint", "rule"])
 BUDGET = Gauge(
-    "tidegate_endpoint_slo_budget", "The part of requests that may be bad.", ["endpoint", "objective"]
+    "tidegate_endpoint_slo_budget",
+    "The share of requests that may fail or be slow.",
+    ["endpoint", "objective"],
 )
 DAYS = Gauge("tidegate_endpoint_slo_days", "The window of the objectives in days.", ["endpoint"])
-FINDING = Gauge("tidegate_endpoint_finding", "1 while there is a finding.", ["endpoint", "rule"])
+FINDING = Gauge("tidegate_endpoint_finding", "1 while another part reports a finding.", ["endpoint", "rule"])
 STATE = Gauge("tidegate_alerts", "Alerts by state.", ["state"])
 _ALL = (REQUESTS, FAILED, LATE, P99, QUEUE_AGE, DEAD, RESTARTS, LIMIT, BUDGET, DAYS, FINDING)
 

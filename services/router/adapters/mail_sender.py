@@ -47,13 +47,14 @@ class MailSender:
         except smtplib.SMTPRecipientsRefused as error:
             status, text = next(iter(error.recipients.values()))
             problem = text.decode("utf-8", "replace")
-        except (OSError, ValueError, smtplib.SMTPException) as error:  # ValueError: bad URL, or not ASCII
+        # ValueError: the URL is invalid, or a text is not ASCII.
+        except (OSError, ValueError, smtplib.SMTPException) as error:
             problem = str(error) or type(error).__name__
         return WebhookAttempt(status, problem[:MAX_PROBLEM_LENGTH], (time.perf_counter() - began) * 1e3)
 
     def _send(self, raw: bytes) -> None:
         if not self._url:
-            raise OSError("there is no SMTP server: set TIDEGATE_SMTP_URL")
+            raise OSError("no SMTP server is configured: set TIDEGATE_SMTP_URL")
         parts = urlsplit(self._url)
         host, secure = parts.hostname or "localhost", parts.scheme == "smtps"
         context = ssl.create_default_context()

@@ -44,7 +44,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, zlib.error, ValueError) as error:
-        log.warning("a file of quality cannot be read", extra={"file": str(path), "problem": str(error)})
+        log.warning("a quality file cannot be read", extra={"file": str(path), "problem": str(error)})
         return None
     return found
 
@@ -53,6 +53,6 @@ def _write(path: Path, document: dict[str, Any]) -> bool:
     try:
         shared_file.replace(path, zlib.compress(orjson.dumps(document), 1))
     except OSError as error:
-        log.warning("a file of quality could not be written", extra={"problem": str(error)})
+        log.warning("a quality file could not be written", extra={"problem": str(error)})
         return False
     return True

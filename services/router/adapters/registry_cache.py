@@ -90,7 +90,7 @@ class RegistryCache:
             response.raise_for_status()
         except httpx.HTTPError as error:
             log.info(
-                "a shadow was not ended; it is tried again",
+                "a shadow could not be ended; the router tries again",
                 extra={"endpoint": endpoint.name, "problem": str(error)},
             )
 
@@ -110,7 +110,8 @@ class RegistryCache:
             response.raise_for_status()
         except httpx.HTTPError as error:
             log.info(
-                "a decision was not stored; it is made again", extra={"path": path, "problem": str(error)}
+                "a decision could not be stored; the router decides again",
+                extra={"path": path, "problem": str(error)},
             )
             return False
         return True

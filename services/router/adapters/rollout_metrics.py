@@ -10,7 +10,7 @@ from prometheus_client import Counter, Gauge
 SHARE = Gauge("tidegate_router_canary_share", "Percent of the traffic that a canary gets.", ["endpoint"])
 HARM = Gauge(
     "tidegate_router_canary_harm",
-    "Evidence of a canary's harm, as a part of the limit at which it is rolled back.",
+    "Evidence of a canary's harm, divided by its limit. At 1, the canary is rolled back.",
     ["endpoint", "metric"],
 )
 VERDICTS = Counter("tidegate_router_canary_verdicts_total", "Verdicts about canaries.", ["verdict"])

@@ -81,7 +81,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.AsyncNetworkStream:
         """Raise AddressRefused, because webhooks go only to hosts."""
-        raise AddressRefused("webhooks do not go to sockets of this machine")
+        raise AddressRefused("webhooks cannot be sent to Unix sockets")
 
     async def sleep(self, seconds: float) -> None:
         """Sleep. httpcore's interface requires this method."""

@@ -203,10 +203,10 @@ def _check_address(request: Request, body: ReceiverBody) -> None:
             raise BadRequest("`to` is not an e-mail address: write NAME@DOMAIN")
         if not request.app.state.mail.configured:
             raise BadRequest(
-                "there is no SMTP server: run `tidegate settings set TIDEGATE_SMTP_URL=smtp://...`"
+                "no SMTP server is configured: run `tidegate settings set TIDEGATE_SMTP_URL=smtp://...`"
             )
     elif read_url(body.to) is None:
-        raise BadRequest("`to` must be a URL that begins with http:// or https://, without a user in it")
+        raise BadRequest("`to` must be a URL that begins with http:// or https:// and has no user name")
 
 
 def _named(found: list[Receiver], name: str) -> Receiver:

@@ -79,7 +79,7 @@ async def payload(request: Request, operator: Operator, id: str) -> Response:
     """Return the payload: the request's frame (docs/envelope.md), or bytes that could not be decoded."""
     letter = _letters(request).get(id)
     body = await _letters(request).payload(letter)
-    log.info("payload of a dead letter read", extra={"letter": id, "by": operator.id})
+    log.info("the payload of a dead letter was read", extra={"letter": id, "by": operator.id})
     return Response(body, media_type="application/octet-stream")
 
 

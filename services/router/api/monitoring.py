@@ -97,7 +97,7 @@ def leading(request: Request) -> EndpointWatch:
     watch: EndpointWatch = request.app.state.watch
     if not watch.reads:
         raise Unavailable(
-            "this router has not read the traffic yet; if that does not change, another router leads",
+            "this router has not read the traffic yet, or another router leads: retry in a few seconds",
             retry_after_s=5.0,
         )
     return watch

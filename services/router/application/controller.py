@@ -46,7 +46,7 @@ class RouteController:
         interval_s: float,
         relist_s: float,
     ) -> None:
-        # Ids of rollouts that were rolled back, but the registry has not stored the rollback yet.
+        # Ids of rolled-back rollouts, until the registry has stored the rollback.
         self.condemned: Set[str] = frozenset()
         self._store = store
         self._registry = registry

@@ -142,7 +142,9 @@ class DeadLetters:
 
     def _check(self) -> None:
         if not self._loaded:
-            raise Unavailable("another router leads and keeps the dead letters: try again", retry_after_s=1.0)
+            raise Unavailable(
+                "another router leads and manages the dead letters: retry in a second", retry_after_s=1.0
+            )
 
     async def _with_tensors(self, request: Request) -> list[Buffer]:
         if not request.flags & envelope.CLAIM:
@@ -154,7 +156,7 @@ class DeadLetters:
         if size > self._limits.payload_bytes:
             return replace(
                 letter,
-                missing=f"its {size} bytes are more than TIDEGATE_DEAD_LETTER_BYTES "
+                missing=f"it was not kept, because its {size} bytes are more than TIDEGATE_DEAD_LETTER_BYTES "
                 f"({self._limits.payload_bytes})",
             )
         key = await self._blobs.put(pieces, self._limits.keep_s, durable=True)
@@ -168,7 +170,7 @@ class DeadLetters:
         """Delete letters and payloads above the limits. The blob store itself deletes payloads by age."""
         due = overdue(list(self._letters.values()), time.time(), self._limits)
         self._forget(due.letters)
-        missing = "it was deleted to make room: payloads of dead letters exceeded TIDEGATE_DEAD_LETTER_BYTES"
+        missing = "it was deleted, because all payloads together exceeded TIDEGATE_DEAD_LETTER_BYTES"
         for letter in due.payloads:
             self._letters[letter.letter] = replace(letter, payload="", missing=missing)
         self._write([self._letters[letter.letter].to_json() for letter in due.payloads])

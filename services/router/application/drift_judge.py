@@ -126,7 +126,9 @@ class DriftJudge:
         if not self._leads():
             raise Unavailable("another router leads and judges drift: retry in a second", retry_after_s=1.0)
         if self._registry.desired is None:
-            raise Unavailable(self._registry.problem or "the registry was not read yet", retry_after_s=1.0)
+            raise Unavailable(
+                self._registry.problem or "the registry has not been read yet", retry_after_s=1.0
+            )
         return self._registry.desired
 
     def _keys(self, desired: DesiredState, name: str) -> list[VersionKey]:
@@ -241,7 +243,9 @@ class DriftJudge:
             try:
                 self._of(key).use_training(await self._registry.baseline(*key))
             except Unavailable as error:
-                log.info("a baseline was not read; it is tried again", extra={"problem": error.message})
+                log.info(
+                    "a baseline could not be read; the router tries again", extra={"problem": error.message}
+                )
         existing = {(each.model, each.number) for each in desired.versions}
         self._versions = {key: each for key, each in self._versions.items() if key in existing}
         await asyncio.to_thread(self._files.keep_only, existing)

@@ -29,7 +29,7 @@ from tidegate.kernel.store.feedback import START, FeedbackStore
 log = telemetry.logger(__name__)
 
 TICK_S = 1.0
-# Least seconds between writes of the file. A crash loses no count, because the stream is read again.
+# Shortest time between writes of the file, in seconds. A crash loses no count: the stream is read again.
 SAVE_S = 2.0
 PAGE = 1000
 
@@ -111,7 +111,7 @@ class ExperimentRunner:
         """Count the feedback up to the end of the stream. Return True if the position moved."""
         changed = False
         if await self._feedback.lost(self._position):
-            log.warning("feedback was removed before it was read", extra={"after": self._position})
+            log.warning("feedback was removed before the router read it", extra={"after": self._position})
             for watch in self.watches.values():
                 watch.late = True
         while records := await self._feedback.read(self._position, PAGE):

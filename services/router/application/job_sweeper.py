@@ -124,7 +124,10 @@ class JobSweeper:
         for deployment, left in self._lost().items():
             before = _now_ms() - LOST_AFTER_MS
             revived = await self._jobs.revive(deployment, before, orphans=not left)
-            log.error("messages of jobs are lost", extra={"deployment": deployment, "revived": revived})
+            log.error(
+                "messages of jobs were lost; the jobs are queued again",
+                extra={"deployment": deployment, "revived": revived},
+            )
 
     async def _republish(self) -> None:
         channel = self.out.channel

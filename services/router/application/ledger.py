@@ -29,7 +29,7 @@ REPORTS_S = 1.2
 UNACCOUNTED = Gauge("tidegate_jobs_unaccounted", "Jobs that are lost; NaN while a source does not answer.")
 JOBS = Gauge("tidegate_jobs", "Job records, by state.", ["state"])
 UNKNOWN = Counter(
-    "tidegate_jobs_ledger_unknown_total", "Readings at which a source did not answer.", ["source"]
+    "tidegate_jobs_ledger_unknown_total", "Readings in which a source did not answer.", ["source"]
 )
 
 
@@ -71,7 +71,7 @@ class Ledger:
     def take_lost(self) -> dict[str, bool]:
         """Return the Deployments that lost messages. The value is True if other messages are left.
 
-        The caller must repair the loss. It is returned again only after several more readings.
+        The caller must repair the loss. A Deployment is returned again only after several more readings.
         """
         lost = ledger.lost_messages(self._missing)
         if lost:

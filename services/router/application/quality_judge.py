@@ -109,7 +109,9 @@ class QualityJudge:
         if not self._leads():
             raise Unavailable("another router leads and judges quality: retry in a second", retry_after_s=1.0)
         if self._registry.desired is None:
-            raise Unavailable(self._registry.problem or "the registry was not read yet", retry_after_s=1.0)
+            raise Unavailable(
+                self._registry.problem or "the registry has not been read yet", retry_after_s=1.0
+            )
         return self._registry.desired
 
     # --- the loop ---------------------------------------------------------------------------------------

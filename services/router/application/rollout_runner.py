@@ -59,7 +59,7 @@ class RolloutRunner:
     ) -> None:
         """``wake`` makes the controller read the registry immediately.
 
-        ``condemned``: a set for the ids of rollouts that were rolled back, but the registry did not store it.
+        ``condemned``: a set for the ids of rolled-back rollouts, until the registry has stored the rollback.
         """
         self._condemned = condemned
         self._feedback = feedback

@@ -84,8 +84,8 @@ class ShadowReader:
         if endpoint.shadow is None or entry is None or entry["shadow"] is not None:
             return ""
         return (
-            f"{endpoint.shadow.deployment} gets no copies: the endpoint may not use its region, or its "
-            "version is missing"
+            f"{endpoint.shadow.deployment} gets no copies: the registry does not list its version, or the "
+            "endpoint may not use its region"
         )
 
     def _unfit(self, name: str) -> str | None:

@@ -148,7 +148,8 @@ class WebhookDispatcher:
             self._settled.append(Settled(due.id, due.claim))  # the job's record was removed meanwhile
             return
         if self._age_s(job) > self._retry_policy.give_up_s:
-            attempt = WebhookAttempt(None, "its receiver did not answer for too long", 0.0)
+            problem = f"given up {self._retry_policy.give_up_s:g} s after the end of the job"
+            attempt = WebhookAttempt(None, problem, 0.0)
             self._record(due, job, attempt, webhooks.RetryDecision("given_up"))
             return
         queue = self._queues.get(target.origin)

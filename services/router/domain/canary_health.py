@@ -41,5 +41,5 @@ def health_of(name: str, ready: int, status: Mapping[str, Any] | None, now: floa
             "canary: `tidegate rollout ENDPOINT --to VERSION --swap`"
         )
     if state is not None and state["reason"] == "Paused":
-        return CanaryHealth(f"{name} is held at 0 replicas: `tidegate scale {name} --auto` ends that")
+        return CanaryHealth(f"{name} is held at 0 replicas: `tidegate scale {name} --auto` ends the override")
     return CanaryHealth(f"{name} has no ready replica yet; {more}")

@@ -130,7 +130,7 @@ def compare(
             columns[name] = _compare_values(known, values, policy, name in above_before)
     states = {each.state for each in columns.values()}
     state: ColumnState = next((s for s in _WORST_FIRST if s in states), "unknown")
-    return Comparison(state, columns, "" if columns else "the window has no column of the baseline")
+    return Comparison(state, columns, "" if columns else "window and baseline have no common column")
 
 
 _WORST_FIRST: tuple[ColumnState, ...] = ("drifted", "suspect", "steady")

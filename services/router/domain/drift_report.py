@@ -53,7 +53,7 @@ def state_of(history: DriftHistory) -> tuple[str, str]:
         return "learning", f"{history.learned_rows} of {LEARN_ROWS} rows to learn the bins from"
     if history.baseline is None:
         rows = history.open.profile.rows if history.open else 0
-        return "learning", f"{rows} rows of the baseline"
+        return "learning", f"{rows} rows for the baseline so far"
     if history.comparison is None:
         return "unknown", "no window has been closed yet"
     return history.comparison.state, history.comparison.reason

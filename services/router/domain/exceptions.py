@@ -34,10 +34,10 @@ def caller_error(cause: str, loss: str = "") -> CallerError | None:
         return None
     lost = loss[:MAX_LOSS_LENGTH] or "the worker died"
     if cause == EXHAUSTED:
-        kept = "it is kept as a dead letter and not tried again"
+        kept = "the request is kept as a dead letter and not retried"
         return CallerError("model_failed", f"{lost} each time that this request ran; {kept}")
     if cause == NOT_RETRIED:
-        policy = "its deployment has retry: never"
+        policy = "the Deployment has retry: never"
         return CallerError("model_failed", f"{lost} while this request ran, and {policy}")
     return CallerError("unavailable", f"the request could not be handled: {cause}")
 

@@ -101,7 +101,7 @@ def complete(experiment: Experiment, watch: ExperimentWatch, now: float) -> str:
     if options.until is not None:
         until = options.until if options.until.tzinfo else options.until.replace(tzinfo=UTC)
         if datetime.fromtimestamp(now, UTC) >= until:
-            return f"its time is over: {until:%Y-%m-%d %H:%M} UTC"
+            return f"the end of the experiment has passed: {until:%Y-%m-%d %H:%M} UTC"
     if options.samples is None:
         return ""
     metric = options.metrics[0]

@@ -65,7 +65,7 @@ def judge(counts: ShadowCounts) -> Judgement:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in _largest(counts.failed))
         return Judgement("fails", f"{failed} of {ended} copies failed ({reasons})")
     if counts.compared < ENOUGH:
-        return Judgement("too few", f"{counts.compared} answers were compared, {ENOUGH} are needed")
+        return Judgement("too few", f"{counts.compared} answers were compared; {ENOUGH} are needed")
     differing = counts.compared - counts.agreed
     if differing / counts.compared > DIFFERING:
         worst = min(counts.outputs.items(), key=lambda each: each[1].agreed / max(each[1].compared, 1))
@@ -79,7 +79,9 @@ def judge(counts: ShadowCounts) -> Judgement:
     ours, theirs = _quantile(counts.primary_call, 0.9), _quantile(counts.shadow_call, 0.9)
     if ours is not None and theirs is not None and theirs > SLOWER * ours:
         return Judgement(
-            "slower", f"{agrees}, but 90% of the shadow's calls take {theirs:.3g} ms, against {ours:.3g} ms"
+            "slower",
+            f"{agrees}, but 90% of the shadow's calls take up to {theirs:.3g} ms; 90% of the primary's calls "
+            f"take up to {ours:.3g} ms",
         )
     return Judgement("agrees", agrees)
 

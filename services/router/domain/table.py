@@ -49,7 +49,7 @@ def build_table(
 
     ``learned``: the signature of each Deployment that a worker has read from its Triton. The table has it for
     versions that were registered without a signature. ``failed``: the Deployments that fail to load their
-    model. ``condemned``: ids of rollouts that were rolled back, but the registry has not stored that yet.
+    model. ``condemned``: ids of rolled-back rollouts, until the registry has stored the rollback.
     """
     versions = {(v.model, v.number): v for v in desired.versions}
     # A Deployment cannot serve if its version is missing, so it is not in the table.

@@ -195,7 +195,7 @@ def test_the_end():
     until = datetime(2026, 5, 1, 12, tzinfo=UTC)
     assert complete(experiment(until=until), watch, until.timestamp() - 1) == ""
     assert complete(experiment(until=until), watch, until.timestamp()).startswith(
-        "its time is over: 2026-05-01"
+        "the end of the experiment has passed: 2026-05-01"
     )
     naive = until.replace(tzinfo=None)
     assert complete(experiment(until=naive), watch, until.timestamp())

@@ -72,7 +72,7 @@ def test_the_last_differing_answers_are_kept():
             "none",
             "no copy was sent (no ready replica: 7)",
         ),
-        (counts(20, 20), "too few", "20 answers were compared, 100 are needed"),
+        (counts(20, 20), "too few", "20 answers were compared; 100 are needed"),
         (counts(200, 200), "agrees", "200 of 200 answers agree"),
         (counts(200, 199), "agrees", "199 of 200 answers agree"),
         (counts(200, 150), "differs", "75.00% of 200 answers agree; output 'y' agrees in 75.00%"),

@@ -111,7 +111,7 @@ def _burning(
                 yield Breach(
                     rates[0],
                     limit,
-                    f"{objective}: the error budget burns {rates[0]:.1f} times as fast as it may (limit "
+                    f"{objective}: the burn rate of the error budget is {rates[0]:.1f} (limit "
                     f"{limit:.3g}, over {_span(burn.long_s)} and {_span(burn.short_s)}); {left}",
                 )
                 return
@@ -223,12 +223,12 @@ def _burn_rules() -> Iterator[Rule]:
         remedy = "tidegate diagnose {endpoint}"
         yield Rule(
             f"{title}Burn", "critical", 120.0,
-            f"{what} spend the budget of the objective within hours or days",
+            f"{what} use up the error budget within hours or days",
             _burning(FAST, bad, objective), _burn_expression(FAST, metric, objective), remedy,
         )  # fmt: skip
         yield Rule(
             f"{title}BurnSlow", "warning", 3600.0,
-            f"{what} spend the budget of the objective before its window ends",
+            f"{what} use up the error budget before its window ends",
             _burning(SLOW, bad, objective), _burn_expression(SLOW, metric, objective), remedy,
         )  # fmt: skip
 

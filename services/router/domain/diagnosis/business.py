@@ -54,11 +54,11 @@ def adoption_falls(case: Case) -> Symptom | None:
         f"fewer {what}",
         (
             f"{now:.3g} {what} a day in the last {length}; before, {past:.3g} in {len(before)} days",
-            f"errors are flat: {rates[0]:.2%} of the requests fail, and {rates[1]:.2%} before",
+            f"errors did not rise: {rates[0]:.2%} of the requests fail; before, {rates[1]:.2%}",
         ),
         Remedy(
             f"tidegate usage --by day,principal --endpoint {case.endpoint} --since 14d",
-            "it shows which callers left and when; ask their owners why",
+            "the command shows which callers left, and when; ask the owners of these callers why",
         ),
         {"per_day": now, "before": past, "unit": what, "error_rate": rates[0]},
     )
@@ -102,7 +102,8 @@ def cost_grows(case: Case) -> Symptom | None:
         (
             f"1,000 requests take {now:.3g} s of replicas in the last {span(case.spans.window_s)}; "
             f"usually they take {usual.middle:.3g} s",
-            f"replicas are {growth:.1f} times as many as usual ({replicas:.1f}), requests {usage:.1f} times",
+            f"{replicas:.1f} replicas run, {growth:.1f} times the usual number; the number of requests is "
+            f"{usage:.1f} times the usual one",
             f"the replicas work {used:.0%} of their time",
         ),
         _fewer_replicas(case, replicas, used),
@@ -118,12 +119,12 @@ def _fewer_replicas(case: Case, replicas: float, used: float) -> Remedy:
     main = case.main
     enough = max(1, math.ceil(replicas * used / AIM))
     if main.override is not None:
-        why = f"an operator holds it at {main.override} replicas; about {enough} would be enough"
+        why = f"an operator holds {main.name} at {main.override} replicas; about {enough} would be enough"
         return Remedy(f"tidegate scale {main.name} --auto", why)
     if main.low > enough:
-        why = f"its minimum is {main.low}; about {enough} would be enough"
+        why = f"the minimum of {main.name} is {main.low} replicas; about {enough} would be enough"
         return Remedy(f"tidegate policy {main.name} --set min_replicas={enough}", why)
-    why = f"about {enough} replicas would be enough: add them later, and remove them sooner"
+    why = f"about {enough} replicas would be enough: start replicas later, and end them sooner"
     return Remedy(f"tidegate policy {main.name} --set scaling.aggressiveness=economy", why)
 
 

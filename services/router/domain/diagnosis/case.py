@@ -91,8 +91,8 @@ class Case:
         if len(self.past) < LEAST_BLOCKS:
             length = f"{self.spans.window_s / 60:g} min"
             return (
-                f"its past has {len(self.past)} spans of {length} with {LEAST_REQUESTS} requests; "
-                f"{LEAST_BLOCKS} are needed"
+                f"the past has {len(self.past)} spans of {length} with at least {LEAST_REQUESTS} requests; "
+                f"{LEAST_BLOCKS} such spans are needed"
             )
         return ""
 

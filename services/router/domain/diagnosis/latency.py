@@ -87,8 +87,8 @@ def _slow_remedy(case: Case, part: str) -> tuple[str, Remedy]:
         return "client", Remedy(
             f"tidegate usage --by principal --endpoint {name}",
             (
-                "bodies of requests or answers are larger: the command shows whose; binary tensors are "
-                "quicker than JSON"
+                "requests or answers are larger: the command shows the bytes of each caller; binary tensors "
+                "are quicker than JSON"
             ),
         )
     if case.recent.cold_s > 0.02 * case.recent.seconds and case.recent.cold_s > case.before.cold_s:
@@ -128,7 +128,7 @@ def more_replicas(case: Case) -> Remedy:
     if main.ready >= main.high:
         why = f"all {main.high} allowed replicas are busy"
         return Remedy(f"tidegate policy {main.name} --set max_replicas={needed}", why)
-    why = f"{main.ready} replicas are ready and {main.high} are allowed: start them sooner"
+    why = f"{main.ready} of at most {main.high} replicas are ready: start replicas sooner"
     return Remedy(f"tidegate policy {main.name} --set scaling.aggressiveness=latency", why)
 
 
@@ -201,7 +201,7 @@ def _tail_cause(case: Case) -> tuple[str, tuple[str, ...], Remedy]:
     if now is not None and before is not None and now > 1.5 * before:
         return (
             "batch size",
-            (f"a call has {now:.1f} requests; usually it has {before:.1f}",),
+            (f"a call now has {now:.1f} requests on average; before, {before:.1f}",),
             Remedy(
                 f"tidegate deploy {case.main.model or case.endpoint} --version {case.main.version} "
                 f"--max-batch {max(1, round(before))}",
