@@ -1,6 +1,6 @@
 """``python -m deploy.docstring_check``: every docstring of a function begins with a verb in the imperative.
 
-A docstring is wrong if its first word is in a list of words that are no verbs, or if it begins with no word.
+A docstring is wrong if its first word is in a list of words that are no verbs, or if it begins with a symbol.
 Properties and ``__init__`` are not checked, because nouns may describe them.
 """
 

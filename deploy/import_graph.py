@@ -28,7 +28,7 @@ Graph = Mapping[str, Iterable[str]]
 
 def read(folder: Path) -> dict[str, set[str]]:
     """Return each module below ``folder`` with all its imports, also imports in functions and for types."""
-    for package in PACKAGES:  # otherwise a loaded package is read from its old folder
+    for package in PACKAGES:  # grimp would read a loaded package from the folder of its first import
         sys.modules.pop(package, None)
     sys.path.insert(0, str(folder))
     try:

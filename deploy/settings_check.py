@@ -68,5 +68,5 @@ def problems(values: Mapping[str, str]) -> list[str]:
 
 
 def planned() -> list[dict[str, Any]]:
-    """Return the report of each service about its settings, as if it were started in this environment."""
+    """Return each service's report on its settings, as if the service were started in this environment."""
     return [report(settings()) for _, settings in SECTIONS if settings is not Settings]

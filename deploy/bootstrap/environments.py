@@ -87,7 +87,7 @@ def lock_fingerprint(lock: Path) -> str:
 
 
 def pins(lock: Path) -> list[tuple[str, str]]:
-    """Return (name, version) of each package in a lock file. Skip packages with a condition."""
+    """Return (name, version) of each package in a lock file. Skip packages with an environment marker."""
     return re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+) *\\?$", lock.read_text(), re.MULTILINE)
 
 

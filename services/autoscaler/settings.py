@@ -36,7 +36,7 @@ class AutoscalerSettings(Settings):
         "Replicas are removed only down to the highest need in this window.",
     )
     autoscaler_idle_s: float = Field(
-        60.0, ge=0, description="Idle seconds before scale to zero, if the Deployment does not set them."
+        60.0, ge=0, description="Idle seconds before scale to zero, if the Deployment sets no value."
     )
     autoscaler_stuck_after_s: float = Field(
         15.0, gt=0, description="Seconds without a heartbeat after which a worker is replaced."

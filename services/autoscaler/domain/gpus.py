@@ -32,7 +32,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class GpuClaim:
-    """The GPU memory of a replica. If two claims do not fit together, the smaller order wins."""
+    """The GPU memory of a replica. If two claims do not fit together, the smaller ``order`` wins."""
 
     replica: str
     shares: Shares
@@ -132,12 +132,12 @@ def _held(uuid: str, claims: Iterable[GpuClaim]) -> int:
 
 
 def _state(gpus: Sequence[Gpu], free: Shares, claims: Sequence[GpuClaim]) -> str:
-    """Describe how much of each GPU is free, and which replicas hold the rest."""
+    """Describe how much of each GPU is free, and which replicas use the rest."""
     if not gpus:
         return "this host has no GPU"
     parts = []
     for gpu in gpus:
         holders = [claim.replica for claim in claims if gpu.uuid in claim.shares]
-        by = f", held by {', '.join(sorted(holders))}" if holders else ""
+        by = f" (used by {', '.join(sorted(holders))})" if holders else ""
         parts.append(f"{gpu.uuid} has {free[gpu.uuid]} of {gpu.memory_mb} MiB free{by}")
     return "; ".join(parts)

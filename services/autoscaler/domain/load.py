@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.capacity import measured_rps
 from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
-# The least values for a trend: the number of rates, R squared, and the slope in standard errors.
+# A trend needs at least this number of rates, this R squared, and this slope (in standard errors).
 TREND_POINTS = 6
 TREND_EXPLAINS = 0.85
 TREND_CLEAR = 3.0

@@ -156,10 +156,10 @@ def plan(
 def after_failed_launch(
     version: Version, kept: Attempts | None, error: TidegateError, now: float
 ) -> tuple[Attempts, VerificationResult | None]:
-    """Return the attempts after a scratch replica could not be started, and the result after the last one.
+    """Return the attempts including this failed launch, and the version's result if no other try follows.
 
-    While the launcher fails, the version stays pending. If the machine has no free GPU, the version is
-    skipped. Otherwise a version that holds the only GPU could never be replaced.
+    While the launcher fails, the version stays pending. If the machine has no free GPU after several tries,
+    the version is skipped. Otherwise a version that uses the only GPU could never be replaced.
     """
     no_gpu = isinstance(error, NoFreeGpu)
     kind = "interrupted" if no_gpu else "rejected" if isinstance(error, OptionsRefused) else "unavailable"
@@ -227,7 +227,7 @@ def _outcome(
 def _judged(
     kept: Attempts, outcome: ScratchOutcome, now: float
 ) -> tuple[Attempts, VerificationResult | None]:
-    """Return the failed tries with this outcome, and the version's result; None if another try follows."""
+    """Return the attempts including this outcome, and the version's result; None if another try follows."""
     if outcome.kind in ("verified", "rejected"):
         result = VerificationResult.model_validate(
             {"round": outcome.round, "state": outcome.kind, "message": outcome.message, "card": outcome.card}

@@ -1,4 +1,4 @@
-"""Read the desired state from the registry, and settle completed roll-overs there."""
+"""Read the desired state from the registry, and report completed roll-overs and decisions to it."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ log = telemetry.logger(__name__)
 
 # If the store is unavailable, the consumer waits this time (seconds), then requeues the message.
 RETRY_S = 1.0
-# Constant, so that a redelivered message continues the attempt that its first delivery started.
+# All deliveries use the same token, so a redelivered message continues the attempt of its first delivery.
 TOKEN = b"exceptions"
 
 
@@ -160,7 +160,7 @@ class ExceptionConsumer:
         await self._letters.add(letter, request, delivery.body)
 
     async def _fail(self, id_: bytes, cause: str) -> None:
-        # Take the job like a worker. The store refuses if the job has ended or a worker runs it.
+        # Take the job as a worker would. The store does not allow this if the job has ended or is running.
         (taken,) = await self._jobs.take([Take(id_, "router", False, 0, TOKEN)])
         if taken.outcome == "run":
             error = {"reason": cause, "message": f"the job's message could not be handled: {cause}"}

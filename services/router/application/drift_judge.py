@@ -27,8 +27,8 @@ from tidegate.kernel.store.profiles import ProfileStore
 log = telemetry.logger(__name__)
 
 TICK_S = 2.0
-# Seconds. At this interval, bins are published again, because the store may lose them, and training
-# baselines are read.
+# Seconds between two publications of all bins, because the store may lose them. Training baselines are read
+# at the same interval.
 REPEAT_S = 30.0
 
 
@@ -217,7 +217,8 @@ class DriftJudge:
     async def _publish(self, places: dict[str, VersionKey], labelled: set[str]) -> None:
         """Publish the bins that changed since the last call, and all bins every ``REPEAT_S`` seconds.
 
-        Replicas send predictions only for the Deployments in ``labelled``: their endpoints collect feedback.
+        Replicas send predictions only for the Deployments in ``labelled``, because only their endpoints
+        collect feedback.
         """
         due: dict[str, PublishedBins] = {}
         for deployment, key in places.items():

@@ -38,7 +38,7 @@ MARGINS = {
     "stalled_seconds": (1.25, 2.0, 12.0, inf),
 }
 _OF_SECONDS = sum(metric.endswith(SECONDS) for metric in MARGINS)
-_OF_REQUESTS = len(MARGINS) - _OF_SECONDS - 1  # quality counts only if a rollout judges it
+_OF_REQUESTS = len(MARGINS) - _OF_SECONDS - 1  # without quality, which not every rollout judges
 OTHER_MARGINS = (1.15, 1.6, 12.0, 3.0)
 
 

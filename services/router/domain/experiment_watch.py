@@ -163,7 +163,7 @@ class ExperimentWatch:
             self.point_s *= 2
 
     def _sample(self, unit: str, variant: int) -> None:
-        number = int(unit, 16) >> 16  # other bits than those that choose the bucket
+        number = int(unit, 16) >> 16  # do not use the bits that choose the bucket
         if number & ((1 << self.depth) - 1):
             return
         self.units.setdefault(unit, variant)
@@ -240,7 +240,7 @@ def latency_of(counts: VariantCounts) -> Moments:
 
 
 def _add_new(into: VariantCounts, before: VariantCounts | None, total: VariantCounts) -> None:
-    """Add the growth of a total. If the total became smaller, its gateway counts from zero again."""
+    """Add the growth from ``before`` to ``total``. A total that became smaller has started again at zero."""
     if before is not None and (sum(total.times) < sum(before.times) or total.failed < before.failed):
         before = None
     old = before or VariantCounts(0, [0] * COUNT)

@@ -136,7 +136,9 @@ def _endpoint(
         name: reserve
         for name in reserved_targets(endpoint)
         if (reserve := reserve_of(name, endpoint.name)) in deployments
-        and _same_version(deployments[reserve], deployments.get(name))  # another endpoint may have the name
+        and _same_version(
+            deployments[reserve], deployments.get(name)
+        )  # a Deployment of another version may have this name
     }
     ready = ready | {name: ready.get(name, 0) + ready.get(own, 0) for name, own in reserved.items()}
     serving = serving_targets(endpoint, ready)
@@ -150,7 +152,8 @@ def _endpoint(
         "rules": [rule.model_dump() for rule in endpoint.rules if rule.deployment in deployments],
         "sticky": endpoint.sticky.model_dump() if endpoint.sticky else None,
         "shadow": _shadow(endpoint, deployments),
-        # Count an experiment only while each variant gets its share. Otherwise the control gets more units.
+        # Count an experiment only while each variant gets its share. Otherwise the control gets the units of
+        # other variants.
         "compared": _canary_of(endpoint) != "" or (_experiment_of(endpoint) != "" and not without),
         "experiment": "" if without else _experiment_of(endpoint),
         "feedback": endpoint.collects_feedback,

@@ -169,7 +169,7 @@ async def test_a_gpu_belongs_to_who_runs_on_it(harness, assign):
     assert (await one_of(launcher, ONE)).gpus == ("GPU-small",), "the smallest that fits"
     assert "NVIDIA_VISIBLE_DEVICES=GPU-small" in harness.inspect(ONE)["Config"]["Env"]
     adopted = harness.launcher(gpus=[BIG, SMALL])
-    with pytest.raises(LaunchFailed, match=f"GPU-big has 0 of 80000 MiB free, held by {TWO}"):
+    with pytest.raises(LaunchFailed, match=rf"GPU-big has 0 of 80000 MiB free \(used by {TWO}\)"):
         await adopted.launch(assign(THREE, resources={"gpus": 1}))
     harness.until_up(ONE, TWO)
     harness.crash(ONE)

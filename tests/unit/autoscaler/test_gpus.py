@@ -53,7 +53,7 @@ def test_a_wish_that_cannot_be_met_says_what_stands_in_its_way():
     with pytest.raises(NoRoom, match="this host has no GPU"):
         place([], [], whole(1))
     held = [GpuClaim("x-0-1", {"GPU-a": 9_000})]
-    with pytest.raises(NoRoom, match="GPU-a has 7000 of 16000 MiB free, held by x-0-1"):
+    with pytest.raises(NoRoom, match=r"GPU-a has 7000 of 16000 MiB free \(used by x-0-1"):
         place([A], held, share(8_000))
     with pytest.raises(NoRoom, match="needs 2 whole GPUs"):
         place([A, B], held, whole(2))

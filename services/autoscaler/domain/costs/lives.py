@@ -271,7 +271,7 @@ def _observe(life: Life, grown: dict[Part, Spent], until: float) -> None:
 def _spread(
     found: Bookings, life: Life, grown: Mapping[Part, Spent], prices: PriceList, until: float
 ) -> None:
-    """Add amounts to the hours since the last booking, in proportion to their time."""
+    """Divide the growth among the hours since the last booking, in proportion to the seconds of each hour."""
     hours = list(_hours(life.booked_at, until))
     token_price = prices.tokens.get(life.model)
     for part, spent in grown.items():

@@ -88,10 +88,10 @@ def pending_rows(lives: Iterable[Life]) -> list[Row]:
 
 
 def report(rows: Sequence[Row], by: By, prices: PriceList) -> dict[str, Any]:
-    """Return the total cost and time, an item for each ``by``, and the sums for each use of the time (parts).
+    """Return the costs and times of a period: the total, the items, and the sums by part of the time.
 
-    ``observed_seconds``: how long replicas ran, as the launcher saw it. The report also has what managed
-    services would cost.
+    ``by``: whether an item is a Deployment, a version, an endpoint or a key. ``observed_seconds``: how long
+    replicas ran, as the launcher saw it. The report also has the cost of the same work at managed services.
     """
     observed = sum(amount.spent.ns for place, amount in rows if place.part.kind == OBSERVED) / NS
     parts = [(place, amount) for place, amount in rows if place.part.kind != OBSERVED]
