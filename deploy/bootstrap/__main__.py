@@ -1,4 +1,4 @@
-"""``python3 -m deploy.bootstrap [--dev]``: install what the stack needs. Must parse in every Python 3."""
+"""``python3 -m deploy.bootstrap [--dev]``: install the parts of the stack. Must parse in every Python 3."""
 
 import sys
 

@@ -146,7 +146,7 @@ def _run_one(step: Step, show: progress.Progress) -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the steps that are not done yet. Return the exit code."""
     parser = argparse.ArgumentParser(prog="bootstrap", description="Install what Tidegate needs.")
-    parser.add_argument("--dev", action="store_true", help="also install what the tests need")
+    parser.add_argument("--dev", action="store_true", help="also install the packages that the tests need")
     arguments = parser.parse_args(argv)
     paths, runner = from_environment(), Runner()
     try:

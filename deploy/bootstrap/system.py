@@ -16,7 +16,7 @@ from deploy.bootstrap.step import Report, StepFailed
 
 RABBITMQ = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 POSTGRES = Path("/usr/lib/postgresql")
-# Packages whose servers systemd would start.
+# Packages with a server that systemd would start.
 SERVERS = ("rabbitmq-server", "prometheus")
 
 # The script neither starts nor enables the services of RabbitMQ's and Prometheus's packages. The stack starts

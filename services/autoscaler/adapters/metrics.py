@@ -51,7 +51,7 @@ VERIFICATIONS = Counter(
     "Ended verifications of versions, by state: verified, rejected, skipped.",
     ["state"],
 )
-VERIFYING = Gauge("tidegate_autoscaler_verifications_pending", "Versions whose verification has not ended.")
+VERIFYING = Gauge("tidegate_autoscaler_verifications_pending", "Versions with a pending verification.")
 REPLICA_SECONDS = Counter(
     "tidegate_autoscaler_replica_seconds_total",
     "Seconds of replicas, by part: busy, idle, starting, wasted, stopping, unreported.",

@@ -25,7 +25,7 @@ class _Body(BaseModel):
 
 
 class SyntheticArrivals(_Body):
-    """Random arrivals whose rate follows a shape, between ``rps`` and ``factor`` times ``rps``."""
+    """Random arrivals at a rate that follows ``shape``, between ``rps`` and ``factor`` times ``rps``."""
 
     kind: Literal["synthetic"] = "synthetic"
     shape: Shape = "spike"
@@ -74,7 +74,7 @@ class ReplicaOptions(_Body):
 
 
 class ReplayRequest(_Body):
-    """A request for a replay. It always includes the Deployment's own policy, as ``live``."""
+    """A request for a replay. The comparison always includes the Deployment's own policy, as ``live``."""
 
     deployment: str
     arrivals: Annotated[SyntheticArrivals | CsvArrivals | RecordedArrivals, Field(discriminator="kind")] = (

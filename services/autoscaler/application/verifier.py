@@ -253,7 +253,7 @@ class Verifier:
             await self._launch(version)
 
     async def _end(self, replica: str) -> None:
-        """End a scratch replica, unless it has become a replica, or may have."""
+        """End a scratch replica, unless it has become a replica, or may have become one."""
         if not self._pool.release_verified(replica):
             return
         log.info("ending a scratch replica", extra={"replica": replica, "cause": self._ending[replica]})

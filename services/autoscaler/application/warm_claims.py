@@ -58,7 +58,7 @@ class WarmClaims:
             self._decision_store.drop_claim(replica)
 
     def drop_ended(self, existing: set[str]) -> None:
-        """Delete the claims of workers that do not exist any more."""
+        """Delete the claims of workers that no longer exist."""
         for claim in self:
             if claim.worker and claim.worker not in existing:
                 self.drop(claim.replica)

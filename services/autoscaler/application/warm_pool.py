@@ -56,7 +56,7 @@ Replicas = list[Running]
 Views = list[dict[str, Any]]
 
 PERIOD_S = 1.0
-VERIFIED = " verified"  # the key of scratch replicas; each pool's key is its name
+VERIFIED = " verified"  # the key of scratch replicas in the counts of offers; the key of a pool is its name
 OFFER_S = 2.0  # longest wait of a round for a worker, which normally answers within milliseconds
 CLAIM_POLL_S = 0.005
 REFILL_AFTER_S = 3.0  # pause before the pool's next start, so that the new replica can load its model
@@ -128,11 +128,11 @@ class WarmPool:
         return await self._launcher.output(self._claims.worker_of(replica), lines)
 
     def keep_verified(self, scratch: Assignment) -> None:
-        """Let this scratch replica become the next replica that it fits. It has verified its version."""
+        """Keep a scratch replica that has verified its version. It can become the next replica that fits."""
         self._verified[scratch.replica] = scratch
 
     def release_verified(self, worker: str) -> bool:
-        """Stop keeping a scratch replica. Return False if it has become a replica, or may have."""
+        """Stop keeping a scratch replica. Return False if it has become a replica, or may have become one."""
         self._verified.pop(worker, None)
         return not (self._in_doubt or worker in self._claims.workers)
 
@@ -259,7 +259,7 @@ class WarmPool:
         return True
 
     async def _take_verified(self, assignment: Assignment) -> bool:
-        """Let the version's scratch replica become the replica. Return True if it did."""
+        """Let the version's scratch replica become the assigned replica. Return False if this fails."""
         worker = next((name for name, each in self._verified.items() if fits(each, assignment)), None)
         if worker is None:
             return False

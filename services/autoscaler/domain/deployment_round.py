@@ -143,7 +143,7 @@ class DeploymentRound:
         return DeploymentMemory(start, self.now, recommended=((self.now, start),), start=start_failures)
 
     def _with_configuration(self, memory: DeploymentMemory) -> DeploymentMemory:
-        """Return what is remembered of the Deployment, for its current configuration.
+        """Return the memory of the Deployment for its current configuration.
 
         If the configuration has changed, forget the failed starts, the replica slots and the measured MiB.
         """

@@ -14,7 +14,7 @@ from typing import Protocol
 from services.autoscaler.domain.plural import counted
 from tidegate.kernel.protocol.models import Resources
 
-# Arguments of `nvidia-smi` whose output `read_inventory` reads.
+# Arguments of `nvidia-smi`. `read_inventory` reads the output.
 QUERY = ["--query-gpu=uuid,memory.total,name", "--format=csv,noheader,nounits"]
 
 Shares = Mapping[str, int]
@@ -75,7 +75,7 @@ def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources)
 
 
 def stands(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], mine: GpuClaim) -> bool:
-    """Return True if ``mine`` fits beside the claims of smaller order. Use this after concurrent launches.
+    """Return True if ``mine`` fits beside the claims with a smaller ``order``.
 
     Each launch first makes its claim and then checks. So at least one launch sees both claims, and both
     launches decide in the same way.

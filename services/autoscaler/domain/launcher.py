@@ -109,7 +109,7 @@ class Launcher(Protocol):
         """Kill the worker and everything that it started, and remove its remains. Idempotent."""
 
     async def list(self) -> list[Running]:
-        """Return every replica that exists, including dead ones whose remains are not removed."""
+        """Return every replica that exists, including dead replicas with remains."""
 
     async def output(self, replica: str, lines: int) -> str:
         """Return the last lines of a replica's output; empty if the log folder has them."""

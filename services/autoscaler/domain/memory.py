@@ -119,7 +119,7 @@ class Sample:
 class LoadMemory:
     """The totals that each gateway and worker last reported, and the samples computed from them.
 
-    A total that becomes smaller counts as no growth, so a restarted process does not give a negative rate.
+    A total that becomes smaller counts as no growth, so a restarted process does not cause a negative rate.
     ``trail`` are samples of arrivals over a longer time than ``arrivals``, farther apart. ``trend`` is how
     fast the arrival rate grows. ``prompts`` are the prompt tokens that each engine had read, and ``read`` are
     samples of their sum.

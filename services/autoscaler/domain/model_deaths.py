@@ -1,4 +1,4 @@
-"""Report models whose process died while the replica still runs."""
+"""Report models that died while their replica still runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def describe(death: ModelDeath) -> str:
 
 
 def unhealthy(deployment: str, reports: Iterable[ReplicaReport], now: float) -> Condition | None:
-    """Return the condition of a Deployment whose model dies; None if it is healthy."""
+    """Return the condition of a Deployment with a model that dies; None if no model dies."""
     found = [
         (report, report.death)
         for report in reports

@@ -49,7 +49,7 @@ def to_launch(
 ) -> list[Launch]:
     """Return the replicas to start, each with the next generation of its slot.
 
-    A slot whose replica crashed waits for its backoff, and no other slot replaces it. While starts fail, and
+    A slot with a crashed replica waits for its backoff, and no other slot replaces it. While starts fail, and
     while a changed configuration rolls out, one replica is started at a time. ``cause`` is the cause of the
     launches that do not replace a replica.
     """

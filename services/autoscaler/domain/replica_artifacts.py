@@ -11,7 +11,7 @@ from tidegate.kernel.protocol.models import DesiredState
 def artifacts_of(running: Iterable[Running], desired_state: DesiredState | None) -> dict[str, str]:
     """Return the sha256 of each live replica's artifact, by the name that its worker was started with.
 
-    A replica whose Deployment or version was deleted is left out, because it has loaded its model already.
+    Replicas of deleted Deployments or versions are left out, because they have already loaded their models.
     """
     if desired_state is None:
         return {}

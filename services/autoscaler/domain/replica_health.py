@@ -53,7 +53,7 @@ class ReplicaTimeouts:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The phase of a replica, or the cause of its end with a message.
+    """The verdict on a replica: its phase, or the cause of its end with a message.
 
     ``reported`` is False if it has no heartbeat now. Then its phase is the last known one. ``inflight``: the
     requests that it works on and the sequences that it keeps.

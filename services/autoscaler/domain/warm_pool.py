@@ -56,7 +56,7 @@ class PoolPlan:
 
 
 def pool_for(deployment: Deployment, pools: Mapping[str, WarmPoolSpec]) -> str | None:
-    """Return the pool whose workers can become a replica of ``deployment``; None if there is none."""
+    """Return the pool with workers that can become a replica of ``deployment``; None without such a pool."""
     needed = (deployment.image, deployment.resources)
     fitting = (name for name, each in sorted(pools.items()) if (each.image, each.resources) == needed)
     return next((name for name in fitting if pools[name].workers), None)

@@ -67,7 +67,7 @@ class AlertRunner:
         self._metrics.clear()
 
     async def evaluate(self, now: float) -> None:
-        """Evaluate all rules, and store what changed."""
+        """Evaluate all rules, and store the changes."""
         if not self._loaded:
             self._load(await asyncio.to_thread(self.file.alerts), now)
         facts = self._facts(now)

@@ -101,8 +101,8 @@ class DriftJudge:
         kept = [each.key for key in self._keys(self._desired(), name) for each in self._of(key).kept]
         if not kept:
             raise NotFound(
-                f"No raw rows of {name} are kept. To keep some: tidegate deploy {name} --version N "
-                "--keep-rows 1000"
+                f"No raw rows of {name} are kept. Keep rows with `tidegate deploy {name} --version N "
+                "--keep-rows 1000`."
             )
         return self._read_rows(kept)
 

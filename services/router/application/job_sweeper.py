@@ -31,7 +31,9 @@ BATCH = 500
 # Only older jobs can have lost messages. Messages of younger jobs may not have reached the queue yet.
 LOST_AFTER_MS = 10_000
 
-REPUBLISHED = Counter("tidegate_jobs_republished_total", "Jobs whose message was published again.", ["state"])
+REPUBLISHED = Counter(
+    "tidegate_jobs_republished_total", "Jobs with a message that was published again.", ["state"]
+)
 EXPIRED = Counter("tidegate_jobs_expired_total", "Jobs that expired before they ended.")
 RETIRED = Counter("tidegate_jobs_retired_total", "Job records removed by age, number or memory.")
 STORE_BYTES = Gauge(

@@ -109,7 +109,7 @@ class Ledger:
         self._missing = []
         if error.source not in self.report.away:
             log.warning(
-                "the ledger of jobs is unknown", extra={"source": error.source, "problem": error.problem}
+                "the jobs could not be counted", extra={"source": error.source, "problem": error.problem}
             )
         if error.source == "leader":
             JOBS.clear()  # the leader publishes these numbers

@@ -179,7 +179,7 @@ class QualityJudge:
                 self.add_predictions(_key(name), [SampledPrediction(*each) for each in predictions])
             self._position = found["position"] if found else START
         except (KeyError, ValueError, TypeError) as error:
-            log.warning("the histories of quality cannot be read", extra={"problem": repr(error)})
+            log.warning("the quality histories cannot be read", extra={"problem": repr(error)})
         for key, history in known.items():  # predictions that arrived before the file was read
             self.add_predictions(key, history.waiting.values())
 

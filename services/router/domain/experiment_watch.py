@@ -20,7 +20,7 @@ from tidegate.kernel.protocol.presence import GatewayReport, VariantCounts
 BUCKETS = 1024
 # With fewer buckets, the variance between units is too uncertain.
 MIN_UNITS = 50
-# The most units in the sample for the check of the shares. The sample is chosen by the units' hash.
+# The most units in the sample for the check of the shares. The hash of a unit decides if it is in the sample.
 UNITS_KEPT = 4096
 # The most points of the history. When it is full, every other point is dropped.
 POINTS_KEPT = 240

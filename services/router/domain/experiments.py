@@ -17,7 +17,7 @@ from math import exp, inf, isfinite, lgamma, log, sqrt
 BEST_AT = 5_000
 # With fewer outcomes of a variant, the normal approximation does not hold.
 MIN_OUTCOMES = 100
-# How much the prior counts in the test of the variants' shares, as a number of requests.
+# The weight of the prior in the test of the variants' shares, as a number of requests.
 _PRIOR = 100.0
 # Enough iterations for the precision of a float, for every alpha up to 0.5.
 _STEPS = 40

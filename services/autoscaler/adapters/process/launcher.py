@@ -154,7 +154,7 @@ class ProcessLauncher:
             yield
 
     def _claims(self) -> Sequence[GpuClaim]:
-        """Return the GPU claims of live workers, and of dead workers whose child processes still run."""
+        """Return the GPU claims of live workers, and of dead workers with child processes that still run."""
         found = [(folder, folder.gpus()) for folder in self._folders()]
         return [
             GpuClaim(folder.replica, shares)

@@ -3,7 +3,7 @@
 The lines below name each file, its content, and the process that writes it.
 
 assignment.json   the worker's assignment                       by the launcher, before the start
-token             gives access to the replica's artifact        by the launcher, before the start
+token             allows access to the replica's artifact       by the launcher, before the start
 fingerprint       of the configuration at the launch            by the launcher
 launch            launch time and drain limit                   by the launcher
 gpus              its GPU shares, if it has any                 by the launcher, before the start

@@ -117,7 +117,7 @@ class LifeBook:
     def __init__(self, lives: Iterable[Life] = ()) -> None:
         self.lives = {life.replica: life for life in lives}
         self.sharing: dict[str, float] = {}
-        # Every replica that was launched before this time has been noted before.
+        # Every replica that was launched before this time has already been recorded.
         self._noted_at = float("inf")
         self._prices: PriceList | None = None
         self._rates: dict[tuple[str, int, str], Rate] = {}
@@ -127,7 +127,7 @@ class LifeBook:
         return {name: replace(life, counted=dict(life.counted)) for name, life in self.lives.items()}
 
     def restore(self, lives: Mapping[str, Life]) -> None:
-        """Undo a booking that could not be stored. Keep what was noted about replicas meanwhile."""
+        """Undo a booking that could not be stored, but keep newer records of replicas."""
         for name, life in lives.items():
             newer = self.lives.get(name)
             if newer is not None:
@@ -172,7 +172,7 @@ class LifeBook:
     def book(
         self, reports: Mapping[str, ReplicaTime], prices: PriceList, now: float
     ) -> tuple[Bookings, list[str]]:
-        """Return the amounts to book now, and the replicas whose lives are booked completely."""
+        """Return the amounts to book now, and the replicas that are then booked completely."""
         found: Bookings = {}
         closed: list[str] = []
         self._learn_sharing(reports)

@@ -155,7 +155,7 @@ def _group(place: Place, by: By) -> str:
 
 
 def _managed(total: Item, replica_s: float, prices: PriceList) -> list[dict[str, Any]]:
-    """Return what the same replicas, requests and tokens would cost at the listed managed services."""
+    """Return the cost of the same replicas, requests and tokens at the listed managed services."""
     found = []
     for name, each in prices.managed.items():
         cost = each.per_replica_hour * replica_s / 3600 + each.per_million_requests * total.requests / 1e6

@@ -94,7 +94,7 @@ def _slow_remedy(case: Case, part: str) -> tuple[str, Remedy]:
     if case.recent.cold_s > 0.02 * case.recent.seconds and case.recent.cold_s > case.before.cold_s:
         return "cold start", Remedy(
             f"tidegate policy {main.name} --set min_replicas={max(1, main.low)}",
-            f"requests waited {case.recent.cold_s:.0f} s without a ready replica: keep one replica running",
+            f"requests waited because no replica was ready for {case.recent.cold_s:.0f} s: keep one running",
         )
     if part == "wait" and (case.recent.utilization or 0.0) < 0.5:
         return "batching", Remedy(
@@ -229,7 +229,7 @@ def slow_replica(window: Window) -> tuple[str, str] | None:
         size = "" if batch is None else f", with {batch:.1f} requests in a call"
         return (
             worst,
-            f"a call of {worst} takes {mine:.3g} ms{size}; those of the other replicas take {usual:.3g} ms",
+            f"a call of {worst} takes {mine:.3g} ms{size}; a call of the other replicas takes {usual:.3g} ms",
         )
     if stuck > STUCK_PART * window.seconds and stuck > 3 * max(work.stuck_s for work in others):
         return worst, f"{worst} finished no request in {stuck:.0f} s, although it has requests"

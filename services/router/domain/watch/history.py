@@ -170,7 +170,7 @@ class History:
 
 
 def brief(window: Window) -> Brief:
-    """Return those numbers of a window that alert rules read often."""
+    """Return the numbers of a window that alert rules read often."""
     return Brief(
         window.start,
         window.requests,
