@@ -220,7 +220,7 @@ LANGUAGE_MODELS = Dashboard(
             highest=1,
         ),
         lines(
-            "Ways to the replica with the prompt",
+            "Requests by prefix affinity",
             ("sum by (outcome) (rate(tidegate_gateway_llm_prefix_total[$__rate_interval]))", "{{outcome}}"),
             unit="reqps",
             stacked=True,
@@ -264,8 +264,7 @@ LANGUAGE_MODELS = Dashboard(
                 "returned: no slot was free",
             ),
             unit="reqps",
-            description="`own` is the queue of one replica, for prompts whose beginning this replica has "
-            "read.",
+            description="`own` is the queue of a replica that has already read the beginning of the prompt.",
         ),
         lines(
             "Lost streams",

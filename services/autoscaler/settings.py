@@ -152,7 +152,7 @@ class AutoscalerSettings(Settings):
         "Only for a network that nothing but the autoscaler uses.",
     )
     docker_compose_project: str = Field(
-        "", description="Compose project to which workers belong, so that compose's `down` ends them."
+        "", description="Compose project to which workers belong, so that compose's `down` ends the workers."
     )
 
     @field_validator("autoscaler_warm", mode="before")
@@ -168,7 +168,9 @@ class AutoscalerSettings(Settings):
     def _check_names(cls, pools: dict[str, WarmPoolSpec]) -> dict[str, WarmPoolSpec]:
         strange = [name for name in pools if not _POOL_NAME.fullmatch(name)]
         if strange:
-            raise ValueError(f"a pool's name may have lower case letters, digits and -, not {strange[0]!r}")
+            raise ValueError(
+                f"a pool's name may contain only lower case letters, digits and -; found {strange[0]!r}"
+            )
         return pools
 
     def log_limits(self) -> LogLimits:

@@ -29,7 +29,8 @@ class RouterSettings(Settings):
     router_lease_s: float = Field(
         5.0,
         ge=1.0,
-        description="Lease of the leading router, in seconds. If it dies, another takes over in this time.",
+        description="Lease of the leading router, in seconds. If it dies, another router leads after this "
+        "time.",
     )
     blob_sweep_interval_s: float = Field(
         60.0, description="Seconds between two sweeps in which the router deletes expired large payloads."
@@ -46,7 +47,8 @@ class RouterSettings(Settings):
     job_sweep_interval_s: float = Field(
         1.0,
         gt=0,
-        description="Seconds between two searches of the router for jobs without a message or worker.",
+        description="Seconds between two sweeps in which the router looks for jobs without a message or "
+        "worker.",
     )
     jobs_kept: int = Field(
         1_000_000, ge=0, description="How many finished jobs are kept; the oldest are deleted first."

@@ -1,4 +1,4 @@
-"""Offer assignments to workers of a warm pool over RabbitMQ. One worker receives each."""
+"""Offer assignments to workers of a warm pool over RabbitMQ. One worker receives each offer."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ class Verifier:
     async def _read_reports(self, now: float) -> dict[str, float]:
         """Read the heartbeats. Return the time from which each scratch replica's missing heartbeats count.
 
-        This is its last heartbeat or the end of the last store outage, whichever is later.
+        The time is that of the last heartbeat, or the end of the last store outage if that is later.
         """
         try:
             self._reports = {report.replica: report for report in await self._store.replicas()}

@@ -98,7 +98,7 @@ def _proposals(
 
 
 def _notice(snapshot: Snapshot, state: State, now: float) -> State:
-    """Return the state with two times: the store has answered, and has had heartbeats, since then."""
+    """Return the state with the times from which on the store has answered and has had heartbeats."""
     readable = snapshot.reports is not None
     # A failed worker's report stays after the worker has ended, so it does not count as a heartbeat.
     living = any(report.state != "failed" for report in (snapshot.reports or {}).values())

@@ -118,7 +118,7 @@ class DeploymentRound:
         )
 
     def _first_memory(self, state: State) -> DeploymentMemory:
-        """Return the memory of a Deployment that is new to this process. The target: the replicas that run.
+        """Return the memory of a Deployment that is new to this process. Its target: its running replicas.
 
         A Deployment that never ran starts one replica, even with a minimum of 0. This shows that its model
         loads.
@@ -263,7 +263,7 @@ class DeploymentRound:
 class Proposal:
     """The target of one Deployment in one round, before and after the host limits it.
 
-    ``before`` is its memory of the last round, ``cause`` the cause of its launches.
+    ``before`` is the Deployment's memory of the last round, ``cause`` the cause of new launches.
     """
 
     round: DeploymentRound

@@ -53,7 +53,7 @@ def unhealthy(deployment: str, reports: Iterable[ReplicaReport], now: float) -> 
         return None
     report, death = max(found, key=lambda each: (each[1].in_a_row, each[1].at))
     again = f"the next start is in {max(0.0, death.next_start_at - now):.0f} s"
-    what = again if starts_again(report) else "it serves again"
+    what = again if starts_again(report) else "the replica serves again"
     text = f"{describe(death)} at {report.replica}, last {max(0.0, now - death.at):.0f} s ago; {what}"
     looping = death.in_a_row >= REPEATED
     return Condition(

@@ -44,7 +44,7 @@ TREND_LIMIT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ReplicaCounts:
-    """The number of replicas that are ready and that start, and the seconds that a start takes."""
+    """The numbers of ready and of starting replicas, and the seconds that a start takes."""
 
     ready: int = 0
     starting: int = 0

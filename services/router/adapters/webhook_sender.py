@@ -23,7 +23,7 @@ log = telemetry.logger(__name__)
 KEEPALIVE_S = 5.0
 # At most this many addresses of a name are tried. They share the timeout equally.
 MAX_ADDRESSES = 4
-# Most bytes of a response's body that are read. Only the status is used.
+# Most bytes of a response's body that are read, because only the status is used.
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROBLEM_LENGTH = 200
 

@@ -182,7 +182,7 @@ class DriftJudge:
                 history.use_bins(found.bins)
 
     async def _close(self, keys: Iterable[VersionKey]) -> None:
-        """Close the full windows. Judge them in a thread, because a bootstrap takes long."""
+        """Close the full windows. Judge them in a thread, because the statistical bootstrap is slow."""
         closed = []
         for key in keys:
             history = self._of(key)

@@ -40,7 +40,7 @@ class Leadership:
     ) -> None:
         """``seen``: the highest epoch before the start.
 
-        ``is_dead`` returns True if the router with a name has died.
+        ``is_dead`` returns True if the router with this name has died.
         """
         self._store = store
         self._name = name

@@ -116,7 +116,7 @@ class ShadowReader:
         return TICK_S
 
     async def _end_late(self, endpoints: list[Endpoint]) -> None:
-        """End the expired shadows in the registry. The gateways already stop copying at that time."""
+        """End the expired shadows in the registry. The gateways have already stopped copying."""
         now = datetime.now(UTC)
         late = [
             each

@@ -1,4 +1,4 @@
-"""Distances between two histograms with the same bins, and quantiles of these distances by chance. Pure.
+"""Distances between two histograms with the same bins, and the distances that chance alone causes. Pure.
 
 ``p`` is the baseline, ``q`` the window. Both are counts.
 """

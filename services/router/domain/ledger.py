@@ -133,7 +133,7 @@ def confirmed(missing: Sequence[Discrepancy]) -> int:
 
 
 def lost_messages(missing: Sequence[Discrepancy]) -> dict[str, bool]:
-    """Return the Deployments of which messages were missing in each of the last ``CONFIRMATIONS`` readings.
+    """Return the Deployments with messages that were missing in each of the last ``CONFIRMATIONS`` readings.
 
     The value is True if the Deployment still has other messages.
     """

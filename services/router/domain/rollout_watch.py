@@ -34,7 +34,7 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A point for a chart of a rollout: its time, the canary's share, counts since then, and evidence."""
+    """A point of a rollout's chart: its time, the canary's share, counts up to the next point, evidence."""
 
     at: float
     share: int

@@ -57,7 +57,7 @@ def test_deaths_in_a_row_are_the_deployments_condition_with_the_next_step(make_w
     world.run(30)
     condition = world.condition("Healthy")
     assert condition.reason == "CrashLoop", "it stays so while it serves between two deaths"
-    for words in ("5 times in a row", "it serves again", f"`tidegate logs {NAME}`", "memory_mb"):
+    for words in ("5 times in a row", "the replica serves again", f"`tidegate logs {NAME}`", "memory_mb"):
         assert words in condition.message
     (wanted,) = world.deployments
     held = explain(wanted, world.snapshot(), world.state, world.policy, world.now)["holds"]

@@ -172,5 +172,5 @@ def test_the_setting_takes_a_number_or_the_whole(monkeypatch):
     found = AutoscalerSettings().autoscaler_warm
     assert found == {"cpu": WarmPoolSpec(workers=2), "gpu": WarmPoolSpec(resources=Resources(gpus=1))}
     monkeypatch.setenv("TIDEGATE_AUTOSCALER_WARM", '{"GPU.big": 1}')
-    with pytest.raises(ValidationError, match="a pool's name may have lower case letters"):
+    with pytest.raises(ValidationError, match="a pool's name may contain only lower case letters"):
         AutoscalerSettings()

@@ -109,7 +109,7 @@ class Engine:
         except EngineError as error:
             if error.status == 404:
                 return False
-            # Another call removes this container already.
+            # Another call is already removing this container.
             if error.status == 409 and "already in progress" in error.message:
                 return True
             raise

@@ -28,7 +28,7 @@ class ImagePull(NamedTuple):
 
 
 class Images:
-    """The images of one engine. ``pull`` says when to pull one: never, if it is missing, or always."""
+    """The images of one engine. ``pull`` says when to pull an image: never, always, or if it is missing."""
 
     def __init__(self, engine: Engine, pull: Pull) -> None:
         self._engine = engine

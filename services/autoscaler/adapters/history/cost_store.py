@@ -53,7 +53,7 @@ class CostStore:
         return [_life(json.loads(body)) for (body,) in self._db.read("SELECT body FROM lives")]
 
     def book(self, bookings: Mapping[Place, Amount], lives: Iterable[Life], closed: Sequence[str]) -> None:
-        """Add amounts, store the lives as they are after these bookings, and delete the ``closed`` ones."""
+        """Add amounts, store the lives as they are after these bookings, and delete ``closed`` lives."""
         rows = [
             (*place[:4], *place.part, *amount.spent, amount.cost, amount.token_cost)
             for place, amount in bookings.items()

@@ -41,7 +41,7 @@ class ReplicaFolder:
         self.replica = path.name
 
     def create(self, start: LaunchSpec, token: str, gpus: Shares | None = None) -> None:
-        """Create the folder with the files that the worker reads, and its GPU shares. Raise ``NameTaken``."""
+        """Create the folder with the worker's files and the replica's GPU shares. Raise ``NameTaken``."""
         try:
             self.path.mkdir(mode=0o700, parents=True)
         except FileExistsError:

@@ -2,8 +2,8 @@
 
 After two weeks, the expected cost of an hour is the mean of the same hour of the week. Before two weeks, it
 is the mean of the same hour of the day. In the first two days, it is the mean of all hours. The interval is
-right in 8 of 10 months, if the days' differences from their expected cost are independent. It needs three
-whole days.
+right in 8 of 10 months, if the days' differences from their expected cost are independent. The interval needs
+three whole days.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tidegate.kernel.protocol.replica_time import IDLE, WASTED, Part, ReplicaTim
 NS = 1_000_000_000
 HOUR_S = 3600
 # The part with the time that a replica ran, as the launcher saw it. The sum of the other parts is compared
-# with it.
+# with this time.
 OBSERVED = "observed"
 STOPPING, UNREPORTED = "stopping", "unreported"
 # If a replica ended while no autoscaler ran, its end is at most this long after its last sign of life.

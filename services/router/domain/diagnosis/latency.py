@@ -31,7 +31,7 @@ WORDS = {
 
 
 def feels_slow(case: Case) -> Symptom | None:
-    """Return the symptom if p95 is far above the endpoint's past. It names the part that grew most."""
+    """Return the symptom if p95 is far above the endpoint's past. Its cause is the part that grew most."""
     now, usual = case.recent.quantile_s(0.95), usual_of([each.quantile_s(0.95) for each in case.past])
     if not case.comparable or now is None or usual is None:
         return None
@@ -94,7 +94,7 @@ def _slow_remedy(case: Case, part: str) -> tuple[str, Remedy]:
     if case.recent.cold_s > 0.02 * case.recent.seconds and case.recent.cold_s > case.before.cold_s:
         return "cold start", Remedy(
             f"tidegate policy {main.name} --set min_replicas={max(1, main.low)}",
-            f"requests waited because no replica was ready for {case.recent.cold_s:.0f} s: keep one running",
+            f"no replica was ready for {case.recent.cold_s:.0f} s in which requests waited: keep one running",
         )
     if part == "wait" and (case.recent.utilization or 0.0) < 0.5:
         return "batching", Remedy(
