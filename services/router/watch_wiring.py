@@ -29,7 +29,7 @@ AT_ONCE = 8
 
 
 class WatchWiring(NamedTuple):
-    """The watch, the alerts and their sender. Both loops start and stop with the router."""
+    """The watch, the alerts and their sender. Watch and sender start and stop with the router."""
 
     watch: EndpointWatch
     alerts: AlertRunner

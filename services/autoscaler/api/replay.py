@@ -40,7 +40,7 @@ class CsvArrivals(_Body):
     kind: Literal["csv"]
     text: str = Field(max_length=MAX_CSV)
     seconds: float | None = Field(
-        None, gt=0, le=2 * WEEK_S, description="Length of the replay. Default: to the end of the file."
+        None, gt=0, le=2 * WEEK_S, description="Seconds to replay. Default: up to the end of the file."
     )
 
 

@@ -94,7 +94,7 @@ class CostLedger:
             if {name: each.scaling for name, each in before.items()} != {
                 name: each.scaling for name, each in self._limited().items()
             }:
-                self._due.set()  # apply the changed budget soon
+                self._due.set()  # book now, so that a changed budget applies
         devices = {name: each.device for name, each in (snapshot.reports or {}).items() if each.device}
         running = [*snapshot.running, *self._waiting()]
         if self._book.note(running, self._deployments, devices, self.prices.current(), now):

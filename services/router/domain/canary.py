@@ -212,8 +212,8 @@ def _unproven(policy: CanaryPolicy, metric: str, each: Evidence) -> str:
         return ""
     return (
         f"{metric}: no evidence yet that the canary is less than {each.harmful:g} times as bad (e-value "
-        f"{e_fine:.3g} of {1 / policy.alpha:.3g}), or that its rate is at most {accepted:.2%} (bound "
-        f"{bound:.2%})"
+        f"{e_fine:.3g}; {1 / policy.alpha:.3g} is enough), or that its rate is at most {accepted:.2%} (upper "
+        f"bound: {bound:.2%})"
     )
 
 
