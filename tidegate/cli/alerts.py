@@ -60,9 +60,11 @@ def listed(
 
 @alerts.command()
 def silence(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="An endpoint; * and ? match any characters.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The endpoint; * matches any text, ? one character.")
+    ],
     length: Annotated[str, typer.Option("--for", metavar="TIME", help="Duration, such as 2h.")],
-    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason, for other operators.")],
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason, shown to other operators.")],
     rule: Annotated[str, typer.Option("--rule", metavar="RULE", help="Only this rule.")] = "*",
     json: Json = False,
 ) -> None:
@@ -73,7 +75,7 @@ def silence(
     body = {"endpoint": name, "rule": rule, "for_s": seconds(length), "why": why}
     made = _router().post("/v1/alerts/silences", body)
     until = output.moment(made["until"])
-    text = f"Silence {made['id']}: {made['rule']} of {made['endpoint']} is not sent until {until}."
+    text = f"Silence {made['id']}: alerts {made['rule']} of {made['endpoint']} are not sent until {until}."
     output.show(made, json, lambda: output.line(text))
 
 
@@ -88,7 +90,7 @@ def silences(json: Json = False) -> None:
 
 @alerts.command()
 def unsilence(
-    id: Annotated[str, typer.Argument(metavar="ID", help="An id of `tidegate alerts silences`.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="The id, as `tidegate alerts silences` lists it.")],
     json: Json = False,
 ) -> None:
     """End a silence. Its alerts that still fire are sent now. Example: tidegate alerts unsilence 9f2c41d0"""
@@ -103,7 +105,7 @@ def try_receivers(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Send a test message, and print what each receiver answered. Exit code 1: a receiver rejected it.
+    """Send a test message, and print each receiver's answer. Exit code 1: a receiver did not accept it.
 
     Example: tidegate alerts test chat
     """
@@ -116,7 +118,7 @@ def try_receivers(
         for i in items
     ]
     heads = ("receiver", "kind", "to", "result", "answer")
-    hint = "There is no receiver. Add one: tidegate alerts add-receiver NAME --webhook URL"
+    hint = "No receiver exists. Add one: tidegate alerts add-receiver NAME --webhook URL"
     output.show({"items": items}, json, lambda: output.table(rows, heads, hint))
     if not items or not all(each["delivered"] for each in items):
         raise typer.Exit(1)
@@ -143,35 +145,40 @@ def receivers(json: Json = False) -> None:
     items = _router().items("/v1/alerts/receivers")
     rows = [(i["name"], i["kind"], i["to"], i["endpoint"], i["severity"]) for i in items]
     heads = ("receiver", "kind", "to", "endpoints", "at least")
-    hint = "No receiver. Add one: tidegate alerts add-receiver NAME --webhook URL"
+    hint = "No receiver exists. Add one: tidegate alerts add-receiver NAME --webhook URL"
     output.show({"items": items}, json, lambda: output.table(rows, heads, hint))
 
 
 @alerts.command()
 def add_receiver(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name for the receiver.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The receiver's name.")],
     webhook: Annotated[
-        str | None, typer.Option(metavar="URL", help="Signed by the Standard Webhooks specification.")
+        str | None,
+        typer.Option(metavar="URL", help="A webhook, signed as in the Standard Webhooks specification."),
     ] = None,
     slack: Annotated[
-        str | None, typer.Option(metavar="URL", help="An incoming webhook of Slack, Mattermost and others.")
+        str | None,
+        typer.Option(metavar="URL", help="An incoming webhook of Slack, or of a chat with the same format."),
     ] = None,
     email: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Needs TIDEGATE_SMTP_URL.")] = None,
     endpoint: Annotated[
-        str, typer.Option(metavar="NAMES", help="Only these endpoints; * and ? match any characters.")
+        str,
+        typer.Option(
+            metavar="NAMES", help="Only alerts of these endpoints; * matches any text, ? one character."
+        ),
     ] = "*",
     severity: Annotated[
-        Severity, typer.Option(help=("Send only alerts of this severity or above."))
+        Severity, typer.Option(help=("Send only alerts of at least this severity."))
     ] = Severity.WARNING,
     json: Json = False,
 ) -> None:
-    """Add or replace a receiver: a signed webhook, a chat by Slack's JSON, or an e-mail address.
+    """Add or replace a receiver: a signed webhook, a chat with Slack's format, or an e-mail address.
 
     Example: tidegate alerts add-receiver chat --slack https://hooks.slack.com/services/...
     """
     given = [(kind, to) for kind, to in (("webhook", webhook), ("slack", slack), ("email", email)) if to]
     if len(given) != 1:
-        raise UsageError("Give one of --webhook URL, --slack URL and --email ADDRESS.")
+        raise UsageError("Give exactly one of --webhook URL, --slack URL and --email ADDRESS.")
     ((kind, to),) = given
     body = {"kind": kind, "to": to, "endpoint": endpoint, "severity": severity.value}
     made: Doc = _router().put(f"/v1/alerts/receivers/{part(name)}", body)

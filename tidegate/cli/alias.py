@@ -24,7 +24,7 @@ def listed(name: Model, json: Json = False) -> None:
     """List the aliases of a model."""
     items = control().registry.items(f"/v1/models/{part(name)}/aliases")
     rows = [(item["alias"], item["version"]) for item in items]
-    empty = f"No alias yet: tidegate alias set {name} champion N"
+    empty = f"{name} has no alias. Set one: tidegate alias set {name} champion N"
     output.show({"items": items}, json, lambda: output.table(rows, ("alias", "version"), empty))
 
 
@@ -38,7 +38,7 @@ def set_(
         typer.Option(
             min=0,
             metavar="N",
-            help=("Only if the alias points to this version now; 0: only if the alias does not exist."),
+            help=("Change the alias only if it is this version now; 0: only if it does not exist."),
         ),
     ] = None,
     json: Json = False,
@@ -55,7 +55,7 @@ def set_(
 
 @alias.command()
 def history(name: Model, alias: Alias, json: Json = False) -> None:
-    """List the changes of an alias, newest first: the principal, the time, the old and the new version."""
+    """List the changes of an alias, newest first, each with its time, principal, old and new version."""
     found = control().registry.get(f"/v1/models/{part(name)}/aliases/{part(alias)}")
     rows = [
         (output.moment(move["at"]), move["by"], move["from_version"], move["to_version"])

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 15.0
 HEALTH_TIMEOUT_S = 3.0
 UPLOAD_TIMEOUT_S = 300.0
-# To register a version, the registry reads the artifact. It may have to copy the artifact from an object
-# store first.
+# To register a version, the registry reads the whole artifact, perhaps from an object store.
 REGISTER_TIMEOUT_S = 300.0
 REVISIONS = 5
 MOST_ITEMS = 1_000  # the largest page of a list
@@ -63,7 +62,7 @@ class Service:
 
     def get(self, path: str, **query: Any) -> Any:
         """Send GET; query values of None are left out."""
-        # A job's result may be binary, but is shown here as JSON.
+        # Request JSON, because a job's result can also be binary.
         return self._send("GET", path, params=_given(query), headers={"Accept": "application/json"})
 
     def get_waiting(self, path: str, wait_s: float) -> Any:
@@ -164,7 +163,7 @@ class Service:
                 take(piece)
 
     def exists(self, path: str) -> bool:
-        """Return True if HEAD finds the path, False for 404. A GET raises the reason of any other error."""
+        """Return True if HEAD finds the path, False for 404. For any other error, raise what GET raises."""
         try:
             self._send("HEAD", path)
         except NotFound:

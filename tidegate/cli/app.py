@@ -76,7 +76,7 @@ def chosen(
         str,
         typer.Option(
             metavar="NAME",
-            help="The stack to use, a name of `tidegate context list`. Goes before the command.",
+            help="The context to use (tidegate context list). Write this option before the command.",
             show_default=False,
         ),
     ] = "",

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write; .gz or .tgz compresses it.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="The file to write; compressed if it ends with .gz or .tgz."),
+    ],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: Json = False,
 ) -> None:
@@ -50,7 +53,7 @@ def backup(
         took = time.monotonic() - began
         output.line(f"{file}: {output.size_of(size)}, {len(manifest.files)} files, {took:.1f} s.")
         for part, why in manifest.left_out.items():
-            output.line(f"  not in it: {part}, because {why}", style="yellow")
+            output.line(f"  not in the backup: {part}, because {why}", style="yellow")
         output.line(f"Restore it with: tidegate restore {file}")
 
     output.show({"file": str(file), "bytes": size, **_summary(manifest)}, json, human)
@@ -90,7 +93,7 @@ def restore(
             raise StackFailed(f"Nothing was restored. {error}") from None
 
     def human() -> None:
-        output.line(f"{found.state_path} is as it was at {output.moment(manifest.created_at)}.")
+        output.line(f"{found.state_path} is restored to its state at {output.moment(manifest.created_at)}.")
         for part, why in manifest.left_out.items():
             output.line(f"  not in the backup: {part}, because {why}", style="yellow")
         where = f"TIDEGATE_STATE_DIR={found.state_path} " if into is not None else ""

@@ -31,7 +31,9 @@ def batch(
     model: Annotated[str | None, typer.Option(help="The endpoint for lines that name none.")] = None,
     version: Annotated[str | None, typer.Option(help="The version for lines that name none.")] = None,
     priority: Annotated[str, typer.Option(help="high, normal or low.")] = "low",
-    ttl: Annotated[str | None, typer.Option(help="Time from a line's queueing until it expires.")] = None,
+    ttl: Annotated[
+        str | None, typer.Option(help="Time after which a queued request expires, such as 2h.")
+    ] = None,
     output_file: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Results; default: stdout.")
     ] = None,
@@ -139,4 +141,4 @@ def _results(service: Service, found: Doc, file: Path | None, *, json: bool) -> 
 
 def _summary(found: Doc) -> str:
     counts = ", ".join(f"{count} {outcome}" for outcome, count in found["counts"].items() if count)
-    return f"batch {found['id']}: {found['status']}; {counts or 'nothing is done'} of {found['lines']} lines"
+    return f"batch {found['id']}: {found['status']}; {counts or '0 ended'} of {found['lines']} lines"

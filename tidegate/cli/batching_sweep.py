@@ -70,7 +70,7 @@ class BatchingSweep:
         """
         end = time.monotonic() + self._plan.limit_s
         signature = self._version.get("signature")
-        # If the registry has no signature, the model server reports the most rows that the model accepts.
+        # If the registry has no signature, the model server reports the largest batch that the model accepts.
         first = self._settings(signature)[0] if signature else None
         with self._temporary.running(first):
             settings = self._settings(signature or self._learned())
@@ -130,7 +130,7 @@ class BatchingSweep:
         self._steps.change(row, "done", f"{number}: {_in_words(mine, self._plan.latency_ms)}")
 
     def _batch_since(self, before: calls.Calls | None) -> float | None:
-        """Return the run's mean batch size, or that of the worker's last calls if it has no counters."""
+        """Return the run's mean batch size. If the replica has no counters, use the worker's last calls."""
         now = calls.read(self._temporary.replica) if before else None
         if before and now:
             return now.mean_since(before)

@@ -28,14 +28,17 @@ def bench(
     callers: Annotated[
         int | None,
         typer.Option(
-            min=1, max=1024, help="Callers, each with one request at a time. [8]", rich_help_panel=_LOAD
+            min=1,
+            max=1024,
+            help="Concurrent callers, each with one request at a time. [8]",
+            rich_help_panel=_LOAD,
         ),
     ] = None,
     rate: Annotated[
         float | None,
         typer.Option(
             min=0.001,
-            help=("Instead of --callers: requests per second, at random times."),
+            help=("Instead of --callers: requests per second on average, at random times."),
             rich_help_panel=_LOAD,
         ),
     ] = None,
@@ -51,9 +54,7 @@ def bench(
     ] = 128,
     shared_tokens: Annotated[
         int,
-        typer.Option(
-            min=0, help="Tokens at the beginning that are the same in all prompts.", rich_help_panel=_REQUEST
-        ),
+        typer.Option(min=0, help="Number of first tokens that all prompts share.", rich_help_panel=_REQUEST),
     ] = 0,
     answer_tokens: Annotated[
         int, typer.Option(min=1, help="Longest answer, in tokens.", rich_help_panel=_REQUEST)
@@ -62,7 +63,7 @@ def bench(
         bool,
         typer.Option(
             "--ignore-eos",
-            help="Let each answer reach --answer-tokens (llama.cpp, vLLM).",
+            help="Make every answer --answer-tokens long (llama.cpp, vLLM).",
             rich_help_panel=_REQUEST,
         ),
     ] = False,
@@ -75,7 +76,7 @@ def bench(
         typer.Option(
             "--set",
             metavar="K=JSON",
-            help=("Another member of the request, such as top_k=40."),
+            help=("Another field of the request, such as top_k=40; repeatable."),
             rich_help_panel=_REQUEST,
         ),
     ] = None,
@@ -85,16 +86,17 @@ def bench(
             "--data",
             "-d",
             metavar="JSON",
-            help=("For other models: a request of the Open Inference Protocol, as JSON."),
+            help=("For other models: the request, as JSON of the Open Inference Protocol."),
             rich_help_panel=_REQUEST,
         ),
     ] = None,
     priority: Annotated[
-        str | None, typer.Option(help="high, normal or low; default: normal.", rich_help_panel=_REQUEST)
+        str | None,
+        typer.Option(help="Priority: high, normal or low; default: normal.", rich_help_panel=_REQUEST),
     ] = None,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="Longest time for a whole answer.")] = "10m",
     seed: Annotated[
-        int | None, typer.Option(help="Repeat an earlier run: the same words and arrival times.")
+        int | None, typer.Option(help="A run with an earlier run's seed has its words and arrival times.")
     ] = None,
     json: Json = False,
 ) -> None:

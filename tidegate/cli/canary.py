@@ -34,22 +34,27 @@ def rollout(
     ] = None,
     hold: Annotated[str | None, typer.Option(metavar="TIME", help="Shortest time of a step. [60s]")] = None,
     min_samples: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Fewest requests to the canary in a step. [500]")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Fewest requests that the canary gets in a step. [500]"),
     ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Also judge this metric of feedback, such as score. --ab: repeatable; NAME, NAME=LABEL, "
-            "errors or latency, with :up, :down or a smallest lift. --ab without it: score, errors, latency.",
+            help="Also judge this metric of the feedback, such as score. With --ab: repeatable; write NAME, "
+            "NAME=LABEL, errors or latency, and perhaps :up, :down or a smallest lift (:5%).",
         ),
     ] = None,
     direction: Annotated[
-        str | None, typer.Option(metavar="up|down", help="Which values of --metric are better (default: up).")
+        str | None,
+        typer.Option(metavar="up|down", help="Which values of --metric are better: up (default) or down."),
     ] = None,
     full_capacity: Annotated[
         bool,
-        typer.Option("--full-capacity", help="Start all of the canary's replicas, not only its share."),
+        typer.Option(
+            "--full-capacity",
+            help="Start the canary with all of its minimum replicas, not only a share of them.",
+        ),
     ] = False,
     swap: Annotated[
         bool,
@@ -61,17 +66,20 @@ def rollout(
     pause: Annotated[bool, typer.Option("--pause", help="Keep the present share.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a paused rollout.")] = False,
     shadow: Annotated[
-        bool, typer.Option("--shadow", help="Copy requests to the version and compare, instead of a canary.")
+        bool,
+        typer.Option(
+            "--shadow", help="No canary: send copies of requests to the version, and compare its answers."
+        ),
     ] = False,
     rate: Annotated[
         float | None,
         typer.Option(
-            metavar="PERCENT", min=0, max=100, help=("Shadow: percent of the requests that are copied. [100]")
+            metavar="PERCENT", min=0, max=100, help=("Shadow: percent of the requests to copy. [100]")
         ),
     ] = None,
     max_per_s: Annotated[
         float | None,
-        typer.Option(metavar="N", help=("Shadow: most copies per second by each gateway process.")),
+        typer.Option(metavar="N", help=("Shadow: most copies per second of each gateway process.")),
     ] = None,
     tolerance: Annotated[
         str | None,
@@ -81,15 +89,18 @@ def rollout(
         ),
     ] = None,
     lasts: Annotated[
-        str | None, typer.Option("--for", metavar="TIME", help="Shadow: time until the last copy.")
+        str | None, typer.Option("--for", metavar="TIME", help="Shadow: end the copies after this time.")
     ] = None,
-    wake: Annotated[bool, typer.Option("--wake", help="Shadow: copies may start a replica.")] = False,
+    wake: Annotated[
+        bool, typer.Option("--wake", help="Shadow: let copies start a sleeping replica.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the rollout has ended.")] = False,
     plot: Annotated[
-        str | None, typer.Option(metavar="FILE.svg", help="Draw share, errors and evidence over time.")
+        str | None,
+        typer.Option(metavar="FILE.svg", help="Draw the canary's share, errors and evidence over time."),
     ] = None,
     ab: Annotated[
-        bool, typer.Option("--ab", help="Compare versions by callers' feedback, instead of a canary.")
+        bool, typer.Option("--ab", help="No canary: compare versions by the feedback of callers (A/B test).")
     ] = False,
     share: Annotated[
         int | None,
@@ -122,10 +133,10 @@ def rollout(
 ) -> None:
     """Roll out a version as a canary, an A/B test or a shadow, or show a rollout and its evidence.
 
-    The canary's share grows in steps. It is promoted if it is as good as the present versions, and rolled
-    back if it makes more errors or is slower. `tidegate promote NAME` and `tidegate rollback NAME` end the
-    rollout immediately. With --shadow, the version gets copies of the requests, and its answers are only
-    compared. Examples: tidegate rollout digits --to v2 --steps 5,50,100 --hold 2m --wait
+    The canary's share grows in steps. The canary is promoted if it is as good as the present versions, and
+    rolled back if it makes more errors or is slower. `tidegate promote NAME` and `tidegate rollback NAME`
+    end the rollout immediately. With --shadow, the version gets copies of the requests, and its answers are
+    only compared. Examples: tidegate rollout digits --to v2 --steps 5,50,100 --hold 2m --wait
     and tidegate rollout digits --to v2 --shadow --rate 20 --tolerance 1e-3
     and tidegate rollout digits --to v2 --ab --share 50 --metric score:5%
     """

@@ -19,7 +19,7 @@ _COLUMNS = ("model", "version", "alias", "format", "size", "registered", "owner"
 
 def search(
     filter_: Annotated[
-        str, typer.Argument(metavar="FILTER", help="Conditions, joined by `and`; docs/catalogue.md.")
+        str, typer.Argument(metavar="FILTER", help="Conditions, joined by `and` (docs/catalogue.md).")
     ],
     order_by: OrderBy = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Number of versions to show.")] = 50,
@@ -68,7 +68,9 @@ def describe(
     parent: about.Parent = None,
     remove: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Remove a value: owner, tags.team, metrics.loss; repeatable."),
+        typer.Option(
+            metavar="NAME", help="Remove a value, such as owner, tags.team or metrics.loss; repeatable."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -100,7 +102,7 @@ def describe(
     plane = control()
     path = path_of(version_of(plane, version))
     changed = plane.registry.patch(path, {"metadata_patch": patch})
-    said = f"{changed['model']} version {changed['number']} is described."
+    said = f"The metadata of {changed['model']} version {changed['number']} is changed."
     output.show(changed, json, lambda: output.line(said))
 
 
@@ -126,7 +128,7 @@ def card(
         output.show({"deleted": True}, json, lambda: output.line(f"deleted: the card of {named}"))
     elif set_ is not None:
         stored = plane.registry.put(path, {"text": text})
-        output.show(stored, json, lambda: output.line(f"{named} has the card {set_}."))
+        output.show(stored, json, lambda: output.line(f"The card of {named} is now {set_}."))
     else:
         stored = plane.registry.get(path)
         output.show(stored, json, lambda: output.line(stored["text"].rstrip("\n")))
@@ -148,7 +150,7 @@ def lineage(version: Reference, json: Json = False) -> None:
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A version: NAME@3, NAME@ALIAS, or NAME.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The version to compare with it.")],
-    all_: Annotated[bool, typer.Option("--all", help="Also show what is the same.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Also show values that are equal.")] = False,
     json: Json = False,
 ) -> None:
     """Compare two versions: metrics, parameters, metadata, signature, size and requirements.
@@ -187,7 +189,7 @@ def comparison_rows(compared: Doc, *, everything: bool) -> list[Sequence[Any]]:
 
 
 def compatibility_line(signature: Doc, a: str, b: str) -> str:
-    """Return a sentence that says if callers of ``a`` can call ``b``."""
+    """Return a sentence that says whether callers of ``a`` can call ``b``."""
     if not signature["known"]:
         return "The signatures cannot be compared: a version has none."
     if signature["same"]:

@@ -36,13 +36,15 @@ def chat(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPT]", help="One message; text from a pipe is added. Without it: a session."
+            metavar="[PROMPT]",
+            help="One message; text from a pipe is appended. Without it, a session starts.",
         ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="Temperature; 0: always the most likely token.")
+        float | None,
+        typer.Option(min=0.0, help="Temperature of the sampling; 0: always the most likely token."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed, which makes an answer repeatable.")] = None,
     more: Annotated[
@@ -51,12 +53,17 @@ def chat(
             "--set", metavar="K=JSON", help=("Another member of the request, such as top_k=40; repeatable.")
         ),
     ] = None,
-    priority: Annotated[str | None, typer.Option(help="high, normal or low; default: normal.")] = None,
+    priority: Annotated[
+        str | None, typer.Option(help="Priority: high, normal or low; default: normal.")
+    ] = None,
     timeout: Annotated[
         str, typer.Option(metavar="TIME", help="Longest wait for the first token, and between two tokens.")
     ] = "10m",
     stats: Annotated[
-        bool, typer.Option("--stats", help="Show time to first token, tokens/s and tokens.")
+        bool,
+        typer.Option(
+            "--stats", help="Show the figures of each answer: time to first token, tokens/s, tokens."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -153,7 +160,7 @@ def _end_of(turn: Turn, stats: bool) -> None:
     elif turn.result.tool_calls:
         say(f"The model calls tools: {turn.result.tool_calls}")
     elif turn.result.finish_reason == "length":
-        say("The answer reached its longest length (--max-tokens, or the model's context).", style="dim")
+        say("The answer reached its maximum length (--max-tokens, or the model's context).", style="dim")
     if stats:
         say(turn.stats(), style="dim")
 

@@ -76,7 +76,8 @@ def add(
     """Add a stack, or change one: `tidegate context add prod --url https://models.example.com --key -`."""
     if "/" in name or name in ("", ".", ".."):
         raise UsageError(
-            f"{name!r} cannot be the name of a context, because a folder gets that name. Leave out the '/'."
+            f"{name!r} cannot be the name of a context, because a folder gets the same name. "
+            "Choose a name without '/', and not '.' or '..'."
         )
     if bool(url) == (state_dir is not None):
         raise UsageError("Give --url URL, or --state-dir DIR for a stack on this machine.")
@@ -90,7 +91,7 @@ def add(
     if state_dir is not None and not places.is_state(state_dir):
         raise UsageError(
             f"{state_dir} is not the state folder of a stack: it has neither `token` nor `run`. "
-            "`make up` makes one, called .tidegate."
+            "Name the folder that `make up` created, called .tidegate."
         )
     made = places.Context(
         name,
@@ -116,7 +117,9 @@ def remove(name: Name, json: Json = False) -> None:
     contexts = places.read()
     found, left = contexts.get(name), contexts.without(name)
     places.write(left)
-    said = f"Removed {name}." + ("" if left.current else " No context is current: tidegate context use NAME")
+    said = f"Removed {name}." + (
+        "" if left.current else " No context is current now. Choose one: tidegate context use NAME"
+    )
     output.show(_document(found, left), json, lambda: output.line(said))
 
 

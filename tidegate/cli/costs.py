@@ -30,14 +30,18 @@ _PARTS = ("busy", "idle", "starting", "wasted", "stopping", "unreported", "pendi
 
 def costs(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Only this deployment, or the one of an endpoint.")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Only this deployment, or this endpoint's deployment."),
     ] = None,
     by: Annotated[str, typer.Option(metavar="WHAT", help=f"Sum by one of {', '.join(BY)}.")] = "deployment",
     since: Annotated[
-        str, typer.Option(metavar="WHEN", help="Begin: 24h, 30d, month, or a time such as 2026-01-31.")
+        str,
+        typer.Option(
+            metavar="WHEN", help="Start of the period: 24h, 30d, month, or a time such as 2026-01-31."
+        ),
     ] = "24h",
     until: Annotated[
-        str | None, typer.Option(metavar="WHEN", help="End; the same forms. Default: now.")
+        str | None, typer.Option(metavar="WHEN", help="End of the period, in the same forms; default: now.")
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
     prices: Annotated[
@@ -231,7 +235,7 @@ def _write_csv(found: Mapping[str, Any]) -> None:
 
 def _show_prices(found: Mapping[str, Any]) -> None:
     prices = found["prices"]
-    source = found["file"] or "the defaults; TIDEGATE_PRICES names a file with your own"
+    source = found["file"] or "the defaults; to use your own, set TIDEGATE_PRICES to a file"
     output.line(f"Prices in {prices['currency']}: {source}", style="bold")
     if found["problem"]:
         output.say(found["problem"], style="red")

@@ -24,23 +24,26 @@ def deploy(
         typer.Argument(metavar="FILE|DIR|NAME@N", help="A model's file or folder, or a registered version."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the model and endpoint; default: from the file's name.")
+        str | None, typer.Option(help="Name of the model and its endpoint; default: from the file's name.")
     ] = None,
     model_format: Annotated[
         str | None,
         typer.Option(
             help="onnx, sklearn, xgboost, lightgbm, catboost, tflite, tensorflow, torchscript, pt2, python, "
-            "mlflow, huggingface, triton or llm; default: by the contents."
+            "mlflow, huggingface, triton or llm; default: from the contents."
         ),
     ] = None,
     min_replicas: Annotated[
         int | None,
         typer.Option(
-            "--min", min=0, help="Minimum replicas; 0 allows scale to zero.", rich_help_panel=_SCALE
+            "--min",
+            min=0,
+            help="Smallest number of replicas; 0 allows scale to zero.",
+            rich_help_panel=_SCALE,
         ),
     ] = None,
     max_replicas: Annotated[
-        int | None, typer.Option("--max", min=1, help="Most replicas.", rich_help_panel=_SCALE)
+        int | None, typer.Option("--max", min=1, help="Largest number of replicas.", rich_help_panel=_SCALE)
     ] = None,
     scale_to_zero_after: Annotated[
         str | None,
@@ -52,19 +55,22 @@ def deploy(
     ] = None,
     target_wait_ms: Annotated[
         float | None,
-        typer.Option(help="Scale up when requests would wait longer than this.", rich_help_panel=_SCALE),
+        typer.Option(
+            help="Scale up if requests would wait longer than this, in milliseconds.", rich_help_panel=_SCALE
+        ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of a replica.", rich_help_panel=_RUN)
+        int | None, typer.Option(min=1, help="CPU threads of each replica.", rich_help_panel=_RUN)
     ] = None,
     instances: Annotated[
-        int | None, typer.Option(min=1, help="Model instances in a replica.", rich_help_panel=_RUN)
+        int | None, typer.Option(min=1, help="Instances of the model in each replica.", rich_help_panel=_RUN)
     ] = None,
     max_batch: Annotated[
         int | None, typer.Option(min=1, help="Maximum rows in one model call.", rich_help_panel=_RUN)
     ] = None,
     batch_window_ms: Annotated[
-        float | None, typer.Option(min=0, help="Maximum wait to fill a batch.", rich_help_panel=_RUN)
+        float | None,
+        typer.Option(min=0, help="Longest wait to fill a batch, in milliseconds.", rich_help_panel=_RUN),
     ] = None,
     env: Annotated[
         list[str] | None,
@@ -76,40 +82,42 @@ def deploy(
         list[str] | None,
         typer.Option(
             metavar="K=V",
-            help="memory_mb, cpus, shm_mb, gpus, gpu_memory_mb, allow_cpu or response_cache_mb of a replica; "
-            "repeatable.",
+            help="A resource of each replica: memory_mb, cpus, shm_mb, gpus, gpu_memory_mb, allow_cpu or "
+            "response_cache_mb; repeatable.",
             rich_help_panel=_RUN,
         ),
     ] = None,
     sampling: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Rows per second that a replica samples for drift; 0: none.", rich_help_panel=_RUN
+            min=0, help="Rows that a replica samples per second, for drift; 0: none.", rich_help_panel=_RUN
         ),
     ] = None,
     keep_rows: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Sampled rows whose values are kept in the blob store; 0: none.", rich_help_panel=_RUN
+            min=0,
+            help="Number of sampled rows to keep with their values, in the blob store; 0: none.",
+            rich_help_panel=_RUN,
         ),
     ] = None,
     redact: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FIELD",
-            help="An input or output whose values are never kept; repeatable.",
+            help="An input or output; its values are never kept. Repeatable.",
             rich_help_panel=_RUN,
         ),
     ] = None,
     image: Annotated[
         str | None,
-        typer.Option(help="Image of the workers, if they run in containers.", rich_help_panel=_RUN),
+        typer.Option(help="Container image of the workers, if they run in containers.", rich_help_panel=_RUN),
     ] = None,
     engine: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="auto, llamacpp (GGUF), vllm (Hugging Face folder) or openai-url (--upstream).",
+            help="The engine: auto, llamacpp (GGUF), vllm (Hugging Face folder) or openai-url (--upstream).",
             rich_help_panel=_LLM,
         ),
     ] = None,
@@ -125,7 +133,7 @@ def deploy(
         float | None,
         typer.Option(
             min=0,
-            help="Longest wait for the replica that has read the prompt's beginning; 0: none.",
+            help="Longest wait, in milliseconds, for a replica that has read the prompt's start; 0: none.",
             rich_help_panel=_LLM,
         ),
     ] = None,
@@ -133,7 +141,7 @@ def deploy(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="An argument of the engine, by its own name; repeatable.",
+            help="An argument for the engine, under the engine's name for it; repeatable.",
             rich_help_panel=_LLM,
         ),
     ] = None,
@@ -157,14 +165,14 @@ def deploy(
     upstream_model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="The model's name at the upstream; default: --name.", rich_help_panel=_LLM
+            metavar="MODEL", help="Name of the model at the upstream; default: --name.", rich_help_panel=_LLM
         ),
     ] = None,
     credential: Annotated[
         str | None,
         typer.Option(
             metavar="env:NAME|file:PATH",
-            help="Where the worker finds the upstream's API key.",
+            help="The upstream's API key: an environment variable, or a file on the worker's host.",
             rich_help_panel=_LLM,
         ),
     ] = None,
@@ -177,11 +185,15 @@ def deploy(
     ] = None,
     requests_per_minute: Annotated[
         int | None,
-        typer.Option(min=1, help="Most requests that a replica sends to the upstream.", rich_help_panel=_LLM),
+        typer.Option(
+            min=1, help="Most requests per minute that a replica sends to the upstream.", rich_help_panel=_LLM
+        ),
     ] = None,
     tokens_per_minute: Annotated[
         int | None,
-        typer.Option(min=1, help="Most tokens of a replica, to and from the upstream.", rich_help_panel=_LLM),
+        typer.Option(
+            min=1, help="Most tokens per minute between a replica and the upstream.", rich_help_panel=_LLM
+        ),
     ] = None,
     upstream_timeout: Annotated[
         str | None,
@@ -193,7 +205,7 @@ def deploy(
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="Inputs and outputs, if the model file does not declare them.",
+            help="The model's inputs and outputs, if its file does not declare them.",
             rich_help_panel=_ABOUT,
         ),
     ] = None,
@@ -201,7 +213,7 @@ def deploy(
         Path | None,
         typer.Option(
             metavar="FILE.txt",
-            help="Python packages that the model needs, in pip's format.",
+            help="Python packages that the model needs, as a requirements file of pip.",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -215,13 +227,15 @@ def deploy(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Accept a name in a pickle or skops file that was refused (repeatable).",
+            help="Accept this name, which was refused in a pickle or skops file; repeatable.",
             rich_help_panel=_ABOUT,
         ),
     ] = None,
     breaking: Annotated[
         bool,
-        typer.Option("--breaking", help="Accept a signature that breaks callers.", rich_help_panel=_ABOUT),
+        typer.Option(
+            "--breaking", help="Accept a signature that breaks existing callers.", rich_help_panel=_ABOUT
+        ),
     ] = False,
     metadata: about.MetadataFile = None,
     trained_at: about.TrainedAt = None,
@@ -241,7 +255,7 @@ def deploy(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Training data (.csv, .npz, .parquet) to compare requests with: docs/drift.md. Only its "
+            help="Training data (.csv, .npz, .parquet) to compare requests with (docs/drift.md). Only its "
             "profile is sent.",
             rich_help_panel=_ABOUT,
         ),
@@ -250,15 +264,15 @@ def deploy(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The model's signature, of `tidegate sign` or `model_signing sign key`: docs/signing.md.",
+            help="The signature that `tidegate sign` or `model_signing sign key` made (docs/signing.md).",
             rich_help_panel=_ABOUT,
         ),
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
-            help="For ONNX: int8, or auto (int8 only if it is also faster). The smaller model is a version "
-            "of its own; docs/edge.md.",
+            help="For ONNX: int8, or auto (int8 only if it is also faster). The smaller model becomes a "
+            "separate version (docs/edge.md).",
             rich_help_panel=_SMALLER,
         ),
     ] = None,
@@ -266,7 +280,7 @@ def deploy(
         Path | None,
         typer.Option(
             metavar="FILE.npz",
-            help="Inputs by name, with `labels` if there are any, to measure the loss with.",
+            help="The model's inputs by name, and perhaps `labels`, to measure the loss.",
             rich_help_panel=_SMALLER,
         ),
     ] = None,
@@ -278,7 +292,7 @@ def deploy(
         str | None,
         typer.Option(
             metavar="auto",
-            help="For a folder of GGUF files of one model: the best one that fits --memory.",
+            help="For a folder with GGUF files of one model: serve the best file that fits into --memory.",
             rich_help_panel=_SMALLER,
         ),
     ] = None,
@@ -286,7 +300,7 @@ def deploy(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Memory of a replica with a GGUF file: 2GiB. Default: what is free here.",
+            help="Memory of a replica with a GGUF file, such as 2GiB; default: this machine's free memory.",
             rich_help_panel=_SMALLER,
         ),
     ] = None,
@@ -311,7 +325,7 @@ def deploy(
         bool,
         typer.Option(
             "--force",
-            help="Serve it without its verification, or although it was rejected.",
+            help="Serve the version even if its verification is missing or failed.",
             rich_help_panel=_ROLL,
         ),
     ] = False,
@@ -319,7 +333,7 @@ def deploy(
         bool,
         typer.Option(
             "--traffic/--no-traffic",
-            help="--no-traffic only starts the version; `tidegate split` sends it traffic.",
+            help="--no-traffic: only start the version. Later, `tidegate split` sends traffic to it.",
             rich_help_panel=_ROLL,
         ),
     ] = True,
@@ -327,15 +341,15 @@ def deploy(
         bool,
         typer.Option(
             "--register-only",
-            help="Register and verify the version, and start nothing.",
+            help="Register and verify the version, but do not serve it.",
             rich_help_panel=_ROLL,
         ),
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")] = True,
-    timeout: Annotated[str, typer.Option(metavar="TIME", help="How long to wait.")] = "5m",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the version serves.")] = True,
+    timeout: Annotated[str, typer.Option(metavar="TIME", help="Longest time of each wait.")] = "5m",
     json: Json = False,
 ) -> None:
-    """Serve a model file. A new version of an existing model takes over without a failed call.
+    """Serve a model file. If the model exists, the file becomes its next version, and no call fails.
 
     Examples: `tidegate deploy model.onnx --name digits`, `tidegate deploy digits@2`,
     `tidegate deploy digits@champion`,
@@ -475,7 +489,7 @@ def name_of(path: Path) -> str:
     stem = resolved.name if resolved.is_dir() else re.sub(r"(\.tar)?\.[A-Za-z0-9]+$", "", resolved.name)
     found = names.fitting(stem)
     if not found:
-        raise UsageError(f"{path} gives no name for the model. Name it: --name NAME")
+        raise UsageError(f"No name for the model can be made from {path}. Add --name NAME.")
     return found
 
 

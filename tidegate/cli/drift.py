@@ -26,19 +26,15 @@ def drift(
     every: Annotated[bool, typer.Option("--all", help="Show all columns, not only the first 10.")] = False,
     rebase: Annotated[
         bool,
-        typer.Option(
-            "--rebase", help="Freeze a new baseline from the next rows, after a change that is wanted."
-        ),
+        typer.Option("--rebase", help="Make the next window the new baseline, after an intended change."),
     ] = False,
     baseline: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Compare with this training data (.csv, .npz, .parquet) from now on."
-        ),
+        typer.Option(metavar="FILE", help="Make this training data (.csv, .npz, .parquet) the new baseline."),
     ] = None,
     rows: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.jsonl", help="Write the raw rows that are kept (`deploy --keep-rows`)."),
+        typer.Option(metavar="FILE.jsonl", help="Write the kept raw rows to a file (`deploy --keep-rows`)."),
     ] = None,
     plot: Annotated[
         str | None,

@@ -26,10 +26,15 @@ _COLUMNS = (
 
 def experiment(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")],
-    stop: Annotated[bool, typer.Option("--stop", help="End it: the control gets all traffic.")] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="End the experiment: the control gets all traffic.")
+    ] = False,
     winner: Annotated[
         str | None,
-        typer.Option(metavar="VERSION", help="End it: this version gets all traffic. v2, 2 or a deployment."),
+        typer.Option(
+            metavar="VERSION",
+            help="End the experiment: this version (v2, 2 or a deployment) gets all traffic.",
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the experiment has ended.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print the numbers as CSV.")] = False,
@@ -267,7 +272,7 @@ def _needs(compared: Mapping[str, Any]) -> str:
         return ""
     small = compared["needed_for_min_lift"]
     if compared["needed"] is None:
-        return "" if small is None else f"{small} for the smallest lift"
+        return "" if small is None else f"{small} to detect the smallest lift"
     return f"{compared['needed']} more outcomes"
 
 

@@ -61,7 +61,7 @@ def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) 
     lines = [f"# Needs the registered versions: {needs}" if needs else "# Nothing is deployed."]
     lines += [
         f"# {each['name']} is held at {each['override']['replicas']} replicas by `tidegate scale`; "
-        "that is not part of this file."
+        "this file does not contain the hold."
         for each in held
         if each["name"] in names and each.get("override")
     ]

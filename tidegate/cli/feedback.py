@@ -21,21 +21,24 @@ def feedback(
     id: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="The X-Feedback-Id of an answer, or a job's id.")
     ] = None,
-    score: Annotated[float | None, typer.Option(metavar="NUMBER", help="A score of the answer.")] = None,
+    score: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="The answer's score, as a number.")
+    ] = None,
     reward: Annotated[float | None, typer.Option(metavar="NUMBER", help="A reward.")] = None,
-    label: Annotated[str | None, typer.Option(metavar="TEXT", help="A label: the true class.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="TEXT", help="The true class, as a label.")] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="One other metric. A text is a label.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="One other metric. A value that is no number is a label."),
     ] = None,
     at: Annotated[
         str | None, typer.Option(metavar="TIME", help="The time of the outcome, ISO 8601; default: now.")
     ] = None,
     key: Annotated[
-        str | None, typer.Option("--key", metavar="KEY", help="The idempotency key of a job, instead of ID.")
+        str | None, typer.Option("--key", metavar="KEY", help="Instead of ID: the idempotency key of a job.")
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="FILE", help="JSON Lines of feedback; - is stdin."),
+        typer.Option("--file", "-f", metavar="FILE", help="A file of feedback in JSON Lines; - reads stdin."),
     ] = None,
     json: Json = False,
 ) -> None:

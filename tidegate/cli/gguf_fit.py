@@ -29,7 +29,7 @@ class FitOfFolder:
     stated: bool
 
     def options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the Deployment's options. A memory that the user states also limits the replica."""
+        """Return the Deployment's options. If the user stated a memory, it also limits the replica."""
         resources = dict(options.get("resources") or {})
         if self.stated:
             resources.setdefault("memory_mb", self.memory // 2**20)
@@ -48,7 +48,9 @@ def best_fit(
     if quantization is None and memory is None:
         return None
     if quantization not in (None, "auto"):
-        raise UsageError(f"--quantization {quantization}: write auto, or deploy that GGUF file by its name.")
+        raise UsageError(
+            f"--quantization {quantization}: write auto. To choose the file yourself, deploy it by its name."
+        )
     limit = size_of(memory) if memory else free_memory()
     found = candidates_of(path, slots or LlmSpec().slots, context)
     fit = choose(found, limit)
@@ -69,7 +71,7 @@ def candidates_of(path: Path, slots: int, context: int | None) -> list[Candidate
     if not models:
         raise UsageError(
             f"{path} has no GGUF file to choose. --memory and --quantization need a folder with GGUF files "
-            "of one model. A split file (-00001-of-00002.gguf) must be deployed by its folder, without them."
+            "of one model. For a split file (-00001-of-00002.gguf), deploy its folder without these options."
         )
     found = [candidate(f.name, f.stat().st_size, header_of(f), slots, context) for f in models]
     return sorted(found, key=lambda each: (each.weights, each.name))
@@ -78,7 +80,7 @@ def candidates_of(path: Path, slots: int, context: int | None) -> list[Candidate
 def header_of(path: Path) -> gguf.GgufHeader:
     """Return the header of a GGUF file. Raise UsageError."""
     try:
-        # Only the header is read. Its vocabulary can have a few megabytes.
+        # Read only the header. The vocabulary in it can have a few megabytes.
         with path.open("rb") as file:
             return gguf.read(file.read(HEADER_BYTES))
     except (OSError, gguf.NotGguf) as problem:
@@ -111,4 +113,6 @@ def free_memory() -> int:
         text = Path("/proc/meminfo").read_text()
         return int(re.findall(r"MemAvailable:\s+(\d+) kB", text)[0]) * 1024
     except (OSError, IndexError):
-        raise UsageError("This machine does not say how much memory is free: add --memory 2GiB.") from None
+        raise UsageError(
+            "The free memory of this machine is unknown. State the memory to use: --memory 2GiB"
+        ) from None

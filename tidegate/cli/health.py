@@ -118,7 +118,7 @@ class Overview:
         return {**service, "url": f"{service['url']}, gRPC {grpc}"} if grpc else service
 
 
-# The cause in the list of ended replicas if only the model died and its replica continues.
+# The cause of an entry in `ended` if only the model died, and its replica continues.
 MODEL_DIED = "model died"
 REMEMBERED_S = 600.0
 _SERVICE = ("service", "state", "where", "detail")
@@ -131,7 +131,7 @@ _DEPLOYMENT = (
 def _health(service: Service) -> Doc:
     """Return a service's state: ready, not ready, not allowed, or no answer.
 
-    ``detail`` has the reason; for "not allowed" it is in ``refusal``.
+    ``detail`` is the reason. For "not allowed", ``refusal`` is the reason.
     """
     told = {"name": service.name, "url": service.url, "state": "ready", "detail": ""}
     try:
@@ -195,7 +195,7 @@ def remark(status: Doc) -> str:
 
 
 def last_death(status: Doc, now: float) -> str:
-    """Return how a ready replica's model last died, if that was in the last ten minutes; else empty."""
+    """Return how a model that serves again last died, if that was in the last ten minutes; else empty."""
     died = [end for end in status.get("ended", ()) if end["cause"] == MODEL_DIED]
     if not died or now - died[0]["at"] > REMEMBERED_S:
         return ""

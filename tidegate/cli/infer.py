@@ -24,21 +24,27 @@ def infer(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")],
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", metavar="JSON", help="Inputs; @FILE reads a file, - reads stdin."),
+        typer.Option(
+            "--data", "-d", metavar="JSON", help="The inputs as JSON; @FILE reads a file, - reads stdin."
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", metavar="FILE", help="File of inputs: .json, .npy or .npz.")
     ] = None,
     version: Annotated[
-        int | None, typer.Option(help="Version to call, instead of the one that the endpoint serves.")
+        int | None, typer.Option(help="Call this version, not the one that the endpoint serves.")
     ] = None,
-    timeout_ms: Annotated[int, typer.Option(min=1, help="The request's deadline.")] = 30_000,
+    timeout_ms: Annotated[
+        int, typer.Option(min=1, help="Deadline of the request, in milliseconds from now.")
+    ] = 30_000,
     select: Annotated[
-        list[str] | None, typer.Option(metavar="OUTPUT", help="Only this output; repeatable.")
+        list[str] | None, typer.Option(metavar="OUTPUT", help="Return only this output; repeatable.")
     ] = None,
     output_file: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="File to save outputs to: .npz, .npy or .json."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Save the outputs to this file: .npz, .npy or .json."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -106,7 +112,7 @@ def document(result: InferResult) -> dict[str, Any]:
 
 
 def readable(array: Array) -> Array:
-    """Return an array to print: UTF-8 bytes become text, other values stay."""
+    """Return an array for printing. Bytes that are UTF-8 become text; other values do not change."""
     import numpy as np
 
     if array.dtype != object:

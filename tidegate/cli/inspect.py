@@ -168,7 +168,7 @@ def replicas(json: Json = False) -> None:
 
 
 def memory_of(replica: Mapping[str, Any]) -> str:
-    """Return the memory of a replica's processes and the limit of its model, as far as known."""
+    """Return the memory of a replica's processes, and the limit of its model. Leave out an unknown part."""
     taken, limit = replica.get("memory_mb"), replica.get("memory_limit")
     return "; ".join([*([f"{taken} MiB"] if taken else []), *([f"limit {limit}"] if limit else [])])
 

@@ -20,7 +20,10 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 
 def jobs(
     status: Annotated[
-        str | None, typer.Option(help="queued, running, succeeded, failed, cancelled or expired.")
+        str | None,
+        typer.Option(
+            help="Only jobs in this state: queued, running, succeeded, failed, cancelled or expired."
+        ),
     ] = None,
     endpoint: Annotated[str | None, typer.Option(help="Only jobs of this endpoint.")] = None,
     batch: Annotated[str | None, typer.Option(metavar="ID", help="Only jobs of this batch.")] = None,
@@ -50,12 +53,12 @@ def jobs(
 def job(
     id: Id,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
-    timeout: Annotated[str, typer.Option(help="How long --wait waits.")] = "1h",
+    timeout: Annotated[str, typer.Option(help="Longest time that --wait waits.")] = "1h",
     cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the job.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Retry a failed job, as a new job.")] = False,
-    result: Annotated[bool, typer.Option("--result", help="Show its result instead.")] = False,
+    result: Annotated[bool, typer.Option("--result", help="Show the job's result instead.")] = False,
     output_file: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Save its result as JSON.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Save the job's result as JSON.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -79,7 +82,7 @@ def job(
 
 
 def gateway() -> Service:
-    """Return the gateway. Use the service token if it exists, because it may read every caller's jobs."""
+    """Return the gateway. Without a key, the service token is used; it can read all callers' jobs."""
     found = api.settings()
     return api.Service("gateway", found.gateway_url, api.token_of(found))
 
@@ -89,7 +92,9 @@ def _waited(service: Service, path: str, found: Doc, timeout_s: float) -> Doc:
     while not found["finished_at"]:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise DeadlinePassed(f"The job is still {found['status']} after {timeout_s:g} s.")
+            raise DeadlinePassed(
+                f"The job is still {found['status']} after {timeout_s:g} s. To wait longer: --timeout TIME"
+            )
         found = service.get_waiting(path, min(POLL_S, left))
     return found
 

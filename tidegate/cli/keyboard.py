@@ -43,7 +43,7 @@ def _wait(seconds: float) -> str:
 
 
 def termios_error() -> type[Exception]:
-    """Return the error of a file that is not a terminal."""
+    """Return the type of the error that termios raises for a file that is not a terminal."""
     try:
         import termios
     except ImportError:

@@ -36,14 +36,19 @@ Which = Annotated[
 ]
 Scopes = Annotated[
     list[str] | None,
-    typer.Option("--scope", metavar="SCOPE", help="infer, publish, operate or admin; repeatable."),
+    typer.Option("--scope", metavar="SCOPE", help="A scope: infer, publish, operate or admin; repeatable."),
 ]
 Endpoints = Annotated[
-    list[str] | None, typer.Option("--endpoint", metavar="NAME", help="Only these endpoints; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--endpoint", metavar="NAME", help="An endpoint that the key may use; repeatable; default: all."
+    ),
 ]
 Owner = Annotated[
     str | None,
-    typer.Option(metavar="WHO", help="The person that holds it; approvals by keys of one owner count once."),
+    typer.Option(
+        metavar="WHO", help="The person who holds the key. Approvals by keys of one owner count once."
+    ),
 ]
 Expires = Annotated[str | None, typer.Option(metavar="TIME", help="Expires after this time, such as 90d.")]
 Rate = Annotated[float | None, typer.Option(metavar="N", help="Requests per second.")]
@@ -69,7 +74,10 @@ BudgetPerMonth = Annotated[
 MaxVersions = Annotated[
     int | None,
     typer.Option(
-        "--max-versions", metavar="N", min=0, help=("Most versions that the key may register and keep.")
+        "--max-versions",
+        metavar="N",
+        min=0,
+        help=("Largest number of versions that the key may register and keep."),
     ),
 ]
 MaxArtifactBytes = Annotated[
@@ -78,13 +86,13 @@ MaxArtifactBytes = Annotated[
         "--max-artifact-bytes",
         metavar="N",
         min=0,
-        help=("Most bytes of all versions that the key has registered."),
+        help=("Largest sum of the bytes of all versions that the key has registered."),
     ),
 ]
 Weight = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="Share of a busy Deployment beside other keys, 1 to 100; a key without it has 1."
+        metavar="N", help="Weight at a busy Deployment, relative to other keys: 1 to 100. Default: 1."
     ),
 ]
 PerMinute = Annotated[
@@ -214,10 +222,12 @@ def change(
 @keys.command()
 def rotate(
     key: Which,
-    grace: Annotated[str, typer.Option(metavar="TIME", help="How long the old secret stays valid.")] = "0s",
+    grace: Annotated[
+        str, typer.Option(metavar="TIME", help="Time for which the old secret stays valid.")
+    ] = "0s",
     json: Json = False,
 ) -> None:
-    """Give a key a new secret. Its name, limits and usage stay."""
+    """Replace a key's secret by a new one. The key's name, limits and usage stay."""
     registry = control().registry
     body = {"grace_s": seconds(grace)}
     _show_key(registry.post(f"/v1/keys/{_id_of(registry, key)}/rotate", body), json)
@@ -281,7 +291,7 @@ def _token_fields(per_minute: list[str] | None, per_day: list[str] | None) -> Do
 
 
 def _shown_limits(key: Doc) -> Doc:
-    """Return the limits of a key that are set, for the table."""
+    """Return the limits that are set for a key, to be shown in the table."""
     shown = {name: key[name] for name in (*_LIMITS, *_TOKENS) if key.get(name) is not None}
     if key.get("weight", _USUAL_WEIGHT) != _USUAL_WEIGHT:
         shown["weight"] = key["weight"]
@@ -297,9 +307,9 @@ def _id_of(registry: Service, key: str) -> str:
         return key.removeprefix("tg_")
     named = [item["id"] for item in items if item["name"] == key and item["state"] != "revoked"]
     if not named:
-        raise NotFound(f"There is no key {key!r}. `tidegate keys` lists them.")
+        raise NotFound(f"There is no key {key!r}. List the keys: tidegate keys")
     if len(named) > 1:
-        raise UsageError(f"Several keys are called {key!r}: {', '.join(named)}.")
+        raise UsageError(f"Several keys are called {key!r}. Name one by its id: {', '.join(named)}.")
     return str(named[0])
 
 

@@ -19,7 +19,7 @@ Of = Annotated[
 
 
 def ledger(json: Json = False) -> None:
-    """Count jobs by state and place. Exit code 1: a job is lost; 6: the count is not known now."""
+    """Count jobs by state and place. Exit code 1: a job is lost; 6: the count is unknown at present."""
     found = control().router.get("/v1/ledger")
     output.show(found, json, lambda: _show(found))
     if found["unaccounted"]:

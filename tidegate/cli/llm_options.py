@@ -32,7 +32,7 @@ def llm_fields(
     affinity_wait_ms: float | None = None,
     upstream: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Return the given options, as fields of ``LlmSpec``; None if none is given. Raise UsageError.
+    """Return the given options as fields of ``LlmSpec``; None without options. Raise UsageError.
 
     ``upstream``: the options of an upstream, by field name.
     """
@@ -52,7 +52,7 @@ def llm_fields(
     if engine == "openai-url":
         given.setdefault("slots", UPSTREAM_SLOTS)
     elif engine is not None:
-        # The options may be inherited from an earlier Deployment with an upstream.
+        # Reset these options, because an earlier Deployment may have had an upstream.
         given |= dict.fromkeys(_ONLY_UPSTREAM)
     return given or None
 

@@ -33,11 +33,11 @@ def logs(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="A service or replica, or a deployment or endpoint (all replicas, ended ones too).",
+            help="A service or a replica. A deployment or an endpoint: all its replicas, also ended ones.",
         ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Wait for new lines, also those of new replicas.")
+        bool, typer.Option("--follow", "-f", help="Keep running and show new lines, also of new replicas.")
     ] = False,
     tail: Annotated[
         int, typer.Option("--tail", "--lines", "-n", min=0, max=10_000, help="Number of last lines to show.")
@@ -48,7 +48,8 @@ def logs(
     request: Annotated[
         str | None,
         typer.Option(
-            "--request", help="A request's or job's id: show its lines of gateway, worker and router."
+            "--request",
+            help="Id of a request or job: show its lines in the logs of gateway, worker and router.",
         ),
     ] = None,
     json: Json = False,
@@ -62,7 +63,8 @@ def logs(
 
     if follow and json:
         raise UsageError(
-            "--json prints one document, so it cannot follow. A pipe without --json gets JSON lines."
+            "--json prints one document, so it excludes --follow. To follow as JSON lines, leave out --json "
+            "and pipe the output."
         )
     if (name is None) == (request is None):
         raise UsageError("Give either a NAME or --request ID.")
@@ -134,12 +136,12 @@ def _show_request(found: Source, id_: str, *, json: bool) -> None:
 
 
 def nothing_of(id_: str) -> str:
-    """Return the reasons why no log has a line of a request, each with its setting or command."""
+    """Return why no log may have a line of a request, and which setting or command to use."""
     return (
-        f"No log has a line of {id_!r}. A line appears within a second. Under load only a sample of the "
-        "successful requests is logged; for all: tidegate settings set ACCESS_LOG_SAMPLE=1. Old lines are "
-        "deleted (TIDEGATE_ACCESS_LOG_DAYS). In containers the gateway and the router write to their own "
-        "output: `docker compose logs gateway router | grep ID`."
+        f"No log has a line of {id_!r}. A line appears within a second. Under load, only a sample of the "
+        "successful requests is logged. To log all of them: tidegate settings set ACCESS_LOG_SAMPLE=1. Old "
+        "lines are deleted (TIDEGATE_ACCESS_LOG_DAYS). In containers, search the output of the gateway and "
+        "the router: `docker compose logs gateway router | grep ID`."
     )
 
 

@@ -27,11 +27,14 @@ def scale(
     ttl: Annotated[
         str | None,
         typer.Option(
-            "--for", "--ttl", metavar="TIME", help="Time to hold it, such as 2h; default: until --auto."
+            "--for",
+            "--ttl",
+            metavar="TIME",
+            help="Time to hold the number, such as 2h; default: until --auto.",
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Exceed max_replicas, if the host has room.")
+        bool, typer.Option("--force", help="Allow more than max_replicas, if the host has room.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -62,8 +65,8 @@ def _way_out(name: str, replicas: int, bounded_by: str | None) -> str:
     """Return commands that allow more replicas; empty if only the host limits them."""
     if bounded_by in (None, "host"):
         return ""
-    raised = f"`tidegate policy {name} --set max_replicas={replicas}` raises it; "
-    forced = f"`tidegate scale {name} {replicas} --force` goes beyond it."
+    raised = f"`tidegate policy {name} --set max_replicas={replicas}` raises the maximum; "
+    forced = f"`tidegate scale {name} {replicas} --force` exceeds the limit."
     return f" {raised if bounded_by == 'maximum' else ''}{forced}"
 
 
@@ -132,7 +135,10 @@ def documents(text: str, where: str) -> dict[str, list[dict[str, Any]]]:
 
 def delete(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A model (deleted with all that serves it) or an endpoint.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="A model (deleted with its endpoint and deployments), or an endpoint."
+        ),
     ],
     version: Annotated[
         int | None, typer.Option(metavar="N", help="Only this version, with its deployments.")
@@ -217,7 +223,7 @@ def _everything(plane: Control, name: str) -> Removal:
 
 
 def confirm(warning: str) -> None:
-    """Ask for confirmation of an action that cannot be undone. End the command unless the answer is yes."""
+    """Let the user confirm an action that cannot be undone. End the command unless the answer is yes."""
     if not sys.stdin.isatty():
         raise UsageError(f"{warning}. To confirm without a terminal, repeat the command with --yes.")
     if not typer.confirm(f"{warning}. Go on?", err=True):

@@ -27,17 +27,20 @@ Parameters = Annotated[
     typer.Option(
         "--param",
         metavar="K=V",
-        help="A parameter of the training: depth=6; repeatable.",
+        help="A training parameter, such as depth=6; repeatable.",
         rich_help_panel=PANEL,
     ),
 ]
 Tags = Annotated[
     list[str] | None,
-    typer.Option("--tag", metavar="K=V", help="team=vision; repeatable.", rich_help_panel=PANEL),
+    typer.Option(
+        "--tag", metavar="K=V", help="A tag, such as team=vision; repeatable.", rich_help_panel=PANEL
+    ),
 ]
 Note = Annotated[str | None, typer.Option("--note", help="Free text.", rich_help_panel=PANEL)]
 Owner = Annotated[
-    str | None, typer.Option("--owner", help="The person or team to ask.", rich_help_panel=PANEL)
+    str | None,
+    typer.Option("--owner", help="The person or team responsible for the version.", rich_help_panel=PANEL),
 ]
 License = Annotated[
     str | None,
@@ -65,7 +68,7 @@ Run = Annotated[
 Parent = Annotated[
     str | None,
     typer.Option(
-        "--parent", metavar="NAME@N", help="The version that it was made from.", rich_help_panel=PANEL
+        "--parent", metavar="NAME@N", help="The version from which this one was made.", rich_help_panel=PANEL
     ),
 ]
 MetadataFile = Annotated[

@@ -15,7 +15,7 @@ from tidegate.cli.deploy_request import DeployRequest
 from tidegate.cli.exit_codes import UsageError
 
 TIMEOUT_S = 10.0
-# Each instance sends one request at a time. Instances mostly wait for the upstream and need little CPU.
+# Each instance sends one request at a time. An instance mostly waits and needs little CPU.
 INSTANCES = 4
 _FIELDS = {
     "credential": "credential",
@@ -51,12 +51,12 @@ def described(address: str, credential: str | None) -> tuple[dict[str, Any], boo
     try:
         most = int(_get(f"{address}/config", secret)["max_batch_size"])
     except (OSError, ValueError, KeyError, TypeError):
-        most = 0  # only Triton has this path; for other servers the shapes are used unchanged
+        most = 0  # only Triton has this path; the shapes of other servers are used unchanged
     try:
         signature = signature_of(model, most)
     except (KeyError, TypeError) as problem:
         raise UsageError(
-            f"{address} describes its model without {problem}: add --signature FILE.json"
+            f"{address} describes its model without {problem}. Add --signature FILE.json"
         ) from None
     return signature, BINARY in server.get("extensions", ())
 
@@ -93,7 +93,10 @@ def oip_request(
     for known in ("engine", "slots", "upstream"):
         given.pop(known, None)
     if given:
-        raise UsageError(f"{', '.join(sorted(given))}: only for a language model, which {address} is not")
+        raise UsageError(
+            f"{', '.join(sorted(given))}: these options are only for a language model. Leave them out, or "
+            f"name an address of OpenAI's API, instead of {address}"
+        )
     if signature is None:
         signature, upstream["binary"] = described(address, upstream.get("credential"))
     options.setdefault("instances", INSTANCES)

@@ -20,7 +20,7 @@ MEASURES = ("accuracy", "auc", "ece", "mae", "rmse")
 
 def quality(
     name: Name = None,
-    windows: Annotated[int, typer.Option("-n", min=1, help="How many windows to show.")] = 10,
+    windows: Annotated[int, typer.Option("-n", min=1, help="Number of windows to show.")] = 10,
     json: Json = False,
 ) -> None:
     """Show accuracy, AUC, error and calibration of each version, from labels that callers sent as feedback.
@@ -81,7 +81,7 @@ def estimate_of(version: Mapping[str, Any]) -> str:
     """Describe the estimate without labels."""
     found = version["estimate"]
     if found is None:
-        return "no estimate: no window of samples is full, or the model returns no probabilities"
+        return "no estimate yet: no window of samples is full, or the model returns no probabilities"
     area = f", AUC {found['auc']:.3f}" if "auc" in found else ""
     basis = (
         "calibrated with labels" if found["calibrated"] else "not calibrated, because there are few labels"

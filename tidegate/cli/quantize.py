@@ -16,7 +16,8 @@ from tidegate.cli.progress import Steps
 SamplesFile = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE.npz", help="Inputs by name, with `labels` if there are any; or one input as .npy."
+        metavar="FILE.npz",
+        help="The model's inputs by name, and perhaps `labels`; or its only input as .npy.",
     ),
 ]
 
@@ -33,17 +34,25 @@ def quantize(
     ] = DEFAULT_LOSS,
     measure: Annotated[
         str | None,
-        typer.Option(help="agreement (of classes), cosine or error (relative); default: by the outputs."),
+        typer.Option(
+            help="How to measure the loss: agreement (of classes), cosine or error (relative); default: "
+            "by the outputs."
+        ),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The array with the labels; default: `labels`, `truth`."),
+        typer.Option(
+            metavar="NAME", help="Name of the array with the labels; default: `labels`, else `truth`."
+        ),
     ] = None,
     portable: Annotated[
-        bool, typer.Option("--portable", help="Only recipes that are as exact on a CPU without VNNI.")
+        bool,
+        typer.Option("--portable", help="Only try recipes that are equally exact on a CPU without VNNI."),
     ] = False,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a call.")] = 1,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The new model. [MODEL.int8.onnx]")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each call.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write the new model to. [MODEL.int8.onnx]")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make an ONNX model smaller and faster, and measure the loss on your samples.

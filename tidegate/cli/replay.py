@@ -42,7 +42,9 @@ def replay(
     recorded: Annotated[
         bool,
         typer.Option(
-            "--recorded", help="Replay the recorded arrivals of the last --for.", rich_help_panel=_ARRIVALS
+            "--recorded",
+            help="Replay the arrivals that were recorded in the last --for.",
+            rich_help_panel=_ARRIVALS,
         ),
     ] = False,
     file: Annotated[
@@ -50,26 +52,26 @@ def replay(
         typer.Option(
             "--file",
             metavar="FILE.csv",
-            help="Arrivals: lines of `time` or `time,count`.",
+            help="File of arrivals, with lines `time` or `time,count`.",
             rich_help_panel=_ARRIVALS,
         ),
     ] = None,
     shape: Annotated[
         Shape, typer.Option(help="Shape of generated arrivals.", rich_help_panel=_ARRIVALS)
     ] = Shape.SPIKE,
-    rps: Annotated[float, typer.Option(help="Requests a second.", rich_help_panel=_ARRIVALS)] = 10.0,
+    rps: Annotated[float, typer.Option(help="Requests per second.", rich_help_panel=_ARRIVALS)] = 10.0,
     factor: Annotated[
         float, typer.Option(help="Peak rate, as a multiple of --rps.", rich_help_panel=_ARRIVALS)
     ] = 10.0,
     duration: Annotated[
-        str, typer.Option("--for", metavar="TIME", help="How long.", rich_help_panel=_ARRIVALS)
+        str, typer.Option("--for", metavar="TIME", help="Length of the arrivals.", rich_help_panel=_ARRIVALS)
     ] = "10m",
     with_: Annotated[
         list[str] | None,
         typer.Option(
             "--with",
             metavar="FIELD=VALUE[;...]",
-            help="Another policy to compare, in the form of `policy --set`; repeatable.",
+            help="Another policy to compare, written as for `policy --set`; repeatable.",
             rich_help_panel=_POLICIES,
         ),
     ] = None,
@@ -78,22 +80,26 @@ def replay(
         bool, typer.Option("--knative", help="Knative's formula.", rich_help_panel=_POLICIES)
     ] = False,
     call_ms: Annotated[
-        float | None, typer.Option(help="Time of a model call; default: measured.", rich_help_panel=_REPLICAS)
+        float | None,
+        typer.Option(help="Length of a model call; default: as measured.", rich_help_panel=_REPLICAS),
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Requests in a call.", rich_help_panel=_REPLICAS)] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Requests in one call.", rich_help_panel=_REPLICAS)
+    ] = None,
     slots: Annotated[
         int | None,
         typer.Option(help="Calls that a replica runs at the same time.", rich_help_panel=_REPLICAS),
     ] = None,
     prompt_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of each prompt (language models).", rich_help_panel=_REPLICAS)
+        int | None, typer.Option(help="Tokens in each prompt (language models).", rich_help_panel=_REPLICAS)
     ] = None,
     start: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Time of a replica's start.", rich_help_panel=_REPLICAS)
+        str | None,
+        typer.Option(metavar="TIME", help="Time that a replica needs to start.", rich_help_panel=_REPLICAS),
     ] = None,
     picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Write a picture.")] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Repeat the recorded decisions, and compare.")
+        bool, typer.Option("--verify", help="Repeat the recorded decisions, and compare the results.")
     ] = False,
     json: Json = False,
 ) -> None:

@@ -47,17 +47,17 @@ def retention(
         bool | None,
         typer.Option(
             "--sleeping/--no-sleeping",
-            help="Also delete versions with sleeping deployments that no endpoint names.",
+            help="Also delete a version with a sleeping deployment, if no endpoint names that deployment.",
         ),
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Keep every version.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Change nothing; show what would be deleted now.")
     ] = False,
-    now: Annotated[bool, typer.Option("--now", help="Delete now, not within ten minutes.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Delete now, instead of within ten minutes.")] = False,
     json: Json = False,
 ) -> None:
-    """Show or set how many versions of a model are kept. Also show what happens to each version.
+    """Show or set how many versions of a model are kept. Also show which versions are kept or deleted.
 
     Versions that are in use, have an alias or are the target of a rollback are always kept.
 

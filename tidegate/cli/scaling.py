@@ -82,12 +82,13 @@ def policy(
         typer.Option(
             "--set",
             metavar="FIELD=VALUE",
-            help="Change a field, such as aggressiveness=latency; an empty value: the default. Repeatable.",
+            help="Change a field, such as aggressiveness=latency. An empty value means the default. "
+            "Repeatable.",
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show how a deployment scales, or change it."""
+    """Show a deployment's scaling policy, or change fields of it."""
     plane = control()
     path = f"/v1/deployments/{part(plane.deployment_of(name))}/policy"
     autoscaler = plane.autoscaler
@@ -191,7 +192,7 @@ def warm(json: Json = False) -> None:
         for each in items
     ]
     columns = ("pool", "wanted", "ready", "there", "image", "problem")
-    none = "There is no warm pool: TIDEGATE_AUTOSCALER_WARM sets one."
+    none = "No warm pool exists. To have one, set TIDEGATE_AUTOSCALER_WARM."
     output.show({"items": items}, json, lambda: output.table(rows, columns, none))
 
 

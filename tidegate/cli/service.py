@@ -38,11 +38,11 @@ UserWide = Annotated[
         help="Use the user's own systemd, or the machine's; default: --system for root, else --user.",
     ),
 ]
-Name = Annotated[str, typer.Option("--name", help="The unit's name, if there are several stacks.")]
+Name = Annotated[str, typer.Option("--name", help="The unit's name; several stacks need different names.")]
 
 
 class ServiceFailed(TidegateError):
-    """systemd failed. The message is systemd's."""
+    """A failure of systemd, with systemd's message."""
 
     reason = "service"
 
@@ -160,14 +160,14 @@ def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, l
 
     own = os.geteuid() != 0 if user is None else user
     if own and run_as:
-        raise UsageError("--run-as goes with --system: a user's own systemd runs as that user.")
+        raise UsageError("--run-as needs --system, because a user's own systemd always runs as that user.")
     try:
         bare = check_name(name)
     except ValueError as error:
         raise UsageError(str(error)) from None
     found = own_settings(starting=False)
     account = None if own else _account(run_as, found.state_path)
-    # Keep the settings that the last start had in its environment.
+    # Keep the settings that were in the environment of the last start.
     kept = started.read(found.state_path).environment | started.of(found, os.environ).environment
     unit = Unit(
         state=found.state_path,

@@ -36,7 +36,7 @@ def listed(
     grep: Annotated[
         str | None,
         typer.Option(
-            "--grep", "-g", metavar="WORD", help="Only settings with this word in name or description."
+            "--grep", "-g", metavar="WORD", help="Only settings with this word in their name or description."
         ),
     ] = None,
     changed: Annotated[
@@ -109,7 +109,7 @@ def full(name: str) -> str:
 
 
 def merged(reports: Iterable[Doc]) -> list[Doc]:
-    """Return one item for each setting, or for each different value if the services differ."""
+    """Return one item for each setting, or one for each value if the services' values differ."""
     found: dict[tuple[str, str, str, str | None], Doc] = {}
     for report in reports:
         for item in report["items"]:
@@ -228,9 +228,9 @@ def _change(command: str, values: dict[str, str | None], json: bool) -> None:
         output.line(f"Wrote {path}.")
         parts = "all services" if everywhere else f"the {' and the '.join(services)}"
         if running:
-            output.line(f"Used by {parts} after a restart of the stack: tidegate down, then tidegate up")
+            output.line(f"To use the change in {parts}, restart the stack: tidegate down, then tidegate up")
         else:
-            output.line("The next `tidegate up` uses it.")
+            output.line("The next `tidegate up` uses the change.")
         for name in hidden:
             output.say(
                 f"{name} is also set in this shell's environment, which overrides the file. Unset it there.",

@@ -24,7 +24,7 @@ def shadow(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")],
     stop: Annotated[bool, typer.Option("--stop", help="End the shadow traffic.")] = False,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Wait for a verdict; exit code 4 unless it agrees.")
+        bool, typer.Option("--wait/--no-wait", help="Wait for a verdict. Exit code 4: it is not `agrees`.")
     ] = False,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="How long to wait.")] = "10m",
     json: Json = False,
@@ -69,7 +69,7 @@ def start(plane: Control, name: str, to: str, options: Doc) -> None:
 def read(plane: Control, name: str) -> Doc:
     """Return the registry's shadow with the router's report on it.
 
-    There is no report while the router still knows an older shadow.
+    The report is missing while the router still knows only an older shadow.
     """
     stated = plane.registry.get(f"/v1/endpoints/{part(name)}").get("shadow")
     shown: Doc = plane.router.get(f"/v1/shadows/{part(name)}")
@@ -116,7 +116,7 @@ def line_of(found: Mapping[str, Any]) -> str:
     if found["problem"]:
         return f"{head}: {found['problem']}"
     if report is None:
-        return f"{head}: the router has no counts yet" if shadow else head
+        return f"{head}: the router has not counted copies yet" if shadow else head
     return f"{head}: {report['verdict']}: {report['why']}"
 
 
@@ -177,7 +177,7 @@ def _difference(output: Mapping[str, Any]) -> str:
     if output.get("texts"):
         edits = output["edit_distance"]
         words = f"{output['exact']:.2%} equal"
-        return words if edits is None else f"{words}, edit distance {edits:.1%} of the others"
+        return words if edits is None else f"{words}, edit distance of the others {edits:.1%}"
     return f"at most {output['max_abs']:.3g} ({output['max_rel']:.2%})"
 
 

@@ -23,7 +23,9 @@ _PASSWORD = "TIDEGATE_SIGNING_PASSWORD"
 
 
 def sign(
-    path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="The model, as you deploy it.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE|DIR", help="The model's file or folder, as for `deploy`.")
+    ],
     key: Annotated[Path, typer.Option(metavar="FILE.pem", help="Your private key: P-256, P-384 or P-521.")],
     output_file: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The bundle to write.")
@@ -51,7 +53,8 @@ def sign(
         shown,
         json,
         lambda: output.line(
-            f"{output_file}: by the key {signer[:12]}. Next: tidegate deploy {path} --signed {output_file}"
+            f"Wrote {output_file}, signed by the key {signer[:12]}. "
+            f"Next: tidegate deploy {path} --signed {output_file}"
         ),
     )
 
@@ -62,7 +65,9 @@ def signatures(
     add: Annotated[Path | None, typer.Option(metavar="FILE", help="Add a bundle, such as model.sig.")] = None,
     remove: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="Remove the signature by this key: its id, or the beginning of it."),
+        typer.Option(
+            metavar="KEY", help="Remove the signature by this key; write the key's id or how it begins."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -109,7 +114,7 @@ def signing_module() -> Any:
 
 
 def password() -> str | None:
-    """Return the password of the private key; None: it has none."""
+    """Return the password of the private key; None if the environment has none."""
     return os.environ.get(_PASSWORD)
 
 
@@ -135,5 +140,5 @@ def _one_of(items: list[Doc], text: str) -> str:
     found = [each["key"] for each in items if each["key"].startswith(text.lower())]
     if len(found) != 1:
         known = ", ".join(each["key"][:12] for each in items) or "none"
-        raise UsageError(f"--remove {text}: {len(found)} keys begin so, expected one. The keys: {known}.")
+        raise UsageError(f"--remove {text}: {len(found)} keys begin with this; expected one. Keys: {known}.")
     return str(found[0])

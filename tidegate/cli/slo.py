@@ -16,20 +16,23 @@ from tidegate.kernel.errors import NotFound
 
 def slo(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One endpoint; default: all with objectives.")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="One endpoint; default: all endpoints with objectives."),
     ] = None,
     availability: Annotated[
-        float | None, typer.Option(metavar="PERCENT", help="Share of requests that must not fail.")
+        float | None, typer.Option(metavar="PERCENT", help="Percentage of requests that must not fail.")
     ] = None,
     latency_ms: Annotated[
-        float | None, typer.Option(metavar="MS", help="The time that answers may take.")
+        float | None, typer.Option(metavar="MS", help="Longest time for an answer, in milliseconds.")
     ] = None,
     latency_target: Annotated[
         float | None,
-        typer.Option(metavar="PERCENT", help="Share of answers that must take at most --latency-ms. [99]"),
+        typer.Option(
+            metavar="PERCENT", help="Percentage of answers that must take at most --latency-ms. [99]"
+        ),
     ] = None,
     window: Annotated[
-        str | None, typer.Option(metavar="DAYS", help="The window of the objectives. [30d]")
+        str | None, typer.Option(metavar="DAYS", help="Time over which the objectives are measured. [30d]")
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the objectives.")] = False,
     json: Json = False,

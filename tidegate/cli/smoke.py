@@ -132,7 +132,7 @@ def _delete(control: Control, path: str, by_hand: str) -> None:
     except NotFound:
         return
     except TidegateError as error:
-        say(f"Not cleaned up: {error.message} To clean up: {by_hand}", style="red")
+        say(f"The clean-up failed: {error.message} To clean up: {by_hand}", style="red")
 
 
 def _options(deployment: Doc) -> Doc:

@@ -50,7 +50,7 @@ def up(
     profile: Annotated[
         str | None,
         typer.Option(
-            help="edge: for a machine with one core and 1 GB. Later starts keep it; `default` ends it."
+            help="edge: for a machine with one core and 1 GB. Later starts keep the profile, until `default`."
         ),
     ] = None,
     json: Json = False,
@@ -135,7 +135,7 @@ def _with_options(
         return found
     if found.profile == "edge":
         raise UsageError(
-            "The edge profile has no monitoring: leave out --with-monitoring, or --profile edge."
+            "The edge profile has no monitoring. Leave out --with-monitoring, or use --profile default."
         )
     return monitoring.enabled(found, record)
 
@@ -158,7 +158,7 @@ def _tell_forgotten(found: Settings) -> None:
         value = lost[name]
         say(
             f"The last start had {name}={value} in its environment, but this start does not. "
-            f"To keep it: tidegate settings set {name}={value}",
+            f"To keep the setting: tidegate settings set {name}={value}",
             style="yellow",
         )
 

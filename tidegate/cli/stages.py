@@ -39,7 +39,9 @@ def stages(
     if set_ is not None:
         patch = {"serve_from": None, **read_metadata(set_)}
         if "stages" not in patch or set(patch) - {"stages", "serve_from"}:
-            raise UsageError(f"{set_} needs `stages`, and may have `serve_from`: {_FILE}")
+            raise UsageError(
+                f"{set_} needs `stages`, can have `serve_from`, and must have nothing else. Example: {_FILE}"
+            )
     registry = control().registry
     policy = registry.get(path) if patch is None else registry.patch(path, patch)
     rows = [
@@ -107,7 +109,7 @@ def _show(version: Doc, view: Doc, json: bool) -> None:
     def human() -> None:
         named = f"{version['model']}@{version['number']}"
         output.line(
-            f"{named} is in the stage {view['stage']}." if view["stage"] else f"{named} is in no stage."
+            f"{named} is in the stage {view['stage']}." if view["stage"] else f"{named} has no stage."
         )
         rows = [
             (each["stage"], each["by"], output.moment(each["at"]), each["comment"])

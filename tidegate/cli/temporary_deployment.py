@@ -125,7 +125,7 @@ class TemporaryDeployment:
             if found is not None and answers(self._control, self.name):
                 self.replica = found
                 self._replicas.add(found["replica"])
-                self._steps.change(self.name, "ready", f"{self._setting or 'as it is deployed'}")
+                self._steps.change(self.name, "ready", f"{self._setting or 'with the deployed batching'}")
                 return
             text = "the replica with the new setting is starting" if look.state == "ready" else look.text
             self._steps.change(self.name, "starting", text)

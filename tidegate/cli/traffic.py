@@ -25,41 +25,51 @@ def traffic(
         typer.Option(
             "--rule",
             metavar="RULE",
-            help="header:NAME[=VALUE]:VERSION or tenant:KEY_ID:VERSION; replaces all rules. Repeatable.",
+            help="A rule: header:NAME[=VALUE]:VERSION or tenant:KEY_ID:VERSION. Repeatable; the given rules "
+            "replace all others.",
         ),
     ] = None,
     no_rules: Annotated[bool, typer.Option("--no-rules", help="Remove all rules.")] = False,
     sticky: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="header:NAME, parameter:NAME, key, or none."),
+        typer.Option(
+            metavar="SOURCE", help="The sticky key: header:NAME, parameter:NAME, key (the caller's), or none."
+        ),
     ] = None,
     when_unready: Annotated[
         str | None,
         typer.Option(
-            metavar="POLICY", help="The share of a target without a ready replica: wake, others or fail."
+            metavar="POLICY",
+            help="If a target has no ready replica: wake (start one), others (they get its share) or fail.",
         ),
     ] = None,
     feedback: Annotated[
         bool | None,
-        typer.Option("--feedback/--no-feedback", help="Add an id for `POST /v1/feedback` to each answer."),
+        typer.Option(
+            "--feedback/--no-feedback",
+            help="Add to each answer an id with which callers report feedback (POST /v1/feedback).",
+        ),
     ] = None,
     failover: Annotated[
         list[str] | None,
         typer.Option(
             metavar="VERSION",
-            help="A version or Deployment without a share, for requests that the targets cannot answer; "
-            "replaces the list, none: empty. Repeatable.",
+            help="A version or Deployment for requests that the targets cannot answer. Repeatable; the given "
+            "ones replace the list; none: empty the list.",
         ),
     ] = None,
     reserve: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Keep N replicas of the largest target for this endpoint; 0: none."),
+        typer.Option(
+            metavar="N",
+            help="Reserve N replicas of the target with the largest share for this endpoint; 0: none.",
+        ),
     ] = None,
     weight: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Share of a busy Deployment, in proportion to other endpoints: 1 to 100. Default: 1.",
+            help="Weight at a busy Deployment, relative to other endpoints: 1 to 100. Default: 1.",
         ),
     ] = None,
     json: Json = False,
@@ -209,7 +219,11 @@ def _note(
     if name in withheld:
         return f"its share goes to the others: {withheld[name]}"
     if name in spare and name not in wanted:
-        return "failover: serves now" if name in now else "failover: gets what the targets cannot answer"
+        return (
+            "failover: serves now"
+            if name in now
+            else "failover: gets requests that the targets cannot answer"
+        )
     if name not in wanted:
         return "serves until the new targets are ready" if name in now else "by rules only"
     return "waits until every new target is ready" if wanted[name] and name not in now else ""
@@ -220,7 +234,7 @@ def _unready(deployment: Mapping[str, Any], status: Mapping[str, Any]) -> str:
     if deployment.get("ready", 1):
         return ""
     if not deployment.get("wakeable", True):
-        return "its requests fail: it is held at 0 replicas"
+        return "its requests fail: the deployment is held at 0 replicas"
     loaded = next((c for c in status.get("conditions", ()) if c["type"] == "Loaded" and not c["ok"]), None)
     if loaded is not None:
         return f"its requests fail: {loaded['message']}"

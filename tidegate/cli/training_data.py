@@ -107,9 +107,9 @@ def _add_array(columns: Columns, name: str, array: np.ndarray[Any, Any]) -> None
 
 
 def named(cells: Mapping[str, Sequence[Any]], rows: int, signature: Doc | None) -> Columns:
-    """Return the cells of each column, under the names of the version's columns. Raise UsageError.
+    """Return the cells of each column, by the name of the version's column. Raise UsageError.
 
-    If no name fits, and the number of columns equals the number of input elements, match them by order.
+    If no name fits, match the columns to the version's inputs by order. Their numbers must be equal.
     """
     expected = input_columns(signature)
     chosen = {name: each for name, each in cells.items() if not expected or name in (*expected, *_OUTPUTS)}

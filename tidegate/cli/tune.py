@@ -24,7 +24,9 @@ def tune(
     name: Name,
     latency_ms: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Highest p99 to accept; default: the deployment's target wait."),
+        typer.Option(
+            min=0.1, help="Highest p99 to accept, in milliseconds; default: the deployment's target wait."
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -32,7 +34,7 @@ def tune(
             "--data",
             "-d",
             metavar="JSON",
-            help="Inputs; @FILE reads a file, - reads stdin.",
+            help="The inputs as JSON; @FILE reads a file, - reads stdin.",
             rich_help_panel=_REQUEST,
         ),
     ] = None,
@@ -48,12 +50,18 @@ def tune(
     ] = None,
     max_batch: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Maximum rows in a call; repeatable. [1, 2, 4 ..]", rich_help_panel=_GRID),
+        typer.Option(
+            min=1,
+            help="Maximum rows in a call to measure; repeatable. [1, 2, 4 ..]",
+            rich_help_panel=_GRID,
+        ),
     ] = None,
     window_ms: Annotated[
         list[float] | None,
         typer.Option(
-            min=0, help="Maximum wait to fill a batch; repeatable. [0, 2, 5]", rich_help_panel=_GRID
+            min=0,
+            help="Longest wait to fill a batch to measure, in milliseconds; repeatable. [0, 2, 5]",
+            rich_help_panel=_GRID,
         ),
     ] = None,
     connections: Annotated[
@@ -63,7 +71,7 @@ def tune(
             "-c",
             min=1,
             max=1024,
-            help="Number of concurrent callers; repeatable. [1, 8, 64]",
+            help="Number of concurrent callers to measure; repeatable. [1, 8, 64]",
             rich_help_panel=_GRID,
         ),
     ] = None,
@@ -71,11 +79,11 @@ def tune(
         float, typer.Option("--seconds", min=0.1, max=600, help="Seconds of load for each point.")
     ] = 2.0,
     limit: Annotated[
-        str, typer.Option(metavar="TIME", help="Time after which no further setting is measured.")
+        str, typer.Option(metavar="TIME", help="Measure no further setting after this time.")
     ] = "10m",
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="The picture. [./MODEL-tune.png]")] = None,
     apply: Annotated[
-        bool, typer.Option("--apply", help="Set the chosen batching in the deployment.")
+        bool, typer.Option("--apply", help="Change the deployment to the chosen batching.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -182,7 +190,7 @@ def _tell(
 def _nothing_fits(points: list[Point], plan: SweepPlan) -> str:
     measured = [point.p99_ms for point in points if point.p99_ms is not None]
     if not measured:
-        return f"No answer came within {plan.seconds:g} s: try more --seconds."
+        return f"No answer came within {plan.seconds:g} s. Measure longer: --seconds N"
     return (
         f"No setting has a p99 within {plan.latency_ms:g} ms; the lowest was {min(measured):.3g} ms. "
         "Nothing is stored. Allow more with --latency-ms, or try fewer --connections."

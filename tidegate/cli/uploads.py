@@ -13,7 +13,7 @@ from tidegate.cli.options import Json
 
 def uploads(
     delete: Annotated[
-        str | None, typer.Option(metavar="ID", help="Delete this upload and what has arrived of it.")
+        str | None, typer.Option(metavar="ID", help="Delete this upload, and the bytes that have arrived.")
     ] = None,
     json: Json = False,
 ) -> None:

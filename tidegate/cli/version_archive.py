@@ -35,7 +35,12 @@ _REGISTERED = ("filename", "format", "signature", "requirements", "metadata")
 
 
 def save(
-    name: Annotated[str, typer.Argument(metavar="NAME[@N]", help="A model, and the version's number.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[@N]", help="The model and the version's number; default: its latest version."
+        ),
+    ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
     key: Annotated[
         Path | None, typer.Option(metavar="FILE.pem", help="Sign the file with this private key.")
@@ -88,8 +93,8 @@ def load(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Accept a name in a pickle or skops file that was refused (repeatable). Of a file that "
-            "--trusted accepts, the names that its publisher trusted are accepted.",
+            help="Accept this name, which was refused in a pickle or skops file; repeatable. With --trusted, "
+            "names that the publisher accepted are accepted, too.",
         ),
     ] = None,
     json: Json = False,
@@ -163,7 +168,7 @@ def _baseline(plane: Control, version: Doc) -> Any:
 
 
 def _seal(version: Doc, texts: dict[str, bytes], key: Path) -> Doc:
-    """Return the signature of all files of the archive."""
+    """Return a bundle that signs all files of the archive."""
     from tidegate.cli.signatures import password, signing_module
 
     signing = signing_module()

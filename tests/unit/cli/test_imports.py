@@ -276,7 +276,7 @@ def test_a_hugging_face_folder_reports_what_is_mapped(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_text("")
     plan = hugging_face.plan_of(folder, None)
     assert plan.pickled == ""
-    assert plan.left == [("other files (1)", "copies of the weights and files of git are not uploaded")]
+    assert plan.left == [("other files (1)", "copies of the weights, and git's files, are not uploaded")]
     config["architectures"] = ["LlamaForCausalLM"]
     (folder / "config.json").write_text(json.dumps(config))
     assert hugging_face.plan_of(folder, None).format == "llm"

@@ -19,37 +19,51 @@ if TYPE_CHECKING:
 
 imports = typer.Typer(
     name="import",
-    help="Bring a model of another system: MLflow, Hugging Face, SageMaker, TorchServe.",
+    help="Import a model from another system: MLflow, Hugging Face, SageMaker or TorchServe.",
     no_args_is_help=True,
 )
 
-_Name = Annotated[str | None, typer.Option("--name", help="Name of the model; default: from the source.")]
-_DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only show what would be mapped, and what not. Needs no stack.")
+_Name = Annotated[
+    str | None, typer.Option("--name", help="The model's name; default: the name in the source.")
 ]
-_Register = Annotated[bool, typer.Option("--register-only", help="Register the version, do not serve it.")]
+_DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only show which parts can be mapped, and which cannot. Needs no stack."),
+]
+_Register = Annotated[
+    bool, typer.Option("--register-only", help="Register the version, but do not serve it.")
+]
 _Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Accept a pickle. Loading it can run any code.")
 ]
 _Trust = Annotated[
     list[str] | None,
     typer.Option(
-        "--trust", metavar="NAME", help="A type that a pickle or skops file may import; repeatable."
+        "--trust",
+        metavar="NAME",
+        help="Accept this name, which was refused in a pickle or skops file; repeatable.",
     ),
 ]
 _Signature = Annotated[
     Path | None,
-    typer.Option("--signature", metavar="FILE.json", help="Inputs and outputs, if the source has none."),
+    typer.Option(
+        "--signature",
+        metavar="FILE.json",
+        help="The model's inputs and outputs, if the source does not declare them.",
+    ),
 ]
 _Requirements = Annotated[
     Path | None,
-    typer.Option("--requirements", metavar="FILE.txt", help="Packages, instead of those of the source."),
+    typer.Option(
+        "--requirements", metavar="FILE.txt", help="Requirements to use instead of the source's own."
+    ),
 ]
 _Env = Annotated[
-    list[str] | None, typer.Option("--env", metavar="K=V", help="Environment variable; repeatable.")
+    list[str] | None,
+    typer.Option("--env", metavar="K=V", help="Environment variable of the model; repeatable."),
 ]
-_Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")]
-_Timeout = Annotated[str, typer.Option("--timeout", metavar="TIME", help="How long to wait.")]
+_Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the version serves.")]
+_Timeout = Annotated[str, typer.Option("--timeout", metavar="TIME", help="Longest time of each wait.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +87,13 @@ def mlflow_model(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="DIR|URI", help="A folder with MLmodel, models:/NAME/VERSION or runs:/RUN/PATH."
+            metavar="DIR|URI", help="A folder that has MLmodel, or models:/NAME/VERSION, or runs:/RUN/PATH."
         ),
     ],
     name: _Name = None,
     tracking_uri: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="The tracking server; default: MLFLOW_TRACKING_URI."),
+        typer.Option(metavar="URL", help="Address of the tracking server; default: MLFLOW_TRACKING_URI."),
     ] = None,
     dry_run: _DryRun = False,
     register_only: _Register = False,
@@ -185,7 +199,7 @@ def torchserve_archive(
     timeout: _Timeout = "10m",
     json: Json = False,
 ) -> None:
-    """Import a TorchServe archive: with its own handler, or with one of TorchServe such as image_classifier.
+    """Import a TorchServe archive, with its own handler or a handler of TorchServe (image_classifier).
 
     Example: `tidegate import torchserve densenet.mar`. Then `POST /predictions/densenet` works.
     """
@@ -213,8 +227,8 @@ def _carry_out(make: Callable[[Path], ImportPlan], choices: Choices) -> None:
             plan.show()
         if plan.pickled and not choices.allow_pickle:
             raise UsageError(
-                f"{plan.source}: {plan.pickled}. Loading it runs any code in it on the workers. If you trust "
-                "its origin, add --allow-pickle."
+                f"{plan.source}: {plan.pickled}. Loading a pickle can run any code on the workers. "
+                "If you trust its origin, add --allow-pickle."
             )
         request = DeployRequest(
             path=plan.path,

@@ -26,7 +26,7 @@ def plan_of(folder: Path, name: str | None) -> ImportPlan:
         if not llm_packages.is_llm_folder(folder):
             raise UsageError(
                 f"{folder} has the architecture {config.get('architectures')}, which Tidegate does not run. "
-                "Write a Python file that loads it, and deploy that (docs/models.md)."
+                "Write a Python file that loads the model, and deploy the Python file (docs/models.md)."
             )
         plan.format, plan.options = "llm", {"llm": {"engine": "vllm"}}
         plan.map(f"architecture {_first(config)}", "format llm, engine vllm: tidegate deploy serves it")
@@ -55,7 +55,7 @@ def plan_of(folder: Path, name: str | None) -> ImportPlan:
     plan.map("packages", ", ".join(plan.requirements))
     skipped = sum(1 for path in folder.rglob("*") if path.is_file()) - len(files)
     if skipped:
-        plan.leave(f"other files ({skipped})", "copies of the weights and files of git are not uploaded")
+        plan.leave(f"other files ({skipped})", "copies of the weights, and git's files, are not uploaded")
     if "auto_map" in config:
         plan.leave("code of the folder (auto_map)", "Tidegate runs only classes of transformers")
     return plan

@@ -10,8 +10,7 @@ from tidegate.cli.imports.plan import ImportPlan
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import mlflow_model, mlflow_requirements, mlflow_signature, names
 
-# The most rows of a call, as in the registry's default. `tidegate deploy --max-batch` changes it for a
-# Deployment.
+# The most rows in a call, equal to the registry's default. `tidegate deploy --max-batch` overrides it.
 _MAX_BATCH = 64
 
 
@@ -59,10 +58,13 @@ def plan_of(
     for note in notes:
         plan.leave("a requirement", note)
     if (model.signature or {}).get("params"):
-        plan.leave("params of the signature", "requests cannot set them; the model uses their defaults")
+        plan.leave(
+            "params of the signature", "requests cannot set these parameters; the model uses their defaults"
+        )
     if (folder / "input_example.json").is_file():
         plan.leave(
-            "input_example.json", "verification does not use it; give samples with `tidegate deploy --check`"
+            "input_example.json",
+            "verification does not use this file; to give samples: tidegate deploy --check FILE.json",
         )
     plan.pickled = f"{loading.engine} loads its files with pickle" if loading.pickled else ""
     return plan

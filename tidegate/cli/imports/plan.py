@@ -12,11 +12,11 @@ from tidegate.cli.api import Doc
 
 @dataclass(slots=True)
 class ImportPlan:
-    """A folder or file to deploy. ``format`` None: the registry recognises it.
+    """A folder or file to deploy. ``format`` None: the registry recognises the format.
 
-    ``options``: the options of the Deployment. ``mapped``: pairs of a part of the other system's model and
-    its equivalent in Tidegate. ``left``: pairs of a part without an equivalent, and the reason. ``pickled``:
-    the file that needs the permission for pickles; empty if none does.
+    ``options``: the options of the Deployment. ``mapped``: each mapped part of the model, with its equivalent
+    in Tidegate. ``left``: each part without an equivalent, with the reason. ``pickled``: which part needs
+    ``--allow-pickle``; empty if none does.
     """
 
     source: str
@@ -32,11 +32,11 @@ class ImportPlan:
     pickled: str = ""
 
     def map(self, there: str, here: str) -> None:
-        """Record a part of the other system's model and its equivalent in Tidegate."""
+        """Record a part of the model, and its equivalent in Tidegate."""
         self.mapped.append((there, here))
 
     def leave(self, there: str, why: str) -> None:
-        """Record a part of the other system's model that has no equivalent, and why."""
+        """Record a part of the model without an equivalent in Tidegate, and the reason."""
         self.left.append((there, why))
 
     def document(self) -> Doc:

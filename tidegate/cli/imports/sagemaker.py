@@ -58,8 +58,8 @@ def _script(plan: ImportPlan, home: Path, script: Path) -> None:
     functions = _functions(script)
     if "model_fn" not in functions:
         raise UsageError(
-            f"code/{script.name} has no model_fn, and Tidegate does not have the default of its container. "
-            "Add `def model_fn(model_dir)` that returns the model, and pack the archive again."
+            f"code/{script.name} has no model_fn, and Tidegate lacks the default model_fn of SageMaker's "
+            "container. Add `def model_fn(model_dir)` that returns the model, and pack the archive again."
         )
     scripts.write(plan.path, "sagemaker", {"code": CODE, "module": script.stem})
     plan.format = "python"
@@ -76,7 +76,7 @@ def _script(plan: ImportPlan, home: Path, script: Path) -> None:
         "inputs body, content_type, accept; /endpoints/NAME/invocations passes them through",
     )
     scripts.map_requirements(plan, home / CODE / "requirements.txt", scripts.python_files(home / CODE))
-    plan.leave("SageMaker's environment variables", "set what the script reads with --env K=V")
+    plan.leave("SageMaker's environment variables", "set the variables that the script reads with --env K=V")
 
 
 def _file(plan: ImportPlan, home: Path) -> None:
@@ -86,8 +86,9 @@ def _file(plan: ImportPlan, home: Path) -> None:
     if len(known) != 1:
         listed = ", ".join(str(path.relative_to(home)) for path in files[:8]) or "nothing"
         raise UsageError(
-            f"{plan.source} has no code/{ENTRY}, and {len(known)} files of a framework ({listed}); expected "
-            "one. Unpack it, and deploy the model's file: tidegate deploy FILE --name NAME"
+            f"{plan.source} has neither code/{ENTRY} nor exactly one model file of a known framework "
+            f"({len(known)} found). Its files: {listed}. Unpack it, and deploy the model's file: "
+            "tidegate deploy FILE --name NAME"
         )
     (path,) = known
     plan.path = path
@@ -103,7 +104,7 @@ def _file(plan: ImportPlan, home: Path) -> None:
 
 
 def _xgboost(plan: ImportPlan, path: Path) -> None:
-    """Give the file of SageMaker's XGBoost algorithm the ending of its contents: JSON or UBJSON."""
+    """Rename the file of SageMaker's XGBoost algorithm by its contents: .json or .ubj."""
     with path.open("rb") as file:
         head = file.read(4)
     if head.startswith(b"\x80"):
@@ -134,7 +135,7 @@ def _only_parent(home: Path, name: str) -> Path:
     found = sorted(path.parent for path in home.rglob(name))
     if len(found) > 1:
         raise UsageError(
-            f"The archive has {len(found)} files {name}, expected one. Unpack it, and deploy one of the "
-            "folders: tidegate deploy FOLDER --name NAME"
+            f"The archive has {len(found)} files called {name}; expected one. Unpack it, and deploy one of "
+            "the folders: tidegate deploy FOLDER --name NAME"
         )
     return found[0]

@@ -14,8 +14,7 @@ from tidegate.kernel.protocol.mlflow_requirements import name_of
 
 SHIMS = Path(__file__).parent / "shims"
 ARTIFACT, FACTS = "artifact", "tidegate_import.json"
-# Packages of the other systems. The files in `shims` replace only `ts`, so code that imports another package
-# fails.
+# Packages of the other systems. The files in `shims` replace only `ts`; importing another one fails.
 _FOREIGN = {"sagemaker_inference", "sagemaker_containers", "sagemaker_training", "mms", "ts"}
 
 
@@ -43,11 +42,12 @@ def map_requirements(plan: ImportPlan, file: Path, code: list[Path], *, extra: t
         plan.map(file.name, ", ".join(stated))
     if added:
         plan.map(
-            "packages of its container", f"requirements {', '.join(sorted(added))}, in their latest release"
+            "packages of the container", f"requirements {', '.join(sorted(added))}, in their latest release"
         )
     for name in sorted(modules & _FOREIGN - {"ts"}):
         plan.leave(
-            f"import {name}", "its container has this package; add it to the requirements if it loads there"
+            f"import {name}",
+            "this package is in the other system's container; add it to the requirements if it runs outside",
         )
 
 

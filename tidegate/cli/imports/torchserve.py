@@ -42,7 +42,7 @@ def plan_of(archive: Path, name: str | None, work: Path) -> ImportPlan:
         if model.get(key):
             if not _inside(home, model[key]).is_file():
                 raise UsageError(
-                    f"The manifest of {archive} names {model[key]!s:.80}, and the archive has no such file. "
+                    f"The archive {archive} lacks the file {model[key]!s:.80}, which its manifest names. "
                     "Make the archive again with torch-model-archiver."
                 )
             plan.map(f"{key} {model[key]}", "loaded by the handler")
@@ -64,7 +64,8 @@ def _manifest(archive: Path, home: Path) -> dict[str, Any]:
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(
-            f"{archive} has no readable {MANIFEST}, so it is not an archive of torch-model-archiver."
+            f"{archive} has no readable {MANIFEST}, so it is not an archive of torch-model-archiver. "
+            "Name a .mar file."
         ) from None
     return dict(found)
 
@@ -88,11 +89,14 @@ def _handler(plan: ImportPlan, home: Path, stated: str) -> tuple[str, str, tuple
 
 
 def _inside(home: Path, name: Any) -> Path:
-    """Return the path of a file that the manifest names. Raise UsageError for one outside of the archive."""
+    """Return the path of a file that the manifest names. Raise UsageError if it leaves the archive."""
     try:
         return home / safe_path(str(name))
     except Unsafe:
-        raise UsageError(f"The manifest names {str(name)[:80]!r}, which is no path in the archive.") from None
+        raise UsageError(
+            f"The manifest names {str(name)[:80]!r}, which is no path in the archive. Make the archive "
+            "again with torch-model-archiver."
+        ) from None
 
 
 def _leave(plan: ImportPlan, model: dict[str, Any], home: Path) -> None:

@@ -9,7 +9,7 @@ from ts.utils.util import load_label_mapping
 
 
 class BaseHandler:
-    """Loads the model of the archive, and runs requests in three steps."""
+    """A handler that loads the archive's model, and runs requests in three steps."""
 
     def __init__(self):
         self.model = self.mapping = self.device = self.context = self.manifest = None

@@ -8,7 +8,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageClassifier(VisionHandler):
-    """Classifies images. As in TorchServe: resize to 256 pixels, crop to 224, normalize as for ImageNet."""
+    """A classifier of images. It resizes to 256 pixels, crops to 224 and normalizes, as TorchServe does."""
 
     topk = 5
 

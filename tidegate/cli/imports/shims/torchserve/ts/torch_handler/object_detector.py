@@ -4,7 +4,7 @@ from ts.torch_handler.vision_handler import VisionHandler, to_tensor
 
 
 class ObjectDetector(VisionHandler):
-    """Detects objects with a score above ``threshold``, as TorchServe does."""
+    """A detector of objects. It returns those with a score above ``threshold``, as TorchServe does."""
 
     threshold = 0.5
 

@@ -15,7 +15,7 @@ NGRAMS = 2
 
 
 class TextClassifier(BaseHandler):
-    """Classifies texts by words and pairs of words.
+    """A classifier of texts by their words and pairs of words.
 
     ``source_vocab.pt`` must be a dict of token ids by word.
     """

@@ -12,7 +12,7 @@ MAX_PIXELS = 50_000_000
 
 
 class VisionHandler(BaseHandler):
-    """Decodes images and applies ``image_processing`` to each."""
+    """A handler that decodes images, and applies ``image_processing`` to each."""
 
     image_processing = None
 
