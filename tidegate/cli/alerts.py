@@ -14,7 +14,7 @@ from tidegate.cli.options import Json, Limit, seconds
 
 alerts = typer.Typer(
     name="alerts",
-    help="Alerts of endpoints: list, silence and test them, and set their receivers.",
+    help="List, silence and test the alerts of endpoints, and set the receivers.",
     invoke_without_command=True,
 )
 
@@ -35,8 +35,8 @@ class Severity(str, Enum):
 @alerts.callback()
 def listed(
     context: typer.Context,
-    firing: Annotated[bool, typer.Option("--firing", help="Only alerts that fire.")] = False,
-    history: Annotated[bool, typer.Option("--history", help="Past firings, newest first.")] = False,
+    firing: Annotated[bool, typer.Option("--firing", help="List only alerts that fire.")] = False,
+    history: Annotated[bool, typer.Option("--history", help="List past alerts, newest first.")] = False,
     export: Annotated[
         Export | None, typer.Option("--export", help="Print the rules for Prometheus and Alertmanager.")
     ] = None,

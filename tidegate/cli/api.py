@@ -1,7 +1,7 @@
 """Calls to the control plane: registry, autoscaler and router.
 
-With an API key they go through the gateway, from any machine. Without one they go to the services directly,
-with the service token.
+With an API key, calls go through the gateway, from any machine. Without a key, they go directly to the
+services, with the service token.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ class Service:
         return self._send("PUT", path, json=body)
 
     def revise(self, path: str, change: Callable[[Doc], Doc]) -> Doc:
-        """Read an object that has a revision, and PUT it with the fields that ``change`` returns, if any.
+        """Read an object with a revision, and PUT it with the fields that ``change`` returns.
 
-        If the object was changed meanwhile, read and PUT it again. Raise PreconditionFailed after five
-        attempts.
+        Without fields, do not PUT. If the object has changed since it was read, start again. Raise
+        PreconditionFailed after five attempts.
         """
         for left in reversed(range(REVISIONS)):
             stored: Doc = self.get(path)
@@ -155,7 +155,7 @@ class Service:
         )
 
     def download(self, path: str, take: Callable[[bytes], object]) -> None:
-        """Send GET and call ``take`` with each piece of the body. The body may have any size."""
+        """Send GET and call ``take`` with each piece of the body. The body can have any size."""
         with self._failing(), self._http.stream("GET", path, timeout=UPLOAD_TIMEOUT_S) as response:
             if response.status_code >= 400:
                 raise from_answer(response.status_code, response.headers, response.read())
@@ -189,7 +189,9 @@ class Service:
         try:
             yield
         except httpx.ReadTimeout:
-            raise DeadlinePassed(f"{self.name} at {self.url} did not answer in time.") from None
+            raise DeadlinePassed(
+                f"The {self.name} at {self.url} did not answer in time. Try again; see its log: tidegate logs"
+            ) from None
         except httpx.HTTPError as error:
             raise unreachable(self.name, self.url) from error
 
@@ -314,7 +316,7 @@ def settings_with(fields: dict[str, Any]) -> Settings:
         wrong = problem_of(error)
         named = [name for name in settings_file.read(state) if f"{name}:" in wrong]
         in_file = [name for name in named if not os.environ.get(name)]
-        where = f" ({', '.join(in_file)} is in {state / settings_file.NAME})" if in_file else ""
+        where = f" (from {state / settings_file.NAME}: {', '.join(in_file)})" if in_file else ""
         raise BadRequest(f"A setting is wrong: {wrong}{where}.") from None
 
 

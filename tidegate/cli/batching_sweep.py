@@ -95,7 +95,9 @@ class BatchingSweep:
     def _settings(self, signature: Doc) -> list[BatchSetting]:
         """Build the request. Return the settings in the order in which they are measured."""
         if signature.get("decoupled"):
-            raise BadRequest("The model is decoupled (many answers to a request): there is no batch to tune.")
+            raise BadRequest(
+                "The model is decoupled (many answers to a request), so it has no batch to tune."
+            )
         tensors = self._tensors(signature)
         body, head = encode_request(tensors)
         token = token_of(self._control.settings)
@@ -103,7 +105,7 @@ class BatchingSweep:
         limit = int(signature["max_batch_size"])
         rows = inputs.rows_of(tensors, limit)
         if limit and rows > limit:
-            raise UsageError(f"The input has {rows} rows, but the model takes at most {limit} in a call.")
+            raise UsageError(f"The input has {rows} rows, but the model accepts at most {limit} in a call.")
         most = min(limit, self._limit) if self._limit else limit
         sizes = grid.batches(most, rows, self._plan.connections)
         if self._plan.max_batch:

@@ -63,7 +63,9 @@ def rollout(
             help="No canary: stop the present version, then start this one. Requests wait meanwhile.",
         ),
     ] = False,
-    pause: Annotated[bool, typer.Option("--pause", help="Keep the present share.")] = False,
+    pause: Annotated[
+        bool, typer.Option("--pause", help="Pause the rollout: keep the canary's present share.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a paused rollout.")] = False,
     shadow: Annotated[
         bool,
@@ -151,7 +153,7 @@ def rollout(
         others = (shadow, steps, hold, min_samples, direction, full_capacity, swap, wait, plot, pause, resume)
         if to is None or not ab or of_shadow or any(others):
             raise UsageError(
-                "--ab needs --to VERSION, and takes only --share, --metric, --unit, --samples and --until."
+                "--ab needs --to VERSION, and accepts only --share, --metric, --unit, --samples and --until."
             )
         experiments.start(plane, name, to, experiments.options_of(share, metric, unit, samples, until))
         compared = experiments.read(plane, name)

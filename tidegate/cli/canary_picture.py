@@ -41,7 +41,7 @@ def svg(found: Mapping[str, Any]) -> str:
     parts: list[str] = []
     for index, (title, top, lines, limit_at) in enumerate(panels):
         parts += _panel(index, title, top, lines, limit_at, points, x)
-    foot = f"{end - begin:.0f} s; red: canary, blue: baseline, dashed: roll back"
+    foot = f"{end - begin:.0f} s; red: canary, blue: baseline, dashed: limit of a rollback"
     title = f"{found['endpoint']}: {rollout['deployment']} {rollout['phase'].replace('_', ' ')}"
     return page(title, foot, parts, len(panels))
 

@@ -125,7 +125,7 @@ def card(
     path, named = f"{path_of(found)}/card", f"{found['model']} version {found['number']}"
     if delete:
         plane.registry.delete(path)
-        output.show({"deleted": True}, json, lambda: output.line(f"deleted: the card of {named}"))
+        output.show({"deleted": True}, json, lambda: output.line(f"The card of {named} is deleted."))
     elif set_ is not None:
         stored = plane.registry.put(path, {"text": text})
         output.show(stored, json, lambda: output.line(f"The card of {named} is now {set_}."))

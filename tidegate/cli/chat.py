@@ -50,7 +50,7 @@ def chat(
     more: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="K=JSON", help=("Another member of the request, such as top_k=40; repeatable.")
+            "--set", metavar="K=JSON", help=("Another field of the request, such as top_k=40; repeatable.")
         ),
     ] = None,
     priority: Annotated[
@@ -105,7 +105,7 @@ def _whole_prompt(prompt: str | None) -> str | None:
     piped = sys.stdin.read() if prompt is None or _has_input() else ""
     text = "\n\n".join(part for part in (prompt or "", piped.strip()) if part)
     if not text:
-        raise UsageError('There is no message: stdin is empty. Write tidegate chat NAME "MESSAGE".')
+        raise UsageError('There is no message, because stdin is empty. Write tidegate chat NAME "MESSAGE".')
     return text
 
 
@@ -119,7 +119,7 @@ def _has_input() -> bool:
 
 
 def members(more: list[str] | None) -> dict[str, Any]:
-    """Return the members that ``--set K=JSON`` options add to the request. Text needs no quotes."""
+    """Return the fields that ``--set K=JSON`` options add to the request. Text needs no quotes."""
     import orjson
 
     found: dict[str, Any] = {}

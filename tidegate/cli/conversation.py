@@ -121,7 +121,7 @@ class Conversation:
 
 
 def no_such_model(client: Client, name: str) -> str:
-    """Return the error text for an unknown model, with similar names or else all names."""
+    """Return the error for an unknown model, with similar names, or else with all names."""
     import difflib
 
     try:

@@ -33,7 +33,7 @@ def costs(
         str | None,
         typer.Argument(metavar="[NAME]", help="Only this deployment, or this endpoint's deployment."),
     ] = None,
-    by: Annotated[str, typer.Option(metavar="WHAT", help=f"Sum by one of {', '.join(BY)}.")] = "deployment",
+    by: Annotated[str, typer.Option(metavar="WHAT", help=f"What to sum by: {', '.join(BY)}.")] = "deployment",
     since: Annotated[
         str,
         typer.Option(
@@ -90,7 +90,7 @@ def costs(
 
 
 def _add_names(plane: Control, found: Mapping[str, Any]) -> None:
-    """Add the names of keys. A caller that may not list keys sees ids instead of names."""
+    """Add the names of keys. If the caller has no right to list keys, ids stay."""
     try:
         names = {each["id"]: each["name"] for each in plane.registry.items("/v1/keys", all="true")}
     except TidegateError:

@@ -29,8 +29,8 @@ def svg(version: Mapping[str, Any]) -> str:
         parts += _histogram(name, histogram, _score_of(version, name), at, top)
     height = top + _CELL + 44
     parts.append(
-        f'<text x="{_LEFT}" y="{height - 8}" font-size="11" fill="{_INK}">score: distance in parts of its '
-        f"limit; 1 is the limit. Blue: baseline, red: last window. Bars: share of the rows per width."
+        f'<text x="{_LEFT}" y="{height - 8}" font-size="11" fill="{_INK}">score: distance divided by its '
+        f"limit, so 1 is the limit. Blue: baseline, red: last window. Bars: share of the rows per width."
         f"</text>"
     )
     return (

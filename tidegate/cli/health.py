@@ -55,7 +55,7 @@ class Overview:
 
     @property
     def forbidden(self) -> bool:
-        """Return True if the key in force may not use the control plane."""
+        """Return True if the key in force has no right to use the control plane."""
         return any(s["state"] == NOT_ALLOWED for s in self.services)
 
     def _ask(self, call: Callable[[], list[Doc]]) -> list[Doc] | None:

@@ -68,10 +68,13 @@ def usage(
     ] = "7d",
     until: Annotated[str | None, typer.Option(metavar="DAY", help="Last day, inclusive.")] = None,
     by: Annotated[
-        str, typer.Option(metavar="COLUMNS", help="Columns to sum by: some of day,principal,endpoint.")
+        str,
+        typer.Option(
+            metavar="COLUMNS", help="Columns to sum by, separated by commas: day, principal, endpoint."
+        ),
     ] = "principal,endpoint",
-    key: Annotated[str | None, typer.Option(metavar="ID", help="Only of this principal.")] = None,
-    endpoint: Annotated[str | None, typer.Option(metavar="NAME", help="Only of this endpoint.")] = None,
+    key: Annotated[str | None, typer.Option(metavar="ID", help="Only usage of this principal.")] = None,
+    endpoint: Annotated[str | None, typer.Option(metavar="NAME", help="Only usage of this endpoint.")] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
     json: Json = False,
 ) -> None:
@@ -110,5 +113,7 @@ def day_of(text: str) -> str:
         pass
     days = seconds(text) / _DAY_S
     if days < 1:
-        raise UsageError(f"--since {text!r}: usage is kept by day. Write a date, or days such as 7d.")
+        raise UsageError(
+            f"--since {text!r}: usage is stored per day. Write a date such as 2026-01-31, or days such as 7d."
+        )
     return (datetime.now(timezone.utc).date() - timedelta(days=int(days) - 1)).isoformat()

@@ -46,7 +46,7 @@ def models(
     output.show(
         {"items": items},
         json,
-        lambda: output.table(rows, columns, "No model yet: `tidegate deploy model.onnx`"),
+        lambda: output.table(rows, columns, "No model is registered. Deploy one: tidegate deploy model.onnx"),
     )
 
 

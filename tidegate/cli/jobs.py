@@ -129,7 +129,7 @@ def _print(found: Doc) -> None:
         ("started", output.moment(found["started_at"])),
         ("finished", output.moment(found["finished_at"])),
         ("expires", output.moment(found["expires_at"])),
-        ("before it", found["position"]),
+        ("jobs before it", found["position"]),
         ("start expected", output.moment(found["estimated_start"])),
         ("attempts", found["attempts"] or None),
         ("worker", found["worker"]),

@@ -138,13 +138,13 @@ def listed(
         for item in items
     ]
     columns = ("key", "name", "scopes", "endpoints", "limits", "state", "expires", "owner")
-    empty = "No key yet: `tidegate keys create NAME`"
+    empty = "No key exists. Create one: tidegate keys create NAME"
     output.show({"items": items}, json, lambda: output.table(rows, columns, empty))
 
 
 @keys.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A note on what the key is for.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A note on the purpose of the key.")],
     scope: Scopes = None,
     owner: Owner = None,
     endpoint: Endpoints = None,
@@ -209,7 +209,7 @@ def change(
     body |= _token_fields(tokens_per_minute, tokens_per_day)
     for what in lift or ():
         if what not in _LIFTED:
-            raise UsageError(f"--lift {what}: there is no such limit. Limits: {', '.join(_LIFTED)}.")
+            raise UsageError(f"--lift {what} is not a limit. The limits are: {', '.join(_LIFTED)}.")
         body["expires_at" if what == "expires" else what.replace("-", "_")] = None
     if not body:
         raise UsageError("Name at least one change, such as --rate 50.")
@@ -291,7 +291,7 @@ def _token_fields(per_minute: list[str] | None, per_day: list[str] | None) -> Do
 
 
 def _shown_limits(key: Doc) -> Doc:
-    """Return the limits that are set for a key, to be shown in the table."""
+    """Return the limits that are set for a key, for the table."""
     shown = {name: key[name] for name in (*_LIMITS, *_TOKENS) if key.get(name) is not None}
     if key.get("weight", _USUAL_WEIGHT) != _USUAL_WEIGHT:
         shown["weight"] = key["weight"]

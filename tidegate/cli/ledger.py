@@ -51,7 +51,7 @@ def _show(found: dict[str, Any]) -> None:
     output.table(rows, ("jobs", "count"))
     for what, count in found["missing"].items():
         if count:
-            output.say(f"the last count lacks {count} {what}", style="yellow")
+            output.say(f"missing in the last count: {count} {what}", style="yellow")
 
 
 def webhook_secret(of: Of = "anonymous", json: Json = False) -> None:

@@ -13,7 +13,7 @@ from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.llm_packages import adapter_path
 from tidegate.cli.options import pairs
 
-# Requests to an upstream need no engine memory here, so a replica may have more requests in flight.
+# Requests to an upstream need no engine memory here, so a replica can have more requests in flight.
 UPSTREAM_SLOTS = 64
 _ONLY_UPSTREAM = (
     "upstream", "upstream_model", "credential", "requests_per_minute", "tokens_per_minute",

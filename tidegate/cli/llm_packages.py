@@ -15,7 +15,7 @@ from tidegate.cli.exit_codes import UsageError
 MAGIC = b"GGUF"
 ADAPTERS = "adapters"
 _SKIPPED = {"__pycache__", ".git", ".DS_Store", ".cache", ".gitattributes"}
-# Other copies of the weights. If there are safetensors, no engine of Tidegate reads these copies.
+# Other copies of the weights. No engine of Tidegate reads them if the folder has safetensors.
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".tflite")
 
 
@@ -91,7 +91,7 @@ def _stem(path: Path) -> str:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Return the files to pack from a folder, by their path in it."""
+    """Return the files to pack from a folder, by their path in the folder."""
     found = {
         path.relative_to(folder).as_posix(): path
         for path in folder.rglob("*")

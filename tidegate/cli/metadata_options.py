@@ -16,7 +16,7 @@ PANEL = "About the version"
 
 TrainedAt = Annotated[
     str | None,
-    typer.Option("--trained-at", metavar="DATE", help="When it was trained.", rich_help_panel=PANEL),
+    typer.Option("--trained-at", metavar="DATE", help="Date or time of the training.", rich_help_panel=PANEL),
 ]
 Metrics = Annotated[
     list[str] | None,

@@ -159,7 +159,7 @@ def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[flo
     ``fresh`` returns True if a failure at the given time counts for this deploy.
     """
     if status is None or (status.get("revision") or revision) < revision:
-        return Look("waiting", "the autoscaler has not seen it yet")
+        return Look("waiting", "the autoscaler has not seen the deployment yet")
     conditions = {condition["type"]: condition for condition in status["conditions"]}
     loaded, ready = conditions.get("Loaded"), conditions.get("Ready")
     failing = loaded is not None and not loaded["ok"]
@@ -250,7 +250,7 @@ def _check_still_ours(deployment: str, endpoint: Doc) -> None:
 
 
 def status_of(control: Control, deployment: str) -> Doc | None:
-    """Return the autoscaler's status of a deployment; None if the autoscaler has not seen it yet."""
+    """Return the autoscaler's status of a deployment; None if the autoscaler does not know it yet."""
     try:
         status: Doc = control.autoscaler.get(f"/v1/deployments/{part(deployment)}")
     except NotFound:

@@ -184,9 +184,9 @@ def _tell(found: Mapping[str, Any]) -> None:
     service = found["service"]
     slots = f" in {service['slots']} slots" if service.get("slots", 1) > 1 else ""
     output.line(
-        f"{found['deployment']}: {found['requests']:,} requests in {found['seconds']:,.0f} s; a call of up "
-        f"to {service['batch']}{slots} takes {service['call_ms']:.3g} ms, "
-        f"a start {service['start_s']:.3g} s; late: a wait above {found['target_wait_ms']:g} ms"
+        f"{found['deployment']}: {found['requests']:,} requests in {found['seconds']:,.0f} s. A call of up "
+        f"to {service['batch']}{slots} takes {service['call_ms']:.3g} ms, a start takes "
+        f"{service['start_s']:.3g} s. A request is late after a wait of {found['target_wait_ms']:g} ms."
     )
     output.table(rows_of(found["results"]), _HEADS)
     output.line(f"picture: {found['file']}")

@@ -28,7 +28,7 @@ def reproduce(
     deployment: Annotated[
         str | None, typer.Option(metavar="NAME", help="Use this deployment instead of the letter's own.")
     ] = None,
-    timeout: Annotated[str, typer.Option(help="How long the request may take.")] = "60s",
+    timeout: Annotated[str, typer.Option(help="Longest time for the request.")] = "60s",
 ) -> None:
     """Run a dead letter's request again on this machine, in the foreground, apart from all traffic.
 

@@ -27,7 +27,7 @@ def undelete(
     """
     name, at, number = version.partition("@")
     if at and not number.isdecimal():
-        raise UsageError(f"{version}: a deleted version is named by its number, such as {name}@3.")
+        raise UsageError(f"{version}: write the number of the deleted version, such as {name}@3.")
     path = f"/v1/models/{part(name)}" + (f"/versions/{number}" if at else "")
     found = control().registry.post(f"{path}/restore", {})
     numbers = ", ".join(map(str, found["versions"]))
@@ -106,4 +106,4 @@ def _shown(policy: dict[str, Any]) -> str:
         return "Every version is kept: the model has no retention."
     parts = [f"the newest {keep} versions"] if keep is not None else []
     parts += [f"versions of the last {days:g} days"] if days is not None else []
-    return f"Kept: {' and '.join(parts)}, and those in use."
+    return f"Kept: {' and '.join(parts)}, and versions in use."

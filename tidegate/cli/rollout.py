@@ -118,7 +118,7 @@ def weights(shares: Sequence[str]) -> dict[str, int]:
 
 
 def percent(wanted: Mapping[str, int]) -> list[float]:
-    """Return each weight as a part of the sum, in percent."""
+    """Return each weight as a percentage of the sum."""
     total = sum(wanted.values())
     return [100 * weight / total for weight in wanted.values()]
 
@@ -167,7 +167,9 @@ def _of_version(key: str, named: Sequence[str], models: set[str], held: Sequence
     if preferred:
         return str(preferred[0])
     if len(those) > 1:
-        raise BadRequest(f"Version {number} has several Deployments, name one: {', '.join(sorted(those))}.")
+        raise BadRequest(
+            f"Version {number} has several Deployments. Name one of them: {', '.join(sorted(those))}."
+        )
     return str(those[0]) if those else None
 
 

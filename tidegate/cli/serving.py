@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """The options for serving a version: with or without traffic, a check before it, and a wait.
+    """How to serve a version: with or without traffic, after a check or not, and with or without a wait.
 
     ``only_register``: do not serve it.
     """
@@ -53,7 +53,7 @@ def publish_and_serve(request: DeployRequest, way: Way, json: bool, wish: Wish |
 
 
 def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str | None]:
-    """Split a reference such as ``digits@champion`` into name and version. Otherwise return the arguments."""
+    """Split a reference such as ``digits@champion`` into name and version. Return others unchanged."""
     if path is None or version is not None or "@" not in path.name or path.exists():
         return path, version
     name, _, stated = str(path).partition("@")
@@ -98,7 +98,7 @@ def serve_version(name: str, version: str, options: Doc, way: Way, json: bool) -
 def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
     """Return the model's name for ``deploy --version``. Raise UsageError.
 
-    ``said`` is True if the user gave an option that only a new version can have, which is an error.
+    Also raise it if ``said``: the user gave an option that only a new version can have.
     """
     if said:
         raise UsageError(
@@ -196,7 +196,7 @@ def show(name: str, document: Doc) -> None:
 
 def _show_idle(document: Doc) -> None:
     deployment, endpoint = document["deployment"], document["endpoint"]
-    state = "is ready" if document["status"] else "is on its way"
+    state = "is ready" if document["status"] else "is starting"
     output.line(f"{deployment['model']} version {deployment['version']} {state} as {deployment['name']}.")
     if endpoint is None:
         output.line(

@@ -89,8 +89,8 @@ class TemporaryDeployment:
         if there:
             kinds = " and ".join(path.split("/")[2].removesuffix("s") for path in there)
             raise Conflict(
-                f"There is a {kinds} {self.name} already: another `tidegate tune` of this model runs, or one "
-                f"was killed. If it was killed, remove what it left: {_by_hand(there, self.name)}"
+                f"A {kinds} {self.name} exists already: another `tidegate tune` of this model runs, or was "
+                f"killed. If it was killed, remove what it left: {_by_hand(there, self.name)}"
             )
 
     def _create(self, paths: list[str], setting: BatchSetting | None) -> None:

@@ -48,7 +48,7 @@ def top(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show the endpoints live: rate, times, errors, queue, replicas and why, drift, cost, alerts.
+    """Show the endpoints live: rate, times, errors, queue, replicas with the reason, drift, cost, alerts.
 
     Rates and times are those of the last 30 s. q or Ctrl-C quits. Example: tidegate top --once --json
     """

@@ -25,8 +25,8 @@ def traffic(
         typer.Option(
             "--rule",
             metavar="RULE",
-            help="A rule: header:NAME[=VALUE]:VERSION or tenant:KEY_ID:VERSION. Repeatable; the given rules "
-            "replace all others.",
+            help="A rule: header:NAME[=VALUE]:VERSION or tenant:KEY_ID:VERSION. Repeatable; replaces all "
+            "rules.",
         ),
     ] = None,
     no_rules: Annotated[bool, typer.Option("--no-rules", help="Remove all rules.")] = False,
@@ -40,7 +40,8 @@ def traffic(
         str | None,
         typer.Option(
             metavar="POLICY",
-            help="If a target has no ready replica: wake (start one), others (they get its share) or fail.",
+            help="Share of a target without a ready replica. wake: it waits, unless none can start; "
+            "others: it goes to the other targets; fail: the target always keeps it.",
         ),
     ] = None,
     feedback: Annotated[
@@ -54,8 +55,8 @@ def traffic(
         list[str] | None,
         typer.Option(
             metavar="VERSION",
-            help="A version or Deployment for requests that the targets cannot answer. Repeatable; the given "
-            "ones replace the list; none: empty the list.",
+            help="A version or Deployment that gets requests if the targets cannot answer them. "
+            "Repeatable; replaces the whole list; none: empties the list.",
         ),
     ] = None,
     reserve: Annotated[

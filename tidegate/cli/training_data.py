@@ -117,7 +117,7 @@ def named(cells: Mapping[str, Sequence[Any]], rows: int, signature: Doc | None) 
         if len(cells) != len(expected):
             raise UsageError(
                 f"The file has the columns {_some(list(cells))}. Expected those of the version's inputs: "
-                f"{_some(expected)}, or as many columns in that order ({len(expected)})."
+                f"{_some(expected)}, or the same number of columns in that order ({len(expected)})."
             )
         chosen = dict(zip(expected, cells.values(), strict=True))
     columns = Columns(rows)

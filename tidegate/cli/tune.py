@@ -173,7 +173,9 @@ def _tell(
     applied: bool,
 ) -> None:
     if results.left:
-        output.say(f"No time was left for {results.left} settings (--limit).", style="yellow")
+        output.say(
+            f"{results.left} settings were not measured, because the time was over (--limit).", style="yellow"
+        )
     if chosen:
         output.line(
             f"Chosen for a p99 within {plan.latency_ms:g} ms: {chosen.setting}, {chosen.rps:,.0f} requests/s "

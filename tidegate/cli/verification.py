@@ -90,7 +90,7 @@ def _rejection(version: Doc, verification: Doc) -> str:
 
 
 def _step(control: Control, version: Doc) -> str:
-    """Return in words for what the version waits."""
+    """Return in words why a version is not verified yet."""
     try:
         found = control.autoscaler.get("/v1/verifications")
     except TidegateError as error:

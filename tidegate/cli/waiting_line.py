@@ -86,7 +86,7 @@ def state_of(control: Control, name: str) -> str:
 def in_words(status: Doc | None) -> str:
     """Return the reason for a wait, from the autoscaler's status of a Deployment."""
     if status is None:
-        return "the autoscaler has not seen it yet"
+        return "the autoscaler has not seen the deployment yet"
     if status["ready"]:
         return "it is ready; the request waits for its turn or for the first token"
     conditions = {condition["type"]: condition for condition in status["conditions"]}

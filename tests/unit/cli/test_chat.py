@@ -181,7 +181,7 @@ def test_the_state_of_a_model_in_words() -> None:
     ready = {"type": "Ready", "ok": False, "message": "0 of 1 replicas are ready"}
     assert in_words({"ready": 0, "conditions": [ready]}) == "it is starting: 0 of 1 replicas are ready"
     assert in_words({"ready": 1, "conditions": []}).startswith("it is ready")
-    assert in_words(None) == "the autoscaler has not seen it yet"
+    assert in_words(None) == "the autoscaler has not seen the deployment yet"
 
 
 def test_json_needs_a_message(tidegate: Callable[..., tuple[int, str, str]], monkeypatch: Any) -> None:

@@ -46,7 +46,7 @@ NO_GPU = status(
 @pytest.mark.parametrize(
     ("found", "endpoint", "state", "text"),
     [
-        (None, STILL, "waiting", "not seen it yet"),
+        (None, STILL, "waiting", "not seen the deployment yet"),
         (FAILED, STILL, "failed", "bad model"),
         (LAUNCH, STILL, "starting", "no python"),
         (ASLEEP, MOVING, "starting", "it gets traffic when"),
@@ -54,7 +54,7 @@ NO_GPU = status(
         (READY, MOVING, "starting", "traffic moves to it now"),
         (READY, STILL, "ready", "1 ready"),
         ({**READY, "revision": 3}, STILL, "ready", "1 ready"),
-        ({**READY, "revision": 2}, STILL, "waiting", "not seen it yet"),
+        ({**READY, "revision": 2}, STILL, "waiting", "not seen the deployment yet"),
         (OTHER_OPTIONS, STILL, "starting", "1 replica still runs"),
         (NO_GPU, STILL, "starting", "no GPU"),
         (status(0, Ready=(False, "Starting", "0 of 1 ready")), STILL, "starting", "0 of 1 ready"),

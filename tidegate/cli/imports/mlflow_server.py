@@ -77,7 +77,7 @@ class TrackingServer:
             asked = {"filter": f"name='{name}'", "max_results": 1, "order_by": "version_number DESC"}
             versions = self.get("/model-versions/search", **asked).get("model_versions") or [None]
             if (found := versions[0]) is None:
-                raise UsageError(f"{self.address} has no version of the model {name!r}.")
+                raise UsageError(f"{self.address} has no version of the model {name!r}. Check the name.")
         else:
             found = self.get("/model-versions/get", name=name, version=wanted["version"])["model_version"]
         number = found["version"]

@@ -90,7 +90,7 @@ def _text(body, content_type):
 
 
 def _called(function, *arguments):
-    """Call a function of the script. Leave out the context, the last argument, if it accepts fewer."""
+    """Call a function of the script. Leave out the last argument, the context, if it does not accept it."""
     parameters = inspect.signature(function).parameters.values()
     if any(each.kind is each.VAR_POSITIONAL for each in parameters):
         return function(*arguments)
@@ -99,7 +99,7 @@ def _called(function, *arguments):
 
 
 def _answer(answer, accept):
-    """Convert the result of output_fn to outputs. It may be a body, a body and a type, or a response."""
+    """Convert a result of output_fn to outputs. The result is a body, a body and a type, or a response."""
     kind = accept.partition(",")[0].strip()
     kind = JSON if kind in ("", "*/*") else kind
     if isinstance(answer, tuple) and len(answer) == 2:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def load_label_mapping(path):
-    """Return the labels in index_to_name.json; None if there is no such file."""
+    """Return the labels in index_to_name.json; None without this file."""
     file = Path(path)
     if not file.is_file():
         return None
