@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How to serve a version: with or without traffic, after a check or not, and with or without a wait.
+    """The way to serve a version: with or without traffic, after a check or not, with or without a wait.
 
     ``only_register``: do not serve it.
     """

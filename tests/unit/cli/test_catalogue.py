@@ -92,7 +92,7 @@ def test_a_retention_in_words_and_as_a_change():
     words = retention._shown
     assert words({"keep_last": None, "max_age_days": None}).startswith("Every version is kept")
     assert words({"keep_last": 3, "max_age_days": 90.0}) == (
-        "Kept: the newest 3 versions and versions of the last 90 days, and those in use."
+        "Kept: the newest 3 versions and versions of the last 90 days, and versions in use."
     )
 
 

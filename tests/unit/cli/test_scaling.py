@@ -149,7 +149,7 @@ def test_scale_says_what_runs_where_that_is_less(plane: Any, tidegate: Any) -> N
     plane.answers[path] = {"replicas": 9, "runs": 2, "bounded_by": "maximum", "reason": reason}
     assert tidegate("scale", "digits", "9")[1] == (
         f"digits-v1 is held at 2 replicas, not at 9: {reason}. `tidegate policy digits --set max_replicas=9` "
-        "raises it; `tidegate scale digits 9 --force` goes beyond it.\n"
+        "raises the maximum; `tidegate scale digits 9 --force` exceeds the limit.\n"
     )
     plane.answers[path] = {"replicas": 9, "runs": 4, "bounded_by": "host", "reason": "the host is full"}
     code, out, _ = tidegate("scale", "digits", "9", "--force")

@@ -52,7 +52,7 @@ def test_options():
     ("given", "line"),
     [
         (found(), "digits-v2 gets 20% copies: too few: 7 answers were compared"),
-        (found(report=None), "digits-v2 gets 20% copies: the router has no counts yet"),
+        (found(report=None), "digits-v2 gets 20% copies: the router has not counted copies yet"),
         (found(problem="no region"), "digits-v2 gets 20% copies: no region"),
         (found(shadow=None), "the shadow has ended: too few: 7 answers were compared"),
         (found(shadow=None, report=None), "no shadow"),
