@@ -36,7 +36,7 @@ def backup(
     from tidegate.stack.backup import backup as write
 
     if file.is_dir():
-        raise UsageError(f"{file} is a folder: name a file in it.")
+        raise UsageError(f"{file} is a folder. Name a file in the folder.")
     if file.exists() and not force:
         raise Conflict(f"{file} exists already. Name another file, or replace it with --force.")
     began = time.monotonic()

@@ -148,7 +148,7 @@ def rollout(
     plane = control()
     of_shadow = rate is not None or max_per_s is not None or tolerance or lasts or wake
     if (pause or resume) and (to is not None or (pause and resume)):
-        raise UsageError("--pause and --resume change a running canary: use one of them, without --to.")
+        raise UsageError("--pause and --resume change a running canary. Use one of them, without --to.")
     if ab or share is not None or unit or samples or until:
         others = (shadow, steps, hold, min_samples, direction, full_capacity, swap, wait, plot, pause, resume)
         if to is None or not ab or of_shadow or any(others):
@@ -246,7 +246,7 @@ def _start(
     plane: Control, name: str, to: str, options: Doc, *, full_capacity: bool = False, swap: bool = False
 ) -> None:
     if swap and (options or full_capacity):
-        raise UsageError("--swap has no canary: leave out all options of canaries.")
+        raise UsageError("--swap starts no canary. Leave out all options of canaries.")
     if full_capacity:
         options["full_capacity"] = True
 

@@ -191,7 +191,7 @@ def comparison_rows(compared: Doc, *, everything: bool) -> list[Sequence[Any]]:
 def compatibility_line(signature: Doc, a: str, b: str) -> str:
     """Return a sentence that says whether callers of ``a`` can call ``b``."""
     if not signature["known"]:
-        return "The signatures cannot be compared: a version has none."
+        return "The signatures cannot be compared, because a version has none."
     if signature["same"]:
         return "The signatures are the same."
     if signature["compatible"]:

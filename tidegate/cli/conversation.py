@@ -14,7 +14,7 @@ from tidegate.kernel.errors import TidegateError
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One answer. ``first_s``: seconds until its first text; ``pieces``: events with text.
+    """One answer. ``first_s``: seconds until its first text. ``pieces``: the number of events with text.
 
     ``cancelled``: Ctrl-C ended the answer.
     """
@@ -70,7 +70,7 @@ class Turn:
 
 
 class Conversation:
-    """A conversation with a model: the messages so far. ``options`` are members of OpenAI's request."""
+    """A conversation with a model: the messages so far. ``options`` are fields of OpenAI's request."""
 
     def __init__(self, client: Client, model: str, system: str | None, options: Mapping[str, Any]) -> None:
         self._client = client

@@ -75,7 +75,7 @@ def costs(
     if name is not None:
         query["deployment"] = plane.deployment_of(name)
     if what_if and name is None:
-        raise UsageError("--what-if needs a NAME: a policy belongs to one deployment.")
+        raise UsageError("--what-if needs a NAME, because a policy belongs to one deployment.")
     found = plane.autoscaler.get("/v1/costs", **query)
     if by == "key":
         _add_names(plane, found)

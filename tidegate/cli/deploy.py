@@ -440,7 +440,7 @@ def deploy(
         return
     if path is None and upstream is not None:
         if name is None:
-            raise UsageError("A deployment of an upstream needs a name: add --name NAME")
+            raise UsageError("A deployment of an upstream needs a name. Add --name NAME.")
         with upstream_artifact(upstream, upstream_model) as file:
             if is_oip(upstream):
                 stated = read_json(signature) if signature else None
@@ -474,7 +474,9 @@ def deploy(
     )
     wish = None
     if precision is None and (samples or max_loss):
-        raise UsageError("--samples and --max-loss belong to a smaller model: add --precision auto or int8.")
+        raise UsageError(
+            "--samples and --max-loss are only for a smaller model. Add --precision auto or int8."
+        )
     if precision is not None:
         wish = Wish(precision, samples, loss_of(max_loss or DEFAULT_LOSS), threads=threads or 1)
         wish.check(path)

@@ -95,7 +95,7 @@ class Example:
         python = self.settings.runtime_path / "model-env" / "bin" / "python"
         for needed in (script, python):
             if not needed.exists():
-                raise ExampleFailed(f"The example needs {needed}, which does not exist: run `make up`.")
+                raise ExampleFailed(f"The example needs {needed}, which does not exist. Run `make up`.")
         self.steps.change("train", "starting", "a classifier of handwritten digits")
         done = subprocess.run(
             [str(python), str(script), "--out", str(self.folder)], capture_output=True, text=True

@@ -122,8 +122,8 @@ def metric_of(text: str) -> Doc:
             lift = 0.0
         if not lift > 0:
             raise UsageError(
-                f"--metric {text!r}: write NAME, NAME=LABEL, errors or latency, and perhaps :up or :down and "
-                "a smallest lift, as in score:up:5%."
+                f"--metric {text!r}: write NAME, NAME=LABEL, errors or latency. You can add :up or :down, "
+                "and a smallest lift, as in score:up:5%."
             )
         metric["min_lift"] = lift
     return metric

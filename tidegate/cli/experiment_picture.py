@@ -9,7 +9,7 @@ from typing import Any
 from tidegate.cli.canary_picture import BASE, CANARY, FAINT, GAP, INK, LEFT, PANEL, TOP, WIDTH, page
 
 _COLOURS = (CANARY, BASE, "#edae49", "#66a182", "#8d6a9f")
-# The axis ends at this multiple of the last interval, because the first intervals are very wide.
+# The axis shows this multiple of the last interval. The first intervals are wider, and are cut off.
 _ZOOM = 3.0
 
 
@@ -32,7 +32,7 @@ def svg(found: Mapping[str, Any]) -> str:
         f'<tspan fill="{_COLOURS[at % len(_COLOURS)]}">{escape(name)}</tspan>'
         for at, name in enumerate(stated["treatments"])
     )
-    foot = f"{end - begin:.0f} s; {colours}; bands: intervals that hold at all times together; dashed: 0"
+    foot = f"{end - begin:.0f} s; {colours}; bands: confidence intervals, valid at all times; dashed: 0"
     return page(f"{title}, {stated['phase']}", foot, parts, len(found["metrics"]))
 
 

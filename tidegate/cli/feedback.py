@@ -52,7 +52,7 @@ def feedback(
     given = {"score": score, "reward": reward, "label": label, "at": at} | metric_of(metric)
     outcomes = {name: value for name, value in given.items() if value is not None}
     if file is not None and (id or key or outcomes):
-        raise UsageError("--file has the ids and the outcomes: leave out all other options.")
+        raise UsageError("The file of --file has the ids and outcomes. Leave out all other options.")
     if file is None and bool(id) == bool(key):
         raise UsageError("Name the answer by ID or by --key, or give --file.")
     if file is None and not outcomes.keys() - {"at"}:

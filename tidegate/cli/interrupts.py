@@ -1,4 +1,4 @@
-"""Signal handling of commands that clean up: after Ctrl-C or SIGTERM they clean up, then exit."""
+"""Handle the signals of commands that clean up. After Ctrl-C or SIGTERM they clean up, and then exit."""
 
 from __future__ import annotations
 

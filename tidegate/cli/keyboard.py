@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def keys() -> Iterator[Callable[[float], str]]:
-    """Yield a function that waits up to the given seconds for a key; it returns "" if none was pressed.
+    """Yield a function that waits up to the given seconds for a key, and returns the key, or "" for none.
 
     Without a terminal, and on Windows, the function only waits.
     """

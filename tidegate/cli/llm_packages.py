@@ -60,10 +60,10 @@ def packed(path: Path, adapters: Mapping[str, Path]) -> Iterator[tuple[BinaryIO,
     """
     files = files_of(path) if path.is_dir() else {path.name: path}
     if not files:
-        raise UsageError(f"{path} has no files: name a GGUF file or a Hugging Face folder.")
+        raise UsageError(f"{path} has no files. Name a GGUF file or a Hugging Face folder.")
     for name, source in adapters.items():
         if not source.exists():
-            raise UsageError(f"--adapter {name}={source}: there is no such file or folder.")
+            raise UsageError(f"--adapter {name}={source}: this file or folder does not exist.")
         inside = adapter_path(name, source)
         found = files_of(source) if source.is_dir() else {"": source}
         files |= {f"{inside}/{each}".rstrip("/"): where for each, where in found.items()}

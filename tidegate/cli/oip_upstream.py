@@ -34,7 +34,7 @@ def is_oip(address: str) -> bool:
 def described(address: str, credential: str | None) -> tuple[dict[str, Any], bool]:
     """Return the signature of an upstream's model, and True if the server accepts binary tensors.
 
-    ``credential``: only ``env:NAME`` can be used here, because a file is on the worker's host. Raise
+    ``credential``: only ``env:NAME`` is read here. ``file:PATH`` is a file on the worker's host. Raise
     UsageError if the upstream does not answer.
     """
     address = address.rstrip("/")
@@ -64,7 +64,7 @@ def described(address: str, credential: str | None) -> tuple[dict[str, Any], boo
 def signature_of(model: dict[str, Any], max_batch: int) -> dict[str, Any]:
     """Build a signature from the metadata of a model; raise KeyError or TypeError.
 
-    If the model batches, its metadata contains the batch axis. The signature does not contain it.
+    If the model batches, its metadata contains the batch axis. A signature leaves out the batch axis.
     """
     first = 1 if max_batch else 0
     tensors = {

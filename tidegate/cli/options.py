@@ -16,7 +16,8 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="An endpoint's or a de
 Model = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Number of latest entries to show.")]
 Reference = Annotated[
-    str, typer.Argument(metavar="NAME[@VERSION]", help="A version: NAME@3, NAME@ALIAS, or NAME: its latest.")
+    str,
+    typer.Argument(metavar="NAME[@VERSION]", help="A version: NAME@3, NAME@ALIAS, or NAME for the latest."),
 ]
 Filter = Annotated[
     str | None,

@@ -25,7 +25,7 @@ SKIPPED = {"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"}
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """Bytes to upload. ``format`` None: the registry derives it from the file's name."""
+    """Bytes to upload. ``format`` None: the registry derives the format from the file's name."""
 
     file: BinaryIO
     filename: str

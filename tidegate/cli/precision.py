@@ -46,12 +46,12 @@ class Wish:
             raise UsageError(f"--measure {self.measure}: choose one of {', '.join(MEASURES)}.")
         if self.samples is None:
             raise UsageError(
-                "The loss must be measured: add --samples data.npz, a file with the model's inputs by name. "
+                "The loss must be measured. Add --samples data.npz, a file with the model's inputs by name. "
                 "Save it with np.savez('data.npz', NAME=array)."
             )
         for file in (path, self.samples):
             if not file.is_file():
-                raise UsageError(f"{file}: there is no such file.")
+                raise UsageError(f"{file} does not exist.")
         if path.suffix.lower() != ".onnx":
             raise UsageError(f"{path} is not an .onnx file: only ONNX models can be quantised.")
         return self.samples

@@ -95,7 +95,7 @@ def place(control: Control, version: Doc, options: Doc, steps: Steps, *, traffic
 
 
 def register(control: Control, package: Package, request: DeployRequest) -> Doc:
-    """Register the bytes and return their Version: a new one, or the existing one with the same bytes."""
+    """Register the bytes. Return the new Version, or the existing Version with the same bytes."""
     path = f"/v1/models/{part(request.name)}/versions"
     body = _registration(package, request)
     verification = {"deployment": request.options, "samples": request.samples}

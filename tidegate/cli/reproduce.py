@@ -77,7 +77,7 @@ def _run(folder: Path, timeout_s: float) -> int:
             if process.poll() is None:
                 process.kill()
     if code < 0:
-        say(f"Reproduced: the worker was killed by {signal.Signals(-code).name}.")
+        say(f"The failure is reproduced: the worker was killed by {signal.Signals(-code).name}.")
         return 3
     return code
 

@@ -96,14 +96,14 @@ def _patch(
     }
     given = {key: value for key, value in named.items() if value is not None}
     if off and given:
-        raise UsageError("--off keeps every version: leave out --keep-last, --max-age and --sleeping.")
+        raise UsageError("--off keeps every version. Leave out --keep-last, --max-age and --sleeping.")
     return {"keep_last": None, "max_age_days": None, "sleeping": None} if off else given or None
 
 
 def _shown(policy: dict[str, Any]) -> str:
     keep, days = policy.get("keep_last"), policy.get("max_age_days")
     if keep is None and days is None:
-        return "Every version is kept: the model has no retention."
+        return "Every version is kept, because the model has no retention."
     parts = [f"the newest {keep} versions"] if keep is not None else []
     parts += [f"versions of the last {days:g} days"] if days is not None else []
     return f"Kept: {' and '.join(parts)}, and versions in use."

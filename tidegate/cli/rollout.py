@@ -113,7 +113,7 @@ def weights(shares: Sequence[str]) -> dict[str, int]:
     whole = {key: int((share * scale).to_integral_value()) for key, share in found.items()}
     lost = [key for key, share in found.items() if share and not whole[key]]
     if lost:
-        raise UsageError(f"The share of {', '.join(lost)} is too small: give at least 0.01.")
+        raise UsageError(f"The share of {', '.join(lost)} is too small. Give at least 0.01.")
     return whole
 
 

@@ -219,7 +219,7 @@ def systemctl(system: bool, *arguments: str) -> str:
 
 def _account(run_as: str | None, state: Path) -> pwd.struct_passwd:
     if os.geteuid() != 0:
-        raise UsageError("A unit for the whole machine needs root: use sudo, or --user.")
+        raise UsageError("A unit for the whole machine needs root. Use sudo, or --user.")
     try:
         if run_as is not None:
             return pwd.getpwnam(run_as)

@@ -24,7 +24,10 @@ def shadow(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")],
     stop: Annotated[bool, typer.Option("--stop", help="End the shadow traffic.")] = False,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Wait for a verdict. Exit code 4: it is not `agrees`.")
+        bool,
+        typer.Option(
+            "--wait/--no-wait", help="Wait for a verdict. Exit code 4: the verdict is not `agrees`."
+        ),
     ] = False,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="How long to wait.")] = "10m",
     json: Json = False,

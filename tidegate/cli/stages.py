@@ -23,7 +23,9 @@ def stages(
             "--set", metavar="FILE.yaml", help="Set the stages and `serve_from`: docs/catalogue.md."
         ),
     ] = None,
-    off: Annotated[bool, typer.Option("--off", help="Remove the stages: any version may serve.")] = False,
+    off: Annotated[
+        bool, typer.Option("--off", help="Remove the stages, so that any version may serve.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show or set the stages of a model, and what a version needs to enter each. Setting requires `admin`.
@@ -56,7 +58,9 @@ def stages(
         for stage in policy["stages"]
     ]
     columns = ("stage", "approvals", "scope", "verified", "checks", "serves")
-    empty = f"{name} has no stages: any version may serve. Set them: tidegate stages {name} --set FILE.yaml"
+    empty = (
+        f"{name} has no stages, so any version may serve. Set them: tidegate stages {name} --set FILE.yaml"
+    )
     shown = {key: policy[key] for key in ("stages", "serve_from")}
     output.show(shown, json, lambda: output.table(rows, columns, empty))
 

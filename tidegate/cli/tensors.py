@@ -60,7 +60,7 @@ def save(outputs: Mapping[str, Array], path: Path) -> None:
                 np.save(path, next(iter(plain.values())))
             case ".npy":
                 raise UsageError(
-                    f"A .npy file holds one array, but there are {len(plain)}: use .npz or --select."
+                    f"A .npy file holds one array, but there are {len(plain)}. Use .npz or --select."
                 )
             case ".json":
                 nested = {name: array.tolist() for name, array in outputs.items()}

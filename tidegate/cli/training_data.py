@@ -34,7 +34,7 @@ def baseline_of(path: Path, signature: Doc | None) -> Doc:
     """
     reader = {".csv": _csv, ".npz": _npz, ".parquet": _parquet}.get(path.suffix.lower())
     if reader is None:
-        raise UsageError(f"{path}: a baseline is a file with the ending .csv, .npz or .parquet.")
+        raise UsageError(f"{path}: the baseline's file must end with .csv, .npz or .parquet.")
     try:
         columns = reader(path, signature)
     except (OSError, ValueError) as error:

@@ -246,5 +246,5 @@ def _writable(path: Path) -> Path:
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path}: the picture's name must end with .png.")
     if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"{path}: no file can be written there.")
+        raise UsageError(f"{path} cannot be written. Name another file.")
     return path

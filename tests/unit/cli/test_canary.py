@@ -21,7 +21,7 @@ def test_waiting_without_a_rollout_says_how_to_start_one(plane: Any, tidegate: A
     ("options", "told"),
     [
         (["--to", "v2", "--pause"], "without --to"),
-        (["--pause", "--resume"], "use one of them"),
+        (["--pause", "--resume"], "Use one of them"),
         (["--to", "v2", "--ab", "--rate", "20"], "--ab needs --to VERSION, and accepts only"),
         (["--to", "v2", "--shadow", "--direction", "down"], "--shadow has no steps"),
     ],

@@ -87,7 +87,7 @@ def test_a_retention_in_words_and_as_a_change():
     assert change(None, None, None, off=False) is None
     assert change(3, "90d", None, off=False) == {"keep_last": 3, "max_age_days": 90}
     assert change(None, None, None, off=True) == {"keep_last": None, "max_age_days": None, "sleeping": None}
-    with pytest.raises(UsageError, match="leave out --keep-last"):
+    with pytest.raises(UsageError, match="Leave out --keep-last"):
         change(3, None, None, off=True)
     words = retention._shown
     assert words({"keep_last": None, "max_age_days": None}).startswith("Every version is kept")

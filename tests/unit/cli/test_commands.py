@@ -113,7 +113,7 @@ def test_deploy_says_new_things_of_a_known_version(deployable: Any, tidegate: An
         ("m.pt", b"m", (), "Give --signature FILE.json"),
         ("m.onnx", b"m", ("--requirements", "none.txt"), "none.txt: No such file"),
         ("m.onnx", b"m", ("--signature", "none.json"), "none.json: No such file"),
-        ("m.onnx", b"m", ("--max-loss", "1%"), "add --precision auto or int8"),
+        ("m.onnx", b"m", ("--max-loss", "1%"), "Add --precision auto or int8"),
     ],
 )
 def test_deploy_refuses_before_it_calls_anything(

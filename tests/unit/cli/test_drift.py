@@ -56,7 +56,7 @@ def test_an_npz_has_the_inputs_as_arrays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data.txt", "a", "ending .csv, .npz or .parquet"),
+        ("data.txt", "a", "end with .csv, .npz or .parquet"),
         ("data.csv", "a\n1\n", "the same number of columns in that order"),
         ("data.csv", "x[0],x[1]\n1\n", "line 2 has 1 cells"),
         ("data.csv", "x[0]\n", "no rows"),

@@ -49,7 +49,7 @@ def test_adapters_are_packed_beside_the_model(tmp_path: Path):
     name, kind, names = contents(at / "m.gguf", {"tone": at / "my.gguf", "law": at / "peft"})
     assert (name, kind) == ("m.gguf.tar", "llm")
     assert names == ["adapters/law/adapter_config.json", "adapters/tone.gguf", "m.gguf"]
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="does not exist"):
         contents(at / "m.gguf", {"x": at / "missing.gguf"})
 
 

@@ -81,7 +81,7 @@ def test_a_wish_that_cannot_be_met_says_what_to_add(tmp_path: Path):
         Wish("int4", data, 0.01).check(data)
     with pytest.raises(UsageError, match="only ONNX"):
         Wish("int8", data, 0.01).check(tmp_path / "m.pt")
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="does not exist"):
         Wish("int8", tmp_path / "no.npz", 0.01).check(data)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tidegate.kernel.protocol.mlflow_requirements import name_of
 
-# Packages by the module that they provide. Containers of other systems have them; the models' environment
-# lacks them.
+# Packages by the module that they provide. Containers of other systems have these packages, but the
+# models' environment does not.
 _PACKAGES = {
     "torch": "torch", "torchvision": "torchvision", "torchaudio": "torchaudio",
     "transformers": "transformers",

@@ -40,7 +40,7 @@ class TrackingServer:
         found = address or environment.get("MLFLOW_TRACKING_URI") or ""
         if urlsplit(found).scheme not in ("http", "https"):
             raise UsageError(
-                "models:/ and runs:/ need the address of a tracking server: set MLFLOW_TRACKING_URI, or add "
+                "models:/ and runs:/ need the address of a tracking server. Set MLFLOW_TRACKING_URI, or add "
                 "--tracking-uri http://HOST:5000. A folder on this machine needs none: tidegate import "
                 "mlflow DIR"
             )

@@ -89,7 +89,7 @@ def _handler(plan: ImportPlan, home: Path, stated: str) -> tuple[str, str, tuple
 
 
 def _inside(home: Path, name: Any) -> Path:
-    """Return the path of a file that the manifest names. Raise UsageError if it leaves the archive."""
+    """Return the path of a file that the manifest names. Raise UsageError for one outside of the archive."""
     try:
         return home / safe_path(str(name))
     except Unsafe:

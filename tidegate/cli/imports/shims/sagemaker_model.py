@@ -52,7 +52,7 @@ def decoded(body, content_type):
     if kind == NPY:
         return np.load(io.BytesIO(body), allow_pickle=False)
     raise ValueError(
-        f"content type {kind!r} is not supported without an input_fn: send {JSON}, {CSV} or {NPY}"
+        f"content type {kind!r} is not supported without an input_fn; send {JSON}, {CSV} or {NPY}"
     )
 
 

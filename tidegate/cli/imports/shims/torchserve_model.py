@@ -41,7 +41,7 @@ class Model:
         results = self._handle([{"body": received(body, content_type)}], self._context)
         if results is None or len(results) != 1:
             raise ValueError(
-                f"the handler got one request and returned {results!r:.80}: return a list of one"
+                f"the handler got one request and returned {results!r:.80}; expected a list with one result"
             )
         (found,) = results
         if isinstance(found, (bytes, bytearray)):
