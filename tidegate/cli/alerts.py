@@ -101,7 +101,7 @@ def unsilence(
 @alerts.command("test")
 def try_receivers(
     receiver: Annotated[
-        str | None, typer.Argument(metavar="[RECEIVER]", help="One receiver; default: all of them.")
+        str | None, typer.Argument(metavar="[RECEIVER]", help="One receiver; default: all.")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -38,7 +38,7 @@ def set_(
         typer.Option(
             min=0,
             metavar="N",
-            help=("Change the alias only if it is this version now; 0: only if it does not exist."),
+            help=("Change the alias only if it points to this version now; 0: only if it does not exist."),
         ),
     ] = None,
     json: Json = False,

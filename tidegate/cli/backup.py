@@ -63,7 +63,7 @@ def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Made by `tidegate backup`.")],
     into: Annotated[
         Path | None,
-        typer.Option("--into", metavar="DIR", help="State folder; default: the one in the settings."),
+        typer.Option("--into", metavar="DIR", help="The state folder; default: the folder in the settings."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Stop a running stack, and move its data aside.")

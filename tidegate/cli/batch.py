@@ -26,7 +26,9 @@ PIECE = 2**20
 def batch(
     file: Annotated[
         str,
-        typer.Argument(metavar="FILE|ID", help="Requests, one JSON object per line; or a batch's id."),
+        typer.Argument(
+            metavar="FILE|ID", help="A file of requests, one JSON object per line; or the id of a batch."
+        ),
     ],
     model: Annotated[str | None, typer.Option(help="The endpoint for lines that name none.")] = None,
     version: Annotated[str | None, typer.Option(help="The version for lines that name none.")] = None,
@@ -54,7 +56,7 @@ def batch(
         path = f"/v1/batches/{file}"
         found = service.delete(path) if cancel else service.get(path)
     elif cancel:
-        raise UsageError("--cancel takes the id of a batch.")
+        raise UsageError("--cancel needs the id of a batch, not a file.")
     else:
         found = _create(service, Path(file), model, version, priority, ttl)
         output.say(f"batch {found['id']}: {found['lines']} lines")

@@ -63,7 +63,7 @@ def bench(
         bool,
         typer.Option(
             "--ignore-eos",
-            help="Make every answer --answer-tokens long (llama.cpp, vLLM).",
+            help="Continue each answer up to --answer-tokens (llama.cpp, vLLM).",
             rich_help_panel=_REQUEST,
         ),
     ] = False,
@@ -96,7 +96,7 @@ def bench(
     ] = None,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="Longest time for a whole answer.")] = "10m",
     seed: Annotated[
-        int | None, typer.Option(help="A run with an earlier run's seed has its words and arrival times.")
+        int | None, typer.Option(help="Seed of the words and arrival times. The same seed repeats a run.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -159,7 +159,7 @@ def _lines(file: Path | None) -> list[str]:
         return []
     found = [line for line in read_lines(file) if line.strip()]
     if not found:
-        raise UsageError(f"{file} has no prompt. Write one in each line.")
+        raise UsageError(f"{file} has no prompt. Write one prompt in each line.")
     return found
 
 

@@ -201,7 +201,8 @@ def promote(name: Endpoint, json: Json = False) -> None:
         output.show(found, json, lambda: output.line(f"{promoted} gets all traffic of {name}", style="bold"))
     if not settled:
         output.say(
-            f"The present version serves until {promoted} has a ready replica: `tidegate traffic {name}`"
+            f"The present version serves until {promoted} has a ready replica. "
+            f"Follow it: tidegate traffic {name}"
         )
 
 

@@ -90,7 +90,7 @@ def costs(
 
 
 def _add_names(plane: Control, found: Mapping[str, Any]) -> None:
-    """Add the names of keys. If the caller has no right to list keys, ids stay."""
+    """Add the names of keys. If the caller has no right to list keys, the ids stay."""
     try:
         names = {each["id"]: each["name"] for each in plane.registry.items("/v1/keys", all="true")}
     except TidegateError:

@@ -123,7 +123,9 @@ def deploy(
     ] = None,
     slots: Annotated[
         int | None,
-        typer.Option(min=1, help="Requests that a replica works on at the same time.", rich_help_panel=_LLM),
+        typer.Option(
+            min=1, help="Number of requests that a replica runs concurrently.", rich_help_panel=_LLM
+        ),
     ] = None,
     context: Annotated[
         int | None,
@@ -333,7 +335,7 @@ def deploy(
         bool,
         typer.Option(
             "--traffic/--no-traffic",
-            help="--no-traffic: only start the version. Later, `tidegate split` sends traffic to it.",
+            help="--no-traffic: only start the version. Later, `tidegate split` sends it traffic.",
             rich_help_panel=_ROLL,
         ),
     ] = True,

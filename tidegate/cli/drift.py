@@ -95,7 +95,7 @@ def rebased(changed: Mapping[str, Any]) -> str:
     """Describe which versions get a new baseline."""
     names = [f"{each['model']} version {each['version']}" for each in changed["versions"]]
     if not names:
-        return "Nothing was changed: every version has a training baseline."
+        return "Nothing was changed, because every version has a training baseline."
     return f"The next window is the new baseline of {', '.join(names)}."
 
 

@@ -27,7 +27,7 @@ SHADES = " .:-=+*#%@"
 
 
 class ExampleFailed(TidegateError):
-    """The training failed, or the answer was wrong."""
+    """An error of the example: the training failed, or the answer was wrong."""
 
     reason = "example"
 

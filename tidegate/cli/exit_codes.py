@@ -30,7 +30,7 @@ _BY_ERROR: dict[type[errors.TidegateError], int] = {
 
 
 class UsageError(errors.TidegateError):
-    """The command line itself is wrong: an option's value, or a combination of options."""
+    """An error in the command line: a wrong value of an option, or a wrong combination of options."""
 
     reason = "usage"
 

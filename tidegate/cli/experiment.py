@@ -94,7 +94,7 @@ def options_of(
         options["metrics"] = [metric_of(text) for text in metrics]
     if unit is not None:
         if (sticky := parse_sticky(unit)) is None:
-            raise UsageError("--unit: an experiment needs a unit: header:NAME, parameter:NAME or key.")
+            raise UsageError("An experiment needs a unit. Write --unit header:NAME, parameter:NAME or key.")
         options["sticky"] = sticky
     if samples is not None:
         options["samples"] = samples

@@ -107,7 +107,7 @@ def lines_of(file: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def summary_of(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the counts of all items, and the refused ones."""
+    """Return the number of items by status, and the refused items as ``problems``."""
     refused = [item for item in items if item["status"] not in ("accepted", "duplicate")]
     return {
         "accepted": sum(item["status"] == "accepted" for item in items),

@@ -92,7 +92,7 @@ class Overview:
             output.table(rows, _DEPLOYMENT)
         elif self.deployments is not None:
             output.line()
-            output.say("Nothing is deployed: `tidegate deploy model.onnx`")
+            output.say("Nothing is deployed. Deploy a model: tidegate deploy model.onnx")
         if self.memory is not None:
             output.line()
             show_memory(self.memory)
@@ -122,7 +122,7 @@ class Overview:
 MODEL_DIED = "model died"
 REMEMBERED_S = 600.0
 _SERVICE = ("service", "state", "where", "detail")
-_ENDPOINT = ("endpoint", "targets", "serves until they are ready")
+_ENDPOINT = ("endpoint", "targets", "serves until the targets are ready")
 _DEPLOYMENT = (
     "deployment", "model", "state", "ready", "desired", "runs on", "queue", "in/s", "detail"
 )  # fmt: skip

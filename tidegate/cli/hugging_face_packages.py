@@ -8,7 +8,7 @@ from pathlib import Path
 from tidegate.kernel.protocol.hugging_face_task import CONFIG, ONNX, task_of_config
 
 _SKIPPED = {"__pycache__", ".git", ".DS_Store", ".cache", ".gitattributes"}
-# Other copies of the weights. With safetensors or an ONNX file, Tidegate does not read them.
+# Other copies of the weights. Tidegate does not read them if there are safetensors or an ONNX file.
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _OTHERS = (".h5", ".msgpack", ".ot", ".tflite", ".mlmodel", ".xml")
 

@@ -1,4 +1,4 @@
-"""Handle the signals of commands that clean up. After Ctrl-C or SIGTERM they clean up, and then exit."""
+"""Let a command clean up after Ctrl-C or SIGTERM, and then exit."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ async def _run(plan: LlmLoadPlan) -> tuple[LlmFigures, bool]:
         load.stop()
 
     loop = asyncio.get_running_loop()
-    with suppress(NotImplementedError):  # Windows has no signal handlers
+    with suppress(NotImplementedError):  # not supported on Windows
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
     showing = asyncio.create_task(_show(load))

@@ -42,7 +42,7 @@ def scale(
     if (replicas is None) == (not auto):
         raise UsageError("Give either a number of replicas or --auto.")
     if auto and (ttl or force):
-        raise UsageError("--for and --force need a number of replicas: tidegate scale NAME N")
+        raise UsageError("--for and --force need a number of replicas. Write tidegate scale NAME N")
     plane = control()
     deployment = plane.deployment_of(name)
     path = f"/v1/deployments/{part(deployment)}/replicas"

@@ -76,7 +76,7 @@ MetadataFile = Annotated[
     typer.Option(
         "--metadata",
         metavar="FILE",
-        help="Read metadata from a JSON or YAML file; the options below override it.",
+        help="Read metadata from a JSON or YAML file; the options below override its values.",
         rich_help_panel=PANEL,
     ),
 ]

@@ -51,7 +51,7 @@ def described(address: str, credential: str | None) -> tuple[dict[str, Any], boo
     try:
         most = int(_get(f"{address}/config", secret)["max_batch_size"])
     except (OSError, ValueError, KeyError, TypeError):
-        most = 0  # only Triton has this path; the shapes of other servers are used unchanged
+        most = 0  # Only Triton has this path. The shapes of other servers are used unchanged.
     try:
         signature = signature_of(model, most)
     except (KeyError, TypeError) as problem:
@@ -105,7 +105,7 @@ def oip_request(
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A handler that raises HTTPError for a redirect."""
+    """A handler of redirects that lets urllib raise HTTPError."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         """Return None, so that the redirect is not followed."""

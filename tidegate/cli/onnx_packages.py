@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 def model_in(path: Path) -> Path | None:
     """Return the ONNX file to pack with its external data; None: pack the path in another way.
 
-    The path is an ONNX file with such data, or a folder with one ONNX file that is not another kind of model.
+    The path is an ONNX file with external data, or a folder with one ONNX file and no other kind of model.
     """
     if not path.is_dir():
         return path if path.suffix.lower() == ".onnx" and path.is_file() and external_files(path) else None
@@ -57,7 +57,9 @@ def _inside(model: Path, location: str) -> PurePosixPath:
             "weights, save the model again with another location."
         )
     if not (model.parent / path).is_file():
-        raise UsageError(f"{model} keeps weights in {location[:80]!r}, which is missing. Copy it there.")
+        raise UsageError(
+            f"{model} keeps weights in {location[:80]!r}, which is missing. Copy this file to its place."
+        )
     return path
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class StackFailed(TidegateError):
-    """The embedded stack did not start or stop. The message says what to do."""
+    """An error at the start or stop of the stack. The message says what to do."""
 
     reason = "stack"
 

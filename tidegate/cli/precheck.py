@@ -78,11 +78,11 @@ def _check_functions(tree: ast.Module, given: Doc | None) -> None:
 
 
 def check_there(control: Control, package: Package, request: DeployRequest, body: Doc) -> list[str]:
-    """Let the registry check the version and its Deployment. Return its warnings; its errors are raised."""
+    """Let the registry check the version and its Deployment. Return warnings, and raise errors."""
     asked = body | {"size": package.size, "deployment": request.options, "endpoint": request.name}
     try:
         found = control.registry.post(f"/v1/models/{part(request.name)}/check", asked, REGISTER_TIMEOUT_S)
-    except NotFound:  # a registry of an earlier release, which has no such route
+    except NotFound:  # a registry of an earlier release has no such route
         return []
     return list(found.get("warnings", ()))
 

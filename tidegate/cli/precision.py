@@ -53,7 +53,7 @@ class Wish:
             if not file.is_file():
                 raise UsageError(f"{file} does not exist.")
         if path.suffix.lower() != ".onnx":
-            raise UsageError(f"{path} is not an .onnx file: only ONNX models can be quantised.")
+            raise UsageError(f"{path} is not an .onnx file, and only ONNX models can be quantised.")
         return self.samples
 
 
@@ -165,7 +165,7 @@ def quantised(path: Path, wish: Wish, steps: Steps) -> Iterator[Quantised]:
 
 
 def _runtime() -> Path:
-    """Return the folder with the models' environment. It is also found if no stack exists."""
+    """Return the folder with the models' environment, also if no stack exists."""
     try:
         return api.settings().runtime_path
     except TidegateError:
@@ -233,7 +233,7 @@ def sibling_metadata(found: Quantised, parent: str, metadata: dict[str, Any]) ->
 def registered_smaller(
     control: Control, request: DeployRequest, wish: Wish, steps: Steps
 ) -> tuple[Doc, Quantised]:
-    """Study a model. Register it, and its smaller version if one was chosen. Return the version to serve.
+    """Study a model. Register the model and the smaller version, if one was chosen. Return what to serve.
 
     Nothing is registered if the study fails. Raise UsageError, StudyFailed, and the errors of registration.
     """

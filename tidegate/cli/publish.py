@@ -245,7 +245,7 @@ def _check_still_ours(deployment: str, endpoint: Doc) -> None:
         return
     raise Conflict(
         f"{deployment} is registered but gets no traffic, because another deploy has pointed endpoint "
-        f"{endpoint['name']} to {', '.join(targets)}. To serve yours, deploy it again."
+        f"{endpoint['name']} to {', '.join(targets)}. To serve {deployment}, deploy it again."
     )
 
 

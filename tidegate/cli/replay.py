@@ -137,7 +137,7 @@ def replay(
 
 
 def variation(text: str) -> dict[str, Any]:
-    """Parse ``FIELD=VALUE;FIELD=VALUE`` as a policy. The text is its name. Raise UsageError."""
+    """Parse ``FIELD=VALUE;FIELD=VALUE`` as a policy. The text becomes the policy's name. Raise UsageError."""
     return {
         "name": text[:80],
         "changes": changes_of([part.strip() for part in text.split(";") if part.strip()]),

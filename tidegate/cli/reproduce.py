@@ -32,7 +32,8 @@ def reproduce(
 ) -> None:
     """Run a dead letter's request again on this machine, in the foreground, apart from all traffic.
 
-    Exit code 0: it was answered; 1: it failed; 3: it killed the model's process, Triton or the worker.
+    Exit code 0: the request was answered; 1: it failed; 3: it killed the model's process, Triton or the
+    worker.
     """
     source_checkout.require("reproduce")
     from tidegate.cli.dead import save

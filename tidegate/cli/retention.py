@@ -17,7 +17,7 @@ _DAY_S = 86_400.0
 def undelete(
     version: Annotated[
         str,
-        typer.Argument(metavar="NAME[@N]", help="A deleted version; NAME: all deleted ones of a model."),
+        typer.Argument(metavar="NAME[@N]", help="A deleted version; NAME: all deleted versions of a model."),
     ],
     json: Json = False,
 ) -> None:
@@ -41,7 +41,7 @@ def retention(
         int | None, typer.Option(min=1, metavar="N", help="Always keep the newest N versions.")
     ] = None,
     max_age: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Delete only versions that are older, such as 90d.")
+        str | None, typer.Option(metavar="TIME", help="Delete only versions older than this, such as 90d.")
     ] = None,
     sleeping: Annotated[
         bool | None,

@@ -65,7 +65,8 @@ def split(
     shares: Annotated[
         list[str],
         typer.Argument(
-            metavar="VERSION=SHARE...", help="v1=90 v2=10; also a deployment's name instead of a version."
+            metavar="VERSION=SHARE...",
+            help="Shares, such as v1=90 v2=10. A deployment's name is allowed instead of a version.",
         ),
     ],
     wait: Wait = True,
@@ -151,7 +152,7 @@ def chosen(endpoint: Doc, held: Sequence[Doc], wanted: Mapping[str, int]) -> lis
                 f"without traffic: tidegate deploy {model} --version {number} --no-traffic"
             )
         if target in (each["deployment"] for each in targets):
-            raise UsageError(f"{key} is {target}, which has a share already.")
+            raise UsageError(f"{key} is {target}, which already has a share. Give each version one share.")
         targets.append({"deployment": target, "weight": weight})
     return targets
 

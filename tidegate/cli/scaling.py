@@ -163,11 +163,11 @@ def cordon(
     drain_: Annotated[bool, typer.Option("--drain", help="Also drain the host's replicas.")] = False,
     json: Json = False,
 ) -> None:
-    """Start no more replicas on a host. Without HOST: list the hosts and their free capacity."""
+    """Start no more replicas on a host. Without HOST, list the hosts and their free capacity."""
     autoscaler = control().autoscaler
     if host is None:
         if off or drain_:
-            raise UsageError("Name the host: `tidegate cordon` lists them.")
+            raise UsageError("Name the host. List the hosts: tidegate cordon")
         items = autoscaler.items("/v1/hosts")
         room = ("cores", "memory_mb", "available_mb")
         rows = [

@@ -77,8 +77,8 @@ def install(
     place = place_of(unit)
     if start and not BOOTED.is_dir():
         raise ServiceFailed(
-            "systemd does not run on this machine, so nothing was installed. `--print` shows the unit, "
-            "`--no-start` only writes and enables it."
+            "systemd does not run on this machine, so nothing was installed. --print shows the unit. "
+            "--no-start only writes and enables it."
         )
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(text_of(unit))
@@ -208,7 +208,7 @@ def systemctl(system: bool, *arguments: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise ServiceFailed(
-            "systemctl is not installed: `tidegate service install --print` shows the unit."
+            "systemctl is not installed. To see the unit: tidegate service install --print"
         ) from None
     if done.returncode:
         shown = f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}"
@@ -232,7 +232,7 @@ def _account(run_as: str | None, state: Path) -> pwd.struct_passwd:
 
 def _require(place: Path) -> None:
     if not place.is_file():
-        raise NotFound(f"There is no {place}: `tidegate service install` writes it.")
+        raise NotFound(f"{place} does not exist. To write it: tidegate service install")
 
 
 def _runs_by_hand() -> bool:

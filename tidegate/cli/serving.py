@@ -205,7 +205,10 @@ def _show_idle(document: Doc) -> None:
         )
         return
     others = " ".join(f"{each['deployment']}=90" for each in endpoint["targets"][:1])
-    output.line(f"It gets no traffic yet: tidegate split {endpoint['name']} {others} {deployment['name']}=10")
+    output.line(
+        f"It gets no traffic yet. To share the traffic: tidegate split {endpoint['name']} {others} "
+        f"{deployment['name']}=10"
+    )
 
 
 def example_data(version: Doc) -> str:

@@ -84,7 +84,7 @@ def read(plane: Control, name: str) -> Doc:
 def options_of(
     rate: float | None, max_per_s: float | None, tolerance: str | None, lasts: str | None, *, wake: bool
 ) -> dict[str, Any]:
-    """Return a shadow's options; raise UsageError. ``lasts``: the time until the last copy."""
+    """Return a shadow's options; raise UsageError. ``lasts``: the time after which the copies end."""
     options: dict[str, Any] = {"wake": wake}
     if rate is not None:
         options["rate"] = rate

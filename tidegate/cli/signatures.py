@@ -107,7 +107,7 @@ def signing_module() -> Any:
         from tidegate.kernel import signing
     except ImportError:
         raise UsageError(
-            "Signing needs the package cryptography: python -m pip install cryptography. "
+            "Signing needs the package cryptography. Run python -m pip install cryptography. "
             "Or sign with `model_signing sign key`."
         ) from None
     return signing

@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.golden import Sample, differences, read_sample
 
 
 class CheckFailed(ModelFailed):
-    """A version did not answer a sample as expected."""
+    """The error of a version that did not answer a sample as expected."""
 
     reason = "check_failed"
 

@@ -10,7 +10,7 @@ from tidegate.cli.exit_codes import UsageError
 
 
 class NeedsSource(UsageError):
-    """The command needs the services, but only the client is installed."""
+    """The error of a command that needs the services, if only the client is installed."""
 
     reason = "needs_source"
 

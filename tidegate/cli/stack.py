@@ -49,9 +49,7 @@ def up(
     ] = False,
     profile: Annotated[
         str | None,
-        typer.Option(
-            help="edge: for a machine with one core and 1 GB. Later starts keep the profile, until `default`."
-        ),
+        typer.Option(help="edge: for one core and 1 GB. Later starts keep the profile; `default` ends it."),
     ] = None,
     json: Json = False,
 ) -> None:

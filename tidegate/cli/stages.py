@@ -20,7 +20,7 @@ def stages(
     set_: Annotated[
         Path | None,
         typer.Option(
-            "--set", metavar="FILE.yaml", help="Set the stages and `serve_from`: docs/catalogue.md."
+            "--set", metavar="FILE.yaml", help="Set the stages and `serve_from` (docs/catalogue.md)."
         ),
     ] = None,
     off: Annotated[
@@ -124,6 +124,8 @@ def _show(version: Doc, view: Doc, json: bool) -> None:
         for lack in view["missing"]:
             output.line(f"For {view['next']}: {lack}.")
         if view["next"] and not view["missing"]:
-            output.line(f"The next stage is {view['next']}: tidegate stage {named} --to {view['next']}")
+            output.line(
+                f"The next stage is {view['next']}. To move it: tidegate stage {named} --to {view['next']}"
+            )
 
     output.show(view, json, human)

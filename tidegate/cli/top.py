@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-# The sort orders of the lines. The user selects one with its key.
+# The sort orders of the lines, by the key that selects each.
 ORDERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
     "r": ("rate", lambda item: -item["rate"]),
     "p": ("p99", lambda item: -(item["p99_ms"] or 0.0)),
@@ -36,7 +36,7 @@ BARS = "▁▂▃▄▅▆▇█"
 POINTS = 20
 # At the start, only this many endpoints have past rates in their bars.
 MOST_FILLED = 50
-# The least terminal width, in characters, at which each of these columns is shown.
+# The terminal width, in characters, from which each of these columns is shown.
 _WIDTHS = {"cost/h": 150, "callers": 140, "drift": 130, "busy": 120, "past": 110, "why": 95}
 
 

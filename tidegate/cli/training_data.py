@@ -70,14 +70,14 @@ def _parquet(path: Path, signature: Doc | None) -> Columns:
         from pyarrow import parquet  # type: ignore[import-not-found]
     except ImportError:
         raise UsageError(
-            "Reading parquet needs the package pyarrow: run `pip install pyarrow`, or give a CSV or npz file."
+            "Reading parquet needs the package pyarrow. Run `pip install pyarrow`, or give a CSV or npz file."
         ) from None
     found = parquet.read_table(path).slice(0, MAX_ROWS)
     return named({name: found[name].to_pylist() for name in found.column_names}, found.num_rows, signature)
 
 
 def _npz(path: Path, signature: Doc | None) -> Columns:
-    """Read one array for each input name. The first axis has the rows."""
+    """Read one array for each input name. The first axis is the row."""
     with np.load(path, allow_pickle=False) as arrays:
         found = {name: arrays[name][:MAX_ROWS] for name in arrays.files}
     known = {each["name"] for each in (signature or {}).get("inputs", ())} | set(_OUTPUTS)

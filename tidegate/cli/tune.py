@@ -76,7 +76,7 @@ def tune(
         ),
     ] = None,
     point_seconds: Annotated[
-        float, typer.Option("--seconds", min=0.1, max=600, help="Seconds of load for each point.")
+        float, typer.Option("--seconds", min=0.1, max=600, help="Seconds of load for each measurement.")
     ] = 2.0,
     limit: Annotated[
         str, typer.Option(metavar="TIME", help="Measure no further setting after this time.")
@@ -242,7 +242,7 @@ def _apply(plane: Control, source: Doc, chosen: Point) -> None:
 
 
 def _writable(path: Path) -> Path:
-    """Return the picture's path. Before the measurement, raise UsageError if it cannot be written."""
+    """Return the picture's path. Raise UsageError now, before the measurement, if it cannot be written."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path}: the picture's name must end with .png.")
     if path.is_dir() or not path.parent.is_dir():

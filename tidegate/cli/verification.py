@@ -22,7 +22,7 @@ def again(control: Control, version: Doc, options: Doc, samples: list[Doc]) -> D
 
 
 def wait_verified(control: Control, version: Doc, timeout_s: float, steps: Steps) -> Doc:
-    """Wait until a version is verified; return it. Raise ModelFailed with Triton's message if it is rejected.
+    """Return a version when it is verified. If it is rejected, raise ModelFailed with Triton's message.
 
     A registry of an earlier release has no verification. In that case return the version unchanged.
     """

@@ -101,7 +101,7 @@ def load(
 ) -> None:
     """Register the version in a file of `tidegate save`. It gets the next number of this stack.
 
-    Nothing is served yet: tidegate deploy NAME --version N.
+    Nothing is served yet. To serve it: tidegate deploy NAME --version N
     Example: tidegate load digits-3.tar --trusted keys/
     """
     with Steps().shown() as steps:
@@ -116,7 +116,7 @@ def load(
 
 
 def named(text: str) -> tuple[str, int | None]:
-    """Return the model and the number of ``NAME@N``; None without a number. Raise UsageError."""
+    """Return model and number of ``NAME@N``; without a number, None for the latest. Raise UsageError."""
     model, at, number = text.partition("@")
     number = number.removeprefix("v")
     if at and not (number.isdecimal() and int(number)):
@@ -154,7 +154,7 @@ def _download(plane: Control, version: Doc, into: IO[bytes], steps: Steps) -> No
 
         plane.registry.download(f"/v1/artifacts/{version['artifact_sha256']}", take)
     if digest.hexdigest() != version["artifact_sha256"]:
-        raise Unavailable("The registry sent other bytes than the registered ones. Try again.")
+        raise Unavailable("The registry sent bytes that differ from the registered ones. Try again.")
     steps.change("download", "done", version["filename"])
 
 

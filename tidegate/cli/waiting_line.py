@@ -20,7 +20,7 @@ POLL_S = 1.0
 
 
 class WaitingLine:
-    """A line with the state of a model, while a request waits longer than ``AFTER_S`` seconds.
+    """A line with the state of a model. It appears if a request waits longer than ``AFTER_S`` seconds.
 
     ``look`` returns the state in words. On a terminal the line disappears with the first output. Elsewhere
     each new state is a new line.

@@ -29,7 +29,7 @@ def plan_of(folder: Path, name: str | None) -> ImportPlan:
                 "Write a Python file that loads the model, and deploy the Python file (docs/models.md)."
             )
         plan.format, plan.options = "llm", {"llm": {"engine": "vllm"}}
-        plan.map(f"architecture {_first(config)}", "format llm, engine vllm: tidegate deploy serves it")
+        plan.map(f"architecture {_first(config)}", "format llm, engine vllm")
         return plan
     files = hugging_face_packages.files_of(folder)
     texts = {

@@ -155,7 +155,7 @@ class TrackingServer:
                 count += 1
                 if count > MAX_FILES:
                     raise UsageError(
-                        f"The model has more than {MAX_FILES} files. Download it (mlflow artifacts "
+                        f"The model has more than {MAX_FILES} files. Download the model (mlflow artifacts "
                         "download), then: tidegate import mlflow DIR"
                     )
                 if each.get("is_dir"):

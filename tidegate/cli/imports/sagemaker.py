@@ -87,7 +87,7 @@ def _file(plan: ImportPlan, home: Path) -> None:
         listed = ", ".join(str(path.relative_to(home)) for path in files[:8]) or "nothing"
         raise UsageError(
             f"{plan.source} has neither code/{ENTRY} nor exactly one model file of a known framework "
-            f"({len(known)} found). Its files: {listed}. Unpack it, and deploy the model's file: "
+            f"({len(known)} found). Its files: {listed}. Unpack the archive, and deploy the model's file: "
             "tidegate deploy FILE --name NAME"
         )
     (path,) = known
@@ -135,7 +135,7 @@ def _only_parent(home: Path, name: str) -> Path:
     found = sorted(path.parent for path in home.rglob(name))
     if len(found) > 1:
         raise UsageError(
-            f"The archive has {len(found)} files called {name}; expected one. Unpack it, and deploy one of "
-            "the folders: tidegate deploy FOLDER --name NAME"
+            f"The archive has {len(found)} files called {name}; expected one. Unpack the archive, and deploy "
+            "one of the folders: tidegate deploy FOLDER --name NAME"
         )
     return found[0]

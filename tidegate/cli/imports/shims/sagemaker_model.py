@@ -90,7 +90,7 @@ def _text(body, content_type):
 
 
 def _called(function, *arguments):
-    """Call a function of the script. Leave out the last argument, the context, if it does not accept it."""
+    """Call a function of the script. Omit the last argument, the context, if the function accepts fewer."""
     parameters = inspect.signature(function).parameters.values()
     if any(each.kind is each.VAR_POSITIONAL for each in parameters):
         return function(*arguments)
