@@ -35,15 +35,10 @@ def deploy(
     ] = None,
     min_replicas: Annotated[
         int | None,
-        typer.Option(
-            "--min",
-            min=0,
-            help="Smallest number of replicas; 0 allows scale to zero.",
-            rich_help_panel=_SCALE,
-        ),
+        typer.Option("--min", min=0, help="Fewest replicas; 0 allows scale to zero.", rich_help_panel=_SCALE),
     ] = None,
     max_replicas: Annotated[
-        int | None, typer.Option("--max", min=1, help="Largest number of replicas.", rich_help_panel=_SCALE)
+        int | None, typer.Option("--max", min=1, help="Most replicas.", rich_help_panel=_SCALE)
     ] = None,
     scale_to_zero_after: Annotated[
         str | None,
@@ -123,9 +118,7 @@ def deploy(
     ] = None,
     slots: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Number of requests that a replica runs concurrently.", rich_help_panel=_LLM
-        ),
+        typer.Option(min=1, help="Number of concurrent requests in a replica.", rich_help_panel=_LLM),
     ] = None,
     context: Annotated[
         int | None,
@@ -187,14 +180,12 @@ def deploy(
     ] = None,
     requests_per_minute: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Most requests per minute that a replica sends to the upstream.", rich_help_panel=_LLM
-        ),
+        typer.Option(min=1, help="Upstream: most requests of a replica per minute.", rich_help_panel=_LLM),
     ] = None,
     tokens_per_minute: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Most tokens per minute between a replica and the upstream.", rich_help_panel=_LLM
+            min=1, help="Upstream: most tokens of a replica per minute, both ways.", rich_help_panel=_LLM
         ),
     ] = None,
     upstream_timeout: Annotated[
