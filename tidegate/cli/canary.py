@@ -41,8 +41,8 @@ def rollout(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Also judge this metric of the feedback, such as score. With --ab: repeatable; write NAME, "
-            "NAME=LABEL, errors or latency, and perhaps :up, :down or a smallest lift (:5%).",
+            help="Also judge this metric of the feedback, such as score. With --ab, repeatable: NAME, "
+            "NAME=LABEL, errors or latency. Add :up, :down or a smallest lift (:5%) if needed.",
         ),
     ] = None,
     direction: Annotated[

@@ -100,7 +100,7 @@ def deploy(
         list[str] | None,
         typer.Option(
             metavar="FIELD",
-            help="An input or output; its values are never kept. Repeatable.",
+            help="Never keep the values of this input or output; repeatable.",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -136,7 +136,7 @@ def deploy(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="An argument for the engine, under the engine's name for it; repeatable.",
+            help="An engine argument, as the engine names it; repeatable.",
             rich_help_panel=_LLM,
         ),
     ] = None,

@@ -21,7 +21,7 @@ class StackFailed(TidegateError):
 
 
 def own(*, starting: bool) -> Settings:
-    """Return the settings of the stack on this machine: those for a start, or those of its last start."""
+    """Return the settings of the stack on this machine, for a start or of its last start."""
     from tidegate.client import started
 
     state = _own_folder(starting=starting)

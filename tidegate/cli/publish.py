@@ -177,7 +177,7 @@ def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[flo
     if endpoint["previous"]:
         return Look("starting", "a replica is ready; traffic moves to it now")
     if (current := conditions.get("Current")) is not None and not current["ok"]:
-        # The same version with other options: its replicas are replaced one by one.
+        # The options of this version have changed, so its replicas are replaced one by one.
         return Look("starting", (loaded["message"] if loaded and failing else "") or current["message"])
     return Look("ready", f"{status['ready']} ready")
 

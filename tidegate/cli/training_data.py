@@ -77,7 +77,7 @@ def _parquet(path: Path, signature: Doc | None) -> Columns:
 
 
 def _npz(path: Path, signature: Doc | None) -> Columns:
-    """Read one array for each input name. The first axis is the row."""
+    """Read one array for each input name. The rows are along the first axis."""
     with np.load(path, allow_pickle=False) as arrays:
         found = {name: arrays[name][:MAX_ROWS] for name in arrays.files}
     known = {each["name"] for each in (signature or {}).get("inputs", ())} | set(_OUTPUTS)

@@ -272,7 +272,7 @@ def _document(texts: dict[str, bytes], name: str, file: Path) -> Any:
         return orjson.loads(texts[name])
     except (KeyError, orjson.JSONDecodeError):
         raise UsageError(
-            f"{file} has no {name} that can be read. Copy the file again, or save the version again."
+            f"{name} in {file} is missing or unreadable. Copy the file again, or save the version again."
         ) from None
 
 

@@ -103,8 +103,7 @@ def _leave(plan: ImportPlan, model: dict[str, Any], home: Path) -> None:
     if model.get("configFile") or (home / "model-config.yaml").exists():
         plan.leave(
             "model-config.yaml",
-            "workers, batches and timeouts are options of the Deployment: tidegate deploy --instances, "
-            "--max-batch",
+            "set these options in Tidegate: tidegate deploy --instances, --max-batch",
         )
     plan.leave(
         "batches", "the handler gets one request at a time; --instances N runs N handlers at the same time"
