@@ -190,7 +190,8 @@ class Service:
             yield
         except httpx.ReadTimeout:
             raise DeadlinePassed(
-                f"The {self.name} at {self.url} did not answer in time. Try again; see its log: tidegate logs"
+                f"The {self.name} at {self.url} did not answer in time. "
+                f"Try again, or see its log: tidegate logs {self.name}"
             ) from None
         except httpx.HTTPError as error:
             raise unreachable(self.name, self.url) from error

@@ -94,7 +94,7 @@ def rollout(
         str | None, typer.Option("--for", metavar="TIME", help="Shadow: end the copies after this time.")
     ] = None,
     wake: Annotated[
-        bool, typer.Option("--wake", help="Shadow: let copies start a sleeping replica.")
+        bool, typer.Option("--wake", help="Shadow: let copies wake a sleeping deployment.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the rollout has ended.")] = False,
     plot: Annotated[

@@ -106,7 +106,7 @@ def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[lis
 
 
 def _before_rollout(endpoint: Fields) -> Fields:
-    """Return an endpoint with the targets that it had before its rollout. Leave out a rollout that ended."""
+    """Return an endpoint with its targets before a running rollout, and the canary. Omit an ended rollout."""
     rollout = endpoint.get("rollout")
     if rollout is None:
         return endpoint

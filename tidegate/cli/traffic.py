@@ -40,8 +40,8 @@ def traffic(
         str | None,
         typer.Option(
             metavar="POLICY",
-            help="Share of a target without a ready replica. wake: it waits, unless none can start; "
-            "others: it goes to the other targets; fail: the target always keeps it.",
+            help="Share of a target without a ready replica. wake: its requests wait, unless no replica can "
+            "start; others: the other targets get the share; fail: the target always keeps it.",
         ),
     ] = None,
     feedback: Annotated[
