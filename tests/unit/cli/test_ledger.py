@@ -41,7 +41,7 @@ def test_a_lost_job_is_an_error(plane: Any, tidegate: Any) -> None:
     code, out, err = tidegate("ledger")
     assert code == 1
     assert "unaccounted  2" in out
-    assert "lacks 2 messages" in err
+    assert "missing in the last count: 2 messages" in err
 
 
 def test_an_unknown_ledger(plane: Any, tidegate: Any) -> None:

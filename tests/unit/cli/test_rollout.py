@@ -90,7 +90,7 @@ def test_a_version_without_a_deployment_is_told_with_the_command_that_makes_one(
         refused.value
     )
     assert "tidegate deploy digits --version 3 --no-traffic" in str(refused.value)
-    with pytest.raises(UsageError, match="2 is digits-v2, which has a share already"):
+    with pytest.raises(UsageError, match="2 is digits-v2, which already has a share"):
         chosen(ENDPOINT, HELD, {"v2": 90, "2": 10})
 
 

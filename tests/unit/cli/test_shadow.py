@@ -70,7 +70,7 @@ def test_the_page_names_what_to_do_next(capsys):
         "Use --wake, or start one: tidegate scale digits-v2 1",
         "85.71% of 7",
         "100.00% of 14",
-        "edit distance 25.0% of the others",
+        "edit distance of the others 25.0%",
         "copies        1.5",
         "differs: request r1, y: 1 of 2 values differ",
     ):
