@@ -134,7 +134,7 @@ def decode_response(body: bytes, head_length: int | None) -> tuple[dict[str, Any
     view = memoryview(body)
     end = len(view) if head_length is None else head_length
     if end > len(view):
-        raise ValueError(f"the head should be {end} bytes, the body has {len(view)}")
+        raise ValueError(f"the head should have {end} bytes, but the whole body has {len(view)}")
     head = orjson.loads(view[:end])
     if not isinstance(head, dict):
         raise ValueError("the head is not a JSON object")
@@ -150,7 +150,7 @@ def decode_response(body: bytes, head_length: int | None) -> tuple[dict[str, Any
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"an output is malformed: {error!r}") from None
     if end != len(view):
-        raise ValueError(f"{len(view) - end} bytes are left over after the last output")
+        raise ValueError(f"the body has {len(view) - end} bytes after the last output; expected none")
     return head, arrays
 
 

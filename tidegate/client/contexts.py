@@ -105,7 +105,9 @@ def read(folder: Path | None = None) -> Contexts:
     except OSError as error:
         raise BadRequest(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadRequest(f"{path} is not a file of contexts. Move it away, then add them again.") from None
+        raise BadRequest(
+            f"{path} is not a file of contexts. Move it away, then add your contexts again."
+        ) from None
 
 
 def write(contexts: Contexts, folder: Path | None = None) -> Path:

@@ -146,7 +146,7 @@ class Uploading:
         except NotFound:  # the upload has expired, so open a new one
             return (yield from self._open())
         if later["offset"] == offset:
-            raise BadAnswer(f"The registry has stored nothing of a part of {len(part)} bytes at {offset}.")
+            raise BadAnswer(f"The registry stored none of the {len(part)} bytes sent at offset {offset}.")
         return later
 
     def _send(

@@ -47,7 +47,7 @@ class PriceFile:
             self._prices = read_prices(path)
         except BadRequest as error:
             self._prices = PriceList()
-            self._fail(f"{error.message} The default prices count.")
+            self._fail(f"{error.message} The default prices are used.")
 
     @property
     def path(self) -> Path | None:
@@ -62,7 +62,7 @@ class PriceFile:
             try:
                 self._prices, self.problem = read_prices(self._path), None
             except BadRequest as error:
-                self._fail(f"{error.message} The former prices count.")
+                self._fail(f"{error.message} The prices from before the change are still used.")
         return self._prices
 
     def _fail(self, problem: str) -> None:

@@ -107,7 +107,7 @@ def mismatch(signed: Files, artifact: Path, sha256: str) -> str:
     if not archives.is_archive(artifact):
         return difference(signed, {ONE_FILE: sha256})
     if signed.keys() == {ONE_FILE}:
-        return "one file is signed, and the model is another file, or an archive of several"
+        return "the signature is for one file, but the model is another file or an archive of several files"
     return difference(signed, digests_of(artifact))
 
 

@@ -77,7 +77,7 @@ def choose(
         else:
             reasons[each.name] = reason
     if not able:
-        return Choice(ORIGINAL, {ORIGINAL: "kept: every recipe was refused", **reasons})
+        return Choice(ORIGINAL, {ORIGINAL: "kept, because every recipe was refused", **reasons})
     quickest = min(each.ms or 0.0 for each in able) * SAME_MS
     best = min(
         (each for each in able if (each.ms or 0.0) <= quickest),
@@ -88,7 +88,10 @@ def choose(
         for each in able
         if each is not best
     }
-    kept = {ORIGINAL: "the original", best.name: f"chosen: the fastest within a loss of {percent(max_loss)}"}
+    kept = {
+        ORIGINAL: "the original",
+        best.name: f"chosen as the fastest with a loss of at most {percent(max_loss)}",
+    }
     return Choice(best.name, {**kept, **reasons, **slower})
 
 

@@ -98,23 +98,26 @@ def dynamic(*, per_channel: bool) -> Callable[[Path, Path, Samples], None]:
 
 RECIPES = (
     Recipe(
-        "qdq-reduced", "static, per channel, weights of 7 bits", False,
+        "qdq-reduced", "static ranges, per channel, weights of 7 bits", False,
         static(per_channel=True, reduce_range=True),
     ),
     Recipe(
-        "qdq-products", "the same, only convolutions and products of matrices", False,
+        "qdq-products", "the same, but only convolutions and matrix products", False,
         static(per_channel=True, reduce_range=True, only=("Conv", "MatMul", "Gemm")),
     ),
     Recipe(
-        "qdq-full", "static, per channel, weights of 8 bits", True,
+        "qdq-full", "static ranges, per channel, weights of 8 bits", True,
         static(per_channel=True, reduce_range=False),
     ),
     Recipe(
-        "qdq-u8u8", "static, unsigned weights", False,
+        "qdq-u8u8", "static ranges, unsigned weights", False,
         static(per_channel=False, reduce_range=False, unsigned=True),
     ),
-    Recipe("dynamic", "ranges at each call, per tensor", True, dynamic(per_channel=False)),
-    Recipe("dynamic-per-channel", "ranges at each call, per channel", True, dynamic(per_channel=True)),
+    Recipe("dynamic", "ranges computed at each call, per tensor", True, dynamic(per_channel=False)),
+    Recipe(
+        "dynamic-per-channel", "ranges computed at each call, per channel", True,
+        dynamic(per_channel=True),
+    ),
 )  # fmt: skip
 
 
@@ -192,7 +195,7 @@ def read_samples(path: Path, session: Any, label_name: str | None) -> Samples:
     fixed = [each.shape[0] for each in expected.values() if each.shape and isinstance(each.shape[0], int)]
     batch = fixed[0] if fixed else max(1, min(BATCH, rows // 2))
     if rows < batch or rows == 0:
-        raise Problem(f"The samples have {rows} rows, but a call of the model takes {batch}. Add more rows.")
+        raise Problem(f"The samples have {rows} rows, but a call of the model needs {batch}. Add rows.")
     outputs = {each.name for each in session.get_outputs()}
     names = [label_name] if label_name else [n for n in LABELS if n not in expected and n not in outputs]
     name = next((each for each in names if each in arrays), None)
@@ -323,8 +326,8 @@ def check_operators(model: Path) -> None:
     operators = {node.op_type for node in onnx.load(str(model), load_external_data=False).graph.node}
     if not operators & QUANTISABLE:
         raise Problem(
-            f"The model has no operator that int8 makes faster ({', '.join(sorted(operators)[:6])}): only "
-            "convolutions and products of matrices gain from it. Deploy it without --precision."
+            f"The model has no operator that int8 makes faster ({', '.join(sorted(operators)[:6])}); "
+            "expected convolutions or matrix products. Deploy the model without --precision."
         )
 
 

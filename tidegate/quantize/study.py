@@ -80,7 +80,7 @@ def python_of(runtime: Path, own: str = sys.executable) -> str:
             return python
     raise StudyFailed(
         f"Quantisation needs the packages {' and '.join(NEEDED[:2])}, and {runtime / 'model-env'} does not "
-        "have them. On the stack's machine type `make bootstrap`. Elsewhere: `pip install onnx onnxruntime`."
+        "have them. On the stack's machine, type `make bootstrap`; elsewhere `pip install onnx onnxruntime`."
     )
 
 

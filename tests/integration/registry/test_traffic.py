@@ -59,7 +59,7 @@ async def test_rules_and_sticky_keys_are_stored(call):
     assert "a rule names Deployment 'absent', which does not exist" in refused["error"]
     for rule in ({"deployment": "digits-v1"}, {"deployment": "digits-v1", "tenant": "k", "value": "x"}):
         refused = await call("PUT", "/v1/endpoints/digits", {**spec, "rules": [rule]}, status=400)
-        assert "a rule needs a header, or a tenant without a value" in refused["error"]
+        assert "a rule needs a header or a tenant, and a value needs a header" in refused["error"]
 
 
 async def test_a_shadow_is_started_stopped_and_promoted(call):

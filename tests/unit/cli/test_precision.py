@@ -32,7 +32,7 @@ def test_the_fastest_within_the_loss_is_chosen_and_each_other_one_has_a_reason()
     assert found.name == "b"
     assert found.reasons == {
         "fp32": "the original",
-        "b": "chosen: the fastest within a loss of 0.5 %",
+        "b": "chosen as the fastest with a loss of at most 0.5 %",
         "a": "its loss of 3.2 % is above 0.5 %",
         "c": "slower than b",
         "d": "failed: RuntimeError: no",
@@ -43,7 +43,7 @@ def test_the_fastest_within_the_loss_is_chosen_and_each_other_one_has_a_reason()
 def test_int8_is_kept_for_its_size_and_auto_only_for_its_speed():
     slow = [FP32, recipe("a", 11.0, 0.0)]
     assert choose(slow, 0.005, "int8").name == "a"
-    assert choose(slow, 0.005, "auto").reasons["fp32"] == "kept: every recipe was refused"
+    assert choose(slow, 0.005, "auto").reasons["fp32"] == "kept, because every recipe was refused"
     assert not choose([FP32, recipe("a", 1.0, 0.01)], 0.005, "int8").quantised
     assert choose([FP32, recipe("a", 1.0, 0.005)], 0.005, "int8").quantised
     assert not choose([FP32, recipe("a", 1.0, float("nan"))], 0.005, "int8").quantised

@@ -98,7 +98,7 @@ def test_the_number_of_strings_is_limited(monkeypatch):
     monkeypatch.setattr(tensors, "MAX_STRINGS", 3)
     codec.decode(typed("BYTES", "bytes_contents", [b"a"] * 3, (3,)), OPEN)
     codec.decode(raw(pack_strings([b"a"] * 3), datatype="BYTES", shape=(3,)), OPEN)
-    told = "input 'x': 4 elements of BYTES, at most 3 are possible"
+    told = "input 'x': 4 elements of BYTES; the limit is 3"
     assert refused(typed("BYTES", "bytes_contents", [b"a"] * 4, (4,)), OPEN) == told
     assert refused(raw(pack_strings([b"a"] * 4), datatype="BYTES", shape=(4,)), OPEN) == told
 

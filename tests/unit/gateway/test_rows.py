@@ -249,7 +249,7 @@ def test_before_the_signature_is_known_every_content_type_shall_come_again(kind:
         ("text/csv", b"1\n" * (2**19 + 1), "lines"),
         ("text/csv", b"1\n" + b"," * (2**22 + 1), "cells"),
         ("application/jsonlines", b"1\n" * (2**19 + 1), "lines"),
-        ("application/jsonlines", (b"[" + b"[]," * 1000 + b"[]]\n") * 1000, "lists in its JSON"),
+        ("application/jsonlines", (b"[" + b"[]," * 1000 + b"[]]\n") * 1000, "lists; the limit is"),
     ],
 )
 def test_bodies_with_too_many_parts_are_refused_before_they_are_decoded(kind: str, body: bytes, problem: str):

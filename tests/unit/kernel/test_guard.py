@@ -360,7 +360,7 @@ async def test_validation_says_where(client, body, message):
         (
             b"[" * 5000,
             "application/json",
-            "the body is not JSON: it nests lists or objects more than 1,024 deep",
+            "the body is not JSON: it nests lists or objects more than 1,024 levels deep",
         ),
         (
             b'{"number": 1}',

@@ -24,7 +24,7 @@ def test_what_works_as_installed(url: str):
     [
         ("sftp://host/path", f"{sys.executable} -m pip install paramiko"),
         ("box://folder", "pip install boxfs"),
-        ("nonsense://x", "a protocol that is not known"),
+        ("nonsense://x", "an unknown protocol"),
         ("memory://x", "keeps its data in one process"),
         ("https://example.org/x", "cannot be written"),
         ("s3:///x", "names no bucket"),

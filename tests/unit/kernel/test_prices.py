@@ -66,7 +66,7 @@ def test_a_price_file_that_cannot_be_used_stops_nothing(tmp_path):
     path = tmp_path / "prices.yaml"
     file = PriceFile(path)
     assert file.current() == PriceList()
-    assert "The default prices count" in (file.problem or "")
+    assert "The default prices are used" in (file.problem or "")
     path.write_text("core_hour: 2")
     assert (file.current().core_hour, file.problem) == (2, None)
 

@@ -190,10 +190,10 @@ def test_the_sequence_of_a_request(id_):
     ("body", "message"),
     [
         (b"", "the request is not JSON: it is empty"),
-        (b"[" * 5000, "the request is not JSON: it nests lists or objects more than 1,024 deep"),
+        (b"[" * 5000, "the request is not JSON: it nests lists or objects more than 1,024 levels deep"),
         (
             b'{"inputs": 1e400}',
-            "the request is not JSON: a number is larger than 64-bit floating point takes",
+            "the request is not JSON: a number is too large for a 64-bit float",
         ),
         (b"{", "the request is not JSON: "),
         (b"\xff", "the request is not JSON: "),
@@ -282,7 +282,7 @@ CASES: list[tuple[Contract, list[Any], str]] = [
     (SINGLE, [x(data=...)], "Input must set only one of the following fields: 'data', 'binary_data_size'"),
     (SINGLE, [x(data="12")], "Input must set only one of the following fields: 'data', 'binary_data_size'"),
     (SINGLE, [x(data=[1])], "input 'x': shape [1, 2] needs 2 elements, got 1"),
-    (SINGLE, [x(data=[1, "a"])], "input 'x': data is not FP32: element 1 is 'a'; FP32 takes numbers"),
+    (SINGLE, [x(data=[1, "a"])], "input 'x': data is not FP32: element 1 is 'a'; FP32 accepts numbers"),
     (SINGLE, [x(parameters=[])], "input 'x': 'parameters' must be an object"),
     (
         SINGLE,
@@ -356,7 +356,7 @@ def test_wrong_binary_data(inputs, tail, message):
     [
         (
             b"\5\0\0\0a",
-            "input 'text': the BYTES data is malformed: element 0 is cut off, 4 bytes are missing",
+            "input 'text': the BYTES data is malformed: element 0 is cut off: 4 bytes are missing",
         ),
         (b"\1\0\0", "input 'text': the BYTES data is malformed: the length of element 0 is cut off"),
         (pack_strings(["a"]), "input 'text': shape [1, 2] needs 2 elements, got 1"),

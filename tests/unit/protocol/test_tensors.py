@@ -152,13 +152,13 @@ def test_what_is_no_string(value):
         (
             "INT64",
             [1, 2**63],
-            f"element 1 is 9223372036854775808; INT64 takes whole numbers from {-(2**63)} to",
+            f"element 1 is 9223372036854775808; INT64 accepts whole numbers from {-(2**63)} to",
         ),
-        ("INT64", [10**20 * 1.0], "element 0 is 1e+20; INT64 takes whole numbers from"),
-        ("UINT8", [0] * 5000 + [256, 300], "element 5000 is 256; UINT8 takes whole numbers from 0 to 255"),
-        ("FP32", [1.5, None], "element 1 is null; FP32 takes numbers"),
-        ("BOOL", [True, 2], "element 1 is 2; BOOL takes true and false"),
-        ("BYTES", ["a", "\ud800"], "element 1 is '\\ud800'; BYTES takes strings"),
+        ("INT64", [10**20 * 1.0], "element 0 is 1e+20; INT64 accepts whole numbers from"),
+        ("UINT8", [0] * 5000 + [256, 300], "element 5000 is 256; UINT8 accepts whole numbers from 0 to 255"),
+        ("FP32", [1.5, None], "element 1 is null; FP32 accepts numbers"),
+        ("BOOL", [True, 2], "element 1 is 2; BOOL accepts true and false"),
+        ("BYTES", ["a", "\ud800"], "element 1 is '\\ud800'; BYTES accepts strings"),
     ],
 )
 def test_what_does_not_fit_is_named(datatype, values, told):
@@ -266,7 +266,7 @@ def test_no_more_strings_than_may_be(monkeypatch):
     """They are gone over one by one, while nothing else is done."""
     monkeypatch.setattr(tensors, "MAX_STRINGS", 3)
     assert len(encode("BYTES", ["a"] * 3)) == 15
-    with pytest.raises(BadRequest, match="input 'x': 4 elements of BYTES, at most 3 are possible"):
+    with pytest.raises(BadRequest, match="input 'x': 4 elements of BYTES; the limit is 3"):
         encode("BYTES", ["a"] * 4)
     assert [count_strings(pack_strings(["a"] * count)) for count in (0, 3, 4, 5, 900)] == [0, 3, 4, 4, 4]
     with pytest.raises(ValueError, match="cut off"):

@@ -129,7 +129,7 @@ def problem(setting: str, url: str) -> str | None:
     from fsspec.registry import known_implementations
 
     if scheme not in known_implementations:
-        return f"{setting} begins with {scheme}://, a protocol that is not known. {GOOD}"
+        return f"{setting} begins with {scheme}://, an unknown protocol. {GOOD}"
     known_driver = known_implementations[scheme]
     package = PACKAGES.get(scheme) or known_driver["class"].partition(".")[0]
     return _missing(setting, scheme, package, known_driver.get("err", ""))

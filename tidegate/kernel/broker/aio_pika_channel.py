@@ -114,7 +114,7 @@ class AioPikaChannel:
         self._end(_reason(error))
 
     async def _on_consumer_cancelled(self, _: Any) -> None:
-        self._end("the broker cancelled a consumer: its queue has gone")
+        self._end("the broker cancelled a consumer, because its queue was deleted")
 
     # --- methods that the broker answers ---------------------------------------------------------------
 
@@ -239,7 +239,7 @@ class AioPikaChannel:
             raise blocked_error()
         if self._unconfirmed > MAX_UNCONFIRMED:
             raise Refused(
-                f"RabbitMQ does not keep up: {self._unconfirmed} bytes wait for its confirm.",
+                f"RabbitMQ is too slow: {self._unconfirmed} published bytes are not confirmed yet.",
                 retry_after_s=1.0,
             )
 

@@ -124,7 +124,7 @@ def lacks(principal: Principal, scopes: Sequence[str]) -> str:
         )
     if principal.id.startswith(JWT_PREFIX):
         return (
-            f"the token of {principal.name!r} gives {held}, but this needs {needed}: map one of its roles to "
+            f"the token of {principal.name!r} has {held}, but this needs {needed}: map one of its roles to "
             "that scope (TIDEGATE_JWT_ROLE_SCOPES)"
         )
     key = f"the key {principal.name!r} ({KEY_PREFIX}{principal.id})"

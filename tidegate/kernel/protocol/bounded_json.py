@@ -63,7 +63,7 @@ def check(raw: Buffer, what: str = "the request") -> JsonParts | None:
     if excess := _excess(found):
         name, has, may = excess
         raise PayloadTooLarge(
-            f"{what} has {has} {name} in its JSON; the limit is {may}: send large tensors as binary data"
+            f"the JSON of {what} has {has} {name}; the limit is {may}: send large tensors as binary data"
         )
     return found
 
@@ -136,13 +136,13 @@ def plain(error: ValueError | str) -> str:
 
 
 # orjson says "allocate memory" for lists that are nested too deeply and not closed.
-_DEEP = "it nests lists or objects more than 1,024 deep"
+_DEEP = "it nests lists or objects more than 1,024 levels deep"
 _WORDS = {
     "depth limit": _DEEP,
     "recursion": _DEEP,
     "allocate memory": _DEEP,
     "zero-length": "it is empty",
-    "parsed as double": "a number is larger than 64-bit floating point takes",
+    "parsed as double": "a number is too large for a 64-bit float",
 }
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80

@@ -79,7 +79,7 @@ class ExperimentOptions(Written):
     def _names_are_unique(self) -> Self:
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
-            raise ValueError("the experiment has a metric twice")
+            raise ValueError("two metrics of the experiment have the same name")
         return self
 
 

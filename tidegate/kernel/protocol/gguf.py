@@ -113,7 +113,7 @@ def _read(reader: _Reader) -> GgufHeader:
     ends = [_tensor_end(reader) for _ in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 2**20:
-        raise NotGguf(f"the file states the alignment {alignment!r}")
+        raise NotGguf(f"the file states the alignment {alignment!r}; expected 1 to 1,048,576")
     start = -(-reader.at // alignment) * alignment
     return GgufHeader(metadata, start + max(ends, default=0))
 
@@ -123,7 +123,7 @@ def _tensor_end(reader: _Reader) -> int:
     reader.text()
     dims = reader.scalar("<I")
     if dims > _MAX_DIMS:
-        raise NotGguf(f"a tensor has {dims} dimensions")
+        raise NotGguf(f"a tensor has {dims} dimensions; the limit is {_MAX_DIMS}")
     elements = 1
     for _ in range(dims):
         elements *= reader.scalar("<Q")
@@ -149,7 +149,7 @@ class _Reader:
     def count(self) -> int:
         found = int(self.scalar("<Q"))
         if found > _MAX_COUNT:
-            raise NotGguf(f"the header of the file states {found} entries")
+            raise NotGguf(f"the header of the file states {found} entries; the limit is {_MAX_COUNT}")
         return found
 
     def text(self) -> str:

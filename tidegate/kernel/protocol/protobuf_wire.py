@@ -49,7 +49,7 @@ class Message:
         while at < self.end:
             self.budget.fields -= 1
             if self.budget.fields < 0:
-                raise Malformed("it has more fields than are read")
+                raise Malformed("it has too many fields")
             key, at = self._varint(at)
             number, wire = key >> 3, key & 7
             if not 0 < number <= MAX_NUMBER:
@@ -66,7 +66,7 @@ class Message:
             else:
                 raise Malformed(f"it is not in protobuf's format: it has a field of wire type {wire}")
             if at > self.end:
-                raise Malformed("it ends too early: a broken copy?")
+                raise Malformed("a field reaches past the end; perhaps the copy is incomplete")
             yield number, value
 
     def messages(self, number: int) -> Iterator[Message]:
@@ -88,7 +88,9 @@ class Message:
         result = shift = 0
         while True:
             if at >= self.end or shift > 63:
-                raise Malformed("it ends inside of a number, or the number is above 64 bits: a broken copy?")
+                raise Malformed(
+                    "a number is cut off or has more than 64 bits; perhaps the copy is incomplete"
+                )
             byte = self.data[at]
             result |= (byte & 0x7F) << shift
             at, shift = at + 1, shift + 7

@@ -132,7 +132,7 @@ def _subscript(node: ast.Subscript, scope: Scope, depth: int) -> Described:
         return _ndarray(node, parts, scope)
     if name == "NDArray":
         raise Unclear(f"is annotated {written(node)!r}, which says a datatype but not a shape")
-    raise Unclear(f"is annotated {written(node)!r}, which is none of the forms that can be read")
+    raise Unclear(f"is annotated {written(node)!r}, which Tidegate cannot read")
 
 
 def _tensor(parts: list[ast.expr], scope: Scope) -> Described:
@@ -147,7 +147,7 @@ def _tensor(parts: list[ast.expr], scope: Scope) -> Described:
     shape = [_size(part, scope) for part in parts[1:]]
     if None in shape or not shape:
         raise BadRequest(
-            f"{given} does not give a shape: write a whole number for each axis, -1 for any size, as in "
+            f"{given} has no shape: write a whole number for each axis, -1 for any size, as in "
             'Tensor["FP32", -1, 4].'
         )
     return Described(datatype, tuple(cast("list[int]", shape)), "array", text)
@@ -173,7 +173,9 @@ def _ndarray(node: ast.Subscript, parts: list[ast.expr], scope: Scope) -> Descri
     datatype, text = _datatype(arguments(dtype)[0], scope)
     sizes = [_axis(part, scope) for part in arguments(shape)]
     if datatype is None or None in sizes:
-        raise Unclear(f"is annotated {written(node)!r}, which does not say each axis and the datatype")
+        raise Unclear(
+            f"is annotated {written(node)!r}, which does not say the datatype and the size of each axis"
+        )
     return Described(datatype, tuple(cast("list[int]", sizes)), "array", text)
 
 

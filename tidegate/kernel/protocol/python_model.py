@@ -218,7 +218,7 @@ def _outputs(predict: Function, scope: Scope, *, streams: bool) -> tuple[list[Va
             node = resolved(arguments(node)[0], scope)
         return [Value(name, described(each, scope)) for name, each in _named(node, scope)], ""
     except Unclear as problem:
-        return [], f"what predict {'yields' if streams else 'returns'} {problem}"
+        return [], f"the value that predict {'yields' if streams else 'returns'} {problem}"
 
 
 def _named(node: ast.expr, scope: Scope) -> list[tuple[str, ast.expr]]:

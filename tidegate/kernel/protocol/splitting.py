@@ -32,7 +32,7 @@ class TrafficRule(Noun):
     @model_validator(mode="after")
     def _has_a_condition(self) -> Self:
         if self.header is None and (self.tenant is None or self.value is not None):
-            raise ValueError("a rule needs a header, or a tenant without a value")
+            raise ValueError("a rule needs a header or a tenant, and a value needs a header")
         return self
 
 
@@ -48,7 +48,7 @@ class StickyTraffic(Noun):
     @model_validator(mode="after")
     def _has_a_name(self) -> Self:
         if (self.by == "key") != (self.name is None):
-            raise ValueError("sticky by header or parameter needs a name; by key must not have one")
+            raise ValueError("sticky by header or parameter needs a name; sticky by key must not have a name")
         return self
 
 

@@ -98,8 +98,8 @@ def _misfit(datatype: Datatype, values: list[Any]) -> str:
             continue
         at = next(at for at, value in enumerate(some) if not _fit(datatype, [value]))
         wrong = "null" if some[at] is None else shown(some[at])
-        return f"element {begin + at} is {wrong}; {datatype.name} takes {_takes(datatype)}"
-    return f"{datatype.name} takes {_takes(datatype)}"
+        return f"element {begin + at} is {wrong}; {datatype.name} accepts {_takes(datatype)}"
+    return f"{datatype.name} accepts {_takes(datatype)}"
 
 
 def _fit(datatype: Datatype, values: list[Any]) -> bool:
@@ -126,7 +126,7 @@ def _takes(datatype: Datatype) -> str:
 def check_count(name: str, strings: int) -> None:
     """Raise BadRequest if a BYTES input has too many elements."""
     if strings > MAX_STRINGS:
-        raise BadRequest(f"input {name!r}: {strings} elements of BYTES, at most {MAX_STRINGS} are possible")
+        raise BadRequest(f"input {name!r}: {strings} elements of BYTES; the limit is {MAX_STRINGS}")
 
 
 def _flatten(name: str, data: list[Any]) -> list[Any]:
@@ -202,8 +202,8 @@ def count_strings(raw: bytes | memoryview) -> int:
             count += 1
     except struct.error:
         raise ValueError(
-            f"the length of element {count} is cut off, {at + 4 - end} of its 4 bytes are missing"
+            f"the length of element {count} is cut off: {at + 4 - end} of its 4 bytes are missing"
         ) from None
     if at != end and count <= MAX_STRINGS:
-        raise ValueError(f"element {count - 1} is cut off, {at - end} bytes are missing")
+        raise ValueError(f"element {count - 1} is cut off: {at - end} bytes are missing")
     return count

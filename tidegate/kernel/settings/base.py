@@ -90,8 +90,10 @@ class Settings(BaseSettings):
         env_prefix="TIDEGATE_", extra="ignore", validate_default=True, env_ignore_empty=True
     )
 
-    state_dir: Path = Field(Path(".tidegate"), description="Folder of everything that Tidegate writes.")
-    runtime_dir: Path | None = Field(None, description="Folder of Triton and the models' environment.")
+    state_dir: Path = Field(Path(".tidegate"), description="Folder for everything that Tidegate writes.")
+    runtime_dir: Path | None = Field(
+        None, description="Folder with Triton and the models' Python environment."
+    )
     host: str = Field("127.0.0.1", description="Address on which every service listens.")
     gateway_port: int = Field(8000, description="REST port of the gateway.")
     gateway_grpc_port: int = Field(8001, description="gRPC port of the gateway.")
@@ -99,19 +101,21 @@ class Settings(BaseSettings):
     router_port: int = Field(8020, description="Port of the router.")
     autoscaler_port: int = Field(8030, description="Port of the autoscaler.")
     rabbitmq_port: int = Field(8072, description="AMQP port of the embedded RabbitMQ.")
-    epmd_port: int = Field(8074, description="Port of the embedded RabbitMQ's epmd.")
-    rabbitmq_dist_port: int = Field(8075, description="Erlang distribution port of the embedded RabbitMQ.")
+    epmd_port: int = Field(8074, description="Port of epmd, the name server of the embedded RabbitMQ.")
+    rabbitmq_dist_port: int = Field(
+        8075, description="Port of the embedded RabbitMQ for Erlang's distribution protocol."
+    )
     valkey_port: int = Field(8079, description="Port of the embedded Valkey for the live facts.")
     jobs_port: int = Field(8078, description="Port of the embedded Valkey for the jobs.")
     profile: Literal["default", "edge"] = Field(
         "default",
-        description="`edge`: for a machine with one core and 1 GB. The control plane is one process, there "
-        "is no monitoring, and limits are smaller.",
+        description="`edge`: for a machine with one core and 1 GB. Then the control plane is one process, "
+        "monitoring is off, and limits are lower.",
     )
     monitoring: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Prometheus as a part of the stack. `auto`: if it is installed. `on`: it must be. `off`: "
-        "never.",
+        description="Run Prometheus with the stack. `auto`: if it is installed. `on`: always; it must be "
+        "installed. `off`: never.",
     )
     prometheus_port: int = Field(8090, description="Port of the stack's Prometheus, on loopback.")
     prometheus_days: float = Field(
@@ -129,58 +133,61 @@ class Settings(BaseSettings):
     alertmanager_url: str = Field(
         "",
         pattern="^(https?://[^/ ]+.*)?$",
-        description="URL of an Alertmanager that gets the alerts of the stack's Prometheus; empty: none.",
+        description="URL of an Alertmanager that gets the alerts of the stack's Prometheus. Empty: no alerts "
+        "are sent.",
     )
     secrets_dir: Path | None = Field(
         None,
-        description="Folder with the services' passwords at RabbitMQ and the Valkeys, for URLs that name no "
-        "user. Default: the state folder's `secrets`, for the embedded servers only.",
+        description="Folder with the services' passwords for RabbitMQ and Valkey. They are used for URLs "
+        "that name no user. Default: the state folder's `secrets`, for the embedded servers only.",
     )
     prices: Path | None = Field(
         None,
-        description="The price file (YAML) for costs and budgets. Default: prices of rented machines.",
+        description="Price file (YAML) for costs and budgets. Default: typical prices of rented machines.",
     )
-    amqp_url: str = Field("", description="URL of RabbitMQ; the embedded one by default.")
+    amqp_url: str = Field("", description="URL of RabbitMQ. Default: the embedded RabbitMQ.")
     amqp_driver: Literal["auto", "aio-pika"] = Field(
         "auto",
-        description="The AMQP client. `auto`: our own for requests, replies and jobs, aio-pika for the "
-        "rest. `aio-pika`: for all.",
+        description="AMQP client library. `auto`: Tidegate's own for requests, replies and jobs, and "
+        "aio-pika for all other messages. `aio-pika`: aio-pika for all messages.",
     )
     redis_url: str = Field(
-        "", description="URL of the Valkey or Redis for live facts; the embedded one by default."
+        "", description="URL of the Valkey or Redis for live facts. Default: the embedded Valkey."
     )
     jobs_url: str = Field(
         "",
-        description="URL of the Valkey or Redis for jobs, which needs `appendfsync always`; the embedded one "
-        "by default.",
+        description="URL of the Valkey or Redis for jobs, which needs `appendfsync always`. Default: the "
+        "embedded Valkey.",
     )
     database_url: str = Field(
-        "", description="URL of the registry's database; SQLite in the state folder by default."
+        "", description="URL of the registry's database. Default: SQLite in the state folder."
     )
     artifact_url: str = Field(
-        "", description="Artifact store: a folder, or `s3://`, `gs://`, `az://`; a local folder by default."
+        "",
+        description="URL of the artifact store: a folder, `s3://`, `gs://` or `az://`. Default: a folder in "
+        "the state folder.",
     )
     blob_url: str = Field(
         "",
-        description="Store of large payloads: a folder, or `s3://`, `gs://`, `az://`; the same for gateways, "
-        "workers and router.",
+        description="URL of the store of large payloads: a folder, `s3://`, `gs://` or `az://`. Gateways, "
+        "workers and router need the same value. Default: a folder in the state folder.",
     )
     claim_above_bytes: int = Field(
         4 * 2**20,
         ge=0,
         le=15 * 2**20,  # RabbitMQ accepts no message above 16 MiB
-        description="Tensors of more bytes than this go through the blob store, not in messages.",
+        description="Largest size of tensors in a message, in bytes. Larger ones go through the blob store.",
     )
     ack_timeout_s: float = Field(
         1800.0,
         gt=0,
-        description="RabbitMQ's `consumer_timeout`, in seconds. Jobs may run longer.",
+        description="RabbitMQ's `consumer_timeout`, in seconds. It does not limit how long a job may run.",
     )
     job_ttl_s: float = Field(
-        86_400, ge=1, description="Seconds from a job's acceptance until it expires, if it has not ended."
+        86_400, ge=1, description="Seconds after which an accepted job expires if it has not ended."
     )
     job_retention_s: float = Field(
-        86_400, ge=1, description="Seconds for which a job and its result are kept after its end."
+        86_400, ge=1, description="Seconds for which a job and its result are kept after the job ends."
     )
     max_api_body_bytes: int = Field(
         4 * 2**20,
@@ -193,40 +200,43 @@ class Settings(BaseSettings):
     autoscaler_url: str = Field("", description="URL of the autoscaler for the CLI.")
     tls_cert: Path | None = Field(
         None,
-        description="Certificate chain (PEM) of the gateway: with its key, REST and gRPC use TLS.",
+        description="Certificate chain (PEM) of the gateway. With its key (`TIDEGATE_TLS_KEY`), REST and "
+        "gRPC use TLS.",
     )
     tls_key: Path | None = Field(
         None,
-        description="Key (PEM, without a password) of that certificate. Both are reloaded when they change.",
+        description="Private key (PEM, without a password) of `TIDEGATE_TLS_CERT`. Both files are reloaded "
+        "when they change.",
     )
     tls_ca: Path | None = Field(
         None,
-        description="Certificates (PEM) that the CLI and Python client trust in addition to public ones.",
+        description="Certificates (PEM) that the CLI and the Python client trust besides the public ones.",
     )
     webhook_allow_private: bool = Field(False, description="Allow webhooks to addresses that are not public.")
     service_token: str = Field(
-        "", description="Token of the control plane; default: the state folder's `token`."
+        "", description="Token of the control plane. Default: the content of `token` in the state folder."
     )
     api_key: str = Field(
         "",
-        description="API key of the CLI. With a key, all its calls go through the gateway, from any machine.",
+        description="API key of the CLI and the Python client. With a key, all calls go through the gateway.",
     )
     model_sandbox: Literal["auto", "required", "off"] = Field(
         "auto",
-        description="Sandbox of a model's process. `auto`: as strong as the machine allows. `required`: a "
-        "replica without a sandbox fails. `off`: no sandbox.",
+        description="Sandbox of a model's process. `auto`: the strongest that the machine allows. "
+        "`required`: a replica fails if it cannot have a sandbox. `off`: no sandbox.",
     )
     trusted_keys: Path | None = Field(
         None,
-        description="PEM file, or folder of `*.pem` and `*.pub`, with the public keys that may sign models. "
-        "If it is set, workers load only signed models, and the registry takes only these keys' signatures.",
+        description="Public keys that may sign models: a PEM file, or a folder of `*.pem` and `*.pub`. If it "
+        "is set, workers load only models that one of these keys signed, and the registry accepts only their "
+        "signatures.",
     )
     http_head_bytes: int = Field(
-        64 * 1024, ge=1024, description="Largest head of an HTTP request, with trailers, in bytes."
+        64 * 1024, ge=1024, description="Largest head of an HTTP request in bytes, including trailers."
     )
     http_head_fields: int = Field(100, ge=10, description="Most fields in the head of an HTTP request.")
     http_header_timeout_s: float = Field(
-        10.0, gt=0, description="Seconds in which the head of an HTTP request must arrive."
+        10.0, gt=0, description="Seconds within which the whole head of an HTTP request must arrive."
     )
     http_idle_timeout_s: float = Field(
         75.0,  # longer than clients and load balancers keep a connection, so that they close it first
@@ -234,23 +244,26 @@ class Settings(BaseSettings):
         description="Seconds for which an HTTP connection may be idle between two requests.",
     )
     http_body_bytes_per_s: int = Field(
-        1024, ge=0, description="Slowest pace of a request's body, in bytes per second, over the grace time."
+        1024, ge=0, description="Slowest allowed rate of a request's body, in bytes per second."
     )
     http_body_grace_s: float = Field(
-        20.0, gt=0, description="Time over which the pace of a request's body is measured, in seconds."
+        20.0, gt=0, description="Seconds over which the rate of a request's body is measured."
     )
     http_connections: int = Field(
         16_384,
         ge=16,
-        description="Most HTTP connections of one process. The oldest unused ones are closed to make room.",
+        description="Most HTTP connections of one process. If there are more, the oldest unused ones are "
+        "closed.",
     )
     http_connections_per_peer: int = Field(
-        8_192, ge=8, description="Most HTTP connections of one client address (IPv6: of one /64 network)."
+        8_192,
+        ge=8,
+        description="Most HTTP connections of one client address (IPv6: one /64 network) per process.",
     )
     http_pending_head_bytes: int = Field(
         64 * 2**20, ge=2**20, description="Most bytes of incomplete heads in memory per process."
     )
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: str = Field("INFO", description="Lowest level of log lines: DEBUG, INFO, WARNING or ERROR.")
 
     _server_urls: dict[str, str] = PrivateAttr(default_factory=dict)
     _stated: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -143,7 +143,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         start_ok = commands.Connection.StartOk(properties, "PLAIN", f"\x00{user}\x00{password}", "en_US")
         tune = await self._call(start_ok, channel=0)
         if not isinstance(tune, commands.Connection.Tune):
-            raise ConnectionLost(f"the broker answered {type(tune).__name__} to the credentials")
+            raise ConnectionLost(f"the broker answered the login with {type(tune).__name__}, expected Tune")
         self._frame_max = self._reader.frame_max = min(tune.frame_max or FRAME_MAX, FRAME_MAX)
         self._send(commands.Connection.TuneOk(1, self._frame_max, self._heartbeat_s), channel=0)
         vhost = unquote(parts.path[1:]) or "/"
@@ -261,7 +261,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
                 self._send(commands.Connection.CloseOk(), channel=0)
                 self.abort(f"the broker closed the connection: {method.reply_code} {method.reply_text}")
             case commands.Basic.Cancel():
-                self.abort("the broker cancelled a consumer: its queue has gone")
+                self.abort("the broker cancelled a consumer, because its queue was deleted")
             case commands.Connection.Blocked():
                 self.blocked = True
             case commands.Connection.Unblocked():
