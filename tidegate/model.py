@@ -73,7 +73,7 @@ def batched(function: F | None = None, /, *, max_size: int = DEFAULT_MAX_SIZE) -
     request of the call is retried alone, so that only the request at fault fails.
     """
     if max_size < 1:
-        raise ValueError(f"max_size is {max_size}: give at least 1")
+        raise ValueError(f"max_size is {max_size}; it must be at least 1")
 
     def marked(found: F) -> F:
         found.__tidegate_batched__ = max_size  # type: ignore[attr-defined]

@@ -108,7 +108,7 @@ def check_zip(source: Path | bytes) -> None:
         opened: IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
         with opened as file:
             if file.read(4) != ZIP:
-                raise ValueError("it does not start like a zip")
+                raise ValueError("it does not begin like a zip file")
             for _ in _zip(file):
                 pass
 
@@ -247,7 +247,7 @@ class _Capped:
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_READ:
-            raise ValueError("a header of more than 4 MiB")
+            raise ValueError("a header has more than 4 MiB")
         self.last = self._file.read(size)
         return self.last
 

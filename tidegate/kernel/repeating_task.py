@@ -43,7 +43,7 @@ class RepeatingTask:
             try:
                 pause_s = await self._step()
             except Exception:  # the loop must survive every error of a step
-                log.exception("a background step failed and is tried again", extra={"task": self._name})
+                log.exception("a background step failed; it will be retried", extra={"task": self._name})
                 pause_s = self._retry_s
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause_s)

@@ -42,7 +42,7 @@ class Database:
         except sqlite3.DatabaseError as error:
             aside = _set_aside(path)
             log.error(
-                "a damaged history was set aside, and a new one begins",
+                "a damaged database file was renamed, and a new one was created",
                 extra={"path": str(path), "aside": str(aside), "problem": str(error)},
             )
             self._db = _opened(path, schema, timeout_s)

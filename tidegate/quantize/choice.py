@@ -104,7 +104,7 @@ def _refusal(
     if not each.loss <= max_loss + 1e-9:
         return f"its loss of {percent(each.loss)} is above {percent(max_loss)}"
     if portable and each.full_range:
-        return "exact only on CPUs with VNNI, and --portable excludes these"
+        return "exact only on CPUs with VNNI, and --portable excludes such recipes"
     if wanted == "auto" and original.ms is not None and each.ms >= original.ms:
         return f"not faster than {ORIGINAL}: {each.ms:.3g} ms against {original.ms:.3g} ms"
     return None

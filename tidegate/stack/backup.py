@@ -126,7 +126,7 @@ def _artifacts(settings: Settings, writer: Writer, needed: set[str]) -> None:
     root = local_folder(settings.artifact_url)
     if root is None:
         writer.manifest.left_out[ARTIFACTS] = (
-            f"they are in {settings.artifact_url}, which has backups of its own"
+            f"they are in {settings.artifact_url}, which must be backed up separately"
         )
         return
     copied = set()
@@ -155,7 +155,9 @@ def _jobs(settings: Settings, writer: Writer) -> None:
     may end in the middle of a command, because the server ignores an incomplete last command.
     """
     if not is_embedded(settings.jobs_url, settings.jobs_port):
-        writer.manifest.left_out[JOBS] = "their Valkey is elsewhere (TIDEGATE_JOBS_URL)"
+        writer.manifest.left_out[JOBS] = (
+            "their Valkey is not part of the stack (TIDEGATE_JOBS_URL); back it up separately"
+        )
         return
     folder = settings.state_path / "data" / "jobs" / "appendonlydir"
     for left in reversed(range(_TRIES)):

@@ -40,7 +40,7 @@ def restore(settings: Settings, place: Path, *, force: bool = False, on_step: On
         if not force:
             raise BackupError(
                 f"The stack in {settings.state_path} runs: type `tidegate down`, restore into another folder "
-                "(--into DIR), or give --force to stop it and replace its data."
+                "(--into DIR), or use --force to stop it and replace its data."
             )
         stopping.down(settings)
         on_step("stack", "stopped")
@@ -48,7 +48,7 @@ def restore(settings: Settings, place: Path, *, force: bool = False, on_step: On
     if there and not force:
         raise BackupError(
             f"Data exists already: {', '.join(map(str, there[:4]))}. Restore into another folder "
-            "(--into DIR), or give --force to move it aside."
+            "(--into DIR), or use --force to move the existing data aside."
         )
     before = os.umask(0o077)
     try:

@@ -35,7 +35,7 @@ TimeoutStartSec={start_limit}
 TimeoutStopSec={stop_limit}
 # `down` ends everything in order. systemd then kills the rest.
 KillMode=mixed
-# A model that is killed for its memory is replaced. It must not end the stack.
+# A model that is killed because memory is short is replaced. Its death must not end the stack.
 OOMPolicy=continue
 Delegate=yes
 LimitNOFILE=65536

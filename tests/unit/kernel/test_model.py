@@ -22,7 +22,7 @@ def test_a_decorated_function_is_the_function():
     assert batched(double) is double
     assert batched(max_size=4)(double) is double
     assert double(2) == 4
-    with pytest.raises(ValueError, match="give at least 1"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         batched(max_size=0)
 
 

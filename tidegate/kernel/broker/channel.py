@@ -182,14 +182,14 @@ def delivery_handler(on_delivery: OnDelivery, decode: Callable[[T], Delivery]) -
     def on_task_done(task: asyncio.Future[None]) -> None:
         running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a delivery was not handled", exc_info=error)
+            log.error("handling a delivery failed; it stays unacked", exc_info=error)
 
     def handle(delivered: T) -> None:
         try:
             awaitable = on_delivery(decode(delivered))
         except Exception:
             # In the driver, this error would end the connection.
-            log.exception("a delivery was not handled")
+            log.exception("handling a delivery failed; it stays unacked")
             return
         if awaitable is not None:
             task = asyncio.ensure_future(awaitable)

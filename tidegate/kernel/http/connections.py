@@ -76,7 +76,7 @@ class Connections:
         if soft != resource.RLIM_INFINITY and soft < needed:
             self._most = max(soft - reserved, soft // 2)
             log.warning(
-                "fewer connections than TIDEGATE_HTTP_CONNECTIONS fit into the limit of open files",
+                "the limit of open files allows fewer connections than TIDEGATE_HTTP_CONNECTIONS",
                 extra={"connections": self._most, "open_files": soft},
             )
 

@@ -27,10 +27,10 @@ _SCHEMAS: dict[str, Any] = {
 _TEXTS = {
     "400": "The request is wrong: its shape, a name, or a value.",
     "401": "No credential, or one that is unknown, expired or revoked.",
-    "403": "The credential does not open this route, or the request is from a foreign page.",
+    "403": "The credential lacks a scope for this route, or the request comes from a page of another site.",
     "404": "The named thing does not exist.",
     "409": "The named thing exists already, is in use, or has changed.",
-    "412": "The object is not as the header If-Match or If-None-Match expects it.",
+    "412": "The object does not meet the condition in the header If-Match or If-None-Match.",
     "413": "The body is larger than the limit.",
     "429": "The caller has used up its rate, its concurrent requests or its quota.",
     "500": "The model failed.",
