@@ -92,7 +92,7 @@ _MODEL = {"Tensor", "batched"}
 
 
 def __getattr__(name: str) -> Any:
-    # These imports wait for the first use: the services also import this package, and need no HTTP client.
+    # Import these names on first use, because the services import this package too and need no HTTP client.
     if name in _CLIENT:
         from tidegate import client
 

@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # These imports wait for the first use, because the command line needs only the errors, and no numpy.
+    # Import these names on first use, because the command line needs only the errors and not numpy.
     if name in {"Client", "JobHandle", "BatchHandle"}:
         from tidegate.client import sync
 

@@ -14,7 +14,7 @@ from tidegate.kernel.errors import BadRequest
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """The gateway's address. Without ``key`` the caller is anonymous.
+    """The gateway's address. If ``key`` is empty, the caller is anonymous.
 
     ``cert`` and ``ca`` are paths, as :mod:`tidegate.kernel.http.certificates` reads them.
     """
@@ -35,8 +35,8 @@ def find(url: str | None, key: str | None, environ: Mapping[str, str] = os.envir
     ``tidegate.client.contexts`` finds the stack in use, as for the command line: TIDEGATE_CONTEXT,
     TIDEGATE_STATE_DIR, this folder, the current context, else the defaults.
 
-    The key is ``key``. Without it, ``url`` and TIDEGATE_GATEWAY_URL get TIDEGATE_API_KEY; the stack in use
-    gets its own key. Raise BadRequest for wrong settings, NotFound for an unknown context.
+    If ``key`` is None, the key is TIDEGATE_API_KEY for ``url`` and for TIDEGATE_GATEWAY_URL. The stack in use
+    has its own key. Raise BadRequest for wrong settings, NotFound for an unknown context.
     """
     given = environ.get("TIDEGATE_API_KEY", "") if key is None else key
     if stated := url or environ.get("TIDEGATE_GATEWAY_URL"):

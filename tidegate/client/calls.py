@@ -13,14 +13,14 @@ P = ParamSpec("P")
 
 
 class Blocking:
-    """An object whose calls return their result."""
+    """The base of a client with calls that block until they return their result."""
 
     @abstractmethod
     def _run(self, flow: Flow[T]) -> T: ...
 
 
 class Awaited:
-    """An object whose calls are awaited."""
+    """The base of a client with calls that must be awaited."""
 
     @abstractmethod
     async def _run(self, flow: Flow[T]) -> T: ...
@@ -34,7 +34,7 @@ class Call(Generic[P, T]):
     """
 
     def __init__(self, method: Callable[Concatenate[Any, P], Flow[T]]) -> None:
-        # ``help()`` shows the type of the result, not that of the flow.
+        # Let ``help()`` show the type of the result instead of the flow's type.
         types = method.__annotations__
         types["return"] = types["return"].removeprefix("Flow[").removesuffix("]")
 

@@ -154,8 +154,8 @@ class CatalogueCalls:
     ) -> Flow[None]:
         """Point an alias to a version immediately; None deletes the alias.
 
-        ``expected``: the version to which the alias must point now; 0: the alias must not exist. Otherwise
-        raise Conflict.
+        ``expected``: raise Conflict unless the alias points to this version now. 0: the alias must not exist.
+        None: no check.
         """
         path = f"models/{_part(model)}/aliases/{_part(alias)}"
         if version is None:
@@ -184,7 +184,7 @@ class CatalogueCalls:
 
     @Call
     def set_retention(self, model: str, retention: Document | None) -> Flow[Document]:
-        """Set how many versions of a model are kept: ``{"keep_last": 10}``, or None. Return the policy."""
+        """Set how many versions of a model are kept: ``{"keep_last": 10}``; None: all. Return the policy."""
         path = f"models/{_part(model)}/policy"
         return self._catalogue.send("PATCH", path, {"retention": retention})
 
@@ -193,7 +193,7 @@ class CatalogueCalls:
         self, model: str, *, keep_last: int | None = None, max_age_days: float | None = None,
         sleeping: bool = False, dry_run: bool = True,
     ) -> Flow[list[Document]]:  # fmt: skip
-        """Return for each version whether it is kept. ``dry_run`` False deletes the others now.
+        """Return for each version if it is kept. If ``dry_run`` is False, delete the others now.
 
         If no limits are given, the limits of the model apply.
         """
@@ -205,7 +205,10 @@ class CatalogueCalls:
 
     @Call
     def stage(self, reference: str) -> Flow[Document]:
-        """Return a version's ``stage``, its ``approvals``, and what is ``missing`` for the ``next`` stage."""
+        """Return a version's ``stage``, its ``approvals``, and its ``next`` stage.
+
+        ``missing`` has the checks and approvals that the next stage still needs.
+        """
         return self._catalogue.change("GET", reference, "/stage", None)
 
     @Call

@@ -24,7 +24,7 @@ _STATED = ("TIDEGATE_STATE_DIR", "TIDEGATE_GATEWAY_URL")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A named stack. With ``state_dir`` it runs on this machine, and its token is in that folder."""
+    """A named stack. ``state_dir``: its folder, with its token, if it runs on this machine; else None."""
 
     name: str
     url: str = ""

@@ -125,7 +125,7 @@ class Core:
             try:
                 metadata = yield from self._fetch(path, self._left(deadline), NOT_KNOWN_YET)
             except Unavailable:
-                metadata = known  # no new metadata, so the error stands
+                metadata = known  # the metadata cannot be read again, so raise the error
             if metadata.get("inputs") == known.get("inputs"):
                 raise
         return (yield from attempt(metadata, self._left(deadline)))
@@ -222,7 +222,7 @@ class Core:
             try:
                 metadata: Metadata = yield Alone(unless_known())
             except DeadlinePassed:
-                # The timeout may pass before the next poll. Then the last error says more than a timeout.
+                # The timeout passed before the next poll. The last error says more than the timeout.
                 raise last or DeadlinePassed("The timeout passed before the request was sent.") from None
             except Unavailable as error:
                 last = error

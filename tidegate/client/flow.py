@@ -49,7 +49,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A flow that callers of a client run one by one, so that a caller can use the previous result."""
+    """A flow that one caller of a client runs at a time. The next caller can use the previous result."""
 
     flow: Flow[Any]
 
@@ -58,7 +58,7 @@ class Alone:
 class Answer:
     """The answer to a request; ``headers`` ignore the case of names.
 
-    ``live`` is the open response of a request with ``stream``: it must be read and closed.
+    ``live`` is the open response of a request with ``stream``. The caller must read and close it.
     """
 
     status: int
@@ -73,7 +73,7 @@ Flow = Generator[Step, Any, T]
 
 
 def driven(flow: Flow[T], do: Callable[[Step], object]) -> T:
-    """Run a flow to its end, and return its result. ``do`` runs each step; its errors go to the flow."""
+    """Run a flow to its end, and return its result. ``do`` runs each step; the flow gets the errors."""
     try:
         step = next(flow)
         while True:

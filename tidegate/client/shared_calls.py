@@ -98,9 +98,10 @@ class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls)
     def feedback_many(
         self, items: Iterable[Mapping[str, Any]], *, timeout_s: float | None = None
     ) -> Flow[list[Document]]:
-        """Report many outcomes: objects with the members of ``POST /v1/feedback``, in calls of 1,000.
+        """Report many outcomes. ``items``: objects with the members of ``POST /v1/feedback``.
 
-        Return for each item its ``index``, its ``status``, and for a refused one a ``message``.
+        The items are sent in calls of 1,000. Return the ``index`` and the ``status`` of each item, and the
+        ``message`` of each refused item.
         """
         return self._feedback.many(items, timeout_s)
 

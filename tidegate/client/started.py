@@ -22,7 +22,7 @@ ADDRESS = (
     "tls_key",
     "tls_ca",
 )
-# Variables that only locate the stack. They are not recorded.
+# Variables that are not recorded, because they only say where the stack is.
 _PLACES = {
     "TIDEGATE_STATE_DIR",
     "TIDEGATE_RUNTIME_DIR",

@@ -42,7 +42,7 @@ LONGEST_PAUSE_S = 5.0
 LONGEST_TURN_S = 30.0
 CHECK_PAUSE_S = 0.2
 
-# Called with the number of stored bytes, and with the problem while the connection is lost ("": none).
+# Called with the number of stored bytes, and with the problem while the connection is lost (else "").
 Progress = Callable[[int, str], object]
 
 
@@ -104,8 +104,8 @@ class Uploading:
                 pause = min(2 * pause, LONGEST_PAUSE_S)
                 continue
             except Conflict:
-                # Another process sends the same bytes. Each process interrupts the other one, so both must
-                # give way.
+                # Another process sends the same bytes. The processes interrupt each other, so both wait
+                # longer and longer.
                 if self.clock() - since > self.patience_s:
                     raise
                 yield Sleep(pause)

@@ -17,7 +17,7 @@ SERVICES = ("gateway", "registry", "router", "autoscaler", "worker")
 
 
 def ensure(folder: Path) -> None:
-    """Write a random 256-bit password for each service at each server, unless it has one."""
+    """Write a random 256-bit password for each service that has none at a server."""
     for server in SERVERS:
         for service in SERVICES:
             place = folder / server / service

@@ -12,7 +12,7 @@ class TidegateError(Exception):
 
     reason = "internal"
     request_id: str | None = None  # set by the client library
-    deployment = ""  # the request's Deployment if it is known; for the log
+    deployment = ""  # for the log: the request's Deployment, if it is known
     # The caller's own timeout in seconds, if the request ended because of it; 0: the endpoint's timeout
     # applied.
     cut_after_s = 0.0
@@ -80,7 +80,7 @@ class PreconditionFailed(Conflict):
 
 
 class SequenceLost(TidegateError):
-    """The state of a sequence is gone with its replica. The caller must start the sequence again."""
+    """The state of a sequence was lost with its replica. The caller must start the sequence again."""
 
     reason = "sequence_lost"
 

@@ -55,7 +55,7 @@ class PriceFile:
         return self._path
 
     def current(self) -> PriceList:
-        """Return the prices. While a changed file cannot be used, return the former prices."""
+        """Return the prices; while a changed file cannot be used, those from before the change."""
         version = self._version_now()
         if version != self._version:
             self._version = version

@@ -32,7 +32,7 @@ RECORDING, ALERTS = _FOLDER / "rules.yml", _FOLDER / "alerts.yml"
 # The first release that knows the field `keep_firing_for` of alerts. Earlier releases get no alerts.
 ALERTS_SINCE = (2, 42)
 SERVICES = ("gateway", "registry", "router", "autoscaler")
-# No password matches this hash. Prometheus does not start with it, so it never runs without a password.
+# Used if no hash can be made. Prometheus refuses to start with it, so it never runs without a password.
 _NO_HASH = "!"
 VERSION_LIMIT_S = 10.0
 # The most samples that a query may read. A sample needs 16 bytes. Prometheus's default is 50 million.

@@ -156,7 +156,7 @@ class DriverChannel(Channel, Protocol):
         """A future that is done when the channel has ended. Its result says why."""
 
     async def close(self) -> None:
-        """Send all that was written, and close the connection. Unacked messages return to their queues."""
+        """Send all written bytes, and close the connection. Unacked messages return to their queues."""
 
     def abort(self, reason: str) -> None:
         """End the connection immediately, without waiting for the broker."""

@@ -93,7 +93,7 @@ class Connection:
         self._task = asyncio.create_task(self._run(), name=f"broker connection {self._name}")
 
     async def stop(self) -> None:
-        """Send everything that was written, and close. Unacked messages return to their queues."""
+        """Send all written bytes, and close. Unacked messages return to their queues."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=CLOSE_TIMEOUT_S)

@@ -26,7 +26,7 @@ class Exchange:
 class Queue:
     """A queue with its arguments. Shared queues are durable: RabbitMQ 4.3 refuses transient ones.
 
-    ``exchange`` routes to the queue by the queue's name, beside the default exchange.
+    ``exchange`` is a second exchange that routes to the queue by its name, like the default exchange.
     """
 
     name: str
@@ -71,8 +71,7 @@ REQUESTS_PREFIX = "requests.v1."
 _DOT = ":"
 REPLIES_PREFIX = "replies.v1."
 # If no worker uses a replica's own queue for this many milliseconds, the broker deletes the queue with its
-# messages. The longest ``affinity_wait_ms`` is shorter, so the messages have moved to the shared queue
-# before.
+# messages. The longest ``affinity_wait_ms`` is shorter, so the messages move to the shared queue before that.
 REPLICA_QUEUE_EXPIRES_MS = 180_000
 
 

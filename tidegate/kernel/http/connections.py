@@ -19,10 +19,11 @@ CLOSED = Counter(
 )
 
 SWEEP_S = 1.0
-# How many connections are checked in one turn of the event loop. So a sweep delays no request noticeably.
+# How many connections are checked in one turn of the event loop. It is low, so that a sweep delays no request
+# noticeably.
 SLICE = 32
-# If there are too many connections, they are ranked in parts of this size, oldest first. In the first part
-# with a connection that may be closed, up to SHED_SHARE of the number of all connections is closed.
+# LOOK: too many connections are ranked in parts of this size, oldest first. SHED_SHARE: in the first part
+# with a connection that may be closed, close up to this share of all connections.
 LOOK = 512
 SHED_SHARE = 1 / 64
 # How many file descriptors are reserved for everything except HTTP connections.
@@ -50,7 +51,7 @@ class Connections:
 
     def __init__(self, limits: HttpLimits, now: float = 0.0) -> None:
         self.limits = limits
-        self.now = now  # the clock of the sweeps, which stops while the process is stopped
+        self.now = now  # the time of the sweeps; it stands still while the process is stopped
         self.pending_heads = 0
         self._most = limits.connections
         self._all: dict[Connected, str] = {}

@@ -27,7 +27,7 @@ class Refused(Exception):
 
 
 class Trailers:
-    """A replacement for a request's list of headers after the head. It counts and drops trailers."""
+    """A list that replaces a request's headers after its head, to count and drop trailers."""
 
     __slots__ = ("_bytes", "_fields", "_refusal", "head")
 

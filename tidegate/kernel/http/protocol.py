@@ -22,7 +22,7 @@ log = telemetry.logger(__name__)
 
 # Requests that may wait on one connection until the first is answered.
 PIPELINED = 64
-# Chunk headers and extensions may have this many times as many bytes as the chunks.
+# The most bytes of chunk headers and extensions for each byte of the chunks' data.
 FRAMING_SHARE = 8
 
 
@@ -34,7 +34,7 @@ class Protocol(Lifetime):
         self._max_head, self._max_fields = connections.limits.head_bytes, connections.limits.head_fields
         self._read = 0  # bytes of the last read
         self._upgrading = False
-        # These fields are about a body that arrives in several reads. _counted: its request. _body_before and
+        # These fields are for a body that arrives in several reads. _counted: its request. _body_before and
         # _body_last: the bytes of bodies received after its first and its last read. _raw: all bytes since
         # the first read. _bare: the bytes of reads since the last read that had bytes of the body.
         self._counted: Any = None

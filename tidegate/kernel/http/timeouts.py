@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from tidegate.kernel.settings.base import Settings
 
-# Seconds for which a client may leave an answer unread, and for which its request is still read after an
-# early answer.
+# UNREAD_S: seconds for which a client may leave an answer unread. LINGER_S: seconds for which a request is
+# still read after an early answer.
 UNREAD_S = 60.0
 LINGER_S = 2.0
 # A known caller's connection that was used within these seconds is not closed to make room.
@@ -70,7 +70,7 @@ class TimeoutDecision(Enum):
 
 
 def decide(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> TimeoutDecision:
-    """Decide about a connection that was in a phase for ``waited`` s and moved ``moved`` bytes in it."""
+    """Decide about a connection that has been in a phase for ``waited`` s and has moved ``moved`` bytes."""
     if phase is Phase.SILENT:
         return TimeoutDecision.CLOSE if waited >= limits.header_timeout_s else TimeoutDecision.WAIT
     if phase is Phase.HEAD:
@@ -101,7 +101,7 @@ _ORDER = {Phase.CLOSING: 0, Phase.SILENT: 1, Phase.HEAD: 1, Phase.BODY: 2, Phase
 def to_shed(standings: Iterable[Standing], count: int, known_before: float | None = None) -> list[int]:
     """Return the indexes of up to ``count`` connections to close.
 
-    Connections of unknown callers come first. The next criteria are the phase and the longest time in this
+    Connections of unknown callers come first. Among these, the phase decides, then the longest time in the
     phase.
 
     A known caller's connection is closed only if it has been idle since ``known_before``; None means never.

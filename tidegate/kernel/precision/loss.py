@@ -22,8 +22,9 @@ _EMBEDDING = 16
 def measure_of(outputs: Arrays, labels: bool) -> tuple[Measure, str]:
     """Return how to compare the answers, and which of the outputs to compare.
 
-    Class numbers and rows of probabilities are compared by agreement; with ``labels``, all rows of numbers.
-    Long rows of numbers are compared by their cosine, other numbers by their relative error.
+    Classes and rows of probabilities are compared by agreement. If ``labels`` is True, all rows of numbers
+    are compared by agreement. Otherwise long rows are compared by their cosine, and other numbers by their
+    relative error.
     """
     for name, values in outputs.items():
         if values.dtype.kind in "iubSUO":

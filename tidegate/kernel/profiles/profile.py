@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tidegate.kernel.profiles.bins import Bins, count
 from tidegate.kernel.profiles.columns import Columns, Numbers
 
-# How many different values of a string column are counted by name, at most.
+# The most different values of a string column that are counted by name.
 VALUES_KEPT = 256
 
 

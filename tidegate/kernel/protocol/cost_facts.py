@@ -18,10 +18,10 @@ NANOS = 1_000_000_000
 class DeploymentCosts(NamedTuple):
     """The cost rates of one Deployment, in billionths of the currency.
 
-    ``nanos_per_us``: the cost of a microsecond of a call, if calls that run at the same time share the cost.
-    ``refused``: why the Deployment accepts no requests until its budget is renewed; empty: it accepts them.
-    ``until``: the time of the renewal, in seconds since the epoch. ``alone``: the cost of a microsecond of a
-    call that runs alone in its replica.
+    ``nanos_per_us``: the cost of a microsecond of a call that shares its replica with concurrent calls.
+    ``alone``: the cost of a microsecond of a call that runs alone in its replica. ``refused``: why the
+    Deployment accepts no requests until its budget is renewed; empty: it accepts them. ``until``: the time of
+    the renewal, in seconds since the epoch.
     """
 
     nanos_per_us: float

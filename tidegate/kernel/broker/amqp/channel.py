@@ -136,8 +136,8 @@ class AmqpChannel:
         headers: dict[str, Any] | None = None,
     ) -> None:
         properties = _properties(persistent, reply_to, expiration_ms, headers)
-        # The caller waits for the broker's disk, so the message may wait until the end of this turn. Many
-        # callers publish in one turn, after a shared answer of the store. One write for all is cheaper.
+        # Messages of many callers in one turn of the event loop are sent in one write, which is cheaper. The
+        # delay does not matter, because each caller waits for the broker's disk anyway.
         confirm = self._write(body, exchange, routing_key, mandatory, properties, gather=True)
         if confirm is not None:
             try:

@@ -29,8 +29,8 @@ READ_SIZE = 256 * 1024
 # A message of at least this many bytes is written to the socket in pieces. The pieces of a smaller one are
 # joined, which is cheaper.
 SCATTER = 64 * 1024
-# The most gathered messages that are sent in one write. Few are gathered, so that the limit of unsent bytes
-# is checked often.
+# The most gathered messages that are sent in one write. It is low, because the limit of unsent bytes is
+# checked only between two writes.
 MOST_GATHERED = 64
 # The most unsent bytes while the broker does not read. Above this limit, publishing raises an error.
 MAX_UNSENT = 256 * 2**20
@@ -155,7 +155,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._pulse()
 
     async def close(self) -> None:
-        """Close after a message to the broker. Unacked messages return to their queues."""
+        """Tell the broker, then close. Unacked messages return to their queues."""
         if self.ended.done():
             return
         with contextlib.suppress(ConnectionLost):
@@ -330,10 +330,10 @@ class AmqpConnection(asyncio.BufferedProtocol):
     ) -> asyncio.Future[None] | None:
         """Write a message of these pieces. Return the future of its confirm, or None without confirm mode.
 
-        ``gather``: all that is written from now to the end of the event loop's turn leaves in one write.
-        The pieces must not change afterwards: they go to the socket uncopied. The future raises
+        ``gather``: send all bytes that are written until the end of this turn of the event loop in one write.
+        The pieces must not change afterwards, because they are not copied. The future raises
         :class:`NotTaken` or :class:`ConnectionLost`. Raises :class:`Congested` while more than ``MAX_UNSENT``
-        bytes wait for the broker; acks and other methods are still written then.
+        bytes wait for the broker. Acks and other methods are written even then.
         """
         if self.ended.done():
             raise ConnectionLost(self.ended.result())
@@ -369,7 +369,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         return confirm
 
     def _gather(self) -> None:
-        """Hold what is written until the end of the event loop's turn."""
+        """Hold written bytes until the end of this turn of the event loop."""
         if self.held is not None and len(self.held) >= MOST_GATHERED:
             self.release()
         if self.held is None:
@@ -397,7 +397,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self.write(wire.method(channel, command))
 
     def hold(self) -> None:
-        """Hold what is written from now on, until :meth:`release`."""
+        """Hold the bytes that are written from now on, until :meth:`release`."""
         if self.held is None:
             self.held = []
 
