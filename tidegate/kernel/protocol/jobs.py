@@ -58,10 +58,11 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job to accept. ``frame`` is its request frame, with the same id, attempt 0 and the job's deadline.
+    """A job to accept. Times are milliseconds since the epoch.
 
-    Times are milliseconds since the epoch. ``ask`` says how to encode the result for the caller.
-    ``retry_safe`` must agree with the frame's flag.
+    ``frame``: the job's request frame, with the same id, attempt 0 and the job's deadline.
+    ``ask``: how to encode the result for the caller.
+    ``retry_safe``: must agree with the frame's flag.
     """
 
     id: bytes
@@ -84,7 +85,7 @@ class NewJob:
 
 
 class Accepted(NamedTuple):
-    """The id of an accepted job. ``fresh`` False: an earlier call with its idempotency key created it."""
+    """The id of an accepted job. ``fresh``: False if an earlier call had the same idempotency key."""
 
     id: bytes
     fresh: bool
@@ -92,10 +93,11 @@ class Accepted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The record of a job. Times are milliseconds since the epoch, 0: it has not happened.
+    """The record of a job. Times are milliseconds since the epoch; 0 means not yet.
 
-    ``attempt`` counts from 1 when it first runs. ``wait_us`` is the wait in the worker, ``compute_us`` the
-    model call. ``result_size`` is the size of its reply frame in bytes.
+    ``attempt``: 0 before the job first runs, then counted from 1.
+    ``wait_us``, ``compute_us``: microseconds of waiting in the worker, and of the model call.
+    ``result_size``: the size of the reply frame in bytes.
     """
 
     id: bytes
@@ -195,10 +197,9 @@ class JobEvent(NamedTuple):
 class Take(NamedTuple):
     """A worker's request to run a job now.
 
-    ``frame_attempt`` is the attempt in the delivered frame. ``token`` is random and belongs to the delivery:
-    a request that is repeated because its answer was lost gets the same attempt again. ``lost`` is the
-    attempt of this delivery that was lost with the model server. In that case the job gets a new attempt.
-
+    ``frame_attempt``: the attempt in the delivered frame.
+    ``token``: a random value of the delivery. A repeated request with the same token gets the same attempt.
+    ``lost``: the attempt of this delivery that was lost with the model server. The job gets a new attempt.
     ``alone``: no other request is in the model, so a job that was lost before may run. If several requests
     are lost together, it is unknown which one caused the loss.
     """
@@ -215,9 +216,11 @@ class Take(NamedTuple):
 class Taken(NamedTuple):
     """The answer to a :class:`Take`.
 
-    ``run``: run the job, as ``attempt``. ``drop``: the job is over, or another worker has it. ``failed``,
-    ``expired``: the job has just failed or expired. ``suspect``: nothing has changed; take the job again when
-    the model is empty. Ack the message in all cases but ``run`` and ``suspect``.
+    ``run``: run the job, as ``attempt``.
+    ``drop``: the job is over, or another worker has it.
+    ``failed``, ``expired``: the job has just failed or expired.
+    ``suspect``: nothing has changed. Take the job again when the model is empty.
+    Ack the message unless the outcome is ``run`` or ``suspect``.
     """
 
     outcome: Outcome
@@ -226,10 +229,10 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The end of an attempt. ``reply`` is the reply frame, empty if there is none.
+    """The end of an attempt.
 
-    ``compute_us`` is the time of the model call. ``used_us`` is the job's part of this time. It is added to
-    the usage, as are the tokens.
+    ``reply``: the reply frame; empty: no reply.
+    ``compute_us``: the time of the model call. ``used_us``: the job's part of this time, for the usage.
     """
 
     id: bytes
@@ -256,10 +259,12 @@ class JobLoad:
 class Counts:
     """The counts of all records, in one consistent view.
 
-    ``states`` has the number of records in each state. ``ledger`` has the totals since the store was created:
-    accepted, succeeded, failed, cancelled, expired, removed; a total of zero may be missing. ``acknowledged``
-    has the number of 202 answers that each gateway process has reported. ``watched`` counts unconfirmed and
-    leased jobs. The router checks them by time, because they may have no message.
+    ``states``: the number of records in each state.
+    ``ledger``: totals since the store was created: accepted, succeeded, failed, cancelled, expired, removed.
+    A total of zero may be missing.
+    ``acknowledged``: the number of 202 answers that each gateway process has reported.
+    ``watched``: the number of unconfirmed and leased jobs. The router checks them by time, because they may
+    have no message.
     """
 
     states: dict[State, int]
@@ -275,7 +280,7 @@ class Counts:
 
 
 def ahead(rank: int, level: Level, waiting: Mapping[Level, int]) -> int:
-    """Return about how many jobs will be taken before the ``rank``-th (from 0) of its level.
+    """Estimate how many jobs will be taken before the job with this ``rank`` (from 0) in its level.
 
     Workers take jobs by weight: for each job of this level, ``weight / own weight`` jobs of every other
     level.

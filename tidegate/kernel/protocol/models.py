@@ -48,9 +48,10 @@ Datatype = Literal[
 
 
 class TensorSpec(Noun):
-    """One input or output. ``shape`` is without the batch axis if the model has one; -1 is any size.
+    """One input or output.
 
-    ``optional``: a request may leave this input out.
+    ``shape`` does not include the batch axis; -1 means any size. ``optional``: a request may leave this input
+    out.
     """
 
     name: str = Field(min_length=1, max_length=255)
@@ -62,8 +63,8 @@ class TensorSpec(Noun):
 class SequenceSpec(Noun):
     """The sequences of a stateful model (Triton's ``sequence_batching``).
 
-    ``slots``: how many sequences one instance of the model keeps at the same time. ``idle_ms``: a sequence
-    without a request for this time ends.
+    ``slots``: the number of sequences that one instance of the model keeps at the same time.
+    ``idle_ms``: a sequence without a request for this many milliseconds ends.
     """
 
     strategy: Literal["direct", "oldest"] = "direct"
@@ -72,10 +73,11 @@ class SequenceSpec(Noun):
 
 
 class Signature(Noun):
-    """The inputs and outputs of a version. ``max_batch_size`` 0: the model has no batch axis.
+    """The inputs and outputs of a version.
 
-    ``decoupled``: it returns any number of answers to one request (Triton's policy of that name).
-    ``sequences``: it keeps a state between the requests of a sequence; None: it keeps none.
+    ``max_batch_size``: the most rows in a call; 0: the model has no batch axis.
+    ``decoupled``: the model returns any number of answers to one request (Triton's term).
+    ``sequences``: set if the model keeps a state between the requests of a sequence.
     """
 
     inputs: list[TensorSpec] = Field(min_length=1)
@@ -86,11 +88,11 @@ class Signature(Noun):
 
 
 class VersionMetadata(Written):
-    """Facts about a version for people and for searches. The registry checks their sizes when it stores them.
+    """Facts about a version for people and for searches. The registry limits their size.
 
-    ``framework``, ``framework_version``, ``dependencies``: the software of the training.
+    ``framework``, ``framework_version``, ``dependencies``, ``parameters``: of the training.
     ``commit``, ``run``, ``dataset``, ``parent``: the origin. ``parent`` is a version, such as ``digits@2``.
-    ``parameters``: those of the training. ``license``: an SPDX identifier, or a name.
+    ``license``: an SPDX identifier, or a name.
     """
 
     trained_at: datetime | None = None
@@ -112,8 +114,8 @@ class VersionMetadata(Written):
 class Version(Noun):
     """An immutable artifact under a model's name.
 
-    ``requirements``: lines for pip, with the packages that its code needs and the models' environment lacks.
-    ``trusted``: names in a pickle or a skops file that its publisher has trusted.
+    ``requirements``: lines for pip: packages that the model needs and the models' environment lacks.
+    ``trusted``: names in a pickle or skops file that the publisher trusts.
     """
 
     model: Name
@@ -131,7 +133,7 @@ class Version(Noun):
 
 
 class Batching(Written):
-    """The batching of calls: at most ``max_batch`` rows in a call, waiting up to ``window_ms`` for them."""
+    """The batching of calls: the most rows in a call, and the longest wait for them in milliseconds."""
 
     max_batch: int | None = Field(None, ge=1, le=LARGEST)
     window_ms: float = Field(0.0, ge=0, le=10_000)
@@ -140,11 +142,11 @@ class Batching(Written):
 class Resources(Written):
     """The resources of one replica, in MiB and cores. Containers enforce them.
 
-    If ``memory_mb``, ``cpus`` or ``shm_mb`` is None, the launcher's setting applies.
-    ``gpus`` is the number of whole GPUs. With ``gpu_memory_mb`` the replica shares one GPU with others, and
-    each declares how much memory it needs.
-    ``allow_cpu``: a model that cannot use the GPU runs on the CPU. Otherwise its replica fails to start.
-    ``response_cache_mb`` is the limit of Triton's response cache, if the model's configuration enables it.
+    ``memory_mb``, ``cpus``, ``shm_mb``: None means the launcher's setting.
+    ``gpus``: the number of whole GPUs.
+    ``gpu_memory_mb``: the replica shares one GPU with others, and uses this much of its memory.
+    ``allow_cpu``: run a model on the CPU if it cannot use the GPU. Otherwise its replica fails to start.
+    ``response_cache_mb``: the limit of Triton's response cache, if the model's configuration enables it.
     """
 
     memory_mb: int | None = Field(None, ge=64, le=LARGEST)
@@ -167,18 +169,19 @@ class Resources(Written):
 class LlmSpec(Written):
     """The options with which a replica runs a version of format ``llm``.
 
-    ``engine``: ``auto`` is llama.cpp for a GGUF file, and vLLM for a Hugging Face folder.
-    ``slots``: requests that the engine works on at the same time; a worker never holds more.
-    ``context``: the most tokens of a prompt and its answer together; None means the engine's default.
-    ``kv_tokens``: the most tokens in the engine's KV cache that a worker fills; None means the engine's size.
-    ``arguments``: arguments of the engine, by its own names, passed as they are.
-    ``adapters``: LoRA adapters by name, as paths in the artifact; requests name them ``model:adapter``.
-    ``affinity_wait_ms``: the longest wait for the replica that has the prompt's beginning; 0 means none.
+    ``engine``: ``auto`` means llama.cpp for a GGUF file, and vLLM for a Hugging Face folder.
+    ``slots``: the most requests that the engine works on at the same time. A worker holds no more.
+    ``context``: the most tokens of a prompt and its answer together; None: the engine's default.
+    ``kv_tokens``: the most tokens that a worker puts into the engine's KV cache; None: the cache's size.
+    ``arguments``: arguments that are passed to the engine unchanged, by the engine's own names.
+    ``adapters``: the paths of LoRA adapters in the artifact, by name. Requests name them ``model:adapter``.
+    ``affinity_wait_ms``: the longest wait for the replica that has the prompt's beginning; 0: no wait.
     ``upstream``: the address of an OpenAI-compatible server, for the engine ``openai-url``.
-    ``upstream_model``: the model's name at the upstream. ``credential``: ``env:NAME`` or ``file:PATH`` on the
-    worker's host, never the credential itself. ``region``: where the upstream processes data.
+    ``upstream_model``: the model's name at the upstream.
+    ``credential``: the place of the upstream's key on the worker's host: ``env:NAME`` or ``file:PATH``.
+    ``region``: where the upstream processes data.
     ``requests_per_minute``, ``tokens_per_minute``: the most that a replica sends to the upstream.
-    ``upstream_timeout_s``: the longest wait for the upstream's answer to begin.
+    ``upstream_timeout_s``: the longest wait for the beginning of the upstream's answer.
     """
 
     engine: Engine = "auto"
@@ -224,11 +227,12 @@ class LlmSpec(Written):
 class UpstreamSpec(Written):
     """An upstream of a version of format ``oip``: a model at another server with the Open Inference Protocol.
 
-    ``address``: the URL of the model, which ends in ``/v2/models/NAME`` or in a version of it.
-    ``credential``: ``env:NAME`` or ``file:PATH`` on the worker's host, never the credential itself.
-    ``region``: where the upstream processes data. ``timeout_s``: the longest wait for an answer.
-    ``requests_per_minute``: the most that one instance sends; None means no limit. ``binary``: the upstream
-    has the extension for binary tensor data.
+    ``address``: the URL of the model. It ends in ``/v2/models/NAME`` or ``/v2/models/NAME/versions/VERSION``.
+    ``credential``: the place of the upstream's key on the worker's host: ``env:NAME`` or ``file:PATH``.
+    ``region``: where the upstream processes data.
+    ``timeout_s``: the longest wait for an answer.
+    ``requests_per_minute``: the most requests that one instance sends; None: no limit.
+    ``binary``: the upstream supports the binary tensor data extension.
     """
 
     address: str = Field(pattern=r"^https?://[^/@\s]+/\S+$", max_length=2048)
@@ -242,16 +246,16 @@ class UpstreamSpec(Written):
 class DeploymentSpec(Written):
     """One Version run by identical workers that share a queue.
 
-    ``image`` is the image of its workers if they are containers; None means the launcher's.
-    ``progress_timeout_s``: the process of a model that answers no call for this time is ended. None: a
-    minute, or the longest timeout of the callers that wait, if that is longer.
-    ``llm``: only for versions of format ``llm``; None means the defaults of :class:`LlmSpec`.
+    ``image``: the image of the workers if they are containers; None: the launcher's.
+    ``start_timeout_s``: the default is longer for vLLM, which compiles and measures at each start.
+    ``progress_timeout_s``: end the process of a model that answers no call for this time. None: a minute, or
+    the longest timeout of the waiting callers, if that is longer.
+    ``llm``: only for versions of format ``llm``; None: the defaults of :class:`LlmSpec`.
     ``upstream``: only for versions of format ``oip``, which need it.
-    ``sampling``: rows per second that a replica samples into the version's profile; 0 means none.
-    ``keep_rows``: the blob store keeps the values of at most this many sampled rows of the version; 0 means
-    none. ``redact``: inputs and outputs without kept values. ``start_timeout_s`` is longer by default if the
-    engine is vLLM, which compiles and measures at each start. ``unverified``: the Deployment may run a
-    version that is not verified, or was rejected.
+    ``sampling``: rows per second that a replica samples into the version's profile; 0: none.
+    ``keep_rows``: the most sampled rows of which the blob store keeps the values; 0: none.
+    ``redact``: inputs and outputs of which no values are kept.
+    ``unverified``: the Deployment may run a version that is not verified, or that was rejected.
     """
 
     name: Name
@@ -308,7 +312,7 @@ class DeploymentSpec(Written):
 
 
 class Override(Noun):
-    """A number of replicas that an operator set, until it expires. ``force``: it may be above the maximum."""
+    """The number of replicas that an operator set. ``force``: it may be above the maximum."""
 
     replicas: int = Field(ge=0, le=10_000)
     expires_at: datetime | None = None
@@ -324,27 +328,23 @@ class Deployment(DeploymentSpec):
 
 
 class EndpointSpec(Noun):
-    """The stable public name of a model. ``previous`` serves until a target has a ready replica.
+    """The stable public name of a model, and the Deployments that get its requests.
 
-    ``allowed_regions``, ``forbidden_regions``: where requests may be processed. They apply to upstreams, and
-    to Deployments with a region. An upstream without a region may be in any region.
-
-    ``rules`` come before ``sticky``, and both before the weights. ``when_unready`` is for a target without a
-    ready replica, while other targets have one. ``wake``: its requests wait for a replica, unless none can
-    start. ``others``: its share goes to the other targets. ``fail``: it always keeps its share.
-
-    ``slo``: the objectives; None means none. ``alerts``: limits that differ from the defaults. ``feedback``:
-    answers get an id for feedback, also without a rollout or an experiment. ``shadow``: copies of its
-    requests go to a Deployment without a share, for a comparison. ``failover``: Deployments without a share,
-    in order. They get the requests that an upstream cannot answer, and all traffic while ``when_unready``
-    takes the share from every target.
-
-    ``reserved``: how many replicas of the target with the largest share serve only this endpoint. They are
-    started beside the Deployment's other replicas, which the endpoint uses as well.
-
-    ``weight``: if several endpoints share a busy Deployment, an endpoint with weight 3 gets three times as
-    much of it as an endpoint with weight 1. The effective weight is this weight times that of the caller's
-    key.
+    ``previous``: the targets that serve until one of ``targets`` has a ready replica.
+    ``allowed_regions``, ``forbidden_regions``: where requests may be processed. These apply to upstreams and
+    to Deployments with a region. An upstream without a region is never used if one of the lists is set.
+    ``rules`` apply before ``sticky``, and both before the weights.
+    ``when_unready``: what to do if a target has no ready replica, but another target has one. ``wake``:
+    requests of the target wait for a replica, unless none can start. ``others``: its share goes to the other
+    targets. ``fail``: it keeps its share.
+    ``weight``: the endpoint's part of a Deployment that is busy and has several endpoints, in proportion to
+    the other endpoints' weights. It is multiplied by the weight of the caller's key.
+    ``failover``: Deployments without a share, in order. They get the requests that an upstream cannot answer,
+    and all traffic if ``when_unready`` takes the share from every target.
+    ``reserved``: the number of additional replicas of the largest target that serve only this endpoint.
+    ``slo``: the objectives; None: no objectives. ``alerts``: limits that differ from the defaults.
+    ``shadow``: copies of requests go to a Deployment without a share, for a comparison.
+    ``feedback``: answers get an id for feedback, also without a rollout or an experiment.
     """
 
     name: Name
@@ -408,9 +408,9 @@ def unfit_for_shadow(version: Version) -> str | None:
 
 
 class DesiredState(Noun):
-    """All Deployments and Endpoints that should exist, and their versions, read at one moment.
+    """All Deployments and Endpoints that should exist, and their versions, at one moment.
 
-    ``aliases``: the aliases of each model, such as ``champion``, with the version of each alias.
+    ``aliases``: for each model, its aliases, such as ``champion``, and the version of each alias.
     """
 
     revision: int
@@ -421,10 +421,10 @@ class DesiredState(Noun):
 
 
 class Assignment(Noun):
-    """Everything that a worker needs to start, except the artifact's bytes, which it gets from the registry.
+    """Everything that a worker needs to start, except the artifact's bytes, which the registry sends.
 
-    It is also sent as a message, so it has no address and no credential. A worker's settings have both.
-    ``scratch``: the worker only verifies the version. It never opens a queue.
+    An assignment is also sent as a message. So it contains no address and no credential; the worker's
+    settings have both. ``scratch``: the worker only verifies the version and opens no queue.
     """
 
     replica: str

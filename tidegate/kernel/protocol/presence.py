@@ -19,10 +19,10 @@ ReplicaState = Literal["warm", "starting", "ready", "draining", "failed"]
 class ModelDeath:
     """The last death of a replica's model. Times are seconds since the epoch.
 
-    ``words`` is a description for people: "the model's process ended (signal 9, out of memory?)". ``status``
-    is an exit code, or the negative number of a signal; None if unknown, or the worker ended the process.
-    ``in_a_row`` counts deaths in a row, each within a minute of a start. ``total`` counts all deaths of this
-    worker's model.
+    ``words``: a description for people, such as "the model's process ended (signal 9, out of memory?)".
+    ``status``: an exit code, or the negative number of a signal. None: unknown, or ended by the worker.
+    ``in_a_row``: the number of deaths in a row, each within a minute of a start.
+    ``total``: the number of all deaths of this worker's model.
     """
 
     at: float
@@ -35,12 +35,13 @@ class ModelDeath:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """Facts about the engine of a language model. None: the engine does not report it.
+    """Facts about the engine of a language model. None: the engine does not report the fact.
 
-    ``slots``: the most requests that it works on at the same time. ``running`` and ``waiting``: requests that
-    run, and that wait. ``kv_used`` and ``kv_total``: tokens in its KV cache, and the most that fit. The other
-    members count tokens since the engine's start: of prompts, of answers, and of prompts that were already in
-    its cache.
+    ``slots``: the most requests that the engine works on at the same time.
+    ``running``, ``waiting``: the numbers of running and waiting requests.
+    ``kv_used``, ``kv_total``: the tokens in the engine's KV cache, and the most that fit.
+    ``prompt_tokens``, ``answer_tokens``: the tokens of prompts and answers since the engine's start.
+    ``cached_tokens``: the tokens of prompts that were in the cache already, since the engine's start.
     """
 
     slots: int | None = None
@@ -65,30 +66,32 @@ def _is_count(value: object) -> TypeGuard[float]:
 
 @dataclass(slots=True)
 class ReplicaReport:
-    """A worker's heartbeat. Durations are milliseconds. Counters count from the worker's start.
+    """A worker's heartbeat. Durations are milliseconds. Counts begin at the worker's start.
 
-    ``phases_ms`` has the parts of the start: launch, environment (only with requirements), fetch,
-    triton_start, load, warm_up. The current part still grows.
-    ``busy_ms`` is the sum of the model calls' durations, ``call_ms`` the recent mean of one call, and
-    ``batch_mean`` the recent mean of requests in a call; None if nothing was measured yet.
-    ``parallel`` is the effective concurrency: the requests of a full call x instances, or, if a call has one
-    request, the recent number of open calls.
-    ``signature`` is the model's, as Triton reports it, in the form of a ``Signature``.
-    ``jobs`` is the number of unacked messages of jobs.
-    ``gpu_utilization`` (0 to 1) and ``gpu_memory_bytes`` (used) are those of its GPUs; None: it has none.
-    ``device`` is where its model runs, as Triton reports it: ``cpu``, ``cuda:0 (NVIDIA H100 80GB HBM3)``,
-    several separated by commas; empty until the model is loaded.
-    ``sandbox`` says how the model's process is contained; empty if unknown. ``memory_limit`` says how much
-    memory the process may use and what enforces it; empty means nothing, or the container.
-    ``ready_at`` is when it was first ready, in seconds since the epoch; 0: never yet. A replica that was
-    ready before and is ``starting`` now is loading its model again.
-    ``death`` is the last death of the model's process; None: it has not died.
-    ``llm`` has the facts of a language model's engine; None: no engine, or no facts yet.
-    ``holds`` is the number of requests that it holds at a time, running and waiting; 0 if not known.
-    ``host_busy`` is the share of time that the host's cores were busy (0 to 1); None if not known.
-    ``scratch`` is the outcome of a scratch replica, in the form of a ``ScratchOutcome``; None: there is none.
-    ``sequences`` is the number of sequences that it keeps, and ``sequence_slots`` the most that it can keep;
-    0: its model is not stateful.
+    ``phases_ms``: the parts of the start: launch, environment (only with requirements), fetch, triton_start,
+    load, warm_up. The current part still grows.
+    ``busy_ms``: the sum of the durations of all model calls.
+    ``call_ms``, ``batch_mean``: recent means of a call's duration and of the requests in a call; None: not
+    measured yet.
+    ``parallel``: the effective concurrency. It is the requests of a full call x instances. If a call has one
+    request, it is the recent number of open calls.
+    ``signature``: the model's signature as Triton reports it, in the form of a ``Signature``.
+    ``jobs``: the number of unacked messages of jobs.
+    ``gpu_utilization`` (0 to 1), ``gpu_memory_bytes`` (used): None: the replica has no GPU.
+    ``device``: where the model runs, as Triton reports it, such as ``cpu`` or ``cuda:0 (NVIDIA H100 80GB
+    HBM3)``. Several devices are separated by commas. Empty until the model is loaded.
+    ``sandbox``: how the model's process is contained; empty: unknown.
+    ``memory_limit``: the most memory of the process, and what enforces this limit; empty: nothing or the
+    container.
+    ``ready_at``: when the replica was first ready, in seconds since the epoch; 0: not yet. A replica with
+    this time that is ``starting`` loads its model again.
+    ``death``: the last death of the model's process; None: it has not died.
+    ``llm``: facts about a language model's engine; None: no engine, or no facts yet.
+    ``holds``: the most requests that the worker holds at the same time, running and waiting; 0: unknown.
+    ``host_busy``: the share of time that the host's cores were busy (0 to 1); None: unknown.
+    ``scratch``: the outcome of a scratch replica, in the form of a ``ScratchOutcome``; None: no outcome.
+    ``sequences``, ``sequence_slots``: the number of sequences that the replica keeps, and the most that it
+    can keep; 0: the model is not stateful.
     """
 
     replica: str
@@ -143,11 +146,11 @@ class ReplicaReport:
 
 @dataclass(slots=True)
 class GatewayLoad:
-    """One gateway's load of one Deployment: its unanswered requests now, and totals since its start.
+    """One gateway's load of one Deployment: unanswered requests now, and totals since the gateway's start.
 
-    ``waiting`` are the requests of a language model that have no event yet, and ``waiting_tokens`` the
-    estimated tokens of their prompts. They are a part of ``outstanding``. ``flows`` has [unanswered requests,
-    weight] by ``endpoint/caller``, of the flows with the most requests.
+    ``waiting``: the unanswered requests of a language model that have no event yet. They are included in
+    ``outstanding``. ``waiting_tokens``: the estimated tokens of their prompts.
+    ``flows``: [unanswered requests, weight] by ``endpoint/caller``, for the flows with the most requests.
     """
 
     outstanding: int = 0
@@ -161,10 +164,10 @@ class GatewayLoad:
 
 @dataclass(slots=True)
 class VariantCounts:
-    """One gateway's totals of one Deployment of an endpoint since its start.
+    """One gateway's totals of one Deployment of an endpoint since the gateway's start.
 
-    ``failed``: requests that failed because of the Deployment. ``times``: the numbers of answered requests by
-    time, in the buckets of :mod:`tidegate.kernel.protocol.latency_buckets`.
+    ``failed``: requests that failed because of the Deployment.
+    ``times``: numbers of answered requests in each bucket of :mod:`tidegate.kernel.protocol.latency_buckets`.
     """
 
     failed: int = 0
@@ -208,7 +211,7 @@ class GatewayReport:
 
 @dataclass(slots=True)
 class GatewayView:
-    """All known gateways. The load of those that do not report (``missing``) is unknown."""
+    """All known gateways. ``missing``: gateways that do not report, so their load is unknown."""
 
     reports: list[GatewayReport] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -216,10 +219,10 @@ class GatewayView:
 
 @dataclass(slots=True)
 class ModelMetadata:
-    """The metadata of a worker's model, beside its signature.
+    """The metadata of a worker's model, without its signature.
 
-    ``config`` is the configuration as Triton completed it, in the form of its HTTP endpoint; ``labels`` are
-    the names of the classes of an output, by its name.
+    ``config``: the configuration as completed by Triton, in the form of Triton's HTTP endpoint.
+    ``labels``: the names of the classes of each output.
     """
 
     config: dict[str, Any]

@@ -16,11 +16,13 @@ DIFFERING_KEPT = 10
 class OutputCounts:
     """The comparisons of one output.
 
-    ``agreed``: all values were within the tolerance. ``unlike``: the shapes or datatypes differed, or one
-    answer lacked the output. ``rows``: rows of scores, of which ``top1`` had the largest score at the same
-    place. ``max_abs`` and ``max_rel``: the largest differences of numbers. ``texts``: strings, of which
-    ``exact`` were equal. ``edits``: the sum of the edit distances of ``edited`` strings, each divided by the
-    length.
+    ``agreed``: all values were within the tolerance.
+    ``unlike``: the shapes or datatypes differed, or one answer lacked the output.
+    ``rows``, ``top1``: compared rows of scores, and the rows with the same best class in both answers.
+    ``max_abs``, ``max_rel``: the largest absolute and relative difference of numbers.
+    ``texts``, ``exact``: compared strings, and equal strings.
+    ``edited``, ``edits``: strings with a measured edit distance, and the sum of these distances, each divided
+    by the length.
     """
 
     compared: int = 0
@@ -60,11 +62,12 @@ def _no_times() -> list[int]:
 class ShadowCounts:
     """One gateway's counts of an endpoint's shadow traffic, since the shadow began.
 
-    ``key`` identifies the shadow: another shadow starts with new counts. ``offered``: answered requests that
-    the rate chose. Each of them was ``copied`` or ``refused`` (by reason). Each copy was ``answered``,
-    ``failed`` (by reason), or is in flight. ``compared``: answers that were compared; in ``agreed`` all
-    outputs agreed. The times are in the buckets of :mod:`tidegate.kernel.protocol.latency_buckets`, for the
-    copied requests and their answered copies: from the gateway to the answer, and of the model call.
+    ``key``: identifies the shadow. A new shadow starts with new counts.
+    ``offered``: answered requests that the rate chose. Each was ``copied``, or ``refused`` for a reason.
+    ``answered``, ``failed``: the results of copies. Other copies are in flight.
+    ``compared``, ``agreed``: compared answers, and those with agreement in all outputs.
+    The lists of times are counts in the buckets of :mod:`tidegate.kernel.protocol.latency_buckets`, for
+    copied requests and their copies: the whole time in the gateway, and the time of the model call.
     """
 
     key: str = ""

@@ -20,8 +20,8 @@ class Target(Noun):
 class TrafficRule(Noun):
     """A rule that sends requests to a Deployment. Rules apply before weights.
 
-    It applies to requests that have ``header`` with ``value``, and that come from the caller ``tenant`` (the
-    id of a key). A member that is None matches all requests.
+    It matches requests that have ``header`` with ``value`` and that come from the caller ``tenant`` (the id
+    of a key). None matches all requests.
     """
 
     deployment: Name
@@ -53,14 +53,16 @@ class StickyTraffic(Noun):
 
 
 class CanaryOptions(Written):
-    """The rules of a canary. ``steps``: percent of the traffic, rising; the last step is the promotion.
+    """The rules of a canary.
 
-    A step lasts at least ``hold_s`` seconds and ``min_samples`` requests of the canary. ``alpha``: the
-    accepted probability of rolling back a canary that is as good as its baseline. ``tolerance``: how far the
-    rate of errors (or slow requests) may exceed that of the baseline. After ``patience_s`` in a step without
-    enough evidence the canary pauses. ``full_capacity``: the canary has its whole minimum of replicas from
-    the start; otherwise it has its share of them. ``metric``: reported outcomes are judged as well, and
-    ``direction`` says if higher or lower outcomes are better.
+    ``steps``: percent of the traffic, rising. The last step is the promotion.
+    ``hold_s``, ``min_samples``: the shortest time of a step, and the fewest requests of the canary in it.
+    ``alpha``: the accepted probability of rolling back a canary that is as good as its baseline.
+    ``tolerance``: how much higher than the baseline's the share of failed or slow requests may be.
+    ``patience_s``: a canary without enough evidence pauses after this time in a step.
+    ``full_capacity``: start with all replicas of the canary's minimum, instead of the step's share of them.
+    ``metric``: a metric of reported outcomes that is judged as well. ``direction``: ``up`` if higher outcomes
+    are better.
     """
 
     steps: list[Annotated[int, Field(ge=1, le=100)]] = Field(
@@ -97,8 +99,8 @@ class RolloutEvent(Noun):
 class Rollout(Noun):
     """A canary of ``deployment`` against the ``base`` targets of an endpoint.
 
-    ``step`` is the index of the present step. ``history`` has the last events, oldest first. ``min_replicas``
-    is the canary's minimum after a promotion; None: the rollout does not change it.
+    ``step``: the index of the present step. ``history``: the last events, oldest first.
+    ``min_replicas``: the canary's minimum after a promotion; None: the rollout does not change it.
     """
 
     deployment: Name
@@ -126,12 +128,13 @@ class Tolerance(Written):
 
 
 class Shadow(Written):
-    """Shadow traffic: copies of an endpoint's answered requests go to ``deployment``.
+    """Shadow traffic: copies of an endpoint's answered requests go to ``deployment``, if it is idle.
 
-    ``rate``: percent of the requests. ``max_per_s``: the most copies in a second of each gateway process;
-    None means no limit. Copies go only to idle replicas. ``wake``: copies may also start a replica, and keep
-    it running. ``until``: the time of the last copy; None: until it is stopped. ``id`` is new for each
-    shadow.
+    ``rate``: percent of the requests.
+    ``max_per_s``: the most copies per second of each gateway process; None: no limit.
+    ``wake``: copies may also start a replica, and keep it running.
+    ``until``: the time of the last copy; None: until it is stopped.
+    ``id``: new for each shadow.
     """
 
     deployment: Name
