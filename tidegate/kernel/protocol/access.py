@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-INFER = "infer"  # call models; the caller's own jobs
+INFER = "infer"  # call models, and use the caller's own jobs
 PUBLISH = "publish"  # upload, register, deploy, delete models
-OPERATE = "operate"  # scale, override, inspect; all jobs
-ADMIN = "admin"  # keys, audit, usage; and everything else
+OPERATE = "operate"  # scale, override and inspect Deployments, and use all jobs
+ADMIN = "admin"  # manage keys, read audit and usage, and do everything else
 SCOPES = (INFER, PUBLISH, OPERATE, ADMIN)
 # Read metrics and list the workers, as Prometheus does. No key has this scope, only the metrics token.
 METRICS = "metrics"
@@ -29,9 +29,10 @@ ORIGIN_HEADER = b"x-tidegate-origin"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """An authenticated caller. ``endpoints``: the only endpoints that it may use; None means all of them.
+    """An authenticated caller.
 
-    ``weight``: its share of a busy Deployment, in proportion to the weights of the other callers.
+    ``endpoints``: the only endpoints that the caller may use; None: all endpoints.
+    ``weight``: the caller's share of a busy Deployment, in proportion to the other callers' weights.
     """
 
     id: str
@@ -92,7 +93,7 @@ SCRAPER = Principal("metrics", "metrics token", frozenset({METRICS}))
 
 
 def metrics_token(service_token: str) -> str:
-    """Return the token that opens only the metrics of a stack. It is derived, not stored."""
+    """Return the token that opens only the metrics of a stack. It is derived from the service token."""
     return "tgm_" + hmac.digest(service_token.encode(), b"tidegate metrics", hashlib.sha256).hex()
 
 
@@ -115,7 +116,7 @@ JWT_PREFIX = "jwt:"
 
 
 def lacks(principal: Principal, scopes: Sequence[str]) -> str:
-    """Return an error text: which scopes ``principal`` has, which it needs, and how to get them."""
+    """Return an error text with the scopes of ``principal``, the needed scopes, and how to get them."""
     needed, held = " or ".join(scopes), ", ".join(s for s in SCOPES if s in principal.scopes) or "no scope"
     if principal is SCRAPER or principal.id.startswith(REPLICA_PREFIX):
         return (
@@ -189,9 +190,10 @@ def digest_of(credential: bytes) -> str:
 class Allowance:
     """The limits of a key over all gateway processes. None means no limit.
 
-    ``rate`` is requests per second, with a burst of ``burst``. ``day`` and ``month`` are requests in a
-    calendar day and month (UTC). ``concurrency`` is requests in flight. ``day_budget`` and ``month_budget``
-    are amounts of money, in billionths of the currency of the price list.
+    ``rate``: requests per second. ``burst``: the most requests in a burst.
+    ``concurrency``: requests in flight.
+    ``day``, ``month``: requests in a calendar day and month (UTC).
+    ``day_budget``, ``month_budget``: amounts in billionths of the currency of the price list.
     """
 
     rate: float | None = None
@@ -293,13 +295,13 @@ class Key:
                 values["concurrency"],
                 values["day"],
                 values["month"],
-                # A table on disk may be from a version without budgets.
+                # A table on disk may be from a version of Tidegate without budgets.
                 values.get("day_budget"),
                 values.get("month_budget"),
             ),
             previous=values["previous"],
             previous_until_ms=values["previous_until_ms"],
-            # A table on disk may be from a version without these limits.
+            # A table on disk may be from a version of Tidegate without these limits.
             tokens=TokenAllowance(*values.get("tokens", ())),
             endpoint_tokens={
                 name: TokenAllowance(*each) for name, each in values.get("endpoint_tokens", {}).items()

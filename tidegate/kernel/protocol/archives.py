@@ -96,7 +96,7 @@ class Paths:
     def admit(self, member: Member) -> PurePosixPath | None:
         """Return the normalised path of a file, or None for a folder. Raises :class:`Unsafe`.
 
-        Paths that differ only by case or Unicode form count as the same, as on some file systems.
+        Paths that differ only by case or Unicode form are treated as equal, as some file systems do.
         """
         if member.kind not in {"file", "folder"}:
             raise Unsafe(

@@ -104,7 +104,7 @@ def _excess(found: JsonParts) -> tuple[str, int, int] | None:
 
 
 def _outside_strings(raw: bytes) -> list[bytes]:
-    """Return the parts of a JSON text between its strings. For invalid JSON these may be any parts."""
+    """Return the parts of a JSON text outside of its strings. For invalid JSON the result is meaningless."""
     plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
     return plain.split(b'"')[::2]
 
@@ -118,7 +118,8 @@ def _with_infinities(raw: bytes, error: ValueError, what: str, found: JsonParts 
             )
         try:
             decoded = json.loads(raw)
-            # orjson cannot write some values, such as half a surrogate pair. Other services cannot read them.
+            # Refuse values that orjson cannot write, such as half a surrogate pair: other services cannot
+            # read them.
             orjson.dumps(decoded)
             return decoded
         except (ValueError, TypeError, RecursionError):

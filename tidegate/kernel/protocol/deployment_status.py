@@ -22,10 +22,11 @@ class Condition(Noun):
 class DeploymentStatus(Noun):
     """The autoscaler's view of a Deployment, and the replicas that it wants. Unknown fields are None.
 
-    ``revision`` is the Deployment's revision that the autoscaler has read; this status ignores later changes.
-    ``rule`` and ``reason`` explain ``desired``. ``limits`` are the bounds in force. ``start_s`` is the time
-    in which a replica becomes ready. ``devices`` are the devices that its models run on. ``ended`` are the
-    last replicas that did not end as expected.
+    ``revision``: the revision of the Deployment that this status is about.
+    ``rule``, ``reason``: explain ``desired``. ``limits``: the bounds in force.
+    ``start_s``: seconds until a new replica is ready.
+    ``devices``: the devices that the models of the Deployment run on.
+    ``ended``: the last replicas that did not end as expected.
     """
 
     deployment: str

@@ -14,11 +14,11 @@ cancelled id. All numbers are little-endian.
 
 ``rows`` is the size of the batch axis, 0 if the model has none. Two requests may share a model call if their
 ``key`` is the same. The key has the inputs (names, datatypes, dims without the batch axis), the requested
-outputs and the parameters. So a worker compares bytes, and parses each distinct key once.
+outputs and the parameters. So a worker compares keys as bytes, and parses each distinct key once.
 
 A request has one reply (OK or FAILED). A request with the flag STREAM has any number of CHUNKs, numbered by
-``seq`` from 0, and then END. The ``seq`` of END is the number of CHUNKs. FAILED may replace any of them, and
-is always the last reply.
+``seq`` from 0, and then END. The ``seq`` of END is the number of CHUNKs. FAILED may replace any of these
+replies, and is always the last reply.
 
 Tensors that are too large for a message stay in the blob store. In that case the frame's only data is a claim
 (:mod:`tidegate.kernel.protocol.claim`), marked by the flag CLAIM in a request or the bit CLAIMED in a reply's
@@ -43,7 +43,7 @@ READABLE = frozenset({1})
 REQUESTS, REPLIES, CANCELS = 1, 2, 3
 
 RETRY_SAFE, STREAM, CLAIM = 0x01, 0x02, 0x04
-# Three bits of the flags are the priority: 1 is the highest, LAST_PRIORITY the lowest, 0 means none.
+# Three bits of the flags are the priority: 1 is the highest, LAST_PRIORITY the lowest; 0: no priority.
 PRIORITY_SHIFT, LAST_PRIORITY = 4, 7
 # A copy for shadow traffic. It runs after all requests with a priority, and is dropped if its worker is lost.
 COPY = 0x80

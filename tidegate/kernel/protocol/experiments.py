@@ -20,11 +20,12 @@ UNIT_HEADER = "X-Unit-Id"
 class ExperimentMetric(Written):
     """A metric by which variants are compared.
 
-    ``kind`` ``mean``: the mean of the reported numbers. ``rate``: the share of reported labels that are
-    ``label``. ``latency``: the mean time of an answer in milliseconds, and ``errors``: the share of failed
-    requests; the gateways measure both. ``of``: the metric in the feedback; None means ``name``, and
-    ``label`` for a rate. ``goal`` is the better direction. ``min_lift``: the smallest difference worth
-    finding, as a part of the control's value.
+    ``kind``: ``mean`` is the mean of the reported numbers, and ``rate`` the share of reported labels that
+    equal ``label``. The gateways measure the other two: ``latency`` is the mean time of an answer in
+    milliseconds, and ``errors`` the share of failed requests.
+    ``of``: the metric's name in the feedback; None: ``name``, or for a rate ``label``.
+    ``goal``: the better direction.
+    ``min_lift``: the smallest difference worth finding, as a fraction of the control's value.
     """
 
     name: MetricName
@@ -63,9 +64,11 @@ def default_metrics() -> list[ExperimentMetric]:
 class ExperimentOptions(Written):
     """The rules of an experiment.
 
-    ``share``: percent of the traffic for all treatments together. ``sticky`` keeps a unit, for example a
-    user, at one variant. ``alpha``: the accepted probability of a false difference. The experiment is
-    complete at the time ``until``, or when each variant has ``samples`` outcomes of the first metric.
+    ``share``: percent of the traffic for all treatments together.
+    ``sticky``: the key that keeps a unit, for example a user, at one variant.
+    ``alpha``: the accepted probability of reporting a difference that does not exist.
+    ``until``, ``samples``: the experiment is complete at this time, or when each variant has so many outcomes
+    of the first metric.
     """
 
     share: int = Field(50, ge=1, le=99)
@@ -97,8 +100,9 @@ class ExperimentEvent(Noun):
 class Experiment(Noun):
     """A comparison of ``treatments`` with the Deployment ``control``. Times are seconds since the epoch.
 
-    ``control`` empty: the endpoint's only target. ``sticky_before`` are the endpoint's own sticky keys. They
-    are restored at the end. ``id`` is set when the experiment starts.
+    ``control``: empty means the endpoint's only target.
+    ``sticky_before``: the endpoint's own sticky key, which is restored at the end.
+    ``id``: set when the experiment starts.
     """
 
     treatments: list[Name] = Field(min_length=1, max_length=10)

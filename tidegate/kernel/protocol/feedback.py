@@ -11,11 +11,13 @@ import orjson
 class FeedbackRecord:
     """One outcome of one answer. Times are milliseconds since the epoch.
 
-    ``request_id`` is the ``X-Request-Id`` of the request. ``value`` is a number, ``label`` a text; either
-    ``value`` or ``label`` is None. ``at`` is the time of the outcome, ``answered_at`` the time of the answer.
-    ``assigned``: weights or a sticky key chose the Deployment. False: a version in the request or a rule did.
-    ``unit`` is the hash of the sticky key; empty: the request had none. ``experiment`` is the id of the
-    experiment in which the Deployment was chosen; empty means none.
+    ``request_id``: the ``X-Request-Id`` of the request.
+    ``value``, ``label``: a number or a text. One of them is None.
+    ``at``, ``answered_at``: the time of the outcome, and the time of the answer.
+    ``assigned``: True if weights or a sticky key chose the Deployment. False if a version in the request or a
+    rule chose it.
+    ``unit``: the hash of the sticky key; empty: the request had none.
+    ``experiment``: the id of the experiment in which the Deployment was chosen; empty: no experiment.
     """
 
     endpoint: str

@@ -13,8 +13,8 @@ MAGIC = b"GGUF"
 # The most tokens of a sequence, if the Deployment does not set them. Models allow up to a million, which
 # would need too much memory.
 DEFAULT_CONTEXT = 8192
-# The KV cache's tokens per slot, if the Deployment does not set the context. The cache also has room for one
-# whole context.
+# The tokens of the KV cache for each slot, if the Deployment does not set the context. The whole cache is
+# never smaller than one context.
 DEFAULT_SLOT_TOKENS = 2048
 _SCALARS = {
     0: "<B",
@@ -33,7 +33,7 @@ _STRING, _ARRAY = 8, 9
 # Arrays are kept only up to this length: vocabularies have hundreds of thousands of values.
 _KEPT_ARRAY = 64
 _MAX_COUNT, _MAX_DIMS = 2**24, 8
-# For the number of each type in ggml: how many elements a block has, and how many bytes.
+# The elements and the bytes of one block, by the number of its type in ggml.
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
@@ -78,7 +78,10 @@ def kv_bytes_per_token(header: GgufHeader) -> int:
 
 
 def context_of(header: GgufHeader | None, stated: int | None) -> int:
-    """Return the most tokens of a sequence: ``stated``, or the model's context up to ``DEFAULT_CONTEXT``."""
+    """Return the most tokens of a sequence: ``stated``, else the model's own limit.
+
+    The model's limit is cut to ``DEFAULT_CONTEXT``.
+    """
     trained = header.number("context_length") if header else 0
     return stated or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
@@ -128,7 +131,7 @@ def _tensor_end(reader: _Reader) -> int:
     for _ in range(dims):
         elements *= reader.scalar("<Q")
     kind, offset = reader.scalar("<I"), reader.scalar("<Q")
-    block, size = _BLOCKS.get(kind, (1, 0))  # an unknown type: at least its offset must exist
+    block, size = _BLOCKS.get(kind, (1, 0))  # of an unknown type, check only the offset
     return int(offset) + elements // block * size
 
 

@@ -35,10 +35,11 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True, slots=True)
 class HuggingFacePlan:
-    """A way to run a folder. ``labels``: the labels of a classifier, in the order of its scores.
+    """The plan to run a Hugging Face folder.
 
-    ``activation``: how scores follow from the model's output: softmax, sigmoid or none. ``size``: the length
-    of an embedding; -1: unknown.
+    ``labels``: the labels of a classifier, in the order of its scores.
+    ``activation``: the function from the model's output to scores: softmax, sigmoid or none.
+    ``size``: the length of an embedding; -1: unknown.
     """
 
     task: Task

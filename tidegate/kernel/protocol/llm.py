@@ -30,18 +30,20 @@ SIGNATURE = Signature(
     decoupled=True,
 )
 
-# The band of a request. Each band has its own queue in the broker. Weights: BAND_WEIGHTS.
+# The band of a request. Each band has its own queue in the broker. BAND_WEIGHTS has their weights.
 Band = Literal["high", "normal", "low"]
 BAND_WEIGHTS: dict[Band, int] = {"high": 16, "normal": 4, "low": 1}
 
 # The priority in the flags of a band's request frames.
 BAND_PRIORITY: dict[Band, int] = {"high": 1, "normal": 0, "low": LAST_PRIORITY}
-# A message expires this many milliseconds after the deadline for the first part of the answer. So if a
-# replica is lost during a longer stream, the message is delivered again and the gateway learns of the loss.
+# A message expires this many milliseconds after the deadline for the first part of the answer. If a replica
+# is lost during a long stream, the message still exists and is delivered again, so the gateway learns of the
+# loss.
 KEPT_MS = 3_600_000
 
 # A parameter of the call key: the tokens that the request may occupy in the engine's KV cache (prompt and
-# answer), as the gateway estimates them. The worker adds them up against the Deployment's ``kv_tokens``.
+# answer), as the gateway estimates them. The sum over a worker's requests is limited by the Deployment's
+# ``kv_tokens``.
 KV_TOKENS = "kv_tokens"
 # A parameter of the first answer to a request: the name of the replica that runs the request.
 REPLICA = "tidegate_replica"
@@ -65,8 +67,9 @@ def encoded(value: Any) -> bytes:
 class Resume:
     """The part of a stream that the caller already has. The stream continues after this part.
 
-    ``prompt`` and ``emitted`` are ids of tokens, as the lost engine reported them. ``text`` is the text of
-    the emitted tokens. ``id`` and ``created`` are members of the first part's events.
+    ``prompt``, ``emitted``: ids of tokens, as the lost engine reported them.
+    ``text``: the text of the emitted tokens.
+    ``id``, ``created``: members of the first part's events.
     """
 
     prompt: list[int]
@@ -100,13 +103,13 @@ class LlmRequest:
 class Meta:
     """Facts about the events of one answer.
 
-    ``status``: the engine's HTTP status if it refused the request; then the only event is its error body.
+    ``status``: the engine's HTTP status if it refused the request. Then the only event is its error body.
     ``retry_after_s``: the seconds until a retry, if the engine or the provider states them.
     ``usage``: prompt tokens, answer tokens and cached prompt tokens of the stream up to this answer; None:
-    the engine has not reported any yet. It is cumulative, so a stream that is cut off has its count too.
-    ``prompt_ids``: the prompt's tokens, in one of the first answers, if a lost stream can be continued.
-    ``ids``: the answer's tokens in these events, under the same condition. A stream can be continued at a
-    place where the number of all its ``ids`` equals the answer tokens in ``usage``, and nowhere else.
+    not reported yet.
+    ``prompt_ids``: the prompt's tokens, in one of the first answers of a stream that can be continued.
+    ``ids``: the answer's tokens in these events, for a stream that can be continued. It can be continued only
+    where the number of all its ``ids`` equals the answer tokens in ``usage``.
     """
 
     status: int = 200

@@ -120,5 +120,5 @@ def linked(entries: Iterable[LogEntry]) -> set[str]:
 
 
 def as_written(id_: str) -> bytes:
-    """Return an id with its quotes, as in a line. Without them, a short id would be in most lines."""
+    """Return an id in quotes, as log lines have it. A short id without quotes would match most lines."""
     return orjson.dumps(id_)

@@ -58,9 +58,11 @@ class MlflowModel:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """A way to load a model. ``file``: relative to the folder of ``MLmodel``; empty for MLflow's own loader.
+    """The plan to load an MLflow model.
 
-    ``pickled``: loading it can run any code in its files. ``function``: the method that predicts.
+    ``file``: relative to the folder of ``MLmodel``; empty for MLflow's own loader.
+    ``pickled``: True if loading can run any code in the model's files.
+    ``function``: the method that predicts.
     """
 
     engine: str
@@ -139,7 +141,7 @@ def loading(model: MlflowModel, files: Collection[PurePosixPath]) -> Loading:
 def takes_table(loading: Loading, *, named: bool) -> bool:
     """Return True if the model gets a pandas DataFrame. ``named``: its inputs are columns of a table.
 
-    ONNX and PyTorch models get an array. MLflow, too, converts the table to an array for them.
+    ONNX and PyTorch models get an array. MLflow also converts a table to an array for them.
     """
     return named and loading.engine not in (ONNX, PYTORCH)
 

@@ -34,9 +34,9 @@ _HOW = (
 class Schema:
     """The inputs or outputs as MLflow describes them.
 
-    ``columns``: the type of each column of a table, in order; None: there is no table, only tensors.
-    ``named``: the schema has names; otherwise Tidegate chose one. ``batched``: the first axis of every tensor
-    may have any size.
+    ``columns``: the type of each column of a table, in order; None: the model gets tensors and no table.
+    ``named``: True if the schema has names. Otherwise Tidegate chose them.
+    ``batched``: the first axis of every tensor may have any size.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -53,7 +53,7 @@ def inputs_of(model: MlflowModel) -> Schema | None:
 def columns_of(model: MlflowModel, signature: Signature) -> dict[str, str] | None:
     """Return the type of each column if the model gets a table; None if it gets tensors.
 
-    If only the user describes the inputs, two or more of them are the columns of a table.
+    If the model does not describe its inputs, two or more inputs of the user's signature are columns.
     """
     schema = inputs_of(model)
     if schema is not None:

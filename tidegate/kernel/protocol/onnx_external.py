@@ -97,7 +97,7 @@ def _tensor(tensor: Message) -> Iterator[External]:
         if number == TENSOR_NAME and isinstance(value, Message):
             name = value.text()
         elif number == TENSOR_EXTERNAL_DATA or (number == TENSOR_LOCATION and value != 0):
-            external = True  # one field that marks it is enough
+            external = True  # one such field is enough
         if number == TENSOR_EXTERNAL_DATA and isinstance(value, Message):
             _entry(value, locations, ends)
     if external and not locations:

@@ -16,8 +16,8 @@ from tidegate.kernel.protocol.access import ADMIN, INFER, METRICS, OPERATE, PUBL
 
 # Values that a route may have in place of scopes.
 OPEN = "open"  # no credential is needed
-ANY = "any"  # every valid credential; the handler checks more
-INTERNAL = "internal"  # only Tidegate's own services, and not when they forward a principal's call
+ANY = "any"  # any valid credential opens the route, and the handler checks the rest
+INTERNAL = "internal"  # only Tidegate's own services, for their own calls and not for forwarded ones
 
 Scopes = tuple[str, ...]
 
@@ -231,7 +231,7 @@ ROUTER = RoutePermissions(
         "GET /v1/quality/{name}": LOOK,
         "GET /v1/drift": LOOK,
         "GET /v1/drift/{name}": LOOK,
-        "GET /v1/drift/{name}/rows": (OPERATE,),  # rows contain values of callers
+        "GET /v1/drift/{name}/rows": (OPERATE,),  # sampled rows contain callers' values
         "POST /v1/drift/{name}/rebase": (PUBLISH,),
         "GET /v1/alerts": LOOK,
         "GET /v1/alerts/history": LOOK,
@@ -357,7 +357,7 @@ GATEWAY = RoutePermissions(
         for part in ("/metadata", "/versions/{version}", "/versions/{version}/metadata")
     }
     | {f"GET /v1/models/{{model}}/labels/{{label}}{part}": (INFER,) for part in ("", "/metadata")}
-    # TorchServe's API. POST and DELETE of /models only say what to run instead.
+    # TorchServe's API. POST and DELETE of /models only return the command to run instead.
     | {f"POST /predictions/{{model}}{part}": (INFER,) for part in ("", "/{version}")}
     | {f"GET /models{part}": (INFER,) for part in ("", "/{model}", "/{model}/{version}")}
     | {"POST /models": (INFER,), "DELETE /models/{model}": (INFER,)}
@@ -383,7 +383,7 @@ GATEWAY = RoutePermissions(
         "GET /health": (OPEN,),
         "GET /tgi/{model}/health": (INFER,),
     }
-    # Ollama's API. The routes from pull to blobs only say what to run instead.
+    # Ollama's API. The routes from pull to blobs only return the command to run instead.
     | {f"POST /api/{part}": (INFER,) for part in ("chat", "generate", "embed", "embeddings", "show")}
     | {f"POST /api/{part}": (INFER,) for part in ("pull", "push", "create", "copy", "blobs/{digest}")}
     | {"DELETE /api/delete": (INFER,), "HEAD /api/blobs/{digest}": (INFER,)}
@@ -422,7 +422,7 @@ GATEWAY = RoutePermissions(
         "POST /v1/feedback": (INFER, OPERATE),
     }
     | {
-        # The table of the service behind the proxy decides.
+        # The table of the service behind the proxy applies.
         f"{method} /api/{{service}}/{{rest:path}}": (ANY,)
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
     }

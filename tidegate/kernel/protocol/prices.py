@@ -51,11 +51,11 @@ class ManagedPrice(_Entry):
 
 
 class PriceList(_Entry):
-    """The prices of one installation.
+    """The prices of one installation. The defaults are typical prices of rented machines.
 
-    ``gpu_hour`` has prices by a part of the GPU's name, ``tokens`` by the name of a model, and ``managed`` by
-    a name of your choice. A replica is charged for ``cores`` and ``memory_gib`` if its Deployment declares
-    none. The defaults are typical prices of rented machines.
+    ``gpu_hour``: prices by a part of the GPU's name.
+    ``tokens``: prices by the name of a model. ``managed``: prices by a name of your choice.
+    ``cores``, ``memory_gib``: what a replica is charged for if its Deployment declares no resources.
     """
 
     currency: str = Field("USD", min_length=1, max_length=8)
@@ -112,7 +112,7 @@ class Rate(_Entry):
 def rate_of(deployment: Deployment, prices: PriceList, device: str = "") -> Rate:
     """Return the rate of a Deployment's replica on ``device`` (as its worker reports it).
 
-    It is charged for the resources that the Deployment reserves, used or not.
+    A replica pays for the resources that its Deployment reserves, even if it does not use them.
     """
     resources = deployment.resources
     cores = resources.cpus if resources.cpus is not None else prices.cores

@@ -32,7 +32,7 @@ def without_paths(text: str) -> str:
 
 
 def for_caller(error: TidegateError) -> str:
-    """Return the message of an error for its caller: without paths if the error is the server's."""
+    """Return an error's message for the caller. Paths are removed if the server failed, not the caller."""
     if isinstance(error, ModelFailed | NoCapacity | Unavailable) or type(error) is TidegateError:
         return without_paths(error.message)
     return error.message

@@ -1,6 +1,6 @@
 """The report of a replica's time, in whole nanoseconds, so that the parts sum exactly.
 
-    time of a replica = calls' shares by caller and endpoint + start-up + idle + wasted + open calls
+    time of a replica = answered calls, by caller and endpoint + start-up + idle + wasted + open calls
 
 A worker writes this report every second. All numbers are totals since the replica's launch, so a lost report
 loses nothing.
@@ -55,9 +55,10 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaTime:
-    """The report of a replica. ``open_ns``: time of open calls. ``ended``: this is the last report.
+    """The report of a replica's time.
 
-    ``calls_ns`` is the sum of the durations of all calls. It exceeds ``covered_ns`` if calls run at the same
+    ``open_ns``: the time of calls that are not finished. ``ended``: this is the last report.
+    ``calls_ns``: the sum of the durations of all calls. It exceeds ``covered_ns`` if calls run at the same
     time.
     """
 

@@ -21,9 +21,9 @@ class _Part(BaseModel):
 class ScheduleWindow(_Part):
     """Bounds of the replicas that apply from each time of ``start`` until the next time of ``end``.
 
-    Both are cron expressions of five fields in the local time of ``time_zone`` (an IANA name). If a clock
-    change skips a time, the window starts or ends right after the change. If a clock change repeats a time,
-    only one of the two counts.
+    ``start`` and ``end`` are cron expressions of five fields in the local time of ``time_zone`` (an IANA
+    name). If a clock change skips a time, the window starts or ends right after the change. If a clock change
+    repeats a time, the window starts or ends only once.
     """
 
     start: str
@@ -74,17 +74,18 @@ class ScheduleWindow(_Part):
 class Scaling(_Part):
     """The scaling rules of a Deployment, besides its bounds and ``target_wait_ms``. The highest result wins.
 
-    ``aggressiveness`` sets the defaults of the other fields. ``target_utilization`` is the share of its time
-    that a replica may be busy, and ``backlog_per_replica`` is the number of unanswered requests for each
-    replica. Windows are in seconds: scale up after load that lasted for ``up_window_s``, and scale down after
-    ``down_window_s`` with less load. A load that needs ``panic_factor`` times the ready replicas scales up
-    immediately, despite windows and limits per minute; 0 means never. ``max_cost_per_hour`` limits replicas x
-    ``price_per_hour``. ``forecast`` may start replicas early, for the load of the same time on earlier days
-    or weeks.
-
-    ``max_cost_per_day`` and ``max_cost_per_month`` limit the cost of all replicas in a calendar day and month
-    (UTC). If one is used up, the Deployment keeps its minimum of replicas until the period ends, or none with
-    ``over_budget: stop``.
+    ``aggressiveness``: sets the defaults of the other fields.
+    ``target_utilization``: the share of its time that a replica may be busy.
+    ``backlog_per_replica``: the number of unanswered requests for each replica.
+    ``up_window_s``: scale up after a higher load has lasted for so many seconds.
+    ``down_window_s``: scale down after a lower load has lasted for so many seconds.
+    ``panic_factor``: scale up immediately if the load needs this many times the ready replicas, despite
+    windows and limits per minute; 0: never.
+    ``max_cost_per_hour``: the most that replicas x ``price_per_hour`` may cost.
+    ``max_cost_per_day``, ``max_cost_per_month``: the most that all replicas may cost in a calendar day and
+    month (UTC).
+    ``over_budget``: after a used-up budget, keep the minimum of replicas, or stop all, until the period ends.
+    ``forecast``: may start replicas early, for the load of the same time on earlier days or weeks.
     """
 
     aggressiveness: Aggressiveness = "balanced"

@@ -15,8 +15,8 @@ class _Part(BaseModel):
 class ServiceLevel(_Part):
     """The objectives of an endpoint. ``availability`` and ``latency_target`` are percent.
 
-    ``latency_ms``: answers should take at most this time; ``latency_target`` percent of them must.
-    ``window``: the time over which both are counted, in days (``30d``).
+    ``latency_ms``: the time within which ``latency_target`` percent of the answers must arrive.
+    ``window``: the time over which the objectives are counted, in days (``30d``).
     """
 
     availability: float | None = Field(None, ge=50, lt=100)

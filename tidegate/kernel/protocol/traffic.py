@@ -1,6 +1,6 @@
 """The gateways' reports about the traffic of each endpoint: outcomes, and histograms of times.
 
-A report has totals since the start of a gateway process. So a lost report loses nothing.
+A report has totals since the start of a gateway process, so the next report replaces a lost one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ TOTAL = "total"
 LEDGER = ("decode", "transit", "wait", "compute", "encode")
 ROWS = (TOTAL, *LEDGER)
 
-# A histogram as a list: the first bucket with a count, then the counts up to the last one. Empty means no
-# counts.
+# A histogram as a list: the index of the first bucket that is not empty, then the counts from this bucket to
+# the last one that is not empty. An empty list means no counts.
 SparseRow = list[int]
 
 _LOG_RATIO = float(np.log(RATIO))
@@ -62,9 +62,9 @@ def dense(rows: Sequence[SparseRow]) -> np.ndarray:
 class EndpointTraffic:
     """One gateway's totals of an endpoint.
 
-    ``outcomes``: requests by outcome: ``ok``, or the reason of the error. ``failed``: requests that failed
-    because of the service (status 500 or more). ``times``: histograms of the answered requests, by
-    Deployment.
+    ``outcomes``: numbers of requests by outcome, which is ``ok`` or the reason of the error.
+    ``failed``: requests that failed because of the service (status 500 or more).
+    ``times``: histograms of the answered requests, by Deployment.
     """
 
     outcomes: dict[str, int] = field(default_factory=dict)

@@ -16,8 +16,8 @@ ZERO = (0,) * len(COUNTS)
 TOKENS_IN = ("prompt_tokens", "input_tokens", "tokens_in")
 TOKENS_OUT = ("completion_tokens", "output_tokens", "tokens_out")
 TOKEN_COUNTS = (*TOKENS_IN, *TOKENS_OUT, "total_tokens")
-# The most tokens of one request that are counted. A model may state any number, and sums of larger numbers do
-# not fit into databases.
+# The most tokens of one request that are counted. A model may report any number, and the sums of larger ones
+# do not fit into databases.
 MOST_TOKENS = 2**31 - 1
 
 
@@ -31,9 +31,9 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Counts to add once: ``(incarnation, seq)`` identifies a report, so that a repeated report is ignored.
+    """A gateway process's new counts. ``(incarnation, seq)`` identifies a report; a repeat is ignored.
 
-    Each value is a tuple in the order of ``COUNTS``.
+    Each value of ``counts`` is a tuple in the order of ``COUNTS``.
     """
 
     incarnation: str

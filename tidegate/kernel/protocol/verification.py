@@ -14,7 +14,7 @@ VerificationState = Literal["unchecked", "pending", "verified", "rejected", "ski
 REFUSED_STATES: tuple[VerificationState, ...] = ("pending", "rejected")
 NOT_VERIFIED = "not_verified"
 MAX_MESSAGE = 4000
-# Calls of a new replica seldom have more rows, because fuller calls need many concurrent callers.
+# Calls of a new replica seldom have more rows than this, because that needs many concurrent callers.
 USUAL_ROWS = 8
 MAX_SAMPLES = 100
 
@@ -31,10 +31,11 @@ class BatchFigures(Noun):
 class CapacityCard(Noun):
     """The figures of a version that a scratch replica measured, on a machine with ``cpu`` and ``cores``.
 
-    ``requests_per_s`` is the rate at which Triton answered requests of one row, with the best of ``batches``.
-    None: the model was not called. ``memory_mb`` is the memory of the replica's processes. ``start_s`` is the
-    time from the launch until the model was warm, without the installation of requirements. ``load_ms`` is
-    the part of it in which Triton loaded the model.
+    ``requests_per_s``: answered requests of one row per second, with the best of ``batches``; None: the model
+    was not called.
+    ``memory_mb``: the memory of the replica's processes.
+    ``start_s``: seconds from the launch until the model was warm, without the installation of requirements.
+    ``load_ms``: the part of the start in which Triton loaded the model.
     """
 
     requests_per_s: float | None = None
@@ -49,7 +50,7 @@ class CapacityCard(Noun):
 
     @property
     def expected_rps(self) -> float | None:
-        """Return the requests per second to expect of a new replica: with up to ``USUAL_ROWS`` in a call."""
+        """Return the expected requests per second of a new replica, with up to ``USUAL_ROWS`` in a call."""
         usual = [each.rows_per_s for each in self.batches if each.rows <= USUAL_ROWS]
         return max(usual, default=self.requests_per_s)
 
@@ -58,8 +59,9 @@ class Verification(Noun):
     """The verification of a version.
 
     ``state``: ``unchecked`` was never verified, ``pending`` waits for its scratch replica, ``verified`` and
-    ``rejected`` were checked, and ``skipped`` cannot be checked. ``message`` says why, with Triton's own
-    message. ``round`` counts the verifications of the version. ``at`` is the time of the last change.
+    ``rejected`` were checked, and ``skipped`` cannot be checked.
+    ``message``: the reason of the state, with Triton's own message.
+    ``round``: the number of verifications of the version. ``at``: the time of the last change.
     """
 
     state: VerificationState = "unchecked"
@@ -77,8 +79,9 @@ class Verification(Noun):
 class VerificationOptions(Written):
     """The options of a publisher for the verification of a version.
 
-    ``deployment``: options of the Deployment, such as ``env`` and ``resources``. ``samples``: inference
-    requests that the version must answer. Each may have ``expected`` outputs and a ``tolerance``.
+    ``deployment``: options of the Deployment, such as ``env`` and ``resources``.
+    ``samples``: inference requests that the version must answer. Each may have ``expected`` outputs and a
+    ``tolerance``.
     """
 
     deployment: dict[str, Any] = Field(default_factory=dict)
@@ -104,9 +107,10 @@ class ScratchTask(Noun):
 class ScratchOutcome(Noun):
     """The outcome that a scratch replica reports in its heartbeats.
 
-    ``rejected``: the model is wrong, and another round would fail as well. ``died``: a process of the model
-    ended. ``interrupted``: the cause is not known, so the round is repeated. ``unavailable``: a part of the
-    platform failed, so the round is repeated until that part works.
+    ``rejected``: the model is wrong, and another round would fail as well.
+    ``died``: a process of the model ended.
+    ``interrupted``: the cause is unknown, so the round is repeated.
+    ``unavailable``: a part of the platform failed, so the round is repeated until that part works.
     """
 
     round: int
