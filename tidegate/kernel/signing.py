@@ -84,7 +84,7 @@ class TrustedKeys:
         return True
 
     def check(self, bundles: Iterable[Any], artifact: Path, sha256: str) -> str:
-        """Return the id of the key that has signed an artifact. Blocks: it reads the files of an archive.
+        """Return the id of the key that signed an artifact. Blocks, because it reads the files of an archive.
 
         ``sha256``: the artifact's digest, which the caller has checked. Raise BadSignature.
         """

@@ -37,7 +37,7 @@ class Database:
         self._lock = threading.Lock()
         try:
             self._db = _opened(path, schema, timeout_s)
-        except sqlite3.OperationalError:  # locked, or a full disk: the file is not damaged
+        except sqlite3.OperationalError:  # the file is locked or the disk is full; the file is not damaged
             raise
         except sqlite3.DatabaseError as error:
             aside = _set_aside(path)

@@ -1,4 +1,4 @@
-"""A token bucket, which limits events per second, so that a flood of events has a limited cost."""
+"""A token bucket, which limits events per second."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ Attributes = Mapping[str, str | int | float | bool]
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 # The longest wait for the last spans at the end of a process, because the receiver may not answer.
 CLOSE_S = 2.0
-# How often the clocks are read for one offset. If the process is preempted during a reading, this reading is
-# wrong.
+# How often the clocks are read for one offset. Several readings are needed, because a reading is wrong if the
+# process is preempted during it.
 READINGS = 5
 
 

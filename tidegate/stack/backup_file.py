@@ -74,7 +74,7 @@ class Manifest:
 
 
 class Writer:
-    """Adds files to a backup, and lists them in ``manifest``."""
+    """A writer that adds files to a backup, and lists them in ``manifest``."""
 
     def __init__(self, tar: tarfile.TarFile, manifest: Manifest) -> None:
         self._tar = tar

@@ -25,7 +25,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A readiness probe in the child's own protocol. ``http`` and ``https`` request ``path``.
+    """A readiness probe in the child's own protocol. ``path``: for ``http`` and ``https``.
 
     ``login``: a user and the file with its password, for a server that requires one.
     """
@@ -41,10 +41,11 @@ class Probe:
 class Child:
     """One process of the stack.
 
-    A child without a ``probe`` is a step: it runs once and must exit with 0. ``after`` names the children
-    that must be ready first. Children stop in ascending ``stop_order``. ``after_stop`` is a command that runs
-    after the child has ended. Before each start, ``files`` are written and ``links`` (link to target) are
-    created. The start of the stack does not wait for an ``optional`` child; failed starts are repeated.
+    ``probe``: None for a step, which runs once and must exit with 0.
+    ``after``: the children that must be ready first. ``stop_order``: children stop in ascending order.
+    ``after_stop``: a command that runs after the child has ended.
+    ``files``, ``links`` (link to target): written and created before each start.
+    ``optional``: the start of the stack does not wait for the child. Failed starts are repeated.
     """
 
     name: str

@@ -27,7 +27,7 @@ def backoff_s(deaths: int) -> float:
 
 @dataclass(slots=True)
 class ChildSupervisor:
-    """Supervises one child, and passes the changed fields of its record to ``report``."""
+    """The supervisor of one child. It passes the changed fields of the child's record to ``report``."""
 
     child: Child
     log: Path

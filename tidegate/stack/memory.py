@@ -17,10 +17,10 @@ _FIELD = re.compile(r"^(Pss|Rss):\s+(\d+) kB", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class PartMemory:
-    """The memory of a part in bytes.
+    """The memory of a part of the stack in bytes.
 
-    ``pss`` divides a shared page among its processes, so the values of all parts can be added up. ``rss``
-    counts the whole page for each process.
+    ``pss``: a page that several processes share is divided among them, so all parts can be added up.
+    ``rss``: a shared page counts fully for each process.
     """
 
     name: str
@@ -46,7 +46,7 @@ def of_stack(record: StackRecord, state: Path) -> list[PartMemory]:
 
 
 def total(parts: Iterable[PartMemory]) -> int:
-    """Return the bytes of all parts together."""
+    """Return the memory of all parts together in bytes (PSS)."""
     return sum(part.pss for part in parts)
 
 

@@ -10,7 +10,7 @@ EDGE = "edge"
 DAY_S = 86_400
 
 # For one core and 1 GB: lower memory limits and longer intervals. Jobs, upstreams and webhooks wait up to a
-# week, because the network may be away for days.
+# week, because the network may be down for days.
 _EDGE = {
     "MONITORING": "off",
     "GATEWAY_WORKERS": 1,

@@ -42,7 +42,7 @@ OnProgress = Callable[[Progress], None]
 
 
 class ProgressReporter:
-    """Calls ``on_progress`` once for each change between records."""
+    """A reporter that calls ``on_progress`` once for each change between records."""
 
     def __init__(self, on_progress: OnProgress) -> None:
         self._on_progress = on_progress

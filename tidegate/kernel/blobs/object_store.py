@@ -65,13 +65,15 @@ class Writer(Protocol):
 
 
 class Opened(NamedTuple):
-    """An open store. ``files`` is an fsspec file system, ``root`` the URL's path in it.
+    """An open store.
 
-    ``stream`` opens a file for reading from a given byte on, with one request. If the file does not exist, it
-    raises FileNotFoundError before the first piece is read. ``writer`` opens a file for writing; ``size`` is
-    the most bytes that may be written. ``put`` stores a file of ``size`` bytes from pieces. If reading a
-    piece raises an error, nothing is stored. ``signed`` returns a URL that opens a file without credentials
-    for some time; None: this store has no such URLs.
+    ``files``: an fsspec file system. ``root``: the path of the URL in it.
+    ``stream``: opens a file for reading from a given byte on, with one request. If the file does not exist,
+    it raises FileNotFoundError before the first piece is read.
+    ``writer``: opens a file for writing. ``size`` is the most bytes that may be written.
+    ``put``: stores a file of ``size`` bytes from pieces. If reading a piece raises an error, nothing is
+    stored.
+    ``signed``: returns a URL that opens a file without credentials for some time; None: not supported.
     """
 
     files: Any  # fsspec has no types
@@ -83,10 +85,10 @@ class Opened(NamedTuple):
 
 
 def opened(url: str) -> Opened:
-    """Open the store at ``url``, without a request to it."""
+    """Open the store at ``url``. No request is sent to it yet."""
     if urlsplit(url).scheme in OBJECTS:
         return _objects(url)
-    # This import is here, so that a process that never opens a store starts faster.
+    # This import is here, because it would slow down the start of processes that open no store.
     from fsspec.core import url_to_fs
 
     files, root = url_to_fs(url)

@@ -17,7 +17,7 @@ _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 def trusted(
     *urls: str, trust_env: bool = False, own: str | None = None, more: str | None = None
 ) -> ssl.SSLContext | bool:
-    """Return the argument ``verify`` of an httpx client that calls only these URLs, also after redirects.
+    """Return the argument ``verify`` of an httpx client. It calls only these URLs, even after redirects.
 
     By default each client of httpx reads the certificates of all authorities, which blocks the process for 20
     ms. Here, all clients for https share certificates that are read once. Clients for http verify nothing.

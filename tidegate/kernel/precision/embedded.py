@@ -21,7 +21,7 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 RECIPE_KEY, SAMPLES_KEY = "tidegate.precision", "tidegate.samples"
 _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
-# How many fields of a ModelProto are read to find the entries. Weights are inside one field, which is
+# The most fields of a ModelProto that are read to find the entries. The weights are in one field, which is
 # skipped.
 _MAX_FIELDS = 100_000
 MAX_SAMPLES_BYTES = 4 * 2**20
@@ -48,7 +48,7 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A model's precision, samples of its inputs, and the original's answers. The last two may be empty."""
+    """A model's precision, samples of its inputs, and the original model's answers to them (may be empty)."""
 
     precision: Precision
     inputs: dict[str, np.ndarray[Any, Any]]

@@ -54,7 +54,7 @@ class Baseline:
 
 
 def bins_id(bins: Mapping[str, Bins]) -> str:
-    """Return the id of some bins."""
+    """Return the id of these bins, a hash of their cuts."""
     document = {name: bins[name].to_json() for name in sorted(bins)}
     return hashlib.sha256(orjson.dumps(document)).hexdigest()[:16]
 

@@ -22,8 +22,9 @@ class Unreadable(ValueError):
 class SampledPrediction(NamedTuple):
     """The prediction of one row, to be joined with feedback.
 
-    ``request_id``: the answer's ``X-Request-Id``. ``label``, ``score``: None if the model has none. ``at``:
-    seconds since the epoch.
+    ``request_id``: the answer's ``X-Request-Id``.
+    ``label``, ``score``: None if the model returns none.
+    ``at``: seconds since the epoch.
     """
 
     request_id: str
@@ -37,9 +38,11 @@ class SampledPrediction(NamedTuple):
 class ProfilePiece:
     """The rows that a replica has sampled from ``begin`` to ``end``, in seconds since the epoch.
 
-    ``bins_id`` names the bins of ``profile``. It is empty while the replica has no bins. Then ``summaries``
-    has the quantiles of the newest rows, and ``learned_rows`` the number of these rows. ``rows_key`` is the
-    key of a blob with ``rows`` raw rows, if the Deployment keeps raw rows.
+    ``bins_id``: the id of the bins of ``profile``; empty while the replica has no bins.
+    ``summaries``, ``learned_rows``: without bins, the quantiles of the newest rows, and the number of these
+    rows.
+    ``rows_key``, ``rows``: the key of a blob with raw rows, and their number, if the Deployment keeps raw
+    rows.
     """
 
     replica: str
@@ -111,9 +114,11 @@ def _unpacked(raw: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class PublishedBins:
-    """The bins that all replicas of a Deployment use. ``id`` changes with the bins; empty means no bins yet.
+    """The bins that all replicas of a Deployment use.
 
-    ``predictions``: replicas send the predictions of sampled requests, because labels may arrive for them.
+    ``id``: changes with the bins; empty: no bins yet.
+    ``predictions``: True if replicas must send the predictions of sampled requests, because labels may arrive
+    for them.
     """
 
     id: str

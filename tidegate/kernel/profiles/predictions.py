@@ -1,6 +1,6 @@
 """Read labels, confidences and scores from a model's outputs. Pure.
 
-A model does not declare the meaning of its outputs. So the rules use an output's datatype, width and values.
+A model does not declare the meaning of its outputs, so it is guessed from their datatypes, widths and values.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Predictions:
 def read_predictions(outputs: Sequence[SampledTensor], rows: int) -> Predictions:
     """Return the predictions in a model's outputs. Raise ValueError if an output does not fit its shape.
 
-    A string or an integer is a label. Numbers from 0 to 1 whose sum is 1 are probabilities. Any other single
-    number is a prediction of a number.
+    A string or an integer is a label. Numbers from 0 to 1 with the sum 1 are probabilities. Any other single
+    number is a predicted number.
     """
     labels: list[str] | None = None
     confidence: Numbers | None = None

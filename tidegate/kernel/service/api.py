@@ -66,12 +66,14 @@ def create_app(
 ) -> FastAPI:
     """Return an app with these routes, and with health, metrics, guard and error answers.
 
-    ``identify`` returns the principal of a request's headers; None: only the service token is accepted.
-    ``permissions`` None: the table of the service ``name``. ``front`` has the OpenAPI paths of routes that
-    are served before the app. ``body_bytes`` is the largest body; None means that of the settings.
-    ``larger_bodies`` has the paths with other limits, see :class:`BodyLimit`. Browser pages of ``origins``
-    may call the app. ``answer_error`` answers requests that the guard refuses; None: in Tidegate's format.
-    ``error_forms`` has, by tag, the form of errors for routes that follow another API.
+    ``identify``: returns the principal of a request's headers; None: only the service token is accepted.
+    ``permissions``: the table of scopes; None: that of the service ``name``.
+    ``front``: the OpenAPI paths of routes that are served before the app.
+    ``body_bytes``: the largest body; None: the limit in the settings.
+    ``larger_bodies``: paths with other limits, see :class:`BodyLimit`.
+    ``origins``: browser pages that may call the app.
+    ``answer_error``: answers requests that the guard refuses; None: use Tidegate's format.
+    ``error_forms``: for each tag of routes that follow another API, the form of their errors.
     """
     permissions = permissions or SERVICES[name]
     app = FastAPI(
@@ -80,9 +82,9 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # the guard removes one trailing slash
+        redirect_slashes=False,  # because the guard removes one trailing slash
     )
-    # The limit is added before the guard, so it runs after the guard: the body of a refused request is not
+    # Add the limit before the guard. Then it runs after the guard, and the body of a refused request is not
     # read.
     most = settings.max_api_body_bytes if body_bytes is None else body_bytes
     app.add_middleware(BodyLimit, most=most, larger=larger_bodies)

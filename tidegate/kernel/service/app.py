@@ -64,7 +64,7 @@ def bare_app(
 ) -> Starlette:
     """Return the app of a service that serves only health and metrics. Other services use ``service.api``.
 
-    It does not import FastAPI, which would take a quarter of a worker's import time.
+    This function does not import FastAPI, which would take a quarter of a worker's import time.
     """
     app = Starlette(routes=[Route(path, answer) for path, answer in OWN_PATHS.items()], lifespan=lifespan)
     furnish(app, name=name, settings=settings, permissions=permissions)
@@ -84,8 +84,8 @@ def furnish(
     """Add health, guard and error answers to an app.
 
     ``identify`` returns the principal of a request's headers; None: only the service token is accepted.
-    ``permissions`` None: the table of the service ``name``. Browser pages of ``origins`` may call the app.
-    ``answer_error`` answers errors that no route has answered; None: in Tidegate's format.
+    ``permissions`` is the table of scopes; None: that of the service ``name``. Browser pages of ``origins``
+    may call the app. ``answer_error`` answers errors that no route has answered; None: use Tidegate's format.
     """
     if settings.holds_service_token and not settings.service_token:
         raise SystemExit(

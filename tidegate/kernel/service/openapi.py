@@ -41,10 +41,9 @@ _TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class ErrorForm:
-    """The form of the errors of routes that follow another API than Tidegate's.
+    """The form of errors, for routes that follow another API than Tidegate's.
 
-    ``name`` and ``schema`` describe the error's body. ``statuses``: further status codes, each with its
-    meaning.
+    ``name`` and ``schema`` describe the error's body. ``statuses``: more status codes, each with its meaning.
     """
 
     name: str

@@ -60,7 +60,7 @@ def secrets_in(url: str) -> bool:
 DEFAULT, COMPUTED, FILE, ENVIRONMENT = "default", "computed", "file", "environment"
 """The sources of a setting's value. A computed one follows from others."""
 
-# JSON with the sources of the settings that `tidegate up` passes to the services, by variable.
+# JSON with the source of each setting that `tidegate up` passes to the services, by variable.
 SOURCES = "TIDEGATE_SETTING_SOURCES"
 
 _environ: ContextVar[Mapping[str, str] | None] = ContextVar("environ", default=None)

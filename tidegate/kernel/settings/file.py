@@ -29,10 +29,10 @@ def read(state: Path) -> dict[str, str]:
 def is_trusted(owner: int, user: int) -> bool:
     """Return True if ``user`` may trust a file of ``owner``.
 
-    The file can name the server to which an API key is sent.
+    A settings file can name the server that gets an API key.
 
-    A command may run in a shared folder such as /tmp, where any user can put such a file. Root manages the
-    stacks of other users, so root trusts all files.
+    In a shared folder such as /tmp, any user could put such a file. Root trusts all files, because root
+    manages the stacks of other users.
     """
     return owner in (user, 0) or user == 0
 

@@ -23,7 +23,10 @@ class StoreUnavailable(Unavailable):
 
 
 class PackingConnection(Connection):
-    """A connection that packs commands in C. A call of a script for many jobs has hundreds of arguments."""
+    """A connection that packs commands in C.
+
+    This saves time, because a script's call for many jobs has hundreds of arguments.
+    """
 
     _packer = HiredisRespSerializer()
 
@@ -36,8 +39,8 @@ class PackingConnection(Connection):
 def connect(url: str) -> Redis:
     """Return a client of the server at ``url``. It connects on first use.
 
-    It runs up to ``CONNECTIONS`` calls at the same time. Further calls wait until others have ended. With
-    TLS, it packs commands in Python.
+    The client runs up to ``CONNECTIONS`` calls at the same time. Further calls wait until others have ended.
+    For a URL with TLS, it packs commands in Python.
     """
     pool = BlockingConnectionPool.from_url(
         url,
@@ -52,7 +55,7 @@ def connect(url: str) -> Redis:
 
 
 class Connected:
-    """The base class of stores, which access some keys. Every failure raises :class:`StoreUnavailable`."""
+    """The base class of typed stores. Every failure raises :class:`StoreUnavailable`."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -76,6 +79,7 @@ async def answer(operation: Awaitable[Any]) -> Any:  # Any, because the type hin
     except (RedisError, OSError, TimeoutError) as error:
         raise StoreUnavailable(f"The store does not answer: {error or type(error).__name__}.") from error
     if task is not None and task.cancelling() > cancels:
-        # On Python 3.11, the client's wait_for may ignore a cancellation and return the answer.
+        # On Python 3.11, the client's wait_for may ignore a cancellation and return the answer. So raise it
+        # here.
         raise asyncio.CancelledError
     return found

@@ -1,6 +1,6 @@
 """The lease of the leading router. The lease is on disk, beside the jobs, so a restart of the store keeps it.
 
-Each new lease has a greater epoch than all before. The leader's writes elsewhere carry this epoch. So a
+Each new lease has a greater epoch than all earlier ones. The leader's writes elsewhere carry this epoch. So a
 former leader cannot overwrite the work of its successor.
 """
 
@@ -33,7 +33,7 @@ class LeaderStore(Connected):
         """Take the lease if it is free, or renew it if ``candidate`` holds it. Return the current lease.
 
         ``seen`` is the highest epoch that ``candidate`` has seen; a new lease gets a greater one. A lease of
-        the holder ``dead`` counts as free.
+        the holder ``dead`` is treated as free.
         """
         holder, epoch, lasts_ms = await self._scripts.run("lead", [candidate, int(lease_s * 1e3), seen, dead])
         return LeaderLease(holder.decode(), epoch, max(0, lasts_ms) / 1e3)

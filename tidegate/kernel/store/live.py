@@ -33,7 +33,7 @@ MODEL = "tidegate:model:"  # + deployment: ModelMetadata, written by its workers
 CLAIM = "tidegate:claim:"  # + replica: the worker that becomes this replica, written by the first claimant
 OFFER = "tidegate:offer:"  # + scratch replica: the Assignment that the autoscaler offers to it
 TRAFFIC = "tidegate:traffic:"  # + incarnation: the totals by endpoint (TrafficReport), written by the gateway
-CALLERS = "tidegate:callers:"  # + ten seconds + endpoint: HyperLogLog of callers, written by gateways
+CALLERS = "tidegate:callers:"  # + number of the 10 s slot + endpoint: HyperLogLog of callers, by gateways
 CALLERS_OF_DAY = "tidegate:callers-day:"  # + day + endpoint: the callers of a day, written by the router
 STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, to which its workers add
 
@@ -51,12 +51,12 @@ TRAFFIC_TTL_S = 60
 CALLERS_SLOT_S = 10
 CALLERS_TTL_S = 120
 CALLERS_DAY_TTL_S = 3 * 86_400
-# A gateway that has been silent for this many seconds counts as gone. Before, it counts as missing.
+# A gateway that has been silent for this many seconds is treated as gone, and until then as missing.
 GATEWAY_GONE_S = 30.0
 
-# Sets the route table and returns false. If the stored table has a greater revision, returns its epoch
-# instead. Reads only the start of the stored table, where its revision is. A value without a revision is
-# overwritten.
+# Sets the route table and returns false, unless the stored table has a greater revision. Then it returns the
+# epoch of the stored table. It reads only the start of the stored table, which has the revision. A value
+# without a revision is overwritten.
 PUBLISH_ROUTES = """
 local function revision(head)
   return string.match(head, '^{"epoch":"(%d+)","n":(%d+)')

@@ -41,7 +41,7 @@ class JobChanges:
 class JobWatch:
     """A subscription to changes of jobs.
 
-    It connects on first use and always reconnects. After a reconnect, it notifies every watcher.
+    The subscription connects on first use and always reconnects. After that, it notifies every watcher.
     """
 
     def __init__(self, url: str, channel: bytes) -> None:
@@ -49,7 +49,7 @@ class JobWatch:
         self._channel = channel
         self._watchers: dict[bytes, set[JobChanges]] = {}
         self._confirmed: dict[bytes, asyncio.Event] = {}
-        self._open: Counter[bytes] = Counter()  # subscriptions that were requested and are not confirmed
+        self._open: Counter[bytes] = Counter()  # subscriptions that are requested but not confirmed
         self._connection: Any = None
         self._task: asyncio.Task[None] | None = None
 

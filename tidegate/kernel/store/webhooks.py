@@ -30,10 +30,11 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The result for a claimed webhook. ``logged`` is the log entry of the try; None: no try was made.
+    """The result for a claimed webhook.
 
-    ``again_ms``: the webhook is due again after this many milliseconds. None: this was the last try, and
-    ``counted`` is ``delivered`` or ``given_up``.
+    ``logged``: the log entry of the try; None: no try was made.
+    ``again_ms``: milliseconds until the webhook is due again; None: this was the last try.
+    ``counted``: after the last try, ``delivered`` or ``given_up``.
     """
 
     id: bytes
@@ -51,13 +52,16 @@ class WebhookStore(Connected):
         self._scripts = Scripts(redis)
 
     async def claim(self, limit: int, lease_ms: int) -> tuple[list[Due], int]:
-        """Claim up to ``limit`` due webhooks for ``lease_ms``. Return them, and how many wait in all."""
+        """Claim up to ``limit`` due webhooks for ``lease_ms``. Return them and the number of waiting ones."""
         waiting, claim, *flat = await self._scripts.run("webhooks_claim", [limit, lease_ms])
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return [Due(id_, claim, tries) for id_, tries in pairs], waiting
 
     async def settle(self, settled: Sequence[Settled]) -> list[bool]:
-        """Record the results of webhooks. Return False for an expired claim: only the log was written."""
+        """Record the results of webhooks. Return for each if its claim was still valid.
+
+        If the claim had expired, only the log is written.
+        """
         arguments: list[Argument] = []
         for one in settled:
             again = "" if one.again_ms is None else one.again_ms
