@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 Wanted = Literal["auto", "int8"]
 ORIGINAL = "fp32"
-# Latencies within this factor count as equal. Then a recipe that is exact on every CPU is preferred, and then
-# the one with the smallest loss.
+# Latencies within this factor are treated as equal. Among equal recipes, one that is exact on every CPU is
+# preferred, then the one with the smallest loss.
 SAME_MS = 1.05
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tidegate.kernel.protocol.gguf import GgufHeader, context_of, kv_bytes_per_token, kv_tokens_of
 
-# The memory of an engine beside weights and KV cache: its code, its buffers, the Python process in Triton.
+# The memory of an engine besides weights and KV cache: code, buffers, and the Python process in Triton.
 OVERHEAD = 256 * 2**20
 
 
@@ -21,7 +21,7 @@ class Candidate:
 
     @property
     def total(self) -> int:
-        """Return the sum: weights, KV cache and overhead."""
+        """Return the sum of weights, KV cache and overhead in bytes."""
         return self.weights + self.kv + OVERHEAD
 
 
@@ -36,7 +36,8 @@ class Fit:
 def candidate(name: str, size: int, header: GgufHeader, slots: int, context: int | None) -> Candidate:
     """Return the memory that a replica with this file needs.
 
-    ``size``: bytes of the file. ``context``: tokens of context; None means the number in the header.
+    ``size``: bytes of the file. ``context``: the tokens of the context; None: the number in the header, cut
+    to the default.
     """
     tokens = kv_tokens_of(context_of(header, context), slots, stated=context is not None)
     return Candidate(name, size, tokens * kv_bytes_per_token(header))

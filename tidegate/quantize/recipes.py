@@ -86,7 +86,8 @@ def dynamic(*, per_channel: bool) -> Callable[[Path, Path, Samples], None]:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        # onnxruntime has no dynamic convolution with signed weights.
+        # Use unsigned weights for convolutions, because onnxruntime has no dynamic convolution with signed
+        # ones.
         operators = {node.op_type for node in onnx.load(str(source), load_external_data=False).graph.node}
         kind = QuantType.QUInt8 if "Conv" in operators else QuantType.QInt8
         quantize_dynamic(
@@ -136,7 +137,7 @@ class Samples:
     """The rows of a file, split into rows for calibration and rows for measuring the loss.
 
     A call has at most ``batch`` rows. ``fixed``: the model accepts only calls of exactly ``batch`` rows.
-    ``shared``: too few rows to split, so both purposes use all rows.
+    ``shared``: True if there are too few rows to split. Then both purposes use all rows.
     """
 
     def __init__(self, inputs: dict[str, Any], labels: Any | None, batch: int, fixed: bool) -> None:
@@ -244,7 +245,7 @@ def session_of(path: Path, threads: int) -> Any:
 
 
 def answers(session: Any, samples: Samples) -> dict[str, Any]:
-    """Return the model's outputs for all rows that the loss is measured on."""
+    """Return the model's outputs for all rows on which the loss is measured."""
     names = [each.name for each in session.get_outputs()]
     parts = [session.run(names, feed) for feed in chunks(samples.inputs, samples.batch)]
     return {name: np.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
@@ -296,7 +297,7 @@ TYPES = {"tensor(float)": 1, "tensor(int32)": 6, "tensor(int64)": 7, "tensor(dou
 def add_types(path: Path) -> None:
     """Add the types of tensors that ONNX cannot infer, such as those after scikit-learn's operators.
 
-    onnxruntime infers them when it loads the model with these tensors as outputs.
+    onnxruntime infers these types when it loads the model with the tensors as outputs.
     """
     import onnx
 
@@ -313,7 +314,7 @@ def add_types(path: Path) -> None:
     onnx.save(probe, str(probed))
     for each in session_of(probed, 1).get_outputs():
         if each.name in missing and each.type in TYPES:
-            # onnxruntime returns an empty shape for an unknown shape and for a scalar.
+            # An empty shape means an unknown shape or a scalar.
             described = onnx.helper.make_tensor_value_info(each.name, TYPES[each.type], each.shape or None)
             graph.value_info.append(described)
     onnx.save(model, str(path))

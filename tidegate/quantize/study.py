@@ -30,10 +30,11 @@ class StudyFailed(TidegateError):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of a study. None: decided from the samples.
+    """The options of a study.
 
-    ``labels``: the name of the array with labels. ``measure``: how answers are compared. ``seconds``: the
-    time for measuring latencies.
+    ``labels``: the name of the array with labels; None: choose it from the samples.
+    ``measure``: how to compare answers; None: choose it from the answers.
+    ``threads``: the threads of each model. ``seconds``: the time for measuring latencies.
     """
 
     labels: str | None = None
@@ -46,9 +47,10 @@ class Options:
 class Study:
     """The measurements of all recipes, and the folder with their files.
 
-    ``rows``: the number of rows that the loss was measured on, in calls of ``batch`` rows. ``shared``: the
-    same rows were used for calibration. ``measure``: how answers were compared. ``output``: the compared
-    output. ``labels``: the samples have labels.
+    ``rows``, ``batch``: the number of rows on which the loss was measured, and the rows in a call.
+    ``shared``: True if the same rows were used for calibration.
+    ``measure``, ``output``: how answers were compared, and the compared output.
+    ``labels``: True if the samples have labels.
     """
 
     results: tuple[Measured, ...]
@@ -136,7 +138,7 @@ def _result(command: Sequence[str], on_step: Callable[[str], None]) -> dict[str,
 
 @contextlib.contextmanager
 def _process(command: Sequence[str], errors: IO[str]) -> Iterator[subprocess.Popen[str]]:
-    # A new session: Ctrl-C does not reach the process directly. The code below ends it and its children.
+    # In a new session, Ctrl-C does not reach the process. The code below ends the process and its children.
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -26,7 +26,8 @@ OnStep = Callable[[str, str], None]
 
 DATABASE = {databases.SQLITE: "database.sqlite", databases.POSTGRESQL: "database.dump"}
 STATE, ARTIFACTS, BLOBS, JOBS = "state", "artifacts", "blobs", "jobs"
-# Folders below `data` that are copied in another way, or that are useless on another machine.
+# Folders below `data` that are not copied as files: they are copied in another way, or are useless on another
+# machine.
 _NOT_AS_FILES = ("rabbitmq", "valkey", "jobs", "artifacts", "blobs", "prometheus")
 _TRIES = 3
 
@@ -55,7 +56,7 @@ def local_folder(url: str) -> Path | None:
 def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifest:
     """Write a backup of the stack of these settings to ``place``. Raise BackupError.
 
-    It contains everything that was acknowledged before the call.
+    The backup contains everything that was acknowledged before the call.
     """
     state = settings.state_path
     if not (state / "data").is_dir():
@@ -152,7 +153,7 @@ def _jobs(settings: Settings, writer: Writer) -> None:
     """Add the append-only log of the jobs' Valkey.
 
     All files are opened first, so a file that the server replaces during the copy stays readable. The copy
-    may end in the middle of a command, because the server ignores an incomplete last command.
+    may end with an incomplete command, which the server ignores.
     """
     if not is_embedded(settings.jobs_url, settings.jobs_port):
         writer.manifest.left_out[JOBS] = (

@@ -21,8 +21,8 @@ SERVICES = ("registry", "router", "autoscaler", "gateway")
 
 CONTROL = "control"
 
-# The autoscaler stops first, so that it starts no replica while replicas stop. Then the gateway stops, then
-# the services that the gateway needs.
+# A lower number stops earlier. The autoscaler stops first, so that it starts no replica while replicas stop.
+# The gateway stops before the services that it needs.
 STOP_ORDER = {"autoscaler": 10, "gateway": 20, "router": 30, "registry": 40}
 SWEEP_LIMIT_S = 60.0
 # On SIGTERM the gateway answers the requests in flight, for up to 30 s.
@@ -30,7 +30,7 @@ GRACE_S = {"gateway": 40.0}
 
 
 def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
-    """Return the processes of the stack in the order of their start, without servers that run elsewhere."""
+    """Return the processes of the stack in the order of their start, without external servers."""
     state = settings.state_path
     env = _environment(settings, environ)
     servers: list[Child] = []
@@ -136,19 +136,19 @@ def _login(settings: Settings, server: str) -> tuple[str, Path]:
 
 
 def _module(name: str) -> tuple[str, ...]:
-    # -P: do not import modules from the current folder.
+    # The option -P prevents imports from the current folder.
     return (sys.executable, "-P", "-m", name)
 
 
 def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of every child: the resolved settings, and the mark of the stack."""
+    """Return the environment of every child: the resolved settings, and the stack's mark (``MARK``)."""
     mine = {"service_token", "api_key", "runtime_dir", "state_dir"}
     values = settings.model_dump(exclude=mine, exclude_none=True)
     # The URLs contain no passwords, because each child reads its own password.
     values |= settings.server_urls
     ours = {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
-    # Pass the current settings of the file, so that a restarted service has them even if the file has
-    # changed.
+    # Pass the current settings of the file. A child that is restarted later gets the same ones, even if the
+    # file has changed.
     file = {name: value for name, value in settings.file_values.items() if value and not environ.get(name)}
     sources = json.loads(environ.get(SOURCES) or "{}") | dict.fromkeys(file, FILE)
     for name, source in settings.sources().items():

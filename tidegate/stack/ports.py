@@ -22,8 +22,8 @@ _APART = 997  # the distance between the first candidates of processes with cons
 def free_ports(count: int) -> list[int]:
     """Return ``count`` loopback ports that are free now, and likely to stay free until they are used.
 
-    They are outside the range from which the kernel assigns ports to outgoing connections. Two calls in a
-    process do not return the same port. Different processes begin at different ports.
+    The ports are outside the range from which the kernel assigns ports to outgoing connections. Two calls in
+    a process do not return the same port. Different processes begin at different ports.
     """
     return list(itertools.islice(filter(_is_free, _ports), count))
 
@@ -70,7 +70,7 @@ def _complaint(port: Port) -> str | None:
 
 
 def _holder(number: int) -> str:
-    import psutil  # installed with the stack, not with the client
+    import psutil  # imported here, because it is installed with the stack but not with the client
 
     listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
     pid = next((c.pid for c in listening if c.laddr and c.laddr.port == number), None)

@@ -73,7 +73,7 @@ def marked(state: Path) -> list[Process]:
 
 def _belongs(process: Process, state: Path) -> bool:
     environment = process.environment()
-    # A model server's environment lacks the mark, but its command line names the replica's folder.
+    # The environment of a model server lacks the mark, but the command line names the replica's folder.
     of_replica = REPLICA in environment and f"{state}/" in process.command(limit=None)
     return environment.get(MARK) == str(state) or of_replica
 

@@ -122,8 +122,9 @@ def _quick_start(plugins: Path) -> _QuickStart | None:
 
     A start loads about 600 modules. For each module Erlang tries one folder after another: first the folders
     of 70 disabled plugins, then its own. About 20,000 of these tries fail. So the node gets a plugins folder
-    with only the main plugin, and the largest code folders come first. Since release 26, Erlang caches the
-    content of its own folders, but not of folders that are named explicitly. So no folders are named then.
+    with only the main plugin, and the largest code folders come first. Erlang 26 and later cache the content
+    of their own folders, but not of folders that are named explicitly. So for these releases, no code folders
+    are returned.
     """
     broker = next(plugins.glob("rabbit-*"), None)
     erl = shutil.which("erl")
@@ -142,7 +143,7 @@ def _quick_start(plugins: Path) -> _QuickStart | None:
 def _node_environment(
     home: Path, dist_port: int, quick: _QuickStart | None, *, small: bool
 ) -> dict[str, str]:
-    # RabbitMQ's data belongs to the node's name, so derive the name from the folder.
+    # RabbitMQ's data belongs to one node name, so derive the name from the folder.
     name = hashlib.sha256(str(home).encode()).hexdigest()[:12]
     env = {
         "RABBITMQ_NODENAME": f"tidegate-{name}@localhost",
@@ -158,8 +159,9 @@ def _node_environment(
         "RABBITMQ_LOGS": "-",
         "RABBITMQ_PID_FILE": str(home / "node.pid"),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_FLAGS + (SMALL_FLAGS if small else ""),
-        # With this, the script replaces itself by the Erlang VM instead of starting it as a child. So SIGTERM
-        # reaches the node. The flag -noinput above prevents the VM from reading the terminal.
+        # This setting makes the script replace itself by the Erlang VM, instead of starting the VM as a
+        # child. So SIGTERM reaches the node. The flag -noinput above prevents the VM from reading the
+        # terminal.
         "RABBITMQ_ALLOW_INPUT": "1",
     }
     if small:

@@ -1,4 +1,4 @@
-"""Restore a backup into a state folder: verify it, write it to temporary folders, move them into place."""
+"""Restore a backup into a state folder: verify it, write it to temporary folders, then rename these."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tidegate.stack.backup import (
 )
 from tidegate.stack.backup_file import BackupError, Manifest, extract, verified
 
-# The parts of a state folder that are a stack's data. `make up` or a start creates all other parts again.
+# The parts of a state folder that are a stack's data. `make up` or a start of the stack creates all other
+# parts.
 _DATA = ("data", "secrets", "token", "webhook-secret", "metrics")
 
 
@@ -145,7 +146,7 @@ def _carry_out(layout: Layout, place: Path, there: list[Path | str], *, force: b
             on_step("database", "loaded into PostgreSQL")
         kept = _move_aside(layout, [path for path in there if isinstance(path, Path)], stamp)
         if kept:
-            on_step("data of before", f"moved to {kept}")
+            on_step("earlier data", f"moved to {kept}")
         for root, new in aside.items():
             if root != layout.state and new.exists():
                 new.replace(root)
@@ -158,7 +159,7 @@ def _carry_out(layout: Layout, place: Path, there: list[Path | str], *, force: b
 
 
 def _move_aside(layout: Layout, there: list[Path], stamp: str) -> Path | None:
-    """Move existing data aside, so that nothing is lost. Return the folder for data of the state folder."""
+    """Move existing data aside, so that nothing is lost. Return the new folder in the state folder."""
     if not there:
         return None
     old = layout.state / f"before-restore-{stamp}"

@@ -119,7 +119,7 @@ def run(settings: Settings) -> NoReturn:
 def _private(state: Path) -> RunFolder:
     """Create the state folder, which only its owner can read. Return its run folder."""
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state.chmod(0o700)  # in an earlier release, every user could read it
+    state.chmod(0o700)  # because in an earlier release every user could read it
     return RunFolder(state / "run")
 
 
@@ -151,12 +151,12 @@ def _check_stores(settings: Settings) -> None:
 
 
 def _clear_leftovers(record: StackRecord, children: Sequence[Child]) -> None:
-    """Stop the children of a supervisor that died. Replicas keep running; the new autoscaler adopts them."""
+    """Stop the children of a supervisor that died. Replicas keep running for the new autoscaler."""
     left = {c.name: c.process for c in record.children if c.process and c.process.alive()}
     for child in sorted(children, key=lambda c: c.stop_order):
         if process := left.pop(child.name, None):
             processes.stop([process], child.grace_s)
-    processes.stop(list(left.values()), GRACE_S)  # children that this profile does not have
+    processes.stop(list(left.values()), GRACE_S)  # the rest: children that the present profile does not have
 
 
 def _start_supervisor(children: Sequence[Child], state: Path) -> subprocess.Popen[bytes]:
@@ -206,7 +206,7 @@ def _supervisor_died(state: Path) -> str:
 
 
 def state(settings: Settings) -> StackRecord:
-    """Return the supervisor's record. If the supervisor died, return the current state of each child."""
+    """Return the supervisor's record. If the supervisor has died, check the state of each child instead."""
     record = RunFolder(settings.state_path / "run").read()
     if record.supervisor and record.supervisor.alive():
         return record

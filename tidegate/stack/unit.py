@@ -123,7 +123,7 @@ def text_of(unit: Unit) -> str:
 
 
 def _command(words: Sequence[str]) -> str:
-    # In a command, `$` begins a variable.
+    # Escape `$`, which begins a variable in a command.
     return " ".join(_quoted(word.replace("$", "$$")) for word in words)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tidegate.stack.child import Child, Port, Probe
 from tidegate.stack.errors import MissingPart
 
-# The configuration sets no process title, because a title would overwrite the stack's mark in /proc.
+# `set-proc-title no`: a process title would overwrite the stack's mark in /proc.
 CONFIG = """\
 bind 127.0.0.1
 protected-mode yes
@@ -34,8 +34,8 @@ maxmemory-policy noeviction
 
 
 # The wheel's server uses glibc's malloc. A Lua script frees more small blocks at a time than malloc caches by
-# default. Without a larger cache, a job needs a fifth more CPU. Large blocks must not be cached, because the
-# process then grew to several times its data.
+# default, so a larger cache saves a fifth of a job's CPU time. Large blocks must not be cached, because the
+# process grew to several times its data.
 MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000:glibc.malloc.tcache_max=128"}
 
 

@@ -19,7 +19,7 @@ class Calls:
     requests: float
 
     def mean_since(self, before: Calls) -> float | None:
-        """Return the mean number of requests per call since ``before``; None if no call was made."""
+        """Return the mean number of requests in a call since ``before``; None if no call was made."""
         calls = self.calls - before.calls
         return (self.requests - before.requests) / calls if calls > 0 else None
 

@@ -10,7 +10,7 @@ from typing import Any
 from tidegate.kernel.protocol.capacity import Capacity
 from tidegate.tune.grid import BatchSetting
 
-# Two runs of the same setting may differ by this share. Among points that differ less, the lowest p99 wins.
+# Two runs of the same setting can differ by this share. Among points that differ less, the lowest p99 wins.
 NOISE = 0.03
 
 
@@ -55,7 +55,7 @@ def quantile(ascending: Sequence[float], share: float) -> float | None:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Return the Pareto front by ascending p99: no other point has more throughput and a lower p99."""
+    """Return the points for which no other point has more throughput and a lower p99, by ascending p99."""
     measured = [point for point in points if point.p99_ms is not None and not point.failed]
     found: list[Point] = []
     for point in sorted(measured, key=lambda each: (each.p99_ms or 0.0, -each.rps)):

@@ -41,9 +41,9 @@ def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
 
 
 def settings(batches: Iterable[int], windows_ms: Iterable[float], rows: int) -> list[BatchSetting]:
-    """Return the settings to measure. Those without a window come first, in case the time runs out.
+    """Return the settings to measure. Settings without a window come first, in case the time runs out.
 
-    A batch of one request never waits for more rows. So it is tried only with a window of 0.
+    A batch size of one request never waits for more rows, so it is tried only with a window of 0.
     """
     found = {
         BatchSetting(window_ms if batch > rows else 0.0, batch)

@@ -1,7 +1,7 @@
 """Send one HTTP/1.1 POST and read the answer line by line, as it arrives.
 
-It needs less time per event than a full HTTP client. So the load generator does not delay the answers that it
-measures.
+This needs less time per event than a full HTTP client, so the load generator hardly delays the answers that
+it measures.
 """
 
 from __future__ import annotations

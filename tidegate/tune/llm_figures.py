@@ -1,4 +1,4 @@
-"""Compute the figures of a load: time to the first token, between tokens, and of whole answers. Pure."""
+"""Compute the figures of a load: times to the first token, between tokens, and of whole answers. Pure."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _tokens_in(record: CallRecord, began: float, ended: float) -> float:
     events = sum(began <= at <= ended for at in record.token_times)
     if not record.token_times:
         return 0.0 if record.problem else float(record.tokens)
-    # Divide all tokens among the events: an answer often has more tokens than events with text.
+    # Divide all tokens among the events, because an answer often has more tokens than events with text.
     return events * max(record.tokens, 1) / len(record.token_times) if record.good else float(events)
 
 

@@ -121,7 +121,7 @@ class LlmLoad:
             record.ended = self._now()
             record.tokens = record.tokens or len(record.token_times)
         if record.problem:
-            await asyncio.sleep(0.1)  # wait, because a server may reject requests immediately
+            await asyncio.sleep(0.1)  # avoid a busy loop if the server rejects requests immediately
 
     async def _answered(self, record: CallRecord, body: bytes) -> None:
         async with posted(self.plan.target, body) as answer:

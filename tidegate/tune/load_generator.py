@@ -25,7 +25,7 @@ LINGER_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """The address, connections and duration of a load. ``warm_s``: warm-up before ``seconds`` of load."""
+    """The address, connections and duration of a load. ``warm_s``: seconds of warm-up before the load."""
 
     host: str
     port: int
@@ -37,7 +37,7 @@ class LoadPlan:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """The result of ``seconds`` of load. ``problem``: the first error; ``status``: its HTTP status or 0."""
+    """The result of ``seconds`` of load. ``problem``, ``status``: the first error and its HTTP status."""
 
     answers: int
     failed: int
@@ -50,7 +50,7 @@ class LoadResult:
 
 @dataclass(slots=True)
 class LoadCounters:
-    """Counters of all connections. Count responses while ``counts`` is True; send while ``open`` is True."""
+    """Counters of all connections. ``counts``: count responses. ``open``: keep sending requests."""
 
     open: bool = True
     counts: bool = False

@@ -28,7 +28,7 @@ class Prompts:
     """The prompts of a load: the ``given`` ones in turn, or prompts of ``words`` random words.
 
     Random prompts contain the request's number, so that an engine cannot reuse its KV cache for the text
-    after it. The first ``shared`` words are the same in all prompts, like a system prompt.
+    after the number. The first ``shared`` words are the same in all prompts, like a system prompt.
     """
 
     words: int
