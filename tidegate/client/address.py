@@ -16,7 +16,7 @@ from tidegate.kernel.errors import BadRequest
 class Address:
     """The gateway's address. If ``key`` is empty, the caller is anonymous.
 
-    ``cert`` and ``ca`` are paths, as :mod:`tidegate.kernel.http.certificates` reads them.
+    ``cert`` and ``ca`` are paths of certificate files, see :mod:`tidegate.kernel.http.certificates`.
     """
 
     url: str

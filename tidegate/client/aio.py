@@ -50,7 +50,7 @@ class AsyncBatchHandle(BatchCalls, Awaited):
     async def results(self, timeout_s: float | None = None) -> AsyncGenerator[BatchItem, None]:
         """Wait for the end, then yield the outcome of each request, in the order of the requests.
 
-        Raise DeadlinePassed if the batch has not ended after ``timeout_s`` seconds (None means never).
+        Raise DeadlinePassed if the batch has not ended after ``timeout_s`` seconds (None: no limit).
         """
         answer = await self._client._run(self._client._batches.results(self.id, timeout_s))
         async with aclosing(self._client._lines(answer)) as lines:
@@ -63,7 +63,7 @@ class AsyncBatchHandle(BatchCalls, Awaited):
 
 
 class AsyncClient(SharedCalls, AsyncLlmCalls, AsyncUploadCalls):
-    """:class:`tidegate.Client` for asyncio: the same arguments, the same calls, awaited.
+    """The client for asyncio. Its arguments and calls are those of :class:`tidegate.Client`.
 
     Use it for many concurrent calls: ``await asyncio.gather(*(client.infer(...) for ...))``.
     """

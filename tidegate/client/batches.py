@@ -1,4 +1,4 @@
-"""Flows for batches. Both clients use them."""
+"""The flows (:mod:`tidegate.client.flow`) of batch calls, for both clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that both clients have. Each is written once, as a method that returns a flow."""
+"""Calls that both clients have. Each call is written once, as a method that returns a flow."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class CatalogueFlows:
     core: Core
 
     def pages(self, path: str, limit: int | None, query: Mapping[str, Any]) -> Flow[list[Document]]:
-        """Return up to ``limit`` items of a list, page by page; None means all."""
+        """Return up to ``limit`` items of a list, which is read page by page. None means all items."""
         found: list[Document] = []
         cursor: str | None = None
         while limit is None or len(found) < limit:
@@ -177,7 +177,7 @@ class CatalogueCalls:
 
     @Call
     def restore_versions(self, model: str, version: int | None = None) -> Flow[list[int]]:
-        """Restore a deleted version, or all deleted versions of a model. Return their numbers."""
+        """Restore a deleted version, or all deleted versions of a model. Return the restored numbers."""
         one = "" if version is None else f"/versions/{version}"
         found = yield from self._catalogue.send("POST", f"models/{_part(model)}{one}/restore", {})
         return list(found["versions"])
@@ -213,7 +213,7 @@ class CatalogueCalls:
 
     @Call
     def set_stage(self, reference: str, stage: str | None) -> Flow[Document]:
-        """Move a version to a stage; None: to no stage. Raise Conflict if it lacks a check or an approval."""
+        """Move a version to a stage (None: no stage). Raise Conflict if a check or an approval is missing."""
         return self._catalogue.change("PUT", reference, "/stage", {"stage": stage or "none"})
 
     @Call
@@ -226,6 +226,9 @@ class CatalogueCalls:
     def set_stages(
         self, model: str, stages: list[Document] | None, *, serve_from: str | None = None
     ) -> Flow[Document]:
-        """Set a model's stages, and the first stage that may serve; None removes them. Return the policy."""
+        """Set a model's stages, and the first stage that may serve. None removes the stages.
+
+        Return the policy.
+        """
         body = {"stages": stages, "serve_from": serve_from}
         return self._catalogue.send("PATCH", f"models/{_part(model)}/policy", body)

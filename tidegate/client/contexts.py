@@ -18,7 +18,7 @@ from tidegate.kernel.errors import BadRequest, NotFound
 from tidegate.kernel.settings.file import is_trusted
 
 STATE = ".tidegate"
-# If one of these is in the environment, it names the stack, and no context is used.
+# Environment variables that name the stack. If one of them is set, no context is used.
 _STATED = ("TIDEGATE_STATE_DIR", "TIDEGATE_GATEWAY_URL")
 
 
@@ -217,7 +217,7 @@ def _place(context: Context) -> Place:
                 f"Remove the context: tidegate context remove {context.name}."
             )
         return Place({"state_dir": state, **_remembered(state)}, context.name)
-    # The stack is on another machine: a service token of this machine must not be sent to it.
+    # The stack is on another machine, so do not send it the service token of this machine.
     fields: dict[str, Any] = {
         "gateway_url": context.url,
         "state_dir": config_dir() / "elsewhere" / context.name,

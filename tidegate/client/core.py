@@ -1,4 +1,4 @@
-"""The flows of the SDK's calls. ``Client`` and ``AsyncClient`` use them."""
+"""The flows (:mod:`tidegate.client.flow`) of the SDK's calls, for both clients."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ class Core:
 
 
 def _may_repeat(parameters: Mapping[str, Any] | None) -> bool:
-    """Return False for a request of a sequence: a second copy of it would change the state of the model."""
+    """Return False for a request of a sequence, because a second copy would change the model's state."""
     return not (parameters or {}).get("sequence_id")
 
 

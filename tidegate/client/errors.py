@@ -1,4 +1,4 @@
-"""The errors that a client raises. The ``reason`` of an answer selects one of :mod:`tidegate.kernel.errors`.
+"""The errors that a client raises. The ``reason`` of an answer selects a class of ``tidegate.kernel.errors``.
 
 ``error.request_id`` is the request id of the answer. Tracebacks show it as a note of the error.
 """
@@ -106,11 +106,11 @@ _BY_TYPE: dict[str, type[TidegateError]] = {
 def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> TidegateError:
     """Return the error for an answer with a status of 400 or more.
 
-    ``headers`` must be case-insensitive or lower-case. The answer's reason selects the class; if this version
-    does not know the reason, the status does. ``retry_after_s`` is ``Retry-After``, in seconds.
+    ``headers`` must be case-insensitive or lower-case. The answer's reason selects the class. If this version
+    does not know the reason, the status selects it. ``retry_after_s`` is ``Retry-After``, in seconds.
     """
     if body.lstrip().startswith(b"<"):
-        # A web page comes from another server, or from a proxy in front of the gateway.
+        # A web page is not the gateway's answer, but that of another server or of a proxy.
         kind = BadAnswer if status < 500 else _BY_STATUS.get(status, TidegateError)
         return kind(f"The answer was {status} with a web page: is this the URL of a Tidegate service?")
     message, reason, rid = _read(body)

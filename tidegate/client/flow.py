@@ -49,7 +49,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A flow that one caller of a client runs at a time. The next caller can use the previous result."""
+    """A flow that a client's callers run one after another, so that a caller can use the previous result."""
 
     flow: Flow[Any]
 
@@ -73,7 +73,10 @@ Flow = Generator[Step, Any, T]
 
 
 def driven(flow: Flow[T], do: Callable[[Step], object]) -> T:
-    """Run a flow to its end, and return its result. ``do`` runs each step; the flow gets the errors."""
+    """Run a flow to its end, and return its result.
+
+    ``do`` runs each step. An error of ``do`` is thrown into the flow.
+    """
     try:
         step = next(flow)
         while True:

@@ -12,7 +12,7 @@ from tidegate.client.flow import Answer, Send
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.certificates import trusted
 
-# The server answers 504 at the deadline. This timeout is only for the case that no answer arrives.
+# The server answers 504 at the deadline, so this timeout only matters if no answer arrives.
 PATIENCE_S = 2.0
 # Shorter than the server's idle timeout, so that no request is sent on a connection that is closing.
 KEEPALIVE_S = 4.0

@@ -1,4 +1,4 @@
-"""Flows for durable jobs. ``JobHandle`` and ``AsyncJobHandle`` use them."""
+"""The flows (:mod:`tidegate.client.flow`) of durable jobs, for ``JobHandle`` and ``AsyncJobHandle``."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class JobFlows:
         return document_of(answer)
 
     def wait(self, id: str, timeout_s: float | None) -> Flow[Document]:
-        """Return a job's document at its end. Raise DeadlinePassed after ``timeout_s`` (None means never)."""
+        """Return a job's document at its end. Raise DeadlinePassed after ``timeout_s`` (None: no limit)."""
         clock = self.core.caller.clock
         deadline = None if timeout_s is None else clock() + timeout_s
         while True:
@@ -179,7 +179,7 @@ class JobCalls(Handle):
     def result(self, timeout_s: float | None = None) -> Flow[InferResult]:
         """Wait for the result and return it. It can be fetched again.
 
-        Raise DeadlinePassed after ``timeout_s`` seconds (None means never), or the job's own error:
+        Raise DeadlinePassed after ``timeout_s`` seconds (None: no limit), or the job's own error:
         ModelFailed, Conflict if it was cancelled, DeadlinePassed if it expired.
         """
         return self._jobs.result(self.id, timeout_s)

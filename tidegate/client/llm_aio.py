@@ -66,7 +66,7 @@ class AsyncChatStream(AsyncIterator[ChatChunk]):
         if self._lines is not None:
             await self._lines.aclose()
         if self._answer is not None:
-            await self._answer.live.aclose()  # if `_lines` has not started, its close does nothing
+            await self._answer.live.aclose()  # closing `_lines` does nothing if it has not started
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""The flows of language models' calls. ``Client`` and ``AsyncClient`` use them."""
+"""The flows (:mod:`tidegate.client.flow`) of language models' calls, for both clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tidegate.client.flow import Answer, Flow
 
 @dataclass(frozen=True, slots=True)
 class CallOptions:
-    """The parts of a call that are not its body. ``timeout_s`` None means the client's."""
+    """The options of a call besides its body. ``timeout_s`` None means the client's timeout."""
 
     timeout_s: float | None = None
     request_id: str | None = None

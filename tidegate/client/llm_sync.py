@@ -52,7 +52,7 @@ class ChatStream(Iterator[ChatChunk]):
     def close(self) -> None:
         """Cancel the request if it still runs, and free the connection."""
         self._lines.close()
-        self._answer.live.close()  # if `_lines` has not started, its close does nothing
+        self._answer.live.close()  # closing `_lines` does nothing if it has not started
 
     def __enter__(self) -> Self:
         return self

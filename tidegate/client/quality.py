@@ -47,8 +47,8 @@ class QualityCalls:
     def drift(self, name: str | None = None) -> Flow[Document]:
         """Return ``items``: the drift of each version behind an endpoint, a Deployment or a model.
 
-        With a name the items have all ``columns`` and ``points``. None means a summary of all deployed
-        versions.
+        With a name, the items have all ``columns`` and ``points``. Without a name, return a summary of all
+        deployed versions.
         """
         return self._quality.read("drift", name)
 

@@ -136,7 +136,10 @@ class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls)
 
     @Call
     def is_ready(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> Flow[bool]:
-        """Return True if the model accepts requests, even if it must start first. Unknown name: False."""
+        """Return True if the model accepts requests, even if it must start first.
+
+        Return False for an unknown name.
+        """
         return self._core.is_ready(model, version=version, timeout_s=timeout_s)
 
     @Call

@@ -89,10 +89,10 @@ def _array(value: Any, spec: Mapping[str, Any] | None) -> Array:
 
 
 def shape_of(declared: Sequence[int], count: int) -> list[int]:
-    """Return the shape of one row with ``count`` values. If the signature leaves it open: ``[count]``."""
+    """Return the shape of one row with ``count`` values; ``[count]`` if the signature does not say it."""
     dims = list(declared)
     if dims.count(-1) > 1:
-        dims[dims.index(-1)] = 1  # the batch axis: a stream has one row
+        dims[dims.index(-1)] = 1  # the batch axis has size 1, because a stream has one row
     known = prod(dim for dim in dims if dim != -1)
     if dims.count(-1) == 1 and known and count % known == 0:
         return [count // known if dim == -1 else dim for dim in dims]

@@ -49,7 +49,7 @@ class BatchHandle(BatchCalls, Blocking):
     def results(self, timeout_s: float | None = None) -> Generator[BatchItem, None, None]:
         """Wait for the end, then yield the outcome of each request, in the order of the requests.
 
-        Raise DeadlinePassed if the batch has not ended after ``timeout_s`` seconds (None means never).
+        Raise DeadlinePassed if the batch has not ended after ``timeout_s`` seconds (None: no limit).
         """
         answer = self._client._run(self._client._batches.results(self.id, timeout_s))
         for line in self._client._lines(answer):

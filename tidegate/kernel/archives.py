@@ -1,4 +1,4 @@
-"""Read the members of an archive. The registry checks archives with it, and workers unpack them with it.
+"""Read the members of an archive, for the registry's checks and for the workers' unpacking.
 
 The first bytes decide the format: zip, gzip (with a tar inside), else tar. The whole file must have that
 format. Otherwise another program could read the same file as a different archive.
@@ -43,7 +43,7 @@ _BROKEN = (
 
 
 class BrokenArchive(Exception):
-    """The file is not an archive, or has other data beside the archive. The message says why."""
+    """The file is not an archive, or contains other data besides the archive. The message says why."""
 
 
 class Opener:
@@ -103,7 +103,7 @@ def members(path: Path) -> Iterator[tuple[Member, Opener]]:
 
 
 def check_zip(source: Path | bytes) -> None:
-    """Raise :class:`BrokenArchive` unless the whole file, or all bytes, are a zip."""
+    """Raise :class:`BrokenArchive` unless the whole file (or the bytes) is a zip."""
     with reading():
         opened: IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
         with opened as file:

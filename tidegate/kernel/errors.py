@@ -13,6 +13,7 @@ class TidegateError(Exception):
     reason = "internal"
     request_id: str | None = None  # set by the client library
     deployment = ""  # for the log: the request's Deployment, if it is known
+
     # The caller's own timeout in seconds, if the request ended because of it; 0: the endpoint's timeout
     # applied.
     cut_after_s = 0.0
@@ -154,7 +155,7 @@ class Unavailable(TidegateError):
 
 
 class UpstreamUnavailable(Unavailable):
-    """The upstream of a Deployment cannot answer now. Another target of the endpoint may be able to."""
+    """The upstream of a Deployment cannot answer now. Another target of the endpoint may answer."""
 
     reason = "upstream_unavailable"
 

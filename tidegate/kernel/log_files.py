@@ -130,7 +130,7 @@ def _entries(path: Path, log: str, since: float, lines: int) -> list[LogEntry]:
 
 
 def _with_times(entries: list[LogEntry]) -> list[LogEntry]:
-    """Set the time of lines before the first line with a time to the time of this line."""
+    """Set the time of untimed lines at the start to that of the first line with a time."""
     first = next((each.at for each in entries if each.at), 0.0)
     return [each if each.at else each._replace(at=first) for each in entries]
 

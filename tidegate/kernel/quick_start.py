@@ -17,14 +17,14 @@ RUNNING = (10_000, 3, 600)
 def begin() -> None:
     """Skip work that loading does not need.
 
-    It saves a quarter of a command's CPU time and a fifth of the time to load a service. Loaded modules stay
-    in memory, so garbage collection would find almost nothing. This is true while they load, and at exit,
-    where the interpreter collects twice.
+    This saves a quarter of a command's CPU time and a fifth of the time to load a service. Loaded modules
+    stay in memory, so garbage collection would find almost nothing. This is true while they load, and at
+    exit, where the interpreter collects twice.
     """
     gc.set_threshold(LOADING, *gc.get_threshold()[1:])
     atexit.register(gc.freeze)
     # `import httpx` also imports httpx's own command line, with pygments, if click and rich are installed.
-    # httpx has no option against that. It handles the ImportError that this line causes.
+    # httpx has no option to prevent this. This line causes an ImportError, which httpx handles.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
 
 

@@ -88,7 +88,7 @@ class RotatingFile:
         self.close()
 
     def prune(self) -> None:
-        """Delete the parts that have become too old. This works also if little is written."""
+        """Delete the parts that are too old, even if too little is written for a rotation."""
         for part in rotated(self._path):
             with contextlib.suppress(OSError):
                 if self._clock() - part.stat().st_mtime > self._keep_s:

@@ -56,8 +56,8 @@ class TaskSet:
 async def end(*tasks: asyncio.Task[Any] | None) -> None:
     """Cancel tasks and wait until they have ended. Their results and exceptions are ignored.
 
-    It cancels repeatedly, because the store's client uses ``asyncio.wait_for``. On Python 3.11, this function
-    ignores a cancellation that arrives together with a result.
+    The tasks are cancelled repeatedly, because the store's client uses ``asyncio.wait_for``. On Python 3.11,
+    ``wait_for`` ignores a cancellation that arrives together with a result.
     """
     alive = {task for task in tasks if task is not None and not task.done()}
     while alive:

@@ -2,11 +2,10 @@
 
     <runtime>/model-env/bin/python3 tidegate/quantize/recipes.py MODEL.onnx SAMPLES.npz FOLDER [options]
 
-This script runs in the models' environment. That has onnx, onnxruntime and numpy, but no Tidegate packages.
-The script prints one JSON document per line: ``{"step": TEXT}`` for progress, and at the end
-``{"result": ...}`` or ``{"problem": TEXT}``.
-It writes the file of each recipe to ``FOLDER``. It also writes ``samples.npz``: a few rows and the original's
-answers.
+This script runs in the models' environment, which has onnx, onnxruntime and numpy, but not Tidegate. The
+script prints one JSON document per line: ``{"step": TEXT}`` for progress, and at the end ``{"result": ...}``
+or ``{"problem": TEXT}``. It writes the file of each recipe to ``FOLDER``. It also writes ``samples.npz``: a
+few rows and the original's answers.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Problem(Exception):
 class Recipe:
     """A way to convert a model to int8.
 
-    ``full_range``: the recipe uses 8-bit weights, and their sums saturate on some CPUs.
+    ``full_range``: the recipe uses 8-bit weights, so sums of products saturate on some CPUs.
     """
 
     name: str

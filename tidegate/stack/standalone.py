@@ -19,7 +19,7 @@ POLL_S = 0.1
 
 @contextmanager
 def running(children: Sequence[Child], log_folder: Path) -> Iterator[None]:
-    """Start the children one after another, each when the previous one is ready. Stop them at the end."""
+    """Start the children one after another, each when the previous one is ready. Stop all at the end."""
     started: list[tuple[Child, subprocess.Popen[bytes]]] = []
     try:
         for child in children:

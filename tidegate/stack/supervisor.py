@@ -132,6 +132,7 @@ async def _first_error(tasks: Sequence[asyncio.Task[None]], stop: asyncio.Task[b
 def main() -> int:
     """Read the settings from the environment and run the stack. Return the exit code."""
     os.umask(0o077)  # only this user may read files that this process and its children create
+
     # Remove NOTIFY_SOCKET, because children inherit the environment and must not notify systemd.
     notify = systemd_notify.to(os.environ.pop("NOTIFY_SOCKET", ""))
     settings = Settings()

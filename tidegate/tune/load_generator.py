@@ -1,8 +1,8 @@
 """Generate load: a closed loop of connections, each with one request at a time.
 
 ``python -m tidegate.tune.load_generator`` reads from stdin: a :class:`LoadPlan` as one line of JSON, then the
-raw HTTP/1.1 request. It writes a :class:`LoadResult` to stdout as JSON. It is a separate process, because the
-parent's progress display would delay the callers.
+raw HTTP/1.1 request. It writes a :class:`LoadResult` to stdout as JSON. The generator is a separate process,
+because the parent's progress display would delay it.
 """
 
 from __future__ import annotations

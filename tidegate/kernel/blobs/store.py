@@ -35,9 +35,9 @@ T = TypeVar("T")
 
 
 class Blobs:
-    """The blob store at a URL of :mod:`~tidegate.kernel.blobs.object_store`. A folder is used directly.
+    """The blob store at a URL of :mod:`~tidegate.kernel.blobs.object_store`.
 
-    Every failure raises :class:`Unavailable`, which says what failed.
+    A folder is used with plain file operations. Every failure raises :class:`Unavailable`.
     """
 
     def __init__(self, url: str) -> None:
@@ -64,7 +64,7 @@ class Blobs:
         return await self._do("read", partial(self._place.read_parts, _checked(key), sizes))
 
     async def delete(self, key: str) -> None:
-        """Delete a blob. No error if it does not exist."""
+        """Delete a blob if it exists."""
         with contextlib.suppress(Unavailable):  # the sweep deletes it later
             await self._do("written", partial(self._place.delete, _checked(key)))
 
@@ -185,7 +185,10 @@ class _Local(_Place):
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the list of a folder's files to disk, because a file that is not in the list is lost."""
+    """Write the list of a folder's files to disk.
+
+    A file that is not in this list is lost after a loss of power.
+    """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

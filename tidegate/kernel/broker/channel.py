@@ -96,7 +96,7 @@ class Channel(Protocol):
         """
 
     async def get(self, queue: Queue) -> Delivery | None:
-        """Return the next message of ``queue``, or None if no message waits. No prefetch applies."""
+        """Return the next message of ``queue``, or None if no message waits. The prefetch does not apply."""
 
     async def cancel(self, consumer_tag: str) -> None:
         """Stop a consumer. Its unacked messages stay with it until they are acked or the channel ends."""

@@ -44,7 +44,7 @@ def use_driver(driver: Driver) -> None:
     """Choose the AMQP driver of this process's new connections.
 
     ``auto``: the fast driver for connections that are ``fast``, aio-pika for all other connections.
-    ``aio-pika``: aio-pika for all.
+    ``aio-pika``: aio-pika for all connections.
     """
     global _driver
     _driver = driver
@@ -156,7 +156,8 @@ class Connection:
                 channel.abort("closed")
 
     async def _open(self) -> DriverChannel:
-        # The imports wait for the first use: workers do not use aio-pika, which would slow down their start.
+        # Import drivers on first use, because workers do not need aio-pika, which would slow down their
+        # start.
         if self._fast and _driver == "auto":
             from tidegate.kernel.broker.amqp.channel import open_channel as open_fast_channel
 

@@ -73,7 +73,7 @@ BROKER: dict[str, BrokerPermissions] = {
     ),
 }  # fmt: skip
 
-# No service administers the server. Its owner does this from the command line.
+# No service may administer the server. The server's owner does this from the command line.
 _EVERYTHING = "~* &* +@all -@admin -@dangerous +info"
 _WORKERS_FACTS = " ".join(
     f"~tidegate:{kind}:*" for kind in ("replica", "model", "claim", "statistics", "profile", "bins", "time")

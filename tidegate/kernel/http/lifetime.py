@@ -19,7 +19,7 @@ BETWEEN, IN_HEAD, IN_BODY = 0, 1, 2
 
 
 class Refused(Exception):
-    """Raised inside of the parser, to stop it and refuse the request."""
+    """An exception that stops the parser, so that the request is refused."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.reason)
@@ -46,7 +46,7 @@ class Trailers:
 
 
 class Lifetime(HttpToolsProtocol):
-    """The part of a connection that :class:`Connections` uses."""
+    """The phase, the timeouts and the end of a connection, for :class:`Connections`."""
 
     def __init__(self, connections: Connections, **given: Any) -> None:
         super().__init__(**given)
@@ -59,6 +59,7 @@ class Lifetime(HttpToolsProtocol):
         self.held_head = 0  # bytes of an incomplete head
         self._pending = 0  # bytes of the head that are counted in the process's total
         self._body = 0  # bytes of bodies that went to the ASGI app
+
         # The state at the last sweep.
         self.since = connections.now
         self._phase: Phase | None = None

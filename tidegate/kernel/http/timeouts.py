@@ -87,7 +87,7 @@ def decide(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> Timeo
 
 
 class Standing(NamedTuple):
-    """The rank of a connection in the choice of those to close."""
+    """The facts that decide how early a connection is closed to make room."""
 
     phase: Phase
     known: bool  # True: its caller has sent a valid credential
@@ -101,7 +101,7 @@ _ORDER = {Phase.CLOSING: 0, Phase.SILENT: 1, Phase.HEAD: 1, Phase.BODY: 2, Phase
 def to_shed(standings: Iterable[Standing], count: int, known_before: float | None = None) -> list[int]:
     """Return the indexes of up to ``count`` connections to close.
 
-    Connections of unknown callers come first. Among these, the phase decides, then the longest time in the
+    They are sorted by these criteria: unknown callers first, then the phase, then the longest time in the
     phase.
 
     A known caller's connection is closed only if it has been idle since ``known_before``; None means never.

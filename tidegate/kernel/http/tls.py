@@ -35,7 +35,7 @@ class ServerCertificate:
         self._problem = ""
 
     def context(self, *protocols: str) -> ssl.SSLContext:
-        """Return a context for a server with these ALPN protocols. It always has the newest certificate."""
+        """Return a server's context with these ALPN protocols. It always uses the newest certificate."""
         made = _new_context()
         made.set_alpn_protocols(list(protocols))
         _load(made, *self._used, self._cert, self._key)
@@ -78,7 +78,7 @@ class ServerCertificate:
 
 
 def certificate_of(settings: Settings) -> ServerCertificate | None:
-    """Return the certificate of the settings, or None without one. Raises SystemExit if it is not usable."""
+    """Return the settings' certificate, or None without one. Raises SystemExit if it is unusable."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     try:

@@ -13,11 +13,13 @@ from tidegate.kernel.protocol.tensors import DATATYPES, unpack_strings
 
 Numbers = npt.NDArray[np.float64]
 
-# A tensor with more elements in a row is described by its mean, standard deviation, minimum and maximum.
+# A tensor with more elements in a row than this is described by its mean, standard deviation, minimum and
+# maximum.
 MAX_WIDTH = 256
 # The most columns of one request. Further columns are left out.
 MAX_COLUMNS = 512
-# A string with more characters is text: its length and words are counted, and its value is not kept.
+# A string with more characters than this is text: its length and words are counted, and its value is not
+# kept.
 VALUE_BYTES = 64
 MAX_STRINGS = 16
 CHANNELS = (1, 3, 4)

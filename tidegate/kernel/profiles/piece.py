@@ -11,7 +11,7 @@ import orjson
 from tidegate.kernel.profiles.bins import Bins, Summary, bins_from_json
 from tidegate.kernel.profiles.profile import Profile
 
-# A reader refuses a piece that unpacks to more bytes, so that a bad piece cannot fill the reader's memory.
+# A reader refuses a piece that unpacks to more bytes than this, so that a bad piece cannot fill its memory.
 MAX_BYTES = 32 * 2**20
 
 

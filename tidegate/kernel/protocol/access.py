@@ -236,9 +236,10 @@ class TokenAllowance:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key as gateways know it: by its digest only. Times in ms since the epoch.
+    """A key as gateways store it: without its secret. Times are ms since the epoch.
 
-    ``tokens`` is its token limit for all endpoints together. ``endpoint_tokens`` has its limits by endpoint.
+    ``digest``: the key's sha256. ``tokens``: the token limit for all endpoints together. ``endpoint_tokens``:
+    token limits by endpoint.
     """
 
     principal: Principal

@@ -49,7 +49,7 @@ class NotGguf(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """The metadata of a GGUF file. ``size``: the least number of bytes of a complete file."""
+    """The metadata of a GGUF file. ``size``: the smallest size of a complete file in bytes."""
 
     metadata: dict[str, Any]
     size: int

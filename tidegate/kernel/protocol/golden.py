@@ -25,7 +25,7 @@ class Sample:
 
 
 def read_sample(given: Any, where: str) -> Sample:
-    """Return the sample in a JSON document. ``where`` names it in errors. Raise BadRequest."""
+    """Return the sample in a JSON document. ``where`` names the sample in errors. Raise BadRequest."""
     if not isinstance(given, dict) or not isinstance(given.get("inputs"), list):
         raise BadRequest(
             f"{where} is not an inference request. Write "

@@ -55,7 +55,10 @@ def parse(text: str, log: str, before: float) -> LogEntry:
 
 
 def time_of(fields: Mapping[str, Any], otherwise: float) -> float:
-    """Return when a line was written, in seconds since the epoch; ``otherwise`` if it has no time."""
+    """Return when a line was written, in seconds since the epoch.
+
+    Return ``otherwise`` for a line without a time.
+    """
     try:
         return datetime.fromisoformat(str(fields["time"])).timestamp()
     except (KeyError, ValueError):

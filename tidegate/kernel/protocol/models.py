@@ -90,7 +90,7 @@ class Signature(Noun):
 class VersionMetadata(Written):
     """Facts about a version for people and for searches. The registry limits their size.
 
-    ``framework``, ``framework_version``, ``dependencies``, ``parameters``: of the training.
+    ``framework``, ``framework_version``, ``dependencies``, ``parameters``: facts about the training.
     ``commit``, ``run``, ``dataset``, ``parent``: the origin. ``parent`` is a version, such as ``digits@2``.
     ``license``: an SPDX identifier, or a name.
     """

@@ -17,7 +17,7 @@ _NAME = re.compile(PATTERN)
 
 def problem(kind: str, name: str) -> str | None:
     """Return why ``name`` cannot be the name of a ``kind``, as a sentence; None: it can."""
-    # fullmatch: `$` alone would let a trailing newline pass.
+    # Use fullmatch, because `$` would accept a trailing newline.
     if not _NAME.fullmatch(name):
         return f"{name[:80]!r} is not a valid name of a {kind}: {RULE}."
     if name in RESERVED:

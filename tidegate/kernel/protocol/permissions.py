@@ -80,7 +80,7 @@ class RoutePermissions:
 
 
 def has_control_character(path: str) -> bool:
-    """Return True if a path has a control character. Names have none; routers treat them in several ways."""
+    """Return True if a path has a control character. Names have none, and routers disagree about them."""
     return not path.isprintable() and any(ord(each) < 0x20 or ord(each) == 0x7F for each in path)
 
 

@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.models import Deployment
 # The entry for every GPU that the list does not name.
 ANY = "*"
 MIB_PER_GIB = 1024.0
-# Strict: YAML reads `no` as False, which is not a price.
+# Strict, because YAML reads `no` as False, and False is not a price.
 _Price = Annotated[float, Field(ge=0, le=1e9, strict=True)]
 
 
@@ -37,7 +37,7 @@ class TokenPrice(_Entry):
     def cost(self, read: int, written: int, cached: int) -> float:
         """Return the cost of a request's tokens; ``read`` includes ``cached``."""
         price = self.input if self.cached is None else self.cached
-        cached = min(cached, read)  # a provider may state anything, and no cost is negative
+        cached = min(cached, read)  # a provider may report any numbers, but a cost is never negative
         return ((read - cached) * self.input + cached * price + written * self.output) / 1e6
 
 

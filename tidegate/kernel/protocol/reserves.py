@@ -22,9 +22,9 @@ def fits(deployment: str, endpoint: str) -> bool:
 
 
 def reserved_targets(endpoint: EndpointSpec) -> list[str]:
-    """Return the Deployments with a reserve for an endpoint: its largest target, and its previous largest.
+    """Return the Deployments with a reserve for an endpoint.
 
-    The reserve of the previous largest target is kept until the new target serves.
+    These are the largest of its targets, and the largest of its previous targets until the new one serves.
     """
     if not endpoint.reserved:
         return []
@@ -44,12 +44,12 @@ def reserve_names(desired: DesiredState) -> frozenset[str]:
 
 
 def holders(desired: DesiredState) -> dict[str, str]:
-    """Return the Deployment of each reserve, by the reserve's name. Both share the same budgets."""
+    """Return the Deployment of each reserve, by the reserve's name. A reserve shares its budgets."""
     known = {each.name: (each.model, each.version) for each in desired.deployments}
     found = {
         reserve_of(name, each.name): name for each in desired.endpoints for name in reserved_targets(each)
     }
-    # A Deployment of another version may happen to have the name of a reserve.
+    # A Deployment of another version may have the name of a reserve by chance.
     return {own: name for own, name in found.items() if own in known and known[own] == known.get(name)}
 
 

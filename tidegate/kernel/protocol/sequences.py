@@ -29,7 +29,7 @@ class SequenceMark(NamedTuple):
 
 
 def read_mark(parameters: Mapping[str, Any]) -> SequenceMark | None:
-    """Return the sequence in a request's parameters; None if it has none. A gateway has checked them."""
+    """Return the sequence in a request's parameters, which a gateway has checked; None without a sequence."""
     id_ = parameters.get(ID)
     if not id_:
         return None

@@ -20,8 +20,8 @@ class Target(Noun):
 class TrafficRule(Noun):
     """A rule that sends requests to a Deployment. Rules apply before weights.
 
-    It matches requests that have ``header`` with ``value`` and that come from the caller ``tenant`` (the id
-    of a key). None matches all requests.
+    The rule matches requests that have ``header`` with ``value`` and that come from the caller ``tenant``
+    (the id of a key). A field that is None matches all requests.
     """
 
     deployment: Name
@@ -128,7 +128,7 @@ class Tolerance(Written):
 
 
 class Shadow(Written):
-    """Shadow traffic: copies of an endpoint's answered requests go to ``deployment``, if it is idle.
+    """Shadow traffic: copies of an endpoint's answered requests go to idle replicas of ``deployment``.
 
     ``rate``: percent of the requests.
     ``max_per_s``: the most copies per second of each gateway process; None: no limit.

@@ -28,7 +28,7 @@ current: ContextVar[Caller] = ContextVar("caller", default=OWN_WORK)
 
 
 def onward() -> dict[str, str]:
-    """Return headers that name the current caller to the next service. It needs the service token, too."""
+    """Return headers that name the current caller to the next service. Send them with the service token."""
     caller = current.get()
     told = {}
     if caller.principal is not SERVICE:

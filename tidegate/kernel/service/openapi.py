@@ -111,7 +111,7 @@ def _complete(
 
 
 def _statuses(method: str, path: str, scopes: Scopes, models: bool) -> list[str]:
-    # Every server refuses unreadable requests and requests of foreign pages before it looks at the route.
+    # Every server refuses unreadable requests, and requests from pages of other sites, for every route.
     found = ["400", "403", "503"]
     if scopes != (OPEN,):
         found.append("401")

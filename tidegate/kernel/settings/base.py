@@ -28,7 +28,7 @@ from typing_extensions import Self
 from tidegate.kernel import credentials
 from tidegate.kernel.settings import file as settings_file
 
-# The servers by the names of the settings that have their URLs.
+# The name of each server, by the setting with its URL.
 SERVERS = {
     "amqp_url": credentials.RABBITMQ,
     "redis_url": credentials.VALKEY,

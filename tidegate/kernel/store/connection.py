@@ -79,7 +79,6 @@ async def answer(operation: Awaitable[Any]) -> Any:  # Any, because the type hin
     except (RedisError, OSError, TimeoutError) as error:
         raise StoreUnavailable(f"The store does not answer: {error or type(error).__name__}.") from error
     if task is not None and task.cancelling() > cancels:
-        # On Python 3.11, the client's wait_for may ignore a cancellation and return the answer. So raise it
-        # here.
+        # On Python 3.11, the client's wait_for may ignore a cancellation and return the answer.
         raise asyncio.CancelledError
     return found

@@ -76,10 +76,12 @@ class FeedbackStore(Connected):
         self._add: Any = redis.register_script(_ADD)
 
     async def add(self, records: Sequence[tuple[str, FeedbackRecord]], window_ms: int) -> list[Added]:
-        """Add records to the stream, each with the id of its answer. When it returns, they are on disk.
+        """Add records to the stream, each with the id of its answer. On return, they are on disk.
 
-        The result is ``repeated`` for a record that was added before: the first value stays. It is
-        ``too_many`` for a metric that a caller named, if the answer has ``MOST_NAMES`` such metrics already.
+        Return for each record ``added``, or one of these:
+        ``repeated``: the record was added before, and its first value stays.
+        ``too_many``: a caller named the metric, and the answer has ``MOST_NAMES`` such metrics already.
+
         ``window_ms``: how long after an answer its feedback is accepted.
         """
         if not records:

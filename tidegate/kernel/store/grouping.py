@@ -18,8 +18,8 @@ class Grouped(Generic[T, R]):
     """A queue that passes its items to ``run`` in groups. ``run`` returns an answer for each item, in order.
 
     An error of ``run`` is raised for all items of that call. ``size`` returns the bytes of an item. A call
-    gets at least one item, and items of up to ``MOST_BYTES``. An item is not removed from its call if the
-    caller is cancelled.
+    gets items of up to ``MOST_BYTES`` together, but at least one item. An item is not removed from its call
+    if the caller is cancelled.
     """
 
     def __init__(

@@ -117,7 +117,7 @@ class JobStore:
         return await self._transitions.waits.do_all(waits)
 
     async def cancel(self, id: bytes) -> Job | None:
-        """Cancel a job unless it is over. Return the job after that, or None if it does not exist."""
+        """Cancel a job unless it is over. Return the job's new record, or None if the job does not exist."""
         return records.job(id, await self._scripts.run("cancel", [id]))
 
     # --- reading ---------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class JobStore:
         return frame
 
     async def expire(self, now_ms: int, limit: int) -> Jobs:
-        """Let jobs expire whose time is over, and return these jobs."""
+        """Mark jobs past their time as expired, and return these jobs."""
         ids = await self._scripts.run("expire", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None]
 

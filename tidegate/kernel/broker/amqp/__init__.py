@@ -1,1 +1,1 @@
-"""AMQP 0-9-1 for the data path. It packs and parses frequent frames itself. pamqp handles other frames."""
+"""AMQP 0-9-1 for the data path. This package packs and parses frequent frames; pamqp handles others."""

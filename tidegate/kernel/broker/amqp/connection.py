@@ -293,13 +293,13 @@ class AmqpConnection(asyncio.BufferedProtocol):
         return tag
 
     async def cancel(self, consumer_tag: str) -> None:
-        """Stop a consumer. Its last deliveries may arrive until this returns."""
+        """Stop a consumer. Deliveries may still arrive until this method returns."""
         await self._call(commands.Basic.Cancel(consumer_tag))
         self._consumers.pop(consumer_tag, None)
 
     async def _call(self, command: Frame, *, channel: int = CHANNEL) -> Any:
-        # Shielded, because the answer to a cancelled call still arrives. The next call must not get this
-        # answer.
+        # Shield the call, because its answer arrives even if the caller is cancelled. The next call must not
+        # get this answer.
         call = asyncio.ensure_future(self._exchange(command, channel))
         call.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(call)
