@@ -115,7 +115,7 @@ def test_a_model_s_prints_logging_and_warnings_show_up_at_once(stack: Stack, tal
 def test_an_unknown_name_says_few_near_ones(stack: Stack, talker: str):
     done = stack.run("logs", "talkr")
     assert done.returncode == 3
-    assert "Names like it: talker" in done.stderr
+    assert "Similar names: talker" in done.stderr
     assert "rabbitmq" not in done.stderr
 
 

@@ -97,7 +97,7 @@ _BY_TYPE: dict[str, type[TidegateError]] = {
     "overloaded_error": Overloaded,
     "timeout_error": DeadlinePassed,
     "unavailable_error": Unavailable,
-    # Codes, which are more precise than types.
+    # Codes of OpenAI's errors, which are more precise than their types.
     "timeout": DeadlinePassed,
     "model_not_found": NotFound,
 }
@@ -122,7 +122,7 @@ def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> Tidegat
     )
     if rid := rid or headers.get("x-request-id", ""):
         error.request_id = rid
-        if hasattr(error, "add_note"):  # from Python 3.11 on
+        if hasattr(error, "add_note"):  # `add_note` exists from Python 3.11 on
             error.add_note(_NOTE + rid)
     return error
 

@@ -39,7 +39,7 @@ class LogFolder:
         if found:
             return found
         near = log_lines.near(name, names, others)
-        hint = f"Names like it: {', '.join(near)}." if near else "`tidegate status` shows what is deployed."
+        hint = f"Similar names: {', '.join(near)}." if near else "`tidegate status` shows what is deployed."
         raise NotFound(f"There is no log of {name!r}. {hint}")
 
     def read(self, logs: Iterable[str], *, since: float, until: float, lines: int) -> list[LogEntry]:

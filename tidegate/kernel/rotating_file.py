@@ -75,7 +75,7 @@ class RotatingFile:
         return False
 
     def _rotate(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # released when the file is closed
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # the lock is released when the file is closed
         if self._is_current():
             parts = rotated(self._path)
             found = [Part(int(part.suffix[1:]), part.stat().st_mtime) for part in parts]

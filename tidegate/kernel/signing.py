@@ -92,7 +92,7 @@ class TrustedKeys:
         for bundle in bundles:
             signature = read_bundle(bundle)
             if not self.trusts(signature):
-                problem = f"its signature by the key {signature.key[:12]} is wrong, or the key is not trusted"
+                problem = f"the signature by the key {signature.key[:12]} is wrong, or the key is not trusted"
             elif problem := mismatch(signature.files, artifact, sha256):
                 problem = f"{problem}, by the key {signature.key[:12]}"
             else:

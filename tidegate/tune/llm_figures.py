@@ -17,9 +17,9 @@ SHARES = (50, 90, 99)
 class CallRecord:
     """One request. Times are seconds since the load began.
 
-    ``token_times``: when each event with text arrived. ``tokens``: the answer's tokens as counted by the
-    engine, or the number of events if the engine sent no count. ``cut``: the load ended before the answer was
-    complete.
+    ``token_times``: when each event with text arrived.
+    ``tokens``: the answer's tokens as the engine counted them; without a count, the number of events.
+    ``cut``: the load ended before the answer was complete.
     """
 
     started: float

@@ -55,7 +55,7 @@ def test_a_log_is_read_from_its_end_and_over_its_rotation(
 
 def test_a_name_that_is_not_there_says_near_ones(folder: LogFolder) -> None:
     assert folder.find("m") == ["m-v1-0-1", "m-v1-0-2"]
-    with pytest.raises(NotFound, match=r"Names like it: gateway\."):
+    with pytest.raises(NotFound, match=r"Similar names: gateway\."):
         folder.find("gatway")
     with pytest.raises(NotFound, match="tidegate status"):
         folder.find("../../unlike")

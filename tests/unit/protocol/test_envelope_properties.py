@@ -201,7 +201,7 @@ def test_truncated_keys_are_undecodable():
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"TG", "shorter than an envelope's head"),
+        (b"TG", "2 bytes, expected at least 8 for an envelope's head"),
         (b"XX\x01\x01" + bytes(4), "not an envelope of a known version"),
         (b"TG\x63\x01" + bytes(4), "not an envelope of a known version"),
         (b"TG\x01\x02" + bytes(4), "an envelope of kind 2, expected 1"),

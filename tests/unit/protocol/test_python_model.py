@@ -163,7 +163,7 @@ def test_yield_is_a_stream(returned):
         ("@batched\ndef predict(x: float) -> list[float]: ...", "one for each row"),
         ("@batched\ndef predict(x: Tensor['FP32', 4]) -> list[float]: ...", r"write Tensor\['FP32', -1, 4\]"),
         ("@batched(max_size=n())\ndef predict(x: list[float]) -> list[float]: ...", "not a number that"),
-        ("@batched\ndef predict(x: list[float]) -> list[float]:\n    yield x", "Drop one"),
+        ("@batched\ndef predict(x: list[float]) -> list[float]:\n    yield x", "Remove @batched or `yield`"),
         ("class A:\n def predict(self): ...\nclass B:\n def predict(self): ...", "the one to serve `Model`"),
         ("class A:\n def __init__(self, path): ...\n def predict(self, x: float): ...", "init__ needs path"),
         ("class A:\n def load(self, path): ...\n def predict(self, x: float): ...", "A.load needs path"),
@@ -200,7 +200,7 @@ def test_a_signature_that_is_given_stands_in_place_of_annotations():
         ("def predict(a): ...", given("x"), "'x' is not among them"),
         ("def predict(x, z): ...", given("x"), "predict takes 'z', and the signature has no such input"),
         ("def predict(x): ...", given("x", rows=8), r"write @batched\(max_size=8\)"),
-        ("@batched\ndef predict(x): ...", given("x"), "let both say the same"),
+        ("@batched\ndef predict(x): ...", given("x"), "use the same number in both"),
     ],
 )
 def test_a_signature_that_does_not_fit_the_function(source, signature, told):

@@ -245,7 +245,7 @@ class AioPikaChannel:
 
         async def publish() -> None:
             try:
-                # Not aio-pika's Exchange.publish, which waits for the socket after each message.
+                # Do not call aio-pika's Exchange.publish, which waits for the socket after each message.
                 await self._driver.basic_publish(
                     message.body,
                     exchange=exchange,

@@ -14,7 +14,7 @@ from tidegate.kernel.http.timeouts import Phase, Standing, TimeoutDecision, deci
 
 log = telemetry.logger(__name__)
 
-# The position of the parser.
+# The position of the parser: between two requests, in a head, or in a body.
 BETWEEN, IN_HEAD, IN_BODY = 0, 1, 2
 
 

@@ -40,7 +40,7 @@ class Protocol(Lifetime):
         self._counted: Any = None
         self._body_before = self._body_last = self._raw = self._bare = 0
 
-    # The transport.
+    # Callbacks of the transport.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count a new connection, or refuse it if there are too many."""
@@ -104,7 +104,7 @@ class Protocol(Lifetime):
         self.parser = HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # uvicorn does the same
 
-    # The parser's callbacks.
+    # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
         """Prepare for a head. The ASGI scope is made later."""
@@ -197,7 +197,7 @@ class Protocol(Lifetime):
         elif self._rejected is not None:
             self.answer(self._rejected)
 
-    # Requests that arrive in several reads.
+    # Methods for requests that arrive in several reads.
 
     def _unfinished(self, all_head: bool) -> None:
         """Count a read that ended within a request. ``all_head``: all its bytes belong to one head."""

@@ -62,7 +62,7 @@ class TimeoutDecision(Enum):
     """The possible decisions about a connection."""
 
     WAIT = "wait"
-    RENEW = "renew"  # a new window of time begins
+    RENEW = "renew"  # begin a new window of time
     CLOSE = "close"  # close without an answer
     HEADER_TIMEOUT = "header_timeout"
     TOO_SLOW = "body_too_slow"

@@ -99,7 +99,7 @@ def _load(context: ssl.SSLContext, cert: bytes, key: bytes, cert_file: Path, key
     try:
         with _file(cert) as cert_copy, _file(key) as key_copy:
             context.load_cert_chain(cert_copy, key_copy, password=_no_password)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+    except (OSError, ValueError) as error:  # this includes ssl.SSLError
         raise BadCertificate(
             f"{cert_file} and {key_file} are not a PEM certificate chain and its key: {error}"
         ) from None
@@ -119,7 +119,7 @@ def _file(data: bytes) -> Iterator[str]:
             memory.flush()
             yield f"/proc/self/fd/{number}"
     else:
-        with tempfile.NamedTemporaryFile() as disk:  # 0600
+        with tempfile.NamedTemporaryFile() as disk:  # its mode is 0600
             disk.write(data)
             disk.flush()
             yield disk.name

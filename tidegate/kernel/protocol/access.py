@@ -131,7 +131,7 @@ def lacks(principal: Principal, scopes: Sequence[str]) -> str:
     key = f"the key {principal.name!r} ({KEY_PREFIX}{principal.id})"
     if principal.endpoints is not None:
         return (
-            f"{key} is limited to some endpoints, so it may only infer, but this needs {needed}: use a key "
+            f"{key} is limited to some endpoints, so it may only infer. This needs {needed}: use a key "
             f"without --endpoint; an admin makes one with `tidegate keys create NAME --scope {scopes[0]}`"
         )
     wanted = " ".join(
@@ -236,10 +236,10 @@ class TokenAllowance:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key as gateways store it: without its secret. Times are ms since the epoch.
+    """A key as gateways store it, without its secret. Times are ms since the epoch.
 
-    ``digest``: the key's sha256. ``tokens``: the token limit for all endpoints together. ``endpoint_tokens``:
-    token limits by endpoint.
+    ``digest``: the key's sha256.
+    ``tokens``: the token limit for all endpoints together. ``endpoint_tokens``: token limits by endpoint.
     """
 
     principal: Principal

@@ -154,7 +154,7 @@ def unpack(kind: int, body: Buffer) -> list[memoryview]:
     """Return the frames of an envelope. Raises :class:`Undecodable`."""
     view = memoryview(body)
     if len(view) < _ENVELOPE.size:
-        raise Undecodable("shorter than an envelope's head")
+        raise Undecodable(f"{len(view)} bytes, expected at least {_ENVELOPE.size} for an envelope's head")
     magic, version, found, count = _ENVELOPE.unpack_from(view)
     if magic != MAGIC or version not in READABLE:
         raise Undecodable(f"not an envelope of a known version: {bytes(view[:4])!r}")

@@ -131,7 +131,7 @@ def _tensor_end(reader: _Reader) -> int:
     for _ in range(dims):
         elements *= reader.scalar("<Q")
     kind, offset = reader.scalar("<I"), reader.scalar("<Q")
-    block, size = _BLOCKS.get(kind, (1, 0))  # of an unknown type, check only the offset
+    block, size = _BLOCKS.get(kind, (1, 0))  # for an unknown type, count no bytes after the offset
     return int(offset) + elements // block * size
 
 

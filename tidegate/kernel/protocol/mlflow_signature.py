@@ -35,8 +35,8 @@ class Schema:
     """The inputs or outputs as MLflow describes them.
 
     ``columns``: the type of each column of a table, in order; None: the model gets tensors and no table.
-    ``named``: True if the schema has names. Otherwise Tidegate chose the names. ``batched``: the first axis
-    of every tensor may have any size.
+    ``named``: True if the schema has names. Otherwise Tidegate chose the names.
+    ``batched``: the first axis of every tensor may have any size.
     """
 
     tensors: tuple[TensorSpec, ...]

@@ -66,7 +66,7 @@ def _graph(graph: Message, depth: int) -> Iterator[External]:
 def _node(node: Message, depth: int) -> Iterator[External]:
     """Yield the external tensors of a node: its constants, and the bodies of loops and branches."""
     if depth > MAX_NESTED_GRAPHS:
-        raise Malformed(f"graphs nested more than {MAX_NESTED_GRAPHS} deep")
+        raise Malformed(f"graphs are nested more than {MAX_NESTED_GRAPHS} levels deep")
     for attribute in node.messages(NODE_ATTRIBUTE):
         yield from _attribute(attribute, depth)
 

@@ -73,22 +73,25 @@ class ReplicaReport:
     ``busy_ms``: the sum of the durations of all model calls.
     ``call_ms``, ``batch_mean``: recent means of a call's duration and of the requests in a call; None: not
     measured yet.
-    ``parallel``: the effective concurrency. It is the requests of a full call x instances. If a call has one
-    request, it is the recent number of open calls.
+    ``parallel``: the effective concurrency: the requests of a full call x instances, or, if a call has one
+    request, the recent number of open calls.
     ``signature``: the model's signature as Triton reports it, in the form of a ``Signature``.
     ``jobs``: the number of unacked messages of jobs.
     ``gpu_utilization`` (0 to 1), ``gpu_memory_bytes``: the used part of the replica's GPUs; None: no GPU.
-    ``device``: where the model runs, as Triton reports it, such as ``cpu`` or ``cuda:0 (NVIDIA H100 80GB
-    HBM3)``. Several devices are separated by commas. Empty until the model is loaded. ``sandbox``: how the
-    model's process is contained; empty: unknown. ``memory_limit``: the most memory of the process, and what
-    enforces this limit; empty: nothing or the container. ``ready_at``: when the replica was first ready, in
-    seconds since the epoch; 0: not yet. If the replica was ready before and is ``starting``, it loads its
-    model again. ``death``: the last death of the model's process; None: it has not died. ``llm``: facts about
-    a language model's engine; None: no engine, or no facts yet. ``holds``: the most requests that the worker
-    holds at the same time, running and waiting; 0: unknown. ``host_busy``: the share of time that the host's
-    cores were busy (0 to 1); None: unknown. ``scratch``: the outcome of a scratch replica, in the form of a
-    ``ScratchOutcome``; None: no outcome. ``sequences``, ``sequence_slots``: the number of sequences that the
-    replica keeps, and the most that it can keep; 0: the model is not stateful.
+    ``device``: where the model runs, such as ``cpu`` or ``cuda:0 (NVIDIA H100 80GB HBM3)``. Several devices
+    are separated by commas. Empty until the model is loaded.
+    ``sandbox``: how the model's process is contained; empty: unknown.
+    ``memory_limit``: the most memory of the process, and what enforces this limit. Empty: only the container,
+    if there is one, enforces a limit.
+    ``ready_at``: when the replica was first ready, in seconds since the epoch; 0: not yet. If the replica was
+    ready before and is ``starting``, it loads its model again.
+    ``death``: the last death of the model's process; None: it has not died.
+    ``llm``: facts about a language model's engine; None: no engine, or no facts yet.
+    ``holds``: the most requests that the worker holds at the same time, running and waiting; 0: unknown.
+    ``host_busy``: the share of time that the host's cores were busy (0 to 1); None: unknown.
+    ``scratch``: the outcome of a scratch replica, in the form of a ``ScratchOutcome``; None: no outcome.
+    ``sequences``, ``sequence_slots``: the number of sequences that the replica keeps, and the most that it
+    can keep; 0: the model is not stateful.
     """
 
     replica: str

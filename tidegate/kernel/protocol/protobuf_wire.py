@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-# Libraries read keys of 32 bits, and some libraries accept longer keys.
+# The highest valid field number. Some libraries accept higher ones, and others do not.
 MAX_NUMBER = 2**29 - 1
 
 

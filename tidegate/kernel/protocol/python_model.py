@@ -86,7 +86,10 @@ def read(tree: ast.Module) -> Source:
     streams = _yields(predict)
     max_size = _max_size(predict, scope)
     if streams and max_size:
-        raise BadRequest("predict is @batched and contains `yield`: a stream answers one request. Drop one.")
+        raise BadRequest(
+            "predict is @batched and contains `yield`: a stream answers only one request. Remove @batched "
+            "or `yield`."
+        )
     inputs, takes_any = _inputs(predict, entry is not None, scope)
     outputs, why = _outputs(predict, scope, streams=streams)
     return Source(
@@ -129,7 +132,8 @@ def _entry(tree: ast.Module) -> tuple[str | None, Function]:
         raise BadRequest(NEITHER)
     if len(classes) > 1 and "Model" not in classes:
         raise BadRequest(
-            f"The classes {', '.join(classes)} all have a method `predict`: name the one to serve `Model`."
+            f"The classes {', '.join(classes)} all have a method `predict`: rename the class to serve to "
+            "`Model`."
         )
     name = next(iter(classes)) if len(classes) == 1 else "Model"
     return name, classes[name]

@@ -79,12 +79,12 @@ def _fitting(source: Source, given: Signature) -> Signature:
         raise BadRequest(
             f'The signature says "max_batch_size": {given.max_batch_size}, so predict would get the rows of '
             f"several requests: write @batched(max_size={given.max_batch_size}) above it (from tidegate "
-            'import batched), or say "max_batch_size": 0 and give the whole shapes.'
+            'import batched), or set "max_batch_size": 0 and state the whole shapes.'
         )
     if source.max_size and given.max_batch_size != source.max_size:
         raise BadRequest(
             f"predict is @batched(max_size={source.max_size}), and the signature says "
-            f'"max_batch_size": {given.max_batch_size}: let both say the same.'
+            f'"max_batch_size": {given.max_batch_size}: use the same number in both.'
         )
     return given.model_copy(update={"decoupled": source.streams})
 
@@ -96,13 +96,15 @@ def _spec(value: Value, max_size: int) -> TensorSpec:
     if max_size:
         if found.kind == "scalar":
             raise BadRequest(
-                f"predict is @batched, and `{value.name}` is one value: it needs one for each row. Annotate "
+                f"predict is @batched, but `{value.name}` is one value: it needs one value for each row. "
+                "Annotate "
                 'it as a list, such as list[str], or as an array, such as Tensor["FP32", -1].'
             )
         if shape[0] != -1:
             raise BadRequest(
-                f"predict is @batched, so the first axis of `{value.name}` is the rows of several requests, "
-                f"of any number: write Tensor[{found.datatype!r}, {', '.join(map(str, (-1, *shape)))}]."
+                f"predict is @batched, so the first axis of `{value.name}` holds the rows of several "
+                f"requests and has any size: write Tensor[{found.datatype!r}, "
+                f"{', '.join(map(str, (-1, *shape)))}]."
             )
         shape = shape[1:]
     try:

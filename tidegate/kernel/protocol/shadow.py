@@ -64,10 +64,11 @@ class ShadowCounts:
 
     ``key``: identifies the shadow. A new shadow starts with new counts.
     ``offered``: answered requests that the rate chose. Each was ``copied``, or ``refused`` for a reason.
-    ``answered``, ``failed``: the results of copies. Copies without a result are in flight. ``compared``,
-    ``agreed``: compared answers, and those with agreement in all outputs. The lists of times are counts in
-    the buckets of :mod:`tidegate.kernel.protocol.latency_buckets`, for copied requests and their copies: the
-    whole time in the gateway, and the time of the model call.
+    ``answered``, ``failed``: the results of copies. Copies without a result are in flight.
+    ``compared``, ``agreed``: compared answers, and those with agreement in all outputs.
+    ``primary``, ``shadow``: whole times of copied requests and of their copies, as counts in the buckets of
+    :mod:`tidegate.kernel.protocol.latency_buckets`. ``primary_call``, ``shadow_call``: times of the model
+    calls.
     """
 
     key: str = ""

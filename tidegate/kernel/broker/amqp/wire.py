@@ -256,7 +256,7 @@ class FrameReader:
     def _enter(self, size: int) -> None:
         """Begin a body frame of a large content."""
         if size > self._missing:
-            raise MalformedFrame("more content than its header says")
+            raise MalformedFrame("a message has more content than its header says")
         self._inside, self._left = True, size
 
     def _fill(self, data: bytes, at: int) -> tuple[int, bool]:
@@ -295,7 +295,7 @@ class FrameReader:
         index = _INDEX.unpack_from(data, start)
         start += 4
         if index in _WITH_CONTENT and self._missing:
-            raise MalformedFrame("a message in the middle of another one's content")
+            raise MalformedFrame("a message begins in the middle of another message's content")
         if index == _DELIVER:
             consumer_tag, start = _short(data, start)
             (tag,) = _TAG.unpack_from(data, start)
@@ -320,7 +320,7 @@ class FrameReader:
 
     def _on_header(self, data: bytes, start: int, end: int) -> Event | None:
         if self._method is None or self._missing:
-            raise MalformedFrame("a content header without its method")
+            raise MalformedFrame("a content header arrived without its method")
         size, flags = struct.unpack_from(">QH", data, start + 4)
         if size > MOST:
             raise MalformedFrame(f"a content of {size} bytes; the limit is {MOST}")
@@ -333,7 +333,7 @@ class FrameReader:
     def _on_body(self, piece: bytes) -> Event | None:
         self._missing -= len(piece)
         if self._missing < 0 or self._method is None:
-            raise MalformedFrame("more content than its header says")
+            raise MalformedFrame("a message has more content than its header says")
         if self._missing:
             self._pieces.append(piece)
             return None
