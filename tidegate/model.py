@@ -32,7 +32,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Tensor:
-    """The datatype and the shape of an array that ``predict`` takes or returns; -1 is any size.
+    """The datatype and the shape of an array that ``predict`` gets or returns; -1 means any size.
 
     Write the annotation as ``Tensor["FP32", -1, 4]``, or as ``Annotated[np.ndarray, Tensor("FP32", -1, 4)]``
     for a type checker. A type may replace the datatype's name: ``Tensor[np.float32, -1, 4]``,
@@ -54,7 +54,7 @@ class Tensor:
         return Annotated[Any, cls(*parts)]
 
     def __repr__(self) -> str:
-        """Return the annotation as it is written."""
+        """Return the annotation as Python code."""
         return f"Tensor[{', '.join(map(repr, (self.datatype, *self.shape)))}]"
 
 

@@ -49,7 +49,7 @@ class Contexts:
     items: dict[str, Context] = field(default_factory=dict)
 
     def get(self, name: str) -> Context:
-        """Return a context. Raise NotFound, with the known names."""
+        """Return a context by its name. Raise NotFound with the existing names."""
         if name not in self.items:
             known = f"There are: {', '.join(sorted(self.items))}." if self.items else "There is none yet."
             raise NotFound(

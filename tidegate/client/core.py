@@ -139,7 +139,7 @@ class Core:
         answer = yield from self.call("POST", "/v2/repository/index", timeout_s, content=b"{}")
         found = _json(answer)
         if not isinstance(found, list):
-            raise BadAnswer("The list of models is not a list.")
+            raise BadAnswer("The answer is not a list of models; is this the URL of a Tidegate gateway?")
         return found
 
     def costs(
@@ -156,7 +156,7 @@ class Core:
         answer = yield from self.call("GET", f"/api/autoscaler/v1/costs?{given}", timeout_s)
         found = _json(answer)
         if not isinstance(found, dict):
-            raise BadAnswer("The report of costs is not a JSON object.")
+            raise BadAnswer("The answer is not a report of costs; is this the URL of a Tidegate gateway?")
         return found
 
     def is_ready(self, model: str, *, version: Version, timeout_s: float | None) -> Flow[bool]:
@@ -204,7 +204,7 @@ class Core:
     def _fetch(self, path: str, timeout_s: float | None, at_once: str = "") -> Flow[Metadata]:
         metadata = _json((yield from self.call("GET", path, timeout_s, at_once=at_once)))
         if not isinstance(metadata, dict):
-            raise BadAnswer("The model's metadata is not a JSON object.")
+            raise BadAnswer("The answer is not a model's metadata; is this the URL of a Tidegate gateway?")
         self._known[path] = (self.caller.clock(), metadata)
         return metadata
 
@@ -222,7 +222,7 @@ class Core:
             try:
                 metadata: Metadata = yield Alone(unless_known())
             except DeadlinePassed:
-                # The timeout passed before the next poll. The last error says more than the timeout.
+                # The timeout passed before the next poll. Raise the last error, because it has the reason.
                 raise last or DeadlinePassed("The timeout passed before the request was sent.") from None
             except Unavailable as error:
                 last = error

@@ -21,7 +21,7 @@ CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The tokens of a request, by the engine's count. ``cached_tokens`` are a part of the prompt's tokens."""
+    """The tokens of a request, as the engine counted them. ``cached_tokens`` are included in the prompt's."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -236,7 +236,7 @@ class Collected:
             _merge(self._calls.setdefault(chunk.index, {}), call)
 
     def result(self) -> ChatResult:
-        """Return the answer so far."""
+        """Return the answer up to now."""
         choices = []
         for index in sorted(self._text):
             text = "".join(self._text[index])

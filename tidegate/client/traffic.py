@@ -156,7 +156,7 @@ class TrafficCalls:
 
     @Call
     def promote(self, endpoint: str) -> Flow[Document]:
-        """Send all traffic to the canary, whatever its evidence. Return the endpoint."""
+        """Send all traffic to the canary without waiting for evidence. Return the endpoint."""
         return self._traffic.change(endpoint, "promote")
 
     @Call
@@ -176,7 +176,9 @@ class TrafficCalls:
 
     @Call
     def start_shadow(self, /, endpoint: str, to: To, **options: Any) -> Flow[Document]:
-        """Copy answered requests to a version or a deployment, and compare. Return the endpoint.
+        """Copy answered requests to a version or a deployment, and compare the answers.
+
+        Return the endpoint.
 
         ``options``: ``rate`` (percent), ``max_per_s``, ``tolerance`` (a dict of ``rtol`` and ``atol``),
         ``wake`` and ``until`` (a time as text).
@@ -195,7 +197,9 @@ class TrafficCalls:
 
     @Call
     def start_experiment(self, /, endpoint: str, *to: To, **options: Any) -> Flow[Document]:
-        """Compare versions or deployments with the present one by feedback. Return the endpoint.
+        """Start an experiment: compare versions or deployments with the present one by feedback.
+
+        Return the endpoint.
 
         ``options`` are those of ``ExperimentOptions``: ``share``, ``metrics``, ``sticky``, ``samples`` and
         others. Raise Conflict while a rollout or an experiment is in progress.

@@ -43,7 +43,7 @@ class VerificationFlows:
         return document_of(answer)
 
     def wait(self, model: str, version: int, timeout_s: float) -> Flow[Document]:
-        """Return the verification once it is not pending. Raise DeadlinePassed after ``timeout_s``."""
+        """Return the verification as soon as it is not pending. Raise DeadlinePassed after ``timeout_s``."""
         clock = self.core.caller.clock
         deadline = clock() + timeout_s
         while True:

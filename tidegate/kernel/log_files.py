@@ -47,7 +47,7 @@ class LogFolder:
         found: list[LogEntry] = []
         for log in logs:
             # Files are chosen by their modification time, which may be later than the times of their lines.
-            # So check the time of each line too.
+            # So the time of each line is checked as well.
             found += [each for each in self._read(log, since, lines) if since < each.at <= until]
         found.sort(key=lambda each: each.at)
         return found[-lines:] if lines else []

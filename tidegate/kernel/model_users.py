@@ -64,7 +64,7 @@ class ModelUser:
         os.pwrite(self._locks[0], b"used", 0)
 
     def end_all(self) -> None:
-        """Kill every process of the user. Raises Unavailable if one does not end."""
+        """Kill every process of the user. Raises Unavailable if a process does not end."""
         end_all(self.uid)
         os.ftruncate(self._locks[0], 0)
 

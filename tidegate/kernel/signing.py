@@ -112,7 +112,7 @@ def mismatch(signed: Files, artifact: Path, sha256: str) -> str:
 
 
 def digests_of(archive: Path) -> dict[str, str]:
-    """Return the sha256 of each file in an archive by its path. Raise BadSignature if it cannot be read."""
+    """Return the sha256 of each file in an archive, by path. Raise BadSignature for a bad archive."""
     checker = ArchiveChecker(ArchiveLimits(), archive.stat().st_size)
     found = {}
     try:
@@ -128,7 +128,7 @@ def digests_of(archive: Path) -> dict[str, str]:
 
 
 def digests_in(path: Path) -> dict[str, str]:
-    """Return the sha256 of a file as ``"."``, or of each file below a folder by its path."""
+    """Return the sha256 of a file under the path ``"."``, or of each file below a folder, by path."""
     if path.is_file():
         with path.open("rb") as file:
             return {ONE_FILE: _digest(file)}

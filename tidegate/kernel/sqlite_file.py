@@ -19,7 +19,7 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# Files with more bytes are not checked at the start, because a check would take longer than a second.
+# Files with more bytes than this are not checked at the start, because that takes longer than a second.
 CHECKED_BYTES = 256 * 2**20
 
 Row = tuple[Any, ...]

@@ -37,7 +37,7 @@ READINGS = 5
 
 
 class Span(NamedTuple):
-    """A span. ``start`` and ``end`` are seconds since the epoch; ``error`` is empty if there was none."""
+    """A span. ``start``, ``end``: seconds since the epoch. ``error``: a text; empty if no error occurred."""
 
     name: str
     kind: Kind

@@ -123,8 +123,8 @@ def written(place: Path, manifest: Manifest) -> Iterator[Writer]:
 
     The file is compressed if its name ends with ``.gz`` or ``.tgz``.
     """
-    # The temporary name is random. If others can write to the folder, they could create a link with a known
-    # name.
+    # The temporary name is random. Otherwise, other users who can write to the folder could create a link
+    # with that name.
     descriptor, made = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
     part = Path(made)
     try:

@@ -48,7 +48,7 @@ class Point:
 
 
 def quantile(ascending: Sequence[float], share: float) -> float | None:
-    """Return the nearest-rank quantile of sorted values; None if there are none."""
+    """Return the nearest-rank quantile of sorted values; None without values."""
     if not ascending:
         return None
     return ascending[max(0, math.ceil(share * len(ascending)) - 1)]

@@ -64,8 +64,8 @@ class Channel(Protocol):
     async def declare(self, what: Queue | Exchange, *, bind: bool = True) -> None:
         """Declare a queue or an exchange. Does nothing if it exists with the same arguments.
 
-        A queue with an exchange is bound to that exchange as well, unless ``bind`` is False: a service that
-        may not bind the queue leaves this to the queue's owner.
+        A queue with an ``exchange`` is also bound to that exchange. ``bind`` False: do not bind it, because
+        the queue's owner binds it.
         """
 
     async def bind(self, queue: Queue, exchange: Exchange, routing_key: str = "") -> None:

@@ -63,8 +63,9 @@ def valid_host(host: bytes) -> bool:
 def is_local(headers: Mapping[bytes, bytes]) -> bool:
     """Return True for a request from this machine's own programs and pages.
 
-    Host must name loopback. Origin must name loopback, too, if the request has it. Requests for images and
-    links have no Origin, but a browser marks those from other sites' pages with ``Sec-Fetch-Site``.
+    Host must name loopback. If the request has an Origin, the Origin must name loopback as well. Requests for
+    images and links have no Origin. If they are from another site's page, the browser marks them with
+    ``Sec-Fetch-Site``.
     """
     origin = headers.get(b"origin", b"")
     if not origin and headers.get(b"sec-fetch-site") in _FOREIGN_SITES:

@@ -79,7 +79,7 @@ class Lifetime(HttpToolsProtocol):
         return Phase.SILENT if self.headers is None else Phase.IDLE
 
     def knows_caller(self) -> bool:
-        """Return True if the caller's credential is known to be valid."""
+        """Return True if the caller has sent a valid credential."""
         return False
 
     def standing(self) -> Standing:

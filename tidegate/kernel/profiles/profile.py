@@ -43,7 +43,7 @@ class NumberCounts:
 
     @property
     def sd(self) -> float | None:
-        """Return the standard deviation of the finite values; None without values, or if it is too large."""
+        """Return the standard deviation of the finite values; None without values, or if it is infinite."""
         if not self.n:
             return None
         mean = self.total / self.n

@@ -42,7 +42,7 @@ class Principal:
     weight: int = 1
 
     def may(self, scope: str, endpoint: str | None = None) -> bool:
-        """Return True if the principal has the scope, and may use ``endpoint`` if one is given.
+        """Return True if the principal has the scope, and may use ``endpoint`` (None: not checked).
 
         A principal that is limited to endpoints may only infer, because no other scope has such a limit.
         """

@@ -1,6 +1,6 @@
 """Find the class for Triton's Python backend in the syntax tree of a ``model.py``. Pure.
 
-The command line uses this too, so it imports only the standard library.
+The command line also uses this module, so it imports only the standard library.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def check(raw: Buffer, what: str = "the request") -> JsonParts | None:
 
 
 def count(pieces: Sequence[Buffer]) -> JsonParts:
-    """Count the parts of a JSON text by its punctuation. Punctuation inside of strings counts, too."""
+    """Count the parts of a JSON text by its punctuation, including punctuation inside of strings."""
     import numpy as np  # this import is here: workers do not need numpy, and its import is slow
 
     commas = colons = quotes = escaped = lists = objects = 0

@@ -25,7 +25,7 @@ _TENSORS: dict[str, Datatype] = {
     "float16": "FP16", "float32": "FP32", "float64": "FP64", "object": "BYTES", "str": "BYTES",
 }  # fmt: skip
 _HOW = (
-    "Log it with a signature (mlflow.models.infer_signature), or give one: "
+    "Log it with a signature (mlflow.models.infer_signature), or pass one: "
     "`tidegate deploy --signature FILE.json`."
 )
 

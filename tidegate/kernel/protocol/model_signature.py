@@ -38,7 +38,7 @@ class ModelSignature:
     """A signature as its bundle states it. It is not verified yet.
 
     ``key``: the sha256 of the public key in PEM. ``message``: the bytes that were signed. ``files``: the
-    sha256 of each file by its path; the path of a model that is one file is ``"."``.
+    sha256 of each file, by path. The path of a model that is one file is ``"."``.
     """
 
     key: str

@@ -320,7 +320,7 @@ class Override(Noun):
 
 
 class Deployment(DeploymentSpec):
-    """A DeploymentSpec as stored."""
+    """A stored DeploymentSpec, with its revision."""
 
     revision: int
     created_at: datetime
@@ -393,7 +393,7 @@ class EndpointSpec(Noun):
 
 
 class Endpoint(EndpointSpec):
-    """An EndpointSpec as stored."""
+    """A stored EndpointSpec, with its revision."""
 
     revision: int
 

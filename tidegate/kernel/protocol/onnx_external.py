@@ -33,7 +33,7 @@ class External:
 
 
 def externals(model: Message) -> Iterator[External]:
-    """Yield every tensor of a ModelProto that is in another file. Raise Malformed if one names no file."""
+    """Yield every tensor of a ModelProto with values in another file. Raise Malformed if it names no file."""
     for number, value in model.fields():
         if not isinstance(value, Message):
             continue

@@ -102,7 +102,7 @@ def written(node: ast.expr) -> str:
     """Return an expression as Python code for a message, or a placeholder if it is too long to show."""
     try:
         return ast.unparse(node)[:LONGEST]
-    except (RecursionError, ValueError):  # nested too deeply; an integer of too many digits
+    except (RecursionError, ValueError):  # it is nested too deeply, or an integer has too many digits
         return "..."
 
 

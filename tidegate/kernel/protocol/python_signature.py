@@ -124,7 +124,7 @@ def _unclear(source: Source, missing: Sequence[str]) -> str:
     shown = "; ".join(missing[:_LISTED])
     return (
         f"The signature of predict is not clear: {shown}. Either annotate it in the file, as in "
-        f'`def predict({args}) -> Tensor["FP32", -1]` (from tidegate import Tensor), or give it with '
+        f'`def predict({args}) -> Tensor["FP32", -1]` (from tidegate import Tensor), or pass it with '
         "--signature FILE.json (docs/models.md shows both)."
     )
 

@@ -40,7 +40,7 @@ _SECRET = ("token", "password", "secret", "key")
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Return True if a setting is a secret by its name, or a URL with a password."""
+    """Return True if the name of a setting is that of a secret, or if its value is a URL with a password."""
     return name.lower().endswith(_SECRET) or ("://" in value and secrets_in(value))
 
 

@@ -36,8 +36,8 @@ _HOUR_MS = 3_600_000
 _USUAL = {"score", "reward", "label"}
 MOST_NAMES = 16
 
-# Adds each record unless its hash is known. For each record, returns 1: added, 0: repeated, or -1: its answer
-# has too many metrics.
+# Adds each record unless its hash is stored already. Returns for each record 1 (added), 0 (repeated), or -1
+# (its answer has too many metrics).
 _ADD = """
 local added = {}
 for at = 3, #ARGV, 6 do
@@ -114,7 +114,7 @@ class FeedbackStore(Connected):
         return bool(first) and after != START and _parts(after) < _parts(first[0][0].decode())
 
     async def end(self) -> str:
-        """Return the position of the newest record; ``START`` if there is none."""
+        """Return the position of the newest record; ``START`` for an empty stream."""
         last = await answer(self._redis.xrevrange(STREAM, count=1))
         return last[0][0].decode() if last else START
 

@@ -80,8 +80,8 @@ class JobStore:
     async def accept(self, new: NewJob) -> Accepted:
         """Record a job as ``accepting`` and return it.
 
-        If its idempotency key is known with the same body, return the job that exists. Raises
-        :class:`Conflict` if the key is known with another body.
+        If its idempotency key was used with the same body, return the existing job. Raises :class:`Conflict`
+        if the key was used with another body.
         """
         found = await self._transitions.accept.do(records.to_accept(new))
         if found[:1] == b"c":

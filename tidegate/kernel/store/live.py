@@ -40,7 +40,7 @@ STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, to which it
 REPLICA_TTL_MS = 6_000
 FAILED_TTL_MS = 120_000
 GATEWAY_TTL_MS = 3_000
-# Metadata and counts are kept for this many seconds: a Deployment without replicas needs them, too.
+# Metadata and counts are kept for this many seconds, because a Deployment without replicas also needs them.
 MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
 CLAIM_TTL_S = 3600
 # The last report of a replica is kept for this many seconds, so that a restarted autoscaler can read it.
@@ -132,7 +132,7 @@ class Store(Connected):
         await answer(self._redis.set(COSTS, facts.to_json()))
 
     async def cost_facts(self) -> CostFacts | None:
-        """Return the rates of Deployments; None if none were written."""
+        """Return the rates of Deployments; None if no rates were written."""
         raw = await answer(self._redis.get(COSTS))
         return CostFacts.from_json(raw) if raw is not None else None
 

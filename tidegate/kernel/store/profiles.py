@@ -1,7 +1,7 @@
 """Profiles of sampled requests, which workers send to the router, and bins, which the router sends back.
 
-tidegate:profile:<deployment>   list of ProfilePiece; its workers push, the leading router takes
-tidegate:bins:<deployment>      PublishedBins; router
+tidegate:profile:<deployment>   list of ProfilePiece, from its workers to the leading router
+tidegate:bins:<deployment>      PublishedBins, written by the router
 
 Both may be lost. Then at most the pieces of the last seconds are missing, and the router writes the bins
 again.

@@ -197,7 +197,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._slow = True
 
     def resume_writing(self) -> None:
-        """Record that the broker has read nearly everything."""
+        """Record that the broker has read nearly all sent bytes."""
         self._slow = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
