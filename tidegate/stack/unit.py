@@ -22,7 +22,7 @@ StartLimitBurst=5
 
 [Service]
 # The supervisor stays in the foreground and reports when every part is ready. So other units can wait for it,
-# and systemd sees its death at once. With Type=forking, systemd would have to guess the main process.
+# and systemd notices its death immediately. With Type=forking, systemd would have to guess the main process.
 Type=notify
 NotifyAccess=main
 {user}WorkingDirectory={folder}

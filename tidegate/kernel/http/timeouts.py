@@ -70,7 +70,7 @@ class TimeoutDecision(Enum):
 
 
 def decide(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> TimeoutDecision:
-    """Decide about a connection that has been in a phase for ``waited`` s and has moved ``moved`` bytes."""
+    """Decide about a connection that transferred ``moved`` bytes in ``waited`` seconds of a phase."""
     if phase is Phase.SILENT:
         return TimeoutDecision.CLOSE if waited >= limits.header_timeout_s else TimeoutDecision.WAIT
     if phase is Phase.HEAD:

@@ -87,7 +87,7 @@ class ArchiveChecker:
 
 
 class Paths:
-    """A checker of the paths in one archive. It gets one member after the other."""
+    """A checker of the paths in one archive. It gets the members one by one."""
 
     def __init__(self) -> None:
         self._files: set[str] = set()

@@ -67,8 +67,8 @@ class ExperimentOptions(Written):
     ``share``: percent of the traffic for all treatments together.
     ``sticky``: the key that keeps a unit, for example a user, at one variant.
     ``alpha``: the accepted probability of reporting a difference that does not exist.
-    ``until``, ``samples``: the experiment is complete at this time, or when each variant has so many outcomes
-    of the first metric.
+    ``until``, ``samples``: the experiment is complete at this time, or when each variant has this many
+    outcomes of the first metric.
     """
 
     share: int = Field(50, ge=1, le=99)

@@ -132,8 +132,8 @@ def _entry(tree: ast.Module) -> tuple[str | None, Function]:
         raise BadRequest(NEITHER)
     if len(classes) > 1 and "Model" not in classes:
         raise BadRequest(
-            f"The classes {', '.join(classes)} all have a method `predict`: rename the class to serve to "
-            "`Model`."
+            f"The classes {', '.join(classes)} all have a method `predict`. Give the name `Model` to "
+            "the class to serve."
         )
     name = next(iter(classes)) if len(classes) == 1 else "Model"
     return name, classes[name]

@@ -72,13 +72,15 @@ class ScheduleWindow(_Part):
 
 
 class Scaling(_Part):
-    """The scaling rules of a Deployment, besides its bounds and ``target_wait_ms``. The highest result wins.
+    """The scaling rules of a Deployment, besides its bounds and ``target_wait_ms``.
+
+    Each rule computes a number of replicas, and the highest number is used.
 
     ``aggressiveness``: sets the defaults of the other fields.
     ``target_utilization``: the share of its time that a replica may be busy.
     ``backlog_per_replica``: the number of unanswered requests for each replica.
-    ``up_window_s``: scale up after a higher load has lasted for so many seconds.
-    ``down_window_s``: scale down after a lower load has lasted for so many seconds.
+    ``up_window_s``: scale up after a higher load has lasted for this many seconds.
+    ``down_window_s``: scale down after a lower load has lasted for this many seconds.
     ``panic_factor``: scale up immediately if the load needs this many times the ready replicas, despite
     windows and limits per minute; 0: never.
     ``max_cost_per_hour``: the most that replicas x ``price_per_hour`` may cost.

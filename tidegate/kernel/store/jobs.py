@@ -228,8 +228,8 @@ class JobStore:
     async def stale(self, now_ms: int, limit: int) -> Jobs:
         """Return jobs whose messages are probably lost: unconfirmed for 10 s, or with an expired lease.
 
-        Call this every few seconds. After a longer gap, expired leases stay valid for a while. In the gap,
-        the store may have been down, and no worker could renew a lease.
+        Call this every few seconds. After a longer gap between two calls, expired leases stay valid for a
+        while, because workers could not renew them if the store was down.
         """
         ids = await self._scripts.run("stale", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None and not job.terminal]

@@ -16,7 +16,7 @@ Argument = bytes | str | int
 
 
 class Scripts:
-    """The scripts of a server, by name. A call is atomic. When it returns, its effect is on disk."""
+    """The scripts of a server, by name. A call is atomic, and its effect is on disk when the call returns."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis

@@ -142,7 +142,7 @@ def publish(
 
 
 def _frames(channel: int, pieces: Sequence[Buffer], left: int, room: int) -> Iterator[Buffer]:
-    """Yield body frames of at most ``room`` bytes each. ``left`` is the size of all pieces."""
+    """Yield body frames of at most ``room`` bytes each. ``left``: the sum of the pieces' sizes."""
     free = 0
     for piece in pieces:
         view = memoryview(piece)
