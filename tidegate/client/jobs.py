@@ -177,7 +177,7 @@ class JobCalls(Handle):
 
     @Call
     def result(self, timeout_s: float | None = None) -> Flow[InferResult]:
-        """Wait for the result and return it. It can be fetched again.
+        """Wait for the result and return it. A later call returns the same result.
 
         Raise DeadlinePassed after ``timeout_s`` seconds (None: no limit), or the job's own error:
         ModelFailed, Conflict if it was cancelled, DeadlinePassed if it expired.

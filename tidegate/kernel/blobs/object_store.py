@@ -55,7 +55,7 @@ class Stream(NamedTuple):
 
 
 class Writer(Protocol):
-    """A file of a store that is being written. It exists in the store only after ``close``."""
+    """A file that is being written to a store. It exists in the store only after ``close``."""
 
     def write(self, data: Any, /) -> int: ...
 

@@ -67,7 +67,7 @@ DELIVERIES = 1_000_000_000
 JOBS_PREFIX = "jobs.v1."
 REQUESTS_PREFIX = "requests.v1."
 # Replaces the dots of a Deployment's name in a queue's name, where dots separate parts. No Deployment's name
-# has a colon, and AMQP libraries accept it in a queue's name.
+# has a colon, and AMQP libraries accept a colon in a queue's name.
 _DOT = ":"
 REPLIES_PREFIX = "replies.v1."
 # If no worker uses a replica's own queue for this many milliseconds, the broker deletes the queue with its

@@ -24,7 +24,8 @@ def fits(deployment: str, endpoint: str) -> bool:
 def reserved_targets(endpoint: EndpointSpec) -> list[str]:
     """Return the Deployments with a reserve for an endpoint.
 
-    These are the largest of its targets, and the largest of its previous targets until the new one serves.
+    These are the endpoint's largest target, and the largest of its previous targets until a new target
+    serves.
     """
     if not endpoint.reserved:
         return []

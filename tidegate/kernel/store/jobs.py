@@ -127,7 +127,7 @@ class JobStore:
         return records.job(id, await answer(self._redis.hgetall(RECORD.encode() + id)))
 
     async def get_many(self, ids: Sequence[bytes]) -> MaybeJobs:
-        """Return several jobs, in order. None for one that does not exist."""
+        """Return several jobs, in order; None for each job that does not exist."""
         if not ids:
             return []
         pipe = self._redis.pipeline(transaction=False)
