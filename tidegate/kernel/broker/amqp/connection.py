@@ -29,8 +29,8 @@ READ_SIZE = 256 * 1024
 # A message of at least this many bytes is written to the socket in pieces. The pieces of a smaller one are
 # joined, which is cheaper.
 SCATTER = 64 * 1024
-# The most gathered messages that are sent in one write. It is low, because the limit of unsent bytes is
-# checked only between two writes.
+# The most gathered messages that are sent in one write. It is low, because gathered messages are not counted
+# as unsent bytes.
 MOST_GATHERED = 64
 # The most unsent bytes while the broker does not read. Above this limit, publishing raises an error.
 MAX_UNSENT = 256 * 2**20
