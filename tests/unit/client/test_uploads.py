@@ -157,5 +157,5 @@ def test_wrong_bytes_and_no_progress_are_errors(make: Any, file: Path) -> None: 
         make(registry).upload(file)
     registry = Registry()
     registry.troubles = {2: lambda: httpx.Response(200, json=registry.document())}
-    with pytest.raises(BadAnswer, match="stored nothing"):
+    with pytest.raises(BadAnswer, match="stored none of"):
         make(registry).upload(file)

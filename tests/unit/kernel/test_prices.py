@@ -77,7 +77,7 @@ def test_a_changed_price_file_counts_if_it_can_be_used(tmp_path):
     file = PriceFile(path)
     path.write_text("core_hour: no")
     os.utime(path, (1, 1))
-    assert (file.current().core_hour, "former prices" in (file.problem or "")) == (1, True)
+    assert (file.current().core_hour, "prices from before" in (file.problem or "")) == (1, True)
     path.write_text("core_hour: 2.5")
     assert (file.current().core_hour, file.problem) == (2.5, None)
 

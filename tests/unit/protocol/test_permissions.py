@@ -256,7 +256,7 @@ def test_a_key_of_an_endpoint_may_do_nothing_but_ask_it():
         ),
         (
             access.Principal("jwt:olga", "olga", frozenset()),
-            "the token of 'olga' gives no scope, but this needs publish or operate: map one of its "
+            "the token of 'olga' has no scope, but this needs publish or operate: map one of its "
             "roles to that scope (TIDEGATE_JWT_ROLE_SCOPES)",
         ),
         (

@@ -223,5 +223,5 @@ def test_sticky_keys_stay_while_it_runs(running):
 def test_metrics():
     with pytest.raises(ValueError, match="needs a label"):
         ExperimentMetric(name="class", kind="rate")
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="the same name"):
         ExperimentOptions(metrics=[ExperimentMetric(name="a"), ExperimentMetric(name="a")])

@@ -119,8 +119,8 @@ PLAIN = json.dumps({"config": {"w": {"path_name": "weight_0", "use_pickle": Fals
         ("s1", PLAIN.replace("false", "true"), set(), "pickled values"),
         ("s1", PLAIN.replace("weight_0", "custom_obj_0"), set(), "pickled values"),
         ("s1", "[]", set(), "cannot be read"),
-        ("s1", PLAIN, {"os system"}, "names os system"),
-        ("s1", PLAIN, {"?"}, "names ?"),
+        ("s1", PLAIN, {"os system"}, "imports os system"),
+        ("s1", PLAIN, {"?"}, "imports ?"),
     ],
 )
 def test_what_could_run_code(expression: str, payload: str, names: set[str], why: str) -> None:
@@ -210,7 +210,7 @@ def read(files: Mapping[str, bytes]) -> str:
 def test_every_file_that_torch_finds_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     evil = zipped({"a/data.pkl": EVIL})
     assert read({}) == ""
-    assert "names posix system" in read({"m/data/sample_inputs/MODEL.PT": evil})
+    assert "imports posix system" in read({"m/data/sample_inputs/MODEL.PT": evil})
     for other in ("n/data/x.pt", "m/Models/model.json"):
         with pytest.raises(ValueError, match="two folders at its root"):
             read({other: evil})

@@ -138,7 +138,7 @@ def test_two_models_under_one_endpoint(book):
         (rollover.DeployRequest("digits", 9), NotFound, "Its versions: 1, 2, 3"),
         (rollover.DeployRequest("digits", 1, {"treads": 1}), BadRequest, "no field 'treads'"),
         (rollover.DeployRequest("digits", 1, {"min_replicas": 3, "max_replicas": 2}), BadRequest, "above"),
-        (rollover.DeployRequest("digits", 1, {"version": 2}), BadRequest, "another version"),
+        (rollover.DeployRequest("digits", 1, {"version": 2}), BadRequest, "differs from the version"),
         (rollover.DeployRequest("digits", 1, {}, "Bad Name"), BadRequest, "not a valid name of a Endpoint"),
     ],
 )

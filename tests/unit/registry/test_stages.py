@@ -62,7 +62,7 @@ def test_keys_of_one_owner_count_once():
 
     (lack,) = lacks(("key1", "bob"), ("key2", "Bob"))
     assert lack.startswith(
-        "the version has 1 of 2 approvals by other keys with the scope operate (keys of one owner"
+        "the version has 1 of 2 approvals by other keys with the scope operate (several keys of one owner"
     )
     assert lacks(("key1", "bob"), ("jwt:bob", None)) == [lack], "a token's subject is its owner"
     assert lacks(("key1", "ann"), ("key2", "bob"), registered_for="ann") == [lack]

@@ -35,9 +35,9 @@ def test_python_runtimes_serve_the_rest() -> None:
 
 
 def test_a_missing_package_is_named_with_the_remedy() -> None:
-    with pytest.raises(ModelFailed, match=r"'torch' .* `make torch`.*--requirements"):
+    with pytest.raises(ModelFailed, match=r"'torch'.* `make torch`.*--requirements"):
         choose("torchscript", WHEEL, nothing)
-    with pytest.raises(ModelFailed, match=r"'scikit-learn' .*--requirements"):
+    with pytest.raises(ModelFailed, match=r"'scikit-learn'.*--requirements"):
         choose("sklearn", WHEEL, nothing)
 
 

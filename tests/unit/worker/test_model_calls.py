@@ -52,7 +52,7 @@ def test_after_a_shared_failure_only_safe_requests_are_retried() -> None:
     failure = decide_failure([safe, unsafe], BadRequest("no"), UNEXPECTED)
     assert (failure.failed, failure.retried) == ([unsafe], [safe])
     assert isinstance(failure.error, ModelFailed)
-    assert failure.error.message.endswith("this one may not run twice: no")
+    assert failure.error.message.endswith("this request may not run twice: no")
 
 
 @pytest.mark.parametrize("around", ["", "Failed to process the request(s) for model 'm', message: "])
