@@ -130,8 +130,8 @@ class BatchFlows:
                 return document
             if deadline is not None and clock() >= deadline:
                 raise DeadlinePassed(
-                    f"Batch {id} has {document.get('done')} of {document.get('lines')} lines after "
-                    f"{timeout_s:g} s.",
+                    f"Batch {id} has not ended within {timeout_s:g} s. {document.get('done')} of its "
+                    f"{document.get('lines')} lines are done.",
                     reason="not_over",
                 )
             yield Sleep(POLL_S)

@@ -34,6 +34,6 @@ async def read_worker_settings(environment: Mapping[str, str]) -> dict[str, Any]
         raise
     if process.returncode:
         last = errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        raise Unavailable(f"A worker cannot be started with these settings: {last[:300]}")
+        raise Unavailable(f"A worker cannot start with the present settings. Its last error: {last[:300]}")
     found: dict[str, Any] = orjson.loads(out)
     return found

@@ -96,7 +96,8 @@ class EndpointWatch:
                     end()
             return min(STANDBY_S, self._every_s)
         if self._registry.desired is None:
-            return min(STANDBY_S, self._every_s)  # a reading without endpoints would delete all history
+            # The desired state is not known yet: _read() would find no Endpoints, and delete all history.
+            return min(STANDBY_S, self._every_s)
         if not self._led:
             await self._begin()
         try:

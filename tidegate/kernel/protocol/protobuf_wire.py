@@ -53,7 +53,9 @@ class Message:
             key, at = self._varint(at)
             number, wire = key >> 3, key & 7
             if not 0 < number <= MAX_NUMBER:
-                raise Malformed(f"it is not in protobuf's format: it has a field number {number}")
+                raise Malformed(
+                    f"not in protobuf's format: the field number {number} is not in 1 to {MAX_NUMBER}"
+                )
             value: int | Message
             if wire == VARINT:
                 value, at = self._varint(at)
@@ -64,7 +66,7 @@ class Message:
                 width = 4 if wire == FIXED32 else 8
                 value, at = int.from_bytes(self.data[at : at + width], "little"), at + width
             else:
-                raise Malformed(f"it is not in protobuf's format: it has a field of wire type {wire}")
+                raise Malformed(f"not in protobuf's format: it has a field of wire type {wire}")
             if at > self.end:
                 raise Malformed("a field reaches past the end; perhaps the copy is incomplete")
             yield number, value

@@ -24,7 +24,7 @@ class WarmPoolSpec(Noun):
 class WarmAssignment(Noun):
     """Everything that a worker of a warm pool needs to start. It gets its :class:`Assignment` later.
 
-    In JSON the name of the pool is ``flavour``, which workers of earlier versions read.
+    In JSON, the field ``pool_name`` is called ``flavour``, because workers of earlier versions read it.
     """
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)

@@ -51,7 +51,8 @@ class Store(Protocol):
 class Charge:
     """A charge that can be corrected later. ``at``: its second since the epoch.
 
-    ``late``: passed to :meth:`Store.settle`; False if this process charged its own share.
+    ``late``: see :meth:`Store.settle`. It is False if the store was down and this process charged the tokens
+    to its share of the limit.
     """
 
     ids: tuple[str, ...]
