@@ -11,6 +11,7 @@ from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.application.job_leases import JobLeases
 from services.worker.application.job_scheduler import JobScheduler
 from services.worker.application.sampler import Sampler
+from services.worker.domain.job_backlog import QueuedJob
 from services.worker.domain.statistics import WorkStats
 from tidegate.kernel.broker.connection import Connection
 
@@ -134,9 +135,19 @@ class ReplicaServing:
 
     @property
     def busy(self) -> bool:
-        """Return True while this worker has unfinished requests, jobs or sequences."""
-        scheduler = self.scheduler
-        return bool(self.unsettled or scheduler.in_hand or scheduler.kept_sequences)
+        """Return True while this worker has requests, jobs or sequences that it can finish.
+
+        An upstream may be away for days. So a job that waits for it, and the jobs behind it, do not count.
+        """
+        scheduler, stuck = self.scheduler, self._stuck_jobs()
+        unsettled = self.unsettled - sum(job.leased_at is None for job in stuck)
+        return bool(unsettled or scheduler.in_hand > len(stuck) or scheduler.kept_sequences)
+
+    def _stuck_jobs(self) -> list[QueuedJob]:
+        jobs = list(self.jobs.scheduler.by_id.values()) if self.jobs else []
+        if not any(job.waits for job in jobs):
+            return []
+        return [job for job in jobs if job.waits or not job.started]
 
     @property
     def unsettled_jobs(self) -> int:

@@ -56,6 +56,25 @@ async def test_jobs_are_done_when_the_upstream_returns(start, gateway, until, no
     await nothing_is_left(worker)
 
 
+async def test_a_worker_that_stops_does_not_wait_for_the_upstream(start, gateway, until, monkeypatch):
+    """One job waits, and another one is behind it. Neither keeps the worker. Jobs that run do."""
+    monkeypatch.setattr(llm_answers, "PAUSES_S", (20.0, 20.0))
+    worker = await start(upstream_wait_s=600, max_rows=0, max_concurrency=1)
+    assert not worker.serving.busy
+    worker.model.fail = away(1)
+    ids = [await gateway.submit(n) for n in range(5)]
+    await until(lambda: sorted(job.waits for job in worker.jobs.by_id.values())[-2:] == [False, True])
+    assert not worker.serving.busy
+    await worker.stop()
+    last = await start(upstream_wait_s=600)
+    last.model.open.clear()
+    await until(lambda: last.jobs.by_id)
+    assert last.serving.busy
+    last.model.open.set()
+    await until(lambda: gateway.is_in("succeeded", *ids))
+    assert {(await gateway.job(id_)).attempt for id_ in ids} <= {1, 2}
+
+
 async def test_without_the_setting_and_after_the_time_a_job_fails(start, gateway, until):
     worker = await start()
     worker.model.fail = away(1000)
