@@ -133,12 +133,12 @@ class HotPathProtocol(Protocol):
             self._unfinished_call(call)
 
     def _unfinished_call(self, call: HotPathCall) -> None:
-        if not call.admitted and (refusal := self._admit(call)) is not None:
+        if not call.admitted and (refusal := self._check_headers(call)) is not None:
             self._refuse(call, refusal)
         elif call.declared_size > SCATTER:
             self._receive_in_place(call)
 
-    def _admit(self, call: HotPathCall) -> TidegateError | None:
+    def _check_headers(self, call: HotPathCall) -> TidegateError | None:
         """Check the headers of a call before its body is complete. Return the error if it is refused."""
         call.admitted = True
         refusal = self._inference.check_headers(call.headers)
@@ -190,7 +190,7 @@ class HotPathProtocol(Protocol):
         no_room = limits.bodies.used > limits.bodies.limit or limits.answers.used > limits.answers.limit
         # A small body usually arrives with its headers. For other bodies, the headers are checked here.
         early = no_room or call.declared_size > SCATTER or not call.declared_size
-        if early and (refusal := self._admit(call)) is not None:
+        if early and (refusal := self._check_headers(call)) is not None:
             self._refuse_and_stop(call, refusal)
         elif self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
