@@ -251,7 +251,7 @@ CASES: tuple[Case, ...] = (
         lambda: skops(
             str([{"__class__": f"A{n}", "__module__": "b"} for n in range(20_000)]).replace("'", '"')
         ),
-        "more than 10000 types",
+        "more than 10000 different types",
     ),
     Case("skops without a schema that ends", "m.skops", lambda: skops('{"__class__": "a'), "cannot be read"),
     Case("MLmodel of a billion laughs", "MLmodel", lambda: laughs(), "MLmodel file|YAML|MLflow"),

@@ -291,7 +291,7 @@ async def test_a_request_that_loses_three_workers_fails(client, engine):
         (b"{}", 400, "bad_request", "'model' must be the name"),
         (b'{"model": "nothing"}', 404, "model_not_found", "unknown model: 'nothing'"),
         (b'{"model": "digits:parrot"}', 404, "model_not_found", "no adapter 'parrot'"),
-        (b'{"model": "' + b"x" * 100_001, 413, "request_too_large", "larger than 100000"),
+        (b'{"model": "' + b"x" * 100_001, 413, "request_too_large", "larger than the limit of 100000 bytes"),
     ],
 )
 async def test_refusals(client, engine, body, status, code, told):

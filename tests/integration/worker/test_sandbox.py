@@ -261,7 +261,7 @@ def test_a_folder_of_packages_that_pip_cannot_read(
     environments = Environments(open_folder / "state" / "cache" / "envs", install, lambda _: None, sandbox)
     settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels")}
     try:
-        with pytest.raises(ModelFailed, match=f"user cannot read {tmp_path}/wheels of PIP_FIND_LINKS"):
+        with pytest.raises(ModelFailed, match=f"user, which cannot read {tmp_path}/wheels of PIP_FIND_LINKS"):
             uvloop.run(environments.provide(["tidepool"], settings, 60))
     finally:
         sandbox.release()
