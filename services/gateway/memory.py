@@ -18,6 +18,6 @@ def return_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has this function
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        # The call above also sets a low trim threshold, so malloc would return the memory of smaller
-        # bodies, too.
+        # After the call above, the trim threshold stays low. Then malloc would also return the memory of
+        # smaller bodies, and soon need it again.
         mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK)

@@ -1,4 +1,4 @@
-"""Build the APIs of other systems for tensors, on one :class:`RowsDoor`."""
+"""Build the APIs of other model servers for tensors. They share one :class:`RowsDoor`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def rows_routers(
     control: ModelControl,
     openai: Callable[[str], Awaitable[Response]],
 ) -> list[APIRouter]:
-    """Return the routers. ``openai`` answers for a language model at ``GET /v1/models/{model}``."""
+    """Return the routers. ``openai`` answers ``GET /v1/models/{model}`` for a language model."""
     door = RowsDoor(core, access, limits, metrics, log)
     return [
         TfServingRoutes(door, catalogue, openai).router,

@@ -25,7 +25,7 @@ from tidegate.kernel.protocol.permissions import GATEWAY, RoutePermissions
 class TritonWiring:
     """The parts for Triton's extensions.
 
-    ``beside``: data of requests outside their bodies. ``control``: loads and scales models.
+    ``beside``: reads the parts of a request that are not in its body. ``control``: loads and scales models.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TritonWiring:
 
 
 def permissions_of(settings: GatewaySettings) -> RoutePermissions:
-    """Return the table of the gateway's routes. A setting may open model control to all callers."""
+    """Return the scopes that each route needs. A setting may open model control to all callers."""
     if settings.model_control != "infer":
         return GATEWAY
     routes = [f"POST /v2/repository/models/{{model}}/{action}" for action in ("load", "unload")]
@@ -61,6 +61,6 @@ def _regions(settings: GatewaySettings, limits: BodyLimits) -> SharedRegions | N
     if settings.shared_memory == "off":
         return None
     several = processes.MEMBER in os.environ
-    # Each start of the gateway has a new parent process, so it gets a new table.
+    # The gateway gets a new parent process and so a new table at each start.
     table = settings.state_path / "run" / f"shared-memory-{os.getppid()}.json" if several else None
     return SharedRegions(limits.bodies, settings.max_body_bytes, table)

@@ -12,7 +12,8 @@ from tidegate.kernel.protocol.sequences import END, ID, START, SequenceMark
 
 # Triton's sequence ids are unsigned 64-bit numbers.
 _LARGEST_ID, _LONGEST_ID = 2**64 - 1, 128
-# Gateways keep an idle sequence this much longer, because the model server's clock decides when it ends.
+# The model server's clock decides when an idle sequence ends. So gateways wait this much longer than the
+# sequence's limit before they forget it.
 IDLE_MARGIN_MS = 250
 # How long a lost sequence is remembered, so that its caller gets a clear error.
 LOST_KEPT_MS = 120_000
@@ -32,9 +33,10 @@ class Place(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Times to record. ``busy_ms``: how long a request may still take; 0: the request has ended.
+    """The times that the store records for a sequence.
 
-    ``idle_ms``: how long its sequence may be idle.
+    ``busy_ms``: how long the present request may still take; 0: the request has ended. ``idle_ms``: how
+    long the sequence may be idle.
     """
 
     busy_ms: int
@@ -76,7 +78,7 @@ def key_of(endpoint: str, version: str, caller: str, id_: int | str) -> str:
 
 
 def store_away(model: str, mark: SequenceMark, retry_after_s: float) -> Unavailable:
-    """Return the error for a sequence without a known replica while the store does not answer."""
+    """Return the error for a sequence whose replica cannot be found, because the store does not answer."""
     what = (
         f"a sequence of model '{model}' cannot start" if mark.start else "the sequence's replica is not known"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from tidegate.kernel.errors import BadRequest
 
-# Triton's log levels, each with the levels of Tidegate's logs that include it.
+# For each log level of Triton, the log levels of Tidegate at which such messages are written.
 _LEVELS = {"log_info": {"DEBUG", "INFO"}, "log_warning": {"DEBUG", "INFO", "WARNING"}}
 
 LOG_REMEDY = "an operator changes the log level with `tidegate settings set TIDEGATE_LOG_LEVEL=DEBUG`"

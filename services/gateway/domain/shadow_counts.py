@@ -14,20 +14,20 @@ MESSAGE_CHARS = 300
 
 
 class ShadowCounter:
-    """The counts of one process, by endpoint. A shadow with another key starts with new counts."""
+    """The counts of one process, by endpoint. The counts of a new shadow start at zero."""
 
     def __init__(self) -> None:
         self._counts: dict[str, ShadowCounts] = {}
 
     def of(self, endpoint: str, key: str) -> ShadowCounts:
-        """Return the counts of an endpoint's shadow; the caller may change them."""
+        """Return the counts of an endpoint's shadow. Changes of this object are kept."""
         counts = self._counts.get(endpoint)
         if counts is None or counts.key != key:
             counts = self._counts[endpoint] = ShadowCounts(key)
         return counts
 
     def keep(self, keys: Mapping[str, str]) -> None:
-        """Keep only the counts of the shadows in ``keys``, which has the shadow's key by endpoint."""
+        """Keep only the counts of these shadows. ``keys``: for each endpoint, the key of its shadow."""
         for endpoint, counts in list(self._counts.items()):
             if keys.get(endpoint) != counts.key:
                 del self._counts[endpoint]
@@ -64,7 +64,7 @@ def answer(
 
 
 def compared(counts: ShadowCounts, request: str, found: Iterable[Comparison], now: float) -> None:
-    """Count the comparison of one answer. ``request``: its id, kept if the answers differ."""
+    """Count the comparison of one answer. ``request``: the request's id, kept if the answers differ."""
     counts.compared += 1
     differing = []
     for output in found:

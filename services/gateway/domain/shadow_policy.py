@@ -5,13 +5,13 @@ from __future__ import annotations
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute
 
-# The longest wait of a copy for an idle replica in the gateway, and again in the broker's queue.
+# A copy waits at most this long in the gateway for an idle replica, and then at most as long in the queue.
 WAIT_S = 2.0
 # The longest wait for the answer to a copy.
 ANSWER_S = 30.0
 # The largest size of a copied request, and of its answer, in bytes. Larger copies would take too much memory.
 LARGEST = 4 * 2**20
-# The total size in bytes of all copies in a gateway process: waiting, in flight, or being compared.
+# The largest total size of all copies in a gateway process, in bytes: waiting, in flight, or being compared.
 MEMORY = 64 * 2**20
 # The largest number of copies in a gateway process that wait for an idle replica.
 WAITING = 256
@@ -28,7 +28,7 @@ NO_ANSWER, NOT_SENT = "no answer", "not sent"
 
 
 def is_unfit(route: DeploymentRoute) -> bool:
-    """Return True for a model that cannot answer each single copy with exactly one answer."""
+    """Return True for a model that gets no copies: one with streams or sequences, or a language model."""
     return route.decoupled or route.stateful or route.llm is not None
 
 
@@ -41,7 +41,8 @@ def spare(fleet: ReplicaFleet, outstanding: int, gateways: int) -> int:
     """Return how many copies this gateway may have in flight to a Deployment.
 
     Each request in flight, of this gateway (``outstanding``) or another one, occupies one replica. The other
-    replicas are idle. An idle replica may get as many copies as it can run. All gateways share these copies.
+    replicas are idle. An idle replica may get as many copies as it can run at the same time. The number of
+    copies is divided evenly among the gateways.
     """
     idle = fleet.ready - outstanding - fleet.elsewhere
     return max(1, int(idle * fleet.parallel / max(gateways, 1))) if idle > 0 else 0

@@ -1,6 +1,6 @@
 """Check the names, keys and parts of shared memory regions that callers register. Pure.
 
-The messages begin with Triton's words, because Triton's clients compare them.
+The error messages begin with Triton's words, because Triton's clients compare them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CUDA_REFUSED = (
 
 
 class UsesRegions(BadRequest):
-    """The request has tensors in shared memory, but its decoder has no regions."""
+    """The error of a decoder without access to shared memory, for a request that has tensors there."""
 
     def __init__(self, where: str) -> None:
         super().__init__(
@@ -37,7 +37,7 @@ class UsesRegions(BadRequest):
 
 @dataclass(frozen=True, slots=True)
 class RegionPart:
-    """A part of a region, from the parameters of a tensor. Offset and size are in bytes."""
+    """The part of a region that a tensor's parameters name. Offset and size are in bytes."""
 
     region: str
     offset: int
@@ -54,7 +54,7 @@ class Sink(Protocol):
 
     @property
     def part(self) -> RegionPart:
-        """The part of a region."""
+        """The part of a region that gets the output."""
 
     def write(self, output: str, data: Buffer) -> None:
         """Write an output; raise BadRequest if it does not fit."""
@@ -71,7 +71,7 @@ class Regions(Protocol):
 
 
 def file_of(name: str, key: str) -> str:
-    """Return the file name of a key such as ``/input``; raise BadRequest for any other path."""
+    """Return the file name of a key such as ``/input``. Raise BadRequest if the key is not one file name."""
     found = key.removeprefix("/")
     if not found or found in (".", "..") or "/" in found or not found.isprintable() or len(key) > MAX_KEY:
         raise BadRequest(
@@ -117,7 +117,10 @@ def check_part(part: RegionPart, region_size: int) -> None:
 
 
 def part_of(where: str, parameters: Mapping[str, Any]) -> RegionPart | None:
-    """Return the part in a tensor's parameters, or None; raise BadRequest. ``where``: the tensor's name."""
+    """Return the part of a region that a tensor's parameters name, or None; raise BadRequest.
+
+    ``where``: the tensor's name for messages.
+    """
     region, offset, size = parameters.get(REGION), parameters.get(OFFSET), parameters.get(SIZE)
     if region is None:
         for name, value in ((OFFSET, offset), (SIZE, size)):

@@ -45,8 +45,9 @@ KINDS = {
     23: Kind("UINT64", "<u8", "uint64_val"),
 }
 NUMBERS = {kind.name: number for number, kind in KINDS.items()}
-_BITS = {"FP16", "BF16"}  # in the list, numbers of these datatypes are bit patterns
-# The packed list of these datatypes has the same bytes as the raw tensor. The number is the list's tag.
+_BITS = {"FP16", "BF16"}  # ``half_val`` has the bit patterns of these numbers
+# In Protobuf's packed form, the lists of these datatypes have the same bytes as the raw tensor. So they are
+# copied: the tag of the list (the number here), then its length, then the bytes.
 _PACKED = {"FP32": 5 << 3 | 2, "FP64": 6 << 3 | 2, "BOOL": 11 << 3 | 2}
 MAX_DIMS = 16
 
@@ -54,8 +55,8 @@ MAX_DIMS = 16
 def raw_of(name: str, tensor: Any, most_bytes: int) -> tuple[str, list[int], bytes]:
     """Return the datatype, the shape and the raw bytes of a ``TensorProto``.
 
-    ``most_bytes``: the largest size of the raw tensor in bytes, because a short list can mean a large tensor.
-    Raise BadRequest, or PayloadTooLarge.
+    ``most_bytes``: the largest size of the raw tensor in bytes. It is checked, because a short list can mean
+    a large tensor. Raise BadRequest, or PayloadTooLarge.
     """
     kind = KINDS.get(tensor.dtype)
     if kind is None:
@@ -79,7 +80,7 @@ def raw_of(name: str, tensor: Any, most_bytes: int) -> tuple[str, list[int], byt
 def proto_of(target: Any, datatype: str, shape: Sequence[int], raw: bytes) -> None:
     """Write a raw tensor to a ``TensorProto``. Raise BadRequest for a datatype that TensorFlow lacks.
 
-    The values go into the list of the datatype, as in TensorFlow Serving: some clients do not read
+    The values go into the list of the datatype, as in TensorFlow Serving, because some clients do not read
     ``tensor_content``.
     """
     number = NUMBERS.get(datatype)

@@ -1,6 +1,6 @@
 """Decide which requests are traced. Pure.
 
-The samplers have the names of OpenTelemetry's variable ``OTEL_TRACES_SAMPLER``. OpenTelemetry traces all
+The names of the samplers are OpenTelemetry's values for ``OTEL_TRACES_SAMPLER``. OpenTelemetry traces all
 requests by default. This is too much for a model server, so the default here is one request in 100.
 """
 
@@ -19,7 +19,10 @@ _FIXED = {"always_on": 1.0, "always_off": 0.0}
 
 @dataclass(frozen=True, slots=True)
 class TraceSampler:
-    """Takes a ``ratio`` of the requests. With ``by_parent``, the caller's decision comes first."""
+    """A sampler that takes the share ``ratio`` of the requests.
+
+    ``by_parent``: True if the caller's decision is used instead where there is one.
+    """
 
     ratio: float
     by_parent: bool = True

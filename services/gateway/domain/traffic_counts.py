@@ -23,7 +23,7 @@ class TrafficCounter:
         self._failed: dict[str, int] = {}
 
     def add(self, endpoint: str, deployment: str, seconds: np.ndarray) -> None:
-        """Count answered requests by their times in seconds: one row per request, with total and parts."""
+        """Count answered requests. ``seconds``: for each request, a row with the total time and its parts."""
         self._of(endpoint, deployment)[:] += histograms_of(seconds)
         self._count(endpoint, "ok", len(seconds))
 
@@ -34,7 +34,7 @@ class TrafficCounter:
     def add_outcome(self, endpoint: str, outcome: str, *, failed: bool = False) -> None:
         """Count the end of a stream, or a request without an answer.
 
-        ``failed``: True if the service caused it.
+        ``failed``: True if the service caused a failure.
         """
         self._count(endpoint, outcome, 1)
         if failed:

@@ -1,8 +1,8 @@
 """Choose a target of an endpoint for each request: rules first, then sticky keys, then weights. Pure.
 
-In every 100 requests of a gateway process, the shares match the weights exactly, in random order. Sticky keys
-use weighted rendezvous hashing (Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", SPAA 2005),
-so a changed weight moves as few keys as possible.
+A gateway process draws the targets of 100 requests at a time: as many of each target as its weight demands,
+in random order. Sticky keys use weighted rendezvous hashing (Schindelhauer and Schomaker, "Weighted
+Distributed Hash Tables", SPAA 2005), so a changed weight moves as few keys as possible.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ _KEPT = 10_000
 
 
 class Origin(NamedTuple):
-    """The facts about a request that rules and sticky keys read. ``parameters`` parses the body."""
+    """The facts about a request that rules and sticky keys read.
+
+    ``parameters`` parses the body and returns the request's parameters.
+    """
 
     headers: Mapping[bytes, bytes]
     principal: str
@@ -29,9 +32,9 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TrafficRule:
-    """A rule for requests with a header, a value of this header, and a caller. None matches any.
+    """A rule for requests with a header, a value of this header, and a caller (``tenant``).
 
-    A rule with a header and a caller applies only if both match.
+    It applies if every field that is not None matches.
     """
 
     header: bytes | None
@@ -50,7 +53,7 @@ class TrafficRule:
 
 @dataclass(frozen=True, slots=True)
 class Sticky:
-    """The source of the sticky key, which keeps an endpoint's requests at one target."""
+    """Where an endpoint finds a request's sticky key: in a header, a parameter, or the caller's name."""
 
     by: str
     name: str = ""
@@ -60,7 +63,7 @@ class Sticky:
         object.__setattr__(self, "header", self.name.lower().encode("latin-1", "replace"))
 
     def key(self, origin: Origin) -> bytes | None:
-        """Return the sticky key of a request; None if it has no key and weights decide."""
+        """Return the sticky key of a request. None: it has no key, so the weights decide."""
         if self.by == "header":
             return origin.headers.get(self.header)
         if self.by == "key":
@@ -84,7 +87,7 @@ def stay(key: bytes, names: Sequence[str], weights: Sequence[int]) -> int:
 
 
 class TrafficSplitter:
-    """Draws the targets of each endpoint. Each process draws independently, with its own seed."""
+    """A random choice of targets by weight. Each process draws independently, with its own seed."""
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
@@ -103,7 +106,10 @@ class TrafficSplitter:
 
 
 class _Blocks:
-    """The drawn targets of one endpoint. Fractions of a request are carried over to the next block."""
+    """The drawn targets of an endpoint's next requests, a block at a time.
+
+    If a target's share of a block is not a whole number, its fraction is added to the next block.
+    """
 
     __slots__ = ("carry", "left", "names", "weights")
 

@@ -20,8 +20,8 @@ def compute_us(reply: Reply) -> int:
 class UsageCost:
     """The usage of a stream so far. ``queued``: True if the stream was queued; then its usage is reported.
 
-    ``route``: the Deployment of the last answer. ``whole_us``: the time of its model calls, which other
-    requests may share.
+    ``route``: the Deployment of the last answer. ``whole_us``: the time of the model calls of the stream, in
+    microseconds. Other requests may share these calls.
     """
 
     answers: int = 0

@@ -19,12 +19,12 @@ from tidegate.kernel.protocol.tensors import MAX_STRINGS, from_json
 B64 = "b64"
 _MAX_DEPTH = 32
 _NESTED = frozenset({list, dict})
-# A context is copied into each example. This is the limit for its bytes times the number of examples.
+# A context is copied into each example. This is the limit for the size of all copies, in bytes.
 _MOST_REPEATED = 32 * 2**20
 
 
 def from_rows(rows: Any, contract: Contract) -> Decoded:
-    """Decode a request of rows; raise BadRequest, or Unavailable without a signature.
+    """Decode a request of rows; raise BadRequest, or Unavailable if the model's signature is not known.
 
     A row is the value of the only input, or an object of the inputs by name.
     """
@@ -49,7 +49,7 @@ def from_columns(columns: Any, contract: Contract) -> Decoded:
     """Decode a request of columns: an object of the inputs by name, or the value of the only input.
 
     If the model batches, the first axis of each value is the batch axis. Raise BadRequest, or Unavailable
-    without a signature.
+    if the model's signature is not known.
     """
     known(contract)
     if not _is_named(columns, contract):
@@ -94,7 +94,8 @@ def only(contract: Contract) -> str:
 def examples(document: Mapping[str, Any], contract: Contract) -> Decoded:
     """Decode a request of ``examples``. The features of ``context`` are added to each example.
 
-    Raise BadRequest, also if the repeated context is too large.
+    Raise BadRequest, for example if the copies of the context are too large. Raise Unavailable if the
+    model's signature is not known.
     """
     found, context = document.get("examples"), document.get("context") or {}
     if not isinstance(found, list) or not isinstance(context, dict):
@@ -121,18 +122,18 @@ def _is_larger(value: Any, most: int) -> bool:
 
 
 def _is_named(value: Any, contract: Contract) -> bool:
-    """Return True for an object of inputs by name. ``{"b64": "..."}`` is a value instead."""
+    """Return True for an object of inputs by name. ``{"b64": "..."}`` counts as one string, not as inputs."""
     return isinstance(value, Mapping) and (value.keys() != {B64} or B64 in contract.inputs)
 
 
 class _Strings:
-    """Decodes the strings of one input. Their number is limited: decoding blocks the event loop."""
+    """A decoder for the strings of one input. Decoding blocks the event loop, so their number is limited."""
 
     def __init__(self) -> None:
-        self._left = 2 * MAX_STRINGS  # twice, because the lists are counted too
+        self._left = 2 * MAX_STRINGS  # twice as many, because nested lists count as elements, too
 
     def plain(self, value: Any, depth: int = 0) -> Any:
-        """Return strings with each ``{"b64": "..."}`` as bytes; raise BadRequest."""
+        """Return the value with each ``{"b64": "..."}`` decoded to bytes; raise BadRequest."""
         if isinstance(value, list):
             if depth > _MAX_DEPTH:
                 raise BadRequest(f"lists are nested more than {_MAX_DEPTH} deep")

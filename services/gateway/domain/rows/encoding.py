@@ -13,12 +13,12 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.envelope import Buffer, Tensor
 from tidegate.kernel.protocol.tensors import to_json, unpack_strings
 
-# The largest number of rows that are encoded as objects or lines, because this blocks the event loop.
+# The largest number of rows that are encoded as objects or lines. More would block the event loop too long.
 MOST_ROWS = 2**19
 
 
 def arrays(outputs: Sequence[Tensor], data: Sequence[Buffer], rows: int) -> dict[str, np.ndarray]:
-    """Return the outputs by name. If ``rows`` is above 0, their first axis is the batch axis.
+    """Return the outputs by name. ``rows``: the length of their batch axis; 0: they have no batch axis.
 
     Strings become ``str``; strings that are not UTF-8 become ``{"b64": "..."}``.
     """
@@ -43,7 +43,7 @@ def columns(found: dict[str, np.ndarray]) -> Any:
 def as_rows(found: dict[str, np.ndarray]) -> list[Any]:
     """Return a list with an element for each row: its only output, or an object of its outputs by name.
 
-    Raise BadRequest if the outputs do not have the same first axis.
+    Raise BadRequest if the outputs have different numbers of rows, or too many.
     """
     sizes = {each.shape[0] if each.ndim else -1 for each in found.values()}
     if len(sizes) != 1 or -1 in sizes:

@@ -1,4 +1,7 @@
-"""A body with a content type, as for SageMaker's containers, and the answer in an accepted type."""
+"""Decode a body by its content type, and encode the answer in a type that the caller accepts.
+
+SageMaker's containers do the same.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ class TypedBody:
         self.rows, self.whole = True, False
 
     def decode(self, contract: Contract) -> Decoded:
-        """Return the request. Raise BadRequest, PayloadTooLarge, or Unavailable without a signature."""
+        """Return the request.
+
+        Raise BadRequest, PayloadTooLarge, or Unavailable if the model's signature is not known.
+        """
         self.whole = whole_body.takes_whole_body(contract)
         if self.whole:
             return whole_body.decode(self._body, self._kind, self._accept, contract)
@@ -42,7 +48,11 @@ class TypedBody:
 def encoded(
     wanted: str, outputs: Sequence[Tensor], data: Sequence[Buffer], batch: int, *, rows: bool, whole: bool
 ) -> tuple[str, bytes]:
-    """Return the content type and the body of an answer. ``batch``: its rows; 0 means no batch axis."""
+    """Return the content type and the body of an answer.
+
+    ``batch``: the number of rows in the answer; 0: it has no batch axis. ``rows``, ``whole``: as in
+    :class:`TypedBody`.
+    """
     if whole:
         return whole_body.answer(outputs, data)
     return content.encode(wanted, encoding.arrays(outputs, data, batch), rows=rows)
