@@ -53,7 +53,7 @@ class TrafficRule:
 
 @dataclass(frozen=True, slots=True)
 class Sticky:
-    """Where an endpoint finds a request's sticky key: in a header, a parameter, or the caller's name."""
+    """The source of a request's sticky key: a header, a parameter, or the caller."""
 
     by: str
     name: str = ""

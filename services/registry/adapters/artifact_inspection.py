@@ -80,9 +80,9 @@ def inspect(
 ) -> Inspection:
     """Check a file against its format. Return its properties.
 
-    ``max_batch``: max_batch_size of a model with a dynamic batch axis. ``allow_pickle``: the publisher
-    accepts a pickle. ``trust``: names that a pickle or skops file may import. Blocking: call it in a thread.
-    Raise BadRequest with the problem and the remedy.
+    ``max_batch``: max_batch_size of a model with a dynamic batch axis. ``allow_pickle``: True if the
+    publisher accepts a pickle. ``trust``: names that a pickle or skops file may import. Blocking: call it in
+    a thread. Raise BadRequest with the problem and the remedy.
     """
     if format_ == "onnx":
         graph = onnx_archive.read(path, limits) if archives.is_archive(path) else onnx_signature.read(path)

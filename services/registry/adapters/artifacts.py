@@ -49,7 +49,7 @@ class _WrongBytes(Exception):
 
 
 class ArtifactStore:
-    """Stores artifacts by sha256. All methods access the store in a thread. They raise Unavailable."""
+    """A store of artifacts by sha256. Its methods work in a thread. They raise Unavailable if it fails."""
 
     def __init__(self, url: str, *, max_bytes: int) -> None:
         self._opened = opened = object_store.opened(url)
@@ -302,7 +302,7 @@ def _finish(file: Any) -> None:
 
 
 async def _in_large_pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the same bytes in pieces of at least 1 MiB, because each piece needs one call in a thread."""
+    """Yield the same bytes in pieces of at least 1 MiB, because larger pieces need fewer calls in threads."""
     buffer = bytearray()
     async for chunk in chunks:
         buffer += chunk

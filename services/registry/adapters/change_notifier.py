@@ -29,7 +29,7 @@ PUBLISH_TIMEOUT_S = 5.0
 
 
 class ChangeNotifier:
-    """Publishes notifications in the background, so that a slow or absent broker never delays a write."""
+    """A publisher of notifications. It works in the background, so a slow broker never delays a write."""
 
     def __init__(self, amqp_url: str) -> None:
         self.connection = Connection(amqp_url, "registry events", _declare)

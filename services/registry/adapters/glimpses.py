@@ -50,8 +50,8 @@ def _members(path: Path, limits: ArchiveLimits) -> dict[str, int]:
 def _zip_members(path: Path) -> dict[str, int] | None:
     """Return the files of a zip, or None if it is damaged.
 
-    The members are not checked here, because each library writes a different kind of zip. The inspection
-    rejects unsafe archives later.
+    The members are not checked here, because the rules for them depend on the format, which is not known
+    yet. The inspection rejects unsafe archives later.
     """
     try:
         with archives.reading():

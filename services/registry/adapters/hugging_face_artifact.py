@@ -57,7 +57,7 @@ def _read(path: Path, limits: ArchiveLimits) -> ArchiveContents:
 
 
 def _folder(contents: ArchiveContents) -> tuple[dict[str, str], list[str]] | None:
-    """Return the texts by path, and the paths of all files; None without a ``config.json``.
+    """Return the model's text files by path, and the paths of all its files; None without a ``config.json``.
 
     The paths are relative to the folder with the ``config.json``.
     """

@@ -67,7 +67,7 @@ def _check_gguf(path: Path) -> None:
 
 
 def _needed_bytes(data: mmap.mmap) -> tuple[int, str]:
-    """Return how many bytes the file must have, and the problem with the file; empty without a problem.
+    """Return how many bytes the file must have, and the problem with the file: an empty text if it has none.
 
     The problem is returned and not raised, because the traceback of an exception would keep views of the map
     alive. Then the map could not be closed.

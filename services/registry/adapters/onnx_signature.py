@@ -34,7 +34,7 @@ DATATYPES: dict[int, Datatype] = {
 def read(path: Path, sizes: Mapping[str, int] | None = None) -> OnnxGraph:
     """Return the inputs and outputs of an ONNX file. Inputs that have weights are left out.
 
-    ``sizes``: the bytes of the other files in the archive, by path; None: the file is not in an archive.
+    ``sizes``: the sizes of the archive's other files, by path; None: the file is not in an archive.
     Blocking: call it in a thread. Raise BadRequest if the file is not an ONNX model, or if a file with
     weights is missing.
     """
@@ -136,7 +136,7 @@ def _tensor_type(tensor: Message) -> tuple[Datatype | None, tuple[int | None, ..
 
 def _dim(dim: Message) -> int | None:
     for number, value in dim.fields():
-        # Some exporters write -1 or 0 for a dynamic axis. A negative varint is above 2**63.
+        # Some exporters write -1 or 0 for a dynamic axis. As a varint, -1 is read as a number above 2**63.
         if number == DIM_VALUE and isinstance(value, int) and 0 < value < 1 << 63:
             return value
     return None

@@ -19,8 +19,8 @@ STEP = 64 * 1024
 def imports(path: Path, *, joblib: bool = True) -> set[Import]:
     """Return each (module, name) that loading a file would import. Blocking. Raise BadRequest.
 
-    ``joblib``: joblib loads the file. False: pickle loads it. pickle supports no compression, and no arrays
-    between the opcodes.
+    ``joblib``: True if joblib loads the file; False if pickle does. pickle supports no compression, and no
+    arrays between the opcodes.
     """
     with path.open("rb") as file:
         head = file.read(6)

@@ -13,7 +13,7 @@ from tidegate.kernel import archives
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Signature
 
-# The most bytes of a program's description. A program of 5,000 operations has 10 MB.
+# The largest description of a program, in bytes. For 5,000 operations, it has 10 MB.
 MAX_PROGRAM = 64 * 1024 * 1024
 MAX_EXAMPLES = 64 * 1024 * 1024
 MAX_PICKLE = 1024 * 1024
@@ -52,7 +52,9 @@ def inspect(path: Path, user_signature: Signature | None, max_batch: int, *, all
 
 
 def _read(archive: zipfile.ZipFile) -> tuple[dict[str, object], str]:
-    """Return the description of the program, and why loading the file could run code; empty if it cannot.
+    """Return the description of the program, and why loading the file could run code.
+
+    The second text is empty if loading the file cannot run code.
 
     torch ignores the case of file names, and reads only the folder of the first file. So reject archives with
     names that differ only by case, or with two folders.

@@ -104,5 +104,5 @@ def _dim(dim: Message) -> int | None:
     for number, value in dim.fields():
         if number == DIM_SIZE and isinstance(value, int):
             size = value
-    # A dynamic axis is -1, which is a varint above 2**63.
+    # A dynamic axis is -1. As a varint, it is read as a number above 2**63.
     return size if 0 < size < 1 << 63 else None

@@ -52,7 +52,7 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
         if triton_layout.config_path(folder) in contents.texts
     }
     parts = frozenset().union(*(config.parts for config in configs.values()))
-    # Requests go only to the outermost ensemble.
+    # ``heads``: True for an ensemble that is not a part of another one. Requests go only to such an ensemble.
     heads = {f: config.is_ensemble and f.name not in parts for f, config in configs.items()}
     served = triton_layout.served(folders, model, heads)
     for folder in folders:

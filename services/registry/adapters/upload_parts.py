@@ -17,7 +17,7 @@ from tidegate.kernel.blobs.object_store import PIECE, Opened
 
 
 class UploadParts:
-    """Writes and reads the parts of uploads. Every method blocks."""
+    """The stored parts of uploads. Every method blocks."""
 
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
@@ -32,7 +32,7 @@ class UploadParts:
     def write(self, upload: str, offset: int, data: bytes | bytearray) -> str:
         """Write bytes at an offset, and return the name of the part. The bytes are synced to disk.
 
-        In a folder store, parts have no names, and the result is empty. Late bytes for a complete file are
+        In a folder, parts have no names, so the returned name is empty. Late bytes for a complete file are
         dropped, because the database would reject them.
         """
         if not self._is_local:
@@ -74,7 +74,7 @@ class UploadParts:
         """Lock the file of an upload against writes while the block hashes and moves it.
 
         Otherwise, a late request to any registry could change bytes after their check. Raise
-        FileNotFoundError.
+        FileNotFoundError if the file is gone.
         """
         handle = os.open(self.file(upload), os.O_RDWR)
         try:

@@ -14,7 +14,7 @@ from services.registry.api.replicas import is_replica, own_artifact
 from tidegate.kernel.protocol.models import Digest
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
-# With its token, a replica can use only these routes, and only for its own artifact.
+# A replica may use these routes, but only for its own artifact.
 reading = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], dependencies=[Depends(own_artifact)])
 
 _FROM = re.compile(r"bytes=([0-9]{1,18})-")
@@ -31,7 +31,7 @@ async def upload(
         str | None, Query(description=("A name for the sender's own logs. The registry does not store it."))
     ] = None,
 ) -> ArtifactInfo:
-    """Store the request's body under its sha256, as it arrives. The same bytes are stored only once.
+    """Store the request's body under its sha256, while it arrives. The same bytes are stored only once.
 
     Return 413 as soon as the body exceeds the limit. If no version uses the artifact within
     ``TIDEGATE_PENDING_ARTIFACT_S`` (an hour), it is deleted.

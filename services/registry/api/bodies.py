@@ -35,7 +35,8 @@ def _schema(model: type[BaseModel], required: tuple[str, ...]) -> dict[str, Any]
     return {**schema, "required": list(required)} if required else {**schema, "required": []}
 
 
-# A plain object, because an absent field and null have different meanings. The domain checks the fields.
+# A dict and not a model class, because an absent field and null have different meanings. The domain checks
+# the fields.
 DeploymentFields = Annotated[dict[str, Any], WithJsonSchema(_schema(DeploymentSpec, ("model", "version")))]
 DeploymentPatch = Annotated[dict[str, Any], WithJsonSchema(_schema(DeploymentSpec, ()))]
 _SPEC = _schema(DeploymentSpec, ())
@@ -171,7 +172,7 @@ class ModelInfo(BaseModel):
 class OverrideBody(Noun):
     """A number of replicas that an operator sets.
 
-    The Deployment's maximum and the host's capacity limit it.
+    The host's capacity limits it, and so does the Deployment's maximum, unless ``force`` is True.
     """
 
     replicas: int = Field(ge=0, le=10_000)

@@ -1,4 +1,4 @@
-"""Routes of Deployments, and of the overrides that operators set on their number of replicas."""
+"""Routes of Deployments, and of overrides: numbers of replicas that operators set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GUARDED = guarded("deployment")
 async def put(
     transactions: TransactionsDep, name: str, body: DeploymentFields, response: Response
 ) -> Deployment:
-    """Create or replace a Deployment. Return 201 if it is new, 409 if the body has another version."""
+    """Create or replace a Deployment. Return 201 if it is new, 409 if it exists with another version."""
     created = False
 
     def decision(now: RegistrySnapshot) -> list[Change]:
@@ -44,7 +44,7 @@ async def list_all(
     page: NamedPageDep,
     model: Annotated[str | None, Query(description="Only Deployments of this model.")] = None,
 ) -> Page[Deployment]:
-    """Return every Deployment by name, or a page of them."""
+    """Return all Deployments, sorted by name, or one page of them."""
     async with transactions.read() as reader:
         items, following = page.split(await reader.deployments(model=model, page=page))
         return Page(items=items, next=following)

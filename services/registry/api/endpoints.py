@@ -43,7 +43,7 @@ async def put(transactions: TransactionsDep, name: str, body: EndpointFields, re
 
 @router.get("")
 async def list_all(transactions: TransactionsDep, page: NamedPageDep) -> Page[Endpoint]:
-    """Return every Endpoint by name, or a page of them."""
+    """Return all Endpoints, sorted by name, or one page of them."""
     async with transactions.read() as reader:
         items, following = page.split(await reader.endpoints(page=page))
         return Page(items=items, next=following)

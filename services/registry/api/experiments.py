@@ -96,7 +96,7 @@ async def stop(transactions: TransactionsDep, name: str, response: Response) -> 
 
 @router.post("/{name}/experiment/winner", dependencies=[GUARDED])
 async def winner(transactions: TransactionsDep, name: str, body: WinnerBody, response: Response) -> Endpoint:
-    """Send all traffic to a variant. The experiment may be running or ended."""
+    """Send all traffic to a variant. This works during an experiment and after its end."""
     now = transactions.now().timestamp()
     endpoint = await transactions.decide(
         lambda snapshot: experiments.choose(snapshot, name, body.deployment, now),

@@ -1,4 +1,4 @@
-"""Routes of the policies of models, and of their retention."""
+"""Routes of the policies of models, and of the retention of versions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from tidegate.kernel.service.openapi import inlined
 router = APIRouter(prefix="/v1/models/{name}", tags=["models"], route_class=JsonRoute)
 GUARDED = guarded("policy")
 
-# A plain object, because an absent field and null have different meanings. The domain checks the fields.
+# A dict and not a model class, because an absent field and null have different meanings. The domain checks
+# the fields.
 PolicyPatch = Annotated[dict[str, Any], WithJsonSchema(inlined(ModelPolicy))]
 
 
 class Retained(BaseModel):
-    """The decision for each version of a model, oldest first. ``applied`` False: nothing was deleted."""
+    """The retention's decision for each version of a model, oldest first.
+
+    ``applied``: True if the versions were deleted; False if nothing was deleted.
+    """
 
     applied: bool
     items: list[Fate]

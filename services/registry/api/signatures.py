@@ -1,4 +1,4 @@
-"""Routes of the signatures of artifacts."""
+"""Routes of the cryptographic signatures of artifacts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ reading = APIRouter(
 
 
 class ArtifactSignature(BaseModel):
-    """A signature of an artifact."""
+    """A cryptographic signature of an artifact."""
 
     key: Digest = Field(description="sha256 of the public key (PEM, SubjectPublicKeyInfo).")
     created_at: datetime
@@ -41,15 +41,15 @@ async def get_signatures(signatures: SignaturesDep, sha256: Digest) -> Items[Art
 async def add_signature(signatures: SignaturesDep, sha256: Digest, body: dict[str, Any]) -> ArtifactSignature:
     """Store a bundle of OpenSSF Model Signing, as `model_signing sign key` writes it.
 
-    It replaces an earlier signature by the same key. If the registry has trusted keys, the signature must be
-    by one of them.
+    It replaces an earlier signature that was made with the same key. If the registry has trusted keys, the
+    signature must be made with one of them.
     """
     return _shown(await signatures.put(sha256, body))
 
 
 @router.delete("/{key}", status_code=204)
 async def delete_signature(signatures: SignaturesDep, sha256: Digest, key: Digest) -> None:
-    """Delete the signature by a key."""
+    """Delete the signature that was made with a key."""
     await signatures.delete(sha256, key)
 
 

@@ -34,7 +34,7 @@ def utc_now() -> datetime:
 
 
 def engine_for(url: str) -> AsyncEngine:
-    """Return an engine. Its transactions also include reads and DDL. Create the folder of an SQLite file."""
+    """Return an engine whose transactions include reads and DDL. Create the folder of an SQLite file."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return create_async_engine(
@@ -49,7 +49,7 @@ def engine_for(url: str) -> AsyncEngine:
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
-    # By default, the driver begins a transaction only at the first write. With None, _begin_sqlite begins it.
+    # By default, the driver begins a transaction only at the first write. None leaves this to _begin_sqlite.
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (
@@ -66,7 +66,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 class RegistryDatabase:
-    """Opens transactions. ``problem``: why the last transaction failed; None if it succeeded."""
+    """The registry's database. ``problem``: why the last transaction failed; None if it succeeded."""
 
     def __init__(self, url: str, clock: Clock = utc_now) -> None:
         self._engine = engine_for(url)
@@ -151,7 +151,8 @@ class _ErrorTranslation:
 def _refuses_value(error: BaseException) -> bool:
     """Return True if a value of the request caused the error. Then a retry would fail again."""
     if isinstance(error, DBAPIError):
-        # For these errors, asyncpg has no exception class, only an SQL state of class 22 ("data exception").
+        # asyncpg reports some wrong values without an exception class of their own. Their SQL state has the
+        # class 22 ("data exception").
         state = getattr(error.orig, "sqlstate", None) or ""
         return isinstance(error, DataError) or str(state).startswith("22")
     # SQLite's driver raises OverflowError for an integer of more than 64 bits.

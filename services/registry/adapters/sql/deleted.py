@@ -1,4 +1,4 @@
-"""Read deleted versions from SQL that are not yet removed permanently."""
+"""Read from SQL which versions are deleted, but not removed permanently yet."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.adapters.sql.tables import versions
 
-# The most versions that one transaction removes permanently.
+# The largest number of versions that one transaction removes permanently.
 BATCH = 500
 
 
 async def states(
     connection: AsyncConnection, models: Collection[str]
 ) -> dict[tuple[str, int], tuple[datetime | None, str | None]]:
-    """Return the deletion time and the stage of versions. Versions with neither are left out."""
+    """Return each version's deletion time and stage. Versions of these models with neither are left out."""
     query = sa.select(versions.c.model, versions.c.number, versions.c.deleted_at, versions.c.stage)
     special = versions.c.deleted_at.is_not(None) | versions.c.stage.is_not(None)
     rows = await connection.execute(query.where(versions.c.model.in_(models), special))

@@ -40,7 +40,7 @@ async def revision(connection: AsyncConnection) -> int:
 
 
 async def put(connection: AsyncConnection, key: StoredKey, revision_: int, *, created: bool) -> None:
-    """Insert or update a key at this revision."""
+    """Insert or update a key. ``revision_``: the new revision of the key."""
     values = {
         "name": key.spec.name,
         "digest": key.digest,

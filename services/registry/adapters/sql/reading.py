@@ -52,7 +52,7 @@ class Totals(NamedTuple):
 
 
 class DesiredStateReader:
-    """A read transaction. ``now``: the current time; overrides that have expired by then are left out."""
+    """A read transaction. ``now``: the current time. Expired overrides are left out of the results."""
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
         self._connection = connection

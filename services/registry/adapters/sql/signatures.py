@@ -1,4 +1,4 @@
-"""Read and write the signatures of artifacts in SQL."""
+"""Read and write the cryptographic signatures of artifacts in SQL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.registry.adapters.sql.tables import signatures
 
 
 class StoredSignature(NamedTuple):
-    """A signature. ``key``: the sha256 of the public key. ``created_at``: when it was stored."""
+    """The signature of an artifact. ``key``: the public key's sha256. ``created_at``: when it was stored."""
 
     key: str
     bundle: dict[str, Any]
@@ -27,12 +27,12 @@ async def find(connection: AsyncConnection, sha256: str) -> list[StoredSignature
 
 
 async def put(connection: AsyncConnection, sha256: str, stored: StoredSignature) -> None:
-    """Write a signature. It replaces an earlier signature by the same key."""
+    """Write a signature. It replaces an earlier signature that was made with the same key."""
     await drop(connection, sha256, stored.key)
     await connection.execute(sa.insert(signatures).values(sha256=sha256, **stored._asdict()))
 
 
 async def drop(connection: AsyncConnection, sha256: str, key: str) -> bool:
-    """Delete the signature by a key. Return False if it does not exist."""
+    """Delete the signature that was made with a key. Return False if it does not exist."""
     query = sa.delete(signatures).where(signatures.c.sha256 == sha256, signatures.c.key == key)
     return bool((await connection.execute(query)).rowcount)

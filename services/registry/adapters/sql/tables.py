@@ -58,7 +58,7 @@ artifacts = sa.Table(
     sa.Column("pending_until", Moment),
 )
 
-# Signatures of artifacts: signed lists of their files. At most one per artifact and key.
+# Cryptographic signatures of artifacts: signed lists of their files. At most one per artifact and key.
 signatures = sa.Table(
     "signatures",
     metadata,

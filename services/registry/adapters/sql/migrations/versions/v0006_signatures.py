@@ -1,4 +1,4 @@
-"""A table for the signatures of artifacts."""
+"""A table for the cryptographic signatures of artifacts."""
 
 from __future__ import annotations
 

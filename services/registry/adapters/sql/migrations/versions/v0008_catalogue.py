@@ -85,7 +85,7 @@ def _stored() -> list[Any]:
 
 
 def _facts(model: str, number: int, metadata: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the facts of one version. Call no code of the domain, because a migration must not change."""
+    """Yield the facts of one version. A migration must stay the same, so it calls no code of the domain."""
     key = {"model": model, "number": number}
     seen: set[tuple[str, str]] = set()
 

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add two columns to versions, and create the table of policies. No existing version is deleted."""
+    """Add two columns to versions, and create the table of policies. No version is marked as deleted yet."""
     op.add_column("versions", sa.Column("deleted_at", sa.DateTime(timezone=True)))
     op.add_column("versions", sa.Column("created_by", sa.String(160)))
     op.create_index("ix_versions_created_by", "versions", ["created_by"])

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column ``stage`` to versions, and create the table of approvals. No version has a stage."""
+    """Add the column ``stage`` to versions, and create the table of approvals. No version has a stage yet."""
     op.add_column("versions", sa.Column("stage", sa.String(32)))
     op.create_table(
         "stage_approvals",

@@ -1,4 +1,4 @@
-"""Drop an index of facts, because PostgreSQL with old statistics used it instead of the primary key."""
+"""Drop an index of facts. With old statistics, PostgreSQL used it instead of the faster primary key."""
 
 from __future__ import annotations
 
