@@ -19,7 +19,7 @@ from services.gateway.application.llm.accounting import LlmAccounting
 from services.gateway.application.llm.core import LlmCore
 from services.gateway.settings import GatewaySettings
 
-# The paths of routes that limit the sizes of their bodies themselves, like STREAMED in app.py.
+# Paths for STREAMED in app.py. Their routes limit the size of bodies themselves.
 LLM_BODIES: dict[str, int | None] = {
     r"/v1/(chat/completions|completions|embeddings|responses)": None,
     r"/|/generate|/generate_stream|/tgi/.*": None,

@@ -21,7 +21,7 @@ from services.gateway.application.inference.core import InferenceCore
 from services.gateway.application.model_control import ModelControl
 from services.gateway.job_wiring import JobWiring
 
-# The paths of routes that limit the sizes of their bodies themselves, like STREAMED in app.py.
+# Paths for STREAMED in app.py. Their routes limit the size of bodies themselves.
 ROWS_BODIES: dict[str, int | None] = {
     r"/v1/models/[^/]+(/(versions|labels)/[^/]+)?:(predict|classify|regress)": None,
     r"/predictions/.*|/invocations|/endpoints/.*|/models/[^/]+/invoke": None,

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _share_arenas() -> None:
-    """Limit glibc's malloc to two arenas. With one for each thread, each would hold freed memory."""
+    """Limit glibc's malloc to two arenas. With an arena for each thread, all would hold freed memory."""
     with contextlib.suppress(AttributeError, OSError):  # the C library is not glibc
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 

@@ -72,7 +72,7 @@ def sequence_of(parameters: Mapping[str, Any]) -> SequenceMark | None:
 
 
 def key_of(endpoint: str, version: str, caller: str, id_: int | str) -> str:
-    """Return the key of a sequence. Callers cannot reach each other's sequences, even with the same id."""
+    """Return the key of a sequence. It depends on the caller, so two callers can use the same id."""
     parts = (endpoint, version, caller, type(id_).__name__, str(id_))
     return blake2b("\x1f".join(parts).encode(), digest_size=16).hexdigest()
 

@@ -27,7 +27,7 @@ class Kind(NamedTuple):
     values: str
 
 
-# The datatypes by TensorFlow's numbers (``types.proto``).
+# The datatypes, with the number of each in TensorFlow (``types.proto``) as the key.
 KINDS = {
     1: Kind("FP32", "<f4", "float_val"),
     2: Kind("FP64", "<f8", "double_val"),
@@ -45,7 +45,7 @@ KINDS = {
     23: Kind("UINT64", "<u8", "uint64_val"),
 }
 NUMBERS = {kind.name: number for number, kind in KINDS.items()}
-_BITS = {"FP16", "BF16"}  # ``half_val`` has the bit patterns of these numbers
+_BITS = {"FP16", "BF16"}  # ``half_val`` holds their values as bit patterns
 # In Protobuf's packed form, the lists of these datatypes have the same bytes as the raw tensor. So they are
 # copied: the tag of the list (the number here), then its length, then the bytes.
 _PACKED = {"FP32": 5 << 3 | 2, "FP64": 6 << 3 | 2, "BOOL": 11 << 3 | 2}

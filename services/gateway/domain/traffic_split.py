@@ -120,7 +120,7 @@ class _Blocks:
         self.left: list[int] = []
 
     def fill(self, rng: random.Random) -> None:
-        """Draw the targets of the next requests."""
+        """Draw the targets of the next block."""
         total = sum(self.weights)
         due = [carry + BLOCK * weight / total for carry, weight in zip(self.carry, self.weights, strict=True)]
         counts = [math.floor(each + 1e-9) for each in due]

@@ -23,7 +23,7 @@ class ArchiveContents:
 def read_archive(
     path: Path, *, names: Collection[str], max_text: int, limits: ArchiveLimits
 ) -> ArchiveContents:
-    """Check every member of an archive, and read the text of each file that has one of ``names``.
+    """Check every member of an archive, and read the text of each file whose name is in ``names``.
 
     Blocking: call it in a thread. Raise BadRequest if the file is not an archive, if a member is unsafe or
     too large, or if a text has more than ``max_text`` bytes.

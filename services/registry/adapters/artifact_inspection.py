@@ -154,7 +154,7 @@ def _tflite(path: Path) -> OnnxGraph:
 
 def _triton_signature(declared: Signature | None, user_signature: Signature | None) -> Signature | None:
     if declared is not None and user_signature is not None:
-        # A user's signature does not say if the model is decoupled or stateful. Only config.pbtxt does.
+        # A user's signature does not say if the model is decoupled or stateful. So copy it from config.pbtxt.
         from_config = {"decoupled": declared.decoupled, "sequences": declared.sequences}
         user_signature = user_signature.model_copy(update=from_config)
     if declared is not None and user_signature is not None and declared != user_signature:

@@ -49,7 +49,7 @@ class _WrongBytes(Exception):
 
 
 class ArtifactStore:
-    """A store of artifacts by sha256. Its methods work in a thread. They raise Unavailable if it fails."""
+    """A store of artifacts by sha256. Its methods work in a thread. They raise Unavailable on an error."""
 
     def __init__(self, url: str, *, max_bytes: int) -> None:
         self._opened = opened = object_store.opened(url)

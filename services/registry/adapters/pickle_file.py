@@ -49,7 +49,7 @@ def is_plain(head: bytes) -> bool:
 
 
 def _unpacked(unpacker: Any, piece: bytes) -> Iterator[bytes]:
-    """Yield a piece's unpacked bytes in steps of 1 MiB, because it may unpack to 1,000 times its size."""
+    """Yield a piece's unpacked bytes in steps of 1 MiB, because they may be 1,000 times as many."""
     if hasattr(unpacker, "needs_input"):  # bz2 and lzma keep the rest of the input themselves
         while not unpacker.eof and (piece or not unpacker.needs_input):
             yield unpacker.decompress(piece, STEP)

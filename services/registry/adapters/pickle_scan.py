@@ -42,7 +42,7 @@ def imports(path: Path, *, joblib: bool = True) -> set[Import]:
 
 
 def flagged(found: Collection[Import]) -> set[Import]:
-    """Return the imports that picklescan reports as dangerous. Raise Unavailable if it is not installed."""
+    """Return the imports that picklescan calls dangerous. Raise Unavailable if it is not installed."""
     try:
         scanner = importlib.import_module("picklescan.scanner")
     except ModuleNotFoundError:

@@ -52,9 +52,9 @@ def inspect(path: Path, user_signature: Signature | None, max_batch: int, *, all
 
 
 def _read(archive: zipfile.ZipFile) -> tuple[dict[str, object], str]:
-    """Return the description of the program, and why loading the file could run code.
+    """Return the description of the program, and the reason why loading the file could run code.
 
-    The second text is empty if loading the file cannot run code.
+    The reason is empty if loading the file cannot run code.
 
     torch ignores the case of file names, and reads only the folder of the first file. So reject archives with
     names that differ only by case, or with two folders.

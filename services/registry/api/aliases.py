@@ -99,7 +99,7 @@ async def get_alias(transactions: TransactionsDep, name: str, alias: str, respon
 async def set_alias(
     transactions: TransactionsDep, name: str, alias: str, body: AliasTarget, response: Response
 ) -> Alias:
-    """Point an alias to a version. Return 409 if it does not point to the version ``expected`` now."""
+    """Point an alias to a version. Return 409 if ``expected`` is given and is not its present version."""
 
     async def result(_: DesiredStateReader) -> Alias:
         set_etag(response, str(body.version))

@@ -34,7 +34,7 @@ async def upload(
     """Store the request's body under its sha256, while it arrives. The same bytes are stored only once.
 
     Return 413 as soon as the body exceeds the limit. If no version uses the artifact within
-    ``TIDEGATE_PENDING_ARTIFACT_S`` (an hour), it is deleted.
+    ``TIDEGATE_PENDING_ARTIFACT_S`` (default: an hour), it is deleted.
     """
     stored = await artifacts.upload(request.stream(), announced=content_length, expected=sha256)
     return ArtifactInfo(sha256=stored.sha256, size=stored.size)

@@ -1,7 +1,7 @@
 """Routes of uploads that can be continued after a lost connection or a restart.
 
-Open an upload with POST, which states the sha256 and the size. Send parts with PATCH, each at the offset in
-the last answer. Then GET the upload until its state is ``stored``.
+Open an upload with POST, which states the sha256 and the size. Send parts with PATCH, each at the offset that
+the last response states. Then GET the upload until its state is ``stored``.
 """
 
 from __future__ import annotations

@@ -127,10 +127,10 @@ def _is_named(value: Any, contract: Contract) -> bool:
 
 
 class _Strings:
-    """A decoder for the strings of one input. Decoding blocks the event loop, so their number is limited."""
+    """A decoder for the strings of an input. Their number is limited, because this blocks the event loop."""
 
     def __init__(self) -> None:
-        self._left = 2 * MAX_STRINGS  # twice as many, because nested lists count as elements, too
+        self._left = 2 * MAX_STRINGS  # twice the limit, because nested lists count as elements, too
 
     def plain(self, value: Any, depth: int = 0) -> Any:
         """Return the value with each ``{"b64": "..."}`` decoded to bytes; raise BadRequest."""

@@ -29,7 +29,7 @@ CONNECT_S = 10.0
 
 
 def utc_now() -> datetime:
-    """Return the current time in UTC, with its zone."""
+    """Return the current time, with the zone UTC."""
     return datetime.now(UTC)
 
 

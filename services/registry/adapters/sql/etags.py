@@ -22,7 +22,7 @@ _REVISIONS = {
 async def etag_of(reader: DesiredStateReader, kind: Kind, name: str) -> str | None:
     """Return the ETag of an object, without quotes; None if it does not exist.
 
-    ``name`` is ``MODEL/NUMBER`` for a version and its card and baseline, and ``MODEL/ALIAS`` for an alias.
+    ``name`` is ``MODEL/NUMBER`` for a version, a card or a baseline, and ``MODEL/ALIAS`` for an alias.
     """
     model, _, part = name.rpartition("/")
     match kind:

@@ -1,4 +1,4 @@
-"""Read from SQL how much of its quota a key uses: versions and bytes of artifacts."""
+"""Read from SQL how much of a key's quota is used: versions and bytes of artifacts."""
 
 from __future__ import annotations
 

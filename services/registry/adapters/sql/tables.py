@@ -148,7 +148,7 @@ version_facts = sa.Table(
     sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
 )
 
-# The policy of a model: how many versions are kept, and the stages of versions.
+# The policy of a model: how many versions are kept, and the rules for their stages.
 model_policies = sa.Table(
     "model_policies",
     metadata,
