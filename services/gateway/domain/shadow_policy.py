@@ -33,7 +33,7 @@ def is_unfit(route: DeploymentRoute) -> bool:
 
 
 def is_host_busy(fleet: ReplicaFleet, most: float) -> bool:
-    """Return True if more than the share ``most`` (0 to 1) of a host's cores is busy."""
+    """Return True if a larger share of a host's cores than ``most`` (0 to 1) is busy."""
     return fleet.host_busy is not None and fleet.host_busy > most
 
 

@@ -23,7 +23,7 @@ STORED = {
 
 
 def show(revision: int, totals: Totals) -> None:
-    """Set the gauges: the revision and the numbers of stored objects."""
+    """Set the gauges: the revision, and how many objects are stored."""
     REVISION.set(revision)
     for name, value in totals._asdict().items():
         STORED[name].set(value)

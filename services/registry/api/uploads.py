@@ -82,8 +82,8 @@ async def append(
 ) -> UploadInfo:
     """Append the request's body. Return 409 ``wrong_offset`` if the offset is not the number of stored bytes.
 
-    A body is stored in parts of 8 MiB. The rest is dropped if it has less than 1 MiB and does not end the
-    file. So continue at the ``offset`` in the response.
+    A body is stored in parts of about 8 MiB. The rest is dropped if it has less than 1 MiB and does not end
+    the file. So continue at the ``offset`` in the response.
     """
     try:
         upload = await uploads.append(_owner(), id_, upload_offset, request.stream(), content_length)

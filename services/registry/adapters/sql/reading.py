@@ -42,7 +42,7 @@ LIVE = versions.c.deleted_at.is_(None)
 
 
 class Totals(NamedTuple):
-    """Numbers of stored objects, for the metrics."""
+    """The counts of stored objects, for the metrics."""
 
     versions: int
     deployments: int
@@ -240,7 +240,7 @@ class DesiredStateReader:
         return {(row["model"], row["number"]): _verification(row) for row in rows}
 
     async def totals(self) -> Totals:
-        """Return the numbers of stored objects. Deleted versions do not count."""
+        """Return how many objects are stored. Deleted versions are not included."""
         queries = [
             sa.select(sa.func.count()).select_from(table)
             for table in (versions, deployments, endpoints, artifacts)
