@@ -19,7 +19,7 @@ class MailSender:
     """A client of the SMTP server at ``url``.
 
     ``smtp://USER:PASSWORD@HOST:587`` uses STARTTLS if the server offers it; ``smtps://`` uses TLS from the
-    start. A message that the server refuses (5xx) is retried like after any other error.
+    start. A message that the server refuses (5xx) is sent again later, as after any other error.
     """
 
     def __init__(self, url: str, sender: str, timeout_s: float) -> None:
@@ -33,7 +33,7 @@ class MailSender:
         return bool(self._url)
 
     async def send(self, raw: bytes) -> WebhookAttempt:
-        """Send a message once. Return errors in the result. Status 250: the server accepted the message."""
+        """Send a message once. Return errors in the result. Status 250 means that the server accepted it."""
         began = time.perf_counter()
         status: int | None = None
         problem = ""
@@ -47,7 +47,7 @@ class MailSender:
         except smtplib.SMTPRecipientsRefused as error:
             status, text = next(iter(error.recipients.values()))
             problem = text.decode("utf-8", "replace")
-        # ValueError: the URL is invalid, or a text is not ASCII.
+        # A ValueError means that the URL is invalid, or that its user name or password is not ASCII.
         except (OSError, ValueError, smtplib.SMTPException) as error:
             problem = str(error) or type(error).__name__
         return WebhookAttempt(status, problem[:MAX_PROBLEM_LENGTH], (time.perf_counter() - began) * 1e3)

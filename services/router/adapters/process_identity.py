@@ -11,7 +11,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def own(incarnation: str) -> str:
-    """Return ``<host>:<pid>:<incarnation>@<namespace>``. The pid is valid only in this pid namespace."""
+    """Return ``<host>:<pid>:<incarnation>@<namespace>``. The pid is valid only in that pid namespace."""
     return f"{socket.gethostname()}:{os.getpid()}:{incarnation}@{_namespace()}"
 
 
@@ -22,7 +22,7 @@ def is_dead(name: str) -> bool:
     if not namespace or namespace != _namespace() or not pid.isdecimal():
         return False
     if int(pid) == os.getpid():
-        return True  # this process got the pid of the ended one, as in a restarted container
+        return True  # the named process has ended, and this one got its pid, as in a restarted container
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

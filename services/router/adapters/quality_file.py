@@ -1,7 +1,7 @@
-"""The file of quality histories, with the position in the stream of feedback.
+"""Store the quality histories, and the predictions that wait for labels, in two files.
 
-Histories and position are in one file that is replaced atomically. So each label is counted once, even after
-a crash. A second file, written less often, holds the predictions that wait for labels.
+The file of the histories also holds the position up to which the stream of feedback was read. It is replaced
+atomically. So each label is counted exactly once, even after a crash. The other file is written less often.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ log = telemetry.logger(__name__)
 
 
 class QualityFile:
-    """Reads and writes both files. A file that cannot be read is treated as missing."""
+    """The two files on disk. A file that cannot be read is treated as missing."""
 
     def __init__(self, folder: Path) -> None:
         self._histories = folder / "histories.json.z"
         self._predictions = folder / "predictions.json.z"
 
     def read(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """Return the document of the histories (None if missing) and the document of the predictions."""
+        """Return the histories (None without a file) and the predictions (empty without a file)."""
         return _read(self._histories), _read(self._predictions) or {}
 
     def write(self, document: dict[str, Any]) -> bool:
-        """Write the histories and the position. Return False on an error."""
+        """Write the histories and the position in the stream of feedback. Return False on an error."""
         return _write(self._histories, document)
 
     def write_predictions(self, document: dict[str, Any]) -> None:

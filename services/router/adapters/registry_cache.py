@@ -1,4 +1,4 @@
-"""Read the desired state from the registry, and report completed roll-overs and decisions to it."""
+"""Read the desired state from the registry, and report decisions and completed moves of traffic to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = telemetry.logger(__name__)
 
 
 class RegistryCache:
-    """The last desired state that was read. A copy on disk serves while the registry does not answer."""
+    """The last desired state that was read from the registry, with a copy on disk for the next start."""
 
     def __init__(self, url: str, token: str, disk: Path) -> None:
         self._client = httpx.AsyncClient(
@@ -60,7 +60,7 @@ class RegistryCache:
         self.desired = desired
 
     async def baseline(self, model: str, version: int) -> Baseline | None:
-        """Return the training baseline of a version; None for a version without one. Raise Unavailable."""
+        """Return the training baseline of a version; None if it has none. Raise Unavailable on an error."""
         try:
             response = await self._client.get(f"/v1/models/{model}/versions/{version}/baseline")
             if response.status_code == 404:
@@ -71,7 +71,7 @@ class RegistryCache:
             raise Unavailable(f"the training baseline of {model} {version} was not read: {error}") from None
 
     async def settle(self, endpoint: Endpoint) -> None:
-        """Tell the registry that an Endpoint's traffic has moved to its targets. Errors are logged."""
+        """Tell the registry that an Endpoint's traffic has moved to its new targets. Only log an error."""
         try:
             response = await self._client.post(
                 f"/v1/endpoints/{endpoint.name}/settle", json={"revision": endpoint.revision}
@@ -81,7 +81,7 @@ class RegistryCache:
             log.info("settling failed; tried again", extra={"endpoint": endpoint.name, "problem": str(error)})
 
     async def end_shadow(self, endpoint: Endpoint) -> None:
-        """End an endpoint's shadow in the registry. Errors are logged; the next call tries again."""
+        """End an endpoint's shadow in the registry. Only log an error: the caller tries again later."""
         assert endpoint.shadow is not None
         try:
             response = await self._client.delete(

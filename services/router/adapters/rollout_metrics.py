@@ -17,7 +17,7 @@ VERDICTS = Counter("tidegate_router_canary_verdicts_total", "Verdicts about cana
 
 
 class RolloutMetrics:
-    """Sets the gauges of running rollouts, and removes the gauges of ended rollouts."""
+    """The gauges of running rollouts. Those of ended rollouts are removed."""
 
     def __init__(self) -> None:
         self._known: dict[str, set[str]] = {}

@@ -16,7 +16,10 @@ CREATE TABLE IF NOT EXISTS windows (
 
 
 class WatchFile:
-    """Stores the closed minutes and hours. Several threads may use it. Only the leader writes."""
+    """The database of what each endpoint did in each past minute and hour. Only the leader writes.
+
+    Several threads may use it at the same time.
+    """
 
     def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
         self.db = Database(path, SCHEMA, owner="router", timeout_s=timeout_s)
@@ -26,7 +29,7 @@ class WatchFile:
         self.db.close()
 
     def windows(self, now: float) -> list[Stored]:
-        """Return the minutes and hours that are not too old, oldest first."""
+        """Return the stored minutes and hours, each oldest first, without those that are too old."""
         found: list[Stored] = []
         for level in SECONDS:
             rows = self.db.read(
@@ -37,7 +40,7 @@ class WatchFile:
         return found
 
     def add(self, stored: Sequence[Stored], now: float) -> None:
-        """Store closed minutes and hours, and delete those that are too old."""
+        """Store past minutes and hours, and delete those that are too old."""
         rows = [(each.level, each.start, each.endpoint, each.body) for each in stored]
         old = [(level, now - _age_s(level)) for level in SECONDS]
         self.db.write(

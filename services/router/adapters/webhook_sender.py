@@ -23,7 +23,7 @@ log = telemetry.logger(__name__)
 KEEPALIVE_S = 5.0
 # At most this many addresses of a name are tried. They share the timeout equally.
 MAX_ADDRESSES = 4
-# Most bytes of a response's body that are read, because only the status is used.
+# At most this many bytes of a response's body are read: only the status and a header are used.
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROBLEM_LENGTH = 200
 
@@ -33,7 +33,7 @@ class AddressRefused(httpcore.ConnectError):
 
 
 class GuardedNetwork(httpcore.AsyncNetworkBackend):
-    """Resolves names itself, and connects only to addresses that it has checked.
+    """A network of httpcore that resolves names itself, and connects only to addresses that it has checked.
 
     Each attempt in flight has its own thread for name resolution. So a name server that does not answer
     delays no other webhook.
@@ -106,7 +106,10 @@ def _addresses(host: str, port: int) -> list[str]:
 
 
 class WebhookSender:
-    """An HTTP client for receivers: ``max_in_flight`` attempts at a time, each of at most ``timeout_s``."""
+    """An HTTP client that sends webhooks.
+
+    At most ``max_in_flight`` attempts run at the same time, each for at most ``timeout_s``.
+    """
 
     def __init__(self, *, allow_private: bool, timeout_s: float, max_in_flight: int) -> None:
         self._timeout_s = timeout_s

@@ -46,7 +46,7 @@ class NewSilence(BaseModel):
 
 
 class ReceiverBody(BaseModel):
-    """A receiver. ``to``: a URL or an e-mail address. It gets alerts of ``severity`` and of worse ones."""
+    """A receiver of alerts with ``severity`` or a worse one. ``to``: a URL or an e-mail address."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -154,7 +154,7 @@ async def receivers(request: Request, _: Operator) -> dict[str, Any]:
 
 @router.put("/receivers/{name}")
 async def put_receiver(request: Request, _: Operator, name: Name, body: ReceiverBody) -> dict[str, Any]:
-    """Create or replace a receiver. From now on it gets every alert of its endpoints and severity."""
+    """Create or replace a receiver. From now on it gets every alert that matches it."""
     _check_address(request, body)
     receiver = Receiver(name, body.kind, body.to, body.endpoint, body.severity)
     _runner(request).file.save_receiver(receiver)

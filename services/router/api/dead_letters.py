@@ -1,4 +1,4 @@
-"""Routes of dead letters. Their payloads are private data of tenants."""
+"""Routes of dead letters. Only operators may call them, because payloads are private data of callers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Operator = Annotated[Principal, Depends(needs(OPERATE))]
 
 
 class ReplayOne(BaseModel):
-    """Run the letter on the Deployment ``to``; None: on its own Deployment."""
+    """The options of a replay. ``to``: the Deployment that runs the letter; None: the letter's own."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,7 +31,7 @@ class ReplayOne(BaseModel):
 
 
 class ReplayMany(ReplayOne):
-    """Replay the letters of ``deployment`` (None: of all). Letters that were replayed before are skipped."""
+    """The options for many replays. ``deployment``: replay only the letters of this Deployment."""
 
     deployment: str | None = None
 
@@ -61,7 +61,7 @@ async def list_all(
 
 @router.post("/replay")
 async def replay_all(request: Request, operator: Operator, body: ReplayMany) -> dict[str, Any]:
-    """Run letters again as jobs: all that have a payload and were not replayed before."""
+    """Run letters again as jobs. Skip letters without a payload, and letters that were replayed before."""
     letters = matching(_letters(request).all, body.deployment, None)
     new = [letter for letter in letters if letter.payload and not letter.replays]
     return {"items": [await _replay(request, letter, body.to, operator) for letter in new]}

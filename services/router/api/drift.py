@@ -33,7 +33,7 @@ async def drift(request: Request, name: str) -> dict[str, Any]:
 
 @router.get("/{name}/rows", response_class=StreamingResponse)
 async def rows(request: Request, name: str) -> StreamingResponse:
-    """Return the raw rows that are kept (the Deployment's `keep_rows`), as JSONL, oldest first."""
+    """Return the raw rows of Deployments with `keep_rows`, as JSONL, oldest first."""
     operator = caller.require(OPERATE)
     found = request.app.state.drift.rows(name)
     log.info("raw rows read", extra={"name_": name, "by": operator.id})

@@ -33,7 +33,7 @@ TOKEN = b"exceptions"
 
 
 class ExceptionConsumer:
-    """Consumes the exceptions queue while this router leads."""
+    """The consumer of the exceptions queue. It consumes only while this router leads."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class ExceptionConsumer:
             letter = DeadLetter(
                 time.time(), cause, queue, request.id.hex(), request.attempt, len(request.raw), trace
             )
-            # Store the letter before the reply. After the reply, the gateway deletes the tensors of a claim.
+            # Store the letter before the reply: after the reply, the gateway deletes the tensors of a claim.
             await self._letters.add(replace(letter, tenant=caller_of(request.tenant)), request)
             if error is not None:
                 replies.append(

@@ -42,7 +42,7 @@ async def history(
     level: Literal["minute", "hour"] = "minute",
     last_s: Annotated[float, Query(gt=0, le=35 * 86_400)] = 3600.0,
 ) -> dict[str, Any]:
-    """Return an endpoint's history by minute or by hour. The last half hour is in shorter spans."""
+    """Return an endpoint's history by minute or by hour. By minute, the last half hour is finer still."""
     watch = leading(request)
     if watch.endpoint(name) is None:
         raise NotFound(f"There is no endpoint {name!r}. `tidegate routes` lists the endpoints.")
@@ -57,7 +57,7 @@ async def history(
 
 @router.get("/slo")
 async def slo(request: Request) -> dict[str, Any]:
-    """Return the error budgets of every endpoint with objectives: the shares left and the burn rates."""
+    """Return the error budgets of endpoints with objectives: the share of each that is left, burn rates."""
     watch = leading(request)
     items = [
         budget
@@ -78,8 +78,8 @@ async def diagnosis(
 ) -> dict[str, Any]:
     """Return the symptoms of every endpoint, or of one, each with its evidence and a remedy.
 
-    It compares the last ``window_s`` seconds with earlier spans of that length, up to ``past_s`` seconds
-    back. It also compares the last ``recent_days`` full days with the days before them.
+    The diagnosis compares the last ``window_s`` seconds with earlier periods of that length, up to
+    ``past_s`` seconds back. It also compares the last ``recent_days`` full days with the days before them.
     """
     watch = leading(request)
     endpoints = watch.endpoints()

@@ -1,4 +1,4 @@
-"""Evaluate the alert rules after each reading, and store messages about alerts that changed.
+"""Evaluate the alert rules after each reading of the traffic, and store messages about changed alerts.
 
 Only the leader evaluates. A file in the state folder holds states, silences and messages, so the next leader
 continues with them.
@@ -34,7 +34,7 @@ BASELINE_S = 60.0
 
 
 class AlertRunner:
-    """Evaluates the alerts of all endpoints after each reading of the watch."""
+    """The alerts of all endpoints. They are evaluated after each reading of the traffic."""
 
     def __init__(
         self,
@@ -97,7 +97,8 @@ class AlertRunner:
         self._metrics.states(after.values())
 
     def _load(self, stored: Iterable[Alert], now: float) -> None:
-        # No router could see a condition while none ran. Count every condition as last seen now.
+        # While no router ran, none could see a condition. Treat the conditions of firing alerts as seen now,
+        # so that the pause does not resolve these alerts.
         self.alerts = {each.key: _seen(each, now) for each in stored}
         self._loaded = True
 

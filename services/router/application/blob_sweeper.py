@@ -1,4 +1,4 @@
-"""Delete expired payloads from the blob store every minute."""
+"""Delete expired payloads from the blob store at a fixed interval."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SWEPT = Counter("tidegate_router_blob_folders_swept_total", "Folders of expired 
 
 
 class BlobSweeper:
-    """One of the router's loops. Only the leader sweeps."""
+    """One of the router's loops. It deletes expired payloads while this router leads."""
 
     def __init__(self, blobs: Blobs, interval_s: float, *, leads: Callable[[], bool]) -> None:
         self._blobs = blobs

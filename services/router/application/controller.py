@@ -46,7 +46,7 @@ class RouteController:
         interval_s: float,
         relist_s: float,
     ) -> None:
-        # Ids of rolled-back rollouts, until the registry has stored the rollback.
+        # The ids of rolled-back rollouts whose rollback the registry has not stored yet.
         self.condemned: Set[str] = frozenset()
         self._store = store
         self._registry = registry

@@ -1,4 +1,4 @@
-"""Store dead letters within limits: one line for each in a journal, and its payload in the blob store."""
+"""Store dead letters within limits. Each has one line in a journal, and a payload in the blob store."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class DeadLetters:
         self._letters: dict[str, DeadLetter] = {}
         self._loaded = False
         self._lines = 0
-        # Payloads are written one at a time, because each is in memory while it is written.
+        # Write one payload at a time. Each is in memory while it is written, and many could fill the memory.
         self._writing = asyncio.Lock()
         self._loop = RepeatingTask("dead letters", self._step, retry_s=SWEEP_S)
         HELD.set_function(lambda: sum(each.payload_bytes for each in self._letters.values() if each.payload))
@@ -63,7 +63,7 @@ class DeadLetters:
         return list(self._letters.values())
 
     def start(self) -> None:
-        """Start the loop that deletes letters and payloads above the limits every minute."""
+        """Start the loop that checks every minute, and deletes the letters and payloads above the limits."""
         self._loop.start(after_s=SWEEP_S)
 
     def load(self) -> None:

@@ -28,7 +28,7 @@ class Diagnosis:
         states: list[dict[str, Any]] = []
         for endpoint in endpoints:
             history, facts = self._watch.history.of(endpoint.name), self._facts(endpoint)
-            # Use a thread, because adding up days of minutes takes long.
+            # Adding up the minutes of several days takes long. In a thread, it does not block the event loop.
             case = await asyncio.to_thread(case_of, endpoint.name, history, facts, spans, now)
             symptoms = await asyncio.to_thread(diagnose, case)
             items += [each.to_json() for each in symptoms]

@@ -27,8 +27,8 @@ from tidegate.kernel.store.profiles import ProfileStore
 log = telemetry.logger(__name__)
 
 TICK_S = 2.0
-# Seconds between two publications of all bins, because the store may lose them. Training baselines are read
-# at the same interval.
+# All bins are published again after this many seconds, because the store may lose them. Training baselines
+# are read at the same interval.
 REPEAT_S = 30.0
 
 
@@ -55,7 +55,7 @@ class DriftJudge:
         self._quality = quality
         self._blobs = blobs
         self._versions: dict[VersionKey, DriftHistory] = {}
-        # Comparisons with the version before. They are slow, so they are computed when a window closes.
+        # Comparisons with an earlier version. They are slow, so each is computed once, when a window closes.
         self._compared: dict[VersionKey, tuple[int, Comparison]] = {}
         self._repeated_at = float("-inf")
         self._published: dict[str, tuple[str, bool]] = {}
@@ -274,7 +274,7 @@ class DriftJudge:
                 self._files.write(key, history.to_json())
 
     def _predecessor(self, key: VersionKey) -> tuple[int, DriftHistory] | None:
-        """Return the newest earlier version of the model that has a history."""
+        """Return the number and the history of the newest earlier version of the model that has bins."""
         desired = self._registry.desired
         if desired is None:
             return None

@@ -22,7 +22,7 @@ from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# Seconds after which a standby router checks again if it has become the leader.
+# Seconds after which a standby router checks again whether it leads.
 STANDBY_S = 1.0
 
 # Returns the time (seconds since the epoch) and the Deployment of each dead letter.
@@ -30,7 +30,7 @@ Letters = Callable[[], Iterable[tuple[float, str]]]
 
 
 class EndpointWatch:
-    """One of the router's loops. :attr:`history` holds the past, :attr:`last` the last reading."""
+    """One of the router's loops. :attr:`last` is its last reading, :attr:`history` holds the earlier ones."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class EndpointWatch:
         return self._led and self.last.at > 0
 
     def endpoint(self, name: str) -> Endpoint | None:
-        """Return an endpoint of the desired state."""
+        """Return the endpoint of the desired state with this name, or None."""
         return next((each for each in self.endpoints() if each.name == name), None)
 
     def endpoints(self) -> list[Endpoint]:

@@ -28,7 +28,7 @@ log = telemetry.logger(__name__)
 # Failed jobs with these error reasons become dead letters. Maps the reason to the letter's cause.
 DEAD_LETTER_CAUSES = {"attempts_exhausted": EXHAUSTED, "worker_lost": NOT_RETRIED}
 BATCH = 500
-# Only older jobs can have lost messages. Messages of younger jobs may not have reached the queue yet.
+# Only jobs older than this are checked for a lost message. A younger job's may not be in the queue yet.
 LOST_AFTER_MS = 10_000
 
 REPUBLISHED = Counter(
@@ -44,7 +44,10 @@ MEMORY_EVERY = 5
 
 
 class JobSweeper:
-    """One of the router's loops. Only the leader sweeps. Each step is correct even if two routers run it."""
+    """One of the router's loops. It sweeps jobs while this router leads.
+
+    Each step is correct even if two routers run it.
+    """
 
     def __init__(
         self,
@@ -57,9 +60,9 @@ class JobSweeper:
         leads: Callable[[], bool],
         letters: DeadLetters | None = None,
     ) -> None:
-        """``lost`` is :meth:`services.router.application.ledger.Ledger.take_lost`.
+        """``lost`` returns the Deployments that lost messages, as ``Ledger.take_lost`` does.
 
-        ``letters`` stores jobs that failed because their workers were lost.
+        ``letters`` stores jobs that failed and will not be retried.
         """
         self._jobs = jobs
         self._lost = lost

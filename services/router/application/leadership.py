@@ -20,14 +20,17 @@ from tidegate.kernel.store.leader import LeaderStore
 
 log = telemetry.logger(__name__)
 
-# The lease is renewed this many times in its lifetime, so two renewals in a row can fail.
+# The lease is renewed this many times in its lifetime, so it does not expire if two renewals in a row fail.
 RENEWALS = 4
 
 LEADS = Gauge("tidegate_router_leads", "1 on the router that leads, 0 on the others.")
 
 
 class Leadership:
-    """Claims and renews the lease. ``holder``: the leader, as far as this router knows."""
+    """This router's part in the election: it claims and renews the lease.
+
+    ``holder``: the leader, as far as this router knows.
+    """
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class Leadership:
         seen: int = 0,
         is_dead: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """``seen``: the highest epoch before the start.
+        """``seen``: the highest epoch that this router had stored before it started.
 
         ``is_dead`` returns True if the router with this name has died.
         """

@@ -27,7 +27,7 @@ class FailedDeclaration:
 
 
 class QueueDeclarer:
-    """Declares the queues of Deployments and retries failed declarations."""
+    """The declared queues of Deployments, and the failed declarations, which it retries."""
 
     def __init__(self) -> None:
         self._declared: set[str] = set()

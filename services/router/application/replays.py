@@ -26,7 +26,10 @@ CONNECT_S = 10.0
 
 
 class Replays:
-    """Creates jobs from dead letters. ``table`` returns the route table. Times are in seconds."""
+    """The replays of dead letters as jobs. ``table`` returns the route table.
+
+    ``ttl_s``: seconds after which a job expires. ``retention_s``: seconds for which its result is kept.
+    """
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class Replays:
         """Run a letter's request again, on its Deployment or on the Deployment ``to``.
 
         Raise Conflict if the letter has no request, NotFound if its payload or the Deployment does not exist,
-        or Unavailable.
+        and Unavailable if a store fails or there is no route table.
         """
         if letter.cause == UNDECODABLE:
             raise Conflict(

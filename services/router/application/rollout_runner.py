@@ -59,7 +59,8 @@ class RolloutRunner:
     ) -> None:
         """``wake`` makes the controller read the registry immediately.
 
-        ``condemned``: a set for the ids of rolled-back rollouts, until the registry has stored the rollback.
+        ``condemned``: the set to which the runner adds the id of a rolled-back rollout, if the registry could
+        not store the rollback. The id stays there until the registry has stored it.
         """
         self._condemned = condemned
         self._feedback = feedback

@@ -89,7 +89,7 @@ class ShadowReader:
         )
 
     def _unfit(self, name: str) -> str | None:
-        """Return why a Deployment cannot be a shadow (the end of a sentence); None if it can."""
+        """Return why a Deployment cannot be a shadow, as the end of a sentence. None: no reason is known."""
         desired = self._registry.desired
         assert desired is not None
         runs = next(((d.model, d.version) for d in desired.deployments if d.name == name), None)

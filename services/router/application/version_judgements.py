@@ -17,7 +17,7 @@ Snapshot = Callable[[], dict[str, Any]]
 
 
 class VersionJudgements:
-    """The last drift and quality of all versions. They change only when a window closes."""
+    """The last drift and quality of all versions. Older values are good enough: they change slowly."""
 
     def __init__(self, drift: Snapshot, quality: Snapshot) -> None:
         self._drift, self._quality = drift, quality
@@ -26,7 +26,7 @@ class VersionJudgements:
         self._qualities: list[dict[str, Any]] = []
 
     def findings(self) -> list[Finding]:
-        """Return the findings of the last drift and quality."""
+        """Return the findings about drift and quality."""
         self._read()
         return [*drift_findings(self._drifts), *quality_findings(self._qualities, self._drifts)]
 

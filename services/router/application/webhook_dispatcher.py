@@ -90,7 +90,7 @@ class WebhookDispatcher:
         self._loop.start()
 
     async def stop(self) -> None:
-        """Stop and cancel attempts in flight. Their webhooks are sent again when their claims expire."""
+        """Stop the loop, and cancel attempts in flight. After the claims expire, webhooks are sent again."""
         await self._loop.stop()
         await tasks.end(*self._in_flight)
         with contextlib.suppress(StoreUnavailable):

@@ -3,7 +3,7 @@
 The canary's share grows in steps. A step ends when its hold time is over, it has enough requests, and no
 metric shows harm. The step of 100 percent is the promotion, because no baseline is left to compare with. A
 promotion needs every metric to show that the canary is fine. If evidence is missing for too long, the canary
-pauses, and its reason names the missing evidence.
+pauses, and the reason of the decision names the missing evidence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STEPS = (1, 5, 25, 50, 100)
 HEALTHY = CanaryHealth()
 # A metric that counts seconds has the name of the metric that counts requests, with this suffix.
 SECONDS = "_seconds"
-# The share of alpha for all metrics of seconds together. Small, because the other metrics find harm sooner.
+# The metrics of seconds together get this share of alpha. It is small: the other metrics find harm sooner.
 _ALPHA_OF_SECONDS = 0.05
 # For each metric: the largest ratio of bad events (canary to baseline) that is accepted, the ratio that is
 # harmful, and the largest factors by which one block and one tick multiply the evidence. Latency has finite
@@ -44,7 +44,7 @@ OTHER_MARGINS = (1.15, 1.6, 12.0, 3.0)
 
 @dataclass(frozen=True, slots=True)
 class CanaryPolicy:
-    """The settings for judging a canary. ``steps``: its percent of the traffic in each step.
+    """The settings for judging a canary. ``steps``: the canary's percentage of the traffic in each step.
 
     ``hold_s``: the shortest time of a step. ``min_samples``: the fewest requests of the canary in a step.
     ``alpha``: the accepted probability that a canary is rolled back although it is as good as its baseline.
@@ -63,7 +63,7 @@ class CanaryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class CanaryState:
-    """A canary so far. ``step``: the step's index. ``since``: when the step began (seconds since the epoch).
+    """The state of a canary. ``step``: the step's index. ``since``: when it began (seconds since the epoch).
 
     ``samples``: the canary's requests in this step. ``evidence``: the evidence on each metric, over all
     steps.

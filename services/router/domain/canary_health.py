@@ -12,7 +12,7 @@ LOAD_PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class CanaryHealth:
-    """Obstacles of a canary. Both texts are empty if it has a ready replica, or if its status is unknown.
+    """The reasons why a canary cannot answer. Both are empty if it has a ready replica or an unknown status.
 
     ``waits``: why it gets no requests now. ``broken``: why it must be rolled back.
     """

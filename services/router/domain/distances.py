@@ -16,9 +16,9 @@ from tidegate.kernel.profiles.bins import Bins
 
 Counts = npt.NDArray[Any]
 
-# Random draws for a quantile. The 99.9 % quantile of 2,000 draws is the third largest draw.
+# The number of random draws for a quantile. The 99.9 % quantile of 2,000 draws is the third largest one.
 DRAWS = 2000
-# A share of 0 would make the PSI infinite.
+# For the PSI, smaller shares are raised to this one, because a share of 0 would make it infinite.
 LEAST_SHARE = 1e-4
 
 

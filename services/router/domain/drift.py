@@ -139,7 +139,7 @@ _WORST_FIRST: tuple[ColumnState, ...] = ("drifted", "suspect", "steady")
 def _compare_numbers(
     baseline: NumberCounts, window: NumberCounts, bins: Bins, policy: DriftPolicy, was_above: bool
 ) -> ColumnDrift:
-    # Missing values are one more bin, so a rise of their share is a drift.
+    # Count missing values as one more bin, so that a change of their share is found as drift.
     p = np.append(baseline.counts, baseline.missing)
     q = np.append(window.counts, window.missing)
     if len(p) != len(q) or not p.sum() or not q.sum():
@@ -174,7 +174,10 @@ def _compare_values(
 
 
 def aligned(baseline: ValueCounts, window: ValueCounts) -> tuple[Counts, Counts]:
-    """Return the counts of the baseline's most frequent values, of all other values, and of missing ones."""
+    """Return the counts of baseline and window in the same bins.
+
+    The bins are the baseline's most frequent values, all other values, and missing values.
+    """
     names = sorted(baseline.counts, key=lambda name: (-baseline.counts[name], name))[:VALUES_COMPARED]
     pair = []
     for each in (baseline, window):
@@ -188,7 +191,7 @@ def _judged(
 ) -> ColumnDrift:
     js_limit, ks_limit = policy.js, policy.ks
     if found.js >= js_limit or (found.ks or 0.0) >= ks_limit:
-        # Only a column above the lowest limits needs the bootstrap, which takes milliseconds.
+        # The bootstrap takes milliseconds, so run it only for a column above the lowest limits.
         js_null, ks_null = null_quantiles(p, q, policy.quantile)
         js_limit, ks_limit = max(js_limit, js_null), max(ks_limit, ks_null)
     above = found.js >= js_limit or (found.ks or 0.0) >= ks_limit

@@ -114,7 +114,7 @@ class DriftHistory:
         self._restart()
 
     def use_bins(self, bins: Mapping[str, Bins]) -> None:
-        """Use the bins of the version before, so that both versions can be compared exactly."""
+        """Use the bins of an earlier version if there are none yet, so that both versions can be compared."""
         if self.bins is None:
             self.bins = dict(bins)
 
@@ -134,7 +134,10 @@ class DriftHistory:
             self.bins.setdefault(name, FIXED_BINS)
 
     def add(self, piece: ProfilePiece) -> None:
-        """Add a replica's piece. Ignore a piece with other bins; its replica will read the new bins soon."""
+        """Add a piece of a replica's profile.
+
+        Ignore a piece that was counted with other bins. Its replica will read the present bins soon.
+        """
         self.dropped += piece.dropped
         if piece.rows_key:
             self.kept.append(KeptRows(piece.rows_key, piece.rows, piece.end))
@@ -238,9 +241,9 @@ class DriftHistory:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any], policy: DriftPolicy) -> DriftHistory:
-        """Read the result of :meth:`to_json`. Raise ValueError, KeyError or TypeError.
+        """Read the result of :meth:`to_json`, and judge the last window again.
 
-        The last window is judged again.
+        Raise ValueError, KeyError or TypeError if ``found`` cannot be read.
         """
         history = cls(
             None if found["bins"] is None else bins_from_json(found["bins"]),

@@ -15,7 +15,8 @@ WORST = 5
 def versions_of(desired: DesiredState, name: str) -> list[tuple[str, int]]:
     """Return the versions (model, number) behind a name; empty if the name is unknown.
 
-    The name is that of an endpoint, a Deployment or a model. Versions with traffic come first.
+    The name is that of an endpoint, a Deployment or a model. An endpoint's versions are ordered by weight, a
+    model's by number, both in descending order.
     """
     by_name = {each.name: (each.model, each.version) for each in desired.deployments}
     endpoint = next((each for each in desired.endpoints if each.name == name), None)
@@ -47,7 +48,8 @@ def places(desired: DesiredState, key: tuple[str, int]) -> dict[str, list[str]]:
 def state_of(history: DriftHistory) -> tuple[str, str]:
     """Return the state of a version's drift, and the reason if there is no verdict.
 
-    ``learning``: no baseline yet. ``unknown``: no window has enough rows. Otherwise the worst column's state.
+    ``learning``: no baseline yet. ``unknown``: no window is closed yet, or the last one has too few rows.
+    Otherwise, the state is that of the worst column.
     """
     if history.bins is None:
         return "learning", f"{history.learned_rows} of {LEARN_ROWS} rows to learn the bins from"
@@ -90,7 +92,7 @@ def detail(
     limits: WindowLimits,
     against: tuple[int, Comparison] | None,
 ) -> dict[str, Any]:
-    """Return a version's drift with all columns, their histograms and the history of windows."""
+    """Return a version's drift: all columns, the worst columns' histograms, and the history of windows."""
     found = summary(model, version, history, limits, against[1] if against else None)
     comparison = history.comparison
     found["columns"] = (

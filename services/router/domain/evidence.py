@@ -1,4 +1,4 @@
-"""Evidence that a canary is worse than its baseline, or that it is not. Valid at any time. Pure.
+"""Evidence that a canary is worse than its baseline, or that it is not. It is valid at any time. Pure.
 
 A metric counts bad events: errors, or requests that are slower than a frozen quantile of the baseline. If
 the canary gets the share s of the requests and is r times as bad, a bad event is the canary's with the
@@ -109,7 +109,7 @@ class Evidence:
         return _mean_exp(self._limited(self.worse, self.open_worse))
 
     def reaches(self, limit: float) -> bool:
-        """Return True if :attr:`e_worse` is at least ``limit``. Faster than computing :attr:`e_worse`."""
+        """Return True if :attr:`e_worse` is at least ``limit``. This call is faster than :attr:`e_worse`."""
         logs = self._limited(self.worse, self.open_worse)
         return max(logs) >= log(limit) and _mean_exp(logs) >= limit
 

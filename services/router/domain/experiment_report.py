@@ -20,7 +20,8 @@ from services.router.domain.experiments import (
 )
 from tidegate.kernel.protocol.experiments import Experiment, ExperimentMetric
 
-# E-value against the planned shares. At most 1 of 20 experiments with the right shares ever reaches it.
+# At this e-value, the variants' shares differ from the planned ones. Without such a difference, at most 1 of
+# 20 experiments ever reaches it.
 MISMATCH_AT = 20.0
 
 Comparisons = dict[str, dict[str, Comparison]]

@@ -31,7 +31,7 @@ POINT_S = 5.0
 class Outcomes:
     """The outcomes of one metric and one variant. ``alone``: outcomes without a unit.
 
-    ``units``: outcomes with a unit. ``buckets``: their number and their sum in each bucket of units.
+    ``units``: outcomes with a unit. ``buckets``: the number and the sum of ``units`` in each bucket.
     """
 
     alone: Moments = field(default_factory=Moments)
@@ -192,7 +192,10 @@ class ExperimentWatch:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> ExperimentWatch:
-        """Read the result of :meth:`to_json`. Raise KeyError, TypeError or ValueError."""
+        """Read the result of :meth:`to_json`.
+
+        Raise KeyError, TypeError or ValueError if ``document`` cannot be read.
+        """
         return cls(
             document["id"],
             {

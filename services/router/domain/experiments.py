@@ -19,7 +19,7 @@ BEST_AT = 5_000
 MIN_OUTCOMES = 100
 # The weight of the prior in the test of the variants' shares, as a number of requests.
 _PRIOR = 100.0
-# Enough iterations for the precision of a float, for every alpha up to 0.5.
+# The iterations of :func:`best_rho`: enough for the precision of a float, for every alpha up to 0.5.
 _STEPS = 40
 
 
@@ -55,7 +55,7 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The difference of a variant to the control in one metric, with an interval that holds at all times.
+    """The difference between a variant and the control in one metric, and its interval, valid at all times.
 
     ``lift``: the difference divided by the control's mean; None if the mean is 0. ``p_value`` and ``e_value``
     are valid at all times. ``needed``: how many more outcomes of both variants together would make this

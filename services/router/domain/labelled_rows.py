@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Bins of probabilities. For the AUC, two scores in the same bin are a tie and count half.
+# The number of bins for probabilities. For the AUC, two scores in the same bin are a tie and count half.
 BINS = 100
 # The calibration error is the mean over this many bins (as in Guo et al., ICML 2017).
 CALIBRATION_BINS = 15
@@ -114,7 +114,7 @@ class LabelledRows:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> LabelledRows:
-        """Read the result of :meth:`to_json`. Raise KeyError or ValueError."""
+        """Read the result of :meth:`to_json`. Raise KeyError or ValueError if ``found`` cannot be read."""
         values: dict[str, Any] = {
             name: np.asarray(found[name], np.int64) if isinstance(found[name], list) else found[name]
             for name in _FIELDS

@@ -26,7 +26,10 @@ RESTARTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Breach:
-    """A rule's condition that holds. ``subject``: the thing it is about, such as a feature; often empty."""
+    """A condition of a rule that holds now, with the measured ``value`` and the rule's ``limit``.
+
+    ``subject``: the version or Deployment that causes it; empty if the whole endpoint is meant.
+    """
 
     value: float
     limit: float
@@ -56,7 +59,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Burn:
-    """Two windows, and the share of the error budget that may be used up in the long window."""
+    """Two windows. ``budget``: the largest share of the error budget that may be used up in the long one."""
 
     long_s: float
     short_s: float

@@ -14,7 +14,7 @@ COST_RULES = ("budget", "cost cap")
 
 
 def cost_findings(endpoints: Iterable[Endpoint], statuses: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Return one finding for each Deployment of an endpoint that a cost rule limits."""
+    """Return one finding for each endpoint and each of its Deployments that a cost rule limits."""
     found = []
     for endpoint in endpoints:
         for name in deployments_of(endpoint):

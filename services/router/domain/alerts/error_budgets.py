@@ -18,8 +18,8 @@ def error_budgets(
 ) -> Iterator[dict[str, Any]]:
     """Yield one document for each objective.
 
-    ``left``: the share of the budget that is left; negative if it was exceeded. A burn rate of 1 uses up the
-    budget exactly in the objective's window. None: no requests.
+    ``left``: the share of the budget that is left; negative if the budget is exceeded. A burn rate of 1 uses
+    up the budget exactly in the objective's window. Without requests, these numbers are None.
     """
     counts = totals(history, now, (*SHOWN.values(), slo.window_s))
     for objective, target in _targets(slo):

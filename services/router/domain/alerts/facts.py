@@ -26,7 +26,7 @@ FindingRule = Literal["Drift", "QualityDrop", "CostCap"]
 
 
 class Counts(NamedTuple):
-    """Numbers of requests in a span: all, failed, and answered too slowly."""
+    """Numbers of requests in a period: all, failed, and answered too slowly."""
 
     requests: int = 0
     failed: int = 0
@@ -35,7 +35,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A finding of another part, such as drift. ``subject``: the thing it is about, such as a feature."""
+    """A finding of another part of the router, such as drift. ``subject``: a version or a Deployment."""
 
     rule: FindingRule
     endpoint: str
@@ -49,7 +49,7 @@ class Finding:
 class Baseline:
     """The 99th percentiles of an endpoint's past minutes, in seconds.
 
-    ``p99_s`` is their median. At most 5 % of the minutes exceed ``high_s``.
+    ``p99_s`` is their median. About 5 % of the minutes exceed ``high_s``.
     """
 
     p99_s: float
@@ -74,7 +74,7 @@ class Facts:
 def totals(
     history: EndpointHistory, now: float, windows: Sequence[float] = BURN_WINDOWS
 ) -> dict[float, Counts]:
-    """Return the counts of each window (seconds), from ticks and, before them, from minutes and hours."""
+    """Return the counts in each window (seconds until now): in ticks, and in the minutes and hours before."""
     found = dict.fromkeys(windows, Counts())
     for each in pieces(history, now - max(windows)):
         age = now - each.start

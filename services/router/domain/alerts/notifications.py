@@ -20,9 +20,9 @@ _RANK = {"critical": 0, "warning": 1}
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """A receiver of alerts. ``to``: a URL or an e-mail address.
+    """A receiver of alerts with ``severity`` or a worse one. ``to``: a URL or an e-mail address.
 
-    It gets alerts of ``severity`` and of worse ones. ``*`` and ``?`` are wildcards in ``endpoint``.
+    In ``endpoint``, ``*`` and ``?`` are wildcards.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Notification:
 def due(
     alerts: Mapping[Key, Alert], silences: Iterable[Silence], now: float, pace: Pace
 ) -> tuple[list[Notification], dict[Key, Alert]]:
-    """Return the notifications to send now, and all alerts as they are after these are sent."""
+    """Return the notifications to send now, and all alerts, changed as if these notifications were sent."""
     silences = list(silences)
     after = dict(alerts)
     waiting: dict[str, list[Alert]] = {}
@@ -91,7 +91,7 @@ def due(
         if not _news(alert, now, pace):
             continue
         if silence_of(alert, silences, now) is not None:
-            if alert.state == "resolved":  # a silenced alert that has ended is not reported later
+            if alert.state == "resolved":  # an alert that is resolved during a silence is not reported later
                 after[key] = replace(alert, notified="", notified_at=now)
             continue
         waiting.setdefault(alert.endpoint, []).append(alert)

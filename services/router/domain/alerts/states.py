@@ -91,7 +91,7 @@ def _held(
             endpoint, name, subject, rule.severity, "pending", now, now, breach.value, breach.limit,
             breach.summary, rule.remedy.format(endpoint=endpoint),
         )  # fmt: skip
-        if alert is not None and alert.notified == "firing":  # the last message said that it fires
+        if alert is not None and alert.notified == "firing":  # receivers think that it still fires
             new = replace(
                 new, id=alert.id, fired_at=alert.fired_at, notified="firing", notified_at=alert.notified_at
             )

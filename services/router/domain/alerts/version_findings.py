@@ -76,7 +76,7 @@ def _version(item: Line) -> str:
 
 
 def _worst(now: Mapping[str, float], first: Mapping[str, float]) -> tuple[str, float, float]:
-    """Return the measure that changed most, relative to the first window."""
+    """Return the measure that changed most since the first window, its value now, and its first value."""
     both: Sequence[str] = [name for name in now if first.get(name)]
     name = max(both, key=lambda each: abs(now[each] - first[each]) / abs(first[each]), default="quality")
     return name, float(now.get(name, 0.0)), float(first.get(name, 0.0))

@@ -10,7 +10,7 @@ from services.router.domain.diagnosis.finding import Remedy, Symptom, span, usua
 from services.router.domain.diagnosis.latency import more_replicas
 from services.router.domain.watch.window import Window
 
-# Adoption: callers per day must fall to this share of the days before, and by this many standard errors.
+# Adoption falls if callers per day fall to this share of the earlier mean, and by this many standard errors.
 FALLS_TO = 0.7
 STANDARD_ERRORS = 4.0
 LEAST_CALLERS = 5

@@ -1,4 +1,4 @@
-"""The input of a diagnosis: an endpoint's last minutes, past spans of the same length, and days. Pure."""
+"""The input of a diagnosis: an endpoint's last minutes, past periods of the same length, and days. Pure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from services.router.domain.alerts.facts import pieces
 from services.router.domain.watch.history import EndpointHistory
 from services.router.domain.watch.window import Window, merged
 
-# With fewer requests, latencies and rates of a span mean little.
+# With fewer requests, the latencies and rates of a period mean little.
 LEAST_REQUESTS = 30
 LEAST_BLOCKS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """The spans of a diagnosis in seconds. ``recent_days``: full days to compare with earlier days."""
+    """The lengths of the periods that a diagnosis compares, in seconds.
+
+    It compares the last ``window_s`` with periods of the same length in the ``past_s`` before, and the last
+    ``recent_days`` full days (each of ``day_s``) with earlier days.
+    """
 
     window_s: float = 900.0
     past_s: float = 86_400.0
@@ -55,7 +59,7 @@ class DeploymentFacts:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Everything that a diagnosis of one endpoint reads. ``blocks``: past spans, oldest first.
+    """Everything that a diagnosis of one endpoint reads. ``blocks``: past periods, oldest first.
 
     ``thirds``: the last minutes in three parts. A symptom in only one part was a short burst.
     """

@@ -37,7 +37,7 @@ class Symptom:
     numbers: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the finding as a document."""
+        """Return the symptom as a document."""
         return asdict(self) | {"title": TITLES[self.symptom], "evidence": list(self.evidence)}
 
 
@@ -67,7 +67,7 @@ def ms(seconds: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a span as text: ``15 min``."""
+    """Return a duration as text: ``15 min``."""
     if seconds >= 86_400:
         return f"{seconds / 86_400:g} d"
     if seconds >= 3600:

@@ -20,7 +20,7 @@ LEAST_ANSWERS = 200
 STANDS_OUT = 2.0
 STUCK_PART = 0.3
 UNKNOWN = "unknown"
-# The parts of the time ledger in words.
+# The words for the parts of a request's time in texts for users.
 WORDS = {
     "decode": "reading requests",
     "transit": "queue and network",
