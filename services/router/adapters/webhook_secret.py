@@ -14,7 +14,7 @@ def load(path: Path) -> bytes:
         if secret := path.read_text().strip():
             return secret.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Write another file and link it, so that routers that start at the same time get the same secret.
+    # Routers may start at the same time. Only the first of them can link its file, and all read that file.
     new_file = path.with_name(f"{path.name}.{os.getpid()}")
     descriptor = os.open(new_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:

@@ -21,7 +21,7 @@ from tidegate.version import VERSION
 log = telemetry.logger(__name__)
 
 KEEPALIVE_S = 5.0
-# At most this many addresses of a name are tried. They share the timeout equally.
+# At most this many addresses of a host name are tried. They share the timeout equally.
 MAX_ADDRESSES = 4
 # At most this many bytes of a response's body are read: only the status and a header are used.
 MAX_BODY_BYTES = 64 * 1024
@@ -101,7 +101,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
 
 def _addresses(host: str, port: int) -> list[str]:
     entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    # A scope, as in fe80::1%eth0, is not part of the address.
+    # Remove the scope, as in fe80::1%eth0, because it is not part of the address.
     return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in entries))
 
 

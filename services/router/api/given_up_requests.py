@@ -28,7 +28,7 @@ log = telemetry.logger(__name__)
 
 # If the store is unavailable, the consumer waits this time (seconds), then requeues the message.
 RETRY_S = 1.0
-# All deliveries use the same token, so a redelivered message continues the attempt of its first delivery.
+# Jobs are taken with the same token at each delivery. So a redelivery continues the attempt of the first one.
 TOKEN = b"exceptions"
 
 

@@ -42,7 +42,7 @@ async def history(
     level: Literal["minute", "hour"] = "minute",
     last_s: Annotated[float, Query(gt=0, le=35 * 86_400)] = 3600.0,
 ) -> dict[str, Any]:
-    """Return an endpoint's history by minute or by hour. By minute, the last half hour is finer still."""
+    """Return an endpoint's history by minute or by hour. By minute, the last half hour has more points."""
     watch = leading(request)
     if watch.endpoint(name) is None:
         raise NotFound(f"There is no endpoint {name!r}. `tidegate routes` lists the endpoints.")
@@ -57,7 +57,7 @@ async def history(
 
 @router.get("/slo")
 async def slo(request: Request) -> dict[str, Any]:
-    """Return the error budgets of endpoints with objectives: the share of each that is left, burn rates."""
+    """Return the error budgets of the endpoints with objectives: what is left of each, and burn rates."""
     watch = leading(request)
     items = [
         budget

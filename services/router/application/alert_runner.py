@@ -28,7 +28,8 @@ from tidegate.kernel.protocol.service_level import AlertLimits
 
 log = telemetry.logger(__name__)
 
-# Returns the current findings of another part, such as drift. It must be quick.
+# A function that returns the current findings of another part, such as drift. It must be quick, because it
+# runs in the event loop.
 Findings = Callable[[], Iterable[Finding]]
 BASELINE_S = 60.0
 

@@ -1,4 +1,4 @@
-"""The router's main loop: read desired state and workers' reports, compile the route table, publish it.
+"""The router's main loop reads desired state and workers' reports, and publishes the route table.
 
 Only the leader compiles and publishes. The other routers read the published table.
 """

@@ -93,7 +93,7 @@ class DeadLetters:
         self._blobs.close()
 
     def get(self, letter_id: str) -> DeadLetter:
-        """Return a letter. Raise NotFound, or Unavailable if another router leads."""
+        """Return a letter. Raise NotFound if it does not exist, Unavailable if another router leads."""
         self._check()
         letter = self._letters.get(letter_id)
         if letter is None:

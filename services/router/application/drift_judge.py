@@ -87,7 +87,10 @@ class DriftJudge:
         return {"items": items}
 
     def shown(self, name: str) -> dict[str, Any]:
-        """Return all details of the drift of the versions behind a name. Raise NotFound or Unavailable."""
+        """Return all details of the drift of the versions behind a name.
+
+        Raise NotFound if the name is unknown, Unavailable if another router leads.
+        """
         desired = self._desired()
         items = []
         for key in self._keys(desired, name):
@@ -97,7 +100,10 @@ class DriftJudge:
         return {"name": name, "items": items}
 
     def rows(self, name: str) -> AsyncIterator[bytes]:
-        """Return the kept raw rows of the versions behind a name, as JSONL. Raise NotFound or Unavailable."""
+        """Return the kept raw rows of the versions behind a name, as JSONL.
+
+        Raise NotFound if there are none or the name is unknown, Unavailable if another router leads.
+        """
         kept = [each.key for key in self._keys(self._desired(), name) for each in self._of(key).kept]
         if not kept:
             raise NotFound(
@@ -182,7 +188,7 @@ class DriftJudge:
                 history.use_bins(found.bins)
 
     async def _close(self, keys: Iterable[VersionKey]) -> None:
-        """Close the full windows. Judge them in a thread, because the statistical bootstrap is slow."""
+        """Close the windows that are full or old. Judge them in a thread, because the bootstrap is slow."""
         closed = []
         for key in keys:
             history = self._of(key)
@@ -197,7 +203,7 @@ class DriftJudge:
             self._metrics.show({key: self._of(key).comparison for key in keys})
 
     async def _drop_rows(self, desired: DesiredState) -> None:
-        """Delete raw rows above the Deployments' limits."""
+        """Delete the expired raw rows, and the oldest ones above the Deployments' limits."""
         limits: dict[VersionKey, int] = {}
         for each in desired.deployments:
             key = each.model, each.version

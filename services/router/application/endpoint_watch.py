@@ -30,7 +30,7 @@ Letters = Callable[[], Iterable[tuple[float, str]]]
 
 
 class EndpointWatch:
-    """One of the router's loops. :attr:`last` is its last reading, :attr:`history` holds the earlier ones."""
+    """One of the router's loops. :attr:`last`: its last reading. :attr:`history`: the traffic so far."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class EndpointWatch:
         now = time.time()
         self._letters_until = now
         try:
-            # Read the file in a thread, because it can hold a hundred thousand minutes.
+            # The file can hold a hundred thousand minutes. A thread reads it without blocking the event loop.
             closed = await asyncio.to_thread(lambda: history.restore(self._file.windows(now)))
             await asyncio.to_thread(self._file.add, closed, now)
         except (Unavailable, ValueError) as error:  # a damaged file must not stop the watch

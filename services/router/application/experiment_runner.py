@@ -120,7 +120,7 @@ class ExperimentRunner:
                 if experiment is not None and record.experiment == experiment.id:
                     self._watch(record.endpoint, experiment).take(experiment, record)
                 elif record.experiment and self._registry.problem is not None:
-                    return changed  # the registry may know this experiment: read its feedback later
+                    return changed  # the registry does not answer, but may know this experiment: wait
                 self._position, changed = position, True
             if len(records) < PAGE:
                 break

@@ -28,7 +28,7 @@ log = telemetry.logger(__name__)
 # Failed jobs with these error reasons become dead letters. Maps the reason to the letter's cause.
 DEAD_LETTER_CAUSES = {"attempts_exhausted": EXHAUSTED, "worker_lost": NOT_RETRIED}
 BATCH = 500
-# Only jobs older than this are checked for a lost message. A younger job's may not be in the queue yet.
+# Only jobs older than this are checked for a lost message. Younger jobs may not be in the queue yet.
 LOST_AFTER_MS = 10_000
 
 REPUBLISHED = Counter(
@@ -39,7 +39,7 @@ RETIRED = Counter("tidegate_jobs_retired_total", "Job records removed by age, nu
 STORE_BYTES = Gauge(
     "tidegate_jobs_store_bytes", "Memory of the store of the jobs, as last read by the router."
 )
-# Rounds between two readings of the store's memory.
+# The store's memory is read once in this many rounds.
 MEMORY_EVERY = 5
 
 
@@ -171,7 +171,7 @@ class JobSweeper:
         return True
 
     async def _keep_if_failed(self, before: Job) -> None:
-        """Store a job as a dead letter if it has just failed and may not be retried."""
+        """Store a job as a dead letter if it has just failed and will not be retried."""
         job = await self._jobs.get(before.id)
         if self._letters is None or job is None or job.state != "failed" or job.attempt != before.attempt:
             return

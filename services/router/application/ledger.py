@@ -69,7 +69,7 @@ class Ledger:
         await self._connection.stop()
 
     def take_lost(self) -> dict[str, bool]:
-        """Return the Deployments that lost messages. The value is True if other messages are left.
+        """Return the Deployments that lost messages. The value is True if the Deployment has other messages.
 
         The caller must repair the loss. A Deployment is returned again only after several more readings.
         """

@@ -90,7 +90,10 @@ class QualityJudge:
         return {"items": [self._summary(key) | places(desired, key) for key in sorted(deployed)]}
 
     def shown(self, name: str) -> dict[str, Any]:
-        """Return the quality of the versions behind a name. Raise NotFound or Unavailable."""
+        """Return the quality of the versions behind a name.
+
+        Raise NotFound if the name is unknown, Unavailable if another router leads.
+        """
         desired = self._desired()
         keys = versions_of(desired, name)
         if not keys:

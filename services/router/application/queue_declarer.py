@@ -27,7 +27,7 @@ class FailedDeclaration:
 
 
 class QueueDeclarer:
-    """The declared queues of Deployments, and the failed declarations, which it retries."""
+    """The declared queues of Deployments, and the failed declarations, which are tried again."""
 
     def __init__(self) -> None:
         self._declared: set[str] = set()

@@ -1,4 +1,4 @@
-"""Replay dead letters as jobs. The caller no longer waits, so the result must be stored."""
+"""Replay dead letters as jobs: their callers no longer wait, but can fetch a job's result later."""
 
 from __future__ import annotations
 

@@ -165,7 +165,10 @@ def no_evidence(metric: str) -> Evidence:
 
 
 def decides_promotion(metric: str) -> bool:
-    """Return True if a promotion needs evidence about a metric. Metrics of seconds have too few events."""
+    """Return True if a promotion needs evidence about a metric.
+
+    Metrics of seconds have too few events for such evidence.
+    """
     return not metric.endswith(SECONDS)
 
 

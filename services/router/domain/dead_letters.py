@@ -1,4 +1,4 @@
-"""Dead letters: records of requests and jobs that were given up. Their limits and their replay. Pure."""
+"""Records of requests and jobs that were given up (dead letters), their limits and their replay. Pure."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def job_of_letter(
 
 
 def endpoint_of(endpoints: dict[str, Any], deployment: str, model: str) -> str:
-    """Return the Endpoint that has a Deployment as a target; without one, return the model's name."""
+    """Return the Endpoint that has a Deployment as a target; if there is none, return the model's name."""
     for name, endpoint in endpoints.items():
         if any(target["deployment"] == deployment for target in endpoint["targets"]):
             return name

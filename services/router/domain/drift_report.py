@@ -15,8 +15,8 @@ WORST = 5
 def versions_of(desired: DesiredState, name: str) -> list[tuple[str, int]]:
     """Return the versions (model, number) behind a name; empty if the name is unknown.
 
-    The name is that of an endpoint, a Deployment or a model. An endpoint's versions are ordered by weight, a
-    model's by number, both in descending order.
+    The name is that of an endpoint, a Deployment or a model. An endpoint's versions are ordered by weight,
+    with the canary last. A model's versions are ordered by number, the newest first.
     """
     by_name = {each.name: (each.model, each.version) for each in desired.deployments}
     endpoint = next((each for each in desired.endpoints if each.name == name), None)

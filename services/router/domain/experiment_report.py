@@ -20,8 +20,8 @@ from services.router.domain.experiments import (
 )
 from tidegate.kernel.protocol.experiments import Experiment, ExperimentMetric
 
-# At this e-value, the variants' shares differ from the planned ones. Without such a difference, at most 1 of
-# 20 experiments ever reaches it.
+# At this e-value, the variants' shares count as wrong. Among experiments with the right shares, at most 1 of
+# 20 ever reaches it.
 MISMATCH_AT = 20.0
 
 Comparisons = dict[str, dict[str, Comparison]]
@@ -53,7 +53,7 @@ def report(endpoint: str, experiment: Experiment, watch: ExperimentWatch) -> dic
 
 
 def comparisons(experiment: Experiment, watch: ExperimentWatch) -> Comparisons:
-    """Return the comparison of each treatment with the control, by metric."""
+    """Return the comparison of each treatment with the control, by metric and treatment."""
     return {
         metric.name: {
             treatment: _compared(experiment, metric, treatment, watch) for treatment in experiment.treatments

@@ -111,7 +111,7 @@ class ExperimentWatch:
         return used
 
     def begin(self, endpoint: str, reports: Iterable[GatewayReport]) -> None:
-        """Remember the gateways' totals from before the experiment, so that they are not counted."""
+        """Remember the gateways' totals at the start, so that earlier requests are not counted."""
         for report in reports:
             for name, total in report.traffic.get(endpoint, {}).items():
                 self.seen[f"{report.incarnation} {name}"] = total
@@ -132,7 +132,7 @@ class ExperimentWatch:
         return changed
 
     def outcomes_of(self, variant: str, metric: ExperimentMetric) -> Moments:
-        """Return count, mean and variance of a variant's outcomes of a metric."""
+        """Return count, mean and variance of the outcomes of one variant in one metric."""
         if metric.measured:
             counts = self.answers.get(variant)
             if counts is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StoreSize:
-    """The size of the store of jobs: used bytes, number of records, and of finished records (``over``)."""
+    """The size of the store of jobs. ``records``: their number. ``over``: the number of finished ones."""
 
     used_bytes: int
     records: int

@@ -129,7 +129,7 @@ _FIELDS = (
 
 
 def bin_of(probability: float) -> int:
-    """Return the bin of a probability."""
+    """Return the index of a probability's bin."""
     return min(BINS - 1, max(0, int(probability * BINS)))
 
 

@@ -58,7 +58,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One endpoint now. ``recent``: its last 5 minutes. ``quarter``: its last 15 minutes."""
+    """The facts about one endpoint. ``recent``: its last 5 minutes. ``quarter``: its last 15 minutes."""
 
     endpoint: str
     recent: Window
@@ -74,7 +74,7 @@ class Facts:
 def totals(
     history: EndpointHistory, now: float, windows: Sequence[float] = BURN_WINDOWS
 ) -> dict[float, Counts]:
-    """Return the counts in each window (seconds until now): in ticks, and in the minutes and hours before."""
+    """Return the counts of the last seconds, for each number of seconds in ``windows``."""
     found = dict.fromkeys(windows, Counts())
     for each in pieces(history, now - max(windows)):
         age = now - each.start

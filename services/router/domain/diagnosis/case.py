@@ -74,7 +74,7 @@ class Case:
 
     @property
     def main(self) -> DeploymentFacts:
-        """Return the Deployment that answered most requests, or the first one."""
+        """Return the Deployment that answered the most requests; if none answered, return the first one."""
         answered = self.recent.answered_by
         found = max(self.deployments, key=lambda each: answered.get(each.name, 0), default=None)
         return found or DeploymentFacts(self.endpoint)

@@ -49,7 +49,7 @@ class Usual:
     high: float
 
     def exceeded(self, value: float, ratio: float, margin: float = 1.15) -> bool:
-        """Return True if ``value`` is above ``ratio`` times ``middle`` and ``margin`` times ``high``."""
+        """Return True if ``value`` is above both ``ratio`` times ``middle`` and ``margin`` times ``high``."""
         return value > self.middle * ratio and value > self.high * margin
 
 

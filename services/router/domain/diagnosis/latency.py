@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.traffic import LEDGER
 # Users do not notice a smaller difference.
 LEAST_FELT_S = 0.002
 SLOWER, CLEARLY = 1.75, 1.4
-# p99/p50 must grow by at least the first factor, and p50 by at most the second factor.
+# Times are inconsistent if p99/p50 grows by at least the first factor, and p50 by at most the second one.
 WIDER, SAME_MIDDLE = 2.0, 1.5
 # With fewer answers, p99 is only the slowest one or two answers.
 LEAST_ANSWERS = 200
@@ -63,7 +63,7 @@ def feels_slow(case: Case) -> Symptom | None:
 
 
 def growth(case: Case) -> dict[str, float]:
-    """Return the growth of the 95th percentile of each part of the time ledger, in seconds."""
+    """Return the growth of the 95th percentile of each part of a request's time, in seconds."""
     before = case.before
     return {
         part: (case.recent.quantile_s(0.95, part) or 0.0) - (before.quantile_s(0.95, part) or 0.0)
