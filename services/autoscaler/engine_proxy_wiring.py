@@ -20,7 +20,7 @@ log = telemetry.logger(__name__)
 
 
 def bounds_of(settings: AutoscalerSettings) -> StackBounds:
-    """Return the limits for containers of the launcher with these settings."""
+    """Return the limits for the containers that a launcher with these settings may create."""
     return StackBounds(
         stack=settings.docker_stack,
         images=(settings.docker_image, *settings.docker_images),

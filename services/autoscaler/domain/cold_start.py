@@ -1,4 +1,7 @@
-"""Measure cold starts: the time from the decision to launch a replica until it was ready, by phase."""
+"""Measure cold starts in total and by phase.
+
+A cold start lasts from the decision to launch a replica until the replica is ready.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 from services.autoscaler.domain.memory import STARTS_KEPT, State
 from services.autoscaler.domain.snapshot import Snapshot
 
-# The next start is expected to take as long as the slowest of this many last starts.
+# The next start is expected to take as long as the slowest of the last starts, of which this many count.
 STARTS_COUNTED = 3
 
 
@@ -19,9 +22,9 @@ STARTS_COUNTED = 3
 class ColdStart:
     """The cold start of one replica, in milliseconds.
 
-    ``phases_ms`` come from the worker: launch, fetch, triton_start, load, warm_up. ``total_ms`` ends with the
-    first round that saw the replica ready, so it may be one round and one heartbeat too long. ``warm`` is
-    True if a worker of the warm pool became the replica.
+    ``phases_ms`` has the durations that the worker measured, by phase: launch, fetch, triton_start, load,
+    warm_up. ``total_ms`` ends when a round of the autoscaler sees the replica ready. So it may be too long,
+    by at most one round and one heartbeat. ``warm`` is True if a worker of the warm pool became the replica.
     """
 
     replica: str
@@ -43,7 +46,8 @@ def cold_starts(
     """Yield the cold starts of replicas that became ready between the states ``before`` and ``after``.
 
     ``causes`` has the cause of each launch by this process. A replica that an earlier process launched may be
-    ready when this process first sees it. Such a replica is left out, because its cold start is not known.
+    ready when this process first sees it. Such a replica is left out, because nobody saw when it became
+    ready.
     """
     for running in snapshot.running or ():
         was, memory = before.replicas.get(running.replica), after.replicas.get(running.replica)
@@ -60,15 +64,19 @@ def cold_starts(
 
 
 def start_times(views: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
-    """Return the seconds of earlier starts, for ``State.starts``; ``views`` are newest first."""
+    """Return how many seconds each earlier start took, newest first, for ``State.starts``.
+
+    ``views`` are cold starts as :meth:`ColdStart.view` returns them, newest first. The phase ``environment``
+    does not count, because later starts find the environment in the host's cache.
+    """
     took = (view["total_ms"] - view["phases_ms"].get("environment", 0.0) for view in views)
     return tuple(ms / 1000.0 for ms in islice(took, STARTS_KEPT))
 
 
 def start_time(state: State, deployment: str) -> float | None:
-    """Return the expected start time of a replica in seconds; None if no start was measured.
+    """Return how long the next start of a replica should take, in seconds; None if nothing is known.
 
-    Before the first start, return the start time of the version's scratch replica.
+    Before the first start, this is the time that the start of the version's scratch replica took.
     """
     measured = max(state.starts.get(deployment, ())[:STARTS_COUNTED], default=None)
     return state.first_starts.get(deployment) if measured is None else measured

@@ -66,7 +66,8 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
         state,
         deployments=memories,
         generations=_generations(state, actions),
-        # Launches are noted now, so that a replica that is ready in the next round has a start time.
+        # The start of a replica is timed only if the state knows the replica before it is ready. So each
+        # launch is noted now.
         replicas={
             **state.replicas,
             **{a.replica: ReplicaMemory(now) for a in actions if isinstance(a, Launch)},
@@ -98,7 +99,7 @@ def _proposals(
 
 
 def _notice(snapshot: Snapshot, state: State, now: float) -> State:
-    """Return the state with the times from which on the store has answered and has had heartbeats."""
+    """Return the state with the times since which the store has answered and has had live heartbeats."""
     readable = snapshot.reports is not None
     # A failed worker's report stays after the worker has ended, so it does not count as a heartbeat.
     living = any(report.state != "failed" for report in (snapshot.reports or {}).values())
@@ -132,7 +133,8 @@ def _adopt(
             took = max(0.0, now - each.launched_at - seen.installing_s)
             starts[each.deployment] = (took, *starts.get(each.deployment, ()))[:STARTS_KEPT]
         _raise_generation(generations, each.deployment, each.slot, each.generation)
-    for name in reports or {}:  # failed replicas that have ended have a report, too
+    # an ended replica that failed has a report, too; its name must not be used again
+    for name in reports or {}:
         if parsed := parse_replica(name):
             _raise_generation(generations, *parsed)
     return replace(state, replicas=replicas, generations=generations, starts=starts)

@@ -59,7 +59,7 @@ class DeploymentRound:
     now: float
 
     def propose(self, state: State) -> Proposal:
-        """Return the target of this round, before the host limits it."""
+        """Return a proposal with the target of this round. The host has not limited this target yet."""
         before = state.deployments.get(self.deployment.name) or self._first_memory(state)
         memory = self._with_configuration(before)
         memory = self._with_size(self._with_ends(memory, state))
@@ -93,7 +93,7 @@ class DeploymentRound:
     def settle(
         self, proposal: Proposal, launches: Sequence[Launch], put_off: int
     ) -> tuple[list[Action], Decision | None, DeploymentMemory]:
-        """Return the actions, the decision (if it is worth recording) and the memory of the next round.
+        """Return the actions, the decision (if it is worth recording) and the memory for the next round.
 
         ``launches`` are made now; ``put_off`` is the number of launches that must wait.
         """
@@ -118,10 +118,10 @@ class DeploymentRound:
         )
 
     def _first_memory(self, state: State) -> DeploymentMemory:
-        """Return the memory of a Deployment that is new to this process. Its target: its running replicas.
+        """Return the first memory of a Deployment that this process has not seen before.
 
-        A Deployment that never ran starts one replica, even with a minimum of 0. This shows that its model
-        loads.
+        Its target is the number of replicas that run now. A Deployment that never ran gets at least one
+        replica, even with a minimum of 0, to show that its model loads.
         """
         active = sum(v.active for v in self.verdicts)
         known = any(deployment == self.deployment.name for deployment, _ in state.generations)
@@ -165,7 +165,7 @@ class DeploymentRound:
         return memory if most <= memory.replica_mb else replace(memory, replica_mb=most)
 
     def _with_ends(self, memory: DeploymentMemory, state: State) -> DeploymentMemory:
-        """Update the counts of failures after the ends and the successful starts of this round."""
+        """Count the failures of this round. Forget the failed starts if a replica has become ready since."""
         ready = [
             state.replicas[v.running.replica].ready_at or 0.0 for v in self.verdicts if v.phase == "ready"
         ]
@@ -285,7 +285,10 @@ class Proposal:
         return any(v.active and v.running.fingerprint != self.memory.fingerprint for v in self.round.verdicts)
 
     def bounded(self, replicas: int, words: str) -> Proposal:
-        """Return the proposal with the ``replicas`` that the host has room for; ``words`` say why."""
+        """Return the proposal with the target lowered to ``replicas``, for which the host has room.
+
+        ``words`` say why.
+        """
         full = self.target
         reason = f"{full.reason}; {words}"
         found = replace(full, replicas=replicas, rule=HOST_FULL, reason=reason, asked=full.replicas)

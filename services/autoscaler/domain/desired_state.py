@@ -11,9 +11,9 @@ from tidegate.kernel.protocol.models import Deployment, DesiredState, Version
 def acceptable(current: DesiredState | None, fresh: DesiredState) -> bool:
     """Return whether ``fresh`` may replace ``current``.
 
-    A desired state without Deployments ends all replicas. It is accepted only if its revision did not
-    decrease, because then the last Deployment was deleted. If the revision decreased, the registry has lost
-    its data.
+    A desired state without Deployments ends all replicas. It is accepted only if its revision is not lower
+    than the current one: an operator has deleted the last Deployment. With a lower revision, the registry has
+    lost its data.
     """
     if current is None or fresh.deployments or not current.deployments:
         return True
@@ -37,7 +37,7 @@ class DesiredStateIndex:
         return self.versions.get((deployment.model, deployment.version))
 
     def start_times(self, deployments: Iterable[Deployment]) -> dict[str, float]:
-        """Return the seconds of a start that verifications measured, by Deployment."""
+        """Return how many seconds a start took in the verification of each Deployment's version."""
         versions = ((each.name, self.version_of(each)) for each in deployments)
         cards = ((name, version.verification.card) for name, version in versions if version is not None)
         return {name: card.start_s for name, card in cards if card is not None and card.start_s > 0}

@@ -52,7 +52,8 @@ class StackBounds:
 def refusal(method: str, path: str, query: Query, body: bytes, bounds: StackBounds) -> str | None:
     """Return None for an allowed call, else the reason for the rejection. ``path`` is decoded."""
     path = _VERSION.sub("", path)
-    # The engine could read a repeated parameter, or parameters in a form's body, differently from this check.
+    # Reject repeated parameters and parameters in the body of a form. The engine could read them differently
+    # from this check.
     if any(len(values) > 1 or ";" in values[0] for values in query.values()):
         return "a parameter may occur only once"
     if body and content_type(path) is None:
@@ -151,7 +152,8 @@ def _each_once(pairs: Sequence[tuple[str, Any]]) -> Doc:
 
 
 def _strange(fields: Doc, known: set[str]) -> set[str]:
-    # Keys with empty values are checked, too: the engine reads `capdrop` as `CapDrop`, and uses the last one.
+    # An unknown key counts even if its value is empty. The engine ignores case: if a body has `CapDrop` and
+    # `capdrop`, it uses the last one.
     return set(fields) - known
 
 

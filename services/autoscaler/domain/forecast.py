@@ -1,9 +1,10 @@
 """Forecast arrivals from earlier days or weeks. A forecast only adds replicas, it never removes any.
 
-The method is a seasonal average with a level correction. The average is a weighted mean of the rates at the
-same time in earlier seasons, over five minutes. Each season counts half as much as the season after it. The
-average is multiplied by the level: the arrivals in the last half hour, divided by the average for that half
-hour. The level is limited to between 0.5 and 2. A forecast needs two recorded seasons.
+The method is a seasonal average with a level correction; a season is a day or a week. The average is a
+weighted mean of the rates at the same time in earlier seasons, over five minutes. Each season counts half as
+much as the season after it. The average is multiplied by the level: the arrivals in the last half hour,
+divided by the average for that half hour. The level is limited to between 0.5 and 2. A forecast needs two
+recorded seasons.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ Minutes = Mapping[int, int]
 def expected(history: Minutes, first: int, season: Season, now: float, ahead_s: float) -> float | None:
     """Return the highest rate (requests a second) expected between ``now`` and ``ahead_s`` seconds later.
 
-    ``first`` is the minute in which ``history`` begins. Return None if the forecast is off, or the history
-    too short.
+    ``first`` is the minute in which ``history`` begins. Return None if the forecast is off, or if the history
+    is too short.
     """
     if season == "off":
         return None

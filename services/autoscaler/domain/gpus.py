@@ -32,7 +32,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class GpuClaim:
-    """The GPU memory of a replica. If two claims do not fit together, the smaller ``order`` wins."""
+    """The GPU memory that a replica claims. If two claims do not fit together, the smaller ``order`` wins."""
 
     replica: str
     shares: Shares
@@ -51,10 +51,10 @@ class NoRoom(Exception):
 
 
 def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources) -> dict[str, int]:
-    """Return the GPUs for ``resources`` as MiB by UUID; empty if they need none. Raise :class:`NoRoom`.
+    """Choose the GPUs for ``resources``. Return the MiB of each GPU by UUID; empty if no GPU is needed.
 
     A part of a GPU is taken from the GPU with the least free memory (best fit), so that whole GPUs stay free.
-    Of whole GPUs, the smallest are taken first.
+    Of whole GPUs, the smallest are taken first. Raise :class:`NoRoom` if the free GPUs are not enough.
     """
     claims = list(claims)
     free = {gpu.uuid: gpu.memory_mb - _held(gpu.uuid, claims) for gpu in gpus}
@@ -77,8 +77,8 @@ def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources)
 def stands(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], mine: GpuClaim) -> bool:
     """Return True if ``mine`` fits beside the claims with a smaller ``order``.
 
-    Each launch first makes its claim and then checks. So at least one launch sees both claims, and both
-    launches decide in the same way.
+    Each launch first makes its claim and then checks. So if two launches make claims at the same time, at
+    least one of them sees both claims. The order makes the decision the same for both.
     """
     before = [each for each in claims if each.replica != mine.replica and each.order < mine.order]
     memory = {gpu.uuid: gpu.memory_mb for gpu in gpus}

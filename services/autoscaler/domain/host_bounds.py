@@ -58,7 +58,7 @@ class HostBounds:
     def admitted(self, launches: Mapping[str, Sequence[Launch]], rolling: frozenset[str]) -> dict[str, int]:
         """Return how many launches of each Deployment may be made now.
 
-        A launch of a Deployment in ``rolling`` replaces another replica, so it needs no more room.
+        A launch of a Deployment in ``rolling`` replaces another replica, so it needs no additional room.
         """
         counts = {name: len(found) for name, found in launches.items() if found}
         if self.host is None:

@@ -15,8 +15,9 @@ from tidegate.kernel.errors import Conflict, Unavailable
 from tidegate.kernel.protocol.models import Assignment, Deployment, Resources
 from tidegate.kernel.protocol.warm_pool import WarmAssignment, WarmPoolSpec
 
-# Drain limit of a warm pool's worker, in seconds. An engine's own `stop` waits this long. The container keeps
-# this limit when the worker becomes a replica. A worker that is not a replica ends immediately.
+# The drain limit of a warm pool's worker, in seconds. The container engine's `stop` waits this long before it
+# kills a container. The container keeps this limit when the worker becomes a replica. A worker that is not a
+# replica ends immediately.
 POOL_DRAIN_S = 600.0
 
 
@@ -81,7 +82,10 @@ class LaunchSpec:
 
     @classmethod
     def of(cls, assignment: Assignment | WarmAssignment) -> LaunchSpec:
-        """Return the parts of an assignment for the launcher, of a replica or of a worker of a warm pool."""
+        """Return the parts of an assignment that a launcher uses.
+
+        The assignment is for a replica or for a worker of a warm pool.
+        """
         if isinstance(assignment, WarmAssignment):
             pool = assignment.pool
             drain_limit_s, digest = POOL_DRAIN_S, pool_fingerprint(pool)
@@ -129,7 +133,7 @@ def deployment_of_pool(pool: str) -> str:
 
 
 def pool_of(deployment: str) -> str | None:
-    """Return the pool in a name of :func:`deployment_of_pool`; None for the name of a Deployment."""
+    """Return the pool of a name from :func:`deployment_of_pool`; None for the name of a Deployment."""
     return deployment[5:-1] if deployment.startswith("warm-") and deployment.endswith("-") else None
 
 
@@ -142,9 +146,13 @@ def parse_replica(replica: str) -> tuple[str, int, int] | None:
 
 
 def fingerprint(deployment: Deployment) -> str:
-    """Return a digest of the fields that a worker reads at its start. A change replaces the worker."""
+    """Return a digest of the fields that a worker reads at its start.
+
+    If the digest changes, the worker is replaced.
+    """
     read = {"model", "version", "env", "threads", "instances", "batching", "resources", "image"}
-    # A Deployment without these fields keeps the digest that it had before the fields existed.
+    # A Deployment without these fields keeps the digest that it had before the fields existed. So an upgrade
+    # of Tidegate does not replace its workers.
     if deployment.progress_timeout_s is not None:
         read.add("progress_timeout_s")
     for name in ("sampling", "keep_rows", "redact"):
@@ -156,7 +164,7 @@ def fingerprint(deployment: Deployment) -> str:
         read.add("llm")
     if deployment.upstream is not None:
         read.add("upstream")
-    # Only gateways read this field.
+    # Only gateways read `affinity_wait_ms`, so its change does not replace workers.
     return _digest(deployment.model_dump(mode="json", include=read, exclude={"llm": {"affinity_wait_ms"}}))
 
 

@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.presence import EngineReport, GatewayView, Replica
 
 
 def slots_of(deployment: Deployment, reports: Iterable[ReplicaReport]) -> int:
-    """Return the slots of one replica's engine, as replicas report them, else as the Deployment states."""
+    """Return the number of slots of one engine: as its replicas report, else as the Deployment says."""
     reported = [r.llm.slots for r in reports if r.llm is not None and r.llm.slots]
     declared = deployment.llm or LlmSpec()
     return max(1, max(reported, default=declared.slots))
@@ -36,7 +36,7 @@ def measure_llm(
     loads = [g.deployments[name] for g in gateways.reports if name in g.deployments] if gateways else []
     ready = [r for r in reports if r.state == "ready"]
     engines = [r.llm or EngineReport() for r in ready]
-    # If the engine's number of running requests is not known, use the number of the replica's requests.
+    # If the engine does not report how many requests it runs, use how many the replica has in flight.
     running = sum(r.inflight if e.running is None else e.running for r, e in zip(ready, engines, strict=True))
     sized = [e for e in engines if e.kv_total]
     memory = _with_reading(reports, memory, policy, now)
@@ -46,7 +46,7 @@ def measure_llm(
         slots=slots * len(ready),
         running=min(running, slots * len(ready)),
         engine_waiting=sum(e.waiting or 0 for e in engines),
-        # The cache of an idle engine has only old prompts, which new requests replace.
+        # The cache of an idle engine has only old prompts, which new requests replace. So it counts as empty.
         kv_used=sum((e.kv_used or 0) if e.running != 0 else 0 for e in sized),
         kv_total=sum(e.kv_total or 0 for e in sized),
         tokens_per_s=_rate(memory.read),
@@ -62,7 +62,7 @@ def _with_reading(
     for report in reports:
         if report.llm is None or report.llm.prompt_tokens is None:
             continue
-        # Tokens from the cache were not read by the engine.
+        # The engine did not compute the tokens that it found in its cache, so these do not count.
         total = max(0, report.llm.prompt_tokens - (report.llm.cached_tokens or 0))
         more += max(0, total - memory.prompts.get(report.replica, total))
         prompts[report.replica] = total

@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.capacity import measured_rps
 from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
-# A trend needs at least this number of rates, this R squared, and this slope (in standard errors).
+# A trend counts only with at least this many rates, this R squared, and a slope of this many standard errors.
 TREND_POINTS = 6
 TREND_EXPLAINS = 0.85
 TREND_CLEAR = 3.0
@@ -36,10 +36,10 @@ def measure(
     slots: int = 1,
     start_s: float = 0.0,
 ) -> tuple[Load, LoadMemory]:
-    """Return the load of ``deployment``.
+    """Return the load of ``deployment`` and its new memory.
 
     ``reports`` are the reports of its replicas, ``jobs`` the numbers of unfinished jobs by Deployment,
-    ``slots`` the model instances of a replica, ``start_s`` the seconds until a new replica is ready.
+    ``slots`` the number of a replica's model instances, ``start_s`` the seconds until a new replica is ready.
     """
     reports = list(reports)
     windows = _windows(memory.ms_per_request, start_s, policy)
@@ -77,10 +77,10 @@ class _Windows(NamedTuple):
 def _windows(each_ms: float | None, start_s: float, policy: Policy) -> _Windows:
     """Return the windows over which arrivals are counted for a rate.
 
-    A random count of n has a standard deviation of sqrt(n). A busy replica serves one arrival per service
-    time. So a window of 30 service times has about 30 arrivals for each replica, which is enough. If a start
-    takes long, the window is at least a quarter of that time, so that a short peak starts nothing. The policy
-    limits the window.
+    A count of n random arrivals has a standard deviation of sqrt(n). A busy replica serves one arrival per
+    service time, so about 30 arrivals for each replica fall into a window of 30 service times. Their count
+    has a standard deviation of 18 %, which is exact enough. If a start takes long, the window is at least a
+    quarter of that time, so that a short peak starts nothing. The policy limits the window.
     """
     window = max(policy.rate_window_s, 0.03 * (each_ms or 0.0), start_s / 4)
     whole = min(policy.longest_rate_window_s, window)
@@ -193,7 +193,7 @@ def _ms_per_request(services: tuple[Sample, ...], reports: list[ReplicaReport]) 
     busy = services[-1].busy_ms - services[0].busy_ms
     if done > 0 and busy > 0:
         return busy / done
-    # Nothing finished in the window, for example after a restart: use the recent means of the workers.
+    # No request finished in the window, for example after a restart. So use the workers' mean call times.
     return _mean(r.call_ms / max(1.0, r.batch_mean or 1.0) for r in reports if r.call_ms)
 
 

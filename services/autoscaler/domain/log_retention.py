@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# A Deployment that fails repeatedly must not displace the logs of all other Deployments.
+# One Deployment gets at most this share of the bytes, and at most this many logs. So the logs of a Deployment
+# that fails repeatedly do not displace the logs of all others.
 SHARE = 0.25
 MOST_EACH = 100
 

@@ -69,11 +69,11 @@ class Load:
     request in one of a replica's ``slots`` (model instances). While the replicas are not measured yet, this
     time is an estimate, and ``guess`` names its source. ``batch`` is the number of requests that share a
     model call. ``at_least`` is the known part of the demand. ``burst_rate`` is the arrival rate over a
-    shorter window, ``trend`` the steady growth of the arrival rate per second. ``expected`` is the arrival
-    rate that is forecast for the time when a replica that starts now is ready. ``utilization`` is the share
-    of time in which replicas were busy; ``gpu_utilization`` is the same for their GPUs. ``measured``:
-    replicas finished work within the window. ``llm`` is for language models. ``sequences`` is the number of
-    sequences that the replicas of a stateful model keep; each replica can keep ``sequence_slots``.
+    shorter window. ``trend`` is the steady growth of the arrival rate in a second. ``expected`` is the
+    forecast of the arrival rate when a replica that starts now is ready. ``utilization`` is the share of time
+    in which replicas were busy; ``gpu_utilization`` is the same for their GPUs. ``measured`` is True if
+    replicas have finished requests within the window. ``llm`` is for language models. ``sequences`` is the
+    number of sequences that the replicas of a stateful model keep; each replica can keep ``sequence_slots``.
     """
 
     demand: int | None
@@ -107,7 +107,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Totals at one time, for a rate over a window. ``offered_ms``: the time that replicas were available."""
+    """Totals at one moment. The difference of two samples gives a rate.
+
+    ``offered_ms`` is the time in which replicas could serve requests.
+    """
 
     at: float
     count: float

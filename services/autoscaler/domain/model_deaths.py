@@ -11,7 +11,8 @@ from tidegate.kernel.protocol.presence import ModelDeath, ReplicaReport
 MODEL_DIED = "model died"
 # From this many deaths in a row on, the Deployment counts as crash-looping.
 REPEATED = 3
-# A process that lives longer than this counts as healthy. The worker then counts deaths from zero again.
+# A model's process that lives longer than this many seconds counts as healthy. Then the worker counts the
+# deaths from zero again.
 QUIET_S = 60.0
 REMEMBERED_S = 600.0
 

@@ -13,16 +13,16 @@ from tidegate.kernel.protocol.models import Deployment, Version
 
 
 def to_drain(verdicts: Iterable[Verdict], target: int, current: str) -> list[Drain]:
-    """Return the replicas to drain: replaceable ones of an older configuration, then the surplus.
+    """Return the replicas to drain: those of an older configuration that can be spared, then the surplus.
 
-    Replicas that do not serve yet come first, then those with the fewest requests in flight, then the
+    Replicas that do not serve yet are drained first, then those with the fewest requests in flight, then the
     youngest.
     """
     active = [v for v in verdicts if v.active]
     fresh = [v for v in active if v.running.fingerprint == current]
     stale = [v for v in active if v.running.fingerprint != current]
-    # A stale replica that is not ready serves no request, so it is drained now. A ready stale replica is
-    # drained when a fresh replica is ready.
+    # A stale replica has an older configuration. If it is not ready, it serves no request and is drained now.
+    # A ready stale replica is drained when a fresh replica is ready.
     serving = sum(v.phase == "ready" for v in active)
     leave = [v for v in stale if v.phase != "ready" and v.reported]
     replaceable = max(0, serving - target)

@@ -9,7 +9,7 @@ from tidegate.kernel.protocol.presence import ReplicaReport
 
 
 def targets(reports: Iterable[ReplicaReport], *, local: bool) -> list[dict[str, Any]]:
-    """Return one target group for each worker; ``local``: workers listen on loopback."""
+    """Return one target group for each worker. ``local``: True if the workers listen on loopback."""
     return [
         {
             "targets": [f"{'127.0.0.1' if local else report.host}:{report.metrics_port}"],

@@ -178,7 +178,7 @@ def _snapshot(document: Document, last: LastRound) -> Snapshot:
         overrides={name: LocalOverride(*fields) for name, fields in overrides.items()},
         launch_failures=found["launch_failures"] or {},
         expected=found["expected"] or {},
-        # A recording of an earlier version has no budgets.
+        # Recordings by an earlier version of Tidegate have no budgets.
         over_budget=found.get("over_budget") or {},
         host=document["host"],
         cordoned=frozenset(document["cordoned"]),
@@ -278,7 +278,7 @@ def _read_report(plain: list[Any]) -> ReplicaReport:
 
 
 def _gateways(view: GatewayView) -> Section:
-    """Return the loads by incarnation and Deployment. A gateway without load has an empty entry."""
+    """Return the gateways' loads by incarnation and Deployment. A gateway without load has an empty entry."""
     plain: Section = {" missing": sorted(view.missing)}
     for gateway in view.reports:
         plain[gateway.incarnation] = None

@@ -169,7 +169,8 @@ def phase_of(memory: ReplicaMemory | None) -> Phase:
 
 
 def _start_overdue(running: Running, state: State, limit: float, policy: Policy, now: float) -> bool:
-    # The replica may have become ready while the store did not answer. Its next heartbeat needs some time.
+    # The replica may have become ready while the store did not answer. So wait until its next heartbeat can
+    # arrive.
     if state.readable_since is None or now - state.readable_since < policy.reports_return_s:
         return False
     return now - running.launched_at > limit + policy.start_grace_s

@@ -4,23 +4,24 @@
 replica serves c requests at a time. The rest of its share waits (N/R - c)*s. This stays within the target
 wait W if R >= N*s / (W + c*s). So a single slow request needs one replica and not s/W of them. With k model
 instances in a replica, k calls run at the same time: R >= N*(s/k) / (W + c*s). If the current replicas can
-drain the queue before a new one is ready, the rule does not scale up. To decide this, it replaces N by the
+empty the queue before a new one is ready, the rule does not scale up. To decide this, it replaces N by the
 number of requests at that time, N + (L - R*k/s)*S, with arrivals at rate L and a start time S.
 
-*utilization*. Arrivals at rate L keep L*s/k replicas busy (Little's law); at a utilization of u: L*s/(k*u).
-If the Deployment sets u, the measured utilization U of replicas (or their GPUs) counts as well (*busy*): R
-replicas do the work of R*U/u. This is the formula of the Kubernetes HPA, with its tolerance of a tenth.
+*utilization*. Arrivals at rate L keep L*s/k replicas busy (Little's law). At a utilization of u, they need
+L*s/(k*u) replicas. If the Deployment sets u, the measured utilization U of replicas (or their GPUs) counts as
+well (*busy*). Then R replicas do the work of R*U/u. This is the formula of the Kubernetes HPA, with its
+tolerance of a tenth.
 
-*backlog*. N / (number of requests per replica that the Deployment allows).
+*backlog*. The need is N / (number of requests per replica that the Deployment allows).
 
-*sequences*, for stateful models: the sequences that are kept / (slots of a replica). Unanswered requests
-count if no slot is free, because one of them may start a sequence.
+*sequences*, for stateful models. The need is (number of sequences that replicas keep) / (slots of a replica).
+Unanswered requests count if no slot is free, because one of them may start a sequence.
 
-*tokens* and *kv*, for language models: see ``llm_rules.py``. Their requests in one engine share its slots, so
-their c is the number of slots, and s is the time of a request divided by c.
+*tokens* and *kv*, for language models: see ``llm_rules.py``. For these models, an engine's requests share its
+slots. So c is the number of slots, and s is the time of a request divided by c.
 
-*trend* and *forecast*. The utilization rule at the rate that is expected when a replica that starts now is
-ready.
+*trend* and *forecast*. This is the utilization rule at the rate that is expected when a replica that starts
+now is ready.
 
 Every need grows with the load: with N, with each rate and with U.
 """
@@ -70,7 +71,7 @@ def rule_needs(load: Load, outstanding: int, tuning: Tuning, fleet: ReplicaCount
 
 
 def burst(load: Load, tuning: Tuning) -> RuleNeed | None:
-    """Return the need of the arrivals of the last few seconds; None while service times are not known."""
+    """Return how many replicas the arrivals of the last seconds need; None if service times are not known."""
     if load.ms_per_request is None:
         return None
     return _by_rate("utilization", load.burst_rate, f"at {load.ms_per_request:.3g} ms each", load, tuning)
@@ -154,7 +155,8 @@ def _ahead(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> float | None:
 
 
 def _measured(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> RuleNeed | None:
-    # While replicas start, the ready ones do all the work. Their utilization is too high to be used.
+    # While replicas start, the ready ones do all the work. Their utilization will fall by itself, so it is
+    # not used.
     measures = [u for u in (load.utilization, load.gpu_utilization) if u is not None]
     if not measures or fleet.starting or not fleet.ready:
         return None

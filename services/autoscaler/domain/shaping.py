@@ -1,9 +1,9 @@
 """Turn the need of this round into the next target, with windows, panic and limits on the rate of change.
 
 To scale up, the smallest need of the up window counts. To scale down, the largest need of the down window
-counts. The Kubernetes HPA does the same. A need of several times the ready replicas is a panic, as in
-Knative. It is met immediately. No replica is removed until one down window after the last such need. Limits
-say how many replicas may be added or removed within a minute.
+counts. The Kubernetes HPA does the same. As in Knative, a panic begins when the need is several times the
+ready replicas. Then the need is met immediately, and no replica is removed until one down window after the
+last such need. Limits say how many replicas may be added or removed within a minute.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ MINUTE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Shaped:
-    """The replicas after windows and limits, and the largest need of the down window (``held``).
+    """The number of replicas after windows and limits, and the largest need of the down window (``held``).
 
-    ``rule`` and ``words`` say why the need was changed; empty if it was not.
+    ``rule`` and ``words`` say why the number differs from the need; empty if it does not.
     """
 
     replicas: int
@@ -34,7 +34,8 @@ def remember(
 ) -> tuple[int, int, DeploymentMemory]:
     """Return the smallest need of the up window, the largest of the down window, and the memory.
 
-    ``known``: the whole demand is known. Otherwise the need is not kept, because the real one may be larger.
+    ``known`` is True if the whole demand is known. Otherwise the need is not remembered, because the real
+    need may be larger.
     """
     # In the down window, older needs matter only if they are larger than this one; in the up window, only if
     # they are smaller.

@@ -1,4 +1,4 @@
-"""The values between the control loop and the decisions: observations, policy, actions, decisions.
+"""The values that the control loop and the decisions exchange: observations, policy, actions, decisions.
 
 Field names are stored in the recordings, which later versions read.
 """

@@ -29,7 +29,10 @@ def statuses(
     cold_starts: ColdStarts,
     now: float,
 ) -> dict[str, DeploymentStatus]:
-    """Return the status of every Deployment, by name. ``previous``: the last statuses."""
+    """Return the status of every Deployment, by name.
+
+    ``previous`` has the last statuses. A condition that has not changed keeps its time from there.
+    """
     if snapshot.desired_state is None:
         return dict(previous)
     found: dict[str, DeploymentStatus] = {}

@@ -35,7 +35,10 @@ class Circumstances:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The need of the load: ``replicas`` by ``rule``, and why; ``terms`` are the needs of all rules."""
+    """The need of the load: ``replicas``, the ``rule`` that demands them, and why.
+
+    ``terms`` are the needs of all rules.
+    """
 
     replicas: int
     rule: str
@@ -117,10 +120,10 @@ def _panicked(
     limits: ReplicaBounds,
     now: float,
 ) -> tuple[Need, DeploymentMemory]:
-    """Return the need, or in a panic the larger need of the last seconds.
+    """Return the need. In a panic, return the need of the last few seconds if it is larger.
 
-    A panic begins when that need is far above the ready replicas. It ends one down window after the last such
-    need.
+    A panic begins when the larger of the two needs is far above the ready replicas. It ends one down window
+    after the last round with such a need.
     """
     if not tuned.panic_factor or load.demand is None:
         return need, memory

@@ -13,10 +13,11 @@ from tidegate.kernel.protocol.scaling import Aggressiveness
 class Tuning:
     """Every number that the target depends on. Times are seconds unless said otherwise.
 
-    ``utilization`` is the share of time that a replica may be busy. ``by_utilization``: the Deployment sets
-    this share, so the measured utilization counts as well. A trend is extended into the future by ``ahead``
-    times a replica's start time. ``panic_factor`` 0: never panic. ``impatient``: scale up even if the queue
-    will be drained before a new replica is ready.
+    ``utilization`` is the share of time that a replica may be busy. ``by_utilization`` is True if the
+    Deployment sets this share; then the measured utilization counts as well. A trend is extended into the
+    future by ``ahead`` times a replica's start time. ``panic_factor`` is 0 if a panic never begins.
+    ``impatient`` is True if the target grows even though the queue will be empty before a new replica is
+    ready.
     """
 
     wait_ms: float

@@ -31,10 +31,10 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """The failed scratch replicas in one verification round of a version. ``not_before``: the next start.
+    """The failed scratch replicas in one verification round of a version, counted by cause.
 
-    ``deaths``: a process of the model ended. ``interruptions``: the cause is not known. ``outages``: the
-    platform failed.
+    ``deaths``: the model's process ended. ``interruptions``: the cause is not known. ``outages``: the
+    platform failed. ``not_before`` is the earliest time of the next start.
     """
 
     round: int
@@ -75,7 +75,7 @@ def deployment_of_scratch(model: str, number: int) -> str:
 
 
 def scratch_of(deployment: str) -> Key | None:
-    """Return the version in a name of :func:`deployment_of_scratch`; None for other names."""
+    """Return the version of a name from :func:`deployment_of_scratch`; None for other names."""
     if not (deployment.startswith(PREFIX) and deployment.endswith(SUFFIX)):
         return None
     model, _, number = deployment[len(PREFIX) : -len(SUFFIX)].rpartition("-")
@@ -159,7 +159,7 @@ def after_failed_launch(
     """Return the attempts including this failed launch, and the version's result if no other try follows.
 
     While the launcher fails, the version stays pending. If the machine has no free GPU after several tries,
-    the version is skipped. Otherwise a version that uses the only GPU could never be replaced.
+    the version is skipped. So a new version can still replace a version that uses the only GPU.
     """
     no_gpu = isinstance(error, NoFreeGpu)
     kind = "interrupted" if no_gpu else "rejected" if isinstance(error, OptionsRefused) else "unavailable"
@@ -197,7 +197,7 @@ def _outcome(
 ) -> ScratchOutcome | None:
     """Return how a scratch replica ended; None while it works. ``silent_s``: time without a heartbeat.
 
-    ``began``: it had a heartbeat. Before the first heartbeat, no part of the model runs.
+    ``began`` is True if it has sent a heartbeat. Before the first heartbeat, no part of the model runs.
     """
     unknown = "interrupted" if began else "unavailable"
     if report is not None and report.scratch is not None:

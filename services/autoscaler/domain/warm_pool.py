@@ -113,7 +113,7 @@ def plan_pool(
 
 
 def as_replica(worker: Running, claim: WarmClaim, parsed: tuple[str, int, int]) -> Running:
-    """Return a worker of the pool as the replica that it became; ``parsed`` are the parts of its name."""
+    """Return a worker of the pool as the replica that it became; ``parsed`` are the parts of that name."""
     deployment, slot, generation = parsed
     return replace(
         worker,

@@ -62,7 +62,8 @@ class AsyncStore:
         if not self._is_local:
             self._store.files.pipe_file(path, content)
             return
-        # A caller waits until the file exists, and must not read a part of it.
+        # A caller that waits for the file must not see a part of it. So write another file first, then rename
+        # it.
         part = Path(f"{path}.{os.urandom(6).hex()}.part")
         try:
             part.write_bytes(content)

@@ -27,15 +27,25 @@ class AutoscalerClient:
             await self._http.aclose()
 
     async def pause(self, deployment: str) -> None:
-        """Hold a Deployment at 0 replicas, for the current caller; raise TidegateError."""
+        """Hold a Deployment at 0 replicas. The autoscaler sees the current caller as the author.
+
+        Raise TidegateError.
+        """
         await self._post(f"/v1/deployments/{deployment}/pause", {})
 
     async def resume(self, deployment: str) -> None:
-        """Let the policy of a Deployment set its replicas, for the current caller; raise TidegateError."""
+        """Let a Deployment's policy decide its number of replicas. The autoscaler sees the caller as the
+        author.
+
+        Raise TidegateError.
+        """
         await self._post(f"/v1/deployments/{deployment}/resume", None)
 
     async def hold(self, deployment: str, replicas: int) -> None:
-        """Hold a Deployment at a number of replicas, for the current caller; raise TidegateError."""
+        """Hold a Deployment at a number of replicas. The autoscaler sees the current caller as the author.
+
+        Raise TidegateError.
+        """
         await self._send("PUT", f"/v1/deployments/{deployment}/replicas", {"replicas": replicas})
 
     async def _post(self, path: str, body: dict[str, str] | None) -> None:

@@ -33,7 +33,7 @@ class LineWriter:
         return self.held >= self._most_bytes or len(self._lines) >= CHUNK_LINES
 
     async def write(self) -> FileChunk | None:
-        """Write the held lines as a chunk. Return None if no lines are held.
+        """Write the held lines as a chunk, and return the chunk; None if no lines are held.
 
         If this raises Unavailable, the lines stay held.
         """
@@ -79,7 +79,7 @@ class LineSplitter:
         if newline:
             first, (*whole, rest) = bytes(self._rest), tail.split(b"\n")
             complete, self._rest = self._checked([first, *whole]), bytearray(rest)
-        if len(self._rest) > self._line_bytes:  # the bytes after the last newline of ``data``
+        if len(self._rest) > self._line_bytes:  # an incomplete line that is too long already
             raise self._too_long(self.lines + 1)
         return complete
 

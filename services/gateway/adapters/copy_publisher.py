@@ -29,8 +29,9 @@ _OF_COPIES = 1 << 63
 
 @dataclass(slots=True)
 class Copy:
-    """A copy of a request. ``done`` is called once, with the reply, or with a reason and a message.
+    """A copy of a request.
 
+    ``done`` is called once: with the reply, or with a reason and a message if there is no reply.
     ``timeout_s``: the longest wait for the answer. ``deadline``: a time of ``time.monotonic``, set when the
     copy is sent.
     """
@@ -83,7 +84,8 @@ class CopyPublisher:
             self._in_flight[id_] = copy
             self._by_deployment[copy.route.name] = self.in_flight(copy.route.name) + 1
             deadline_ms = int((time.time() + copy.timeout_s) * 1e3)
-            # If a model call fails, each of its requests is retried alone, unless the model forbids retries.
+            # The worker may retry the requests of a failed model call one by one, unless the model forbids
+            # retries.
             flags = envelope.COPY | (envelope.RETRY_SAFE if copy.route.retry_safe else 0)
             tenant = tenant_of(CALLER, copy.endpoint)
             head = envelope.request_head(

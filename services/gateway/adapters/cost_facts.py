@@ -29,7 +29,7 @@ class CostFactsReader:
         try:
             facts = await self._store.cost_facts()
         except StoreUnavailable:
-            return EVERY_S  # the heartbeat logs the outage
+            return EVERY_S  # do not log it: the heartbeat logs the outage
         if facts is not None:
             self._costs.replace(facts)
         return EVERY_S

@@ -72,7 +72,8 @@ class Dispatcher:
         self._declared: set[str] = set()
         self._flush_due = False
         self._tasks = TaskSet()
-        # Called with each reply to a request that this dispatcher did not send: a copy for shadow traffic.
+        # Called with each reply to a request that this dispatcher did not send. Such requests are shadow
+        # copies.
         self.on_other_reply: Callable[[Reply], None] = lambda _: None
         self._loop: asyncio.AbstractEventLoop
         self.out = Connection(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend, fast=True)
@@ -151,13 +152,13 @@ class Dispatcher:
     ) -> bytes:
         """Queue a request and return its id. After that, ``done`` is called with the reply or an error.
 
-        Callers share the Deployment by weight. ``cost``: how much of its caller's share the request uses; 0:
-        its number of rows. A request to a language model waits for its preferred ``replica`` for at most
+        Callers share the Deployment by weight. ``cost`` says how much the request counts for its caller; with
+        0, its ``rows`` count. A request to a language model waits for its preferred ``replica`` for at most
         ``wait_ms``. ``keeper``: the replica of the request's sequence. A request with a keeper goes only to
         this replica, and is never sent twice.
 
-        With ``stream``, ``done`` is called with each chunk, and last with END or an error. Requests that
-        are queued for a Deployment in one event-loop turn are published together, at the end of the turn.
+        With ``stream``, ``done`` is called with each chunk, and last with END or an error. Requests that are
+        queued for a Deployment in one event-loop turn are published together, at the end of the turn.
         """
         loop = self._loop
         queue = self.queue_of(route)
@@ -200,7 +201,7 @@ class Dispatcher:
         return (pending := self._pending.get(id_)) is not None and not pending.published
 
     def _enqueue(self, queue: DeploymentQueue, pending: PendingRequest) -> None:
-        """Publish a request in this event-loop turn, or hold it until its lane's window has room."""
+        """Publish a request in this event-loop turn, or hold it until its :class:`FairLane` has room."""
         if pending.fair.take(pending.flow, pending.cost):
             pending.published = True
             self._add(queue, pending)
@@ -208,7 +209,7 @@ class Dispatcher:
             pending.fair.hold(pending.flow, pending, pending.priority, pending.cost)
 
     def _release(self, queue: DeploymentQueue, fair: FairLane[PendingRequest]) -> None:
-        """Publish the held requests for which the lane's window now has room."""
+        """Publish the held requests for which the :class:`FairLane` now has room."""
         for pending in fair.release():
             if pending.id in self._pending:
                 pending.published = True
@@ -253,7 +254,7 @@ class Dispatcher:
             self._enqueue(queue, pending)
 
     def abandon(self, id_: bytes) -> None:
-        """Drop a request whose caller has gone, and publish its cancel, best effort."""
+        """Drop a request whose caller has gone, and try to publish its cancel."""
         if self._settle(id_) is not None:
             self._events.cancel(id_)
 
@@ -424,7 +425,8 @@ class Dispatcher:
             return
         match pending.order.place(reply.attempt, reply.seq, end=end):
             case ChunkPlace.NEXT:
-                # A request without a frame is never sent again. Its timer checks this new deadline.
+                # After a chunk, the request must not be sent again, so its frame is dropped. The timer checks
+                # the new deadline.
                 pending.frame, pending.deadline = None, self._loop.time() + pending.timeout_s
                 if end:
                     self._settle(reply.id)
@@ -493,6 +495,6 @@ class Dispatcher:
 
     def demand(self, route: DeploymentRoute) -> None:
         """Publish demand for a Deployment whose request was refused. Refused requests are demand too."""
-        self.queue_of(route)  # without a queue, the heartbeat would not report the load
+        self.queue_of(route)  # create the queue: the heartbeat reports only Deployments with a queue
         if self.out.channel is not None:
             self._events.demand(self.out.channel, route.name)

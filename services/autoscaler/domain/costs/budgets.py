@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.models import Deployment
 
 
 class Spending(NamedTuple):
-    """The cost of a Deployment so far, in a calendar day and a calendar month (UTC)."""
+    """What a Deployment has cost so far in the current calendar day and calendar month (UTC)."""
 
     day: float = 0.0
     month: float = 0.0
@@ -43,8 +43,8 @@ def spendings(
 ) -> dict[str, Spending]:
     """Return the spending that counts against each Deployment's budgets.
 
-    ``days`` and ``months`` have the costs of the current day and month. ``holders`` has the Deployment of
-    each reserve. The reserve shares the budgets of this Deployment.
+    ``days`` and ``months`` have the costs of the current day and month. ``holders`` maps each reserve to the
+    Deployment whose budgets it shares.
     """
     day, month = _together(days, holders), _together(months, holders)
     return {
@@ -65,7 +65,10 @@ def _together(costs: Mapping[str, float], holders: Mapping[str, str]) -> dict[st
 def used_up(
     deployments: Mapping[str, Deployment], spendings: Mapping[str, Spending], currency: str, now: float
 ) -> dict[str, BudgetUsed]:
-    """Return the Deployments that have used up a budget, each with the budget that is renewed last."""
+    """Return the Deployments that have used up a budget.
+
+    If a Deployment has used up both budgets, the month's is returned.
+    """
     found = {}
     for name, deployment in deployments.items():
         scaling, spent = deployment.scaling, spendings.get(name, Spending())

@@ -1,9 +1,10 @@
 """Forecast the cost up to the end of the month, from the mean cost of the same hours of earlier weeks.
 
 After two weeks, the expected cost of an hour is the mean of the same hour of the week. Before two weeks, it
-is the mean of the same hour of the day. In the first two days, it is the mean of all hours. The interval is
-right in 8 of 10 months, if the days' differences from their expected cost are independent. The interval needs
-three whole days.
+is the mean of the same hour of the day. In the first two days, it is the mean of all hours.
+
+After three whole days, the forecast has an interval. The cost is in this interval in 8 of 10 months, if the
+days' differences from their expected costs are independent.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ HOUR_S, DAY_S, WEEK_S = 3600, 86_400, 604_800
 # Only the last weeks are used, because older costs say little about the future.
 HISTORY_S = 5 * WEEK_S
 FEWEST_DAYS = 3
-# The 90th percentile of a normal distribution, for an interval of 80 %.
+# In a normal distribution, 80 % of the values are at most this many standard deviations from the mean.
 Z = 1.2816
 
 
 @dataclass(frozen=True, slots=True)
 class MonthForecast:
-    """The cost of a month: so far, expected at its end, and the bounds of the 80 % interval, if known.
+    """The cost of the current month: until now, until its end, and the bounds of the 80 % interval, if known.
 
     ``basis`` says what the forecast is based on.
     """
@@ -45,9 +46,10 @@ class MonthForecast:
 
 
 def forecast(costs: Mapping[int, float], now: float) -> MonthForecast | None:
-    """Return the forecast from costs by hour (seconds since the epoch); None before the first whole hour.
+    """Forecast the cost of the current month. Return None before the first whole hour with costs.
 
-    Hours without a cost are missing in ``costs``. After the first hour with a cost, they count as 0.
+    ``costs`` has the cost of each hour, by its beginning in seconds since the epoch. From the first hour in
+    ``costs`` on, a missing hour costs 0.
     """
     current = int(now // HOUR_S) * HOUR_S
     first = max(min(costs, default=current), current - HISTORY_S)
@@ -83,7 +85,8 @@ def _expectation(history: Mapping[int, float]) -> Callable[[int], float]:
     weeks = {place: fmean(found) for place, found in weekly.items()}
     days = {place: fmean(found) for place, found in daily.items()}
     overall = fmean(history.values())
-    # Before the end of the second week, the same hour of the week is known from at most one day.
+    # Before the end of the second week, many hours of the week have occurred only once, so their means say
+    # little.
     use_weeks = len(history) * HOUR_S >= 2 * WEEK_S
     use_days = len(history) * HOUR_S >= 2 * DAY_S
 
@@ -96,7 +99,10 @@ def _expectation(history: Mapping[int, float]) -> Callable[[int], float]:
 
 
 def _spread(history: Mapping[int, float], expected_of: Callable[[int], float]) -> tuple[float | None, int]:
-    """Return the standard deviation of whole days from their expected cost, and the number of days."""
+    """Return how far whole days' costs deviate from the expected costs, and how many whole days there are.
+
+    The deviation is the standard deviation; None if there are too few whole days.
+    """
     off: dict[int, float] = defaultdict(float)
     hours: dict[int, int] = defaultdict(int)
     for hour, cost in history.items():

@@ -23,19 +23,20 @@ from tidegate.kernel.protocol.replica_time import IDLE, WASTED, Part, ReplicaTim
 
 NS = 1_000_000_000
 HOUR_S = 3600
-# The part with the time that a replica ran, as the launcher saw it. The sum of the other parts is compared
-# with this time.
+# This part has the time that a replica ran according to the launcher. A report compares it with the sum of
+# all other parts.
 OBSERVED = "observed"
 STOPPING, UNREPORTED = "stopping", "unreported"
-# If a replica ended while no autoscaler ran, its end is at most this long after its last sign of life.
+# If a replica ended while no autoscaler ran, its end is assumed to be at most this many seconds after its
+# last sign of life.
 SILENT_S = 1.0
-# The time from a worker's last report to the end of its process.
+# A worker's process is assumed to end this many seconds after the worker's last report.
 EXIT_S = 0.1
 MOST_RATES = 10_000
 
 
 class Place(NamedTuple):
-    """The account of an amount: an hour (seconds since the epoch), a Deployment, its version, and a part."""
+    """The account of a booked amount: hour (seconds since the epoch), Deployment, model, version and part."""
 
     hour: int
     deployment: str
@@ -45,7 +46,10 @@ class Place(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """Time and counts, their cost, and the cost of a provider's tokens."""
+    """A booked amount: time with counts of requests and tokens, and what the time costs.
+
+    ``token_cost`` is the cost of a provider's tokens.
+    """
 
     spent: Spent
     cost: float = 0.0
@@ -108,10 +112,10 @@ Bookings = dict[Place, Amount]
 
 
 class LifeBook:
-    """All lives that are not completely booked.
+    """The lives that are not completely booked yet.
 
-    ``sharing`` has the mean share of a call in its replica's time, by Deployment: 0.5 if two calls run at the
-    same time.
+    ``sharing`` says, by Deployment, how much replica time one second of a call takes: 0.5 if two calls run at
+    the same time.
     """
 
     def __init__(self, lives: Iterable[Life] = ()) -> None:
@@ -127,7 +131,7 @@ class LifeBook:
         return {name: replace(life, counted=dict(life.counted)) for name, life in self.lives.items()}
 
     def restore(self, lives: Mapping[str, Life]) -> None:
-        """Undo a booking that could not be stored, but keep newer records of replicas."""
+        """Undo a booking that could not be stored, but keep the newer times at which replicas were seen."""
         for name, life in lives.items():
             newer = self.lives.get(name)
             if newer is not None:
@@ -142,9 +146,9 @@ class LifeBook:
         prices: PriceList,
         now: float,
     ) -> bool:
-        """Record the replicas that exist at ``now``. Return True if one has ended.
+        """Record the replicas that exist at ``now``. Return True if a replica has ended since the last call.
 
-        ``devices`` has the devices that the replicas report.
+        ``devices`` has the device that each replica reports.
         """
         alive: set[str] = set()
         ended = False
@@ -271,7 +275,7 @@ def _observe(life: Life, grown: dict[Part, Spent], until: float) -> None:
 def _spread(
     found: Bookings, life: Life, grown: Mapping[Part, Spent], prices: PriceList, until: float
 ) -> None:
-    """Divide the growth among the hours since the last booking, in proportion to the seconds of each hour."""
+    """Divide the growth among the hours since the last booking, by the seconds of the period in each hour."""
     hours = list(_hours(life.booked_at, until))
     token_price = prices.tokens.get(life.model)
     for part, spent in grown.items():
@@ -290,7 +294,7 @@ def _spread(
 
 
 def _hours(since: float, until: float) -> Iterator[tuple[int, float]]:
-    """Yield each hour between two times, with the seconds in it. The last hour is always included."""
+    """Yield each hour of a period, with the seconds of the period in it. The last hour may have 0 seconds."""
     hour = int(since // HOUR_S) * HOUR_S
     while hour + HOUR_S < until:
         yield hour, hour + HOUR_S - max(since, hour)

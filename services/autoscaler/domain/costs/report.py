@@ -27,7 +27,10 @@ Row = tuple[Place, Amount]
 
 @dataclass(slots=True)
 class Item:
-    """Sums of one item. ``direct``: the cost of its calls. ``overhead``: its share of the other costs."""
+    """The sums of one line of a report, such as a Deployment.
+
+    ``direct`` is the cost of its calls, and ``overhead`` is its share of the other costs.
+    """
 
     direct: float = 0.0
     overhead: float = 0.0
@@ -90,8 +93,9 @@ def pending_rows(lives: Iterable[Life]) -> list[Row]:
 def report(rows: Sequence[Row], by: By, prices: PriceList) -> dict[str, Any]:
     """Return the costs and times of a period: the total, the items, and the sums by part of the time.
 
-    ``by``: whether an item is a Deployment, a version, an endpoint or a key. ``observed_seconds``: how long
-    replicas ran, as the launcher saw it. The report also has the cost of the same work at managed services.
+    ``by``: whether an item is a Deployment, a version, an endpoint or a key. In the result,
+    ``observed_seconds`` says how long replicas ran, as the launcher saw it. ``managed`` is the cost of the
+    same work at managed services.
     """
     observed = sum(amount.spent.ns for place, amount in rows if place.part.kind == OBSERVED) / NS
     parts = [(place, amount) for place, amount in rows if place.part.kind != OBSERVED]
@@ -166,7 +170,10 @@ def _managed(total: Item, replica_s: float, prices: PriceList) -> list[dict[str,
 
 
 def idle_per_month(parts: Sequence[Mapping[str, Any]], covered_s: float) -> float | None:
-    """Project the cost of idle time in ``covered_s`` seconds to 30 days; None for less than an hour."""
+    """Return what idle time would cost in 30 days, from its cost in ``covered_s`` seconds.
+
+    ``parts`` are the parts of a report. Return None if they cover less than an hour.
+    """
     if covered_s < HOUR_S:
         return None
     idle = sum(each["cost"] for each in parts if each["part"] == IDLE)

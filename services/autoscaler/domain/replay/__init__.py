@@ -1,1 +1,1 @@
-"""Simulate other policies: arrivals, a queue and replicas in simulated time, under the real ``decide``."""
+"""Replay arrivals: the real ``decide`` scales simulated replicas, to compare other policies."""

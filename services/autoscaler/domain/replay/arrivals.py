@@ -37,7 +37,7 @@ def synthetic(shape: Shape, *, rps: float, factor: float, seconds: float, seed: 
     if highest * seconds > MOST:
         raise _too_many(highest * seconds)
     found, at = [], 0.0
-    while highest > 0:  # thinning (Lewis and Shedler): keep a share of arrivals at the highest rate
+    while highest > 0:  # thinning (Lewis and Shedler): draw arrivals at the highest rate, keep a part
         at += draw.expovariate(highest)
         if at >= seconds:
             break
@@ -63,7 +63,8 @@ def from_csv(text: str) -> list[float]:
         raise _too_many(sum(count for _, count in parsed))
     start = parsed[0][0]
     gaps = [b[0] - a[0] for a, b in pairwise(parsed)]
-    usual = median([gap for gap in gaps if gap > 0] or [1.0])  # the gap after the last line
+    # the last line has no next one: use the usual gap
+    usual = median([gap for gap in gaps if gap > 0] or [1.0])
     return [
         at - start + gap * place / count
         for (at, count), gap in zip(parsed, [*gaps, usual], strict=True)

@@ -81,7 +81,10 @@ def compare(comparison: Comparison) -> dict[str, Any]:
 
 
 def changed(deployment: Deployment, variant: PolicyVariant) -> Deployment:
-    """Return the Deployment with another policy; null sets the default. Raise BadRequest."""
+    """Return the Deployment with the changes of ``variant``. A null in the changes sets the default.
+
+    Raise BadRequest if the result is not valid.
+    """
     plain = deployment.model_dump(mode="json")
     changes = dict(variant.changes)
     scaling = {**plain.pop("scaling"), **(changes.pop("scaling", None) or {})}

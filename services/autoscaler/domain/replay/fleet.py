@@ -1,8 +1,8 @@
 """Simulate a queue and its replicas: the first request goes to the first free replica.
 
 The simulation is exact for each request: a call takes the waiting requests up to the batch size, and lasts as
-long as the model. Each step of the simulation ends at the next round, because a round may change the
-replicas.
+long as a call of the model. Each step of the simulation ends at the next round, because a round may change
+the replicas.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from services.autoscaler.domain.launcher import Running
 
 @dataclass(frozen=True, slots=True)
 class ReplicaTiming:
-    """The times of a replica. Requests that waited longer than ``deadline_s`` expire.
+    """How a simulated replica serves requests. Requests that waited longer than ``deadline_s`` expire.
 
-    A call takes ``call_ms``, plus ``row_ms`` for each request after the first. This time varies by the share
-    ``spread``. At most ``batch`` requests share a call. A start takes ``start_s`` seconds. ``slots`` calls
-    run at the same time, as in a language model's engine. A request has ``prompt_tokens``.
+    A call takes ``call_ms``, plus ``row_ms`` for each request after the first. A random factor from 1 -
+    ``spread`` to 1 + ``spread`` changes this time. At most ``batch`` requests share a call. A start takes
+    ``start_s`` seconds. ``slots`` calls run at the same time, as in a language model's engine. A request has
+    ``prompt_tokens``.
     """
 
     call_ms: float

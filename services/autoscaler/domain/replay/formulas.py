@@ -40,7 +40,7 @@ class Formula(Protocol):
 
 @dataclass(slots=True)
 class Keda:
-    """KEDA with the HPA; ``value`` is the number of messages per replica."""
+    """The formula of KEDA with the HPA; ``value`` is the wanted number of messages per replica."""
 
     value: float
     sync_s: float = 15.0
@@ -78,7 +78,7 @@ class Keda:
 
 @dataclass(slots=True)
 class Knative:
-    """Knative's KPA; ``target`` is the number of requests per replica, waiting ones included."""
+    """The formula of Knative's KPA; ``target`` is the wanted number of unanswered requests per replica."""
 
     target: float
     tick_s: float = 2.0
