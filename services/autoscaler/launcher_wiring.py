@@ -48,7 +48,7 @@ def worker_environment(settings: AutoscalerSettings) -> dict[str, str]:
 
 def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
     """Return the launcher of processes, which run this installation and inherit most of its environment."""
-    # -P keeps the current folder off the import path.
+    # -P keeps the current folder off the import path, so that a file there cannot replace a module.
     command = [sys.executable, "-P", "-m", "services.worker", "--replica-dir"]
     plan = ProcessPlan(
         command,
@@ -88,7 +88,8 @@ def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
         log_options=settings.docker_log_options,
         compose_project=settings.docker_compose_project,
     )
-    # The engine's own socket needs no token, and must not get one.
+    # Only the proxy checks a token. The engine's own socket gets none, because a secret goes only where it is
+    # needed.
     behind_proxy = not settings.docker_host.startswith("unix:")
     token = engine_token(settings.service_token) if behind_proxy else ""
     engine = Engine(settings.docker_host, token)
@@ -102,7 +103,7 @@ def _traces() -> dict[str, str]:
 
 def _shared(settings: AutoscalerSettings) -> dict[str, str]:
     values = settings.model_dump(include=SHARED)
-    # The URLs as configured, without the autoscaler's passwords. A worker adds its own passwords.
+    # These are the URLs as configured, without the autoscaler's passwords. A worker adds its own passwords.
     values |= {name: url for name, url in settings.server_urls.items() if url}
     return {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
 

@@ -14,7 +14,7 @@ from typing import Any
 from services.autoscaler.domain.memory import STARTS_KEPT, State
 from services.autoscaler.domain.snapshot import Snapshot
 
-# The next start is expected to take as long as the slowest of the last starts, of which this many count.
+# The slowest of this many recent starts is the estimate for the next start.
 STARTS_COUNTED = 3
 
 
@@ -22,9 +22,10 @@ STARTS_COUNTED = 3
 class ColdStart:
     """The cold start of one replica, in milliseconds.
 
-    ``phases_ms`` has the durations that the worker measured, by phase: launch, fetch, triton_start, load,
-    warm_up. ``total_ms`` ends when a round of the autoscaler sees the replica ready. So it may be too long,
-    by at most one round and one heartbeat. ``warm`` is True if a worker of the warm pool became the replica.
+    ``phases_ms`` has the durations that the worker measured, by phase: launch, environment, fetch,
+    triton_start, load, warm_up. ``total_ms`` ends when a round of the autoscaler sees the replica ready. So
+    it may be too long, by at most one round and one heartbeat. ``warm`` is True if a worker of the warm pool
+    became the replica.
     """
 
     replica: str
@@ -74,7 +75,7 @@ def start_times(views: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
 
 
 def start_time(state: State, deployment: str) -> float | None:
-    """Return how long the next start of a replica should take, in seconds; None if nothing is known.
+    """Return how long the next start of a replica is expected to take, in seconds; None if nothing is known.
 
     Before the first start, this is the time that the start of the version's scratch replica took.
     """

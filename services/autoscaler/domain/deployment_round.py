@@ -165,7 +165,10 @@ class DeploymentRound:
         return memory if most <= memory.replica_mb else replace(memory, replica_mb=most)
 
     def _with_ends(self, memory: DeploymentMemory, state: State) -> DeploymentMemory:
-        """Count the failures of this round. Forget the failed starts if a replica has become ready since."""
+        """Count the failures of this round. Forget failed starts once a later replica is ready.
+
+        Also forget failures of slots after some time.
+        """
         ready = [
             state.replicas[v.running.replica].ready_at or 0.0 for v in self.verdicts if v.phase == "ready"
         ]

@@ -116,7 +116,7 @@ class Launcher(Protocol):
         """Return every replica that exists, including dead replicas with remains."""
 
     async def output(self, replica: str, lines: int) -> str:
-        """Return the last lines of a replica's output; empty if the log folder has them."""
+        """Return the last lines of a replica's output; empty if the output goes to the log folder."""
 
 
 def replica_name(deployment: str, slot: int, generation: int) -> str:

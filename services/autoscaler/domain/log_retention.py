@@ -1,4 +1,4 @@
-"""Choose which logs of ended replicas to delete: too old ones, and the oldest above a total size."""
+"""Choose which logs of ended replicas to delete: those that are too old, and the oldest beyond the limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ MOST_EACH = 100
 
 
 class LogLimits(NamedTuple):
-    """The limits: ``keep_s`` seconds after the last line of a log, and ``total_bytes`` of all logs."""
+    """The limits for logs of ended replicas.
+
+    A log is kept for ``keep_s`` seconds after its last line. All logs together have at most ``total_bytes``.
+    """
 
     keep_s: float = 7 * 86_400.0
     total_bytes: int = 1024 * 2**20
@@ -29,7 +32,7 @@ class EndedReplicaLog(NamedTuple):
 
 
 def overdue(logs: Iterable[EndedReplicaLog], now: float, limits: LogLimits) -> list[str]:
-    """Return the names of the logs to delete: those that are too old, and the oldest above the size."""
+    """Return the names of the logs to delete: those that are too old, and the oldest beyond the limits."""
     kept, deleted = 0, []
     sizes, count = defaultdict[str, int](int), defaultdict[str, int](int)
     for log in sorted(logs, key=lambda each: each.written_at, reverse=True):

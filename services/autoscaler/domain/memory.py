@@ -46,9 +46,9 @@ class LlmLoad:
     """The load of a language model.
 
     ``waiting`` requests with ``waiting_tokens`` prompt tokens have no event yet. The engines of all ready
-    replicas have ``slots``, ``running`` requests in them, and ``engine_waiting`` requests in their own
-    queues. Their KV caches have room for ``kv_total`` tokens and hold ``kv_used``. ``tokens_per_s``: how many
-    prompt tokens the engines together read in a second; None if not known.
+    replicas together have ``slots``. In these slots are ``running`` requests; ``engine_waiting`` requests
+    wait in the engines' own queues. The KV caches have room for ``kv_total`` tokens and hold ``kv_used``.
+    ``tokens_per_s`` is how many prompt tokens the engines together read in a second; None if not known.
     """
 
     waiting: int = 0

@@ -18,14 +18,14 @@ REMEMBERED_S = 600.0
 
 
 def starts_again(report: ReplicaReport | None) -> bool:
-    """Return True if a replica is loading its model again."""
+    """Return True if a replica is loading its model again after the model died."""
     return report is not None and report.state == "starting" and report.death is not None
 
 
 def with_deaths(
     ended: tuple[EndedReplica, ...], reports: Iterable[ReplicaReport], kept: int, now: float
 ) -> tuple[EndedReplica, ...]:
-    """Return the last failures, newest first, with the last death of each replica's model."""
+    """Return the last failures, newest first, including the last death of each replica's model."""
     for report in reports:
         death = report.death
         if death is None or now - death.at > REMEMBERED_S:
@@ -39,12 +39,12 @@ def with_deaths(
 
 
 def describe(death: ModelDeath) -> str:
-    """Return how the process died, and how often in a row."""
+    """Return how the model's process died, and how often in a row."""
     return f"{death.words}, {death.in_a_row} times in a row" if death.in_a_row > 1 else death.words
 
 
 def unhealthy(deployment: str, reports: Iterable[ReplicaReport], now: float) -> Condition | None:
-    """Return the condition of a Deployment with a model that dies; None if no model dies."""
+    """Return the condition of a Deployment whose model dies; None if no model has died lately."""
     found = [
         (report, report.death)
         for report in reports

@@ -42,7 +42,7 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class ReplicaTimeouts:
-    """The time limits of a Deployment's replicas, in seconds: to become ready, and to finish some work.
+    """The time limits of a Deployment's replicas in seconds: until ready, and until a request finishes.
 
     ``progress_s`` None means the limit of the policy, which does not apply to replicas with jobs or streams.
     """

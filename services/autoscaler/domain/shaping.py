@@ -32,7 +32,7 @@ class Shaped:
 def remember(
     memory: DeploymentMemory, need: int, tuning: Tuning, now: float, *, known: bool
 ) -> tuple[int, int, DeploymentMemory]:
-    """Return the smallest need of the up window, the largest of the down window, and the memory.
+    """Return the smallest need of the up window, the largest of the down window, and the new memory.
 
     ``known`` is True if the whole demand is known. Otherwise the need is not remembered, because the real
     need may be larger.

@@ -44,10 +44,10 @@ class Snapshot:
     """One observation. None always means that a value could not be read, never that it is empty.
 
     ``jobs`` has the number of unfinished jobs by Deployment. ``hints`` has the time of the last demand event
-    by Deployment, ``launch_failures`` the message of a launch that failed in the last round, by replica.
-    ``expected`` are the forecasts of arrivals a second by Deployment. ``over_budget`` has the used-up budgets
-    by Deployment. No replica is started on a ``cordoned`` ``host``. ``room`` are the resources of that host.
-    None: they are not known, and limit nothing.
+    by Deployment. ``launch_failures`` has the message of each launch that failed in the last round, by
+    replica. ``expected`` has the forecasts of arrivals a second by Deployment. ``over_budget`` has the
+    used-up budgets by Deployment. No replica is started on ``host`` if it is one of the ``cordoned`` hosts.
+    ``room`` has the resources of ``host``; if it is None, they are not known, and limit nothing.
     """
 
     desired_state: DesiredState | None
@@ -84,7 +84,7 @@ class Policy:
     progress_timeout_s: float = (
         300.0  # longest time without a finished request, if the Deployment has no limit
     )
-    reports_return_s: float = 10.0  # heartbeats may be missing this long after the store returns
+    reports_return_s: float = 10.0  # missing heartbeats do not count for this long after the store returns
     # A worker acts on its Deployment's limits itself, and reports why. The autoscaler waits this much longer.
     start_grace_s: float = 5.0
     drain_grace_s: float = 10.0
@@ -122,7 +122,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """Kill a replica and remove its remains. ``forget``: delete its last heartbeat, too."""
+    """Kill a replica and remove its remains. ``forget``: True to delete its last heartbeat, too."""
 
     replica: str
     cause: str

@@ -22,8 +22,8 @@ from tidegate.kernel.protocol.models import Deployment
 class Circumstances:
     """The inputs of the target besides the load: the replicas, a demand event, an override.
 
-    ``kept``: this Deployment keeps its replicas, because a canary is compared with it. ``over_budget``: the
-    budget that is used up; empty means none.
+    ``kept`` is True if this Deployment keeps its replicas, because a canary is compared with it.
+    ``over_budget`` is the budget that is used up; empty means none.
     """
 
     fleet: ReplicaCounts

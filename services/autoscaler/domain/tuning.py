@@ -1,4 +1,4 @@
-"""Turn a Deployment's ``scaling`` into numbers: a preset for its aggressiveness, and its own values."""
+"""Turn a Deployment's ``scaling`` into numbers, from its own values and the preset of its aggressiveness."""
 
 from __future__ import annotations
 

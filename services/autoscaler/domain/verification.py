@@ -22,7 +22,7 @@ DEATHS, INTERRUPTIONS = 2, 3
 AT_ONCE = 2  # more scratch replicas at the same time would slow down each other's measurements
 PREFIX, SUFFIX = "scratch-", "-"
 SILENT_S = 30.0
-LONGEST_S = 2400.0  # a worker's own limits for installation and start are shorter
+LONGEST_S = 2400.0  # only for workers that do not end at their own, shorter limits
 # The first and the longest pause before the next try.
 BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
 

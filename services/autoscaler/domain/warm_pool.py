@@ -31,7 +31,7 @@ class WarmClaim:
 
 @dataclass(frozen=True, slots=True)
 class PoolFailures:
-    """Failed starts in a row, the earliest time of the next one, and the last message."""
+    """The failed starts of one pool in a row, the earliest time of the next start, and the last message."""
 
     count: int = 0
     not_before: float = 0.0

@@ -14,7 +14,10 @@ TIMEOUT_S = 10.0
 
 
 class AutoscalerClient:
-    """A client of the autoscaler. It connects at the first call."""
+    """A client of the autoscaler. It connects at the first call.
+
+    Each call names the current caller to the autoscaler.
+    """
 
     def __init__(self, url: str, token: str) -> None:
         self._url = url
@@ -27,25 +30,15 @@ class AutoscalerClient:
             await self._http.aclose()
 
     async def pause(self, deployment: str) -> None:
-        """Hold a Deployment at 0 replicas. The autoscaler sees the current caller as the author.
-
-        Raise TidegateError.
-        """
+        """Hold a Deployment at 0 replicas. Raise TidegateError."""
         await self._post(f"/v1/deployments/{deployment}/pause", {})
 
     async def resume(self, deployment: str) -> None:
-        """Let a Deployment's policy decide its number of replicas. The autoscaler sees the caller as the
-        author.
-
-        Raise TidegateError.
-        """
+        """Let the policy of a Deployment decide its number of replicas. Raise TidegateError."""
         await self._post(f"/v1/deployments/{deployment}/resume", None)
 
     async def hold(self, deployment: str, replicas: int) -> None:
-        """Hold a Deployment at a number of replicas. The autoscaler sees the current caller as the author.
-
-        Raise TidegateError.
-        """
+        """Hold a Deployment at a number of replicas. Raise TidegateError."""
         await self._send("PUT", f"/v1/deployments/{deployment}/replicas", {"replicas": replicas})
 
     async def _post(self, path: str, body: dict[str, str] | None) -> None:

@@ -35,7 +35,8 @@ class ReplyClaimFetcher:
         self._on_reply = on_reply
         self._on_failure = on_failure
         self._spawn = spawn
-        # By request id: replies that wait for a fetch. Later replies to the same request wait behind them.
+        # The replies that wait for a fetch, by request id. Later replies to the same request wait behind
+        # them.
         self.queued: dict[bytes, deque[Reply]] = {}
 
     def add(self, reply: Reply) -> None:

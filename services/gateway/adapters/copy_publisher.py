@@ -1,4 +1,4 @@
-"""Publish copies of requests for shadow traffic, and pass on their answers. Copies are never sent again.
+"""Publish copies of requests for shadow traffic, and pass on their answers. A lost copy is not sent again.
 
 Copies have separate ids, so no reply to a copy reaches a caller. A copy is not counted as a request of its
 Deployment, nor as demand.
@@ -48,7 +48,7 @@ class Copy:
 
     @property
     def size(self) -> int:
-        """Return the size of its tensors in bytes."""
+        """Return the size of the copy's tensors in bytes."""
         return sum(map(len, self.data))
 
 
@@ -74,7 +74,7 @@ class CopyPublisher:
         return self._by_deployment.get(deployment, 0)
 
     def publish(self, copies: Sequence[Copy], fleet: ReplicaFleet) -> None:
-        """Publish copies to one Deployment. ``fleet``: its replicas."""
+        """Publish copies to one Deployment. ``fleet`` has the replicas of this Deployment."""
         now = time.monotonic()
         frames: list[tuple[bytes, list[Buffer]]] = []
         for copy in copies:

@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.models import Deployment
 
 
 class Spending(NamedTuple):
-    """What a Deployment has cost so far in the current calendar day and calendar month (UTC)."""
+    """The costs of a Deployment so far in the current calendar day and calendar month (UTC)."""
 
     day: float = 0.0
     month: float = 0.0

@@ -19,7 +19,7 @@ from typing import Any
 from services.autoscaler.domain.costs.budgets import month_end, periods
 
 HOUR_S, DAY_S, WEEK_S = 3600, 86_400, 604_800
-# Only the last weeks are used, because older costs say little about the future.
+# Older costs are not used, because they say little about the future.
 HISTORY_S = 5 * WEEK_S
 FEWEST_DAYS = 3
 # In a normal distribution, 80 % of the values are at most this many standard deviations from the mean.

@@ -275,7 +275,10 @@ def _observe(life: Life, grown: dict[Part, Spent], until: float) -> None:
 def _spread(
     found: Bookings, life: Life, grown: Mapping[Part, Spent], prices: PriceList, until: float
 ) -> None:
-    """Divide the growth among the hours since the last booking, by the seconds of the period in each hour."""
+    """Divide the growth among the hours since the last booking.
+
+    An hour's share of the growth is its share of the time since the last booking.
+    """
     hours = list(_hours(life.booked_at, until))
     token_price = prices.tokens.get(life.model)
     for part, spent in grown.items():
@@ -294,7 +297,10 @@ def _spread(
 
 
 def _hours(since: float, until: float) -> Iterator[tuple[int, float]]:
-    """Yield each hour of a period, with the seconds of the period in it. The last hour may have 0 seconds."""
+    """Yield each hour that a period touches, and how many seconds of the period are in it.
+
+    The last hour may have 0 seconds.
+    """
     hour = int(since // HOUR_S) * HOUR_S
     while hour + HOUR_S < until:
         yield hour, hour + HOUR_S - max(since, hour)

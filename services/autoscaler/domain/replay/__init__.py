@@ -1,1 +1,1 @@
-"""Replay arrivals: the real ``decide`` scales simulated replicas, to compare other policies."""
+"""Simulate other policies: the real ``decide`` scales replicas that exist only in simulated time."""

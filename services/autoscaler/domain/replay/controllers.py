@@ -33,7 +33,7 @@ class Controller(Protocol):
     decisions: list[Decision]
 
     def begin(self, fleet: SimulatedFleet, now: float) -> None:
-        """Make the minimum number of replicas ready."""
+        """Add the minimum number of replicas. They are ready immediately."""
 
     def round(self, fleet: SimulatedFleet, now: float) -> None:
         """Observe the fleet once, and start or drain replicas."""
@@ -41,7 +41,7 @@ class Controller(Protocol):
 
 @dataclass(slots=True)
 class DecideController:
-    """The real ``decide``, with a Deployment's own policy or another one."""
+    """A controller that uses the real ``decide``, with a Deployment's own policy or another one."""
 
     name: str
     deployment: Deployment
@@ -56,7 +56,7 @@ class DecideController:
     _expected_at: float = 0.0
 
     def begin(self, fleet: SimulatedFleet, now: float) -> None:
-        """Make the minimum number of replicas ready, and set the start time that ``decide`` expects."""
+        """Add the minimum number of ready replicas, and set the start time that ``decide`` expects."""
         name, least = self.deployment.name, self.deployment.min_replicas
         generations = {(name, slot): 1 for slot in range(max(1, least))}
         self._state = State(generations=generations, starts={name: (fleet.service.start_s,)})
@@ -124,7 +124,7 @@ class DecideController:
 
 @dataclass(slots=True)
 class FormulaController:
-    """The formula of another autoscaler, within the same bounds and with the same replicas."""
+    """A controller that uses another autoscaler's formula, with the same bounds and the same replicas."""
 
     name: str
     deployment: Deployment
@@ -134,7 +134,7 @@ class FormulaController:
     _generation: int = 0
 
     def begin(self, fleet: SimulatedFleet, now: float) -> None:
-        """Make the minimum number of replicas ready."""
+        """Add the minimum number of replicas. They are ready immediately."""
         self.target = self.deployment.min_replicas
         for _ in range(self.target):
             fleet.ready(self._next(now), now)

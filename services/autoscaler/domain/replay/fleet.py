@@ -19,7 +19,8 @@ from services.autoscaler.domain.launcher import Running
 
 @dataclass(frozen=True, slots=True)
 class ReplicaTiming:
-    """How a simulated replica serves requests. Requests that waited longer than ``deadline_s`` expire.
+    """The speed and the limits of a simulated replica. Requests that waited longer than ``deadline_s``
+    expire.
 
     A call takes ``call_ms``, plus ``row_ms`` for each request after the first. A random factor from 1 -
     ``spread`` to 1 + ``spread`` changes this time. At most ``batch`` requests share a call. A start takes
@@ -111,7 +112,7 @@ class SimulatedFleet:
         self.servers[running.replica] = SimulatedReplica(running, now, slots)
 
     def drain(self, replica: str, now: float) -> None:
-        """Drain a replica: it finishes its call and ends."""
+        """Drain a replica: it finishes its calls and ends."""
         server = self.servers[replica]
         server.draining = True
         server.running = replace(server.running, draining_since=now)
