@@ -86,8 +86,8 @@ class AsyncStore:
 def _local(path: str, root: str) -> Stream:
     """Open a plain file in a folder. Raise FileNotFoundError for other files and for links out of the folder.
 
-    Users of this host put inputs into the folder. With a link, a user could read the gateway's own files. A
-    pipe would never end.
+    Users of this host put inputs into the folder. With a link, a user could read the gateway's own files.
+    Reading a pipe would never end.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     place = Path(os.path.realpath(f"/proc/self/fd/{handle}"))

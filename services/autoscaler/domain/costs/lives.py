@@ -99,12 +99,12 @@ class Life:
 
     @property
     def pending_ns(self) -> int:
-        """Return the time that is not booked yet."""
+        """Return the time that the worker's booked totals do not cover yet."""
         return max(0, _ns(self.seen_at - self.launched_at) - self.counted_ns)
 
     @property
     def unobserved_ns(self) -> int:
-        """Return the observed time that is not booked yet."""
+        """Return the time that the launcher has seen and that is not booked as observed yet."""
         return max(0, _ns(self.seen_at - self.launched_at) - self.observed_ns)
 
 

@@ -1,4 +1,4 @@
-"""Compare policies on the same arrivals: the Deployment's own policy, changed policies, known formulas."""
+"""Compare policies on the same arrivals: the Deployment's own, changed ones, other autoscalers' formulas."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHOWN_DECISIONS = 200
 
 @dataclass(frozen=True, slots=True)
 class PolicyVariant:
-    """A policy to compare: changes to the Deployment's own policy."""
+    """A policy to compare. It consists of changes to the Deployment's own policy."""
 
     name: str
     changes: Mapping[str, Any]
@@ -109,7 +109,7 @@ def _controllers(comparison: Comparison) -> list[Controller]:
         )
         for name, policy in policies.items()
     ]
-    # With this number of requests per replica, their wait equals the target, as in the rule `wait`.
+    # With this number of requests per replica, a request waits for the target wait, as in the rule `wait`.
     at_once = comparison.service.batch * comparison.service.slots
     each = at_once + own.target_wait_ms / comparison.service.call_ms * at_once
     for other in comparison.others:
