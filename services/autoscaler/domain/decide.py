@@ -84,8 +84,7 @@ def _proposals(
     state: State,
     now: float,
 ) -> list[Proposal]:
-    """Return a proposal for each Deployment of the desired state. ``running`` has each Deployment's replicas.
-    """
+    """Return a proposal for each Deployment of the desired state. ``running`` has their replicas."""
     if snapshot.desired_state is None:
         return []
     reports = reports_by_deployment(snapshot.reports)
