@@ -95,7 +95,7 @@ def _there(running: Running, size: ReplicaSize, state: State) -> tuple[ReplicaSi
     if memory is not None and memory.draining_since is not None and running.memory_mb:
         return replace(
             size, memory_mb=float(running.memory_mb)
-        ), running.memory_mb  # it needs no more memory than now
+        ), running.memory_mb  # a draining replica will not need more memory than now
     return size, running.memory_mb
 
 
