@@ -1,4 +1,4 @@
-"""Batches of jobs: a file with one request on each line, and a file with the result of each line. Pure."""
+"""Batches of jobs. A batch has a file with one request per line, and one with a result per line. Pure."""
 
 from __future__ import annotations
 

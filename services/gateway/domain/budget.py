@@ -20,7 +20,10 @@ CREDIT = 0.25
 
 
 class Reserved(NamedTuple):
-    """The reservation of a request. ``day``, ``month``: the periods of the reservation, numbered from 0."""
+    """The amount that one request reserves, and the numbers of the day and the month of the reservation.
+
+    A process numbers its days and months from 0.
+    """
 
     day: int
     month: int
@@ -31,9 +34,10 @@ NOTHING = Reserved(0, 0, 0)
 
 
 class Budget:
-    """An account's budgets of a day and a month; None without a limit. ``expected``: the last reservation.
+    """The part of an account's budgets that one process holds. ``day``, ``month``: None without a budget.
 
-    ``short``: True if a request was refused since the last settlement, although the account may have room.
+    ``expected``: the expected cost of the last request. ``short``: True if a request was refused since the
+    last settlement, although the account may have room.
     """
 
     __slots__ = ("_days", "_months", "day", "expected", "month", "short")
@@ -56,7 +60,7 @@ class Budget:
         self.month = _changed(self.month, MONTH, allowance.month_budget, share)
 
     def take(self, nanos: int) -> Reserved | LeasedTokens:
-        """Reserve an amount. If a budget of this process has no room for it, return that budget."""
+        """Reserve an amount. Return the reservation, or the budget that has no room for it."""
         self.expected = nanos
         budgets = self.tokens
         for each in budgets:
@@ -96,7 +100,10 @@ class Budget:
         )
 
     def holding(self, tokens: LeasedTokens | None, requests: int, *, idle: bool) -> TokenHolding:
-        """Return the report about one budget. The process wants the cost of its next ``requests``."""
+        """Return the report about one budget. It asks for the expected cost of the next ``requests``.
+
+        If ``idle``, it asks for nothing.
+        """
         if tokens is None:
             return TokenHolding()
         return tokens.holding(0 if idle else max(1, requests) * self.expected)

@@ -30,7 +30,7 @@ class ChunkOrder:
     def place(self, attempt: int, seq: int, *, end: bool) -> ChunkPlace:
         """Return the place of a chunk or an end. The ``seq`` of an end is the number of chunks before it.
 
-        After a chunk that is NEXT, expect the following chunk.
+        If the place of a chunk is NEXT, the method then expects the chunk after it.
         """
         if attempt < self.attempt:
             return ChunkPlace.OLD

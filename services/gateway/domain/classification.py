@@ -36,16 +36,16 @@ def classified(
 def top(
     tensor: Tensor, rows: int, raw: Buffer, count: int, labels: Sequence[str] = ()
 ) -> tuple[Tensor, bytes]:
-    """Return the ``count`` highest values of each row, highest first.
+    """Return the ``count`` highest values of each row, each with its index and label. The highest is first.
 
-    Without a batch axis, the whole output is one row.
+    Without a batch axis, the whole output is one row. Raise BadRequest for a datatype that has no classes.
     """
     if tensor.datatype.name in _UNFIT:
         raise BadRequest(
             f"class result not available for output due to unsupported type {tensor.datatype.name!r}: output "
             f"{tensor.name!r}"
         )
-    import numpy as np  # this import is here, because few requests need it
+    import numpy as np  # imported only here, because few requests need NumPy
 
     size = elements(list(tensor.dims))
     count = min(count, size)

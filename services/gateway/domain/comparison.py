@@ -16,16 +16,19 @@ from tidegate.kernel.protocol.envelope import Buffer, Tensor
 from tidegate.kernel.protocol.shadow import OutputCounts
 from tidegate.kernel.protocol.tensors import to_json, unpack_strings
 
-# Compute the edit distance of this many differing strings per output, and only up to this many characters.
+# Compute the edit distance of at most EDITED differing strings per output. Skip strings longer than
+# EDITED_CHARS.
 EDITED = 4
 EDITED_CHARS = 2000
 _FLOATS = frozenset({"FP16", "FP32", "FP64", "BF16"})
 
 
 class Output(NamedTuple):
-    """An output of an answer: its tensor without the batch axis, number of rows, and raw bytes.
+    """An output of an answer.
 
-    The number of rows is 0 if the output has no batch axis."""
+    ``tensor``: its name, datatype, and shape without the batch axis. ``rows``: its number of rows; 0 if it
+    has no batch axis.
+    """
 
     tensor: Tensor
     rows: int
@@ -38,7 +41,7 @@ class Output(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The counts of one compared output.
+    """The result of the comparison of one output.
 
     ``difference``: the difference in words; empty if the output agrees.
     """
@@ -55,7 +58,7 @@ def compare(
     rtol: float,
     pause: Callable[[], None] = lambda: None,
 ) -> list[Comparison]:
-    """Compare the outputs of two answers by name.
+    """Compare the outputs of two answers. Outputs with the same name are compared with each other.
 
     Numbers a (primary) and b agree if abs(a - b) <= atol + rtol * abs(a). NaN agrees with NaN. ``pause`` is
     called often, so that other threads can run.
@@ -100,7 +103,8 @@ def _numbers(name: str, a: Output, b: Output, atol: float, rtol: float) -> Compa
         counts.agreed = 1
         return Comparison(name, counts, "")
     with np.errstate(all="ignore"):
-        # Unsigned and 64-bit integers are compared as floating-point numbers, exact up to 2**53.
+        # Subtract floats, because a difference of unsigned or 64-bit integers can overflow. Floats are exact
+        # up to 2**53.
         one, other = first.astype(np.float64).ravel(), second.astype(np.float64).ravel()
         distance = np.abs(one - other)
         distance[(one == other) | (np.isnan(one) & np.isnan(other))] = 0.0

@@ -80,7 +80,7 @@ class Decoded(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """The input that a request may have outside its body.
+    """The parts of a request that are not in its body.
 
     ``regions``: the caller's shared memory. ``forwarded``: headers that go to the model as parameters.
     """
@@ -105,7 +105,8 @@ _NO_OPTIONS = Options({})
 class Contract:
     """A signature, prepared for checks. If the signature is not known, Triton checks the tensors instead.
 
-    ``model``: the name in errors. Errors begin with Triton's words, because Triton's clients compare them.
+    ``model``: the model's name for error messages. Errors begin with Triton's words, because Triton's clients
+    compare them.
     """
 
     signature: Signature | None
@@ -168,13 +169,16 @@ class Contract:
         return WantedOutput(name, binary, classes)
 
     def want_all(self, binary: bool) -> None:
-        """Raise BadRequest if an output cannot be sent in the default form: binary or JSON."""
+        """Raise BadRequest if ``binary`` is False and JSON cannot represent one of the outputs."""
         if self.binary_only and not binary:
             raise json_refusal(min(self.binary_only))
 
 
 class Inputs:
-    """The checked inputs of one request. For each input, call ``expect`` and then ``put``; last, ``done``."""
+    """The checked inputs of one request. For each input, call ``expect`` and then ``put``.
+
+    At the end, call ``done``.
+    """
 
     __slots__ = ("_contract", "_datatype", "_dims", "_seen", "_shape", "_slot", "_slots", "name", "rows")
 
@@ -205,7 +209,10 @@ class Inputs:
         self._slots.append((self._slot, Tensor(self.name, self._datatype, self._dims), raw))
 
     def done(self) -> tuple[tuple[Tensor, ...], list[Buffer], int]:
-        """Return tensors and data in the signature's order, and the number of rows; raise BadRequest."""
+        """Return tensors and data in the signature's order, and the number of rows.
+
+        Raise BadRequest if a required input is missing.
+        """
         contract, slots = self._contract, self._slots
         if not slots and not contract.required and not contract.may_be_empty:
             raise BadRequest(
@@ -217,7 +224,7 @@ class Inputs:
                 f"{contract.model!r}. Got input(s) {_names(self._seen)}, but missing required input(s) "
                 f"{_names(missing)}. Please provide all required input(s)."
             )
-        if len(slots) == 1:  # most requests have one input
+        if len(slots) == 1:  # most requests have one input, which needs no sorting
             _, tensor, raw = slots[0]
             return (tensor,), [raw], max(self.rows, 0)
         slots.sort(key=lambda entry: entry[0])
@@ -229,7 +236,7 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
     if len(set(outputs)) < len(outputs):
         (twice, _), *_ = Counter(outputs).most_common(1)
         raise BadRequest(f"Duplicate output name {twice!r} is not allowed in a request: send each name once")
-    size = 2 * names  # the smallest possible key; call_key fails if 16 bits cannot count the names
+    size = 2 * names  # the key's least size, because call_key fails for more names than 16 bits can count
     if size <= MAX_KEY:
         key = call_key(inputs, outputs, parameters)
         if len(key) <= MAX_KEY:
@@ -242,7 +249,7 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
 
 
 def check_parameters(parameters: Any, where: str, *, in_memory: bool = False) -> dict[str, Any]:
-    """Return the parameters of a request, an input or an output; raise BadRequest for unsupported ones.
+    """Return the parameters of a request, an input or an output; raise BadRequest if they are not an object.
 
     ``in_memory``: True if the tensor may be in shared memory. Otherwise, raise UsesRegions for a tensor in
     shared memory.
@@ -257,14 +264,15 @@ def check_parameters(parameters: Any, where: str, *, in_memory: bool = False) ->
 
 
 def is_ours(name: str) -> bool:
-    """Return True if Tidegate or Triton uses a parameter of this name. Then no header may replace it."""
+    """Return True if Tidegate or Triton uses a parameter of this name. A forwarded header must not use it."""
     return name in _FOR_US | _FOR_THE_QUEUE | PARAMETERS or name.startswith("triton_")
 
 
 def options(parameters: dict[str, Any], beside: Beside | None = None) -> Options:
-    """Separate a request's parameters by purpose; raise BadRequest. ``timeout`` is in µs, as in Triton.
+    """Separate a request's parameters by purpose; raise BadRequest for an invalid parameter.
 
-    The forwarded headers of ``beside`` also go to the model, except headers with the name of a parameter.
+    The parameter ``timeout`` is in µs, as in Triton. The forwarded headers of ``beside`` also go to the
+    model, except headers with the name of a parameter.
     """
     if not parameters and (beside is None or not beside.forwarded):
         return _NO_OPTIONS
@@ -304,7 +312,10 @@ def options(parameters: dict[str, Any], beside: Beside | None = None) -> Options
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raise BadRequest for a name that is too long: errors and responses repeat names."""
+    """Raise BadRequest for a name that is too long.
+
+    Errors and responses repeat names, so names must be short.
+    """
     if len(name) > _MAX_NAME or (not name.isascii() and len(name.encode()) > _MAX_NAME):
         raise BadRequest(f"{kind} {shown(name)}: a name may have at most {_MAX_NAME} bytes")
 
@@ -315,7 +326,7 @@ def check_shape(name: str, shape: Any) -> list[int]:
         raise _no_shape(name, shape)
     if len(shape) > _MAX_DIMS:
         raise BadRequest(f"input {name!r} has {len(shape)} dimensions, but the limit is {_MAX_DIMS}")
-    for size in shape:  # a loop is quicker than a generator, and most shapes are short
+    for size in shape:  # most shapes are short, and for them a loop is quicker than a generator
         if type(size) is not int or not 0 <= size <= _MAX_DIM:
             raise _no_shape(name, shape)
     if elements(shape) > _MAX_DIM:
@@ -394,7 +405,7 @@ def _dims(shape: Sequence[int]) -> str:
 
 
 def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer, model: str) -> None:
-    """Raise BadRequest if raw bytes do not fit the datatype and the shape. ``model``: its name in errors."""
+    """Raise BadRequest if raw bytes do not fit the datatype and the shape. ``model``: the model's name."""
     count, size = elements(shape), datatype.size
     if size and len(raw) != count * size:
         raise BadRequest(

@@ -1,4 +1,4 @@
-"""The edit distance of two strings, after Myers ("A fast bit-vector algorithm", JACM 1999). Pure.
+"""The edit distance of two strings (Myers, "A fast bit-vector algorithm", JACM 1999). Pure.
 
 Two integers with a bit per character represent a column of the distance table, so a column costs a few
 operations. This variant is by Hyyrö (2003).
@@ -12,9 +12,10 @@ PAUSE_EVERY = 64
 
 
 def edit_distance(a: str, b: str, pause: Callable[[], None] = lambda: None) -> int:
-    """Return the fewest insertions, deletions and substitutions of characters that turn ``a`` into ``b``.
+    """Return the least number of changes that turn ``a`` into ``b``.
 
-    ``pause`` is called every ``PAUSE_EVERY`` characters, so that other threads can run.
+    A change inserts, deletes or replaces one character. ``pause`` is called every ``PAUSE_EVERY`` characters,
+    so that other threads can run.
     """
     if not a or not b:
         return len(a) + len(b)

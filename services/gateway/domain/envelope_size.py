@@ -1,7 +1,8 @@
 """Decide how many requests share an envelope.
 
-Under load, requests to fast models share a message, which costs the broker less. Each request to a slow model
-gets its own message. Every ready replica gets its share, and no request waits until an envelope is full.
+Under load, requests to a fast model share an envelope, because one large message costs the broker less than
+many small ones. Each request to a slow model gets its own envelope. Envelopes are so small that every ready
+replica gets some of the waiting requests. No request waits until an envelope is full.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def frames_per_envelope(waiting: int, fleet: ReplicaFleet, limit: int = MAX_FRAM
     """Return how many frames an envelope may hold, if ``waiting`` frames are published now.
 
     An envelope holds at most ``QUANTUM_MS`` of one replica's work, at most one ready replica's share of the
-    waiting requests, and at most ``limit`` frames. Without a measurement it holds 1.
+    waiting requests, and at most ``limit`` frames. If no replica is ready or the time of a request is not
+    known, it holds 1 frame.
     """
     if fleet.request_ms is None or fleet.ready == 0:
         return 1

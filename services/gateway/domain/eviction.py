@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# A body that was watched for less than this many seconds is not slow.
+# A body that was watched for less than this many seconds is not yet judged as slow.
 WATCHED_S = 1.0
 
 
 class Unfinished(NamedTuple):
-    """An incomplete body. ``held``: its bytes in memory. ``moved``: bytes in the last ``watched_s`` s."""
+    """An incomplete body. ``held``: its bytes in memory.
+
+    ``moved``: the bytes that arrived in the last ``watched_s`` seconds.
+    """
 
     held: int
     watched_s: float

@@ -1,4 +1,4 @@
-"""Choose another Deployment for a request with tensors whose Deployment cannot answer now. Pure."""
+"""Choose another Deployment for a request with tensors, if its own Deployment cannot answer now. Pure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def another(
 ) -> DeploymentRoute | None:
     """Return a ready Deployment that accepts the same tensors and has not failed, or None.
 
-    The candidates are the endpoint's ``failover``, in their order. If an upstream failed, the targets with a
-    share come before them. If replicas are missing, ``when_unready`` decides whether targets take over.
+    The candidates are the Deployments in the endpoint's ``failover``, in their order. If an upstream failed,
+    the targets with a share come before them. If replicas are missing, targets are not candidates, because
+    the router already applies the setting ``when_unready`` to them.
     """
     if not isinstance(error, REASONS):
         return None

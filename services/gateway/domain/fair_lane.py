@@ -1,8 +1,8 @@
 """Share a queue of a Deployment among its callers, before their requests are published.
 
 The broker's queue is first in, first out. So the gateway publishes only as many requests as keep the replicas
-busy: the window. The other requests wait here, and the next one is chosen fairly by weight. A caller within
-its share of the window does not wait. One caller alone may use the whole window.
+busy. This number is the window. The other requests wait here, and the next one is chosen fairly by weight. A
+caller within its share of the window does not wait. One caller alone may use the whole window.
 
 Byte queue limits in Linux follow the same idea: the order of the last queue cannot be changed, so keep that
 queue short and schedule the one before it. See :class:`~tidegate.kernel.fair_order.FairOrder` for the order.
@@ -59,11 +59,11 @@ class Standing(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Flow(Generic[T]):
-    """A flow in one lane. ``outstanding``: its unanswered requests.
+    """A flow in one lane. ``outstanding``: the number of its unanswered requests.
 
-    ``published``: how many requests are in the window. ``tenant``: the field ``tenant`` of its request
-    frames. ``name``: the key as text. ``held``: a heap of the requests that wait here, by (priority, order
-    of arrival).
+    ``published``: how many of them are in the window. ``tenant``: the field ``tenant`` of its request frames.
+    ``name``: the key as text. ``held``: a heap of the requests that wait here, by (priority, order of
+    arrival).
     """
 
     key: FlowKey
@@ -83,7 +83,8 @@ class FairLane(Generic[T]):
         self.published = 0
         self.held = 0
         self._flows: dict[FlowKey, Flow[T]] = {}
-        # The flow of the last request, because the next request often has the same caller.
+        # The flow of the last request. The next request often has the same caller, so this often saves a
+        # lookup.
         self._last: tuple[FlowKey, Flow[T]] | None = None
         self._order: FairOrder[FlowKey] = FairOrder(BURST)
         self._elsewhere: Mapping[str, FlowLoad] = {}
@@ -127,7 +128,10 @@ class FairLane(Generic[T]):
             self.published -= 1
 
     def take(self, flow: Flow[T], cost: float = 1.0) -> bool:
-        """Count a request as published if the window has room; return False if the request must be held."""
+        """Count a request as published and return True; return False if the request must be held.
+
+        It is published if the window has room and no request is held, or if its flow is within its share.
+        """
         if self.published < self.window and not self.held:
             flow.published += 1
             self.published += 1
@@ -149,8 +153,8 @@ class FairLane(Generic[T]):
     def release(self) -> Iterator[T]:
         """Yield the held requests to publish now. Call :meth:`skip` for those that have already ended.
 
-        If a request cannot be published, its end calls this method again. This inner call yields nothing, and
-        the outer call continues. So calls do not nest for each held request while the broker is down.
+        If a request cannot be published, its error handling calls this method again. This inner call yields
+        nothing, and the outer call continues. So while the broker is down, calls do not nest.
         """
         if self._releasing:
             return
@@ -205,7 +209,10 @@ class FairLane(Generic[T]):
         return load.outstanding if load is not None else 0
 
     def loads(self, most: int) -> dict[str, list[int]]:
-        """Return [unanswered requests, weight] of the ``most`` busiest flows, by the key as text."""
+        """Return [unanswered requests, weight] by flow (its key as text), for at most ``most`` flows.
+
+        The busiest flows are chosen.
+        """
         active = [flow for flow in self._flows.values() if flow.outstanding]
         active.sort(key=lambda flow: flow.outstanding, reverse=True)
         return {flow.name: [flow.outstanding, flow.weight] for flow in active[:most]}

@@ -15,7 +15,7 @@ from tidegate.kernel.protocol import bounded_json
 LONGEST_LABEL = 256
 # The square of a larger number may not fit into a float, and the variance needs squares.
 LARGEST = 1e100
-# A caller's clock may be ahead of the gateway's clock by this time.
+# A caller's clock may be ahead of the gateway's clock by at most this many ms.
 AHEAD_MS = 300_000
 _METRIC = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _MEMBERS = {"request_id", "idempotency_key", "score", "label", "reward", "metric", "value", "at"}
@@ -33,7 +33,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackItem:
-    """Outcomes of one answer. ``at``: milliseconds since the epoch. One of the two ids is empty."""
+    """Outcomes of one answer. ``at``: milliseconds since the epoch.
+
+    Exactly one of ``request_id`` and ``idempotency_key`` is set; the other one is empty.
+    """
 
     request_id: str
     idempotency_key: str

@@ -24,7 +24,7 @@ def document(
     """Return the page as data.
 
     ``models``: the index entries that the caller may see; None without a valid credential. Then ``problem``
-    says why. ``url``: the address that the caller used.
+    says what is wrong with the credential. ``url``: the address that the caller used.
     """
     page: dict[str, Any] = {"name": "tidegate", "version": version, "description": WHAT}
     if models is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 # How many frames without work a client may send, and how many more in each second. Sent answers allow more.
 USELESS_FRAMES = 2000.0
 USELESS_FRAMES_PER_S = 500.0
-# A ping is a strike if it comes sooner than PING_INTERVAL_S after the last ping. Sent data resets the number
-# of strikes. More than PING_STRIKES strikes end the connection.
+# A ping is a strike if it comes sooner than PING_INTERVAL_S after the last ping. If the gateway sends data,
+# the number of strikes becomes 0. More than PING_STRIKES strikes end the connection.
 PING_INTERVAL_S = 5.0
 PING_STRIKES = 4
 # A client may cancel this many calls before they are answered, and four more for each answered call.
@@ -16,7 +16,10 @@ LATE_BYTES = 16 * 2**20
 
 
 class FloodGuard:
-    """Counts one client's useless work. Methods return why the connection must end, or None."""
+    """The counts of one client's useless work.
+
+    Methods that count such work return why the connection must end, or None.
+    """
 
     __slots__ = ("_answered", "_late_bytes", "_left", "_pinged", "_resets", "_since", "_strikes")
 

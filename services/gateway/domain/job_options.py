@@ -49,7 +49,7 @@ _USUAL, _ASYNC = b"respond-async", Preference()
 
 
 def preference(header: bytes | None) -> Preference | None:
-    """Return the preference for a job in a ``Prefer`` header (RFC 7240), or None."""
+    """Return the preference for a job in a ``Prefer`` header (RFC 7240); None if the header has none."""
     if header is None:
         return None
     if header == _USUAL:
@@ -111,7 +111,7 @@ def check_version(value: Any) -> str:
 
 
 def check_level(value: Any) -> Level:
-    """Return a valid priority level. Raises BadRequest."""
+    """Check a priority level and return it; raise BadRequest if it is unknown."""
     if value not in LEVELS:
         raise BadRequest(f"priority must be one of {', '.join(LEVELS)}, got {str(value)[:40]!r}")
     level: Level = value
@@ -126,7 +126,7 @@ def check_ttl(value: Any) -> float:
 
 
 def check_webhook(value: Any) -> str:
-    """Return a webhook's URL. Raises BadRequest. Its IP address is checked at delivery."""
+    """Check a webhook's URL and return it; raise BadRequest. The IP address is checked at delivery."""
     if not isinstance(value, str) or read_url(value) is None:
         raise BadRequest(f"webhook must be an http or https URL without a user name, got {str(value)[:80]!r}")
     return value

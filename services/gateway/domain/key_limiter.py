@@ -34,9 +34,9 @@ SLOTS_RETRY_S = 1.0
 class LimitReached:
     """The limit that refuses a request.
 
-    ``limit``: ``rate``, ``concurrency``, ``day``, ``month``, ``day_budget``, ``month_budget``. ``soon``: True
-    if the account may have money that this process has not leased yet. For limits of a day or a month, use
-    ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
+    ``limit``: one of ``rate``, ``concurrency``, ``day``, ``month``, ``day_budget`` and ``month_budget``.
+    ``soon``: True if the account may have money that this process has not leased yet. For limits of a day or
+    a month, use ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
     """
 
     limit: str
@@ -96,7 +96,7 @@ class KeyLimiter:
         self._slots_refused = 0
         self._tight = False
         self._activate = activate
-        self._requests = 0  # the requests since the last settlement
+        self._requests = 0  # the number of requests since the last settlement
         self._unsettled = False  # True until the first settlement after an idle time
         self._rate_refused = 0
         self._last_at = self._settled_at = self._wait_until = float("-inf")
@@ -137,7 +137,8 @@ class KeyLimiter:
     def remaining_header(self, epoch_s: float) -> bytes:
         """Return the value of ``RateLimit``: the remaining part of each limit, as far as this process knows.
 
-        ``r``: the remaining number. ``t``: the seconds until the full limit is available again.
+        ``r``: the number of requests that the limit still allows. ``t``: the seconds until the full limit is
+        available again.
         """
         found = []
         rate, allowance = self.rate, self.allowance
@@ -194,7 +195,7 @@ class KeyLimiter:
             tokens.change(limit)
             minimum = tokens.minimum
             tokens.borrow(self._share_of(tokens.available) if tokens.available >= 1 else 0)
-            if kind == "rate" or self.standalone:  # a change must not raise the credit
+            if kind == "rate" or self.standalone:  # else each change would give new credit
                 tokens.minimum = max(tokens.minimum, minimum)
         return tokens
 
@@ -217,7 +218,8 @@ class KeyLimiter:
         # The number of requests expected in the next AHEAD_S, at the pace since the last settlement.
         pace = math.ceil(self._requests * AHEAD_S / max(now - self._settled_at, AHEAD_S / 5))
         if self.standalone and self.rate is not None:
-            # Report 0 held tokens, because the account was refilled too while the store was down.
+            # The account was refilled too while the store was down. So report 0 held tokens, or tokens count
+            # twice.
             self.rate.borrowed = self.rate.held
         slots = self._slots_wanted(idle)
         self.slots = min(self.slots, slots)  # do not use slots that this settlement returns
@@ -253,7 +255,8 @@ class KeyLimiter:
         if self.rate is not None and limits.rate is not None:
             credit = self._unused_share(request.rate, grant.rate_left) if self._unsettled else 0
             self.rate.apply(request.rate, grant.rate, grant.rate_left, credit)
-        # A crash loses a process's tokens. So a process holds few tokens of a quota, and uses credit.
+        # If a process crashes, the tokens that it holds are lost. So it holds few tokens of a quota, and
+        # borrows the others on credit.
         if self.day_quota is not None and limits.day is not None:
             left = max(0, grant.day_left + self.day_quota.limit - limits.day)
             self.day_quota.apply(request.day_quota, grant.day_quota, left, int(left * self.share))
@@ -311,7 +314,7 @@ class KeyLimiter:
         if now - self._last_at >= IDLE_S and (not self.in_flight or self.allowance.concurrency is None):
             self.active = self._slots_known = False
             if self.budget is not None and not self.standalone and any(t.held for t in self.budget.tokens):
-                self._wake(now)  # a request ended during the settlement
+                self._wake(now)  # a request ended during the settlement: report its cost
 
     def _wake(self, now: float) -> None:
         self._activate(self)  # this must come first, because it sets the share

@@ -22,10 +22,10 @@ class TokenHolding:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """A process's holdings of one caller's limits.
+    """A process's report about one caller: for each limit, the tokens that the process holds and wants.
 
-    ``day`` is in UTC, such as ``2026-01-31``. ``month`` is its month, such as ``2026-01``.
-    ``slots``: the requests in flight, and the number of concurrent requests that the process wants to allow.
+    ``day``: today in UTC, such as ``2026-01-31``. ``month``: its month, such as ``2026-01``. ``slots``: the
+    number of requests in flight, and the number of concurrent requests that the process wants to allow.
     """
 
     principal: str

@@ -22,8 +22,9 @@ FRAME_PRIORITY: dict[Band, int] = {"high": 1, "normal": 0, "low": 7}
 def band_of(headers: Mapping[bytes, bytes], body: Mapping[str, Any]) -> Band:
     """Return a request's band; raise BadRequest for an unknown band.
 
-    The first of these decides: the header ``X-Tidegate-Priority``, the body's ``service_tier``, the header
-    ``Priority`` (RFC 9218: an urgency below 3 is high, above 4 is low).
+    The first of these that names a band decides: the header ``X-Tidegate-Priority``, the body's
+    ``service_tier``, the header ``Priority`` (RFC 9218: an urgency below 3 is high, above 4 is low).
+    Otherwise, the band is normal.
     """
     if (named := headers.get(b"x-tidegate-priority")) is not None:
         word = named.decode("latin-1").strip().lower()

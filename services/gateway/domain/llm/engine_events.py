@@ -15,7 +15,7 @@ import orjson
 
 from tidegate.kernel.errors import ModelFailed
 
-# The schemas of TGI and Ollama require an integer. No token has this id.
+# The id of a token whose id is not known. TGI and Ollama require an integer here. No real token has this id.
 UNKNOWN_ID = -1
 
 
