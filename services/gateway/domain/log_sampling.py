@@ -9,7 +9,7 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}
 
 
 class LogSampler:
-    """Takes the ``first`` requests of each second, and a ``fraction`` (0 to 1) of the other requests.
+    """A sampler that takes the ``first`` requests of each second and a ``fraction`` (0 to 1) of the others.
 
     Call :meth:`second` once a second.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 SMALL = 2**20
-# Objects larger than SMALL may use only this share, so that small objects always have room.
+# Objects larger than SMALL may use only this part of the limit, so that small objects always have room.
 SHARE_OF_LARGE = 7 / 8
 
 
@@ -21,7 +21,7 @@ class MemoryBudget:
         self._limit_large = int(limit * SHARE_OF_LARGE)
 
     def room(self, count: int, *, of: int = 0, known: bool = False) -> bool:
-        """Return True if ``count`` more bytes fit, perhaps after reclaiming some."""
+        """Return True if ``count`` more bytes fit. If they do not fit at first, call ``reclaim``."""
         limit = self.limit if max(count, of) <= SMALL else self._limit_large
         if self.used + count > limit:
             self.reclaim(self.used + count - limit, known)

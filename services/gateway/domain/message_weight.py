@@ -1,14 +1,14 @@
-"""Measure the structure of a serialized ``ModelInferRequest``. Parsing multiplies its size in memory.
+"""Count the bytes of structure in a serialized ``ModelInferRequest``.
 
-Measured with upb, one serialized byte takes this many bytes of memory: 44 for empty inputs, 8 for typed
-contents and shapes, 1 for raw tensors.
+Structure is everything except raw tensors. Parsing multiplies its size in memory. With upb, one serialized
+byte takes this many bytes of memory: 44 for empty inputs, 8 for typed contents and shapes, 1 for raw tensors.
 """
 
 from __future__ import annotations
 
 from tidegate.kernel.errors import BadRequest
 
-# A request may have this many top-level fields: inputs, outputs, parameters and raw tensors.
+# A request may have at most this many top-level fields: inputs, outputs, parameters and raw tensors.
 FIELDS = 4096
 # Bytes of memory that parsing adds per byte of structure. Only empty inputs need more; FIELDS limits their
 # number.

@@ -10,7 +10,8 @@ from tidegate.kernel.errors import BadRequest
 
 # A part with a larger head is refused. Most heads have a few hundred bytes.
 HEAD_BYTES = 8 * 1024
-# A Content-Disposition needs only a name and a filename. Python's parser is slow with many parameters.
+# A Content-Disposition with more parameters is refused, because Python's parser is slow with many. A name and
+# a filename are enough.
 MAX_SEMICOLONS = 100
 MAX_PARTS = 64
 # RFC 2046 allows 70 characters.
@@ -56,7 +57,7 @@ def boundary_of(content_type: str) -> bytes:
 
 
 class MultipartReader:
-    """A reader of one form. It holds no more than one head, or bytes that may start a delimiter."""
+    """A reader of one form. It keeps at most one head in memory, or the bytes that can start a delimiter."""
 
     def __init__(self, boundary: bytes) -> None:
         self._delimiter = b"\r\n--" + boundary
@@ -113,7 +114,8 @@ class MultipartReader:
             self._held, self._in = after, "head"
 
     def _read_head(self) -> Iterator[Event]:
-        # A head without lines is a single line break.
+        # An empty head is a single line break. Add one before the head, so that an empty head ends like
+        # others.
         head, found, after = (b"\r\n" + self._held).partition(b"\r\n\r\n")
         if len(head) > HEAD_BYTES:
             raise BadRequest(f"a part of the form has a head of more than {HEAD_BYTES} bytes")
@@ -133,7 +135,7 @@ class MultipartReader:
                 yield PartData(before)
             yield PartEnd()
             return
-        # The last bytes may be the start of a delimiter.
+        # Keep the last bytes, because they can be the start of a delimiter.
         safe = len(self._held) - len(self._delimiter)
         if safe > 0:
             data, self._held = self._held[:safe], self._held[safe:]
@@ -151,7 +153,7 @@ def _begin(head: bytes) -> PartBegin:
             message["content-disposition"] = value.strip().decode("utf-8", "replace")
     try:
         name, filename = message.get_param("name", header="content-disposition"), message.get_filename()
-    except ValueError:  # a continued parameter (RFC 2231) has too long a number
+    except ValueError:  # the number of a continued parameter (RFC 2231) is too long
         name = filename = None
     if message.get_content_disposition() != "form-data" or not isinstance(name, str) or not name:
         raise BadRequest("each part of the form needs a Content-Disposition form-data with a name")

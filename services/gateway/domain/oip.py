@@ -45,8 +45,8 @@ def decode(
     """Decode and check a request body; raise BadRequest.
 
     ``header_length``: the size of the JSON part in bytes if binary tensor data follows it, else None. With 0,
-    the whole body is the data of the model's only input; then raise Unavailable without a signature. Raise
-    UsesRegions for tensors in shared memory if ``beside`` has no regions.
+    the whole body is the data of the model's only input. This form needs the signature: raise Unavailable if
+    it is not known. Raise UsesRegions for tensors in shared memory if ``beside`` has no regions.
     """
     head, tail = parts(body, header_length)
     return decode_head(head, tail, contract, beside)
@@ -133,7 +133,7 @@ def _wanted(
 def sink_of(
     name: str, parameters: dict[str, Any], regions: Regions, sinks: dict[str, Sink]
 ) -> dict[str, Any]:
-    """Add an output in shared memory to ``sinks``. Return the output's parameters for ``want``."""
+    """Add an output to ``sinks`` if it goes to shared memory. Return the parameters for ``Contract.want``."""
     part = part_of(name, parameters)
     if part is None:
         return parameters
@@ -297,7 +297,7 @@ def encode(
             item["parameters"] = sink.part.parameters(len(raw))
         elif values is None:  # binary was requested, or the strings are not UTF-8
             item["parameters"] = {"binary_data_size": len(raw)}
-            if len(raw):  # without binary data, the response is plain JSON, as in Triton
+            if len(raw):  # if no output has bytes, the response is plain JSON, as in Triton
                 tail.append(raw)
         else:
             item["data"] = values

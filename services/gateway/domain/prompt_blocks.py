@@ -15,7 +15,7 @@ import orjson
 
 # Bytes per block: about 32 tokens of English text. An engine reuses whole blocks of 16 to 32 tokens.
 BLOCK = 128
-# Later blocks are ignored: a longer common beginning does not change the choice of a replica.
+# Later blocks are ignored. A common beginning of this length is enough to choose a replica.
 MAX_BLOCKS = 256
 HASH_SIZE = 8
 

@@ -31,9 +31,9 @@ def policy(allowance: Allowance) -> bytes:
 
 
 def seconds_left(limit: str, epoch_s: float) -> float:
-    """Return the seconds from ``epoch_s`` to the end of its day or month in UTC.
+    """Return how many seconds remain from ``epoch_s`` until the end of the current day or month in UTC.
 
-    ``limit``: ``day`` or ``month``.
+    ``limit``: ``day`` or ``month``. ``epoch_s``: now, in seconds since the epoch.
     """
     if limit == "day":
         return DAY_S - epoch_s % DAY_S

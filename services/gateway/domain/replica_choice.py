@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal, NamedTuple
 
-# For a new prompt, the hash of this many first blocks chooses the replica. So all gateways choose the same
-# replica, and prompts that differ only after these blocks share a replica.
+# For a new prompt, the hash of its first FIRST_BLOCKS blocks chooses the replica. So all gateways choose the
+# same replica, and prompts that differ only after these blocks share a replica.
 FIRST_BLOCKS = 4
 # A replica has too much load if its requests exceed this multiple of the mean by more than one.
 LOAD_CAP = 1.25
@@ -24,7 +24,10 @@ Outcome = Literal["hit", "first", "stolen", "loaded", "none"]
 
 
 class ReplicaSlots(NamedTuple):
-    """A ready replica. ``inflight``: its requests, as last reported. ``slots``: how many run concurrently."""
+    """A ready replica. ``inflight``: the number of its requests, as last reported.
+
+    ``slots``: how many requests it can run at the same time.
+    """
 
     name: str
     inflight: int
@@ -72,7 +75,10 @@ def choose(
     ready: Sequence[ReplicaSlots],
     inflight: Mapping[str, int],
 ) -> Choice:
-    """Return the preferred replica of a prompt. ``inflight``: this gateway's requests on each replica."""
+    """Return the replica that a prompt prefers.
+
+    ``inflight``: how many requests this gateway has on each replica, by the replica's name.
+    """
     if len(ready) < 2 or not blocks:
         return Choice(None, "none")
     depths = memory.depths(blocks)

@@ -21,14 +21,15 @@ class ReplicaFleet:
     """The replicas of a Deployment at their last reports. A field is None if it is not known.
 
     ``request_ms``: model time per request in recent calls. ``full_ms``: model time per request if each call
-    is full. ``elsewhere``: requests that other gateways have in flight. ``start_ms``: the time until the next
-    replica is ready. ``fault``: why no replica can start. ``load_failed``: True if the model cannot be loaded
-    and no replica can answer. ``reloading``: the message of a replica that starts again, if no replica is
-    ready. ``replicas``: the ready replicas of a decoupled model. ``parallel``: how many requests a fully
-    loaded replica finishes in the time of one call. ``holds``: the requests that all ready replicas can hold;
-    0: a replica does not report its number. ``flows_elsewhere``: the requests of each flow at other gateways.
-    ``gateways``: how many gateways have requests, including this one. ``host_busy``: the busy share of the
-    cores of the busiest host (0 to 1). ``sequences``: the ready replicas of a stateful model.
+    is full. ``elsewhere``: how many requests other gateways have in flight. ``start_ms``: the ms until the
+    next replica is ready. ``fault``: why no replica can start. ``load_failed``: True if the model cannot be
+    loaded and no replica can answer. ``reloading``: the message of a replica that starts again, if no replica
+    is ready. ``replicas``: the ready replicas of a decoupled model. ``parallel``: how many requests a fully
+    loaded replica finishes in the time of one call. ``holds``: how many requests all ready replicas can hold
+    together; 0 if a replica does not report its number. ``flows_elsewhere``: the requests of each flow at
+    other gateways. ``gateways``: how many gateways have requests for this Deployment; this one always counts.
+    ``host_busy``: the busy part of the cores of the busiest host (0 to 1). ``sequences``: the ready replicas
+    of a stateful model.
     """
 
     ready: int = 0
@@ -61,8 +62,8 @@ class LoadElsewhere(NamedTuple):
 
 NONE_ELSEWHERE = LoadElsewhere(0, {}, 0)
 UNKNOWN_FLEET = ReplicaFleet()
-# How many requests are published while no replica is ready. They wake the model, and they are enough work for
-# the first replica.
+# While no replica is ready, a gateway publishes at most this many requests. They wake the model, and they are
+# enough work for the first replica.
 STARTING_WINDOW = 32
 
 
@@ -70,7 +71,8 @@ def window_of(fleet: ReplicaFleet) -> int:
     """Return how many published requests a gateway may have at a Deployment to keep its replicas busy.
 
     The other requests wait in the gateway for their turn. The number is unlimited while nothing is known
-    about the replicas, and for workers of an earlier version.
+    about the replicas. It is also unlimited if a worker of an earlier version does not report how many
+    requests it can hold.
     """
     if fleet is UNKNOWN_FLEET:
         return UNLIMITED

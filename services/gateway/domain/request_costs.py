@@ -84,10 +84,10 @@ class RequestCosts:
     def learn(
         self, endpoint: str, route: DeploymentRoute, nanos: int, compute_us: int, whole_us: int
     ) -> None:
-        """Learn from the cost of an answer.
+        """Update the learned costs of an endpoint with the cost of an answer.
 
-        ``whole_us``: the time of its model call. ``compute_us``: the answer's share of that time. A request
-        costs most if its call runs alone in the replica, and the call has no other request.
+        ``whole_us``: the time of the answer's model call. ``compute_us``: the answer's share of that time. A
+        request costs most if its call runs alone in the replica, and the call has no other request.
         """
         found = self._facts.deployments.get(route.name)
         alone = found.alone if found is not None else 0.0

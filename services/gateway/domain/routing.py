@@ -24,7 +24,7 @@ FLOWS_KEPT = 1024
 class LlmRoute:
     """Facts about a language model. ``context``: its context length (prompt and answer) in tokens, if known.
 
-    ``adapters``: names of LoRA adapters. ``slots``: the requests that a replica runs at the same time.
+    ``adapters``: names of LoRA adapters. ``slots``: how many requests a replica runs at the same time.
     ``created``: the version's time of creation in seconds since the epoch. ``affinity_wait_ms``: the longest
     wait for the preferred replica; 0 means no preference.
     """
@@ -69,10 +69,11 @@ class DeploymentRoute:
 
 @dataclass(frozen=True, slots=True)
 class ShadowRoute:
-    """The Deployment that gets copies of an endpoint's requests. ``key`` identifies the counts.
+    """The Deployment that gets copies of an endpoint's requests. ``key`` identifies this shadow's counts.
 
     ``rate``: the percentage of requests to copy. ``max_per_s``: the most copies per second; None means no
-    limit. ``until``: the end in seconds since the epoch. ``wake``: True if copies may start a replica.
+    limit. ``until``: when copying ends, in seconds since the epoch. ``wake``: True if copies may start a
+    replica.
     """
 
     deployment: DeploymentRoute
@@ -87,16 +88,16 @@ class ShadowRoute:
 
 @dataclass(frozen=True, slots=True)
 class EndpointRoute:
-    """The Deployments of an endpoint. ``targets`` have a share of the traffic, by ``weights``.
+    """The Deployments of an endpoint. ``targets`` share the traffic in proportion to ``weights``.
 
-    ``rules`` come first and may name other Deployments. ``sticky`` keeps a caller's requests at one target.
-    ``compared``: True if answers, failures and latencies are counted by Deployment, for a canary or an
-    experiment. ``feedback``: True if answers get an id, with which callers report outcomes. ``shadow`` gets
-    copies of requests. ``weight``: the endpoint's weight at a Deployment that several endpoints share.
-    ``failover``: Deployments without a share, for requests that the targets cannot answer. ``reserves``: by
-    the name of a target, the Deployment with the replicas that serve only this endpoint. ``experiment``: the
-    id of the running experiment, or empty. ``labels``: aliases of versions. ``stateful``: True if a
-    Deployment keeps sequences.
+    ``rules`` are tried before the weights and may name other Deployments. ``sticky`` keeps a caller's
+    requests at one target. ``compared``: True if answers, failures and latencies are counted by Deployment,
+    for a canary or an experiment. ``feedback``: True if answers get an id, with which callers report
+    outcomes. ``shadow`` gets copies of requests. ``weight``: the endpoint's weight at a Deployment that
+    several endpoints share. ``failover``: Deployments without a share, for requests that the targets cannot
+    answer. ``reserves``: for a target's name, the Deployment whose replicas serve only this endpoint.
+    ``experiment``: the id of the running experiment, or empty. ``labels``: the version number for each alias.
+    ``stateful``: True if the model of a Deployment keeps a state for each sequence.
     """
 
     name: str

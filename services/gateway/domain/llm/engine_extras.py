@@ -15,7 +15,7 @@ from services.gateway.domain.llm.members import Members
 from tidegate.kernel.errors import BadRequest, NotFound
 
 TOKENIZE, DETOKENIZE, TEMPLATE = "/tokenize", "/detokenize", "/apply-template"
-# These bodies and answers pass unchanged.
+# Requests to these paths, and their answers, pass unchanged.
 PASSED = ("/pooling", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank")
 
 
@@ -32,7 +32,7 @@ def tokenize(request: Members) -> dict[str, Any]:
     if not named:
         raise BadRequest("the request has nothing to tokenize: add 'prompt' or 'messages'")
     prompt = members.text(request, named[0])
-    default = named[0] != "content"  # llama.cpp's default is not to add special tokens
+    default = named[0] != "content"  # 'content' is llama.cpp's name, and llama.cpp adds none by default
     special = members.flag(request, "add_special_tokens", members.flag(request, "add_special", default))
     strings = of_tgi(request) or members.flag(request, "return_token_strs")
     return {

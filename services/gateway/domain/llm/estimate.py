@@ -13,7 +13,7 @@ CHARACTERS_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
 # The tokens of an image of a usual size, for engines that accept images.
 TOKENS_PER_IMAGE = 1024
-# The answer's length if neither the request nor the model's context limits it.
+# The assumed number of tokens of an answer, if neither the request nor the model's context limits it.
 USUAL_ANSWER = 1024
 
 _PROMPT = ("messages", "prompt", "input", "instructions", "inputs", "system", "suffix", "query", "documents")
@@ -22,14 +22,14 @@ _UNSEEN = frozenset({"image_url", "url", "data", "type", "role", "id"})
 
 
 class TokenEstimate(NamedTuple):
-    """The estimated tokens of a request's prompt, and the most that its answer may have."""
+    """The estimated tokens of a request's prompt, and the most tokens that its answer can have."""
 
     prompt: int
     answer: int
 
     @property
     def total(self) -> int:
-        """Return the tokens that the request may occupy in the engine's KV cache."""
+        """Return the most tokens that the request can need in the engine's KV cache."""
         return self.prompt + self.answer
 
 

@@ -130,7 +130,10 @@ class OllamaAnswer:
 
 
 def loaded(call: OllamaCall, now: datetime) -> dict[str, Any]:
-    """Return the answer to a request without a prompt. Clients send it to load or unload a model."""
+    """Return the answer to a request without a prompt.
+
+    Clients send such a request to load or unload a model.
+    """
     frame: dict[str, Any] = {"model": call.model, "created_at": stamp(now)}
     empty = {"message": {"role": "assistant", "content": ""}} if call.kind == "chat" else {"response": ""}
     return frame | empty | {"done": True, "done_reason": "unload" if call.unload else "load"}

@@ -45,10 +45,10 @@ _UNKNOWN = "Tidegate does not have this option"
 
 @dataclass(frozen=True, slots=True)
 class OllamaCall:
-    """A request of Ollama. ``path``, ``body``: the engine's request; an empty path: no engine is needed.
+    """A translated request of Ollama. ``path``, ``body``: the path and the body of the request to the engine.
 
-    ``kind``: the form of the answer. ``model``: the name that the caller sent. ``ignored``: members without
-    effect, with the reason.
+    The path is empty if no engine is needed. ``kind``: the form of the answer. ``model``: the name that the
+    caller sent. ``ignored``: members without effect, with the reason.
     """
 
     kind: Literal["chat", "generate"]
@@ -105,7 +105,7 @@ def generate(request: Members) -> OllamaCall:
 def embed(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
     """Translate a request of ``/api/embed``. Return the body for :data:`EMBEDDINGS`, and ignored members."""
     if request.get("truncate") is False:
-        ignored = {}  # engines always refuse an input that is too long
+        ignored = {}  # it has an effect: engines refuse an input that is too long
     else:
         ignored = (
             {"truncate": "the engine refuses an input that is too long"} if "truncate" in request else {}
@@ -155,7 +155,10 @@ def _call(
 
 
 def _nothing(kind: Literal["chat", "generate"], request: Members) -> OllamaCall:
-    """Return the call for a request without a prompt. Ollama's clients use it to load or unload a model."""
+    """Return the call for a request without a prompt.
+
+    Clients send such a request to load or unload a model.
+    """
     return OllamaCall(
         kind,
         model_of(request),

@@ -15,7 +15,10 @@ DONE = b"data: [DONE]\n\n"
 
 
 class EventFilter:
-    """Changes the events of one answer: sets the endpoint's name as model, and removes unrequested usage."""
+    """A filter for the events of one answer.
+
+    It replaces the model's name by the endpoint's name, and removes usage that was not requested.
+    """
 
     def __init__(self, model: str, *, usage: bool) -> None:
         self._model = orjson.dumps(model)

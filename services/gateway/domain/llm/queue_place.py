@@ -27,9 +27,9 @@ def place(
 ) -> QueuePlace:
     """Estimate a place in a queue that is mostly first in, first out.
 
-    ``before``: the requests in flight when this request arrived. ``left``: the requests that have ended in
-    the ``waited_s`` seconds since then. ``room``: the requests that one replica runs at the same time.
-    ``ready``: the number of ready replicas. ``start_ms``: the time until a replica is ready, if known.
+    ``before``: the number of requests in flight when this request arrived. ``left``: how many requests have
+    ended in the ``waited_s`` seconds since then. ``room``: how many requests one replica runs at the same
+    time. ``ready``: the number of ready replicas. ``start_ms``: the ms until a replica is ready, if known.
     """
     position = max(0, before - left - room * ready)
     if ready == 0:

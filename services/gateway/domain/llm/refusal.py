@@ -40,7 +40,7 @@ def _detail(body: bytes) -> dict[str, Any]:
 
 
 def check_waits(body: Mapping[str, Any]) -> None:
-    """Raise BadRequest for a request with ``background``: its tokens would never be counted."""
+    """Raise BadRequest for a request with ``background``, because its tokens would never be counted."""
     if body.get("background"):
         raise BadRequest(
             "'background' is not supported: leave it out, and send 'Prefer: respond-async' to get a job"

@@ -81,7 +81,7 @@ class StreamProgress:
 
     @property
     def tokens(self) -> int:
-        """Return how many tokens of the answer the caller has, if the engine reports token ids."""
+        """Return how many tokens of the answer the caller has; 0 if the engine does not report token ids."""
         return len(self._ids)
 
     def add(self, events: Sequence[bytes], meta: Meta) -> None:

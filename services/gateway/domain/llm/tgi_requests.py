@@ -16,7 +16,7 @@ MAX_NEW_TOKENS = 100
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A request of TGI. ``body``: the body for :data:`PATH`. The other members shape the answer."""
+    """A request of TGI. ``body``: the body for :data:`PATH`. Most other fields set the form of the answer."""
 
     body: dict[str, Any]
     prompt: str
@@ -105,6 +105,7 @@ def _grammar(grammar: Members) -> dict[str, Any]:
     schema = members.group(grammar, "value")
     if kind == "json_schema" and "schema" in schema:
         schema = members.group(schema, "schema")
-    # The first member is for vLLM. The second is for llama.cpp, which has no response_format in completions.
+    # vLLM reads response_format. llama.cpp reads json_schema, because it has no response_format in
+    # completions.
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     return {"response_format": wanted, "json_schema": schema}

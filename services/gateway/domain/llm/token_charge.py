@@ -1,4 +1,4 @@
-"""Choose the tokens to charge for a request before the engine has counted them."""
+"""Choose how many tokens to charge for a request before the engine has counted them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _RATIOS = (0.1, 10.0)
 # A new caller gets the ratio of all callers, but at most this value, because one caller with unusual prompts
 # can raise that ratio.
 _MOST_OF_OTHERS = 2.0
-# Estimates are multiplied by this factor. A charge that is too high is corrected at the end. A charge that is
-# too low exceeds the limit.
+# Estimates are multiplied by this factor, because a charge that is too low lets a caller exceed the limit. A
+# charge that is too high is corrected at the end.
 _MARGIN = 1.1
 
 
@@ -41,18 +41,19 @@ class PromptRatio:
         return estimated if ratio is None else math.ceil(estimated * ratio * _MARGIN)
 
     def learn(self, endpoint: str, estimated: int, counted: int, caller: str = "") -> None:
-        """Learn from a request: its prompt had ``counted`` tokens."""
+        """Update the ratios with a prompt: ``estimated`` tokens were expected, ``counted`` were real."""
         if estimated <= 0 or counted <= 0:
             return
         ratio = min(max(counted / estimated, _RATIOS[0]), _RATIOS[1])
         for key in {(endpoint, ""), (endpoint, caller)}:
             before = self.ratios.get(key, ratio)
-            # A higher ratio applies immediately, so that longer prompts do not exceed the limit for long.
+            # A higher ratio applies immediately, so that callers with such prompts do not exceed the limit
+            # for long.
             self.ratios[key] = max(ratio, before + _WEIGHT * (ratio - before))
 
 
 def charge(prompt: int, answer: int, *, stated: bool, limits: Mapping[str, TokenAllowance]) -> int:
-    """Return the tokens to charge at admission: the prompt and the answer.
+    """Return how many tokens to charge at admission, for the prompt and the answer together.
 
     ``stated``: True if the request itself limits its answer. Otherwise, assume a usual answer, or a shorter
     one if the limits are lower.

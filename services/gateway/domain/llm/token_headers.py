@@ -14,7 +14,7 @@ Header = tuple[bytes, bytes]
 
 
 class TokenAccount(NamedTuple):
-    """An account of a caller. ``endpoint``: the only endpoint of the limit; empty means all endpoints."""
+    """An account of a caller. ``endpoint``: the endpoint that the limit is for; empty means all endpoints."""
 
     principal: str
     endpoint: str
@@ -22,14 +22,17 @@ class TokenAccount(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The account's name in the store. It is unique, because the names of principals contain no space."""
+        """Return the account's name in the store.
+
+        It is unique, because the names of principals contain no space.
+        """
         return f"{self.principal} {self.endpoint}" if self.endpoint else self.principal
 
 
 class Left(NamedTuple):
     """The state of one limit.
 
-    ``rest``: the remaining part. ``reset_s``: seconds until the full limit is available.
+    ``rest``: how many tokens or requests remain. ``reset_s``: seconds until the full limit is available.
     """
 
     name: str
@@ -43,7 +46,7 @@ def tokens_left(account: TokenAccount, balance: TokenBalance, charged: int) -> l
     end = f"-{account.endpoint}" if account.endpoint else ""
     limit, found = account.limit, []
     if limit.minute is not None:
-        # Charges are kept by the second, so a new charge leaves the window up to one second late.
+        # The window counts charges in whole seconds, so a new charge leaves the window up to one second late.
         reset_s = WINDOW_S + 1.0 if charged else balance.reset_ms / 1e3
         rest = max(0, limit.minute - balance.used - charged)
         found.append(Left(f"tokens-minute{end}", limit.minute, rest, reset_s))

@@ -13,7 +13,10 @@ _OPTIONS = {"minute": "--tokens-per-minute", "day": "--tokens-per-day"}
 
 
 def check_fits(accounts: Sequence[TokenAccount], prompt: int, tokens: int) -> None:
-    """Raise BadRequest if a request of ``tokens``, including ``prompt``, is above one of the limits."""
+    """Raise BadRequest if a request needs more tokens than one of the limits allows.
+
+    ``tokens``: all tokens of the request. ``prompt``: how many of them are in the prompt.
+    """
     for account in accounts:
         for most, period in ((account.limit.minute, "minute"), (account.limit.day, "day")):
             if most is None or tokens <= most:

@@ -1,8 +1,8 @@
-"""The tokens of language models that a caller used in the last minute and on this day.
+"""Count the tokens of language models that a caller used in the last minute and on this day.
 
-The window slides: in any 60 seconds, the charges stay within the limit. Charges are kept by the second. The
-same algorithm runs in the store (``tidegate/kernel/store/lua/tokens_charge.lua``) for all gateway processes.
-This module is for a process that cannot reach the store.
+The window slides: in any 60 seconds, the charges stay within the limit. All charges of one second are counted
+together. The same algorithm runs in the store (``tidegate/kernel/store/lua/tokens_charge.lua``) for all
+gateway processes. This module is for a process that cannot reach the store.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TokenBalance:
 
 @dataclass(slots=True)
 class TokenWindow:
-    """One account. ``now`` is in seconds since the epoch."""
+    """The charged tokens of one account. ``now`` is in seconds since the epoch."""
 
     charges: dict[int, int] = field(default_factory=dict)
     day: int = 0
@@ -62,7 +62,7 @@ class TokenWindow:
         return TokenBalance(used, self.day_used, wait_s * 1e3, reset_s * 1e3, day_ms, refused)
 
     def charge(self, tokens: int, now: float) -> int:
-        """Charge ``tokens``. Return the second of the charge, for :meth:`settle`."""
+        """Charge ``tokens``. Return the time of the charge in whole seconds, for :meth:`settle`."""
         self._forget(now)
         second = int(now)
         self.charges[second] = self.charges.get(second, 0) + tokens
@@ -72,8 +72,8 @@ class TokenWindow:
     def settle(self, at: int, difference: int, now: float) -> None:
         """Correct the charge of the second ``at`` by ``difference``.
 
-        If the charge has left the window, a difference above 0 is charged now, and a difference below 0 is
-        dropped.
+        If that second has left the window, a difference above 0 is charged now. A difference below 0 then
+        changes only the count of the day.
         """
         self._forget(now)
         second = at if at + 1 + WINDOW_S > now else int(now)

@@ -9,7 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class OpenAiFacts:
-    """The caller's request for a batch, and its files. ``expires_ms``: the deadline (ms since the epoch)."""
+    """The caller's request for a batch, and the ids of the batch's files.
+
+    ``expires_ms``: the deadline (ms since the epoch).
+    """
 
     input_file: bytes
     output_file: bytes
@@ -20,7 +23,7 @@ class OpenAiFacts:
     metadata: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the facts as JSON, for the record."""
+        """Return the facts as JSON, for the batch's record."""
         return {
             "input_file": self.input_file.hex(),
             "output_file": self.output_file.hex(),
@@ -33,6 +36,6 @@ class OpenAiFacts:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> OpenAiFacts:
-        """Read the facts from the record."""
+        """Read the facts from the batch's record."""
         ids = {name: bytes.fromhex(document[name]) for name in ("input_file", "output_file", "error_file")}
         return cls(**{**document, **ids})

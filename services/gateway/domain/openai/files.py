@@ -65,20 +65,23 @@ def no_file(text: str) -> NotFound:
 
 
 def check_purpose(value: str | None) -> Purpose:
-    """Return the purpose of an upload. Raises BadRequest."""
+    """Check the purpose of an upload and return it; raise BadRequest."""
     if value != "batch":
         raise BadRequest(f"the form's field 'purpose' must be 'batch', got {(value or '')[:40]!r}")
     return "batch"
 
 
 def check_filename(value: str | None) -> str:
-    """Return the name of an uploaded file without folders and control characters."""
+    """Return the name of an uploaded file. Remove folders and characters that cannot be printed."""
     name = (value or "").replace("\\", "/").rpartition("/")[2]
     return "".join(each for each in name if each.isprintable())[:MAX_FILENAME] or "file.jsonl"
 
 
 def kept_s(anchor: str | None, seconds: str | None, default_s: float) -> float:
-    """Return how many seconds to keep a file, by the fields ``expires_after[...]``. Raises BadRequest."""
+    """Return how many seconds to keep a file; raise BadRequest.
+
+    ``anchor``, ``seconds``: the form's fields ``expires_after[...]``. Without them, return ``default_s``.
+    """
     if anchor is None and seconds is None:
         return default_s
     if anchor not in (None, "created_at"):

@@ -80,7 +80,7 @@ def read_line(raw: bytes, endpoint: str) -> RequestLine:
 
 
 class FileCheck:
-    """Checks a whole file, line by line. ``errors``: its bad lines, at most :data:`MAX_ERRORS`.
+    """The check of a whole file, line by line. ``errors``: the bad lines, at most :data:`MAX_ERRORS`.
 
     ``check_model`` raises a TidegateError if the caller cannot use a model.
     """

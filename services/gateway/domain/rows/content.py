@@ -23,7 +23,7 @@ from tidegate.kernel.protocol.tensors import check_count
 
 JSON, CSV, NPY, LINES = "application/json", "text/csv", "application/x-npy", "application/jsonlines"
 _LINES = frozenset({LINES, "application/x-jsonlines", "application/jsonl", "application/x-ndjson"})
-# `curl -d` sends this type by default. None of the supported protocols accepts forms.
+# `curl -d` sends this type by default. No supported protocol accepts forms, so such a body is read as JSON.
 _CURL = "application/x-www-form-urlencoded"
 _NUMBERS = {"FP16", "FP32", "FP64"}
 # Limits that are checked before decoding, because decoding blocks the event loop.
@@ -247,7 +247,10 @@ def _from_npy(body: Buffer, contract: Contract) -> Decoded:
 
 
 def _array(body: Buffer) -> np.ndarray:
-    """Return the array in a .npy body. ``np.load`` would allocate any size that the header declares."""
+    """Return the array in a .npy body.
+
+    ``np.load`` is not used, because it would allocate any size that the header declares.
+    """
     file = io.BytesIO(body)
     try:
         version = np.lib.format.read_magic(file)
