@@ -1,4 +1,4 @@
-"""Batches of jobs. A batch has a file with one request per line, and one with a result per line. Pure."""
+"""Batches of jobs, with a file of requests and a file of results: one request or result per line. Pure."""
 
 from __future__ import annotations
 

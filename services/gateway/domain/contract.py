@@ -34,11 +34,11 @@ from tidegate.kernel.protocol.tensors import (
 # get them.
 _FOR_US = frozenset({"binary_data_output", "binary_data", "binary_data_size", "classification"})
 _FOR_THE_QUEUE = frozenset({"timeout", "priority"})
-# Triton's parameters of tensors in shared memory.
+# Triton's parameters for tensors in shared memory.
 _SHARED_MEMORY = {REGION, OFFSET, SIZE}
 
 _KEYS_KEPT = 1024
-# Limits of the call key; see tidegate.kernel.protocol.envelope.
+# The format of the call key sets these limits; see tidegate.kernel.protocol.envelope.
 _MAX_NAME, _MAX_DIMS, _MAX_DIM = 255, 255, 2**63 - 1
 _MAX_INT = 2**63
 RETRY_AFTER_S = 2.0
@@ -131,7 +131,10 @@ class Contract:
 
     @property
     def may_be_empty(self) -> bool:
-        """Return True if a request needs no input: all inputs are optional, and the model does not batch."""
+        """Return True if a request needs no input.
+
+        This is so if all inputs are optional and the model does not batch.
+        """
         return self.signature is not None and not self.required and not self.max_batch
 
     def key(self, inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 ANY_ORIGIN = "*"
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9._~\[\]:-]+")
-# Response headers that a page may read. Browsers always allow some other headers.
+# The response headers that a page may read, besides the few that browsers always show to pages.
 EXPOSED = (
     "Server-Timing",
     "Retry-After",

@@ -29,7 +29,7 @@ IDLE_KEPT = 1024
 
 
 class FlowKey(NamedTuple):
-    """One caller at one endpoint. ``weight``: the combined weight of both."""
+    """The key of a flow: one caller at one endpoint. ``weight``: the product of their weights."""
 
     endpoint: str
     caller: str
@@ -44,14 +44,17 @@ NO_CALLER = FlowKey("", "")
 
 
 class FlowLoad(NamedTuple):
-    """The unanswered requests of a flow at other gateways, and its weight."""
+    """How many unanswered requests a flow has at other gateways, and the weight of the flow."""
 
     outstanding: int
     weight: int
 
 
 class Standing(NamedTuple):
-    """A caller's unanswered requests at all gateways, and its fair share of the Deployment (0 to 1)."""
+    """How many unanswered requests a caller has at all gateways.
+
+    ``share``: the caller's fair share of the Deployment (0 to 1).
+    """
 
     outstanding: int
     share: float
@@ -119,7 +122,10 @@ class FairLane(Generic[T]):
             self._active_weight += flow.weight
 
     def settle(self, flow: Flow[T], *, published: bool) -> None:
-        """Count a request of a flow as answered. Call :meth:`release` after this."""
+        """Count a request of a flow as answered.
+
+        Then call :meth:`release`, because the window may have room now.
+        """
         flow.outstanding -= 1
         if flow.outstanding == 0:
             self._active_weight -= flow.weight
@@ -144,7 +150,7 @@ class FairLane(Generic[T]):
         return True
 
     def hold(self, flow: Flow[T], item: T, priority: int = 0, cost: float = 1.0) -> None:
-        """Hold a request until its turn. Within a flow, the request of the lowest ``priority`` goes first."""
+        """Hold a request until its turn. Within a flow, requests with a smaller ``priority`` go first."""
         self._count += 1
         heappush(flow.held, (priority or DEFAULT_PRIORITY, self._count, cost, item))
         self.held += 1

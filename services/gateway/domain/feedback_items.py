@@ -85,7 +85,7 @@ def _outcomes(raw: Mapping[str, Any]) -> tuple[Outcome, ...]:
 
 
 def _number(name: str, value: Any) -> Outcome:
-    # The comparison is exact for whole numbers of any size. It is false for NaN.
+    # This comparison is exact for integers of any size. It refuses NaN too, because it is false for NaN.
     if not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
         raise BadRequest(
             f"{name} must be a finite number from {-LARGEST:g} to {LARGEST:g}, "

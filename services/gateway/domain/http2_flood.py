@@ -63,7 +63,10 @@ class FloodGuard:
         )
 
     def call_began(self, window: int) -> None:
-        """Allow one more window of late bytes, because they may arrive after the new call has ended."""
+        """Allow another flow-control window of late bytes.
+
+        These bytes can arrive after the new call has ended.
+        """
         self._late_bytes = max(0, self._late_bytes - window)
 
     def answered(self) -> None:

@@ -119,7 +119,7 @@ def check_level(value: Any) -> Level:
 
 
 def check_ttl(value: Any) -> float:
-    """Return the ttl of a job: seconds from its acceptance until it expires. Raises BadRequest."""
+    """Check a job's ttl (seconds from its acceptance until it expires) and return it; raise BadRequest."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MAX_TTL_S:
         raise BadRequest(f"the ttl must be 1..{MAX_TTL_S} seconds, got {str(value)[:40]!r}")
     return float(value)
@@ -133,7 +133,7 @@ def check_webhook(value: Any) -> str:
 
 
 def check_metadata(value: Any) -> dict[str, Any]:
-    """Return the metadata that the caller sent for a job. Raises BadRequest."""
+    """Check the metadata that a caller sent for a job, and return it; raise BadRequest."""
     if not isinstance(value, dict):
         raise BadRequest(f"metadata must be an object, got {type(value).__name__}")
     if (size := len(orjson.dumps(value))) > MAX_METADATA_BYTES:

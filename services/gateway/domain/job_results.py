@@ -1,4 +1,4 @@
-"""The form of a job's answer, which is in the job's record, and the error of a job without a result. Pure."""
+"""The form of a job's answer, as the job's record stores it. The error of a job without a result. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidegate.kernel.protocol.jobs import Job
 
 
 def answer_form(request: Decoded) -> dict[str, Any]:
-    """Return the fields of a request that decide the form of its answer, without defaults."""
+    """Return the fields of a request that decide the form of its answer. Leave out default values."""
     form: dict[str, Any] = {}
     if request.id:
         form["id"] = request.id

@@ -4,9 +4,9 @@ A request takes its tokens here and never waits for the store. In the background
 key's account in the store. It requests the tokens that it needs at its current pace, or its share of the
 remaining tokens if the share is larger. It returns tokens that it does not use.
 
-After the key was idle, the process holds no tokens. Then the process borrows its share until the account
-answers, and the account is charged for the borrowed tokens. While the store is down, the process applies its
-share of each limit.
+While the key is idle, the process holds no tokens. At the next request, the process borrows its share until
+the account answers. The account is then charged for the borrowed tokens. While the store is down, the process
+applies its share of each limit.
 """
 
 from __future__ import annotations
@@ -369,7 +369,10 @@ class KeyLimiter:
         return tokens.holding(max(pace, share))
 
     def _unused_share(self, reported: TokenHolding, available: float) -> int:
-        """Return this process's share of the tokens before it borrowed, minus the tokens it has used."""
+        """Return how many tokens of its share this process has not used yet.
+
+        The share is a part of the tokens that the account had before the process used any.
+        """
         used = max(0, -reported.held)
         return max(0, int((available + used) * self.share) - used)
 

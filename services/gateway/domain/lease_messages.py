@@ -14,7 +14,10 @@ from tidegate.kernel.protocol.access import Allowance
 
 @dataclass(frozen=True, slots=True)
 class TokenHolding:
-    """Tokens of one limit: the number that a process holds (negative: owes), and the number it wants."""
+    """Tokens of one limit. ``held``: how many a process holds; negative if it owes tokens.
+
+    ``wanted``: how many it wants to hold.
+    """
 
     held: int = 0
     wanted: int = 0

@@ -22,7 +22,7 @@ class LeasedTokens:
         self.held: float = 0
         self.minimum: float = 1
         self.available: float = limit  # the tokens in the account at the last settlement
-        self.borrowed: float = 0  # the part of ``held`` that the account does not know
+        self.borrowed: float = 0  # the part of ``held`` that the account does not know of yet
         self.cut: float = 0  # reported tokens that a lower limit has removed since the report
 
     @property

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 # For a new prompt, the hash of its first FIRST_BLOCKS blocks chooses the replica. So all gateways choose the
 # same replica, and prompts that differ only after these blocks share a replica.
 FIRST_BLOCKS = 4
-# A replica has too much load if its requests exceed this multiple of the mean by more than one.
+# A replica has too much load if it has more than this multiple of the mean number of requests, plus one.
 LOAD_CAP = 1.25
 # The number of blocks that a gateway remembers for each Deployment.
 MAX_BLOCKS = 100_000
@@ -101,5 +101,8 @@ def is_loaded(replica: ReplicaSlots, ready: Sequence[ReplicaSlots], inflight: Ma
 
 
 def _rendezvous(block: bytes, ready: Sequence[ReplicaSlots]) -> ReplicaSlots:
-    """Return the replica with the highest hash. If a replica is lost, only its prompts move to others."""
+    """Return the replica with the highest hash of ``block`` and its name.
+
+    If a replica is lost, only its prompts move to others.
+    """
     return max(ready, key=lambda each: blake2b(block + each.name.encode(), digest_size=8).digest())

@@ -17,7 +17,7 @@ from tidegate.kernel.protocol.prices import TokenPrice
 from tidegate.kernel.protocol.usage import tokens
 
 HEADER = b"x-tidegate-cost"
-# Before the first answer of an endpoint, a request reserves the cost of this much time of a replica.
+# Before the first answer of an endpoint, a request reserves the cost of this many µs of a replica's time.
 FIRST_US = 1_000_000
 # The weight of the last answer in the mean cost, and in the highest cost if the answer is cheaper.
 WEIGHT, DECAY = 0.1, 0.01
@@ -75,8 +75,8 @@ class RequestCosts:
     def mean(self, endpoint: str) -> int:
         """Return the expected cost of a request of an endpoint, in nanos.
 
-        Before the first answer, return the cost that a request reserves. Else callers that send only jobs
-        would never be charged.
+        Before the first answer, return the cost that a request reserves. Otherwise, callers that send only
+        jobs would never be charged.
         """
         known = self._mean.get(endpoint)
         return self.most(endpoint) if known is None else round(known)

@@ -17,9 +17,10 @@ _MS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """The gateway's times of one request in ns. ``first``: until the first event. ``total``: until the end.
+    """The times of one request in ns, as the gateway measures them.
 
-    ``load``: the time before an engine had the request, in a queue or during a cold start.
+    ``first``: until the first event. ``total``: until the end. ``load``: the time before an engine had the
+    request, in a queue or during a cold start.
     """
 
     load: int

@@ -30,7 +30,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "mirostat_eta": ("mirostat_eta",),
 }
 _OF_DEPLOYMENT = "the Deployment sets this"
-# Options and members without effect, with the reason.
+# Options and members that have no effect, and why.
 _IGNORED = {
     "num_ctx": "the Deployment's llm.context sets this",
     "num_batch": _OF_DEPLOYMENT,
@@ -80,8 +80,8 @@ def chat(request: Members) -> OllamaCall:
 def generate(request: Members) -> OllamaCall:
     """Translate a request of ``/api/generate``; raise BadRequest.
 
-    The model's template is applied to the prompt, as in a chat of one message. With ``raw`` or ``suffix``
-    the prompt goes to the engine as it is.
+    The model's template is applied to the prompt, as in a chat of one message. With ``raw`` or ``suffix``,
+    the prompt goes to the engine without a template.
     """
     if members.text(request, "template", ""):
         raise BadRequest("'template' is not supported: the engine applies the model's own template")
@@ -119,7 +119,7 @@ def embed(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def embed_one(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
-    """Translate a request of the older ``/api/embeddings``, like :func:`embed`."""
+    """Translate a request of the older ``/api/embeddings``. Return the same as :func:`embed`."""
     return {"input": [members.text(request, "prompt")]}, _ignored(request)
 
 

@@ -10,7 +10,8 @@ import orjson
 
 from tidegate.kernel.protocol.llm import Meta, Resume
 
-# Up to this size, events are kept without parsing. Most streams never reach it.
+# Up to this many bytes, events are kept without parsing, which is quicker. Most streams never reach this
+# size.
 KEPT_BYTES = 64 * 1024
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -24,10 +25,11 @@ _ELSEWHERE = ("reasoning_content", "reasoning", "tool_calls", "function_call")
 
 
 def obstacle(path: str, body: Mapping[str, Any]) -> str:
-    """Return why a stream cannot continue on another worker, as words after "it has"; empty if it can.
+    """Return why a stream cannot continue on another worker; empty if it can.
 
-    The new engine gets the prompt and the tokens that the caller already has. So the request must have one
-    answer, and no state besides the tokens. The position in a grammar would be such a state.
+    The text follows the words "it has" in a message. The new engine gets the prompt and the tokens that the
+    caller already has. So the request must have one answer, and no state besides the tokens. The position in
+    a grammar would be such a state.
     """
     if path not in (CHAT, TEXT):
         return f"events of {path}"
@@ -58,7 +60,10 @@ def _several(prompt: Any) -> bool:
 
 
 class AfterLoss(NamedTuple):
-    """The next step after a loss. ``problem``: why the stream fails, as words after "because"."""
+    """The next step after a worker was lost.
+
+    ``problem``: why the stream fails; a message has this text after "because".
+    """
 
     action: Literal["continue", "end", "fail"]
     problem: str = ""
@@ -134,7 +139,10 @@ class StreamProgress:
         )
 
     def aligned(self, event: bytes) -> bytes | None:
-        """Return an event of a continuation with the first part's id; None if the caller has the event."""
+        """Return an event of a continuation with the id of the first part.
+
+        Return None for an event that only repeats the beginning of the answer.
+        """
         document = orjson.loads(event)
         if not self._head or not isinstance(document, dict):
             return event

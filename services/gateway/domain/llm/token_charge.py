@@ -47,8 +47,8 @@ class PromptRatio:
         ratio = min(max(counted / estimated, _RATIOS[0]), _RATIOS[1])
         for key in {(endpoint, ""), (endpoint, caller)}:
             before = self.ratios.get(key, ratio)
-            # A higher ratio applies immediately, so that callers with such prompts do not exceed the limit
-            # for long.
+            # A higher ratio applies immediately. Otherwise, prompts with more tokens than estimated could
+            # exceed the limit for long.
             self.ratios[key] = max(ratio, before + _WEIGHT * (ratio - before))
 
 

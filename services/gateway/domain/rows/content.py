@@ -63,7 +63,10 @@ def decode(content_type: str, body: Buffer, contract: Contract) -> Decoded:
 
 
 def is_json(content_type: str) -> bool:
-    """Return True for JSON, types with ``+json``, no type, and the type that curl sends by default."""
+    """Return True if a body of this type is read as JSON.
+
+    These are JSON, types with ``+json``, an empty type, and the type that curl sends by default.
+    """
     kind = content_type.partition(";")[0].strip().lower()
     return kind in ("", JSON, _CURL) or kind.endswith("+json")
 
@@ -149,7 +152,7 @@ def _texts(array: np.ndarray) -> np.ndarray:
 
 
 def cells(found: dict[str, np.ndarray]) -> list[list[Any]]:
-    """Return the outputs as lines of a table. Each line has the row's values of all outputs."""
+    """Return the outputs as lines of a table. Each line has one row's values of all outputs."""
     lines: list[list[Any]] = []
     for row in encoding.as_rows(found):
         values = row.values() if isinstance(row, dict) and row.keys() == found.keys() else [row]
