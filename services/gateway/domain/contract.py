@@ -214,7 +214,7 @@ class Inputs:
     def done(self) -> tuple[tuple[Tensor, ...], list[Buffer], int]:
         """Return tensors and data in the signature's order, and the number of rows.
 
-        Raise BadRequest if a required input is missing.
+        Raise BadRequest if inputs are missing.
         """
         contract, slots = self._contract, self._slots
         if not slots and not contract.required and not contract.may_be_empty:

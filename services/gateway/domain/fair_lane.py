@@ -44,14 +44,14 @@ NO_CALLER = FlowKey("", "")
 
 
 class FlowLoad(NamedTuple):
-    """How many unanswered requests a flow has at other gateways, and the weight of the flow."""
+    """The number of unanswered requests of a flow at other gateways, and the weight of the flow."""
 
     outstanding: int
     weight: int
 
 
 class Standing(NamedTuple):
-    """How many unanswered requests a caller has at all gateways.
+    """The number of a caller's unanswered requests at all gateways.
 
     ``share``: the caller's fair share of the Deployment (0 to 1).
     """

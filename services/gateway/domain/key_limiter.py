@@ -218,8 +218,8 @@ class KeyLimiter:
         # The number of requests expected in the next AHEAD_S, at the pace since the last settlement.
         pace = math.ceil(self._requests * AHEAD_S / max(now - self._settled_at, AHEAD_S / 5))
         if self.standalone and self.rate is not None:
-            # The account was refilled too while the store was down. So report 0 held tokens, or tokens count
-            # twice.
+            # The account was refilled too while the store was down. So report 0 held tokens. Otherwise,
+            # tokens would count twice.
             self.rate.borrowed = self.rate.held
         slots = self._slots_wanted(idle)
         self.slots = min(self.slots, slots)  # do not use slots that this settlement returns

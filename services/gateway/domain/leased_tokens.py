@@ -52,7 +52,7 @@ class LeasedTokens:
         """Set a new limit. Spent tokens still count, and no more than the new limit remains."""
         rest = self.available + self.held
         if self.kind != "rate" or self.available >= self.limit:
-            rest += limit - self.limit  # only a full bucket grows now; others refill to the new size
+            rest += limit - self.limit  # a bucket grows now only if it is full; otherwise, it refills later
         rest, held, reported = min(rest, limit), self.held, self.held - self.borrowed
         self.held = min(held, max(0, rest))
         self.borrowed = max(0, self.borrowed - (held - self.held))

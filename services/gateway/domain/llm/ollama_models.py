@@ -11,7 +11,8 @@ from services.gateway.domain.llm.ollama_requests import LATEST
 # The version of Ollama's API that these answers follow. Some clients require a minimum version.
 API_VERSION = "0.13.0"
 
-# The gateway does not manage models. For each of Ollama's paths that do, the text says what to do instead.
+# The gateway does not manage models. For each of Ollama's paths that manage models, the text says what to do
+# instead.
 INSTEAD = {
     "pull": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
     "push": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",

@@ -81,7 +81,7 @@ def generate(request: Members) -> OllamaCall:
     """Translate a request of ``/api/generate``; raise BadRequest.
 
     The model's template is applied to the prompt, as in a chat of one message. With ``raw`` or ``suffix``,
-    the prompt goes to the engine without a template.
+    the prompt goes to the engine unchanged.
     """
     if members.text(request, "template", ""):
         raise BadRequest("'template' is not supported: the engine applies the model's own template")
