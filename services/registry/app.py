@@ -59,7 +59,7 @@ from tidegate.kernel.service.api import create_app
 
 
 def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
-    """Return the registry's app. Migrate the database before the app starts."""
+    """Return the registry's app. The database must be migrated before the app starts."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -139,7 +139,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         routers=[artifacts.reading, signatures.reading, closed_to_replicas],
         identify=replicas.identify(settings.service_token),
         larger_bodies={
-            # These bodies are streamed into the store, which has its own limit.
+            # None: no limit here. These bodies are streamed into the store, which has its own limit.
             r"/v1/artifacts": None,
             r"/v1/uploads/[^/]+": None,
             r"/v1/artifacts/[0-9a-f]{64}/signatures": MAX_BUNDLE_BYTES,

@@ -16,7 +16,7 @@ from tidegate.kernel.errors import BadRequest, NotFound, Unavailable
 
 log = telemetry.logger(__name__)
 
-# A signed URL can be opened for this time. Downloads that have begun by then continue.
+# A signed URL can be opened for this long. Downloads that have begun by then continue.
 SIGNED_FOR = timedelta(minutes=10)
 
 
@@ -33,7 +33,7 @@ class Artifacts:
     ) -> None:
         """``keep_unused``: how long an artifact is kept if no version uses it.
 
-        ``signs_urls``: let replicas download directly from the store, if the store has signed URLs.
+        ``signs_urls``: True if replicas should download directly from a store that has signed URLs.
         """
         self._signs_urls = signs_urls
         self._transactions = transactions
@@ -55,7 +55,8 @@ class Artifacts:
                     f"The bytes that arrived have sha256 {staged.sha256}, not {expected}. Send the file "
                     "again."
                 )
-            # Move a new artifact before the transaction, because a long copy must not lock the database.
+            # Move a new artifact into the store before the transaction, because a long copy must not lock
+            # the database.
             async with self._transactions.read() as reader:
                 is_known = await reader.artifact_size(staged.sha256) is not None
             if not is_known:
@@ -69,8 +70,8 @@ class Artifacts:
     async def admit(self, sha256: str, size: int, staged: StagedArtifact | None = None) -> None:
         """Write an artifact's row. If the artifact is not in the store, move ``staged`` there.
 
-        Without ``staged``, raise Unavailable if the artifact is not in the store. :meth:`collect` locks the
-        same row before it deletes an artifact.
+        Without ``staged``, raise Unavailable if the artifact is not in the store. Both this method and
+        :meth:`collect` lock the row, so the artifact is not deleted in between.
         """
         async with self._transactions.change() as writer:
             await writer.note_artifact(sha256, size, writer.now + self._keep_unused)
@@ -99,7 +100,7 @@ class Artifacts:
         return size
 
     async def signed_url(self, sha256: str) -> str | None:
-        """Return a signed URL for a direct download, valid for ten minutes; None without signed URLs."""
+        """Return a signed URL that can be opened for ten minutes, or None if signed URLs are not used."""
         return await self.store.signed_url(sha256, SIGNED_FOR) if self._signs_urls else None
 
     async def collect(self) -> None:

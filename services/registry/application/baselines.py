@@ -13,7 +13,7 @@ from tidegate.kernel.errors import BadRequest, NotFound
 
 
 class Baselines:
-    """The training baselines of versions."""
+    """The operations on the training baselines of versions."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
@@ -31,8 +31,11 @@ class Baselines:
         return found
 
     async def put(self, model: str, number: int, document: dict[str, Any]) -> str:
-        """Set a version's baseline, and return its sha256. Raise NotFound or BadRequest."""
-        # This import is here, because the module loads numpy, and few registries get a baseline.
+        """Set a version's baseline. Return the sha256 of the baseline.
+
+        Raise NotFound for an unknown version, or BadRequest if ``document`` is not a baseline.
+        """
+        # Import the module only here. It loads numpy, which needs memory, and few registries get a baseline.
         from tidegate.kernel.profiles.baseline import Baseline
 
         try:

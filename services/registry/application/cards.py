@@ -13,13 +13,13 @@ from tidegate.kernel.errors import NotFound
 
 
 class Cards:
-    """The model cards of versions."""
+    """The operations on the model cards of versions."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
     async def get(self, model: str, number: int) -> str:
-        """Return a version's card. Raise NotFound if the version or its card does not exist."""
+        """Return a version's model card. Raise NotFound if the version or its model card does not exist."""
         async with self._transactions.read() as reader:
             await _check_version(reader, model, number)
             found = await cards.find(reader.connection, model, number)
@@ -28,7 +28,7 @@ class Cards:
         return found
 
     async def put(self, model: str, number: int, text: str) -> str:
-        """Set a version's card, and return it. Raise NotFound or BadRequest."""
+        """Set a version's model card. Return its text. Raise NotFound or BadRequest."""
         version_metadata.check_card(text)
         async with self._transactions.change() as writer:
             await _check_version(writer, model, number)
@@ -39,7 +39,7 @@ class Cards:
         return text
 
     async def delete(self, model: str, number: int) -> None:
-        """Delete a version's card. Raise NotFound if the version or its card does not exist."""
+        """Delete a version's model card. Raise NotFound if the version or its model card does not exist."""
         async with self._transactions.change() as writer:
             await _check_version(writer, model, number)
             if not await cards.drop(writer.connection, model, number):

@@ -21,9 +21,10 @@ class Deletion:
         self.grace = grace
 
     async def delete_version(self, model: str, number: int, *, permanent: bool) -> None:
-        """Delete a version. With ``permanent`` it cannot be restored, and an unused artifact is deleted too.
+        """Delete a version. With ``permanent`` it cannot be restored.
 
-        Raise NotFound, or Conflict if the version is in use.
+        With ``permanent``, also delete its artifact if no other version uses it. Raise NotFound, or Conflict
+        if the version is in use.
         """
         for_good = permanent or not self.grace
         await self._transactions.decide(
@@ -50,7 +51,7 @@ class Deletion:
     async def restore(self, model: str, number: int | None) -> list[int]:
         """Restore a deleted version, or all deleted versions of a model (``number`` None).
 
-        Return their numbers. Raise NotFound.
+        Return the numbers of the restored versions. Raise NotFound if nothing can be restored.
         """
         async with self._transactions.change() as writer:
             changes = removal.restore(await writer.snapshot(), model, number)
@@ -66,7 +67,7 @@ class Deletion:
                 if not await deleted.expired(reader.connection, before):
                     return count
             async with self._transactions.change() as writer:
-                # Read again, because a version may have been restored meanwhile.
+                # Read once more: a version could have been restored since the first read.
                 gone = await deleted.expired(writer.connection, before)
                 await writer.apply([DropVersion(model, number) for model, number in gone])
                 await policies.drop_unused(writer.connection)

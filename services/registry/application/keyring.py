@@ -25,7 +25,7 @@ from tidegate.kernel.errors import NotFound
 
 
 class Keyring:
-    """Manages the keys for ``/v1/keys``."""
+    """The operations on API keys that ``/v1/keys`` offers."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
@@ -38,7 +38,7 @@ class Keyring:
             return await _put(writer, key, None), secret_key
 
     async def change(self, id_: str, patch: Mapping[str, Any]) -> StoredKey:
-        """Change fields of a key. Raise NotFound, BadRequest, or Conflict for a revoked key."""
+        """Change fields of a key. Raise BadRequest, NotFound, or (if the key is revoked) Conflict."""
         async with self._transactions.change() as writer:
             before = await _read(writer, id_)
             return await _put(writer, changed(before, patch, writer.now), before)

@@ -18,7 +18,7 @@ log = telemetry.logger(__name__)
 
 
 class Retention:
-    """Reads and changes the policies of models, and deletes the versions that they do not keep."""
+    """Reads and changes the policies of models, and deletes the versions that a policy does not keep."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
@@ -45,13 +45,16 @@ class Retention:
         return after
 
     async def plan(self, model: str, policy: RetentionPolicy | None = None) -> list[Fate]:
-        """Return the decision of ``policy`` (None means the model's) for each version. Change nothing."""
+        """Return for each version whether ``policy`` deletes it, and why. Change nothing.
+
+        ``policy`` None: use the model's own policy.
+        """
         async with self._transactions.read() as reader:
             await _check_model(reader, model)
             return await _fates(reader, model, policy)
 
     async def apply(self, model: str) -> list[Fate]:
-        """Delete the versions that a model's policy does not keep. Return the decision for each version."""
+        """Delete the versions that a model's policy does not keep. Return the decision on each version."""
         async with self._transactions.change() as writer:
             await _check_model(writer, model)
             found = await _fates(writer, model, None)
@@ -86,7 +89,7 @@ async def _fates(reader: DesiredStateReader, model: str, policy: RetentionPolicy
 async def _rollback_targets(
     reader: DesiredStateReader, snapshot: RegistrySnapshot, model: str
 ) -> dict[int, str]:
-    """Return the versions of a model that a rollback would restore, each with the text "endpoint NAME"."""
+    """Return the versions that a rollback would restore, each with the text "endpoint NAME" for messages."""
     found: dict[int, str] = {}
     for name, stored in snapshot.endpoints.items():
         targets = [*stored.spec.targets, *stored.spec.previous]

@@ -1,4 +1,4 @@
-"""Store, list and delete the signatures of artifacts. Each change is in the audit log."""
+"""Store, list and delete the cryptographic signatures of artifacts. Each change is in the audit log."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from tidegate.kernel.errors import BadRequest, NotFound, Unavailable
 from tidegate.kernel.protocol.model_signature import read_bundle
 from tidegate.kernel.signing import BadKey, BadSignature, TrustedKeys
 
-# Most signatures of one artifact. Usually it has at most two: its publisher's and its reviewer's.
+# An artifact has at most so many cryptographic signatures. Usually only its publisher and its reviewer sign.
 MOST = 16
 
 
 class Signatures:
-    """The signatures of artifacts. ``trusted``: PEM file or folder of trusted keys; None: trust any key."""
+    """The operations on the cryptographic signatures of artifacts.
+
+    ``trusted`` is a PEM file or a folder with the trusted public keys. None means that any key is trusted.
+    """
 
     def __init__(self, transactions: Transactions, artifacts: Artifacts, trusted: Path | None) -> None:
         self._transactions = transactions
@@ -29,7 +32,7 @@ class Signatures:
         self._trusted = trusted
 
     async def of_artifact(self, sha256: str) -> list[StoredSignature]:
-        """Return the signatures of an artifact, oldest first. Raise NotFound for an unknown artifact."""
+        """Return the cryptographic signatures of an artifact, oldest first. Raise NotFound."""
         await self._artifacts.size(sha256)
         async with self._transactions.read() as reader:
             return await signatures.find(reader.connection, sha256)
@@ -68,7 +71,7 @@ class Signatures:
         return stored
 
     async def delete(self, sha256: str, key: str) -> None:
-        """Delete the signature by a key. Raise NotFound if the artifact has no such signature."""
+        """Delete the signature that ``key`` made. Raise NotFound if the artifact has no such signature."""
         async with self._transactions.change() as writer:
             if not await signatures.drop(writer.connection, sha256, key):
                 raise NotFound(f"The artifact {sha256[:12]} has no signature by the key {key[:12]!r}.")

@@ -20,8 +20,9 @@ from tidegate.kernel.service import caller
 
 @dataclass(frozen=True, slots=True)
 class StageView:
-    """The stage of a version, its approvals, and the next stage; None: no next stage.
+    """The stage of a version, its approvals, and what the next stage needs.
 
+    ``stage`` is None if the version has no stage. ``next`` is None if its stage is the last one.
     ``missing``: the requirements of the next stage that are not met.
     """
 
@@ -57,7 +58,7 @@ class Stages:
             return await _view(writer, model, number)
 
     async def approve(self, model: str, number: int, name: str, comment: str) -> StageView:
-        """Approve a version for a stage. Raise Forbidden unless the caller has the stage's scope."""
+        """Approve a version for a stage. Raise Forbidden if the caller lacks the scope for this stage."""
         async with self._transactions.change() as writer:
             stage = stages.stage_of(await _policy(writer, model, number), model, name)
             principal = caller.require(stage.scope)

@@ -24,7 +24,7 @@ expected: ContextVar[Precondition | None] = ContextVar("expected", default=None)
 
 
 class Transactions:
-    """Access to the database for all API modules: read, decide in a pure function, write, notify."""
+    """Runs the transactions of all API modules, and publishes a notification of each change."""
 
     def __init__(self, database: RegistryDatabase, notifier: ChangeNotifier) -> None:
         self._database = database
@@ -42,7 +42,7 @@ class Transactions:
     async def change(self) -> AsyncIterator[DesiredStateWriter]:
         """Open a write transaction. Publish its notifications only after the commit.
 
-        Raise PreconditionFailed if the object does not meet the request's precondition.
+        Raise PreconditionFailed if the request has a precondition that its object does not meet.
         """
         async with self._database.write() as writer:
             if (precondition := expected.get()) is not None:

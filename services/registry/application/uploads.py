@@ -18,7 +18,7 @@ from tidegate.kernel.errors import TidegateError, Unavailable
 
 log = telemetry.logger(__name__)
 
-# Seconds that a request for the state waits for the check of the bytes.
+# A request for an upload's state waits at most so many seconds until its bytes are checked.
 WAIT_S = 10.0
 
 
@@ -84,7 +84,7 @@ class Uploads:
         upload = await self._find(owner, id_)
         if upload.state != "verifying":
             return upload
-        # A restart has ended the check of this upload, so start the check again.
+        # If no check runs, a restart of the registry has ended it. Then start a new one.
         check = self._checks.get(id_)
         if check is None:
             self._checks[id_] = check = asyncio.create_task(self._finish(upload), name=id_)
@@ -134,8 +134,8 @@ class Uploads:
                 idle = await rows.drop_older(writer.connection, writer.now - self._limits.idle)
             for id_ in idle:
                 await self._store.do(self._store.parts.delete, id_)
-            # List the store before the rows. An upload's row is written before its first part, so a part in
-            # this list has a row, unless its upload was deleted.
+            # List the stored uploads first and read the rows second. An upload's row is written before its
+            # first part. So a listed upload without a row was deleted, and is not just beginning.
             listed = await self._store.do(self._store.parts.listed)
             async with self._transactions.read() as reader:
                 known = await rows.ids(reader.connection)
@@ -145,7 +145,7 @@ class Uploads:
             log.warning("uploads not swept", extra={"problem": error.message})
 
     async def close(self) -> None:
-        """Stop the running checks. The next request for such an upload starts its check again."""
+        """Stop the running checks of uploads. The next request for such an upload starts a new check."""
         await tasks.end(*self._checks.values())
 
     @contextmanager
@@ -202,7 +202,7 @@ class Uploads:
         raise uploads.moved(now.received, upload.received)
 
     async def _finish(self, upload: Upload) -> None:
-        """Compare the bytes with the announced sha256. Make them an artifact, or fail the upload."""
+        """Make the bytes an artifact if they have the announced sha256. Else mark the upload as failed."""
         async with self._transactions.read() as reader:
             is_noted = await reader.artifact_size(upload.sha256) is not None
         is_stored = is_noted and await self._store.has(upload.sha256)
@@ -215,7 +215,7 @@ class Uploads:
         await self._store.do(self._store.parts.delete, upload.id)
 
     async def _assembled(self, upload: Upload) -> str | None:
-        """Make the bytes of an upload an artifact, and return their sha256; None if the bytes are lost."""
+        """Make the bytes of an upload an artifact. Return their sha256, or None if the bytes are lost."""
         try:
             return await self._store.assemble(upload.id, upload.parts, upload.sha256, upload.size)
         except FileNotFoundError:

@@ -24,7 +24,7 @@ WAIT_POLL_S = 0.1
 
 
 class Verifications:
-    """The verifications of versions. ``enabled`` False: new versions are not verified."""
+    """The operations on the verifications of versions. ``enabled`` False: new versions are not verified."""
 
     def __init__(self, transactions: Transactions, *, enabled: bool) -> None:
         self._transactions = transactions
@@ -37,9 +37,9 @@ class Verifications:
     async def plan(
         self, writer: DesiredStateWriter, version: Version, options: VerificationOptions | None
     ) -> None:
-        """Store the Deployment and samples for the scratch replica of a pending version.
+        """Store the Deployment and the samples for the scratch replica that will verify the version.
 
-        Raise BadRequest for invalid options.
+        Do nothing unless the verification is pending. Raise BadRequest for invalid options.
         """
         if version.verification.state != "pending":
             return
@@ -51,7 +51,10 @@ class Verifications:
     async def plan_again(
         self, writer: DesiredStateWriter, version: Version, options: VerificationOptions | None
     ) -> Version:
-        """Verify a version again after a repeated registration, if it was rejected or has new samples."""
+        """Begin a new verification of a version that is registered once more.
+
+        Do nothing unless the version was rejected or has new samples.
+        """
         if not self._enabled:
             return version
         stored = await verifications.find(writer.connection, version.model, version.number) or {}
@@ -61,7 +64,7 @@ class Verifications:
         return await self._begin(writer, version, options)
 
     async def begin(self, model: str, number: int, options: VerificationOptions) -> Verification:
-        """Verify a version now. Without samples, use those of its last verification.
+        """Begin to verify a version. Without samples in ``options``, use those of its last verification.
 
         Raise NotFound, or Conflict if the verification of versions is off.
         """

@@ -39,7 +39,7 @@ from tidegate.kernel.protocol.verification import VerificationOptions
 class Registration:
     """A version as its publisher describes it. ``format`` None: the file's contents decide.
 
-    ``trust``: dangerous or unknown names that a pickle or a skops file may import.
+    ``trust``: dangerous or unknown names that a pickle or a skops file is allowed to import.
 
     ``requirements`` None: use the requirements in the artifact, if it has any.
     """
@@ -61,7 +61,7 @@ class Registration:
 class RegisterResult:
     """The result of a registration.
 
-    ``new`` False: the version existed. ``warnings``: texts for the publisher.
+    ``new`` False: the version existed already. ``warnings``: texts for the publisher.
     """
 
     version: Version
@@ -162,7 +162,7 @@ class Versions:
         return RegisterResult(version, True, self._warnings(inspection))
 
     async def check(self, request: Registration, size: int | None, deploy: DeployRequest) -> CheckResult:
-        """Check a version without changing anything. Raise the errors of :meth:`register` and of a deploy.
+        """Check a version without changing anything. Raise what :meth:`register` and a deploy would raise.
 
         ``request.artifact`` may be empty or not uploaded yet; then no bytes are checked. ``size``: the
         artifact's size in bytes.

@@ -7,7 +7,7 @@ from services.registry.domain.desired_state import Change, DropAlias, PutAlias, 
 from services.registry.domain.references import check_alias
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound
 
-# The most aliases of a model.
+# A model can have at most so many aliases.
 MOST = 100
 
 

@@ -49,7 +49,7 @@ def read(data: mmap | bytes) -> CatboostFile:
     _check_servable(trees)
     info = {each.text(0): each.text(1) for each in core.tables(CORE_INFO)}
     found = _RELEASE.search(info.get("catboost_version_info", ""))
-    # Count features by the highest index, because the file may leave out features that no tree uses.
+    # Take the highest index, because the file may leave out features that no tree uses.
     floats = 1 + max((each.number(FLOAT_INDEX, -1) for each in trees.tables(TREES_FLOATS)), default=-1)
     categories = 1 + max(
         (each.number(CATEGORY_INDEX, -1) for each in trees.tables(TREES_CATEGORIES)), default=-1
@@ -79,7 +79,7 @@ def _model(floats: int, categories: int, dimension: int, info: dict[str, str]) -
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """Return ``value``, or the object in its JSON text; an empty object if it is neither."""
+    """Return ``value`` if it is an object, or the object that it holds as JSON text, else an empty object."""
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):

@@ -16,7 +16,7 @@ _FIELDS = ("format", "artifact_sha256", "artifact_size", "created_at")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One value of both versions. None: the version does not have it."""
+    """The values of one field in versions a and b. None: the version does not have the field."""
 
     name: str
     a: Any
@@ -26,7 +26,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One number of both versions. ``delta`` is b - a, and ``percent`` is relative to a."""
+    """One number in versions a and b. ``delta`` is b - a. ``percent`` is ``delta`` in percent of a."""
 
     name: str
     a: float | None

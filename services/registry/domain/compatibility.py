@@ -32,9 +32,9 @@ def breaking_changes(before: Signature, after: Signature) -> list[str]:
 
 
 def check(stored: Sequence[Version], after: Signature | None, *, breaking: bool) -> None:
-    """Raise Conflict if a signature breaks callers of the latest version. ``breaking``: do not raise.
+    """Raise Conflict if ``after`` breaks callers of the latest version that has a signature.
 
-    The comparison ignores versions without a signature.
+    ``breaking`` True: the publisher allows breaking changes, so do not raise.
     """
     before = next((v for v in sorted(stored, key=lambda v: -v.number) if v.signature is not None), None)
     if breaking or after is None or before is None or before.signature is None:
@@ -74,7 +74,7 @@ def _outputs(before: Sequence[TensorSpec], after: Sequence[TensorSpec]) -> list[
     changes = [f"output {name!r} is removed" for name in old if name not in new]
     for name, tensor in old.items():
         if name in new:
-            # A fixed size of an output must stay; a dynamic one (-1) may become fixed.
+            # Callers can rely on a fixed size, so it must stay. A dynamic size (-1) can become any size.
             changes += _changed("output", tensor, new[name], narrowed=lambda was, now: was not in (-1, now))
     return changes
 

@@ -18,7 +18,10 @@ Action = Literal["created", "updated", "deleted", "restored"]
 
 @dataclass(frozen=True, slots=True)
 class StoredDeployment:
-    """A stored Deployment. ``declared``: a user created it by PUT or apply, so roll-overs keep its scale."""
+    """A stored Deployment.
+
+    ``declared``: True if a user created it by PUT or apply. Then roll-overs do not change its scale.
+    """
 
     spec: DeploymentSpec
     declared: bool = False
@@ -45,7 +48,7 @@ class ChangeNotification:
 
 @dataclass(frozen=True, slots=True)
 class PutDeployment:
-    """Create or update this Deployment."""
+    """A change that creates or updates a Deployment."""
 
     stored: StoredDeployment
     created: bool
@@ -53,7 +56,7 @@ class PutDeployment:
 
 @dataclass(frozen=True, slots=True)
 class PutEndpoint:
-    """Create or update this Endpoint."""
+    """A change that creates or updates an Endpoint."""
 
     spec: EndpointSpec
     created: bool
@@ -61,21 +64,21 @@ class PutEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class DropDeployment:
-    """Delete this Deployment."""
+    """A change that deletes a Deployment."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class DropEndpoint:
-    """Delete this Endpoint."""
+    """A change that deletes an Endpoint."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class DropVersion:
-    """Delete this version of a model permanently."""
+    """A change that deletes a version of a model permanently."""
 
     model: str
     number: int
@@ -83,7 +86,7 @@ class DropVersion:
 
 @dataclass(frozen=True, slots=True)
 class MarkVersion:
-    """Delete this version of a model. It can be restored for a while."""
+    """A change that deletes a version of a model, so that it can still be restored until it is purged."""
 
     model: str
     number: int
@@ -91,7 +94,7 @@ class MarkVersion:
 
 @dataclass(frozen=True, slots=True)
 class RestoreVersion:
-    """Restore this deleted version of a model."""
+    """A change that restores a deleted version of a model."""
 
     model: str
     number: int
@@ -99,7 +102,7 @@ class RestoreVersion:
 
 @dataclass(frozen=True, slots=True)
 class PutAlias:
-    """Point this alias of a model to a version."""
+    """A change that points an alias of a model to a version."""
 
     model: str
     alias: str
@@ -109,7 +112,7 @@ class PutAlias:
 
 @dataclass(frozen=True, slots=True)
 class DropAlias:
-    """Delete this alias of a model."""
+    """A change that deletes an alias of a model."""
 
     model: str
     alias: str
@@ -117,7 +120,7 @@ class DropAlias:
 
 @dataclass(frozen=True, slots=True)
 class PutPolicy:
-    """Set the policy of a model."""
+    """A change that sets the policy of a model."""
 
     model: str
     policy: ModelPolicy
@@ -209,7 +212,7 @@ class RegistrySnapshot:
         return replace(self, versions=self.versions | {(model, number)})
 
     def in_use(self) -> set[str]:
-        """Return the Deployments that any Endpoint names as target, as previous, in a rule or as shadow."""
+        """Return the Deployments that any Endpoint names: as target, previous target, shadow or in a rule."""
         return {name for stored in self.endpoints.values() for name in deployments_in(stored.spec)}
 
     def failovers(self) -> set[str]:
@@ -217,7 +220,7 @@ class RegistrySnapshot:
         return {name for stored in self.endpoints.values() for name in stored.spec.failover}
 
     def with_traffic(self) -> set[str]:
-        """Return the Deployments that any Endpoint names as target, as previous or in a rule."""
+        """Return the Deployments that any Endpoint names as target or previous target, or in a rule."""
         return {name for stored in self.endpoints.values() for name in targets_in(stored.spec)}
 
     def after(self, changes: Iterable[Change]) -> RegistrySnapshot:
@@ -261,18 +264,18 @@ class RegistrySnapshot:
 
 
 def deployments_in(spec: EndpointSpec) -> list[str]:
-    """Return the Deployments that an Endpoint names, as target, as previous, in a rule or as shadow."""
+    """Return the Deployments that an Endpoint names as target, previous target or shadow, or in a rule."""
     return targets_in(spec) + ([spec.shadow.deployment] if spec.shadow is not None else [])
 
 
 def targets_in(spec: EndpointSpec) -> list[str]:
-    """Return the Deployments that an Endpoint names as target, as previous or in a rule."""
+    """Return the Deployments that an Endpoint names as target or previous target, or in a rule."""
     targets = [target.deployment for target in [*spec.targets, *spec.previous]]
     return targets + [rule.deployment for rule in spec.rules]
 
 
 def expect_revision(what: str, revision: int | None, expected: int | None) -> None:
-    """Raise Conflict unless the object is at the revision that the caller expects. None allows any."""
+    """Raise Conflict unless the object is at the expected revision. ``expected`` None: do not check."""
     if expected is None or revision == expected:
         return
     now = "does not exist" if revision is None else f"is at revision {revision}"

@@ -94,7 +94,7 @@ def put_endpoint(snapshot: RegistrySnapshot, name: str, fields: Fields, now: flo
     """Plan to create or replace an Endpoint.
 
     If ``fields`` has no ``previous``, the current Deployments serve until the new targets are ready. An
-    experiment without an id starts at ``now`` (seconds since the epoch). Raise BadRequest for invalid fields.
+    experiment without an id starts at ``now`` (Unix time in seconds). Raise BadRequest for invalid fields.
     """
     names.check_new("Endpoint", name, snapshot.endpoints)
     stored = snapshot.endpoints.get(name)

@@ -21,7 +21,7 @@ from tidegate.kernel.protocol.experiments import (
 )
 from tidegate.kernel.protocol.models import EndpointSpec, Target
 
-# All weights are multiplied by this factor, as in a rollout.
+# All weights are multiplied by the same factor as in a rollout. It changes no share.
 _SCALE = 1000
 _EVENTS_KEPT = 50
 
@@ -34,10 +34,10 @@ def start(
     id: str,
     now: float,
 ) -> list[Change]:
-    """Plan the start of an experiment. The treatments share ``options.share`` percent equally.
+    """Plan the start of an experiment. Its treatments together get ``options.share`` percent of the traffic.
 
-    All variants must be existing Deployments. Raise Conflict while a canary, an experiment or a roll-over is
-    in progress, BadRequest for an invalid treatment.
+    Each treatment gets the same part. All variants must be existing Deployments. Raise Conflict while a
+    canary, an experiment or a roll-over is in progress, BadRequest for an invalid treatment.
     """
     spec = snapshot.endpoint(name).spec
     for each in treatments:
@@ -173,7 +173,7 @@ def targets_of(experiment: Experiment) -> list[Target]:
 def ended_by_hand(spec: EndpointSpec, reason: str) -> dict[str, Any]:
     """Return the fields of an Endpoint that change when an operator sets its targets during an experiment.
 
-    A running experiment is aborted, and the earlier sticky keys return.
+    A running experiment is aborted, and the Endpoint gets back the sticky keys from before the experiment.
     """
     experiment = spec.experiment
     if experiment is None or not experiment.active:
@@ -184,9 +184,9 @@ def ended_by_hand(spec: EndpointSpec, reason: str) -> dict[str, Any]:
 def kept(stored: EndpointSpec, spec: EndpointSpec, fields: Mapping[str, Any]) -> EndpointSpec:
     """Return a new spec of an Endpoint. Keep the stored experiment, unless the spec changes it.
 
-    A file states treatments and options without an id. Applying the same file twice starts only one
-    experiment. Other targets abort a running experiment. Raise Conflict if other sticky keys are set while it
-    runs.
+    A file for `tidegate apply` names no experiment id. So an experiment with the treatments and options of
+    the stored one counts as the stored one. Other targets abort a running experiment. Raise Conflict if other
+    sticky keys are set while it runs.
     """
     running = stored.experiment
     if running is None:

@@ -54,7 +54,7 @@ _FAMILIES: dict[str, tuple[Kind, Type]] = {
     "tags": ("tag", "any"),
     "tag": ("tag", "any"),
 }
-# Finds a backslash at the end of a pattern that escapes nothing. PostgreSQL rejects such a pattern.
+# Matches a pattern that ends with a backslash that is not escaped. PostgreSQL rejects such a pattern.
 _ESCAPES = re.compile(r"(?<!\\)(?:\\\\)*\\\Z")
 _TOKENS = re.compile(
     r"""\s*(?:

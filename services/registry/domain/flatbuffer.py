@@ -19,9 +19,9 @@ MAX_ITEMS = 1_000_000
 
 @dataclass(slots=True)
 class Budget:
-    """The bytes of texts that may still be read.
+    """The number of bytes of text that a message can still return.
 
-    Without this limit, many offsets could point to one long text.
+    Without this limit, many offsets that point to one long text would need too much memory.
     """
 
     text: int = 16 * MAX_TEXT

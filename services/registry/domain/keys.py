@@ -18,7 +18,7 @@ from tidegate.kernel.protocol.cost_facts import NANOS
 from tidegate.kernel.protocol.models import Name, Noun
 
 # A token bucket must hold the tokens of at least this many seconds. A smaller bucket would overflow between
-# refills.
+# refills, and the key would get fewer requests than its rate allows.
 MIN_BURST_S = 0.05
 SECRET_BYTES = 32
 ID_BYTES = 6
@@ -32,7 +32,7 @@ MOST_MONEY = 10**6
 
 
 class TokenLimits(Noun):
-    """Token limits of a language model, for prompts and answers together. None means no limit."""
+    """Limits of the tokens that a key may use, in prompts and answers together. None means no limit."""
 
     tokens_per_minute: int | None = Field(
         None, ge=1, le=MOST_TOKENS, description=("Most tokens in any 60 seconds.")
@@ -108,7 +108,7 @@ class KeySpec(TokenLimits):
         return self
 
     def allowance(self) -> access.Allowance:
-        """Return the limits. Without a burst, use the default: the requests of one second."""
+        """Return the limits. Without a burst, use as many requests as the rate allows in one second."""
         burst = self.burst or (1 if self.rate is None else max(1, math.ceil(self.rate)))
         budgets = (_nanos(self.budget_per_day), _nanos(self.budget_per_month))
         return access.Allowance(self.rate, burst, self.concurrency, self.day, self.month, *budgets)

@@ -18,7 +18,7 @@ from tidegate.kernel.protocol.hugging_face import IMAGES
 from tidegate.kernel.protocol.hugging_face_task import CONFIG
 from tidegate.kernel.protocol.models import Format
 
-# Formats of folders. The publisher may state the format of a folder, because the layouts overlap.
+# Formats of folders. A folder's files can fit several of them, so its publisher may state one.
 FOLDERS: frozenset[Format] = frozenset(
     {"triton", "python", "onnx", "llm", "tensorflow", "mlflow", "huggingface"}
 )
@@ -57,7 +57,8 @@ def _is_saved_model(glimpse: Glimpse) -> bool:
 
 
 def _is_onnx(glimpse: Glimpse) -> bool:
-    # All exporters write the IR version first, and then a name, the graph or the opsets.
+    # ONNX has no magic bytes, but all exporters write the IR version first. A name, the graph or the opsets
+    # follow.
     return _ONNX.match(glimpse.head) is not None
 
 
@@ -71,7 +72,7 @@ def _is_torchscript(glimpse: Glimpse) -> bool:
 
 
 def _is_exported(glimpse: Glimpse) -> bool:
-    """Return True for a zip written by torch.export.save, of new and old releases of torch."""
+    """Return True for a zip that torch.export.save of an old or a new release of torch wrote."""
     programs = [path for path in glimpse.below if path.startswith("models/") and path.endswith(".json")]
     new = "archive_format" in glimpse.below and bool(programs)
     return new or "serialized_exported_program.json" in glimpse.root
@@ -106,8 +107,8 @@ SERVED: tuple[Kind, ...] = (
     Kind("TorchScript", _is_torchscript, "torchscript"),
     Kind("a program of torch.export", _is_exported, "pt2"),
     Kind("an MLflow model", _is_mlflow, "mlflow", fits=FOLDERS),
-    # Such a folder can also have a model that classifies. `hugging_face_artifact` reads the configuration to
-    # decide.
+    # A folder that looks like a language model can also hold a classifier. `hugging_face_artifact` reads
+    # the configuration to decide.
     Kind("a folder of a language model", _is_llm_folder, "llm", fits=FOLDERS),
     Kind("a Hugging Face folder", _is_hugging_face, "huggingface", fits=FOLDERS),
     Kind("a TensorFlow SavedModel", _is_saved_model, "tensorflow", fits=FOLDERS),

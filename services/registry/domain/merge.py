@@ -32,10 +32,9 @@ def deployment(
 ) -> DeploymentSpec:
     """Return ``base`` with ``patch`` applied, as a checked DeploymentSpec. Raise BadRequest.
 
-    If ``patch`` sets only min_replicas, a lower max_replicas is raised to the same value: `--min 3` alone
-    means exactly 3. But a max_replicas in ``base`` is raised only with ``exact_follows``, and only if
-    ``base`` has the same minimum and maximum. If ``patch`` sets only max_replicas, min_replicas is lowered
-    in the same way.
+    If ``patch`` sets only one of min_replicas and max_replicas, the minimum can exceed the maximum. Then the
+    other one gets the same value, if ``base`` does not state it. With ``exact_follows``, it also gets that
+    value if ``base`` has the same minimum and maximum. So `--min 3` alone means exactly 3.
     """
     merged = patched(base, patch)
     low, high = patch.get("min_replicas"), patch.get("max_replicas")

@@ -18,8 +18,8 @@ class RetentionPolicy(Noun):
     """The rule for how many versions are kept. Versions in use are always kept.
 
     ``keep_last``: always keep this many of the newest versions. ``max_age_days``: delete only versions older
-    than this. ``sleeping``: also delete versions that only a sleeping Deployment runs, together with that
-    Deployment, if no Endpoint names it.
+    than this. ``sleeping`` True: also delete versions that only a sleeping Deployment runs, together with
+    that Deployment, if no Endpoint names it.
     """
 
     keep_last: int | None = Field(None, ge=1, le=LARGEST)
@@ -36,8 +36,8 @@ class Stage(Noun):
     """A stage of versions, and its requirements.
 
     ``approvals``: how many owners with the scope ``scope`` must approve. The owner that registered the
-    version does not count. ``verified``: the version must be verified. ``checks``: a filter that the version
-    must match.
+    version does not count. ``verified``: True if the version must be verified. ``checks``: a filter that the
+    version must match.
     """
 
     name: StageName
@@ -48,7 +48,10 @@ class Stage(Noun):
 
 
 class ModelPolicy(Noun):
-    """The policy of a model. ``stages`` are in order. ``serve_from``: the first stage that may serve."""
+    """The policy of a model. ``stages`` are in the order in which a version enters them.
+
+    ``serve_from``: versions of this stage and of later stages may serve. None: every version may serve.
+    """
 
     retention: RetentionPolicy = RetentionPolicy()
     stages: list[Stage] = Field(default_factory=list, max_length=10)
@@ -73,7 +76,7 @@ class ModelPolicy(Noun):
         return names.index(stage) + 1 if stage in names else 0
 
     def guards(self, other: ModelPolicy) -> bool:
-        """Return True if the other policy has different stages, or another first stage that may serve."""
+        """Return True if the other policy has different stages or another ``serve_from``."""
         return (self.stages, self.serve_from) != (other.stages, other.serve_from)
 
 

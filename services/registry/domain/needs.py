@@ -41,13 +41,16 @@ SKOPS = Need("skops==0.16.0", ("skops",))
 
 
 def xgboost(saved_by: Sequence[int]) -> Need:
-    """Return the XGBoost release that saved a file, or the tested one if there is no CPU-only build of it."""
+    """Return the need for the XGBoost release that saved a file.
+
+    If that release has no CPU-only build, return the need for the tested release.
+    """
     version = tuple(saved_by) if len(saved_by) == 3 and tuple(saved_by) >= FIRST_XGBOOST_CPU else XGBOOST
     return Need(f"xgboost-cpu=={'.'.join(map(str, version))}", ("xgboost-cpu", "xgboost"))
 
 
 def catboost(release: str) -> Need:
-    """Return the CatBoost release that saved a file. If ``release`` is empty, return the tested release."""
+    """Return the need for the CatBoost release that saved a file. Empty: the need for the tested release."""
     return Need(f"catboost=={release or CATBOOST}", ("catboost",))
 
 

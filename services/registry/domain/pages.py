@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 from tidegate.kernel.errors import BadRequest
 
-# Objects on a page. MOST: the maximum, and the default of the API. DEFAULT: the default of searches inside
-# the registry.
+# Numbers of objects on a page. MOST: the highest allowed number, and the API's default. DEFAULT: the default
+# of searches inside the registry.
 MOST = 1_000
 DEFAULT = 100
 LONGEST = 4_000
@@ -37,7 +37,8 @@ N = TypeVar("N", bound=Named)
 class NamedPage:
     """A page of a list sorted by name.
 
-    ``limit``: the most objects; None means all. ``after``: the last name of the previous page."""
+    ``limit``: how many objects the page can have; None: all. ``after``: the last name of the previous page.
+    """
 
     limit: int | None = None
     after: str | None = None
@@ -72,8 +73,8 @@ def cursor_of(order: str, *last: Any) -> str:
 def read_cursor(cursor: str | None, order: str, *types: type) -> list[Any] | None:
     """Return the sort keys in a cursor; None for no cursor. Raise BadRequest.
 
-    ``types``: the types of the keys. They are checked here, because databases reject other types only during
-    the query.
+    ``types``: the types of the sort keys. They are checked here, because a database would reject a wrong type
+    only during the query, with an error that does not name the cursor.
     """
     if cursor is None:
         return None

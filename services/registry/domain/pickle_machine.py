@@ -75,7 +75,7 @@ class Ref:
 def imports(source: Source, *, arrays: bool = True) -> set[Import]:
     """Return each (module, name) that loading a pickle would import. Raise Unscannable.
 
-    ``arrays``: joblib loads the file, so arrays can be between the opcodes. False: pickle loads the file.
+    ``arrays``: True if joblib loads the file, so arrays can be between the opcodes. False if pickle loads it.
     """
     return _Machine(source, _Budget(), arrays=arrays).run()
 
@@ -135,7 +135,7 @@ class _Machine:
         return self._budget.found
 
     def check_frame(self) -> None:
-        """Raise Unscannable in the middle of a frame.
+        """Raise Unscannable if the source is in the middle of a frame.
 
         An unpickler reads a whole frame ahead. So an array or another frame can begin only after the frame's
         end.
@@ -350,7 +350,7 @@ class _Machine:
         made.state = state
         if made.made_by == _WRAPPER:
             self._skip_array(state)
-            self._stack[-1] = OPAQUE  # joblib puts the array here
+            self._stack[-1] = OPAQUE  # joblib replaces the description by the array
 
     def _skip_array(self, state: Any) -> None:
         """Skip an array, which joblib writes directly after its description: padding, then the bytes."""
@@ -365,7 +365,7 @@ class _Machine:
         if not isinstance(datatype, Made) or datatype.made_by != _DTYPE:
             raise Unscannable("a joblib array has no datatype")
         if _has_objects(datatype):
-            # joblib loads an array of objects with a plain unpickler.
+            # joblib loads an array of objects with a plain unpickler, so no raw array can be inside.
             inner = _Machine(self._source, self._budget, arrays=False)
             inner.run()
             inner.check_frame()
@@ -385,7 +385,7 @@ def _is_wrapper(value: Any) -> bool:
 
 
 def _set(target: Any, pairs: list[Any]) -> Any:
-    """Add the pairs to a dict. If the dict becomes too large, mark it as incomplete instead.
+    """Add the pairs to a dict. If the dict is full or a key is not a text, mark the dict as incomplete.
 
     Only the descriptions of arrays are needed later, and these are small.
     """
@@ -410,7 +410,8 @@ def _code_of(datatype: Made) -> str:
 def _state_of(datatype: Made) -> tuple[int, int]:
     """Return the size in bytes and the flags from a datatype's state. Raise Unscannable.
 
-    States before version 3 are rejected, because numpy computes their flags itself.
+    States before version 3 are rejected. For them, numpy computes the flags and does not take them from the
+    state, so the flags in the pickle would not show what numpy does.
     """
     state = datatype.state
     known = isinstance(state, tuple) and len(state) in (8, 9) and state[0] in (3, 4)

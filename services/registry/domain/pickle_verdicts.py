@@ -68,7 +68,7 @@ _SAFE: dict[str, frozenset[str]] = {
             "type",
         ]
     ),
-    # List single classes, not all names of a module. For example, `enum.bltns` is the module builtins.
+    # List single classes, because a module also has dangerous names: `enum.bltns` is the module builtins.
     "collections": frozenset(
         {"OrderedDict", "defaultdict", "deque", "Counter", "ChainMap", "UserDict", "UserList", "UserString"}
     ),

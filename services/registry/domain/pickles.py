@@ -25,7 +25,10 @@ _NUMPY_2 = re.compile(rb"numpy\._core|numpy\.random\._(?:mt19937|pcg64|philox|sf
 
 @dataclass(frozen=True, slots=True)
 class PickleReleases:
-    """The library releases that wrote a pickle. ``sklearn`` None: unknown. ``numpy_2``: numpy 2 or later."""
+    """The library releases that wrote a pickle.
+
+    ``sklearn`` None: the release is unknown. ``numpy_2``: True if numpy 2 or later wrote the pickle.
+    """
 
     sklearn: str | None = None
     numpy_2: bool = False
@@ -45,9 +48,10 @@ def releases_in(pieces: Iterable[bytes]) -> PickleReleases:
 
 
 def warnings(saved_by: PickleReleases, here: Mapping[str, str], requirements: Sequence[str]) -> list[str]:
-    """Return warnings for the publisher. ``here``: the packages of the models' environment, by name.
+    """Return warnings for the publisher about releases that the models' environment does not have.
 
-    scikit-learn is not compared if the version's own requirements name it.
+    ``here``: the release of each package in the models' environment. scikit-learn is not compared if the
+    version's own requirements name it.
     """
     messages = []
     ours = here.get(SKLEARN)

@@ -21,8 +21,8 @@ _ETAG = re.compile(r'(?:W/)?"?([!#-~]{1,80}?)"?')
 class Precondition:
     """The state that an object must have before a change. ``match``: the allowed ETags of the object.
 
-    ``ANY`` in ``match``: the object must exist. ``match`` None: the ETag is not checked. ``new``: the object
-    must not exist.
+    ``ANY`` in ``match``: the object must exist. ``match`` None: the ETag is not checked. ``new``: True if the
+    object must not exist.
     """
 
     kind: Kind

@@ -66,8 +66,8 @@ def signature_of(program: Mapping[str, Any], given: Signature | None, default_ma
 def runs_code(program: Mapping[str, Any], payloads: Mapping[str, str], names: Mapping[str, set[str]]) -> str:
     """Return why loading the file could run code; empty if it cannot.
 
-    ``payloads``: the JSON descriptions of weights and constants, by file. ``names``: the imports of each
-    pickle in the file.
+    ``payloads``: for each file with a description of weights or constants, its JSON text. ``names``: the
+    imports of each pickle in the file.
     """
     for file, text in payloads.items():
         try:

@@ -1,4 +1,4 @@
-"""Check the quota of a key: the most versions, and the most bytes of their artifacts. Pure."""
+"""Check the quota of a key. It limits the number of versions and the bytes of their artifacts. Pure."""
 
 from __future__ import annotations
 

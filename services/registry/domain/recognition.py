@@ -67,7 +67,7 @@ class Glimpse:
     def text(self) -> str | None:
         """Return the first characters of a text file; None if the file does not begin with text."""
         try:
-            # If only the start was read, it may end in the middle of a character.
+            # If only the start was read, it can end in the middle of a character. Ignore that character.
             decoded = self.head.decode("utf-8-sig", "strict" if self.size <= len(self.head) else "ignore")
         except UnicodeDecodeError:
             return None
@@ -83,8 +83,8 @@ class Kind:
     """A kind of file. ``what``: its name in messages ("a PNG image"). ``format``: the format that serves it.
 
     ``format`` None: the kind cannot be served, and ``remedy`` is the next step. ``fits``: other formats that
-    a publisher may state for it. ``general``: the kind alone does not prove the format, so the file name must
-    not suggest another format.
+    a publisher may state for it. ``general``: True if the kind alone does not prove the format, so that the
+    file name must not suggest another format.
     """
 
     what: str

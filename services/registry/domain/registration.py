@@ -23,8 +23,8 @@ def same_version(
 ) -> Version | None:
     """Return the newest version that equals a registration, or None.
 
-    ``trusted``: the names that a pickle or skops file may import. ``signature`` None: versions with any
-    signature match, because their signature may have been added later.
+    ``trusted``: the names that a pickle or skops file is allowed to import. ``signature`` None: versions with
+    any signature match, because their signature may have been added later.
     """
     for version in sorted(stored, key=lambda each: each.number, reverse=True):
         same = (version.artifact_sha256, version.format, version.requirements, version.trusted) == (
@@ -47,7 +47,7 @@ def check_has_signature(
 ) -> None:
     """Raise BadRequest if the format needs a signature and the user has not sent one.
 
-    ``describes_itself``: no signature is needed, because the model's code may return one.
+    ``describes_itself``: True if the model's code may return a signature. Then the user need not send one.
     """
     if user_signature is not None or describes_itself or format_ not in _UNDESCRIBED:
         return

@@ -22,10 +22,10 @@ from tidegate.kernel.protocol.models import EndpointSpec
 def delete_version(
     snapshot: RegistrySnapshot, model: str, number: int, *, permanent: bool = False
 ) -> list[Change]:
-    """Return the changes that delete a version. ``permanent``: it cannot be restored.
+    """Return the changes that delete a version. If ``permanent``, the version cannot be restored.
 
-    With ``permanent``, the version may be deleted already. Raise NotFound, or Conflict while a Deployment
-    runs the version or an alias points to it.
+    If ``permanent``, the version can be a deleted one. Raise NotFound, or Conflict while a Deployment runs
+    the version or an alias points to it.
     """
     if permanent and (model, number) in snapshot.deleted:
         return [DropVersion(model, number)]
@@ -74,7 +74,7 @@ def restore(snapshot: RegistrySnapshot, model: str, number: int | None) -> list[
 def delete_model(
     snapshot: RegistrySnapshot, model: str, *, cascade: bool, permanent: bool = False
 ) -> list[Change]:
-    """Return the changes that delete all versions of a model. ``permanent``: they cannot be restored.
+    """Return the changes that delete all versions of a model. If ``permanent``, they cannot be restored.
 
     With ``cascade``, also delete its aliases, its Deployments and their Endpoints. Without ``cascade``, raise
     Conflict while a version has an alias or a Deployment runs a version. An Endpoint that also serves another

@@ -22,7 +22,7 @@ from services.registry.domain.model_policy import RetentionPolicy
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """The decision for a version, with its reason. ``deployments``: deleted together with the version."""
+    """A decision to delete a version or not, with its reason. ``deployments``: deleted with the version."""
 
     version: int
     delete: bool
@@ -38,7 +38,7 @@ def fates(
     policy: RetentionPolicy,
     now: datetime,
 ) -> list[Fate]:
-    """Return the decision for each version of a model, oldest first.
+    """Return for each version of a model whether it is deleted, oldest version first.
 
     ``created``: the time of each version's registration. ``rollback_targets``: for each version that a
     rollback would return to, the text "endpoint NAME".
@@ -94,7 +94,7 @@ def _fate(
 
 
 def deletions(model: str, found: Sequence[Fate]) -> list[Change]:
-    """Return the changes for these decisions."""
+    """Return the changes that carry out these decisions."""
     changes: list[Change] = []
     for fate in found:
         if fate.delete:

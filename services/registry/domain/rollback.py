@@ -34,7 +34,10 @@ class EndpointHistory:
 
 @dataclass(frozen=True, slots=True)
 class RollbackPlan:
-    """The plan of a rollback to ``deployment``. ``remade``: the plan creates the deleted Deployment again."""
+    """The plan of a rollback to ``deployment``.
+
+    ``remade``: True if that Deployment was deleted, so that the plan creates it.
+    """
 
     changes: list[Change]
     deployment: str
@@ -60,7 +63,7 @@ def rollback(
 ) -> RollbackPlan:
     """Plan the rollback of an Endpoint to ``version``; None means the version before the current one.
 
-    A roll-over in progress is aborted. A canary or an experiment ends at ``now`` (seconds since the epoch). A
+    A roll-over in progress is aborted. A canary or an experiment ends at ``now`` (Unix time in seconds). A
     rollback in progress continues. Raise NotFound if the version is not registered, Conflict if no earlier
     version exists.
     """
@@ -92,7 +95,7 @@ def rollback(
 
 
 def deployments_of(states: Sequence[Fields]) -> list[str]:
-    """Return the Deployments that once had all traffic of an Endpoint, newest first."""
+    """Return the Deployments that had all traffic of an Endpoint at some time, the most recent one first."""
     return list(dict.fromkeys(name for name in map(_sole_target, states) if name is not None))
 
 
@@ -181,7 +184,7 @@ def _of_version(snapshot: RegistrySnapshot, model: str, version: int) -> _Choice
 
 
 def _served(snapshot: RegistrySnapshot, history: EndpointHistory) -> Iterator[_Choice]:
-    """Yield the versions that once had all traffic and are still registered, newest first."""
+    """Yield the registered versions that had all traffic at some time, the most recent one first."""
     for name in deployments_of(history.states):
         stored = snapshot.deployments.get(name)
         fields: Fields = stored.spec.model_dump() if stored else history.deleted.get(name, {})
@@ -199,7 +202,10 @@ def _sole_target(state: Fields) -> str | None:
 def _spec_before_deletion(
     snapshot: RegistrySnapshot, endpoint: StoredEndpoint, old: Fields
 ) -> DeploymentSpec:
-    """Return a deleted Deployment's spec. Copy ``env`` from the current one, because the log hides values."""
+    """Return a deleted Deployment's spec.
+
+    Its ``env`` is from the current Deployment, because the audit log hides these values.
+    """
     known = {key: value for key, value in old.items() if key in DeploymentSpec.model_fields}
     env = snapshot.heaviest(endpoint.spec.targets).env if old.get("env") else {}
     return DeploymentSpec.model_validate({**known, "env": env})

@@ -40,7 +40,7 @@ def start(
 ) -> list[Change]:
     """Plan the start of a canary of an existing Deployment, with the share of the first step.
 
-    ``now``: seconds since the epoch. Raise Conflict while another rollout or a roll-over is in progress,
+    ``now``: Unix time in seconds. Raise Conflict while another rollout or a roll-over is in progress,
     BadRequest if the Deployment has traffic already.
     """
     if options.steps[0] >= 100:

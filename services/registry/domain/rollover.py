@@ -96,8 +96,8 @@ def settle(snapshot: RegistrySnapshot, name: str, seen: int | None) -> list[Chan
 def with_previous(stored: EndpointSpec, spec: EndpointSpec) -> EndpointSpec:
     """Return ``spec`` with ``previous`` set to the targets that serve now, without those that ``spec`` keeps.
 
-    The targets of ``stored`` serve now. But while a roll-over is not settled, its ``previous`` targets serve,
-    because the new ones may not be ready.
+    During a roll-over, the ``previous`` targets of ``stored`` serve now, because the new ones may not be
+    ready. Otherwise its ``targets`` serve now.
     """
     kept = {target.deployment for target in spec.targets}
     serving = stored.previous or stored.targets
@@ -129,7 +129,7 @@ def replace_endpoint(snapshot: RegistrySnapshot, stored: EndpointSpec, spec: End
 
 
 def without_own_shadow(spec: EndpointSpec) -> EndpointSpec:
-    """Return the spec. Remove its shadow if the shadow's Deployment gets a share of the traffic."""
+    """Return the spec, without its shadow if the shadow's Deployment gets a share of the traffic."""
     weighted = {target.deployment for target in spec.targets if target.weight}
     if spec.shadow is None or spec.shadow.deployment not in weighted:
         return spec
@@ -137,9 +137,10 @@ def without_own_shadow(spec: EndpointSpec) -> EndpointSpec:
 
 
 def with_minimum(snapshot: RegistrySnapshot, rollout: Rollout, share: int) -> list[Change]:
-    """Return the change that sets the minimum replicas of a canary to ``share`` percent, rounded up.
+    """Return the change that sets a canary's minimum replicas to ``share`` percent of the full minimum.
 
-    So a rollout does not need twice the replicas, unless its options request full capacity.
+    The number is rounded up. So a rollout does not need twice the replicas, unless its options request full
+    capacity.
     """
     stored = snapshot.deployments.get(rollout.deployment)
     if stored is None or rollout.min_replicas is None:

@@ -15,7 +15,7 @@ from tidegate.kernel.protocol.models import Shadow, Target
 def version_changes(
     snapshot: RegistrySnapshot, name: str, version: int, *, wake: bool
 ) -> tuple[list[Change], str]:
-    """Return the changes that create a Deployment of a version, and its name.
+    """Return the changes that create a Deployment of a version, and the name of the Deployment.
 
     Without ``wake``, an existing Deployment is not changed, so a sleeping one stays asleep. With ``wake``, it
     gets the scale of the Deployment that serves now. Raise NotFound for an unknown Endpoint or version.
@@ -52,9 +52,9 @@ def start(snapshot: RegistrySnapshot, name: str, shadow: Shadow) -> list[Change]
 
 
 def stop(snapshot: RegistrySnapshot, name: str, id: str | None = None) -> list[Change]:
-    """Plan the end of an Endpoint's shadow traffic. Without a shadow, change nothing. Raise NotFound.
+    """Plan the end of an Endpoint's shadow traffic. Change nothing if it has no shadow.
 
-    ``id``: end only the shadow with this id; None means any shadow.
+    ``id``: end only the shadow with this id; None means any shadow. Raise NotFound for an unknown Endpoint.
     """
     spec = snapshot.endpoint(name).spec
     if spec.shadow is not None and id is not None and spec.shadow.id != id:

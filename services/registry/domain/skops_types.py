@@ -82,7 +82,7 @@ def _is_trusted(each: SkopsType) -> bool:
 
 
 def is_sklearn_class(path: str) -> bool:
-    """Return True for a class of scikit-learn. Functions and methods must be trusted by name."""
+    """Return True for a class of scikit-learn, but not for a function or a method."""
     return path.startswith("sklearn.") and path.rpartition(".")[2].lstrip("_")[:1].isupper()
 
 

@@ -34,9 +34,9 @@ class Approval:
 class StageFacts:
     """The facts about a version that decide if it may enter a stage.
 
-    ``checks_met``: the version matches the stage's filter. ``verification``: the state of its verification.
-    ``registered_by``: the principal that registered it. ``registered_for``: the owner of that principal's
-    key.
+    ``checks_met``: True if the version matches the stage's filter. ``verification``: the state of the
+    version's verification. ``registered_by``: the principal that registered the version.
+    ``registered_for``: the owner of that principal's key.
     """
 
     stage: str | None
@@ -103,7 +103,7 @@ def _missing_approvals(stage: Stage, facts: StageFacts) -> str | None:
 
 
 def enter(policy: ModelPolicy, model: str, number: int, name: str, facts: StageFacts) -> None:
-    """Raise Conflict if a version does not meet a stage's requirements. Going back is always allowed."""
+    """Raise Conflict if a version does not meet a stage's requirements. Earlier stages are always allowed."""
     stage = stage_of(policy, model, name)
     if policy.rank(name) <= policy.rank(facts.stage):
         return
@@ -129,7 +129,7 @@ def _next_step(policy: ModelPolicy, stage: Stage, facts: StageFacts, version: st
 
 
 def changes_rules(before: RegistrySnapshot, changes: Sequence[Change]) -> bool:
-    """Return True if a change sets other stages, or another first stage that may serve."""
+    """Return True if a change sets other stages or another ``serve_from`` in a model's policy."""
     return any(
         change.policy.guards(before.policies.get(change.model, ModelPolicy()))
         for change in changes
@@ -138,7 +138,7 @@ def changes_rules(before: RegistrySnapshot, changes: Sequence[Change]) -> bool:
 
 
 def check(before: RegistrySnapshot, changes: Sequence[Change]) -> None:
-    """Raise Conflict if a new Deployment runs a version whose stage may not serve."""
+    """Raise Conflict if a new Deployment runs a version that its stage does not allow to serve."""
     policies = dict(before.policies)
     for change in changes:
         if isinstance(change, PutPolicy):

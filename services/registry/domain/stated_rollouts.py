@@ -24,7 +24,7 @@ class StatedRollout(Noun):
 
 @dataclass(frozen=True, slots=True)
 class RolloutStart:
-    """The id and the start time (seconds since the epoch) for a new rollout."""
+    """The id and the start time (Unix time in seconds) for a new rollout."""
 
     id: str
     now: float

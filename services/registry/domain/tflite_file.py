@@ -27,7 +27,7 @@ Named = list[tuple[str, int]]
 
 
 def read(data: mmap | bytes) -> OnnxGraph:
-    """Return the inputs and outputs. Their names are from the first signature, or else from the tensors.
+    """Return the inputs and outputs. Names are from the file's first SignatureDef, or else from the tensors.
 
     Raise Malformed if the file is damaged.
     """
@@ -66,9 +66,10 @@ def _at(tensors: list[Table], index: int) -> Table:
 
 
 def _value(name: str, tensor: Table, dynamic: bool = False) -> GraphValue:
-    """Return a tensor as a graph value. ``dynamic``: treat a first axis of 1 as the batch axis.
+    """Return a tensor as a graph value.
 
-    Old converters write 1 for the batch axis of outputs.
+    ``dynamic``: True if the inputs have a dynamic batch axis. Then a first axis of size 1 is the batch axis,
+    because old converters write 1 for the batch axis of outputs.
     """
     shape = tensor.numbers(TENSOR_SHAPE_SIGNATURE, limit=64) or tensor.numbers(TENSOR_SHAPE, limit=64)
     dims = [size if size > 0 else None for size in shape]

@@ -59,7 +59,7 @@ def served(folders: set[PurePosixPath], model: str, ensembles: Mapping[PurePosix
 
 
 def check_versions(folder: PurePosixPath, files: Iterable[PurePosixPath]) -> None:
-    """Raise BadRequest unless a model has a version folder with a file in it. An ensemble needs no file."""
+    """Raise BadRequest unless a model that is not an ensemble has a version folder with a file in it."""
     inside = [path.relative_to(folder).parts for path in files if path.is_relative_to(folder)]
     if any(len(parts) > 1 and parts[0].isdecimal() for parts in inside):
         return

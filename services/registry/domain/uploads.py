@@ -10,7 +10,8 @@ from typing import Literal
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound, PayloadTooLarge, TooMany
 
 State = Literal["open", "verifying", "stored", "failed"]
-# The bytes of a full part, and the fewest bytes of a part. Many small parts would be slow.
+# The size in bytes of a full part, and the smallest size of a part that does not end the upload. Many small
+# parts would be slow.
 PART_BYTES = 8 * 2**20
 LEAST_PART_BYTES = 2**20
 

@@ -16,7 +16,7 @@ BY = ("day", "principal", "endpoint")
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """A query of usage from ``since`` to ``until`` inclusive, summed by the columns in ``by``."""
+    """A query of usage from ``since`` to ``until`` inclusive. Rows with equal columns ``by`` are added up."""
 
     since: date | None = None
     until: date | None = None

@@ -16,7 +16,7 @@ MOST_CARD_BYTES = 256 * 1024
 LONGEST_KEY = 128
 LONGEST_VALUE = 1_000
 LONGEST_NOTES = 16_000
-# The most entries of each collection.
+# How many entries each collection can have.
 MOST_ENTRIES = {"metrics": 500, "parameters": 500, "tags": 200, "dependencies": 2_000}
 # The fields that contain a single text.
 TEXTS = ("owner", "framework", "framework_version", "license", "commit", "run", "dataset", "parent")
@@ -85,7 +85,7 @@ def facts_of(metadata: VersionMetadata) -> Iterator[Fact]:
 
 
 def seconds(moment: datetime) -> float:
-    """Return seconds since the epoch. A time without a zone is UTC."""
+    """Return Unix time in seconds. A time without a zone is UTC."""
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 

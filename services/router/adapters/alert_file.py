@@ -1,4 +1,4 @@
-"""Alerts, silences, receivers and unsent messages on disk: ``<state>/data/alerts.db`` (SQLite)."""
+"""Alerts, silences, receivers and the messages to them on disk: ``<state>/data/alerts.db`` (SQLite)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ MessageState = Literal["waiting", "delivered", "given_up"]
 
 @dataclass(frozen=True, slots=True)
 class AlertMessage:
-    """A message to one receiver. ``next_at``: the time of the next attempt. ``attempt``: attempts so far."""
+    """A message to one receiver.
+
+    ``next_at``: when it is sent next. ``attempt``: how many times it was sent so far.
+    """
 
     id: str
     receiver: str
@@ -155,7 +158,7 @@ class AlertFile:
         )
 
     def due(self, now: float, limit: int) -> list[AlertMessage]:
-        """Return the messages to send now, oldest first."""
+        """Return the messages to send now, at most ``limit``. The message that is due longest is first."""
         query = f"SELECT {_MESSAGE} FROM messages WHERE state = 'waiting' AND next <= ? ORDER BY next LIMIT ?"
         return [AlertMessage(*row) for row in self._db.read(query, (now, limit))]
 

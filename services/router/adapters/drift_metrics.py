@@ -34,7 +34,7 @@ TOP = 3
 
 
 class QualityMetrics:
-    """Sets the gauges of quality: each version's last window with labels, and its last estimate."""
+    """Sets the gauges of quality: the measures of each version's last window, and the estimated accuracy."""
 
     def show(self, histories: Mapping[tuple[str, int], QualityHistory]) -> None:
         """Set the gauges of these versions, and remove the gauges of all other versions."""

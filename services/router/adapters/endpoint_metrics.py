@@ -94,7 +94,7 @@ class EndpointMetrics:
                 BUDGET.labels(name, "latency").set(1 - slo.latency_target / 100)
 
     def states(self, alerts: Iterable[Alert]) -> None:
-        """Count the alerts by state."""
+        """Set the gauge with the number of pending alerts and the number of firing alerts."""
         counts: Mapping[str, int] = {}
         found = dict.fromkeys(("pending", "firing"), 0) | dict(counts)
         for each in alerts:
