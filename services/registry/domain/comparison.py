@@ -26,7 +26,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One number in versions a and b. ``delta`` is b - a. ``percent`` is ``delta`` in percent of a."""
+    """A metric or a figure of two versions. ``delta`` is b - a. ``percent`` is ``delta`` in percent of a."""
 
     name: str
     a: float | None

@@ -86,7 +86,7 @@ class DropVersion:
 
 @dataclass(frozen=True, slots=True)
 class MarkVersion:
-    """A change that deletes a version of a model, so that it can still be restored until it is purged."""
+    """A change that deletes a version of a model. The version can be restored until it is purged."""
 
     model: str
     number: int

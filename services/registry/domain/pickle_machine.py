@@ -411,7 +411,7 @@ def _state_of(datatype: Made) -> tuple[int, int]:
     """Return the size in bytes and the flags from a datatype's state. Raise Unscannable.
 
     States before version 3 are rejected. For them, numpy computes the flags and does not take them from the
-    state, so the flags in the pickle would not show what numpy does.
+    state. So the flags of such a state cannot be trusted.
     """
     state = datatype.state
     known = isinstance(state, tuple) and len(state) in (8, 9) and state[0] in (3, 4)
