@@ -28,7 +28,10 @@ class Cards:
         return found
 
     async def put(self, model: str, number: int, text: str) -> str:
-        """Set a version's model card. Return its text. Raise NotFound or BadRequest."""
+        """Set a version's model card. Return the card's text.
+
+        Raise NotFound if the version does not exist, or BadRequest if the text is empty or too long.
+        """
         version_metadata.check_card(text)
         async with self._transactions.change() as writer:
             await _check_version(writer, model, number)

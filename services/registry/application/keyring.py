@@ -31,14 +31,20 @@ class Keyring:
         self._transactions = transactions
 
     async def create(self, fields: Mapping[str, Any]) -> tuple[StoredKey, str]:
-        """Create a key. Return it and its secret. Only a digest of the secret is stored. Raise BadRequest."""
+        """Create a key. Return the key and its secret. Only a digest of the secret is stored.
+
+        Raise BadRequest for invalid fields.
+        """
         async with self._transactions.change() as writer:
             spec = parse_spec(fields, writer.now)
             key, secret_key = created(spec, os.urandom(ID_BYTES + SECRET_BYTES), writer.now)
             return await _put(writer, key, None), secret_key
 
     async def change(self, id_: str, patch: Mapping[str, Any]) -> StoredKey:
-        """Change fields of a key. Raise BadRequest, NotFound, or (if the key is revoked) Conflict."""
+        """Change fields of a key.
+
+        Raise NotFound for an unknown key, Conflict for a revoked key, or BadRequest for invalid fields.
+        """
         async with self._transactions.change() as writer:
             before = await _read(writer, id_)
             return await _put(writer, changed(before, patch, writer.now), before)
@@ -46,7 +52,7 @@ class Keyring:
     async def rotate(self, id_: str, grace_s: float) -> tuple[StoredKey, str]:
         """Replace a key's secret. The old secret works for ``grace_s`` more seconds.
 
-        Raise NotFound, or Conflict for a revoked key.
+        Raise NotFound for an unknown key, or Conflict for a revoked key.
         """
         async with self._transactions.change() as writer:
             before = await _read(writer, id_)
@@ -54,14 +60,14 @@ class Keyring:
             return await _put(writer, key, before), secret_key
 
     async def revoke(self, id_: str) -> StoredKey:
-        """Revoke a key. If it is revoked already, do nothing. Raise NotFound."""
+        """Revoke a key. If it is revoked already, do nothing. Raise NotFound for an unknown key."""
         async with self._transactions.change() as writer:
             before = await _read(writer, id_)
             key = revoked(before, writer.now)
             return before if key == before else await _put(writer, key, before)
 
     async def get(self, id_: str) -> StoredKey:
-        """Return one key. Raise NotFound."""
+        """Return one key. Raise NotFound for an unknown key."""
         async with self._transactions.read() as reader:
             matches = await keys.read(reader.connection, id_)
         if not matches:

@@ -32,7 +32,10 @@ class Signatures:
         self._trusted = trusted
 
     async def of_artifact(self, sha256: str) -> list[StoredSignature]:
-        """Return the cryptographic signatures of an artifact, oldest first. Raise NotFound."""
+        """Return the cryptographic signatures of an artifact, oldest first.
+
+        Raise NotFound for an unknown artifact.
+        """
         await self._artifacts.size(sha256)
         async with self._transactions.read() as reader:
             return await signatures.find(reader.connection, sha256)

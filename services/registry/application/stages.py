@@ -39,7 +39,10 @@ class Stages:
         self._transactions = transactions
 
     async def view(self, model: str, number: int) -> StageView:
-        """Return the stage of a version, and the missing requirements of the next stage. Raise NotFound."""
+        """Return the stage of a version, and which requirements of the next stage are not met.
+
+        Raise NotFound for an unknown version.
+        """
         async with self._transactions.read() as reader:
             return await _view(reader, model, number)
 
@@ -68,7 +71,7 @@ class Stages:
             return await _view(writer, model, number)
 
     async def withdraw(self, model: str, number: int, name: str) -> None:
-        """Withdraw the caller's approval of a version for a stage. Raise NotFound."""
+        """Withdraw the caller's approval of a version for a stage. Raise NotFound if there is none."""
         async with self._transactions.change() as writer:
             await _policy(writer, model, number)
             mine = caller.current.get().principal

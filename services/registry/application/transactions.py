@@ -35,7 +35,10 @@ class Transactions:
         return self._database.clock()
 
     def read(self) -> AbstractAsyncContextManager[DesiredStateReader]:
-        """Open a read transaction. All its reads see the same revision. Raise Unavailable."""
+        """Open a read transaction. All its reads see the same revision.
+
+        Raise Unavailable if the database cannot be reached.
+        """
         return self._database.read()
 
     @asynccontextmanager

@@ -121,7 +121,7 @@ class Uploads:
             return await self._commit_rest(upload, arrived.taken())
 
     async def abort(self, owner: str, id_: str) -> None:
-        """Delete an upload and its bytes. Raise NotFound."""
+        """Delete an upload and its bytes. Raise NotFound if the caller has no such upload."""
         await self._find(owner, id_)
         async with self._transactions.change() as writer:
             await rows.drop(writer.connection, id_)

@@ -84,7 +84,7 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class InspectionSettings:
-    """Settings of the inspection of artifacts.
+    """The settings for the inspection of artifacts.
 
     ``packages``: the version of each package in the models' environment; empty if this host does not have
     that environment.

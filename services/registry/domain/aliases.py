@@ -41,7 +41,7 @@ def put(
 
 
 def drop(snapshot: RegistrySnapshot, model: str, alias: str) -> list[Change]:
-    """Plan to delete an alias. Raise NotFound."""
+    """Plan to delete an alias. Raise NotFound for an unknown alias."""
     if (model, alias) not in snapshot.aliases:
         raise unknown(model, alias, snapshot.aliases_of(model))
     return [DropAlias(model, alias)]

@@ -190,14 +190,14 @@ class RegistrySnapshot:
         return sorted(number for name, number in self.versions if name == model)
 
     def deployment(self, name: str) -> StoredDeployment:
-        """Return a Deployment. Raise NotFound."""
+        """Return a Deployment. Raise NotFound if it does not exist."""
         try:
             return self.deployments[name]
         except KeyError:
             raise names.unknown("Deployment", name) from None
 
     def endpoint(self, name: str) -> StoredEndpoint:
-        """Return an Endpoint. Raise NotFound."""
+        """Return an Endpoint. Raise NotFound if it does not exist."""
         try:
             return self.endpoints[name]
         except KeyError:

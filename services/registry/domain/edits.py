@@ -85,7 +85,10 @@ def delete_deployment(snapshot: RegistrySnapshot, name: str) -> list[Change]:
 
 
 def set_override(snapshot: RegistrySnapshot, name: str, override: Override | None) -> list[Change]:
-    """Plan to set an operator's override of the number of replicas; None removes it. Raise NotFound."""
+    """Plan to set an operator's override of the number of replicas. None removes the override.
+
+    Raise NotFound for an unknown Deployment.
+    """
     stored = snapshot.deployment(name)
     return _changed(stored, replace(stored, override=override))
 
@@ -133,7 +136,7 @@ def _kept_rollout(stored: EndpointSpec, spec: EndpointSpec) -> Rollout | None:
 
 
 def delete_endpoint(snapshot: RegistrySnapshot, name: str) -> list[Change]:
-    """Plan to delete an Endpoint; its Deployments stay. Raise NotFound."""
+    """Plan to delete an Endpoint, but not its Deployments. Raise NotFound for an unknown Endpoint."""
     snapshot.endpoint(name)
     return [DropEndpoint(name)]
 

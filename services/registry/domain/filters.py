@@ -80,7 +80,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition. ``values``: several for ``in``, none for ``null``, one for other operators."""
+    """One condition. ``values``: several for ``in``, none for ``null`` and ``not null``, else one."""
 
     subject: Subject
     operator: Operator
@@ -107,7 +107,7 @@ class _Token:
 
 
 def parse(text: str) -> tuple[Condition, ...]:
-    """Return the conditions of a filter; none for an empty text. Raise BadRequest."""
+    """Return the conditions of a filter; none for an empty text. Raise BadRequest for a wrong filter."""
     if len(text) > LONGEST:
         raise BadRequest(f"The filter has {len(text)} characters, but the limit is {LONGEST}.")
     if "\0" in text:

@@ -19,7 +19,7 @@ MAX_ITEMS = 1_000_000
 
 @dataclass(slots=True)
 class Budget:
-    """The number of bytes of text that a message can still return.
+    """The number of bytes of text that can still be read from a message.
 
     Without this limit, many offsets that point to one long text would need too much memory.
     """
@@ -108,7 +108,7 @@ class Table:
 
 
 def root(data: mmap | bytes, begin: int, end: int) -> Table:
-    """Return the root table of a message. Raise Malformed."""
+    """Return the root table of a message. Raise Malformed if the message ends too early."""
     if not 0 <= begin <= end - 4 <= len(data) - 4:
         raise Malformed("the file ends too early, so the copy may be broken")
     return Table(data, begin, end, begin + struct.unpack_from("<I", data, begin)[0])

@@ -206,7 +206,7 @@ class _Ubj:
         return data
 
     def _keep_values(self, count: int) -> None:
-        """Count values against the memory limit. Even a value without bytes needs memory."""
+        """Count values towards the memory limit. Even a value without bytes needs memory."""
         self._kept += _VALUE_BYTES * count
         self._check_kept()
 

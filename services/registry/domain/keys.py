@@ -160,7 +160,7 @@ def _ms(moment: datetime | None) -> float | None:
 def parse_spec(fields: Mapping[str, Any], now: datetime) -> KeySpec:
     """Check and return a key's spec. ``fields`` may have ``ttl_s`` (seconds) instead of ``expires_at``.
 
-    Raise BadRequest.
+    Raise BadRequest for invalid fields.
     """
     values = dict(fields)
     ttl_s = values.pop("ttl_s", None)

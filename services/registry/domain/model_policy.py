@@ -81,7 +81,7 @@ class ModelPolicy(Noun):
 
 
 def patched(policy: ModelPolicy, patch: Mapping[str, Any]) -> ModelPolicy:
-    """Return a policy with a JSON merge patch applied. Raise BadRequest."""
+    """Return a policy with a JSON merge patch applied. Raise BadRequest if the result is not valid."""
     found = merge.checked(ModelPolicy, merge.patched(policy.model_dump(), patch), "policy")
     for stage in found.stages:
         filters.parse(stage.checks)

@@ -50,7 +50,7 @@ def xgboost(saved_by: Sequence[int]) -> Need:
 
 
 def catboost(release: str) -> Need:
-    """Return the need for the CatBoost release that saved a file. Empty: the need for the tested release."""
+    """Return the need for the CatBoost release that saved a file, or for the tested one if it is unknown."""
     return Need(f"catboost=={release or CATBOOST}", ("catboost",))
 
 

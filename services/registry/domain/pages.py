@@ -71,7 +71,7 @@ def cursor_of(order: str, *last: Any) -> str:
 
 
 def read_cursor(cursor: str | None, order: str, *types: type) -> list[Any] | None:
-    """Return the sort keys in a cursor; None for no cursor. Raise BadRequest.
+    """Return the sort keys in a cursor; None for no cursor. Raise BadRequest for an invalid cursor.
 
     ``types``: the types of the sort keys. They are checked here, because a database would reject a wrong type
     only during the query, with an error that does not name the cursor.

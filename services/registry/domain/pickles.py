@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from services.registry.domain import needs
 
 SKLEARN, NUMPY = "scikit-learn", "numpy"
-# This many bytes at the end of a piece are searched again with the next piece. No match is longer.
+# This many bytes at the end of a piece are searched once more, together with the next piece. So a match
+# across both is found, because no match is longer.
 _OVERLAP = 128
 _MAX_VERSION_LENGTH = 64
 # The text "_sklearn_version", an optional memoize opcode, then the opcode and the length of the next text.

@@ -50,7 +50,7 @@ class Precondition:
 def precondition(kind: Kind, name: str, match: str | None, none_match: str | None) -> Precondition | None:
     """Return the precondition in the headers ``If-Match`` and ``If-None-Match``; None without them.
 
-    Raise BadRequest.
+    Raise BadRequest for a header that cannot be read.
     """
     if none_match is not None and none_match.strip() != ANY:
         raise BadRequest("For a change, If-None-Match must be *: the object must not exist yet.")

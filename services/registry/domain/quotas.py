@@ -11,7 +11,7 @@ REASON = "quota_exceeded"
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The quota of a key. ``key``: its name. None means no limit."""
+    """The quota of a key. ``key``: the key's name. A limit of None means no limit."""
 
     key: str
     versions: int | None = None

@@ -23,7 +23,7 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """Parse a reference such as ``NAME@3``. Raise BadRequest."""
+    """Parse a reference such as ``NAME@3``. Raise BadRequest for an invalid reference."""
     model, at, version = text.partition("@")
     names.check("model", model)
     if at and not version:

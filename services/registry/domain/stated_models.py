@@ -28,7 +28,7 @@ class StatedModel(ModelPolicy):
 def put_model(snapshot: RegistrySnapshot, name: str, fields: Mapping[str, Any]) -> list[Change]:
     """Plan to replace a model's policy, and its aliases if the file has them.
 
-    Raise BadRequest or NotFound.
+    Raise BadRequest for invalid fields or a model without versions, NotFound for an unknown version.
     """
     stated = merge.checked(StatedModel, {**fields, "name": name}, f"Model {name!r}")
     if not snapshot.numbers(name):

@@ -64,7 +64,7 @@ def check_card(text: str) -> str:
 
 
 def patched(metadata: VersionMetadata, patch: Mapping[str, Any]) -> VersionMetadata:
-    """Return the metadata with a JSON merge patch applied. Raise BadRequest."""
+    """Return the metadata with a JSON merge patch applied. Raise BadRequest if the result is not valid."""
     fields = merge.patched(metadata.model_dump(), patch)
     return check(merge.checked(VersionMetadata, fields, "metadata"))
 
