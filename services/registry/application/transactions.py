@@ -37,7 +37,7 @@ class Transactions:
     def read(self) -> AbstractAsyncContextManager[DesiredStateReader]:
         """Open a read transaction. All its reads see the same revision.
 
-        Raise Unavailable if the database cannot be reached.
+        Raise Unavailable if the database fails.
         """
         return self._database.read()
 

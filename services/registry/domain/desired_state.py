@@ -1,4 +1,4 @@
-"""A snapshot of the desired state as the input of decisions, and the changes that they return. Pure."""
+"""A snapshot of the desired state for decisions, and the changes that decisions return. Pure."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Find the imports of a pickle without executing it. Pure.
 
 A small machine runs the opcodes on a stack of symbols instead of objects. joblib writes arrays between the
-opcodes. The machine skips these arrays: the pickle states the shape and datatype of each array before it.
-picklescan stops at the first array, and keeps all opcodes in memory, so it cannot be used here.
+opcodes. The machine can skip them, because the pickle states the shape and datatype of each array before
+the array. picklescan stops at the first array and keeps all opcodes in memory, so it cannot be used here.
 """
 
 from __future__ import annotations
@@ -218,8 +218,8 @@ class _Machine:
         elif name == "BINFLOAT":
             self._push(OPAQUE)
         elif name.startswith("EXT"):
-            # An extension code is a number in a table of the process that loads the pickle. Its meaning is
-            # unknown.
+            # An extension code is a number in a table of the process that loads the pickle. The registry does
+            # not have that table, so the import counts as unknown.
             self._found((UNKNOWN, "extension"))
 
     def _long_value(self, name: str) -> Any:
