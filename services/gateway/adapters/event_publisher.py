@@ -1,4 +1,7 @@
-"""Publish demand hints and the ids of cancelled requests. Both may be lost with the broker connection."""
+"""Publish which Deployments need a replica, and which requests were cancelled.
+
+If the connection to the broker is lost, these messages may be lost too.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ DEMAND_EVERY_S = 1.0
 
 
 class EventPublisher:
-    """A publisher on the connection ``out``. Cancels of one event-loop turn share a message."""
+    """A publisher on the connection ``out``. One message has all requests cancelled in an event-loop turn."""
 
     def __init__(self, out: Connection, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
         self._out = out
@@ -27,7 +30,7 @@ class EventPublisher:
         self._cancelled: list[bytes] = []
 
     def demand(self, channel: Channel, deployment: str) -> None:
-        """Publish that a Deployment without workers has requests, at most once a second."""
+        """Publish that a Deployment without workers has requests, but for each one at most once a second."""
         now = time.monotonic()
         if now - self._demanded_at.get(deployment, float("-inf")) >= DEMAND_EVERY_S:
             self._demanded_at[deployment] = now

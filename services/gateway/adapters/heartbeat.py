@@ -38,10 +38,10 @@ class Heartbeat:
         traffic: Callable[[], dict[str, dict[str, VariantCounts]]] = dict,
         shadows: Callable[[], dict[str, ShadowCounts]] = dict,
     ) -> None:
-        """``on_fleets`` is called with all fleets after each successful round.
+        """``on_fleets`` is called after each successful round, with the replicas of all Deployments.
 
-        ``traffic`` returns the counts of endpoints whose Deployments are compared. ``shadows`` returns the
-        counts of copies for shadow traffic.
+        ``traffic`` returns the request counts of the endpoints whose Deployments are compared.
+        ``shadows`` returns the counts of shadow traffic.
         """
         self._store = store
         self._incarnation = incarnation
@@ -63,7 +63,7 @@ class Heartbeat:
         return self._fleets.get(deployment, UNKNOWN_FLEET)
 
     async def start(self) -> None:
-        """Report and read once, then repeat this in the background."""
+        """Publish the load and read the reports once. Then repeat both in the background."""
         await self._round()
         self._task = asyncio.create_task(self._run(), name="heartbeat")
 
@@ -104,6 +104,6 @@ class Heartbeat:
     def _waits_for_replica(self, loads: dict[str, GatewayLoad]) -> bool:
         """Return True if requests wait for a Deployment without a ready replica.
 
-        If so, this round reads the statuses, because they show whether a start failed.
+        Then every round reads the Deployments' statuses, because a status shows whether a start failed.
         """
         return any(load.outstanding and not self.fleet(name).ready for name, load in loads.items())

@@ -80,7 +80,7 @@ class JobQueue:
             await asyncio.sleep(RETRY_S)
 
     async def cancel(self, ids: Sequence[bytes]) -> None:
-        """Publish cancelled job ids to all workers, best effort."""
+        """Publish the ids of cancelled jobs to all workers. Without a connection, nothing is published."""
         await publish_cancels(self.connection.channel, ids)
 
     async def _on_setup(self, channel: Channel) -> None:

@@ -27,10 +27,11 @@ TIMEOUT_S = 5.0
 LEEWAY_S = 30
 # A verified token is accepted for this long without a new check.
 TRUST_S = 300.0
-# Thousands of verified tokens are kept in memory, so the size of each is limited.
+# The most characters of a token. It is limited because thousands of verified tokens stay in memory.
 LONGEST = 8192
 _TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-# Only algorithms that sign with a private key: no shared secrets, and not "none".
+# The accepted algorithms sign with a private key. A token that is signed with a shared secret, or not
+# signed ("none"), is rejected.
 _ALGORITHMS = {
     "RSA": ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"],
     "EC": ["ES256", "ES384", "ES512"],
@@ -39,7 +40,7 @@ _ALGORITHMS = {
 
 
 class Jwks:
-    """A verifier of tokens. It reads the issuer's keys in the background, so no token has to wait."""
+    """A verifier of tokens. It reads the issuer's keys in the background, so no request waits for them."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class Jwks:
         roles_claim: str,
         scopes_of: Mapping[str, Sequence[str]],
     ) -> None:
-        """``url``: http(s), or the path of a file; ``scopes_of``: the scopes of each role."""
+        """``url``: the http(s) URL or the file path of the JWKS. ``scopes_of``: the scopes of each role."""
         self._url = url
         self._issuer = issuer
         self._audience = audience
@@ -71,7 +72,7 @@ class Jwks:
         await tasks.end(self._task)
 
     def verify(self, token: bytes) -> tuple[Principal, float]:
-        """Return a token's principal, and the time until which the token is accepted (ms since the epoch).
+        """Return a token's principal, and the time until which the token is accepted (Unix time in ms).
 
         Raises Unauthorized, or Unavailable while no keys are known.
         """
@@ -81,7 +82,8 @@ class Jwks:
                 reason="not_known_yet",
                 retry_after_s=1,
             )
-        # The decoder ignores invalid characters. Without this check, one token could be written in many ways.
+        # The decoder ignores invalid characters. Without this check, one token could be written in many ways,
+        # and each would fill a place in the cache of verified tokens.
         if len(token) > LONGEST or _TOKEN.fullmatch(token) is None:
             raise Unauthorized(f"the token is invalid: expected a JWT of at most {LONGEST} characters")
         try:
@@ -138,7 +140,7 @@ class Jwks:
 
 
 def _usable(document: dict[str, list[dict[str, str]]]) -> dict[str, jwt.PyJWK]:
-    """Return the keys that verify signatures, by id."""
+    """Return the keys that can verify tokens, each under its id."""
     keys = {}
     for fields in document["keys"]:
         if fields.get("kty") not in _ALGORITHMS or fields.get("use", "sig") != "sig":

@@ -74,7 +74,10 @@ class KeyCache:
         await self._http.aclose()
 
     async def prior_usage(self, principal: str, day: str) -> PriorUsage:
-        """Return the registry's count of requests on ``day`` and in its month. Raises Unavailable."""
+        """Return how many requests of a principal the registry counted on ``day`` and in that month.
+
+        Raises Unavailable.
+        """
         try:
             answer = await self._http.get(f"/v1/usage/{quote(principal, safe='')}/quota", params={"day": day})
             counts = answer.raise_for_status().json()
@@ -139,7 +142,7 @@ class KeyCache:
         return True
 
     def _keep(self, raw: bytes) -> None:
-        fresh = self._disk.with_suffix(f".{os.getpid()}")  # other gateway processes write it too
+        fresh = self._disk.with_suffix(f".{os.getpid()}")  # own name: others write the file too
         try:
             self._disk.parent.mkdir(parents=True, exist_ok=True)
             fresh.touch(0o600)

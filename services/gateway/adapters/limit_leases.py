@@ -1,4 +1,7 @@
-"""Settle the limiters of this process with the accounts in the store. Requests do not wait for this."""
+"""Report to the store's accounts what this process's limiters used, and fetch new tokens for the limiters.
+
+This runs in the background, so requests do not wait for the store.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +39,12 @@ RETRY_S = 0.5
 SEED_RETRY_S = 5.0
 ACCOUNTS_PER_CALL = 256
 
-# A function that returns the registry's count of a principal's requests, on a day and in its month.
+# A function that returns how many requests of a principal the registry counted on a day and in that month.
 ReadPriorUsage = Callable[[str, str], Awaitable[PriorUsage]]
 
 
 class LimitLeases:
-    """The limiters of this process, and the task that settles them.
+    """The limiters of this process, and the task that settles them with the accounts in the store.
 
     ``processes`` returns the number of processes that share the accounts.
     """
@@ -64,7 +67,7 @@ class LimitLeases:
         self._day = ""
         self._away_since: float | None = None
         self._retry_at = 0.0
-        self.limiters: dict[str, KeyLimiter] = {}  # never replaced, because Access refers to it
+        self.limiters: dict[str, KeyLimiter] = {}  # always this object: Access keeps a reference
 
     def start(self) -> None:
         """Start settling in the background."""
@@ -176,7 +179,7 @@ class LimitLeases:
             del self._active[limiter]
 
     async def _seed(self, principal: str, day: str) -> None:
-        """Add the requests that the registry had counted before the account existed in the store."""
+        """Add the requests that the registry counted before the principal's account existed in the store."""
         try:
             await self._store.seed(await self._read_prior_usage(principal, day))
         except TidegateError as error:

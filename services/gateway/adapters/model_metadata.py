@@ -14,7 +14,7 @@ MISSING_S = 0.5
 
 
 class ModelMetadataCache:
-    """A cache of the last known metadata of the Deployments that ``names()`` returns."""
+    """A cache of the last known metadata of the Deployments whose names ``names()`` returns."""
 
     def __init__(self, store: Store, names: Callable[[], Sequence[str]]) -> None:
         self._store = store
@@ -37,7 +37,7 @@ class ModelMetadataCache:
         return self._metadata.get(deployment)
 
     def labels(self, deployment: str) -> Mapping[str, Sequence[str]]:
-        """Return the class names by output. Empty if the metadata is not known."""
+        """Return the class names of each output. Empty if the metadata is not known."""
         metadata = self._metadata.get(deployment)
         return metadata.labels if metadata is not None else {}
 
@@ -46,7 +46,7 @@ class ModelMetadataCache:
             names = list(self._names())
             try:
                 fresh = await self._store.models(names)
-                # Keep metadata that the store has lost. It is still valid: a version never changes.
+                # Keep metadata that the store has lost. It is still valid, because a version never changes.
                 self._metadata = {
                     n: m for n in names if (m := fresh.get(n) or self._metadata.get(n)) is not None
                 }

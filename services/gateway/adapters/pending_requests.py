@@ -43,9 +43,9 @@ MOST_FLOWS = 64
 class Lane:
     """The queues for a request to a language model, or for a request of a sequence.
 
-    ``shared``: the queue of the request's band. ``own``: the queue of the preferred replica, in which the
-    request waits for at most ``wait_ms``; None: no replica is preferred. ``sequence``: True if the request
-    belongs to a sequence; then ``shared`` is the queue of the sequence's replica.
+    ``sequence``: True if the request belongs to a sequence. ``shared``: the queue of the sequence's replica;
+    for a language model, the queue of the request's band. ``own``: the queue of the preferred replica, in
+    which the request waits for at most ``wait_ms``; None: no replica is preferred.
     """
 
     shared: Queue
@@ -72,8 +72,9 @@ class PendingRequest:
 
     A request to a language model, or of a sequence, has a ``lane`` and is sent in a separate message.
 
-    Callers share the window of ``fair``. ``flow`` has the caller's requests there. ``published``: True if the
-    request is in the window, False if it is held. ``cost``: how much of the caller's share the request uses.
+    ``fair``: the lane that the request shares with the requests of other callers. ``flow``: the caller's
+    requests in that lane. ``published``: True if the request was published, False if it waits in the lane.
+    ``cost``: how much of the caller's share the request uses.
     """
 
     id: bytes
@@ -123,7 +124,10 @@ class DeploymentQueue:
         return lane
 
     def standing(self, key: FlowKey) -> Standing | None:
-        """Return a caller's unanswered requests and its share; None if no other caller has requests."""
+        """Return the number of a caller's unanswered requests, and the caller's share of the Deployment.
+
+        Return None if no other caller has requests.
+        """
         contended, mine, share = False, 0, 1.0
         for lane in self.lanes.values():
             flow = lane.flow(key)
@@ -133,7 +137,7 @@ class DeploymentQueue:
         return Standing(mine + self.lane.elsewhere(flow), share) if contended else None
 
     def learn(self, fleet: ReplicaFleet) -> None:
-        """Set the windows to the size that the replicas can hold now. Store the loads of other gateways."""
+        """Set each lane's window to what the replicas can hold now. Store the loads of other gateways."""
         for lane in self.lanes.values():
             lane.window = window_of(fleet)
             lane.learn(fleet.flows_elsewhere)
@@ -152,7 +156,7 @@ class DeploymentQueue:
         return pending.fair
 
     def report(self) -> GatewayLoad:
-        """Return the counters, with the requests of each flow."""
+        """Return the counters, with the number of unanswered requests of each flow."""
         flows: dict[str, list[int]] = {}
         for lane in self.lanes.values():
             for name, (outstanding, weight) in lane.loads(MOST_FLOWS).items():
@@ -208,8 +212,8 @@ def prepare_again(pending: PendingRequest) -> None:
     """Prepare a request to be sent after a reconnect."""
     if pending.sent and pending.order is not None:
         # The first copy may still run, so the second copy gets another attempt number. The numbers tell their
-        # chunks apart. With a lane, skip one number: the first copy gets that number when it leaves its
-        # replica's own queue.
+        # chunks apart. With a lane, skip the next number, because the first copy gets it when it leaves the
+        # queue of the preferred replica.
         assert pending.frame is not None
         pending.order.attempt += 1 if pending.lane is None else 2
         pending.frame = renumbered(pending.frame, pending.order.attempt)

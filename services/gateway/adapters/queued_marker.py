@@ -1,8 +1,8 @@
 """Mark the records of published jobs as queued, many in one call.
 
-Callers do not wait for the mark: a 202 only means that the record and the message are on disk. If a worker
-takes the job before the mark, the mark changes nothing. If the gateway is killed before the mark, the router
-publishes the job again, but workers accept it only once.
+Callers do not wait for the mark, because a 202 only means that the record and the message are on disk. If a
+worker takes the job before the mark, the mark changes nothing. If the gateway is killed before the mark, the
+router publishes the job again, but workers accept it only once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LINGER_S = 0.025
 
 
 class QueuedMarker:
-    """A collector of job ids. It writes them to the store every ``LINGER_S`` seconds."""
+    """A collector of the ids of published jobs. Every ``LINGER_S`` seconds, it marks the collected jobs."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store

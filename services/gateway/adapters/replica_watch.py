@@ -1,4 +1,4 @@
-"""Notice that a replica has ended while requests wait in its queue, which no other replica reads."""
+"""Detect that a replica has ended while requests wait in its queue, which no other replica reads."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from tidegate.kernel.tasks import TaskSet
 log = telemetry.logger(__name__)
 
 LOOK_S = 0.4
-# A worker that reconnects to the broker has no consumer for a moment.
+# The looks in a row without a consumer after which a replica counts as ended. One look is not enough: a
+# worker that reconnects to the broker has no consumer for a moment.
 LOOKS = 2
-# After a loss of the broker, workers may reconnect later than this gateway: they try every two seconds.
+# After a loss of the broker, report no replica as ended for this time. Workers may reconnect later than this
+# gateway, because they try every two seconds.
 BACK_S = 5.0
 
 
 class ReplicaWatch:
-    """The watched requests. ``on_lost`` is called with the id of each request whose queue has no consumer."""
+    """A watch of requests, each sent to the queue of one replica.
+
+    ``on_lost`` is called with the id of each request whose replica has ended.
+    """
 
     def __init__(self, connection: Callable[[], Connection], on_lost: Callable[[bytes], None]) -> None:
         self._connection = connection

@@ -48,7 +48,7 @@ class RouteTableCache:
         return None if self.table is not None else "No route table yet: the router has not published one."
 
     def deployments(self) -> list[str]:
-        """Return the names of all Deployments that requests may go to."""
+        """Return the names of all Deployments in the route table."""
         return self.table.deployments() if self.table is not None else []
 
     async def _watch(self) -> None:
@@ -73,7 +73,7 @@ class RouteTableCache:
         raw = await self._store.read_routes()
         if raw is not None and self._take(raw, "store"):
             self._disk.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self._disk.with_suffix(f".{os.getpid()}")  # other gateway processes write too
+            fresh = self._disk.with_suffix(f".{os.getpid()}")  # own name: other processes write the file too
             fresh.write_bytes(raw)
             fresh.replace(self._disk)
 

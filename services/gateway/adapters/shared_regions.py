@@ -25,7 +25,7 @@ ROOT = 0
 
 
 class Region:
-    """A registered part of a segment. The segment stays open until the last user of this object is gone."""
+    """A registered part of a segment. The segment stays open as long as this object exists."""
 
     __slots__ = ("_handle", "identity", "key", "offset", "size")
 
@@ -69,7 +69,7 @@ class Region:
 
 
 class SharedRegions:
-    """The regions of all callers by the caller's id and the region's name."""
+    """The regions of all callers. Each region is registered under its caller's id and a name."""
 
     def __init__(
         self, budget: MemoryBudget, body_bytes: int, table: Path | None = None, folder: Path = FOLDER
@@ -132,7 +132,7 @@ class SharedRegions:
         return sorted(found, key=lambda each: str(each["name"]))
 
     def of(self, owner: str) -> CallersRegions:
-        """Return the regions of one caller, for a request."""
+        """Return an object through which a request uses the regions of one caller."""
         return CallersRegions(self, owner)
 
     def find(self, owner: str, part: RegionPart) -> Region:
@@ -149,7 +149,7 @@ class SharedRegions:
         return region
 
     def room(self, size: int) -> Copy:
-        """Reserve memory for a copy in the budget, and return it; raise BadRequest or Overloaded."""
+        """Reserve ``size`` bytes in the budget, and return an empty copy; raise BadRequest or Overloaded."""
         if size > self._body_bytes:
             raise BadRequest(
                 f"a tensor in shared memory has {size} bytes, but the limit is {self._body_bytes} "
@@ -221,7 +221,7 @@ class Copy(bytearray):
 
 
 class CallersRegions:
-    """The regions of one caller."""
+    """The regions of one caller, to read inputs from and to write outputs to."""
 
     def __init__(self, regions: SharedRegions, owner: str) -> None:
         self._regions = regions
@@ -240,7 +240,7 @@ class CallersRegions:
 
 
 class RegionSink:
-    """A writer of an output to a part of a region. It keeps the region open until it is freed."""
+    """A writer of an output to a part of a region. The region stays open as long as the writer exists."""
 
     def __init__(self, region: Region, part: RegionPart) -> None:
         self._region = region

@@ -1,4 +1,4 @@
-"""Find the user of a caller on this host by its TCP connection."""
+"""Find the operating system's user of a caller on this host, from the caller's TCP connection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-# A socket that its program has closed is listed with user 0 and no inode, until its connection has ended.
+# The kernel lists a socket that its program has closed with user 0 and no inode, until the connection has
+# ended. Such a socket is ignored, because its program may have another user.
 _OPEN, _NO_INODE = "01", "0"
 Address = tuple[str, int]
 

@@ -29,7 +29,7 @@ class TrafficPublisher:
         self._loop.start(after_s=EVERY_S)
 
     async def stop(self) -> None:
-        """Stop the loop, and publish the last counts. They stay until they expire."""
+        """Stop the loop, and publish the last counts. The store keeps them until they expire."""
         await self._loop.stop()
         await self._publish()
 
@@ -47,5 +47,5 @@ class TrafficPublisher:
         now = time.time()
         try:
             await self._store.report_traffic(TrafficReport(self._incarnation, now, self._counts()), callers)
-        except StoreUnavailable:  # totals are published in the next round; the heartbeat logs the outage
+        except StoreUnavailable:  # the next round publishes these callers; the heartbeat logs the outage
             self.seen((caller, endpoint) for endpoint, each in callers.items() for caller in each)

@@ -25,9 +25,10 @@ CONNECT_S = 2.0
 
 
 class UsageReporter:
-    """Usage counts by caller and endpoint. A report is published again, unchanged, until it is confirmed.
+    """A counter of each caller's usage at each endpoint, which it reports every ``every_s`` seconds.
 
-    A killed process loses the usage since its last report: usually ``every_s`` seconds or less.
+    A report is published again, unchanged, until the broker confirms it. A killed process loses the usage
+    since its last report.
     """
 
     def __init__(self, amqp_url: str, incarnation: str, every_s: float, jobs: JobUsageStore) -> None:

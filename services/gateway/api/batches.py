@@ -40,7 +40,7 @@ class BatchHandlers:
     """The handlers of ``/v1/batches``.
 
     ``limits``: the memory budget of uploads. ``file_bytes``, ``line_bytes``, ``lines``: the limits
-    on the size of a file, the size of a line, and the lines of a file.
+    on the size of a file, the size of a line, and the number of lines in a file.
     """
 
     def __init__(
@@ -109,7 +109,8 @@ class BatchHandlers:
     ) -> Response:
         """List batches, newest first. ``cursor``: the ``next`` of the previous page.
 
-        ``data`` has the batches of OpenAI's API. ``after``: the last id in ``data`` of the previous page.
+        In the response, ``data`` has the batches of OpenAI's API. ``after``: the last id in ``data`` of the
+        previous page.
         """
         caller = request_principal()
         owner = principal if caller.may(ADMIN) else caller.id
@@ -162,7 +163,7 @@ def _may_be_wish(request: Request) -> bool:
 
 
 async def _begin(body: AsyncIterator[bytes]) -> tuple[bytes, Any]:
-    """Return the first bytes of a body, and its JSON; None if the body is too large or not JSON."""
+    """Return the bytes read from a body, and its parsed JSON; None if the body is too large or not JSON."""
     begun = b""
     async for data in body:
         begun += data

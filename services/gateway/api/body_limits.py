@@ -13,9 +13,10 @@ STEP = 2**20
 
 
 class BodyLimits:
-    """The limits of a gateway process.
+    """The limits on bodies in a gateway process.
 
-    ``bodies``: the memory budget of request bodies. ``answers``: the budget of answers not yet sent.
+    ``body_bytes``: the most bytes of a body. ``json_bytes``: the most bytes of its JSON part. ``bodies``: the
+    memory budget of all request bodies. ``answers``: the memory budget of answers that are not yet sent.
     """
 
     def __init__(
@@ -31,7 +32,8 @@ class BodyLimits:
 
         ``known``: True if the caller has sent a valid credential.
         """
-        # The HTTP parser accepts white space after the number, and nothing else.
+        # `number` ignores white space, which the HTTP parser accepts after the digits. The parser has refused
+        # any value that is not a number.
         size = number(headers.get(b"content-length", b"0")) or 0
         if size > self.body_bytes:
             return self.too_large()
@@ -80,7 +82,7 @@ class Body:
     __slots__ = ("_data", "_known", "_limits", "_size", "_total", "held", "taking")
 
     def __init__(self, limits: BodyLimits, begun: bytes = b"", *, known: bool = False) -> None:
-        """``begun``: bytes that are already counted.
+        """``begun``: the beginning of the body, which the budget counts already.
 
         ``known``: True if the caller has sent a valid credential.
         """
@@ -130,7 +132,7 @@ class Body:
         return memoryview(self._data)[self._size :]
 
     def took(self, count: int) -> TidegateError | None:
-        """Count ``count`` bytes that were written into the window. Return the error if refused, or None."""
+        """Count ``count`` bytes that were written into the window. Return an error if the body is refused."""
         self._size += count
         return self._make_room() if self._size == self.held and not self.complete else None
 

@@ -35,7 +35,8 @@ class FeedbackRoutes:
         """Report outcomes of answers: a score, a label, a reward, or any metric with a value.
 
         ``request_id`` is the header ``X-Feedback-Id`` of an answer, or the id of a job. For a list or
-        JSON Lines, ``items`` has the status of each item. Only the first value of each metric counts.
+        JSON Lines, ``items`` in the response has the status of each item. If the same metric of an answer is
+        reported again, only the first value counts.
         """
         principal = caller.require(INFER, OPERATE)
         raw, single = _items(await request.body(), request.headers.get("content-type", ""))
@@ -49,7 +50,7 @@ class FeedbackRoutes:
 
 
 def _items(body: bytes, content_type: str) -> tuple[list[Any], bool]:
-    """Return the items of a body, and True if it is a single item. Raise BadRequest."""
+    """Return the items of a body, and True if the body is a single item. Raise BadRequest."""
     if content_type.partition(";")[0].strip().lower() in _LINES:
         lines = [line for line in body.splitlines() if line.strip()]
         _check_number(len(lines))

@@ -37,7 +37,7 @@ log = telemetry.logger(__name__)
 
 
 class GenerateCall(NamedTuple):
-    """One request. ``started``: a time of ``time.perf_counter``."""
+    """A request whose body has arrived. ``started``: the time of ``time.perf_counter`` at that moment."""
 
     model: str
     version: str
@@ -83,7 +83,7 @@ class GenerateRoutes:
             self.router.add_api_route(f"{path}/generate_stream", self.generate_stream, methods=["POST"])
 
     async def generate(self, request: Request, model: str, version: str = "") -> Response:
-        """Return the model's only answer, as a JSON object of the outputs by name."""
+        """Return the model's only answer, as a JSON object with each output under its name."""
         call = await self._read(request, model, version)
         return CancellableResponse(lambda send: self._one(call, send), call.end)
 

@@ -33,7 +33,7 @@ def router(access: Access) -> APIRouter:
     @routes.head("/", response_class=Response, operation_id="is_there_a_server__head")
     @routes.get("/", response_class=Response, responses=_BODIES, operation_id="what_is_this__get")
     async def home_page(request: Request) -> Response:
-        """Return what this service is, the models that the caller may use, and the next command."""
+        """Return what this service is, the models that the caller may use, and a command to run next."""
         document = _document(request, access)
         if "text/html" in request.headers.get("accept", ""):
             return HTMLResponse(_page(document), headers=api_page.HEADERS | {"Vary": "Accept"})

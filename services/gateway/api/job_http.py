@@ -22,7 +22,7 @@ def request_principal() -> Principal:
 
 
 def id_in_path(text: str, what: str) -> bytes:
-    """Parse an id in a path. ``what``: job or batch. Raises NotFound."""
+    """Parse an id in a path. ``what``: the word in the error, "job" or "batch". Raises NotFound."""
     id_ = read_id(text)
     if id_ is None:
         raise NotFound(f"there is no {what} {text[:64]}: expected an id of 32 hex digits")
@@ -38,7 +38,7 @@ def read_cursor(cursor: str | None) -> bytes | None:
 
 
 def page(items: list[dict[str, Any]], limit: int) -> Response:
-    """Return a page of a list as an answer."""
+    """Return a page of a list as an HTTP response."""
     return json_response(page_of(items, limit))
 
 
@@ -48,7 +48,7 @@ def page_of(items: list[dict[str, Any]], limit: int) -> dict[str, Any]:
 
 
 def json_response(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Return a document as JSON."""
+    """Return a document as an HTTP response with JSON."""
     return Response(orjson.dumps(document), status, headers, "application/json")
 
 

@@ -75,8 +75,8 @@ class JobSubmissionHandler:
     ) -> None:
         """Begin to accept a job. Later, ``done`` or ``failed`` is called.
 
-        ``length``: bytes of the body's JSON part. Raises a TidegateError if the request is not valid or not
-        admitted.
+        ``length``: the bytes of the body's JSON part; None: the whole body is JSON. Raises a TidegateError if
+        the request is not valid or not admitted.
         """
         trace = self._log.begin(rid, headers)
         request, grant = self._read(target, headers, body, length, principal, trace)
@@ -194,7 +194,7 @@ def _name(target: Target) -> str:
 
 
 def _digest(target: Target, headers: Headers, body: Buffer) -> bytes:
-    """Return the hash of a request and its options. A call that repeats a key must have the same hash."""
+    """Return a hash of a request and its options. Calls with one idempotency key must have the same hash."""
     options = {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in sorted(headers.items())

@@ -77,7 +77,7 @@ class BatchStore(Connected):
         return _batch(id, await answer(self._redis.hgetall(RECORD + id)))
 
     async def lines(self, id: bytes) -> list[FileChunk]:
-        """Return the chunks of the file of a batch that is not over."""
+        """Return the chunks of a batch's uploaded file. They are deleted when the batch is over."""
         return await self._chunks(LINES + id)
 
     async def results(self, id: bytes) -> list[FileChunk]:
@@ -87,10 +87,10 @@ class BatchStore(Connected):
     async def latest(
         self, principal: str | None, before: bytes | None, limit: int, *, openai: bool = False
     ) -> list[Batch]:
-        """Return the newest batches older than ``before``.
+        """Return at most ``limit`` batches, newest first.
 
-        ``principal``: the owner; None means any. ``openai``: True for batches of OpenAI's API, False for
-        Tidegate's batches.
+        ``principal``: the owner; None means any. ``before``: a batch's id, to return only older batches; None
+        means all. ``openai``: True for batches of OpenAI's API, False for Tidegate's batches.
         """
         index = _index(openai) + (principal or "").encode()
         batches: list[Batch] = []
@@ -109,7 +109,7 @@ class BatchStore(Connected):
         return batches
 
     async def claim(self, owner: str, lease_ms: int) -> bytes | None:
-        """Lease to ``owner`` a batch that no process runs. Return its id, or None if none is left."""
+        """Lease to ``owner`` a batch that no process runs. Return the batch's id; None if there is none."""
         id_: bytes | None = await self._scripts.run("batch_claim", [owner, lease_ms])
         return id_
 
@@ -164,7 +164,7 @@ class BatchStore(Connected):
         await answer(self._redis.hset(RECORD + id, mapping={"validated": now_ms, "model": model}))
 
     async def reading(self, file: bytes) -> bytes | None:
-        """Return a batch that is not over and reads ``file``; None if no batch does."""
+        """Return the id of a batch that is not over and reads ``file``; None if there is no such batch."""
         for id_ in await answer(self._redis.zrange(OPEN, 0, -1)):
             batch = await self.get(id_)
             if batch is not None and batch.openai is not None and batch.openai.input_file == file:

@@ -80,9 +80,10 @@ class FileStore(Connected):
         purpose: str | None = None,
         oldest_first: bool = False,
     ) -> list[StoredFile]:
-        """Return the files of one ``principal``, or of all (None), newest first.
+        """Return at most ``limit`` files, newest first unless ``oldest_first``.
 
-        The first file is the one after the id ``after``.
+        ``principal``: the owner; None means any. ``after``: the last id of the previous page; None for the
+        first page. ``purpose``: return only files with this purpose; None means any.
         """
         index, found = OF + (principal or ""), list[StoredFile]()
         while len(found) < limit:

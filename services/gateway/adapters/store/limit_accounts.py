@@ -17,7 +17,8 @@ from services.gateway.domain.lease_messages import LeaseGrant, LeaseRequest, Pri
 from tidegate.kernel.store.connection import Connected, answer
 from tidegate.kernel.store.scripts import FOLDER
 
-# Followed by the principal. The value is a hash with the bucket, the counts, and each process's holdings.
+# The beginning of an account's key in the store; the principal's id follows. The value is a hash with the
+# bucket, the counts, and what each process holds.
 ACCOUNT = "tidegate:limit:"
 
 
@@ -38,7 +39,7 @@ class LimitAccounts(Connected):
         return [_grant(orjson.loads(grant)) for grant in grants]
 
     async def seed(self, usage: PriorUsage) -> None:
-        """Add the requests that the registry had counted before an account existed.
+        """Add to an account the requests that the registry had counted before the account existed.
 
         A repeated call for the same day or month has no effect.
         """
@@ -47,7 +48,7 @@ class LimitAccounts(Connected):
 
 
 def _grant(values: dict[str, Any]) -> LeaseGrant:
-    # Lua writes a large whole number as 1e+14.
+    # Lua writes a large whole number as 1e+14, which JSON decodes as a float. So convert it back.
     whole = {name: int(value) for name, value in values.items() if "_budget" in name}
     return LeaseGrant(**(values | whole))
 

@@ -25,7 +25,7 @@ _LOST = "lost"
 _NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 
 # Chooses the replica that already has the sequence, else the replica with the most free slots. Writes the
-# place of the sequence. Returns the number of the replica, or 0 if all replicas are full.
+# place of the sequence. Returns the chosen replica's position in the list (from 1), or 0 if all are full.
 _START = f"""{_NOW}
 local member, value, request = ARGV[1], ARGV[2], ARGV[3]
 local busy, ttl = tonumber(ARGV[4]), tonumber(ARGV[4]) + tonumber(ARGV[5])

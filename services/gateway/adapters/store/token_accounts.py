@@ -16,7 +16,8 @@ from services.gateway.domain.llm.token_window import TokenBalance
 from tidegate.kernel.store.connection import Connected, answer
 from tidegate.kernel.store.scripts import FOLDER
 
-# Followed by the account's id. The value is a hash with the tokens of each second and of the day.
+# The beginning of an account's key in the store; the account's id follows. The value is a hash with the
+# tokens of each second and of the day.
 ACCOUNT = "tidegate:tokens:"
 
 
@@ -33,7 +34,7 @@ class TokenAccounts(Connected):
     ) -> tuple[int, tuple[TokenBalance, ...]]:
         """Charge ``tokens`` to all accounts, or to none if one account refuses.
 
-        Return the time of the charge (in seconds since the epoch) and the balances before the charge.
+        Return the time of the charge (Unix time in seconds) and the balances before the charge.
         """
         limits = [most or 0 for each in accounts for most in (each.limit.minute, each.limit.day)]
         raw = await answer(
@@ -43,10 +44,10 @@ class TokenAccounts(Connected):
         return int(found["at"]), tuple(TokenBalance(**each) for each in found["balances"])
 
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
-        """Correct the charge of the second ``at`` in the accounts ``ids``.
+        """Add ``difference`` to the tokens that were charged to the accounts ``ids`` in the second ``at``.
 
-        If that second has left the window, the window ignores the difference. But with ``late``, a difference
-        above 0 counts in the window now.
+        If that second is more than a minute ago, the limit per minute ignores the difference. But with ``late``,
+        a difference above 0 counts in the present second.
         """
         await answer(self._settle(keys=[ACCOUNT + each for each in ids], args=[at, difference, int(late)]))
 

@@ -39,7 +39,7 @@ class CallGrouper:
         self._in_flight += 1
 
     def learn(self, compute_us: int, shared: int) -> None:
-        """Record if the model is fast. It computed ``shared`` requests in ``compute_us`` microseconds."""
+        """Record whether the model is fast. It computed ``shared`` requests in ``compute_us`` µs."""
         self._light = compute_us <= LIGHT_US * shared
 
     def leave(self) -> None:

@@ -9,7 +9,8 @@ from hpack import Decoder, HPACKError
 
 from services.gateway.api.grpc.frames import ErrorCode, ProtocolError
 
-# Limits of a header block: encoded bytes, decoded bytes (plus 32 per field, as in RFC 7541), fields.
+# Limits of a header block: the encoded bytes, the decoded bytes (plus 32 per field, as in RFC 7541), and the
+# number of fields.
 BLOCK_BYTES = 16 * 1024
 LIST_BYTES = 32 * 1024
 FIELDS = 100
@@ -71,7 +72,8 @@ def _parsed(fields: list[tuple[bytes, bytes]]) -> CallHeaders:
         headers[name] = value
     if headers.get(b":method") != b"POST":
         return CallHeaders(problem=405)
-    # To send this content type, a web page of another origin needs a preflight request, which fails here.
+    # A web page of another origin cannot send this content type: it needs a preflight request first, and this
+    # server refuses such a request.
     if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
         return CallHeaders(problem=415)
     timeout = headers.get(b"grpc-timeout")

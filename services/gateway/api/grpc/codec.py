@@ -161,7 +161,7 @@ def _parameters(parameters: Any, where: str, *, in_memory: bool = False) -> dict
 
 
 def _contents(name: str, datatype: Datatype, shape: list[int], contents: Any) -> bytes:
-    """Return the raw tensor of typed contents; raise BadRequest."""
+    """Return typed contents as a raw tensor; raise BadRequest."""
     field = _CONTENTS.get(datatype.name)
     if field is None:
         raise BadRequest(f"input {name!r}: {datatype.name} has no typed contents; use raw_input_contents")
@@ -182,7 +182,7 @@ def _contents(name: str, datatype: Datatype, shape: list[int], contents: Any) ->
 
 
 def _packed(wire: bytes, tag: int, size: int) -> bytes | None:
-    """Return the bytes of the field ``tag`` if a serialized message begins with it, else None."""
+    """Return the ``size`` bytes of the field ``tag`` if a serialized message begins with it, else None."""
     at, length, shift = 1, 0, 0
     if wire[:1] != bytes((tag,)):
         return None

@@ -80,7 +80,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the server's settings. Close the connection if the gateway has too many connections."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is not an asyncio.Transport
+        self._transport = cast(asyncio.Transport, transport)  # no isinstance: uvloop has its own class
         self._out = FrameWriter(self._transport, self.calls)
         if not self._shared.enter(self):
             self.abort()
@@ -103,16 +103,16 @@ class GrpcConnection(asyncio.Protocol):
         self._open.discard(self)
 
     def pause_writing(self) -> None:
-        """Stop writing: the socket's buffer is full."""
+        """Stop writing, because the socket's buffer is full."""
         self._out.paused = True
 
     def resume_writing(self) -> None:
-        """Write again: the socket's buffer has room."""
+        """Write again, because the socket's buffer has room."""
         self._out.paused = False
         self._send_all()
 
     def data_received(self, data: bytes) -> None:
-        """Handle the complete frames in ``data``. Keep an incomplete one for the next call."""
+        """Handle the complete frames. Keep an incomplete frame until its other bytes arrive."""
         if self.closing:
             return
         self.active = self._loop.time()
@@ -162,7 +162,7 @@ class GrpcConnection(asyncio.Protocol):
     # Methods for calls.
 
     def send(self, call: ServerCall) -> None:
-        """Send as much of ``call.unsent`` as the windows allow, and the status at the end of the call."""
+        """Send as much of ``call.unsent`` as flow control allows, and the status at the end of the call."""
         if self.closing or call.finished:
             return
         before = self._out.sent
@@ -172,7 +172,7 @@ class GrpcConnection(asyncio.Protocol):
             self._complete(call)
 
     def replenish(self, call: ServerCall) -> None:
-        """Allow the client to send more for a call if its handler has taken all messages."""
+        """Allow the client to send more bytes for a call if the call's handler has taken all messages."""
         if call.receive_window <= STREAM_WINDOW // 2 and not call.half_closed and not self.closing:
             if call.reader.messages:
                 return

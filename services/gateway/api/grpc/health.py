@@ -28,7 +28,7 @@ class HealthService:
         self.stopping = False
 
     def methods(self) -> dict[str, MethodSpec]:
-        """Return the two methods (Check and Watch) by path."""
+        """Return the two methods (Check and Watch), each under its path."""
         request = pb.HealthCheckRequest
         return {
             f"/{NAME}/Check": MethodSpec(self._check, request, OPEN_BYTES, open=True),

@@ -232,7 +232,7 @@ class GrpcInference:
         started: float,
         **more: Any,
     ) -> None:
-        """Export an answered request, if it is traced or slow."""
+        """Export the trace of an answered request, if the request is traced or slow."""
         if self.log.traces is not None:
             name = request.model_name
             self.log.trace_answer(trace, headers, "grpc", name, answer, status="OK", started=started, **more)

@@ -21,7 +21,7 @@ from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.answers import new_request_id
 from tidegate.kernel.triton_protocol import pb
 
-# Requests of one stream in flight. When the limit is reached, the stream reads no further requests.
+# The most requests of one stream in flight. At this limit, the stream reads no further requests.
 IN_FLIGHT = 256
 
 
@@ -38,7 +38,7 @@ class InferenceStream:
         self._credential: dict[bytes, bytes] = context.headers.credential
 
     async def run(self, requests: Any) -> None:
-        """Return when all requests are answered. Cancelling this call cancels them."""
+        """Answer all requests of the stream. If this call is cancelled, cancel the unanswered requests."""
         rid = self._context.rid or new_request_id()
         timeout_of(self._context)  # raises here, so that a bad timeout ends the call
         try:

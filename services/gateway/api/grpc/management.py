@@ -20,7 +20,10 @@ MethodHandler = Callable[[Any, Any], Awaitable[Any]]
 
 
 class ManagementMethods:
-    """The methods of Triton's management API. ``regions``: None if callers may not use shared memory."""
+    """The methods of Triton's management API.
+
+    ``regions``: the callers' shared memory; None if callers may not use it.
+    """
 
     def __init__(
         self, control: ModelControl, regions: SharedRegions | None, settings: ServerSettings
@@ -30,7 +33,7 @@ class ManagementMethods:
         self._settings = settings
 
     def handlers(self) -> dict[str, MethodHandler]:
-        """Return the methods by name. Each checks the caller itself."""
+        """Return the methods, each under its name. Each method checks the caller itself."""
         inferring = {
             "SystemSharedMemoryStatus": self._status,
             "SystemSharedMemoryRegister": self._register,
@@ -118,7 +121,7 @@ class ManagementMethods:
 
 
 def _trace_value(setting: Any, present: Any) -> Any:
-    """Return the value that an update sets. An empty list requests the default: the present value."""
+    """Return the value that an update sets. An empty list requests the default: this is the present value."""
     values = list(setting.value)
     if not values:
         return present
@@ -139,7 +142,7 @@ def _may_infer(method: MethodHandler) -> MethodHandler:
 
 
 def _user(context: Any) -> int | None:
-    """Return the user id of the caller; None if it is on another host or behind a proxy."""
+    """Return the user id of a caller's program; None if the caller is on another host or behind a proxy."""
     client, server = context.addresses()
     if client is None or server is None or FORWARDED & context.headers.fields.keys():
         return None

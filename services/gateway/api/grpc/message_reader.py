@@ -50,7 +50,7 @@ class MessageReader:
         self._size = 0
         self._packed = False
         self._held = 0
-        self.known = False  # the caller has sent a valid credential
+        self.known = False  # True: the caller has sent a valid credential
         self.messages: deque[ReceivedMessage] = deque()
 
     @property

@@ -40,10 +40,10 @@ LATE_S = 1.0
 
 
 class GrpcService(Protocol):
-    """A service: its methods by path."""
+    """A gRPC service that the server serves."""
 
     def methods(self) -> dict[str, MethodSpec]:
-        """Return all methods by path."""
+        """Return all methods, each under its path."""
 
 
 class GrpcServer:

@@ -61,7 +61,7 @@ class CallConnection(Protocol):
     """The part of a connection that a call uses."""
 
     def send(self, call: ServerCall) -> None:
-        """Send as much of ``call.unsent`` as the windows allow, and the status at the end of the call."""
+        """Send as much of ``call.unsent`` as flow control allows, and the status at the end of the call."""
 
     def replenish(self, call: ServerCall) -> None:
         """Allow the client to send more bytes."""
@@ -71,7 +71,7 @@ class CallConnection(Protocol):
 
 
 class ServerCall:
-    """One call, and the context of its handler. At its end, it returns its bytes to the memory budget."""
+    """A call, which is also the context of its handler. At its end, the memory budget gets its bytes back."""
 
     __slots__ = (
         "_connection",
@@ -207,7 +207,7 @@ class ServerCall:
         return self.headers.rid
 
     def time_remaining(self) -> float | None:
-        """Return the seconds until the client's deadline, or None if it has none."""
+        """Return the seconds until the client's deadline, or None if the client set no deadline."""
         return None if self.deadline is None else self.deadline - self._loop.time()
 
     def set_trailing_metadata(self, trailers: Metadata) -> None:
@@ -234,7 +234,7 @@ class ServerCall:
             self._limits.bodies.release(held)
 
     async def write(self, message: Any) -> None:
-        """Send a response of a stream. Wait first if too many bytes of earlier responses are unsent."""
+        """Send a response of a stream. If too many bytes are unsent then, wait until the client reads."""
         if self.finished:
             return
         self._queue(message)

@@ -24,7 +24,7 @@ WATCHES = 256
 class PeerConnection(Protocol):
     """The part of a connection that this module uses."""
 
-    working: int  # calls in flight that need a credential
+    working: int  # the number of calls in flight that need a credential
 
     def abort(self) -> None:
         """End the connection immediately."""
@@ -79,7 +79,7 @@ class ServerState:
         self._idle.pop(peer, None)
 
     def admit(self, call: ServerCall, credential: dict[bytes, bytes]) -> None:
-        """Admit a call by its headers; raise Unauthorized, Overloaded or Unavailable."""
+        """Check a call's headers; raise Unauthorized, Overloaded or Unavailable if it is not admitted."""
         if not call.method.open:
             call.principal = self.authenticate(credential)
             call.reader.known = call.principal is not ANONYMOUS

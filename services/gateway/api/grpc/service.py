@@ -45,7 +45,7 @@ class InferenceService:
         self._health = health
 
     def methods(self) -> dict[str, MethodSpec]:
-        """Return all methods by path."""
+        """Return all methods, each under its path."""
         handlers = {
             "ModelReady": self._model_ready,
             "ServerMetadata": self._server_metadata,

@@ -30,7 +30,8 @@ SIGNATURE = "serving_default"
 NAME_BYTES = 64 * 1024
 # Values of TensorFlow Serving's enum ``ModelVersionStatus.State``.
 LOADING, AVAILABLE = 20, 30
-# The limits of a request. Reading ``Example`` messages blocks the event loop.
+# The most examples and the most values of a request. They are limited because reading ``Example`` messages
+# blocks the event loop.
 MOST_EXAMPLES, MOST_VALUES = 4096, 2**20
 
 
@@ -43,7 +44,7 @@ class TfServing:
         self._max_bytes = max_bytes
 
     def methods(self) -> dict[str, MethodSpec]:
-        """Return the methods by path."""
+        """Return the methods, each under its path."""
         answered = {
             f"/{PREDICTION}/Predict": (self.predict, "PredictRequest", self._max_bytes),
             f"/{PREDICTION}/Classify": (self.classify, "ClassificationRequest", self._max_bytes),
@@ -223,7 +224,7 @@ def _raw(array: tf_tensors.Array) -> bytes:
 
 
 def _arrays(answer: Any) -> dict[str, np.ndarray]:
-    """Return the numeric outputs by name."""
+    """Return the numeric outputs, each under its name."""
     found = {}
     for tensor, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
         kind = tf_tensors.KINDS.get(NUMBERS.get(tensor.datatype, 0))

@@ -81,8 +81,8 @@ class HotPathCall:
         self.keep_alive = keep_alive
         self.small = b""
         self.body: Body | None = None
-        self.known = False  # the caller has sent a valid credential
-        self.admitted = False  # the headers were checked before the body was complete
+        self.known = False  # True: the caller has sent a valid credential
+        self.admitted = False  # True: the headers were checked before the body was complete
         # The declared size of the body; 0 if not declared. The parser has made sure that it is a number.
         self.declared_size = int(headers.get(b"content-length", 0))
         self.disconnected = False
@@ -148,7 +148,7 @@ class HotPathProtocol(Protocol):
         return refusal
 
     def _receive_in_place(self, call: HotPathCall) -> None:
-        """Receive the rest of a large body without the parser. A new parser reads the bytes after it."""
+        """Receive the rest of a large body without the parser. A new parser reads what follows the body."""
 
         def done(refusal: TidegateError | None) -> None:
             self._upload = None
@@ -178,7 +178,7 @@ class HotPathProtocol(Protocol):
         self.check_head()
         limits, headers = self._inference.limits, dict(self.headers)
         unusual = len(headers) != len(self.headers) or b"upgrade" in headers
-        # Refuse a missing Host: replace it by a line feed, which is never a valid host.
+        # A request without the header Host must be refused. So use a line feed, which is never a valid host.
         if (unusual or not valid_host(headers.get(b"host", b"\n"))) and self.check_unusual():
             return
         call = HotPathCall(target, headers, self.parser.should_keep_alive(), self._on_lost, limits)
@@ -220,7 +220,7 @@ class HotPathProtocol(Protocol):
             self._refuse_and_stop(call, refusal)
 
     def on_message_complete(self) -> None:
-        """Start the call: the request is complete."""
+        """Start the call, because the request is complete."""
         call = self._direct
         if call is None:
             super().on_message_complete()
@@ -282,7 +282,7 @@ class HotPathProtocol(Protocol):
         self._unsent = 0
 
     def resume_writing(self) -> None:
-        """Stop counting the responses against the budget: the socket's buffer is nearly empty."""
+        """Stop counting the responses against the budget, because the socket's buffer is nearly empty."""
         super().resume_writing()
         self._release_unsent()
 

@@ -46,8 +46,8 @@ class UnfinishedUploads:
     def reclaim(self, need: int, for_known: bool) -> None:
         """Drop incomplete bodies that arrive too slowly, until ``need`` bytes are free.
 
-        ``for_known``: True if a caller with a credential needs the bytes. Then any body of a caller without a
-        credential may be dropped.
+        ``for_known``: True if a caller with a credential needs the bytes. Then bodies of callers without a
+        credential are dropped too, even if they are not slow.
         """
         now = time.monotonic()
         if now < self._not_before[for_known]:

@@ -86,7 +86,7 @@ class LlmDoor:
     def call(self, received: ReceivedRequest, model: str, path: str, body: dict[str, Any]) -> LlmCall:
         """Return a call of ``path`` of OpenAI's API; raise BadRequest for headers that cannot be read.
 
-        ``body`` is in OpenAI's format. This method sets its model, and requests the usage of a stream.
+        ``body`` is in OpenAI's format. This method sets the body's model, and requests the usage of a stream.
         """
         body["model"] = model
         if body.get("stream") is True and path.endswith("completions"):

@@ -1,4 +1,4 @@
-"""The forms of the errors of other systems' APIs, for the OpenAPI document.
+"""The JSON forms of errors in the APIs of other systems, for the OpenAPI document.
 
 A request at a path of TGI, Ollama or vLLM may be refused before its route is known. Then the error has
 Tidegate's form, whose member ``error`` is also a string.

@@ -29,7 +29,7 @@ from tidegate.kernel.protocol.jobs import Idempotency
 
 
 class LlmJobs:
-    """Accept requests to language models as jobs. A job continues if its caller disconnects."""
+    """The handler of requests to language models that run as jobs. Jobs continue if the caller disconnects."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ def _options(received: ReceivedRequest) -> JobOptions:
 
 
 def _digest(path: str, body: dict[str, Any], options: JobOptions) -> bytes:
-    """Return the hash of a request and its options. A call that repeats a key must have the same hash."""
+    """Return a hash of a request and its options. Calls with one idempotency key must have the same hash."""
     parts = [path, options.level, options.ttl_s, options.webhook, body]
     try:
         return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).digest()
