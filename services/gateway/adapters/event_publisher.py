@@ -30,7 +30,7 @@ class EventPublisher:
         self._cancelled: list[bytes] = []
 
     def demand(self, channel: Channel, deployment: str) -> None:
-        """Publish that a Deployment without workers has requests, but for each one at most once a second."""
+        """Publish that a Deployment has requests but no workers. Repeated calls in a second do nothing."""
         now = time.monotonic()
         if now - self._demanded_at.get(deployment, float("-inf")) >= DEMAND_EVERY_S:
             self._demanded_at[deployment] = now

@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.jobs import Level
 
 log = telemetry.logger(__name__)
 
-# Longer than a restart of the broker takes, so a restart causes no errors for callers.
+# This is longer than a restart of the broker takes, so a restart causes no errors for callers.
 CONFIRM_TIMEOUT_S = 10.0
 RETRY_S = 0.05
 

@@ -133,7 +133,7 @@ class Jwks:
     async def _read(self) -> bytes:
         if not self._url.startswith(("http://", "https://")):
             return await asyncio.to_thread(Path(self._url.removeprefix("file://")).read_bytes)
-        # Each read makes a new client, so that it loads the current certificate authorities.
+        # Each read makes a new client, so that changed certificate authorities are loaded.
         verify = not self._url.startswith("http://")
         async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=verify) as http:
             return (await http.get(self._url)).raise_for_status().content

@@ -27,7 +27,7 @@ TIMEOUT_S = 2.0
 
 
 class KeyCache:
-    """The last valid table of keys. It is read every 2 s, and when the registry publishes a change.
+    """A cache of the registry's table of keys. It reads the table every 2 s, and after each published change.
 
     A revoked key still works for some milliseconds, or for up to 2 s while the broker is away. While the
     registry is away, no key can be revoked. ``on_change`` is called with each new table.
@@ -142,7 +142,8 @@ class KeyCache:
         return True
 
     def _keep(self, raw: bytes) -> None:
-        fresh = self._disk.with_suffix(f".{os.getpid()}")  # own name: others write the file too
+        # Each gateway process has a temporary file of its own, because all processes replace the same file.
+        fresh = self._disk.with_suffix(f".{os.getpid()}")
         try:
             self._disk.parent.mkdir(parents=True, exist_ok=True)
             fresh.touch(0o600)

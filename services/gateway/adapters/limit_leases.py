@@ -67,14 +67,15 @@ class LimitLeases:
         self._day = ""
         self._away_since: float | None = None
         self._retry_at = 0.0
-        self.limiters: dict[str, KeyLimiter] = {}  # always this object: Access keeps a reference
+        # Always change this dict in place, because Access refers to it.
+        self.limiters: dict[str, KeyLimiter] = {}
 
     def start(self) -> None:
         """Start settling in the background."""
         self._task = asyncio.create_task(self._run(), name="limits")
 
     async def stop(self) -> None:
-        """Stop, and return the held tokens and slots to the accounts."""
+        """Stop, and return the held tokens and concurrency slots to the accounts."""
         await tasks.end(self._task, *self._seeding.values())
         with contextlib.suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(SLOW_S):
@@ -179,7 +180,7 @@ class LimitLeases:
             del self._active[limiter]
 
     async def _seed(self, principal: str, day: str) -> None:
-        """Add the requests that the registry counted before the principal's account existed in the store."""
+        """Add to an account the requests that the registry counted before the store had the account."""
         try:
             await self._store.seed(await self._read_prior_usage(principal, day))
         except TidegateError as error:

@@ -212,8 +212,8 @@ def prepare_again(pending: PendingRequest) -> None:
     """Prepare a request to be sent after a reconnect."""
     if pending.sent and pending.order is not None:
         # The first copy may still run, so the second copy gets another attempt number. The numbers tell their
-        # chunks apart. With a lane, skip the next number, because the first copy gets it when it leaves the
-        # queue of the preferred replica.
+        # chunks apart. With a lane, skip the next number, because the first copy gets that number when it
+        # leaves the queue of the preferred replica.
         assert pending.frame is not None
         pending.order.attempt += 1 if pending.lane is None else 2
         pending.frame = renumbered(pending.frame, pending.order.attempt)
@@ -235,7 +235,7 @@ def message_of(frames: list[bytes | list[Buffer]]) -> bytes | list[Buffer]:
 
 
 def replies_in(body: Buffer) -> list[Reply]:
-    """Return the replies in a message, or an empty list if it cannot be read."""
+    """Return the replies in a message, or an empty list if the message cannot be read."""
     try:
         return [envelope.read_reply(frame) for frame in envelope.unpack(envelope.REPLIES, body)]
     except envelope.Undecodable as error:

@@ -15,7 +15,7 @@ Entries = dict[tuple[str, str], list[Any]]
 
 
 class RegionTable:
-    """The file's registrations, each under a caller's id and a name. Each change replaces the whole file."""
+    """A file of registrations, each under a caller's id and a name. Each change replaces the whole file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -15,16 +15,16 @@ from tidegate.kernel.tasks import TaskSet
 log = telemetry.logger(__name__)
 
 LOOK_S = 0.4
-# The looks in a row without a consumer after which a replica counts as ended. One look is not enough: a
-# worker that reconnects to the broker has no consumer for a moment.
+# After this many looks in a row without a consumer, a replica counts as ended. One look is not enough,
+# because a worker that reconnects to the broker has no consumer for a moment.
 LOOKS = 2
-# After a loss of the broker, report no replica as ended for this time. Workers may reconnect later than this
-# gateway, because they try every two seconds.
+# For this long after this gateway has reconnected to the broker, no replica counts as ended. Workers may
+# reconnect later than the gateway, because they try every two seconds.
 BACK_S = 5.0
 
 
 class ReplicaWatch:
-    """A watch of requests, each sent to the queue of one replica.
+    """An observer of requests that were sent to the queue of one replica.
 
     ``on_lost`` is called with the id of each request whose replica has ended.
     """

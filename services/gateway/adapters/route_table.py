@@ -28,7 +28,7 @@ class RouteTableCache:
         self._disk = disk
         self._task: asyncio.Task[None] | None = None
         self.table: RouteTable | None = None
-        # Called with each new table.
+        # These functions are called with each new table.
         self.on_table: list[Callable[[RouteTable], None]] = []
 
     async def start(self) -> None:
@@ -73,7 +73,8 @@ class RouteTableCache:
         raw = await self._store.read_routes()
         if raw is not None and self._take(raw, "store"):
             self._disk.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self._disk.with_suffix(f".{os.getpid()}")  # own name: other processes write the file too
+            # Each gateway process has a temporary file of its own, because all replace the same file.
+            fresh = self._disk.with_suffix(f".{os.getpid()}")
             fresh.write_bytes(raw)
             fresh.replace(self._disk)
 

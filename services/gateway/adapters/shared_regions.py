@@ -19,7 +19,8 @@ from tidegate.kernel.errors import BadRequest, Conflict, Forbidden, NotFound, Ov
 from tidegate.kernel.protocol.envelope import Buffer
 
 FOLDER = Path("/dev/shm")
-# The most regions of one caller, and of all callers together. Each region needs a file descriptor.
+# The most regions of one caller, and of all callers together. They are limited because each region needs a
+# file descriptor.
 MOST_OF_ONE, MOST = 256, 1024
 ROOT = 0
 
@@ -149,7 +150,10 @@ class SharedRegions:
         return region
 
     def room(self, size: int) -> Copy:
-        """Reserve ``size`` bytes in the budget, and return an empty copy; raise BadRequest or Overloaded."""
+        """Reserve ``size`` bytes in the budget, and return memory for a copy.
+
+        Raise BadRequest or Overloaded.
+        """
         if size > self._body_bytes:
             raise BadRequest(
                 f"a tensor in shared memory has {size} bytes, but the limit is {self._body_bytes} "

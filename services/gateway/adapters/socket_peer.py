@@ -1,4 +1,4 @@
-"""Find the operating system's user of a caller on this host, from the caller's TCP connection."""
+"""Find out which user of this host a caller is, from the caller's TCP connection."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class TrafficPublisher:
         await self._publish()
 
     def seen(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Record the callers in a report of usage, each with its endpoint."""
+        """Record the callers in a report of usage, each with the endpoint that it called."""
         for caller, endpoint in pairs:
             self._callers.setdefault(endpoint, set()).add(caller)
 

@@ -1,8 +1,8 @@
 """The HTTP API of batches: upload a file of requests, read its progress, download the results.
 
 OpenAI's batches have the same paths. A ``POST`` creates an OpenAI batch if its body is a JSON object with
-``input_file_id``. The id of an OpenAI batch begins with ``batch_``. A list has both kinds: ``items`` and
-``next`` for Tidegate's batches, ``data`` and ``has_more`` for OpenAI's.
+``input_file_id``. The id of an OpenAI batch begins with ``batch_``. A response with a list has both kinds:
+``items`` and ``next`` for Tidegate's batches, ``data`` and ``has_more`` for OpenAI's.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _may_be_wish(request: Request) -> bool:
 
 
 async def _begin(body: AsyncIterator[bytes]) -> tuple[bytes, Any]:
-    """Return the bytes read from a body, and its parsed JSON; None if the body is too large or not JSON."""
+    """Return the bytes read from a body, and the parsed body (None if it is too large or not JSON)."""
     begun = b""
     async for data in body:
         begun += data

@@ -38,7 +38,7 @@ def allow(app: Starlette, origins: Origins) -> None:
 
 
 class CrossOriginHandler(InferenceHandler):
-    """A handler for inference calls that may come from pages of these origins."""
+    """A handler for inference calls, also from web pages of the origins ``origins``."""
 
     def __init__(self, origins: Origins, core: InferenceCore, **parts: Any) -> None:
         super().__init__(core, **parts)

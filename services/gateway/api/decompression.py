@@ -14,8 +14,8 @@ _WBITS = {"gzip": 31, "deflate": 15}
 _PLAIN = {"", "identity"}
 # zlib copies the rest of its input at each call, so it gets the input in small parts.
 _INPUT_BYTES = 64 * 1024
-# Compressed data may consist of several members. Even an empty one of 8 or 20 bytes costs much time. So a
-# body may have MEMBERS members, and one more for each BYTES_PER_MEMBER bytes.
+# Compressed data can consist of several members. Even an empty member of 8 or 20 bytes costs much time. So
+# a body may have only MEMBERS members, and one more for each BYTES_PER_MEMBER bytes.
 MEMBERS, BYTES_PER_MEMBER = 1024, 1024
 _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 

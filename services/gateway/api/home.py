@@ -1,4 +1,4 @@
-"""Serve ``/``: a page for people who open the gateway's address in a browser. Also available as JSON."""
+"""Serve ``/``: facts about this gateway, as a page for browsers and as JSON for programs."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class JobResponses:
         return HttpResponse(202, headers, body)
 
     def document(self, job: Job, position: int | None) -> dict[str, Any]:
-        """Return the job as the API shows it. ``position``: how many jobs are ahead of it; None if unknown."""
+        """Return the job as the API shows it. ``position``: how many jobs are ahead; None if unknown."""
         document = job.public()
         path = f"/v1/jobs/{document['id']}"
         start_ms = None

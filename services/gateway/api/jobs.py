@@ -38,7 +38,7 @@ STATUSES: tuple[State, ...] = tuple(state for state in get_args(State) if state 
 
 
 class JobHandlers:
-    """The handlers of ``/v1/jobs``. A job is visible to its own principal, and to the scope admin."""
+    """The handlers of ``/v1/jobs``. Only a job's principal and callers with the scope admin see the job."""
 
     def __init__(
         self, submitter: JobSubmitter, tracker: JobTracker, responses: JobResponses, access: Access

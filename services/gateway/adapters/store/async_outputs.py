@@ -3,7 +3,7 @@
 tidegate:async:due   sorted set of jobs; the score is the time (ms) at which a gateway looks at the job next
 
 The set is in the store of jobs, where a write returns only when it is on disk. A gateway that takes a job
-sets the job's time to the end of its lease. If the gateway dies, another one takes the job after that time.
+sets the job's time to the end of the lease. If the gateway dies, another one takes the job after that time.
 Then an answer may be written twice.
 """
 

@@ -132,8 +132,9 @@ class BatchStore(Connected):
     ) -> BatchState | None:
         """Write a batch's progress and renew its lease for ``lease_ms``.
 
-        ``file_chunks``: the next chunk of each file that the batch writes, by file id. With ``end``, end the
-        batch in that state, keep it for ``keep_s`` seconds, and add its ``files`` to the caller's files.
+        ``file_chunks``: the next chunk of each file that the batch writes, under the file's id. With ``end``,
+        end the batch in that state, keep it for ``keep_s`` seconds, and add the batch's ``files`` to the
+        caller's files.
         Return the batch's state, or None if another process has the lease of the batch.
         """
         pairs = [[chunk_key(id_), orjson.dumps(list(each)).decode()] for id_, each in file_chunks.items()]

@@ -117,7 +117,7 @@ class FileStore(Connected):
 
 
 def chunk_key(id_: bytes) -> str:
-    """Return the key of the list of a file's chunks."""
+    """Return the key under which the store has the list of a file's chunks."""
     return CHUNKS + id_.hex()
 
 

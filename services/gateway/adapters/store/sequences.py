@@ -109,7 +109,7 @@ class SequencePlaces(Connected):
         await answer(self._redis.eval(_KEEP, 3, *_keys(key, place), _written(place), key, request, *times))
 
     async def end(self, key: str, place: Place, *, lost: bool = False) -> None:
-        """Remove a sequence. With ``lost``, remember for a while that its replica has ended."""
+        """Remove a sequence. With ``lost``, remember for a while that the sequence's replica has ended."""
         more = [_written(place._replace(lost=True))] if lost else []
         await answer(self._redis.eval(_END, 3, *_keys(key, place), _written(place), key, *more))
 

@@ -46,8 +46,8 @@ class TokenAccounts(Connected):
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
         """Add ``difference`` to the tokens that were charged to the accounts ``ids`` in the second ``at``.
 
-        If that second is more than a minute ago, the limit per minute ignores the difference. But with ``late``,
-        a difference above 0 counts in the present second.
+        If that second is more than a minute ago, the limit per minute ignores the difference. But with
+        ``late``, a difference above 0 counts in the present second.
         """
         await answer(self._settle(keys=[ACCOUNT + each for each in ids], args=[at, difference, int(late)]))
 

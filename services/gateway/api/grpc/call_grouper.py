@@ -16,7 +16,7 @@ LIGHT_US = 2_500
 
 
 class CallGrouper:
-    """The calls to one model in this process. A call waits for ``hold_s`` seconds at most."""
+    """A grouper of the calls to one model in this process. A call waits for at most ``hold_s`` seconds."""
 
     __slots__ = ("_hold_s", "_in_flight", "_light", "_timer", "_waiting")
 

@@ -23,12 +23,12 @@ from services.gateway.domain.http2_flood import FloodGuard
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.answers import new_request_id
 
-# Most concurrent calls of one connection.
+# The most concurrent calls of one connection.
 STREAMS = 1024
-# After the server has announced the end, it reads and drops the client's bytes for this time.
+# For this long after the server has announced the end, it reads and drops the client's bytes.
 LINGER_S = 1.0
-# Most unsent bytes for a client that sends frames and does not read the answers to them. Responses to calls
-# cannot reach this limit, because they are not written while the socket's buffer is full.
+# The most unsent bytes for a client that sends frames and does not read the answers to them. Responses to
+# calls cannot reach this limit, because they are not written while the socket's buffer is full.
 UNREAD_BYTES = 512 * 1024
 # Flow-control windows: unread bytes that a client may send on one stream, and on the connection.
 STREAM_WINDOW = 4 * 2**20
@@ -80,7 +80,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the server's settings. Close the connection if the gateway has too many connections."""
-        self._transport = cast(asyncio.Transport, transport)  # no isinstance: uvloop has its own class
+        self._transport = cast(asyncio.Transport, transport)  # cast: uvloop's transport has another class
         self._out = FrameWriter(self._transport, self.calls)
         if not self._shared.enter(self):
             self.abort()

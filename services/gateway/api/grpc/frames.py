@@ -36,7 +36,7 @@ class ErrorCode(IntEnum):
 
 
 class ProtocolError(Exception):
-    """The client broke the protocol or a limit. The connection ends with this code."""
+    """The client broke the protocol or a limit. The connection ends with the error code ``code``."""
 
     def __init__(self, code: ErrorCode, why: str) -> None:
         super().__init__(why)

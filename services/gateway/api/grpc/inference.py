@@ -94,7 +94,7 @@ class GrpcInference:
         headers: dict[bytes, bytes],
         trace: bytes,
     ) -> tuple[Any, Metadata]:
-        """Return the response to a request and its trailers; raise TidegateError.
+        """Return the response to a request, and the response's trailers; raise TidegateError.
 
         ``trace``: the trace field of the request's frame.
         """
@@ -173,7 +173,7 @@ class GrpcInference:
         return answer
 
     def encode(self, model: str, answer: InferenceResult, rid: str, started: float) -> tuple[Any, Metadata]:
-        """Return an answer as a response with its trailers, and count it in the metrics."""
+        """Return a model's answer as a gRPC response with trailers, and count the answer in the metrics."""
         encoding = time.perf_counter()
         response = self.response(model, answer)
         now = time.perf_counter()
@@ -196,7 +196,7 @@ class GrpcInference:
         return self._feedback.begin(model, request.model_version, origin, rid.encode("latin-1"), principal)
 
     def response(self, model: str, answer: InferenceResult) -> Any:
-        """Return an answer as a response."""
+        """Return a model's answer as a gRPC response."""
         return codec.encode(model, answer, self._metadata.labels(answer.route.name))
 
     def answered(
@@ -305,5 +305,5 @@ def _limit_trailers(grant: Grant) -> Metadata:
 
 
 def origin_of(request: Any, headers: dict[bytes, bytes], principal: Principal) -> Callable[[], Origin]:
-    """Return a function that returns the facts of a request for traffic rules and sticky keys."""
+    """Return a function that returns the facts of a request that traffic rules and sticky keys read."""
     return lambda: Origin(headers, principal.id, lambda: codec.request_parameters(request))

@@ -40,14 +40,14 @@ LATE_S = 1.0
 
 
 class GrpcService(Protocol):
-    """A gRPC service that the server serves."""
+    """The part of a gRPC service that the server uses."""
 
     def methods(self) -> dict[str, MethodSpec]:
         """Return all methods, each under its path."""
 
 
 class GrpcServer:
-    """The server of ``services``.
+    """A gRPC server of ``services`` and ``health``.
 
     ``shared_port``: True if other gateway processes listen on the same port.
     """
@@ -121,7 +121,7 @@ class GrpcServer:
 
 
 async def sweep_all(connections: set[GrpcConnection]) -> None:
-    """Check all connections regularly, until cancelled. If one cannot be checked, close only that one."""
+    """Check all connections again and again. If the check of a connection fails, close only this one."""
     while True:
         await asyncio.sleep(SWEEP_S)
         now = asyncio.get_running_loop().time()

@@ -38,8 +38,8 @@ class MethodSpec(NamedTuple):
 
     ``call`` handles a call. Its arguments are the message and the ServerCall. With ``streams``, an iterator
     of :class:`StreamMessage` replaces the message. ``call`` returns the response, or None if it has written
-    its responses or ended the call itself. ``limit``: most bytes of a message. ``open``: True if the method
-    needs no credential. ``lasting``: True if a call runs until its client ends it.
+    its responses or ended the call itself. ``limit``: the most bytes of a message. ``open``: True if the
+    method needs no credential. ``lasting``: True if a call runs until its client ends it.
     """
 
     call: Callable[[Any, Any], Awaitable[Any]]
@@ -71,7 +71,7 @@ class CallConnection(Protocol):
 
 
 class ServerCall:
-    """A call, which is also the context of its handler. At its end, the memory budget gets its bytes back."""
+    """A call, which is also the context of its handler. An ended call has no bytes in the memory budget."""
 
     __slots__ = (
         "_connection",

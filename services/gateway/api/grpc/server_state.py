@@ -53,8 +53,8 @@ class ServerState:
         self._open_calls: dict[ServerCall, None] = {}
         self._watches: dict[ServerCall, None] = {}
         self._peers: set[PeerConnection] = set()
-        # Connections without a call that needs a credential, oldest first: those that never had one, and
-        # those whose calls have ended.
+        # Connections without a call that needs a credential, oldest first: those that never had such a call,
+        # and those whose calls have ended.
         self._unknown: dict[PeerConnection, None] = {}
         self._idle: dict[PeerConnection, None] = {}
 

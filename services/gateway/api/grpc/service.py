@@ -19,8 +19,8 @@ from tidegate.version import VERSION
 
 NAME = "inference.GRPCInferenceService"
 
-# Most bytes of a message: for methods that need no credential, and for methods whose message only names a
-# model.
+# The most bytes of a message: for methods that need no credential, and for methods whose message only names
+# a model.
 OPEN_BYTES = 4 * 1024
 NAME_BYTES = 64 * 1024
 

@@ -28,7 +28,8 @@ CODES: dict[type[TidegateError], StatusCode] = {
     errors.DeadlinePassed: StatusCode.DEADLINE_EXCEEDED,
     errors.ModelFailed: StatusCode.INTERNAL,
 }
-# The message is sent in the trailers. Many clients accept only 8 KiB of trailers.
+# The most bytes of an error's message. It is sent in the trailers, and many clients accept only 8 KiB of
+# trailers.
 DETAILS_BYTES = 4096
 
 Metadata = tuple[tuple[str, str], ...]

@@ -2,7 +2,7 @@
 
 The generated modules are part of the package tensorflow, which is 600 MB. So the messages are described here.
 Names and numbers are those of ``tensorflow/core`` and ``tensorflow_serving/apis``. Fields that Tidegate does
-not read are left out: protobuf skips them. The messages are in a separate descriptor pool, so that a
+not read are left out, because protobuf skips them. The messages are in a separate descriptor pool, so that a
 program can also import TensorFlow's.
 """
 
@@ -15,7 +15,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
 _PACKAGE = "tidegate.tf"
-# For each message its fields: the number, the name, and the type. ``*`` marks a list, and ``<name>`` is a map
+# The fields of each message, each as its number, name and type. ``*`` marks a list, and ``<name>`` is a map
 # from strings to messages. Enums are declared as int32, which has the same encoding.
 _MESSAGES = {
     "Int64Value": "1 value int64",

@@ -109,7 +109,7 @@ class TfServing:
         return response
 
     async def metadata(self, request: Any, context: Any) -> Any:
-        """Handle ``GetModelMetadata``. The only field is ``signature_def``."""
+        """Handle ``GetModelMetadata``. Only the field ``signature_def`` is supported."""
         name, version = self._wanted(request.model_spec, context)
         if other := set(request.metadata_field) - {"signature_def"}:
             raise BadRequest(
@@ -196,7 +196,7 @@ def _check(context: Any, model: str) -> None:
 
 
 def _features(given: Any) -> list[dict[str, Any]]:
-    """Return the features of each example, including those of the context. Raise BadRequest."""
+    """Return the features of each example, including the features of the context. Raise BadRequest."""
     with_context = given.HasField("example_list_with_context")
     source = given.example_list_with_context if with_context else given.example_list
     common = dict(source.context.features.feature) if with_context else {}

@@ -9,7 +9,7 @@ JOBS_PATH = "/v1/jobs"
 
 
 class Infer(NamedTuple):
-    """An inference call. ``version`` is empty if the path names no version."""
+    """The target of an inference call. ``version`` is empty if the path names no version."""
 
     model: str
     version: str
@@ -22,7 +22,7 @@ class Infer(NamedTuple):
 
 
 class SubmitJob(NamedTuple):
-    """A ``POST /v1/jobs``. Its body names the model, so both fields are empty."""
+    """The target of a ``POST /v1/jobs``. The request's body names the model, so both fields are empty."""
 
     model: str = ""
     version: str = ""

@@ -28,7 +28,7 @@ _HOW = f"the member 'model', the header {MODEL_HEADER} or ?model=NAME"
 
 
 class ExtraRoutes:
-    """The routes of engines that OpenAI's API does not have. If an engine lacks a route, return a 404."""
+    """The routes of engines that OpenAI's API does not have. If an engine lacks a route, callers get 404."""
 
     def __init__(self, door: LlmDoor) -> None:
         self._api = Translation(door, "extras", _error_body)

@@ -32,7 +32,7 @@ ERROR_FORMS = MappingProxyType({
     "OpenAI": ErrorForm(
         "OpenAiError", {"type": "object", "required": ["error"], "properties": {"error": _OBJECT}}, _ENGINE
     ),
-    # Some paths below /tgi/{model} belong to OpenAI's API, and have its errors.
+    # Some paths below /tgi/{model} belong to OpenAI's API, so their errors have OpenAI's form.
     "TGI": ErrorForm(
         "TgiError",
         {"type": "object", "required": ["error"], "properties": {"error": _EITHER}},

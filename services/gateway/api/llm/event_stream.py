@@ -23,7 +23,7 @@ class EventStream:
 
     The headers are sent with the first event, or with the first comment after ``FIRST_WAIT_S``. ``headers``
     returns the response's headers. ``comment`` returns the comment to send while no event comes. ``content``:
-    the headers that describe the body of another kind of stream.
+    the headers that describe the body; another kind of stream needs other ones.
     """
 
     def __init__(

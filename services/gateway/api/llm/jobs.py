@@ -29,7 +29,7 @@ from tidegate.kernel.protocol.jobs import Idempotency
 
 
 class LlmJobs:
-    """The handler of requests to language models that run as jobs. Jobs continue if the caller disconnects."""
+    """The handler of language-model requests that run as jobs. A job goes on if its caller disconnects."""
 
     def __init__(
         self,
