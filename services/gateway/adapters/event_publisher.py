@@ -21,7 +21,7 @@ DEMAND_EVERY_S = 1.0
 
 
 class EventPublisher:
-    """A publisher on the connection ``out``. One message has all requests cancelled in an event-loop turn."""
+    """A publisher on the connection ``out``. Requests cancelled in one event-loop turn share a message."""
 
     def __init__(self, out: Connection, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
         self._out = out
@@ -30,7 +30,7 @@ class EventPublisher:
         self._cancelled: list[bytes] = []
 
     def demand(self, channel: Channel, deployment: str) -> None:
-        """Publish that a Deployment has requests but no workers. Repeated calls in a second do nothing."""
+        """Publish that a Deployment has requests but no workers. More calls within a second do nothing."""
         now = time.monotonic()
         if now - self._demanded_at.get(deployment, float("-inf")) >= DEMAND_EVERY_S:
             self._demanded_at[deployment] = now

@@ -49,7 +49,7 @@ class JobQueue:
         """Publish a job's message, and return when the broker has it on disk. Raises ``Unavailable``.
 
         If the connection is lost before the confirm, the message is published again. Then two messages
-        may exist, but workers accept the job only once.
+        can exist, but workers accept the job only once.
         """
         queue = jobs_queue(deployment, level)
         body = envelope.pack(envelope.REQUESTS, [frame])

@@ -104,7 +104,7 @@ class Jwks:
             raise Unauthorized(f"the token is invalid: {error}") from None
         if not claims["sub"]:
             raise Unauthorized("the token is invalid: its claim 'sub' is empty")
-        # `exp` stays an integer, because it may be too large for a float.
+        # `exp` stays an integer, because it can be too large for a float.
         until = min(int(claims["exp"]) + LEEWAY_S, time.time() + TRUST_S)
         return principal_of(claims, self._roles_claim, self._scopes_of), until * 1e3
 

@@ -130,7 +130,7 @@ class KeyCache:
         try:
             table = KeyTable.from_dict(orjson.loads(raw))
         except (ValueError, KeyError, TypeError) as error:
-            # Log only the error's type. Its message may quote the input, which contains the keys' digests.
+            # Log only the error's type. Its message can quote the input, which contains the keys' digests.
             log.error(
                 "the table of keys cannot be parsed; the last valid table stays in use",
                 extra={"problem": type(error).__name__},

@@ -149,7 +149,7 @@ class DeploymentQueue:
         pending.fair.arrive(pending.flow)
 
     def settle(self, pending: PendingRequest) -> FairLane[PendingRequest]:
-        """Count a request as completed. Return its lane, which may now publish another request."""
+        """Count a request as completed. Return the request's lane, which may now publish another request."""
         self.load.outstanding -= 1
         self.load.completed += 1
         pending.fair.settle(pending.flow, published=pending.published)
@@ -209,7 +209,7 @@ def never_again(pending: PendingRequest) -> TidegateError | None:
 
 
 def prepare_again(pending: PendingRequest) -> None:
-    """Prepare a request to be sent after a reconnect."""
+    """Prepare a request to be sent again after a reconnect."""
     if pending.sent and pending.order is not None:
         # The first copy may still run, so the second copy gets another attempt number. The numbers tell their
         # chunks apart. With a lane, skip the next number, because the first copy gets that number when it

@@ -18,7 +18,7 @@ LINGER_S = 0.025
 
 
 class QueuedMarker:
-    """A collector of the ids of published jobs. Every ``LINGER_S`` seconds, it marks the collected jobs."""
+    """A collector of the ids of published jobs. Every ``LINGER_S`` seconds, it marks these jobs as queued."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store

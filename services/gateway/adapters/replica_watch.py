@@ -18,7 +18,7 @@ LOOK_S = 0.4
 # After this many looks in a row without a consumer, a replica counts as ended. One look is not enough,
 # because a worker that reconnects to the broker has no consumer for a moment.
 LOOKS = 2
-# For this long after this gateway has reconnected to the broker, no replica counts as ended. Workers may
+# For this long after this gateway has reconnected to the broker, no replica counts as ended. Workers can
 # reconnect later than the gateway, because they try every two seconds.
 BACK_S = 5.0
 

@@ -25,7 +25,7 @@ CONNECT_S = 2.0
 
 
 class UsageReporter:
-    """A counter of each caller's usage at each endpoint, which it reports every ``every_s`` seconds.
+    """A counter of each caller's usage at each endpoint. It reports the usage every ``every_s`` seconds.
 
     A report is published again, unchanged, until the broker confirms it. A killed process loses the usage
     since its last report.

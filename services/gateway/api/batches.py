@@ -157,7 +157,7 @@ def _response(batch: Batch, status: int = 200, headers: dict[str, str] | None = 
 
 
 def _may_be_wish(request: Request) -> bool:
-    """Return True if a body may be a batch of OpenAI's API, whose clients send plain JSON."""
+    """Return True if a body can be a batch of OpenAI's API, whose clients send plain JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind == "application/json" and "content-encoding" not in request.headers
 

@@ -76,7 +76,8 @@ class Body:
     """A body that arrives in pieces. It counts against the budget until :meth:`release`.
 
     Call :meth:`add` for each piece. If the size is known, call :meth:`expect` instead; then write each piece
-    into :meth:`window` and call :meth:`took`. Memory grows with bytes received, not with Content-Length.
+    into :meth:`window` and call :meth:`took`. The memory grows with the bytes that have arrived, and not with
+    Content-Length.
     """
 
     __slots__ = ("_data", "_known", "_limits", "_size", "_total", "held", "taking")

@@ -18,7 +18,7 @@ EVENT_STREAM = [
 
 
 class CancellableResponse(Response):
-    """A response written by ``make``, which is cancelled if the caller closes the connection."""
+    """A response that ``make`` writes. ``make`` is cancelled if the caller closes the connection."""
 
     def __init__(self, make: Callable[[Send], Awaitable[None]], end: Callable[[], None]) -> None:
         super().__init__()

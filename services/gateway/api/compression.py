@@ -10,7 +10,7 @@ from typing import NamedTuple
 from services.gateway.api.body_limits import Headers
 from tidegate.kernel.protocol.envelope import Buffer
 
-# Smaller responses are not compressed, because the extra headers would cost more than compression saves.
+# Responses of fewer bytes are not compressed: compression would save less than the extra headers cost.
 MIN_BYTES = 1024
 # Larger responses are compressed in a thread, so that they do not block the event loop.
 THREAD_BYTES = 64 * 1024

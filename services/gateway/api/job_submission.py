@@ -57,7 +57,7 @@ class JobSubmissionHandler:
 
     @staticmethod
     def preference(target: Target, headers: Headers) -> Preference | None:
-        """Return the preference for a job, or None if the call is an interactive request."""
+        """Return how the caller wants the call to run as a job, or None if it is an interactive request."""
         prefer = job_options.preference(headers.get(b"prefer")) if b"prefer" in headers else None
         return prefer or (Preference() if target is SUBMIT_JOB else None)
 
@@ -194,7 +194,7 @@ def _name(target: Target) -> str:
 
 
 def _digest(target: Target, headers: Headers, body: Buffer) -> bytes:
-    """Return a hash of a request and its options. Calls with one idempotency key must have the same hash."""
+    """Return a hash of a request and its options. Calls with the same idempotency key need the same hash."""
     options = {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in sorted(headers.items())

@@ -48,8 +48,9 @@ redis.call('ZADD', KEYS[best + 2], now + ttl, member)
 redis.call('PEXPIRE', KEYS[best + 2], {KEPT_MS})
 return best
 """
-# Records that a request begins or ends, if the place is still the same. The sequence is idle after the latest
-# deadline of its open requests at all gateways. So no gateway shortens the time that another one needs.
+# Records that a request begins or ends, if the sequence's place is still ARGV[1]. The sequence is idle after
+# the latest deadline of its open requests at all gateways. So no gateway shortens the time that another one
+# needs.
 _KEEP = f"""{_NOW}
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 local busy, idle = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -62,7 +63,7 @@ redis.call('PEXPIRE', KEYS[2], ttl)
 redis.call('ZADD', KEYS[3], now + ttl, ARGV[2])
 return 1
 """
-# Removes a sequence, if the place is still the same. ARGV[3], if given, replaces the place.
+# Removes a sequence, if its place is still ARGV[1]. With ARGV[3], writes this text as the place instead.
 _END = f"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('ZREM', KEYS[3], ARGV[2])

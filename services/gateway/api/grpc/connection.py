@@ -25,7 +25,7 @@ from tidegate.kernel.http.answers import new_request_id
 
 # The most concurrent calls of one connection.
 STREAMS = 1024
-# For this long after the server has announced the end, it reads and drops the client's bytes.
+# For this long after the server has announced a connection's end, it reads and drops the client's bytes.
 LINGER_S = 1.0
 # The most unsent bytes for a client that sends frames and does not read the answers to them. Responses to
 # calls cannot reach this limit, because they are not written while the socket's buffer is full.

@@ -40,7 +40,7 @@ class InferenceStream:
     async def run(self, requests: Any) -> None:
         """Answer all requests of the stream. If this call is cancelled, cancel the unanswered requests."""
         rid = self._context.rid or new_request_id()
-        timeout_of(self._context)  # raises here, so that a bad timeout ends the call
+        timeout_of(self._context)  # if the timeout is invalid, this raises and ends the call
         try:
             async for request, held in requests:
                 await self._room.acquire()
@@ -79,7 +79,7 @@ class InferenceStream:
         headers = self._context.headers.fields
         trace = self._calls.log.begin(rid.encode("latin-1"), headers)
         try:
-            # Each request is authenticated, because the key may expire during the stream.
+            # Each request is authenticated, because the key can expire during the stream.
             principal = self._calls.access.authenticate(self._credential)
             response, _ = await self._calls.answer(
                 request, principal, rid, timeout_ms, started, headers, trace

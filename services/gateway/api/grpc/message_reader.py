@@ -92,7 +92,7 @@ class MessageReader:
                 self._add(self._unpacked(message) if self._packed else message)
 
     def take(self) -> ReceivedMessage:
-        """Return the next complete message. The caller must return its bytes to the budget."""
+        """Return the next complete message. After use, the message's bytes must be returned to the budget."""
         return self.messages.popleft()
 
     def release(self) -> None:

@@ -14,8 +14,9 @@ from services.gateway.api.grpc.server_call import MethodSpec, ServerCall
 from tidegate.kernel.errors import Overloaded, TidegateError
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 
-# The most concurrent calls of the process: CALLS of all kinds, OPEN_CALLS of methods without a credential,
-# WATCHES of health watches. Above OPEN_CALLS or WATCHES, the oldest call of the same kind is ended.
+# The most concurrent calls of the process. CALLS: all calls. OPEN_CALLS: calls of methods that need no
+# credential, without health watches. WATCHES: health watches. Above OPEN_CALLS or WATCHES, the oldest call of
+# that kind is ended.
 CALLS = 8192
 OPEN_CALLS = 4096
 WATCHES = 256

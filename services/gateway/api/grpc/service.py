@@ -115,7 +115,7 @@ class InferenceService:
 
     async def _model_config(self, request: Any, context: Any) -> Any:
         config = await self._catalogue.config(request.name, request.version)
-        # The worker may run a newer Tidegate and send fields that this process does not know.
+        # The worker can run a newer Tidegate and send fields that this process does not know.
         return ParseDict({"config": config}, pb.ModelConfigResponse(), ignore_unknown_fields=True)
 
     async def _model_statistics(self, request: Any, context: Any) -> Any:

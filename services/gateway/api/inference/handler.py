@@ -119,7 +119,7 @@ class InferenceHandler:
     ) -> bytes | None:
         """Start the call. Return the id of the request in flight, or None if it is a job or was refused.
 
-        ``done`` is called with the response, perhaps before this call returns. ``body`` must not change
+        ``done`` is called with the response, perhaps before this method returns. ``body`` must not change
         later, because its tensors are sent without a copy. ``started``: the time of ``time.perf_counter``
         when the body was complete; None means now.
         """

@@ -1,10 +1,10 @@
 """The hot path: answer inference calls on the connection itself, below ASGI.
 
 ASGI's task, scope and messages cost more time than the queue does, and an inference call does not need them.
-So this class extends the HTTP protocol of all services. The parser's callbacks collect an inference call and
-pass it to :class:`InferenceHandler`. The response is one write. All other requests go through uvicorn to the
-ASGI app (``asgi_fallback.py``). This includes an inference call that arrives while the connection waits for
-another response.
+So :class:`HotPathProtocol` extends the HTTP protocol of all services. The parser's callbacks collect an
+inference call and pass it to :class:`InferenceHandler`. The response is one write. All other requests go
+through uvicorn to the ASGI app (``asgi_fallback.py``). This includes an inference call that arrives while the
+connection waits for another response.
 """
 
 from __future__ import annotations

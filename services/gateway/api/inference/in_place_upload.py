@@ -53,7 +53,7 @@ class InPlaceUpload(asyncio.BufferedProtocol):
             self._switch(self._owner)
 
     def _switch(self, protocol: asyncio.BaseProtocol) -> None:
-        # When reading begins, asyncio checks if the protocol is buffered. So pause and resume reading.
+        # asyncio checks if the protocol is buffered only when reading begins. So pause and resume reading.
         self._transport.pause_reading()
         self._transport.set_protocol(protocol)
         self._transport.resume_reading()

@@ -74,7 +74,7 @@ class ExtraRoutes:
         return await self._api.respond(request, make)
 
     async def passed(self, request: Request, *, path: str) -> Response:
-        """Send a request to the engine, and its answer to the caller."""
+        """Send a request to the engine, and the engine's answer to the caller."""
 
         async def make(received: ReceivedRequest, send: Send) -> None:
             model = self._model(request, received)

@@ -1,6 +1,6 @@
 """The JSON forms of errors in the APIs of other systems, for the OpenAPI document.
 
-A request at a path of TGI, Ollama or vLLM may be refused before its route is known. Then the error has
+A request at a path of TGI, Ollama or vLLM can be refused before its route is known. Then the error has
 Tidegate's form, whose member ``error`` is also a string.
 """
 

@@ -47,7 +47,7 @@ class LlmJobs:
 
     @staticmethod
     def preference(received: ReceivedRequest) -> Preference | None:
-        """Return the caller's preference for a job, or None if there is none."""
+        """Return how the caller wants the request to run as a job, or None if the caller wants no job."""
         return job_options.preference(received.headers.get(b"prefer"))
 
     async def answer(self, received: ReceivedRequest, path: str, prefer: Preference) -> Response:
@@ -128,7 +128,7 @@ def _options(received: ReceivedRequest) -> JobOptions:
 
 
 def _digest(path: str, body: dict[str, Any], options: JobOptions) -> bytes:
-    """Return a hash of a request and its options. Calls with one idempotency key must have the same hash."""
+    """Return a hash of a request and its options. Calls with the same idempotency key need the same hash."""
     parts = [path, options.level, options.ttl_s, options.webhook, body]
     try:
         return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).digest()
