@@ -62,7 +62,8 @@ from tidegate.kernel.service.app import Health
 from tidegate.kernel.store import Store
 from tidegate.kernel.tracing import SpanExport
 
-# A gRPC message may be this many bytes larger than the limit for bodies.
+# The limit for a gRPC message is this many bytes higher than the limit for bodies, because a message also has
+# other fields.
 HEAD_BYTES = 64 * 1024
 
 # The STREAMED paths have separate limits for bodies. Other paths have this low limit, because the memory
@@ -151,7 +152,8 @@ def _rest_app(
             models.router,
             generate.router,
             *parts.triton.routers,
-            # These routers come before OpenAI's routers, because both have the path of one model.
+            # OpenAI's routers also have the path of one model. These routers come first, because they pass
+            # requests for language models on to OpenAI's.
             *rows_routers(
                 parts.core,
                 access,

@@ -117,7 +117,7 @@ def observe_all(histogram: Histogram, values: np.ndarray) -> None:
 
 
 class GatewayMetrics:
-    """Counters of requests and histograms of their times. :meth:`report` publishes the collected times.
+    """Counters of requests and histograms of their times. :meth:`report` adds the collected times to them.
 
     Only names in the route table become labels. A label is removed when its name leaves the table. So the
     table limits the size of the metrics page.
@@ -127,7 +127,7 @@ class GatewayMetrics:
         self._table = table
         self._seen: RouteTable | None = None
         self._times: dict[tuple[str, str], _Times] = {}
-        # Called with the name of each endpoint that left the table, for the metrics of other modules.
+        # Other modules add functions here. Each is called with the name of an endpoint that left the table.
         self.on_forget: list[Callable[[str], None]] = []
         self.variants = VariantCounter()
         self.traffic = TrafficCounter()
@@ -146,7 +146,7 @@ class GatewayMetrics:
         COPIES.labels(model, outcome).inc()
 
     def report(self, loads: dict[str, GatewayLoad]) -> None:
-        """Publish the collected times and the requests in flight. This is called a few times a second."""
+        """Update the metrics from the collected times and the given loads. Call this a few times a second."""
         for times in self._times.values():
             times.flush()
         table = self._table()
@@ -160,7 +160,7 @@ class GatewayMetrics:
             OUTSTANDING.labels(name).set(load.outstanding)
 
     def _forget(self, before: RouteTable | None, table: RouteTable | None) -> None:
-        """Remove the labels of names that left the table. The library cannot do so for several processes."""
+        """Remove the labels of names that left the table. With several processes, they stay."""
         if before is None or table is None or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             return
         endpoints = before.endpoints.keys() - table.endpoints.keys()
@@ -222,7 +222,7 @@ class GatewayMetrics:
         if error.deployment and not served and self._is_compared(model):
             if error.cut_after_s:
                 # The caller's timeout was shorter than the endpoint's, so this is no failure of the
-                # Deployment. The answer would have taken at least this long.
+                # Deployment. Without the timeout, the answer would have taken at least ``cut_after_s``.
                 self.variants.add_time(model, error.deployment, error.cut_after_s)
             else:
                 self.variants.add_failure(model, error.deployment)

@@ -16,7 +16,7 @@ from tidegate.kernel.service import caller
 
 
 class ModelControlRoutes:
-    """The routes of the model repository that change models."""
+    """The routes that load and unload models, as in Triton's model repository."""
 
     def __init__(self, control: ModelControl) -> None:
         self._control = control
@@ -42,7 +42,7 @@ class ModelControlRoutes:
 
 
 def parameters_of(body: bytes) -> dict[str, Any]:
-    """Return the field ``parameters`` of a request; raise BadRequest."""
+    """Return the field ``parameters`` of a request. Raise BadRequest if the body is invalid."""
     try:
         request = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:

@@ -20,7 +20,7 @@ from tidegate.version import VERSION
 
 
 async def _caller(request: Request) -> Principal:
-    """Return the caller if it may use the model in the path; raise Forbidden.
+    """Return the caller; raise Forbidden if it may not use the model in the path.
 
     If the path names no model, the caller needs only the scope `infer`. The scope `publish` also opens
     `/ready`, because `tidegate deploy` waits for it.
@@ -45,7 +45,7 @@ def _catalogue(request: Request) -> Catalogue:
 
 
 def _only_ready(body: bytes) -> bool:
-    """Return the field ``ready`` in the body of ``/repository/index``; raise BadRequest."""
+    """Return the field ``ready`` in the body of ``/repository/index``; raise BadRequest if it is invalid."""
     try:
         request = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:
@@ -104,7 +104,10 @@ async def index(request: Request, principal: Caller) -> list[dict[str, str]]:
 async def model_statistics(
     request: Request, principal: Caller, model: str = "", version: str = ""
 ) -> dict[str, Any]:
-    """Return counts and durations of all replicas, in Triton's schema; without a version, of all versions."""
+    """Return the counts and durations of all replicas, in Triton's schema.
+
+    If ``version`` is empty, return those of all versions; if ``model`` is empty, those of all models.
+    """
     statistics = await _catalogue(request).statistics(model, version)
     return {
         "model_stats": [entry for entry in statistics["model_stats"] if principal.may(INFER, entry["name"])]
@@ -114,7 +117,7 @@ async def model_statistics(
 @router.get("/models/{model}/config")
 @router.get("/models/{model}/versions/{version}/config")
 async def model_config(request: Request, model: str, version: str = "") -> dict[str, Any]:
-    """Return the model's configuration as completed by Triton, or 503 before it is known."""
+    """Return the model's configuration as completed by Triton. Answer 503 before it is known."""
     return await _catalogue(request).config(model, version)
 
 
@@ -135,5 +138,5 @@ async def model_ready(
 @router.get("/models/{model}")
 @router.get("/models/{model}/versions/{version}")
 async def model_metadata(request: Request, model: str, version: str = "") -> dict[str, Any]:
-    """Return inputs, outputs and versions of a model, or 503 before its signature is known."""
+    """Return the inputs, outputs and versions of a model. Answer 503 before its signature is known."""
     return _catalogue(request).metadata(model, version)

@@ -34,8 +34,8 @@ log = telemetry.logger(__name__)
 PREFIX = "/api"
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 TIMEOUT = httpx.Timeout(300.0, connect=5.0)
-# The number of connections to the services is not limited, because slow callers could use up all of them. The
-# gateway already limits its callers' connections.
+# Connections to the services are not limited. Slow callers could use up a limited number of them, and block
+# other callers. The gateway already limits the connections of its callers.
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 # The proxy forwards no body for these methods.
 BODILESS = {"GET", "HEAD", "DELETE"}
@@ -108,7 +108,7 @@ class ControlPlaneProxy:
 
 
 def _permit(service: str, method: str, path: str) -> None:
-    """Raise if the caller may not make this call. The service checks it again with the same table."""
+    """Raise an error if the caller may not make this call. The service checks the same rules once more."""
     principal = caller.current.get().principal
     if principal is ANONYMOUS:
         raise Unauthorized(

@@ -19,7 +19,7 @@ SMALL_BODY = 65_536
 
 
 class ReceivedBody(NamedTuple):
-    """The body of a request. ``held`` counts against the budget until it is released.
+    """The body of a request. It counts against the memory budget until ``held`` is released.
 
     ``started``: the time (``time.perf_counter``) at which the body was complete.
     """
@@ -56,7 +56,10 @@ async def receive_body(request: Request, limits: BodyLimits) -> ReceivedBody:
 
 
 async def small_body(request: Request) -> bytes:
-    """Return a small body; raise PayloadTooLarge. Its content type is ignored, as in Triton."""
+    """Return a body of at most 64 KiB; raise PayloadTooLarge if it is larger.
+
+    Its content type is ignored, as in Triton.
+    """
     body = b""
     try:
         async for chunk in request.stream():

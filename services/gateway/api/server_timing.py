@@ -6,7 +6,7 @@ from services.gateway.application.access_log import LoggedAnswer
 
 
 def server_timing(answer: LoggedAnswer, total: float) -> bytes:
-    """Return the ``Server-Timing`` header of an answer. Its durations (in ms) add up to ``total``."""
+    """Return the ``Server-Timing`` header of an answer, in ms. Its parts add up to ``total`` (in seconds)."""
     t = answer.timing
     return (
         b"decode;dur=%.3f, transit;dur=%.3f, wait;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f, total;dur=%.3f"
@@ -15,14 +15,15 @@ def server_timing(answer: LoggedAnswer, total: float) -> bytes:
 
 
 def failure_timing(total: float) -> bytes:
-    """Return the ``Server-Timing`` header of an error, which has only the total."""
+    """Return the ``Server-Timing`` header of an error. No part was measured, so ``transit`` is the total."""
     return b"transit;dur=%.3f, total;dur=%.3f" % (total * 1e3, total * 1e3)
 
 
 def stream_timing(first: tuple[LoggedAnswer, float] | None, total: float) -> bytes:
-    """Return the header for a stream: the parts up to the first answer, the time of that answer, the total.
+    """Return the ``Server-Timing`` header of a stream.
 
-    ``first``: the first answer, and the seconds until it arrived.
+    It has the parts of the first answer, the time until the first answer, and the total. ``first``: the first
+    answer and the seconds until it arrived; None if none arrived.
     """
     if first is None:
         return b"total;dur=%.3f" % (total * 1e3)

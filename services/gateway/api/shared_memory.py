@@ -19,7 +19,7 @@ OFF = (
     "system shared memory is off. An operator allows it with TIDEGATE_SHARED_MEMORY=local. Without it, send "
     "the tensors as binary data"
 )
-# Headers that a proxy sets. The caller behind a proxy may be on another host.
+# A proxy sets these headers. A caller behind a proxy may be on another host, and so share no memory.
 FORWARDED = frozenset({b"x-forwarded-for", b"forwarded"})
 
 
@@ -60,7 +60,7 @@ class SharedMemoryRoutes:
         return Response()
 
     async def register(self, request: Request, name: str) -> Response:
-        """Register a part of a segment of the caller's user under a name."""
+        """Register a part of a shared-memory segment under a name. The caller's user must own the segment."""
         if self._regions is None:
             raise BadRequest(OFF)
         key, offset, size = _described(await small_body(request))

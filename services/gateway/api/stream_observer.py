@@ -20,7 +20,7 @@ A = TypeVar("A", bound=LoggedAnswer)
 
 
 class StreamObserver:
-    """The metrics and the access log of the streams of one ``protocol`` (its name in the log)."""
+    """Counts and logs the streams of one API. ``protocol``: the API's name in the log."""
 
     def __init__(self, protocol: str, metrics: GatewayMetrics, log: AccessLog) -> None:
         self._protocol = protocol
@@ -40,8 +40,9 @@ class StreamObserver:
     ) -> AsyncGenerator[A]:
         """Yield a request's answers unchanged, count them, and log the request at its end.
 
-        ``started``: a ``time.perf_counter`` time. ``received``: the bytes of the body. ``cost`` is read at
-        the end. ``trace``: the trace field of the request's frame.
+        ``started``: when the request began (``time.perf_counter``). ``received``: the size of the body in
+        bytes. ``cost``: the request's usage, which grows until the end. ``trace``: the trace field of the
+        request's frame.
         """
         first: A | None = None
         principal, rid = caller.current.get().principal, telemetry.request_id.get()

@@ -25,20 +25,23 @@ LIMITED = Counter(
 )
 
 Headers = dict[bytes, bytes]
-# A function that returns a token's principal and its expiry (ms since the epoch). Raises Unauthorized.
+# A function that returns a token's principal, and when the token expires (Unix time in ms). Raises
+# Unauthorized.
 Verify = Callable[[bytes], tuple[Principal, float]]
-# A function that returns a caller's counts at an endpoint, in the order of
+# A function that returns the usage counts of a principal at an endpoint, in the order of
 # ``tidegate.kernel.protocol.usage.COUNTS``.
 Count = Callable[[str, str], list[int]]
 
 REMEMBERED = 10_000
-# Clients of language models require a key. For a server without keys, users configure one of these words.
+# Clients of language models always send a key. If the server needs none, users configure one of these words,
+# and the caller is anonymous.
 _NO_KEYS = frozenset(
     b"Bearer " + word
     for word in (b"-", b"EMPTY", b"empty", b"none", b"dummy", b"ollama", b"not-needed", b"sk-no-key-required")
 )
 _BEARER = b"Bearer "
-# SageMaker's clients sign their requests. Their access key is used as the API key; the signature is ignored.
+# SageMaker's clients send an access key and a cryptographic signature. The gateway uses the access key as the
+# API key, and does not check the signature.
 _AWS = b"AWS4-HMAC-SHA256 Credential="
 _REFUSALS = {
     "rate": (
@@ -99,7 +102,7 @@ class Grant:
 
     @property
     def limiter(self) -> KeyLimiter | None:
-        """The limits of the caller's requests; None if it has no limits."""
+        """The limiter of the caller's key; None if the key has no limits."""
         return self._limiter
 
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -126,9 +129,10 @@ class Grant:
     ) -> None:
         """Count a request that has ended.
 
-        ``compute_us``: its share of the model's time, in microseconds. ``received``, ``sent``: bytes of the
-        bodies. ``whole_us``: the time of its whole model call, which other requests may share. ``route``: the
-        Deployment that answered. Without an answer, ``route`` is None and the caller is not charged.
+        ``compute_us``: the request's part of the time of its model call, in microseconds. ``whole_us``: the
+        time of the whole call, which may include other requests. ``received``, ``sent``: bytes of the bodies.
+        ``route``: the Deployment that answered. Without an answer, ``route`` is None and the caller is not
+        charged.
         """
         if not self._open:
             return
@@ -160,7 +164,7 @@ class Grant:
             self._count(self._principal.id, self._endpoint)[3] += received
 
     def streamed(self, cost: UsageCost, received: int) -> None:
-        """Count a stream that has ended. Do not count a stream that was never queued."""
+        """Count an ended request by its ``cost``. Do not count a request that was never queued."""
         if not cost.queued:
             self.cancel()
         self.done(
@@ -209,7 +213,7 @@ class Access:
         self._known: dict[bytes, tuple[Principal, float]] = {}
 
     def replace(self, table: KeyTable) -> None:
-        """Replace the table of keys. Then every credential is checked again."""
+        """Replace the table of keys, and forget which credentials were checked."""
         self._table = table
         self._known.clear()
 

@@ -1,4 +1,4 @@
-"""Write the answers of asynchronous inference to their store, when their jobs have ended."""
+"""Write the answers of asynchronous inference to the store, after the jobs have ended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ WRITTEN = Counter(
     "tidegate_gateway_async_answers_total", "Answers of asynchronous inference, by outcome.", ["outcome"]
 )
 TAKEN, LEASE_MS, POLL_S, RETRY_S = 64, 60_000, 0.5, 2.0
-# A new job is first checked after FIRST_MS. The pause before the next check is a tenth of the job's age.
+# A new job is first checked after FIRST_MS. Each later pause is a tenth of the job's age, from FIRST_MS to
+# RAREST_MS.
 FIRST_MS, RAREST_MS = 250, 10_000
 
 
@@ -50,7 +51,7 @@ class AsyncOutputs:
         await self._due.close()
 
     async def expect(self, job: Job) -> None:
-        """Schedule the writing of a job's answer after the job has ended. Raise Unavailable."""
+        """Write a job's answer later, when the job has ended. Raise Unavailable if the live store is down."""
         await self._due.add(job.id, int(time.time() * 1e3) + FIRST_MS)
 
     async def _step(self) -> float:

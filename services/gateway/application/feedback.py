@@ -67,7 +67,7 @@ class PendingId:
 
 
 class FeedbackTags:
-    """Ids for answers. ``endpoints``: the endpoints that collect feedback, usually none."""
+    """Makes the feedback ids of answers. ``endpoints``: the endpoints that collect feedback, usually none."""
 
     def __init__(self, ids: FeedbackIds) -> None:
         self._ids = ids
@@ -119,7 +119,8 @@ class FeedbackIntake:
     async def accept(self, raw: Sequence[Any], principal: Principal) -> list[ItemAnswer]:
         """Accept items of feedback. Return the status of each item; accepted items are on disk.
 
-        Raise TooMany for a caller that sends more than ``ITEMS_PER_S``, and StoreUnavailable.
+        Raise TooMany if the caller sends more than ``ITEMS_PER_S`` items per second. Raise StoreUnavailable
+        if the store is down.
         """
         self._paces.check(principal.id, len(raw), time.monotonic())
         answers: list[ItemAnswer] = []

@@ -1,4 +1,4 @@
-"""Serve Ollama's API: /api/chat, /api/generate, embeddings, and the models."""
+"""Serve Ollama's API: chats, generated text, embeddings, and facts about the models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from services.gateway.domain.routing import DeploymentRoute
 from tidegate.kernel.errors import BadRequest, TidegateError
 
 NDJSON = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache")]
-# A header with the members of a request that have no effect, each with the reason.
+# This header lists the JSON members of a request that have no effect, each with the reason.
 IGNORED = b"x-tidegate-ignored"
 _NS = 1_000_000_000
 
@@ -33,7 +33,7 @@ Translate = Callable[[Members], OllamaCall]
 
 
 class OllamaRoutes:
-    """The routes of Ollama. The routes that manage models answer with the command to run instead."""
+    """The routes of Ollama. The routes that would manage models refuse, and name the command to run."""
 
     def __init__(self, door: LlmDoor) -> None:
         self._door = door
@@ -57,7 +57,7 @@ class OllamaRoutes:
         self.router.add_api_route(path, answer, methods=[method], name=name, response_model=None)
 
     async def generate(self, request: Request, *, translate: Translate) -> Response:
-        """Continue a chat or a prompt: as a stream of lines unless ``stream`` is false."""
+        """Continue a chat or a prompt. The answer is a stream of lines unless ``stream`` is false."""
 
         async def make(received: ReceivedRequest, send: Send) -> None:
             asked = translate(received.body)
@@ -204,7 +204,10 @@ def _model(name: str, route: DeploymentRoute) -> LlmModel:
 
 
 def _explain(error: EngineRefused, asked: OllamaCall) -> NoReturn:
-    """Raise an engine's error. A refusal of images is a BadRequest, although engines report a failure."""
+    """Raise the engine's error, or BadRequest if the engine does not accept images.
+
+    Engines report this as a failure of their own.
+    """
     if asked.images and any(word in error.message for word in ("image", "multimodal")):
         raise BadRequest(f"the model {asked.model!r} does not accept images: {error.message}") from error
     raise error
@@ -216,7 +219,7 @@ def _durations(received: ReceivedRequest, load: float, first: float) -> Duration
 
 
 def _ignored(members: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    """Return a header with the members of a request that have no effect, each with the reason."""
+    """Return a header that lists the members without effect and the reasons; empty if there are none."""
     shown = [f"{name}: {why}" for name, why in members.items() if name.isascii() and name.isprintable()]
     return [(IGNORED, "; ".join(shown)[:1000].encode())] if shown else []
 

@@ -32,7 +32,7 @@ PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", RESPONSES)
 
 
 class OpenAiRoutes:
-    """The routes of OpenAI's API. The engine gets the bodies as they are, and makes the answers."""
+    """The routes of OpenAI's API. They translate nothing, because the engines themselves speak this API."""
 
     def __init__(self, door: LlmDoor, jobs: LlmJobs) -> None:
         self._door = door
@@ -63,9 +63,10 @@ class OpenAiRoutes:
         return _json(_model(model, route))
 
     async def answer(self, request: Request, *, path: str, model: str = "") -> Response:
-        """Answer a request as the engine does: as one JSON body, or as server-sent events.
+        """Answer a request with what the engine returns: one JSON body, or server-sent events.
 
-        With ``Prefer``, run it as a job. ``model`` replaces the body's model, unless it is empty.
+        If the header ``Prefer`` asks for a job, run the request as a job. ``model`` replaces the model in the
+        body, unless ``model`` is empty.
         """
         try:
             received = await self._door.receive(request)

@@ -36,11 +36,11 @@ class OpenAiError(NamedTuple):
         return orjson.dumps(self.document())
 
     def document(self) -> dict[str, dict[str, str | None]]:
-        """Return the members of the body."""
+        """Return the body as a JSON object that is not encoded yet."""
         return {"error": self._members()}
 
     def event(self, *, named: bool) -> bytes:
-        """Return the last event of a stream that failed. ``named``: use the format of the Responses API."""
+        """Return the last event of a stream that failed. ``named``: True for the Responses API's format."""
         if not named:
             return b"data: %b\n\n" % self.body()
         members = self._members()
@@ -73,7 +73,7 @@ _BY_STATUS = {
 
 
 def openai_error(error: TidegateError) -> OpenAiError:
-    """Return an error in OpenAI's words."""
+    """Convert an error to OpenAI's format."""
     if isinstance(error, EngineRefused):
         return _engines(error)
     kind, code = next((_WORDS[cls] for cls in type(error).__mro__ if cls in _WORDS), (_SERVER, None))
@@ -88,7 +88,7 @@ def openai_error(error: TidegateError) -> OpenAiError:
 
 
 def _engines(error: EngineRefused) -> OpenAiError:
-    """Return an engine's or provider's own error in OpenAI's words."""
+    """Convert the error of an engine or a provider to OpenAI's format."""
     if error.status in (401, 403):
         return OpenAiError(
             502,
@@ -139,5 +139,5 @@ def openai_response(error: TidegateError) -> Response:
 
 
 def answer_at(path: str, error: TidegateError, rid: str) -> Response:
-    """Return the answer for an error at a path: in OpenAI's format at OpenAI's paths, else in Tidegate's."""
+    """Return an error as an answer: in OpenAI's format if its API has the path, else in Tidegate's format."""
     return openai_response(error) if PATHS.fullmatch(path) else error_response(error, rid)

@@ -57,19 +57,22 @@ class TgiRoutes:
         self.router.add_api_route(path, answer, methods=["POST"], name=name, response_model=None)
 
     async def generate(self, request: Request, *, stream: bool) -> Response:
-        """Continue a prompt: as one JSON object, or as server-sent events."""
+        """Continue a prompt. The answer is one JSON object, or server-sent events if ``stream``."""
         return await self._answer(request, stream)
 
     async def compatible(self, request: Request) -> Response:
-        """Continue a prompt as TGI's ``/`` does: with ``stream`` as events, else as a list of one object."""
+        """Continue a prompt, as TGI's ``/`` does.
+
+        The answer is a stream of events if the body's ``stream`` is true, else a list of one object.
+        """
         return await self._answer(request, None)
 
     async def openai(self, request: Request, *, path: str) -> Response:
-        """Answer a request of OpenAI's API, whose model is the one in the path."""
+        """Answer a request of OpenAI's API with the model that the path names."""
         return await self._openai.answer(request, path=path, model=request.path_params["model"])
 
     async def info(self, request: Request) -> Response:
-        """Return the facts about a model that TGI's clients read."""
+        """Return a model's facts, in the form that TGI's clients read."""
         try:
             model = self._api.model(request, None, _HOW)
             route = self._api.door.find(model)
@@ -90,7 +93,7 @@ class TgiRoutes:
         return Response()
 
     async def _answer(self, request: Request, stream: bool | None) -> Response:
-        """Answer a request. If ``stream`` is None, the body's ``stream`` decides, as at TGI's ``/``."""
+        """Answer a request. If ``stream`` is None, the field ``stream`` of the body decides."""
 
         async def make(received: ReceivedRequest, send: Send) -> None:
             whole = members.flag(received.body, "stream") if stream is None else stream

@@ -1,4 +1,4 @@
-"""The parts that the APIs other than OpenAI's share: name the model, translate events and errors."""
+"""The common parts of the APIs other than OpenAI's: find the model, translate events and errors."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ INTERNAL = TidegateError("internal error; see the log of the service")
 
 @dataclass(slots=True)
 class Answered:
-    """The next pieces of an answer. ``load``: the seconds so far in which no engine had the request."""
+    """The next pieces of an answer. ``load``: the seconds without an engine before the first piece."""
 
     pieces: list[Piece]
     load: float
 
 
 class Translation:
-    """One API on top of the shared :class:`LlmDoor`.
+    """The translation between one API and the shared :class:`LlmDoor`.
 
-    ``protocol``: the API's name in the log. ``error_body`` makes the body of an error from the message.
-    ``wrong``: the HTTP status for an invalid request.
+    ``protocol``: the API's name in the log. ``error_body`` makes the body of an error from the error and the
+    message for the caller. ``wrong``: the HTTP status for an invalid request.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Translation:
         return orjson.dumps(self._error_body(error, for_caller(error)))
 
     async def answers(self, received: ReceivedRequest, call: LlmCall) -> AsyncGenerator[Answered]:
-        """Yield the pieces of a stream."""
+        """Run a call, and yield the pieces of its answer."""
         load: float | None = None
         async with aclosing(self.door.run(self._protocol, received, call)) as answers:
             async for answer in answers:
@@ -108,7 +108,7 @@ class Translation:
                 yield Answered(read_all(answer.events, answer.meta.ids), load)
 
     async def only(self, received: ReceivedRequest, call: LlmCall) -> tuple[bytes, float]:
-        """Return the body of a whole answer, and the seconds in which no engine had the request."""
+        """Run a call. Return the body of its answer, and the seconds in which no engine had the request."""
         answer = await only_answer(self.door.run(self._protocol, received, call))
         call.cost.sent += len(answer.events[0])
         return answer.events[0], max(0.0, time.perf_counter() - received.started - answer.timing.compute)
@@ -127,7 +127,7 @@ def grants(call: LlmCall) -> list[tuple[bytes, bytes]]:
 
 
 async def send_json(send: Send, document: Any, headers: Sequence[tuple[bytes, bytes]] = ()) -> int:
-    """Send a document, or bytes of JSON; return the size."""
+    """Send ``document`` as JSON; bytes are JSON already. Return the size of the body in bytes."""
     body = document if isinstance(document, bytes) else orjson.dumps(document)
     fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": 200, "headers": fields})

@@ -15,7 +15,7 @@ from tidegate.kernel.protocol.access import ADMIN
 
 
 class OpenAiBatchHandlers:
-    """The handlers of batches of OpenAI's API. Their ids begin with ``batch_``."""
+    """The handlers for batches of OpenAI's API. The ids of these batches begin with ``batch_``."""
 
     def __init__(self, batches: OpenAiBatches) -> None:
         self._batches = batches
@@ -24,7 +24,11 @@ class OpenAiBatchHandlers:
         self.cancel = in_openais_words(self._cancel)
 
     async def page(self, principal: str | None, after: str | None, limit: int) -> dict[str, Any]:
-        """Return a page of the caller's batches, newest first. Raises NotFound."""
+        """Return at most ``limit`` batches that are older than the batch ``after``, newest first.
+
+        A caller with the scope admin gets the batches of ``principal`` (None: of all callers), others their
+        own. Raises NotFound if ``after`` is no id of a batch.
+        """
         caller = request_principal()
         before = None if after is None else read_batch_id(after)
         owner = principal if caller.may(ADMIN) else caller.id

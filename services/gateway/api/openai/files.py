@@ -27,7 +27,7 @@ from services.gateway.domain.openai.files import (
 from tidegate.kernel.errors import BadRequest, TidegateError
 from tidegate.kernel.protocol.access import ADMIN, ANONYMOUS
 
-# A field of the form beside the file, such as its purpose, has at most this many bytes.
+# The most bytes of a form field other than the file, for example of ``purpose``.
 FIELD_BYTES = 1024
 MAX_LIST = 10_000
 P = ParamSpec("P")
@@ -133,7 +133,7 @@ class OpenAiFileRoutes:
 
 
 class _Form:
-    """The parts of the form of an upload: the file goes to the blob store, and fields stay in memory."""
+    """The form of an upload. Its file goes to the blob store, and its other fields stay in memory."""
 
     def __init__(self, upload: FileUpload) -> None:
         self._upload = upload
@@ -144,7 +144,7 @@ class _Form:
         self.fields: dict[str, str] = {}
 
     async def take(self, event: PartBegin | PartData | PartEnd) -> None:
-        """Take the next part of the form. Raises BadRequest, and the errors of :meth:`FileUpload.write`."""
+        """Take the next event of the form. Raises BadRequest, and the errors of :meth:`FileUpload.write`."""
         if isinstance(event, PartBegin):
             self._part, self._field = event.name, b""
             if event.name == "file":
@@ -169,7 +169,7 @@ class _Form:
 
 
 def listed(items: list[dict[str, Any]], *, more: bool) -> dict[str, Any]:
-    """Return a page of a list, as OpenAI's API shows it."""
+    """Return a page of a list in OpenAI's format. ``more``: True if other items follow the page."""
     return {
         "object": "list",
         "data": items,

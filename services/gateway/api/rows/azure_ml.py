@@ -19,7 +19,7 @@ DEPLOYMENT = "azureml-model-deployment"
 
 
 class AzureMlRoutes:
-    """The routes of Azure ML. Here, a deployment is a version of the model."""
+    """The routes of Azure ML. What Azure calls a deployment is a version of the model here."""
 
     def __init__(self, door: RowsDoor) -> None:
         self._door = door

@@ -36,7 +36,7 @@ log = telemetry.logger(__name__)
 
 
 class Received(NamedTuple):
-    """A request with its whole body. ``started``: a time of ``time.perf_counter``."""
+    """A request with its whole body. ``started``: when the body was complete (``time.perf_counter``)."""
 
     body: Buffer
     headers: Headers
@@ -44,7 +44,7 @@ class Received(NamedTuple):
     started: float
 
     def header(self, name: str) -> str:
-        """Return a header, or an empty string."""
+        """Return the value of a header, or an empty string if the header is missing."""
         return self.headers.get(name.encode(), b"").decode("latin-1")
 
 
@@ -78,16 +78,17 @@ class RowsDoor:
         self._log = log
 
     async def receive(self, request: Request) -> Received:
-        """Receive a request; raise a TidegateError. The caller must release ``held`` of the result."""
+        """Receive a request; raise a TidegateError if it is refused. Release ``held`` afterwards."""
         if not principal().may(INFER):
             raise Forbidden(lacks(principal(), (INFER,)))
         body, held, started = await receive_body(request, self._limits)
         return Received(body, dict(request.scope["headers"]), held, started)
 
     async def respond(self, request: Request, make: Make, failed: Failed) -> Response:
-        """Return a response. Sending it runs ``make``, which is cancelled if the caller disconnects.
+        """Receive a request, and return a response. When it is sent, it runs ``make``.
 
-        ``failed`` returns the response for an error, in the form of the API.
+        ``make`` is cancelled if the caller disconnects. ``failed`` returns the response for an error, in the
+        form of the API.
         """
         try:
             received = await self.receive(request)
@@ -143,7 +144,10 @@ class RowsDoor:
         version: str,
         decode: Callable[[Contract], Decoded],
     ) -> Answer:
-        """Return the answer to a request; raise a TidegateError. ``protocol``: its name in the log."""
+        """Run a request and return the answer. Raise a TidegateError if the request is refused or fails.
+
+        ``protocol``: the API's name in the log.
+        """
         rid = telemetry.request_id.get()
         trace = self._log.begin(rid.encode("latin-1", "replace"), received.headers)
         caller, cost, error = principal(), UsageCost(), None

@@ -28,7 +28,7 @@ def _object(*names: str) -> dict[str, Any]:
 
 
 ROWS_ERROR_FORMS = MappingProxyType({
-    # The path of one model also belongs to OpenAI's API, in which ``error`` is an object.
+    # TensorFlow Serving and OpenAI's API share the path of one model. OpenAI's ``error`` is an object.
     "TensorFlow Serving": ErrorForm("TensorFlowServingError", _EITHER),
     "TorchServe": ErrorForm(
         "TorchServeError",
@@ -65,7 +65,7 @@ def torch_serve(error: TidegateError) -> Response:
 
 
 def sage_maker(error: TidegateError) -> Response:
-    """Return an error as SageMaker's runtime does: the SDK finds its class in a header."""
+    """Return an error as SageMaker's runtime does. The SDK reads the error's class from a header."""
     status = status_of(error)
     if isinstance(error, errors.ModelFailed):
         status, kind = 424, "ModelError"
@@ -101,7 +101,7 @@ _FORMS = (
 
 
 def rows_error_at(path: str, error: TidegateError) -> Response | None:
-    """Return the answer for an error before the route is known; None if no API for rows has the path."""
+    """Return the answer for an error that occurs before routing; None if no API for rows has the path."""
     form = next((form for pattern, form in reversed(_FORMS) if pattern.fullmatch(path)), None)
     return None if form is None else form(error)
 

@@ -1,4 +1,4 @@
-"""Serve the paths of SageMaker: those of its runtime (as boto3 calls them), and those of its containers."""
+"""Serve the paths of SageMaker's runtime, which boto3 calls, and the paths of SageMaker's containers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
 
 
 class SageMakerRoutes:
-    """The routes of SageMaker. Here, an endpoint is a model, and a variant is a version of it."""
+    """The routes of SageMaker. SageMaker's endpoint is a model here, and its variant is a version."""
 
     def __init__(self, door: RowsDoor) -> None:
         self._door = door

@@ -27,7 +27,7 @@ _TYPES = {
 
 
 class TfServingRoutes:
-    """The routes of TensorFlow Serving. ``openai`` answers if the path names a language model."""
+    """The routes of TensorFlow Serving. ``openai`` answers ``GET /v1/models/NAME`` for language models."""
 
     def __init__(
         self, door: RowsDoor, catalogue: Catalogue, openai: Callable[[str], Awaitable[Response]]
@@ -86,7 +86,7 @@ class TfServingRoutes:
         return await self._door.respond(request, make, tf_serving)
 
     async def status(self, model: str, version: str = "", label: str = "") -> Response:
-        """Return the states of a model's versions, and whether it is ready (KServe v1)."""
+        """Return the state of each version of a model, and whether the model is ready (KServe v1)."""
         try:
             table = self._door.core.table()
             known = table.endpoints.get(model)
@@ -148,7 +148,7 @@ class TfServingRoutes:
     def _version(self, model: str, version: str, label: str) -> str:
         """Return the version that a path names. A label is an alias of a version.
 
-        The label ``stable`` means the endpoint's own choice, unless it is an alias.
+        The label ``stable`` means the version that the endpoint chooses, unless an alias has this name.
         """
         return self._door.endpoint(model).labelled(label) if label else version
 

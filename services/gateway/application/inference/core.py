@@ -52,7 +52,7 @@ MAX_TIMEOUT_MS = 86_400_000
 
 @dataclass(slots=True)
 class Timing:
-    """The parts of a request's time in seconds. Each part is measured on one machine, by its clock."""
+    """The parts of a request's time in seconds. One machine's clock measures both ends of a part."""
 
     decode: float = 0.0
     wait: float = 0.0
@@ -127,9 +127,9 @@ class InferenceCore:
             self._dispatcher.demand(route)
 
     def find(self, model: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return an endpoint and one of its Deployments, for a check; raise NotFound or NoRoutes.
+        """Return an endpoint and one of its Deployments; raise NotFound or NoRoutes.
 
-        The call does not count towards the traffic shares.
+        Use this to describe or check them. Unlike :meth:`pick`, it does not count towards the traffic shares.
         """
         return require(self._routes.table).find(model, version)
 
@@ -181,7 +181,7 @@ class InferenceCore:
                 "use /generate_stream, or ModelStreamInfer over gRPC"
             )
         if request.sequence is not None and self._keeps_sequences(endpoint, route):
-            if request.sequence.start:  # later requests go to the sequence's replica, even while it drains
+            if request.sequence.start:  # never refuse the others: only this replica has their state
                 self.admit(route, timeout_ms, flow)
             return self.sequences.begin(
                 endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, done
@@ -300,7 +300,7 @@ class InferenceCore:
         if route.llm is not None:
             raise not_tensors(model)
         if request.sequence is not None and self._keeps_sequences(endpoint, route):
-            if request.sequence.start:  # later requests go to the sequence's replica, even while it drains
+            if request.sequence.start:  # never refuse the others: only this replica has their state
                 self.admit(route, timeout_ms, flow)
             answers = self.sequences.stream(
                 endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, queued
@@ -332,9 +332,9 @@ class InferenceCore:
         """Yield the answers of a Deployment to a decoded request, as :meth:`stream` does.
 
         ``decode_s``: the seconds that decoding took. ``admitted``: True if the request was admitted before.
-        ``flow``: the caller at the endpoint. ``cost``: how much of the caller's share the request uses; 0:
-        its number of rows. A request to a language model may prefer a ``replica``, and wait for this replica
-        for up to ``wait_ms``. ``keeper``: the replica that keeps the request's sequence.
+        ``flow``: the flow of the request's caller at the endpoint. ``cost``: how much the request counts in
+        the flow; 0 means its number of rows. A request to a language model may prefer a ``replica``, and wait
+        for this replica for up to ``wait_ms``. ``keeper``: the replica that keeps the request's sequence.
         """
         if not admitted:
             self.admit(route, timeout_ms, flow)
@@ -398,7 +398,7 @@ class InferenceCore:
         return endpoint, route, request, timeout_ms, time.perf_counter() - started, flow
 
     def _keeps_sequences(self, endpoint: EndpointRoute, route: DeploymentRoute) -> bool:
-        """Return True if the endpoint has a stateful model. Raise Unavailable without a signature."""
+        """Return True if the endpoint has a stateful model. Raise Unavailable if the signature is unknown."""
         if route.contract.signature is None:
             raise self.needs_replica(route, inputs_unknown())
         return endpoint.stateful
@@ -468,7 +468,7 @@ def failure(reply: Reply) -> TidegateError:
 
 
 def parse_timeout(header: bytes | None) -> float | None:
-    """Return ``X-Request-Timeout-Ms`` in milliseconds, or None without the header; raise BadRequest."""
+    """Return the value of ``X-Request-Timeout-Ms``; None without it. Raise BadRequest if it is invalid."""
     if header is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Send a request with tensors to another Deployment of its endpoint if its upstream is not available."""
+"""Send a request with tensors to another Deployment of its endpoint if the chosen one cannot answer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def elsewhere(
 ) -> DeploymentRoute:
     """Return another Deployment for a request; raise ``error`` if there is none.
 
-    If a rule chose the Deployment, the request stays there: the rule may keep data in a region.
+    If a traffic rule chose the Deployment, raise ``error``, too. The rule may be there to keep data in one
+    country.
     """
     stays = bool(endpoint.rules) and origin is not None and endpoint.has_rule_for(origin())
     other = None if stays else another(endpoint, route, failed, error)

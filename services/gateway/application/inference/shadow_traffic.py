@@ -36,7 +36,7 @@ from tidegate.kernel.token_bucket import TokenBucket
 
 log = telemetry.logger(__name__)
 
-# Copies are collected for this time and sent together. Meanwhile, the answers to the requests are sent.
+# Copies are collected for this many seconds and sent together. So the answers to the requests are sent first.
 COLLECT_S = 0.002
 # The pause between two rounds. A round drops copies that waited too long, and compares answers.
 ROUND_S = 0.1
@@ -59,7 +59,7 @@ A = TypeVar("A", bound=Answered)
 
 @dataclass(slots=True)
 class _Pair:
-    """An answered request and its copy. ``size``: its bytes in the memory budget."""
+    """An answered request and its copy. ``size``: the bytes that the pair uses of the memory budget."""
 
     shadow: ShadowRoute
     counts: ShadowCounts
@@ -94,8 +94,8 @@ class ShadowTraffic:
         """``outstanding`` returns the number of this gateway's requests to a Deployment.
 
         ``wake`` requests a replica. ``count`` is called with the endpoint and the outcome of each copy, for
-        the metrics. ``largest``: the most bytes of a request or an answer in a message. ``host_busy``: no
-        copy is sent while a larger share of a host's cores is busy.
+        the metrics. ``largest``: larger requests or answers (in bytes) are not copied. ``host_busy``: no copy
+        is sent while a larger share of a host's cores is busy.
         """
         self._publisher = publisher
         self._fleet = fleet
