@@ -95,7 +95,7 @@ def _user(request: Request) -> int | None:
 
 
 def _described(body: bytes) -> tuple[str, int, int]:
-    """Return key, offset and size of a region to register; raise BadRequest."""
+    """Read key, offset and size of a region from a request's body. Raise BadRequest if one is invalid."""
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -85,7 +85,10 @@ class AccessLog:
         return cls(None, first=0, fraction=0, errors_per_s=1)
 
     def begin(self, rid: bytes, headers: Headers) -> bytes:
-        """Return the field ``trace`` of a request's frame: its id, and a context if the request is traced."""
+        """Return the field ``trace`` of a request's frame.
+
+        It is the request's id. If the request is traced, its trace context follows.
+        """
         return rid if self.traces is None else self.traces.begin(rid, headers)
 
     def start(self) -> None:

@@ -30,7 +30,7 @@ class Operations(Protocol):
         """Hold a Deployment at 0 replicas."""
 
     async def resume(self, deployment: str) -> None:
-        """Let the policy of a Deployment set its replicas."""
+        """Let the policy of a Deployment choose its number of replicas."""
 
     async def hold(self, deployment: str, replicas: int) -> None:
         """Hold a Deployment at a number of replicas."""
@@ -65,7 +65,10 @@ class ModelControl:
         await self._until_ready(model, LOAD_S if timeout_ms is None else timeout_ms / 1e3)
 
     async def unload(self, model: str, principal: Principal) -> None:
-        """Hold every version of a model at 0 replicas. Return when all have ended; raise TidegateError."""
+        """Hold every version of a model at 0 replicas; raise TidegateError.
+
+        Return when no version answers requests, at the latest after ``UNLOAD_S``.
+        """
         self._permit(model, principal)
         endpoint = self._endpoint(model, "unload")
         model_control.check_unshared(endpoint, self._core.table().endpoints.values())

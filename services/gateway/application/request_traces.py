@@ -1,8 +1,8 @@
 """Traces of requests: the spans of a gateway, built at the end of a request from its measured times.
 
-The sampler decides at the beginning if a request is traced. The frame of a traced request carries the context
-of the span ``send`` to the worker, which adds its own spans. A slow or failed request that the sampler did
-not choose has only the gateway's span, with the times of its parts as attributes.
+The sampler decides at the beginning if a request is traced. The frame of a traced request carries the trace
+context of the span ``send`` to the worker, so that the worker can add its own spans. A slow or failed request
+that the sampler did not choose has only the gateway's span. Its attributes are the times of the parts.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tidegate.kernel.tracing import Attributes, Span, SpanExport, epoch_ahead, e
 log = telemetry.logger(__name__)
 
 Headers = Mapping[bytes, bytes]
-# Most slow and failed requests were not chosen by the sampler. Export this many of these requests per second,
+# Most slow and failed requests were not chosen by the sampler. Export at most this many of them per second,
 # because a few traces show why requests fail.
 UNSAMPLED_PER_S = 20
-# Trace up to this many requests per second because their callers want it. A span costs as much as a small
-# request.
+# Trace at most this many requests per second at the wish of their callers. The limit exists because a span
+# costs as much time as a small request.
 BY_CALLERS_PER_S = 200
 
 
@@ -41,7 +41,10 @@ class Export(Protocol):
 
 
 class RequestTraces:
-    """The traces of one gateway process. Requests slower than ``slow_s`` seconds are always exported."""
+    """The traces of one gateway process. ``slow_s``: the seconds from which a request is slow.
+
+    Some slow or failed requests are exported although the sampler did not choose them.
+    """
 
     def __init__(self, export: Export, sampler: TraceSampler, slow_s: float) -> None:
         self._export = export
@@ -63,7 +66,7 @@ class RequestTraces:
     def wants(self, trace: bytes, total: float, error: TidegateError | None = None) -> bool:
         """Return True if a request that took ``total`` seconds must be exported. Call this once per request.
 
-        Most requests are not exported, so their callers do not build span attributes before this call.
+        Build the attributes of spans only after this call, because most requests are not exported.
         """
         if SEPARATOR in trace:
             return True
@@ -84,8 +87,9 @@ class RequestTraces:
     ) -> None:
         """Export a request that took ``total`` seconds. Call this only if :meth:`wants` returned True.
 
-        ``started``: the time of ``time.perf_counter`` at which the request began. The spans' times come from
-        ``started`` and one offset, because the process may have been preempted before this call.
+        ``started``: the time of ``time.perf_counter`` at which the request began. The spans' times are
+        computed from ``started`` and not from the present time, because the process may have paused before
+        this call.
         """
         sent = trace_context.detached(trace)[1]
         parent = trace_context.parse(headers.get(b"traceparent")) if headers else None
@@ -121,7 +125,7 @@ def timing_attributes(timing: Timing, total: float) -> dict[str, Any]:
 def request_traces_of(slow_ms: float) -> tuple[RequestTraces, SpanExport] | tuple[None, None]:
     """Return the traces and their export, as the variables ``OTEL_*`` set them.
 
-    Both are None if the variables name no receiver of traces.
+    Both are None if these variables name no server for traces.
     """
     export = export_of("gateway")
     if export is None:

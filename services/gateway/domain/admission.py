@@ -8,8 +8,8 @@ from services.gateway.domain.fair_lane import Standing
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.errors import ColdStart, DeadlinePassed, NoCapacity, Overloaded, TidegateError
 
-# The predicted wait does not include the call itself, two hops and the reporting interval. This share of a
-# request's time is reserved for them.
+# The predicted wait does not include the model call, the way of the messages, and the delay of the replicas'
+# reports. This part of a request's time is reserved for them.
 RESERVE = 0.2
 
 
@@ -26,10 +26,12 @@ def refusal(
     """Return the error for a request that may not be queued, or None if it may be queued.
 
     ``outstanding``: this gateway's requests in flight. ``timeout_ms``: the request's remaining time.
-    ``standing``: the caller's requests and share, if other callers have requests too. Then a full queue
-    refuses only callers that use up their shares, and the wait depends on the caller's requests and share.
-    The predicted wait is requests in flight x model time per request / ready replicas (Little's law).
-    Without a measurement, the request is admitted, because requests must wake a model at 0 replicas.
+    ``standing``: the caller's requests and share of the queue; None if no other caller has requests. With
+    ``standing``, a full queue refuses only callers that use up their shares, and the predicted wait depends
+    on the caller's requests and share.
+
+    The predicted wait is requests in flight x model time per request / ready replicas (Little's law). While
+    no model time is measured, requests are admitted, because they must wake a model at 0 replicas.
     """
     if fleet.ready == 0 and (error := no_replica_in_time(wakeable, fleet, timeout_ms, name)) is not None:
         return error
@@ -95,8 +97,9 @@ def too_late(
 ) -> TidegateError:
     """Return the error for a passed deadline. If no replica can start, the error says why.
 
-    ``passed``: the message about the deadline. ``held``: the number of the caller's requests here, if the
-    request was held back because of the caller's share; else None. A retry of a held request is safe.
+    ``passed``: the message about the deadline. ``held``: if the request waited because its caller had used up
+    its share, the number of the caller's requests to the Deployment; else None. A retry of such a request is
+    safe.
     """
     if fleet.fault and not fleet.ready:
         return no_replica(fleet, name)

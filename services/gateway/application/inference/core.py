@@ -450,7 +450,7 @@ def _result(
 
 
 def not_tensors(model: str) -> BadRequest:
-    """Return the error for tensors to a language model. A tensor could name any path of the engine."""
+    """Return the error for tensors to a language model. With tensors, a caller could name any engine path."""
     return BadRequest(
         f"model {model!r} is a language model and accepts no tensors: use /v1/chat/completions",
         reason="language_model",

@@ -1,4 +1,4 @@
-"""Run a batch: submit a window of its lines as jobs, and write the results in the order of the lines.
+"""Run a batch: submit a limited number of lines at a time as jobs, and write the results in their order.
 
 The gateway that runs a batch holds a lease on it. The gateway writes the results to the blob store in chunks,
 and the number of written lines to the batch's record. A gateway that takes over the batch begins after these
@@ -138,7 +138,7 @@ class BatchRunner:
             await asyncio.gather(*(self._blobs.delete(chunk.key) for chunk in self._submitter.chunks))
 
     async def _check_file(self) -> str | None:
-        """Check the file of a batch of OpenAI's API. Return its bad lines as JSON, or None."""
+        """Check the file of a batch of OpenAI's API. Return the errors as JSON, or None if there are none."""
         if self._batch.openai is None or self._batch.validated_ms:
             return None
         check = FileCheck(self._batch.openai.endpoint, self._submitter.check_model)

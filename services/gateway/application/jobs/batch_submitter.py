@@ -87,7 +87,7 @@ class BatchSubmitter:
         self.revoked: TidegateError | None = None
 
     def begin(self) -> asyncio.Task[bool] | None:
-        """Start submitting as many lines as fit into the window. Return None if no line can be submitted."""
+        """Start submitting the next lines. Return None if no line is left, or ``WINDOW`` are in progress."""
         room = min(WINDOW - len(self.rows), LINES_AT_A_TIME)
         if room <= 0 or self._read >= self._batch.lines:
             return None
@@ -107,11 +107,11 @@ class BatchSubmitter:
         except Unauthorized as error:
             self.revoked = self.revoked or error
         except Unavailable:
-            pass  # the keys are not known yet; checked again before the next line
+            pass  # the keys are not known yet; the next line checks this, too
         return self.cancelling or self.revoked is not None
 
     async def _submit_next(self, count: int) -> bool:
-        """Submit the next lines. Return False if there are no more lines."""
+        """Submit the next lines, at most ``count``. Return False if there are no more lines."""
         lines = await self._take(count)
         rows = [LineProgress(self._read + at, self._form.id_of(raw)) for at, raw in enumerate(lines)]
         self._read += len(lines)
@@ -156,7 +156,8 @@ class BatchSubmitter:
                 if grant is not None:
                     grant.cancel()
             return
-        # Another gateway may have submitted the line before it lost the batch. The runner cancels that job.
+        # Another gateway may have submitted the line before it lost its lease. Then the runner cancels this
+        # job.
         job = await keep_trying(partial(self._submitter.of_key, self._principal.id, key.key))
         if job is None:
             row.error = self.revoked or _CANCELLED

@@ -76,7 +76,10 @@ class BatchWriter:
         return Written(None, written) if written else None
 
     def files(self, counts: Mapping[str, int]) -> list[StoredFile]:
-        """Return the result files of an OpenAI batch, with the saved ``counts``. Other batches have none."""
+        """Return the records of an OpenAI batch's result files; other batches have no such files.
+
+        ``counts``: the saved counts of result lines and bytes.
+        """
         facts = self._batch.openai
         if facts is None:
             return []

@@ -186,7 +186,7 @@ class BatchService:
                 self._keep_s,
             )
         except StoreUnavailable:
-            return  # after the lease expires, a gateway claims the batch again
+            return  # when the lease expires, a gateway takes the batch
         try:
             await runner.run()
             log.info("a batch has ended", extra=context)

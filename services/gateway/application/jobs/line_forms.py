@@ -16,7 +16,7 @@ from services.gateway.domain.openai.facts import OpenAiFacts
 from tidegate.kernel.errors import DeadlinePassed, TidegateError
 from tidegate.kernel.protocol.jobs import Job
 
-# The shortest ttl of a job, because a job without time left is refused.
+# A job of a line gets at least this ttl in seconds, because a job without time left is refused.
 LEAST_TTL_S = 1.0
 
 

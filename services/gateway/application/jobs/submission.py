@@ -169,7 +169,7 @@ class JobSubmitter:
         line: int | None = None,
         origin: Callable[[], Origin] | None = None,
     ) -> JobRequest:
-        """Check a request to a language model. ``body`` and ``path`` are those of OpenAI's API.
+        """Check a request to a language model. ``body`` and ``path`` have the form of OpenAI's API.
 
         Raises TidegateError.
         """
@@ -351,7 +351,7 @@ class JobSubmitter:
         return SubmittedJob(job, False, await self._tracker.position(job))
 
     async def _withdraw(self, new: NewJob) -> None:
-        """Cancel a job that was not published. Keep a job with an idempotency key for the next call."""
+        """Cancel a job that was not published, unless a next call with its idempotency key can publish it."""
         if new.idempotency is None:
             with suppress(StoreUnavailable):  # the router will publish the job; no caller reads its result
                 await self._store.cancel(new.id)

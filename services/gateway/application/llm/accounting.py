@@ -29,7 +29,7 @@ class Accounted(Protocol):
 
     @property
     def stated(self) -> bool:
-        """True if the request itself limits its answer."""
+        """True if the request sets a limit for the tokens of its answer."""
 
     @property
     def streamed(self) -> bool:
@@ -78,7 +78,7 @@ class CallAccount:
         load.waiting_tokens += call.estimate.prompt
 
     def headers(self) -> list[Header]:
-        """Return the response headers that show the caller's limits, and the cost of a whole answer."""
+        """Return the response headers with the caller's limits; for a whole answer, also with its cost."""
         found = [] if self.grant is None else self.grant.headers()
         cost, route = self._call.cost, self._call.cost.route
         if self._costs is not None and route is not None and not self._call.streamed:
@@ -92,7 +92,11 @@ class CallAccount:
         return found + openai(requests_left(limiter, time.time()), states)
 
     def answered(self, usage: tuple[int, int, int] | None, events: int, compute_s: float) -> None:
-        """Account for the next events. ``usage``: the usage of the whole request so far, if known."""
+        """Account for the next events.
+
+        ``usage``: the prompt, answer and cached tokens of the request so far; None if unknown. ``events``:
+        the number of new events. ``compute_s``: the seconds in the engine so far.
+        """
         self._started()
         self._events += events
         self._meter.events(usage, events, compute_s)
@@ -113,13 +117,15 @@ class CallAccount:
                 tokens = self._reservation.charged
             self._reservation.settle(tokens)
         if prompt:
-            # Only keys with limits have their own ratio, which bounds the number of ratios.
+            # Learn how many tokens a prompt has per estimated token. Only keys with limits have a ratio of
+            # their own, so that a process does not store too many.
             caller = call.principal.id if self._reservation is not None else ""
             self._limits.ratio.learn(self._endpoint, call.estimate.prompt, prompt, caller)
         self._meter.end()
         if self.grant is not None:
             if not (prompt or answer) and self._events and call.estimate.answer:
-                # Some upstreams report usage only at the end of a stream, and this caller left earlier.
+                # Some upstreams report usage only at the end of a stream. If the caller left earlier, count
+                # an estimate.
                 call.cost.tokens_in = call.estimate.prompt
                 call.cost.tokens_out = min(self._events, call.estimate.answer)
             self.grant.streamed(call.cost, call.received)

@@ -69,9 +69,9 @@ LOSSES = Counter(
 # If a request loses more workers than this, the request may be the cause.
 MAX_LOSSES = 2
 _INPUTS = (envelope.tensor(REQUEST, "BYTES", (1,)),)
-# The timeout of an answer in one piece is longer by this time per token, because one deadline applies to all
-# its tokens. In a stream, each token moves the deadline. Engines on a CPU are about this fast with all slots
-# in use.
+# The timeout of a request without ``stream`` is longer by this time for each token of the answer, because one
+# deadline applies to all tokens. In a stream, each token gets a new deadline. An engine on a CPU needs about
+# this time for a token while all slots are in use.
 MS_PER_TOKEN = 200.0
 # An engine's time depends on tokens. So when callers share an engine, this many estimated tokens count as one
 # request: Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024.
@@ -135,7 +135,7 @@ class LlmCall:
 
     @property
     def stated(self) -> bool:
-        """Return True if the request itself limits its answer."""
+        """Return True if the request sets a limit for the tokens of its answer."""
         return states_answer(self.body)
 
     @property
@@ -400,7 +400,7 @@ def _events(call: LlmCall, answer: InferenceResult) -> LlmEvents:
         if tensor.name == EVENTS:
             events = [bytes(raw[4:])] if tensor.dims == (1,) else unpack_strings(raw)
         elif tensor.name == META:
-            meta = Meta.from_bytes(raw[4:])  # the only string, after 4 bytes of length
+            meta = Meta.from_bytes(raw[4:])  # skip the 4 bytes with the string's length
     if meta.status != 200:
         error = EngineRefused(meta.status, events[0] if events else b"", meta.retry_after_s)
         error.deployment = answer.route.name

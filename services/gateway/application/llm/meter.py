@@ -62,7 +62,7 @@ _ALL = (FIRST_TOKEN, INTER_TOKEN, DURATION, QUEUED, PROMPT, ANSWER, CACHED, TOKE
 
 
 class _Series:
-    """The metrics of one endpoint and band, kept because finding labels costs more than counting."""
+    """The metrics of one endpoint and band. Keep the object: to find labels costs more than to count."""
 
     __slots__ = ("answer", "answered", "cached", "duration", "first", "inter", "prompt", "prompted", "queued")
 

@@ -27,7 +27,8 @@ log = telemetry.logger(__name__)
 
 SLOW_S = 0.5  # a store that needs longer for a call is treated as down
 RETRY_S = 0.5
-# While the store is down, a process keeps up to this many windows. At this number, it removes all of them.
+# While the store is down, a process stores the charges of at most this many accounts. If there are more, it
+# forgets all of them.
 MOST_WINDOWS = 10_000
 
 
@@ -37,19 +38,19 @@ class Store(Protocol):
     async def charge(
         self, accounts: Sequence[TokenAccount], tokens: int
     ) -> tuple[int, tuple[TokenBalance, ...]]:
-        """Charge all accounts or none. Return the charge's second since the epoch, and the old balances."""
+        """Charge all accounts or none. Return the charge's second (Unix time), and the balances before it."""
 
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
         """Correct a charge by ``difference``.
 
-        If the charge has left the window, the window ignores the difference. But with ``late``, a difference
-        above 0 counts in the window now.
+        If the charge is older than the minute of the limit, the minute ignores the difference. But with
+        ``late``, a difference above 0 counts in the present minute.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A charge that can be corrected later. ``at``: its second since the epoch.
+    """A charge that can be corrected later. ``at``: its second in Unix time.
 
     ``late``: see :meth:`Store.settle`. It is False if the store was down and this process charged the tokens
     to its share of the limit.
@@ -132,7 +133,7 @@ class TokenLimits:
         }
 
     def start(self) -> None:
-        """Start settling in the background."""
+        """Start correcting charges in the store, in the background."""
         self._task = asyncio.create_task(self._run(), name="token limits")
 
     async def stop(self) -> None:
@@ -158,8 +159,8 @@ class TokenLimits:
     ) -> Reservation | None:
         """Charge a request; return None if the caller has no token limit at this endpoint.
 
-        ``prompt``, ``answer``: the estimated tokens. ``stated``: True if the request itself limits its
-        answer. Raise TooMany if a limit is reached, BadRequest if the request could never fit.
+        ``prompt``, ``answer``: the estimated tokens. ``stated``: True if the request sets a limit for its
+        answer. Raise TooMany if a limit is reached, BadRequest if the request is larger than a limit.
         """
         accounts = self.accounts(principal, endpoint)
         if not accounts:
@@ -176,7 +177,7 @@ class TokenLimits:
         return Reservation(self, accounts, balances, made, tokens)
 
     def correct(self, made: Charge, difference: int) -> None:
-        """Settle a difference in the background."""
+        """Correct a charge by ``difference`` tokens, in the background."""
         if not difference:
             return
         if not made.late:
@@ -276,9 +277,10 @@ class TokenLimits:
                 await asyncio.sleep(RETRY_S)
 
     async def _flush(self) -> None:
-        """Settle all differences. The next call settles those that the store does not confirm now.
+        """Send all differences to the store. Those that fail stay for the next call.
 
-        The next call also waits for a slow settlement, because sending it again would count it twice.
+        If the store is slow, the next call waits for the same settlement. To send it twice would count it
+        twice.
         """
         while self._pending:
             if self._settling is None:

@@ -18,7 +18,7 @@ from tidegate.kernel.protocol.jobs import new_id
 
 
 class OpenAiBatches:
-    """Create, find, list and cancel batches."""
+    """Creates, finds, lists and cancels batches of OpenAI's API."""
 
     def __init__(self, store: BatchStore, batches: BatchService, files: FileService) -> None:
         self._store = store
