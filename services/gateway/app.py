@@ -85,8 +85,8 @@ STREAMED = (
 class Gateway(NamedTuple):
     """A gateway process.
 
-    ``app``: an ASGI app; its lifespan starts and stops the parts. ``protocol``: the HTTP hot path.
-    To stop the gateway, call ``drain`` first.
+    ``app``: an ASGI app; its lifespan starts and stops the parts. ``protocol``: the HTTP protocol that serves
+    inference requests quickly, without ``app``. To stop the gateway, call ``drain`` first.
     """
 
     app: ASGIApp

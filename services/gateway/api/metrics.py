@@ -183,7 +183,10 @@ class GatewayMetrics:
         return model if not model or (table is not None and model in table.endpoints) else UNKNOWN
 
     async def watch(self, model: str, started: float, answers: AsyncGenerator[A]) -> AsyncGenerator[A]:
-        """Yield a stream's answers unchanged, and count them. ``started``: a ``time.perf_counter`` time."""
+        """Yield a stream's answers unchanged, and count them.
+
+        ``started``: the time of ``time.perf_counter`` at which the request began.
+        """
         chunks = None
         try:
             async with aclosing(answers):
@@ -228,7 +231,10 @@ class GatewayMetrics:
                 self.variants.add_failure(model, error.deployment)
 
     def refused(self, model: str, reason: str, *, failed: bool = False) -> None:
-        """Count a request that the model did not answer. ``reason`` is the label of its outcome."""
+        """Count a request that the model did not answer.
+
+        ``reason``: the label ``outcome`` of the metrics. ``failed``: True if the service caused the failure.
+        """
         label = self._label(model)
         ANSWERED.labels(label, reason).inc()
         if label and label != UNKNOWN:

@@ -1,4 +1,4 @@
-"""Serve the rest of OIP v2: health, metadata, configuration, statistics, the list of models."""
+"""Serve OIP v2 without inference: health, metadata, configuration, statistics, the list of models."""
 
 from __future__ import annotations
 

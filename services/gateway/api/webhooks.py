@@ -1,4 +1,4 @@
-"""The HTTP API of webhooks: the secret that signs them, and the deliveries of a job."""
+"""The HTTP API of webhooks: the secret that signs them, and the attempts to deliver a job's result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WebhookHandlers:
         self.router.add_api_route("/jobs/{id}/deliveries", self.deliveries, methods=["GET"])
 
     async def secret(self) -> dict[str, Any]:
-        """Return the secret that signs the caller's webhooks, for a Standard Webhooks library."""
+        """Return the secret that signs the caller's webhooks, in the Standard Webhooks format."""
         request_principal()
         return await self._router.webhook_secret()
 

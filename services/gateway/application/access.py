@@ -33,8 +33,8 @@ Verify = Callable[[bytes], tuple[Principal, float]]
 Count = Callable[[str, str], list[int]]
 
 REMEMBERED = 10_000
-# Clients of language models always send a key. If the server needs none, users configure one of these words,
-# and the caller is anonymous.
+# Clients of language models always send a key. If the server needs none, users configure one of these words
+# as the key. The caller is then anonymous.
 _NO_KEYS = frozenset(
     b"Bearer " + word
     for word in (b"-", b"EMPTY", b"empty", b"none", b"dummy", b"ollama", b"not-needed", b"sk-no-key-required")

@@ -362,7 +362,7 @@ def access_log_of(settings: GatewaySettings, traces: RequestTraces | None = None
 
 
 def _to_stdout(lines: bytes) -> None:
-    # This does not run in the event loop's thread, so it must not use the buffer of sys.stdout.
+    # This runs in a thread. The buffer of sys.stdout may be in use by another thread, so write without it.
     with contextlib.suppress(BlockingIOError):
         view = memoryview(lines)
         while view:

@@ -100,7 +100,7 @@ class FeedbackTags:
 
 @dataclass(frozen=True, slots=True)
 class ItemAnswer:
-    """The status of one item, and the reason if it was refused."""
+    """The status of one item of feedback, and the reason if the item was refused."""
 
     status: Status
     message: str = ""

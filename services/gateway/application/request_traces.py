@@ -54,7 +54,7 @@ class RequestTraces:
         self._by_callers = TokenBucket(BY_CALLERS_PER_S, BY_CALLERS_PER_S * 5)
 
     def begin(self, rid: bytes, headers: Headers) -> bytes:
-        """Return the field ``trace`` of a request's frame, with a context if the request is traced."""
+        """Return the field ``trace`` of a request's frame, with a trace context if the request is traced."""
         header = headers.get(b"traceparent")
         parent = trace_context.parse(header) if header is not None else None
         if not self._sampler.take(parent, random.random):

@@ -26,9 +26,9 @@ def refusal(
     """Return the error for a request that may not be queued, or None if it may be queued.
 
     ``outstanding``: this gateway's requests in flight. ``timeout_ms``: the request's remaining time.
-    ``standing``: the caller's requests and share of the queue; None if no other caller has requests. With
-    ``standing``, a full queue refuses only callers that use up their shares, and the predicted wait depends
-    on the caller's requests and share.
+    ``standing``: the caller's requests and its fair share of the Deployment; None if no other caller has
+    requests. With ``standing``, a full queue refuses only callers that use up their shares, and the predicted
+    wait depends on the caller's requests and share.
 
     The predicted wait is requests in flight x model time per request / ready replicas (Little's law). While
     no model time is measured, requests are admitted, because they must wake a model at 0 replicas.
@@ -97,9 +97,9 @@ def too_late(
 ) -> TidegateError:
     """Return the error for a passed deadline. If no replica can start, the error says why.
 
-    ``passed``: the message about the deadline. ``held``: if the request waited because its caller had used up
-    its share, the number of the caller's requests to the Deployment; else None. A retry of such a request is
-    safe.
+    ``passed``: the message about the deadline. ``held``: None if the request was sent to the queue, else the
+    number of the caller's unanswered requests to the Deployment. A request that was not sent can safely be
+    sent again.
     """
     if fleet.fault and not fleet.ready:
         return no_replica(fleet, name)

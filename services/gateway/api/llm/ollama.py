@@ -170,7 +170,7 @@ class OllamaRoutes:
         return self._listed(ollama_models.tags)
 
     async def ps(self) -> Response:
-        """Return the models that have a ready replica."""
+        """Return the language models of the caller that have a ready replica."""
         return self._listed(ollama_models.running)
 
     def _listed(self, form: Callable[[list[LlmModel]], Any]) -> Response:

@@ -23,7 +23,7 @@ _CONTEXT = re.compile(
 
 
 class OpenAiError(NamedTuple):
-    """An error as OpenAI's clients know it."""
+    """An error in OpenAI's format."""
 
     status: int
     type: str
@@ -51,7 +51,7 @@ class OpenAiError(NamedTuple):
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
 
-# The type and the code of each class of error. None: the code is the error's own reason.
+# OpenAI's type and code for each class of error. If the code is None, the error's own reason is the code.
 _WORDS: dict[type[TidegateError], tuple[str, str | None]] = {
     errors.BadRequest: (_INVALID, None),
     errors.Unauthorized: ("authentication_error", "invalid_api_key"),

@@ -36,7 +36,7 @@ OF_MODEL = "/tgi/{model}"
 
 
 class TgiRoutes:
-    """The routes of TGI, each also below ``/tgi/{model}`` for clients that cannot name a model."""
+    """The routes of TGI. Each is also below ``/tgi/{model}``, for clients that cannot send a model's name."""
 
     def __init__(self, door: LlmDoor, openai: OpenAiRoutes) -> None:
         self._api = Translation(door, "tgi", _error_body, WRONG)

@@ -60,7 +60,11 @@ class Translation:
         self._wrong = wrong
 
     def model(self, request: Request, named: object, how: str) -> str:
-        """Return the model that a request names, or the only model that its caller may use."""
+        """Return the model that a request names, or else the only model that its caller may use.
+
+        ``how``: how to name a model, for an error. Raise NotFound if the caller may use no model, BadRequest
+        if it may use several.
+        """
         given = [
             request.path_params.get("model"),
             request.headers.get(MODEL_HEADER),

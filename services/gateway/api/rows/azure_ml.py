@@ -29,7 +29,7 @@ class AzureMlRoutes:
         )
 
     async def score(self, request: Request, model: str) -> Response:
-        """Answer ``input_data`` (rows, or the table of a data frame) or ``data`` with a list of results."""
+        """Run a model on ``input_data`` (rows or a data frame) or ``data``; answer with a list of results."""
 
         async def make(received: Received) -> Response:
             version = received.header(DEPLOYMENT).removeprefix("v")

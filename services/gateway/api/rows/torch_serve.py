@@ -40,7 +40,11 @@ class TorchServeRoutes:
             add(path, self.scale, methods=["PUT"], response_model=None)
 
     async def predict(self, request: Request, model: str, version: str = "") -> Response:
-        """Answer with the outputs as JSON: a list, or one value if the request was one value."""
+        """Run a model, and return its outputs as JSON.
+
+        The JSON is a list, or one value if the request has one value. A model that takes the whole body of a
+        request also answers with a whole body.
+        """
 
         async def make(received: Received) -> Response:
             number = version.partition(".")[0]

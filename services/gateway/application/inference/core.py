@@ -52,7 +52,7 @@ MAX_TIMEOUT_MS = 86_400_000
 
 @dataclass(slots=True)
 class Timing:
-    """The parts of a request's time in seconds. One machine's clock measures both ends of a part."""
+    """The parts of a request's time in seconds. The start and end of each part are measured by one clock."""
 
     decode: float = 0.0
     wait: float = 0.0
@@ -181,7 +181,7 @@ class InferenceCore:
                 "use /generate_stream, or ModelStreamInfer over gRPC"
             )
         if request.sequence is not None and self._keeps_sequences(endpoint, route):
-            if request.sequence.start:  # never refuse the others: only this replica has their state
+            if request.sequence.start:  # never refuse later requests: only one replica has their state
                 self.admit(route, timeout_ms, flow)
             return self.sequences.begin(
                 endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, done
@@ -300,7 +300,7 @@ class InferenceCore:
         if route.llm is not None:
             raise not_tensors(model)
         if request.sequence is not None and self._keeps_sequences(endpoint, route):
-            if request.sequence.start:  # never refuse the others: only this replica has their state
+            if request.sequence.start:  # never refuse later requests: only one replica has their state
                 self.admit(route, timeout_ms, flow)
             answers = self.sequences.stream(
                 endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, queued

@@ -392,7 +392,8 @@ class SequenceRouter:
             SEQUENCES.labels("lost").inc()
             await self._record_end(request.key, place, lost=True)
         elif isinstance(outcome, BadRequest):
-            # If the server refused the start of a sequence, or requires a start, no sequence is running.
+            # If the server refused the start of a sequence, or says that a start is missing, no sequence is
+            # running.
             if request.mark.start or START_FLAG in outcome.message:
                 await self._record_end(request.key, place)
         elif request.mark.end and not isinstance(outcome, TidegateError):

@@ -94,8 +94,8 @@ class ShadowTraffic:
         """``outstanding`` returns the number of this gateway's requests to a Deployment.
 
         ``wake`` requests a replica. ``count`` is called with the endpoint and the outcome of each copy, for
-        the metrics. ``largest``: larger requests or answers (in bytes) are not copied. ``host_busy``: no copy
-        is sent while a larger share of a host's cores is busy.
+        the metrics. ``largest``: the largest request or answer that is copied, in bytes. ``host_busy``: no
+        copy is sent while a larger share of a host's cores is busy.
         """
         self._publisher = publisher
         self._fleet = fleet

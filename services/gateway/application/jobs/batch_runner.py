@@ -212,7 +212,7 @@ class BatchRunner:
         if error is None:
             error = Conflict("the job's record was deleted before its result was written", reason="job_gone")
         if error.reason == "cancelled" and not self._submitter.cancelling:
-            error = self._form.overdue() or error  # cancelled because the batch is overdue
+            error = self._form.overdue() or error  # say that the batch is overdue, which cancelled the job
         outcome = error.reason if error.reason in {"cancelled", "expired"} else "failed"
         job_id = None if row.job is None else row.job.hex()
         return self._form.failed(row.number, row.id, job_id, outcome, error)

@@ -101,7 +101,7 @@ class BatchSubmitter:
             raise Forbidden(may_not_use(principal, endpoint.name))
 
     def ending(self) -> bool:
-        """Return True if the batch is cancelled or the caller's key is revoked: no more lines may run."""
+        """Return True if no more lines may run: the batch is cancelled, or the caller's key is revoked."""
         try:
             self._access.recheck(self._principal)
         except Unauthorized as error:

@@ -35,7 +35,7 @@ class Written(NamedTuple):
 
 
 class BatchWriter:
-    """A writer of one batch's results. ``counts``: the outcomes so far, also from earlier gateways."""
+    """A writer of one batch's results. ``counts``: the number of lines by outcome since its start."""
 
     def __init__(self, batch: Batch, blobs: Blobs, keep_s: float) -> None:
         self._batch = batch

@@ -97,7 +97,7 @@ class TensorLines:
         )
 
     def overdue(self) -> TidegateError | None:
-        """Return None: each line has its own time limit."""
+        """Return None, because each line has its own time limit."""
         return None
 
     async def answered(self, number: int, id_: str | None, job: Job, frame: bytes) -> ResultLine:

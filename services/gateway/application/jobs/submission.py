@@ -1,7 +1,7 @@
 """Submit jobs to the queue, and submit failed jobs again.
 
 A caller gets the 202 only when the job's record is on disk and a quorum queue has confirmed its message. The
-store groups the calls of many submissions, so they wait together for the disk.
+store groups the calls of many submissions, so that one write to the disk serves all of them.
 """
 
 from __future__ import annotations
@@ -351,7 +351,10 @@ class JobSubmitter:
         return SubmittedJob(job, False, await self._tracker.position(job))
 
     async def _withdraw(self, new: NewJob) -> None:
-        """Cancel a job that was not published, unless a next call with its idempotency key can publish it."""
+        """Cancel a job that was not published.
+
+        Do nothing if it has an idempotency key, because a later call with this key publishes the job.
+        """
         if new.idempotency is None:
             with suppress(StoreUnavailable):  # the router will publish the job; no caller reads its result
                 await self._store.cancel(new.id)

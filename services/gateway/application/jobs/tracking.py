@@ -41,7 +41,7 @@ class JobTracker:
         return await self.store.position(job) if job.status == "queued" else None
 
     async def wait(self, id_: bytes, timeout_s: float) -> Job:
-        """Return a job when it has ended, or as it is after ``timeout_s`` seconds. Raises NotFound."""
+        """Return a job when it has ended, or after at most ``timeout_s`` seconds. Raises NotFound."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self.store.watch().changes(id_) as notices:

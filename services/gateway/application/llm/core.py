@@ -293,7 +293,7 @@ class LlmCore:
                 route, progress = (
                     other,
                     StreamProgress(call.path, call.body),
-                )  # the other model may split text into other tokens
+                )  # start over: the other model may split text into other tokens
                 if pending is not None:
                     call.feedback_id = pending.id(route, moved=True)
             except WorkerLost as error:

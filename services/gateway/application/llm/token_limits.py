@@ -43,8 +43,8 @@ class Store(Protocol):
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
         """Correct a charge by ``difference``.
 
-        If the charge is older than the minute of the limit, the minute ignores the difference. But with
-        ``late``, a difference above 0 counts in the present minute.
+        If the charge no longer counts in the limit of a minute, the difference does not count there either.
+        But with ``late``, a difference above 0 counts in the present minute.
         """
 
 
@@ -62,7 +62,7 @@ class Charge:
 
 
 class Settlement(NamedTuple):
-    """A difference that is being sent to the store."""
+    """A correction of a charge that is being sent to the store."""
 
     made: Charge
     difference: int

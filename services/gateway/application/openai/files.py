@@ -131,7 +131,7 @@ class FileService:
         self._task = asyncio.create_task(self._sweep(), name="abandoned uploads")
 
     async def stop(self) -> None:
-        """Stop the deletion, and disconnect."""
+        """Stop deleting unfinished uploads, and disconnect from the store."""
         await tasks.end(self._task)
         await self._store.close()
 
