@@ -67,7 +67,7 @@ from tidegate.kernel.tracing import SpanExport
 HEAD_BYTES = 64 * 1024
 
 # The STREAMED paths have separate limits for bodies. Other paths have this low limit, because the memory
-# budget does not count their bodies, and on loopback they need no credential.
+# budget does not count their bodies. Callers on loopback even need no credential for them.
 API_BODY_BYTES = 64 * 1024
 STREAMED = (
     {

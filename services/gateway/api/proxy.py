@@ -40,7 +40,7 @@ LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 # The proxy forwards no body for these methods.
 BODILESS = {"GET", "HEAD", "DELETE"}
 
-# Request headers that are not forwarded: they concern only the caller's side, or the proxy sets them itself.
+# Request headers that are not forwarded. They concern only the caller's connection, or the proxy sets them.
 _HOPS = {
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
     "transfer-encoding", "upgrade", "host", "authorization", "cookie", "origin", "referer", "x-request-id",

@@ -281,7 +281,7 @@ class Access:
         """Return a principal with the current permissions of its key.
 
         Raises Unauthorized if the key is no longer valid, Unavailable before the keys are known. A principal
-        that had a JWT is returned unchanged, because the gateway does not keep tokens.
+        with a JWT is returned unchanged, because the gateway does not store tokens.
         """
         if principal is ANONYMOUS and self.required:
             raise Unauthorized(

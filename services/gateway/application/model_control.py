@@ -24,7 +24,7 @@ POLL_S, WAKE_EVERY_S = 0.05, 1.0
 
 
 class Operations(Protocol):
-    """The operations of the autoscaler that a load or an unload uses."""
+    """The operations of the autoscaler that :class:`ModelControl` uses."""
 
     async def pause(self, deployment: str) -> None:
         """Hold a Deployment at 0 replicas."""

@@ -53,7 +53,7 @@ def _decode(document: Any, contract: Contract) -> Decoded:
 
 
 def _table(frame: dict[str, Any], contract: Contract) -> Any:
-    """Return the rows of a data frame: as objects if all columns name inputs, else as lists."""
+    """Return the rows of a data frame. A row is an object if all columns name inputs, else a list."""
     columns, rows = frame["columns"], frame["data"]
     if not isinstance(columns, list) or not isinstance(rows, list):
         raise BadRequest("'columns' and 'data' must be lists")

@@ -79,7 +79,7 @@ class InferenceResult:
 
 
 def _nothing() -> None:
-    """Do nothing: the default callback."""
+    """Do nothing. This is the default of ``queued``."""
 
 
 class InferenceCore:
@@ -167,8 +167,8 @@ class InferenceCore:
     ) -> bytes:
         """Queue one request and return its id. Raise a TidegateError if it is refused.
 
-        ``decode`` turns its body into tensors and checks them. ``timeout_ms``: None means the endpoint's
-        default. ``done`` is called later, exactly once, with the result or an error.
+        ``decode`` turns the request's body into tensors and checks them. ``timeout_ms``: None means the
+        endpoint's default. ``done`` is called later, exactly once, with the result or an error.
         """
         endpoint, route, request, timeout_ms, decode_s, flow = self._prepare(
             model, version, timeout_ms, decode, origin, caller

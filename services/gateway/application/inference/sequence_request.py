@@ -112,7 +112,7 @@ class Turn:
         self._held = False
 
     async def take(self) -> None:
-        """Wait until the requests before this one are in the queue."""
+        """Wait until the earlier requests of the sequence are in the queue."""
         await self._line.lock.acquire()
         self._held = True
 

@@ -112,7 +112,7 @@ class SequenceRouter:
     ) -> bytes:
         """Send a request when its turn comes. Return its id now; ``done`` gets the result or an error later.
 
-        ``decode`` decodes the body again if the sequence is at a Deployment with another signature.
+        ``decode`` decodes the body for another signature, if the sequence is at another Deployment.
         """
         ends_at, id_ = time.monotonic() + timeout_ms / 1e3, self._dispatcher.new_id()
         sequenced = SequenceRequest(
@@ -284,7 +284,7 @@ class SequenceRouter:
             if await self._watch.has_ended(_queue_of(held)):
                 await self._record_end(request.key, held, lost=True)
                 raise self._lost(request, f"the replica {held.replica} has ended")
-            self._dead.pop(held.replica, None)  # the replica had only lost its connection
+            self._dead.pop(held.replica, None)  # the replica lives, it had only lost its connection
         if held.deployment != request.route.name:
             self._move(request, held)
         await self._keep(request, held, request.left_ms)

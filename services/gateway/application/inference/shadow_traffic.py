@@ -194,14 +194,15 @@ class ShadowTraffic:
             shadow.deployment,
             request.rows,
             request.key,
-            # A view would keep the whole body in memory, which may be much larger than the tensors.
+            # A view would keep the whole body in memory, and a body may be much larger than its tensors.
             [bytes(each) for each in request.data],
             trace[:255],
             min(timeout_ms / 1e3, policy.ANSWER_S),
             lambda _: None,
         )
         reply = result.reply
-        # The bytes are copied: a view would keep the whole message, with the answers to other requests.
+        # The bytes are copied, because a view would keep the whole message in memory, with the answers to
+        # other requests.
         outputs = [
             Output(tensor, reply.rows, bytes(raw))
             for tensor, raw in zip(result.outputs, reply.data, strict=True)

@@ -72,7 +72,7 @@ class LineForm(Protocol):
 
 
 class TensorLines:
-    """Tidegate's own form: each line is an inference request."""
+    """Tidegate's own form, in which each line is an inference request."""
 
     def __init__(self, batch: Batch, results: JobResults) -> None:
         self._batch = batch
@@ -113,7 +113,7 @@ class TensorLines:
 
 
 class OpenAiLines:
-    """OpenAI's form: each line is a request to a language model."""
+    """OpenAI's form, in which each line is a request to a language model."""
 
     def __init__(self, batch: Batch, facts: OpenAiFacts, results: JobResults) -> None:
         self._batch = batch

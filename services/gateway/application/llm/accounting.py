@@ -139,7 +139,7 @@ class CallAccount:
 
 
 class LlmAccounting:
-    """The admission of requests to language models."""
+    """Admits requests to language models, and opens their accounts."""
 
     def __init__(self, access: Access, limits: TokenLimits, costs: RequestCosts | None = None) -> None:
         """With ``costs``, answers that are not streams get a header with their cost."""

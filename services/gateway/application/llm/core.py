@@ -66,7 +66,7 @@ LOSSES = Counter(
     "Streams of language models whose worker was lost, by what followed: continue, end or fail.",
     ["action"],
 )
-# If a request loses more workers than this, the request may be the cause.
+# A request that loses more workers than this is not continued, because it may be the cause.
 MAX_LOSSES = 2
 _INPUTS = (envelope.tensor(REQUEST, "BYTES", (1,)),)
 # The timeout of a request without ``stream`` is longer by this time for each token of the answer, because one
@@ -74,15 +74,15 @@ _INPUTS = (envelope.tensor(REQUEST, "BYTES", (1,)),)
 # this time for a token while all slots are in use.
 MS_PER_TOKEN = 200.0
 # An engine's time depends on tokens. So when callers share an engine, this many estimated tokens count as one
-# request: Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024.
+# request (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024).
 TOKENS_OF_A_REQUEST = 256
 
 
 class QueuedAt(NamedTuple):
-    """The state of the queue when a request was queued.
+    """The state of a Deployment's queue when a request was queued.
 
-    ``at``: the monotonic time. ``before``: how many requests were ahead of it. ``completed``: how many
-    requests had been answered.
+    ``at``: the time by the monotonic clock. ``before``: how many requests were ahead of the request.
+    ``completed``: how many requests of the Deployment this gateway had answered.
     """
 
     route: DeploymentRoute
@@ -181,13 +181,13 @@ class LlmCore:
     ) -> tuple[EndpointRoute, DeploymentRoute]:
         """Return the endpoint and the Deployment for a request; raise the errors of :meth:`find`.
 
-        Call it once for each request, because it counts towards the shares of the traffic.
+        Call this once for each request, because each call counts towards the traffic shares.
         """
         endpoint, route = self._core.pick(model.partition(":")[0], "", origin)
         return endpoint, _checked(model, route)
 
     def models(self, principal: Principal) -> list[tuple[str, DeploymentRoute]]:
-        """Return the language models that a principal may use, sorted: endpoints and their adapters."""
+        """Return the language models that a principal may use, sorted by name. Each adapter is one, too."""
         found: list[tuple[str, DeploymentRoute]] = []
         for endpoint in self._core.table().endpoints.values():
             route = next(iter(endpoint.targets), None)
@@ -200,7 +200,7 @@ class LlmCore:
     def job_charge(
         self, principal: Principal, endpoint: str, path: str, body: Mapping[str, Any], context: int | None
     ) -> Callable[[], Awaitable[Reservation | None]]:
-        """Return a function that charges the estimated tokens of a job, without keeping its body."""
+        """Return a function that charges the estimated tokens of a job. It does not keep the job's body."""
         tokens = estimate(path, body, context)
         return partial(self._accounting.charge_job, principal, endpoint, tokens, stated=states_answer(body))
 
@@ -386,7 +386,7 @@ def _timeout_ms(call: LlmCall, endpoint: EndpointRoute) -> float:
 
 
 def _decoded(call: LlmCall, resume: Resume | None, band: Band) -> Decoded:
-    """Return the request for the queue."""
+    """Convert a call to a request for the queue."""
     raw = pack_strings([LlmRequest(call.path, call.body, resume).to_bytes()])
     key = envelope.call_key(_INPUTS, (), {KV_TOKENS: call.estimate.total})
     return Decoded("", 0, key, [raw], None, False, priority=FRAME_PRIORITY[band])

@@ -76,7 +76,7 @@ class _Series:
 
 
 class CallMeter:
-    """The measurement of one request."""
+    """Measures the times and tokens of one request."""
 
     __slots__ = ("_gaps", "_last", "_series", "_started", "_streamed", "_usage")
 

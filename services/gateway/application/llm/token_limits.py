@@ -33,7 +33,7 @@ MOST_WINDOWS = 10_000
 
 
 class Store(Protocol):
-    """The accounts that all gateway processes share."""
+    """The store of the token accounts, which all gateway processes share."""
 
     async def charge(
         self, accounts: Sequence[TokenAccount], tokens: int

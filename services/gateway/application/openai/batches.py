@@ -26,7 +26,10 @@ class OpenAiBatches:
         self._files = files
 
     async def create(self, request: BatchRequest, principal: Principal) -> Batch:
-        """Store a batch, and wake the loop that runs batches. Raises BadRequest or NotFound."""
+        """Store a batch, and wake the loop that runs batches.
+
+        Raises NotFound if the caller has no such file, BadRequest if the file is not for a batch.
+        """
         file = await self._files.find(request.input_file, principal)
         if file.purpose != "batch":
             raise BadRequest(

@@ -1,4 +1,7 @@
-"""Store the files of OpenAI's API: upload, read, list, delete. Each caller sees only its own files."""
+"""Store the files of OpenAI's API: upload, read, list, delete. Callers see only their own files.
+
+A caller with the scope admin sees the files of all callers.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ IDLE_S = 900.0
 
 
 class FileLimits(NamedTuple):
-    """The limits of one file, and of all files of a caller. ``keep_s``: how long a file is kept."""
+    """The limits of one file, and of all files of a caller. ``keep_s``: the seconds until a file expires."""
 
     line_bytes: int
     file_bytes: int
