@@ -60,7 +60,10 @@ class SharedMemoryRoutes:
         return Response()
 
     async def register(self, request: Request, name: str) -> Response:
-        """Register a part of a shared-memory segment under a name. The caller's user must own the segment."""
+        """Register a part of a shared-memory segment under a name.
+
+        Raise Forbidden if the caller's user neither owns the segment nor is root.
+        """
         if self._regions is None:
             raise BadRequest(OFF)
         key, offset, size = _described(await small_body(request))

@@ -39,7 +39,10 @@ class SequenceRequest:
     place: Place | None = None
 
     def forget_data(self) -> None:
-        """Drop the tensors of a sent request, unless it starts the sequence and so may be sent again."""
+        """Drop the tensors of a sent request.
+
+        Keep those of a request that starts a sequence, because another replica may have to run it.
+        """
         if not self.mark.start:
             self.request, self.decode = self.request.without_data(), _forgotten
 
