@@ -130,14 +130,16 @@ def _registration(package: Package, request: DeployRequest) -> Doc:
 
 
 def _says(held: Doc, given: Doc) -> bool:
-    # The registry stores a parent such as `digits@champion` with the number that the alias had.
-    return all(
-        (key == "parent" and held.get(key) is not None and "@" in str(value))
-        or _moment(held.get(key)) == _moment(value)
-        if key == "trained_at"
-        else held.get(key) == value
-        for key, value in given.items()
-    )
+    return all(_is_same(key, held.get(key), value) for key, value in given.items())
+
+
+def _is_same(key: str, held: Any, given: Any) -> bool:
+    if key == "parent" and held is not None:
+        # The registry has replaced an alias, as in `digits@champion`, by the number that it had then.
+        model, at, version = str(given).rpartition("@")
+        if at and not version.isdigit():
+            return bool(str(held).startswith(f"{model}@"))
+    return _moment(held) == _moment(given) if key == "trained_at" else bool(held == given)
 
 
 def _moment(text: Any) -> Any:
