@@ -1,4 +1,4 @@
-"""Write ``deploy/monitoring/alerts.yml``, the alerts for Prometheus: ``python -m deploy.alert_rules``."""
+"""``python -m deploy.alert_rules``: write Prometheus's alerting rules to ``deploy/monitoring/alerts.yml``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """``python -m deploy.import_graph``: print how the rooms (folders) of each service import each other.
 
 For each service it prints how often one room imports another. For the whole source it prints the import
-cycles. It fails if a cycle exists, or if a room imports a room above it. ``--rev REVISION`` examines another
-revision. The rules are in ``.importlinter``.
+cycles. It fails if a cycle exists, or if a room imports a room above it or a module beside ``app.py``.
+``--rev REVISION`` examines another revision. The rules are in ``.importlinter``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ Graph = Mapping[str, Iterable[str]]
 
 def read(folder: Path) -> dict[str, set[str]]:
     """Return each module below ``folder`` with all its imports, also imports in functions and for types."""
-    for package in PACKAGES:  # grimp would read a loaded package from the folder of its first import
+    # grimp reads a loaded package from the folder of its first import, so unload the packages.
+    for package in PACKAGES:
         sys.modules.pop(package, None)
     sys.path.insert(0, str(folder))
     try:
@@ -40,7 +41,7 @@ def read(folder: Path) -> dict[str, set[str]]:
 
 
 def room(module: str, service: str) -> str | None:
-    """Return a module's room: its folder, "root" for a module beside ``app.py``, None in another service."""
+    """Return a module's room: its folder, or "root" beside ``app.py``. None: another service's module."""
     below = module.removeprefix(f"services.{service}.")
     if below == module:
         return None
@@ -95,7 +96,7 @@ def circles(graph: Graph) -> list[list[str]]:
 
 
 def report_service(graph: Graph, service: str) -> int:
-    """Print a service's rooms and the imports between them. Return the number of forbidden imports."""
+    """Print a service's rooms and the imports between them. Return the number of problems."""
     found = rooms(graph, service)
     arrows: Counter[tuple[str, str]] = Counter()
     upward = []

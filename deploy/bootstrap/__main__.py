@@ -1,4 +1,7 @@
-"""``python3 -m deploy.bootstrap [--dev]``: install the parts of the stack. Must parse in every Python 3."""
+"""``python3 -m deploy.bootstrap [--dev]``: install the parts of the stack.
+
+This file must parse in every Python 3, so that an unsupported Python can say which version is needed.
+"""
 
 import sys
 

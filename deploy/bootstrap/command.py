@@ -1,4 +1,4 @@
-"""Run a command: write its output to a log, show its last line, explain its failure."""
+"""Run commands, write their output to logs, and explain their failures."""
 
 from __future__ import annotations
 
@@ -72,9 +72,13 @@ class Runner:
         what: str,
         on_line: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Run a command to its end. Each output line goes to the log and to ``on_line``. Raise StepFailed."""
+        """Run a command to its end. Each output line goes to the log and to ``on_line``.
+
+        Raise StepFailed if the exit code is not 0.
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
-        # Each bootstrap starts a new log, so that errors of an earlier run do not explain its failure.
+        # The first command of this bootstrap empties the log. Otherwise :func:`explain` could find an error
+        # of an earlier bootstrap.
         mode = "a" if log in self._logs else "w"
         self._logs.add(log)
         with log.open(mode) as output:

@@ -1,4 +1,4 @@
-"""The two virtual environments, installed from lock files with hashes."""
+"""Create virtual environments, and install the packages of lock files in them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def create(paths: Paths, env: Path, runner: Runner, *, log: Path, pip: bool) -> 
 def install(
     paths: Paths, env: Path, lock: Path, stamp: Path, runner: Runner, log: Path, report: Report
 ) -> None:
-    """Install the packages of a lock file with the services' pip. Then write ``stamp`` to record that."""
+    """Install the packages of a lock file with the services' pip. Then write the file ``stamp`` as proof."""
     pinned, seen = len(pins(lock)), 0
 
     def on_line(line: str) -> None:
@@ -92,7 +92,7 @@ def pins(lock: Path) -> list[tuple[str, str]]:
 
 
 def connect(paths: Paths) -> None:
-    """Add the repository to the environment's import path, and the command ``tidegate`` to its ``bin``."""
+    """Let the services' environment import the repository's packages, and add the command ``tidegate``."""
     site = paths.venv / "lib" / f"python{python_version()}" / "site-packages"
     (site / "tidegate.pth").write_text(f"{paths.root}\n")
     script = paths.venv / "bin" / "tidegate"

@@ -66,7 +66,7 @@ def steps(paths: Paths, runner: Runner, *, dev: bool) -> list[Step]:
             Step(
                 "postgres",
                 "PostgreSQL, for the tests",
-                # Without root, PostgreSQL is not installed. Tests that need it are then skipped.
+                # Without root, the step counts as done. Then tests that need PostgreSQL are skipped.
                 done=lambda: not system.postgres_missing() or not system.can_install(),
                 work=partial(packages.install_for_tests, system.postgres_missing, "postgres-package"),
                 after=("rabbitmq",),

@@ -18,7 +18,8 @@ class Paths:
     root: Path
     venv: Path
     runtime: Path
-    # Inside an environment, use its base interpreter, because the environment may be created again.
+    # If this Python runs in an environment, this is the environment's base interpreter, because the
+    # bootstrap may delete the environment.
     python: Path = Path(getattr(sys, "_base_executable", sys.executable))
 
     @property
@@ -37,7 +38,7 @@ class Paths:
         return self.runtime / "triton"
 
     def log(self, name: str) -> Path:
-        """Return the log of a step."""
+        """Return the path of a step's log."""
         return self.runtime / "log" / f"{name}.log"
 
 
@@ -49,7 +50,7 @@ def from_environment() -> Paths:
 
 
 def python_version() -> str:
-    """Return this Python's version as it is in package names and folder names, such as ``3.11``."""
+    """Return this Python's version as in the names of packages and folders, for example ``3.11``."""
     return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
@@ -59,6 +60,6 @@ def libpython() -> str:
 
 
 def own_library_folder() -> Path | None:
-    """Return the folder of this Python's libpython; None if it was built without a shared library."""
+    """Return the folder that contains this Python's libpython; None if libpython was not found."""
     folders = (sysconfig.get_config_var("LIBDIR"), str(Path(sys.executable).resolve().parent.parent / "lib"))
     return next((Path(f) for f in folders if f and (Path(f) / libpython()).exists()), None)

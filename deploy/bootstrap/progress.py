@@ -35,7 +35,7 @@ class _Line:
 
 
 class Plain:
-    """Prints a line when a step starts, every 10 s while it runs, and when it ends."""
+    """Prints a line when a step starts and when it ends, and its progress at most every 10 s."""
 
     def __init__(self, titles: dict[str, str]) -> None:
         self._lines = {name: _Line(title) for name, title in titles.items()}

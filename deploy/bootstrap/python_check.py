@@ -1,7 +1,7 @@
 """``PYTHON -m deploy.bootstrap.python_check``: check if this Python can create the environments.
 
-Exit status 0: this Python is complete and fast. 10: it can be used. Any other status: it cannot be used.
-This file and ``__main__.py`` must parse in every Python 3.
+Exit status 0: this Python is complete and fast. 10: it can be used, but it is slow or needs a package. Any
+other status: it cannot be used. This file must parse in every Python 3, so that it can report the version.
 """
 
 import sys
@@ -9,7 +9,7 @@ import sysconfig
 
 SUPPORTED = ((3, 11), (3, 12))
 
-# UNFIT is not 1, because a Python that cannot start also exits with 1.
+# UNFIT differs from 1, the status of a Python that cannot start.
 GOOD, USABLE, UNFIT = 0, 10, 11
 
 

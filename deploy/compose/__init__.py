@@ -1,1 +1,4 @@
-"""`make compose-up` and `make compose-down`: control the stack in containers. Standard library only."""
+"""`make compose-up` and `make compose-down`: control the stack in containers.
+
+The package needs only the standard library.
+"""

@@ -1,4 +1,7 @@
-"""Choose each image of the stack: the configured one, otherwise the official one, otherwise a stand-in."""
+"""Choose each image of the stack: the configured one, otherwise the official one.
+
+If the container engine has a stand-in but not the official image, choose the stand-in.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start the stack in containers and wait until it is healthy; drain its workers and remove it."""
+"""Start the stack in containers, run its example, and remove it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ STATE = "/var/lib/tidegate"
 
 
 def up(tool: Tool, *, build: bool = True) -> None:
-    """Start the stack and wait until every container is healthy. Raise ComposeFailed."""
+    """Start the stack and wait until every container is healthy. Raise ComposeFailed if this fails."""
     if build:
-        # All services share one image, so building it for one of them is enough.
+        # Workers have an image of their own. All other services share the image of `migrate`.
         tool.compose("build", "migrate", "worker")
     tool.compose("up", "-d", "--no-build")
     wait(tool)
 
 
 def wait(tool: Tool, timeout_s: float = WAIT_S) -> None:
-    """Wait until every container is healthy. Raise ComposeFailed with the output of a container that is not.
+    """Wait until every container is healthy. A container that runs only once is healthy if it exited with 0.
 
-    A container that runs only once is healthy when it has exited with 0.
+    Raise ComposeFailed if a container is broken, or if one is not healthy within ``timeout_s`` seconds. The
+    error contains the last output of this container.
     """
     deadline = time.monotonic() + timeout_s
     while waiting := [(name, state) for name, state in states(tool.containers()) if state != "healthy"]:
@@ -43,7 +44,7 @@ def wait(tool: Tool, timeout_s: float = WAIT_S) -> None:
 
 
 def states(containers: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return each container and its state: healthy, waiting or broken. Skip the autoscaler's workers."""
+    """Return each container's name and state: healthy, waiting or broken. Skip workers of the autoscaler."""
     return [
         (each["Name"].lstrip("/"), _state(each))
         for each in containers
@@ -77,7 +78,7 @@ def down(tool: Tool, *, volumes: bool) -> None:
         try:
             command = ["python", "-P", "-m", "services.autoscaler", "sweep", "--grace", str(DRAIN_S)]
             tool.compose("run", "--rm", "--no-deps", "-T", "autoscaler", *command, quiet=True)
-        except ComposeFailed as error:  # the workers are not drained; `down` removes them anyway
+        except ComposeFailed as error:  # no reason to stop: `down` also removes workers that did not drain
             print(f"The workers were not drained: {error}")
     tool.compose("down", "--remove-orphans", *(["--volumes"] if volumes else []))
 

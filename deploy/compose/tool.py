@@ -20,19 +20,22 @@ SERVICE = "com.docker.compose.service"
 
 
 class ComposeFailed(Exception):
-    """A command has failed. ``str()`` returns the complete message."""
+    """A command failed, or the stack cannot run or is not healthy. ``str()`` returns the complete message."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """Runs compose for one project. ``environ``: the environment of its commands."""
+    """Runs compose and the container engine for one project. ``environ``: the environment of the commands."""
 
     command: tuple[str, ...]
     project: str
     environ: Mapping[str, str]
 
     def compose(self, *arguments: str, quiet: bool = False) -> None:
-        """Run a compose command. Raise ComposeFailed with the end of its output."""
+        """Run a compose command. Raise ComposeFailed if it fails.
+
+        With ``quiet``, the output is not printed. If the command fails, the error contains the output's end.
+        """
         command = [*self.command, "-f", str(FILE), *arguments]
         done = subprocess.run(
             command,
@@ -48,7 +51,7 @@ class Tool:
             raise ComposeFailed(f"`{' '.join(command)}` exited with {done.returncode}{output}")
 
     def engine(self, *arguments: str) -> str:
-        """Run a command of the engine. Return its output. Raise ComposeFailed."""
+        """Run a command of the engine and return its output. Raise ComposeFailed if it fails."""
         done = self._engine(*arguments)
         if done.returncode:
             raise ComposeFailed(f"`docker {' '.join(arguments)}`: {done.stderr.strip()[-2000:]}")
@@ -57,7 +60,7 @@ class Tool:
     def containers(self) -> list[dict[str, Any]]:
         """Return the engine's description of each container of the project, including launched workers."""
         ids = self.engine("ps", "-aq", "--filter", f"label={PROJECT}={self.project}").split()
-        # If a container has just ended, the command fails, but its output describes the other containers.
+        # If a container was removed meanwhile, `inspect` fails, but still describes the other containers.
         found: list[dict[str, Any]] = json.loads(self._engine("inspect", *ids).stdout or "[]") if ids else []
         return found
 
@@ -83,7 +86,7 @@ def missing(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def find(environ: Mapping[str, str] = os.environ) -> Tool:
-    """Return the tool for the project COMPOSE_PROJECT_NAME. Raise ComposeFailed without compose."""
+    """Return the tool for the project COMPOSE_PROJECT_NAME. Raise ComposeFailed without an engine."""
     reason = missing(environ)
     if reason:
         raise ComposeFailed(f"The compose stack needs a container engine and compose: {reason}.")

@@ -1,1 +1,1 @@
-"""Grafana's dashboards as values. ``python -m deploy.dashboards`` writes them to ``deploy/grafana``."""
+"""Grafana's dashboards, written in Python. ``python -m deploy.dashboards`` creates their JSON files."""

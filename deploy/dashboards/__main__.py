@@ -25,7 +25,7 @@ def texts() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Write the files. With ``--check``, only return 1 if a file is not up to date."""
+    """Write the files. With ``--check``, write nothing, and return 1 if a file is not up to date."""
     if "--check" in sys.argv[1:]:
         stale = [path for path, text in texts().items() if not path.is_file() or path.read_text() != text]
         for path in stale:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deploy.dashboards.panels import Dashboard, Row, Variable, lines, number
 
 _D = 'deployment=~"$deployment"'
-# Costs are recorded every ten seconds, so a shorter span has too few points.
+# Costs are recorded every ten seconds, so a shorter time range would contain too few points.
 _SPAN = "5m"
 
 COSTS = Dashboard(

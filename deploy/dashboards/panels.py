@@ -24,7 +24,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A panel. ``red_above``: a number from this value on is red. ``stacked``: curves are stacked."""
+    """A panel. A number that is at least ``red_above`` is red. ``stacked``: True if curves are stacked."""
 
     title: str
     queries: tuple[Query, ...]
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A menu with the values of a label. ``series``: the series with this label."""
+    """A menu with the values of the label ``name``, which Grafana reads from the metric ``series``."""
 
     name: str
     label: str
