@@ -56,7 +56,7 @@ def _row(name: str, field: FieldInfo) -> str:
 
 
 def main() -> int:
-    """Write the page. With ``--check``, only return 1 if the page is not up to date."""
+    """Write the page. With ``--check``, write nothing, and return 1 if the page is not up to date."""
     if "--check" in sys.argv[1:]:
         if PAGE.read_text() != page():
             print("docs/settings.md is not up to date: run `make docs`.")

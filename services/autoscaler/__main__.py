@@ -1,4 +1,4 @@
-"""The commands of ``python -m services.autoscaler``: run the service, ``sweep`` or ``engine-proxy``."""
+"""Run the autoscaler, end all its replicas (``sweep``), or run the proxy of an engine (``engine-proxy``)."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ ROUND_SECONDS = Histogram(
     "Seconds of one round, in which the autoscaler observes, decides and acts.",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
-# The label `flavour` is the name of the pool. It is published, so it keeps its old name.
+# The label `flavour` contains the pool's name. Dashboards of operators may use this label, so it is not
+# renamed.
 WARM_WORKERS = Gauge(
     "tidegate_autoscaler_warm_workers",
     "Workers of the warm pool that are available: ready, and without a model.",

@@ -35,11 +35,11 @@ GpuRequest = Literal["devices", "environment"]
 class DockerPlan:
     """The settings for workers as containers. Memory is in MiB; 0 means no limit.
 
-    ``token`` is the service token, from which the tokens of replicas are derived. ``secrets`` are files for
-    the worker's secrets folder. ``stack`` is the prefix of container names, so stacks can share an engine.
-    ``home`` is the state folder in the container, ``volumes`` are named volumes, each with its mount point.
-    With ``compose_project``, `docker compose down` also ends the workers. With ``model_users``, the worker
-    runs as root, but has only the capabilities that it needs to run its model as another user.
+    ``token`` is the service token, from which replicas' tokens are derived. ``secrets`` has the contents
+    of the worker's secret files by path. ``stack`` is the prefix of container names, so that stacks can share
+    an engine. ``home`` is the state folder in the container. ``volumes`` has the mount point of each named
+    volume. With ``compose_project``, `docker compose down` also ends the workers. With ``model_users``, the
+    worker runs as root, but has only the capabilities that it needs to run its model as another user.
     """
 
     stack: str
@@ -91,7 +91,8 @@ def body(plan: DockerPlan, start: LaunchSpec, image: str, digest: str, gpus: Sha
         "Image": image,
         "Env": [f"{key}={value}" for key, value in sorted(environment.items())],
         "Labels": _labels(plan, start, digest, gpus),
-        # The engine's own `stop` waits this long, so that the worker can drain.
+        # For a `stop` by somebody else: the engine sends this signal, and kills the worker only after the
+        # timeout in seconds, so that the worker can drain.
         "StopSignal": "SIGTERM",
         "StopTimeout": int(start.drain_limit_s) + 10,
         "HostConfig": _host_config(plan, start, gpus),

@@ -50,7 +50,7 @@ class Engine:
         self._threads.shutdown(wait=False)
 
     async def containers(self, labels: Mapping[str, str]) -> list[Doc]:
-        """Return the containers with all these labels, including those that have ended."""
+        """Return containers that have all these labels, also ended ones. An empty value matches any value."""
         filters = {"label": [f"{key}={value}" if value else key for key, value in labels.items()]}
         found: list[Doc] = await self._do(lambda api: api.containers(all=True, filters=filters))
         return found
@@ -66,12 +66,15 @@ class Engine:
         return found
 
     async def create(self, name: str, body: Doc) -> str:
-        """Create a container and return its id. Raise ``EngineError`` 409 if the name exists."""
+        """Create a container and return its id. Raise ``EngineError`` (status 409) if the name is in use."""
         made: Doc = await self._do(lambda api: api.create_container_from_config(body, name))
         return str(made["Id"])
 
     async def put_files(self, name: str, folder: str, files: Mapping[str, bytes], uid: int) -> None:
-        """Write files into a container. Paths are relative to ``folder``; their folders are created."""
+        """Write files into a container and create their folders. All belong to the user ``uid``.
+
+        Paths are relative to ``folder``.
+        """
         archive = _archive(files, uid)
         await self._do(lambda api: api.put_archive(name, folder, archive))
 
@@ -80,7 +83,7 @@ class Engine:
         await self._do(lambda api: api.start(name))
 
     async def signal(self, name: str, signal: str) -> bool:
-        """Send a signal to the container's first process. Return False if it does not run."""
+        """Send a signal to the container's first process. Return False if the container does not run."""
         try:
             await self._do(lambda api: api.kill(name, signal))
         except EngineError as error:
@@ -126,7 +129,7 @@ class Engine:
         return found
 
     async def pull(self, reference: str) -> None:
-        """Pull an image. Raise ``EngineError`` with the message of the image registry."""
+        """Pull an image. If this fails, raise ``EngineError`` with the message of the image registry."""
         await self._do(lambda api: _pull(api, reference))
 
     async def _do(self, work: Callable[[docker.APIClient], T]) -> T:

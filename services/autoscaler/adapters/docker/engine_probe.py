@@ -1,4 +1,4 @@
-"""Read the size of the engine's machine. The engine does not know how much memory is free."""
+"""Read the cores and memory of the engine's machine. The engine does not report how much memory is free."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB = 1024 * 1024
 
 
 class EngineProbe:
-    """A :class:`HostProbe` that reads the size of the engine's machine once a minute."""
+    """A :class:`HostProbe` that reads the size of the engine's machine at most once a minute."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine

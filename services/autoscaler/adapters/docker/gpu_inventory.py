@@ -47,7 +47,7 @@ class EngineGpus:
                 self._problem = error
                 log.warning("GPUs cannot be listed", extra={"problem": error.message})
         if self._problem is not None:
-            # The engine answers with an error if the host has no GPU or no driver.
+            # If the engine answers with an error, the host has no GPU or no driver.
             answered = isinstance(self._problem, EngineError | NoFreeGpu)
             message = f"The engine's GPUs cannot be listed: {self._problem.message}"
             raise NoFreeGpu(message) if answered else Unavailable(message)

@@ -1,4 +1,4 @@
-"""The images of workers at the engine. Pulls run in the background, so that they do not delay the loop."""
+"""Find and pull images of workers. Pulls run in the background, so that the control loop does not wait."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# Most seconds that a launch waits for its pull. A pull of an unchanged image is quicker.
+# A launch waits at most this many seconds for the pull of its image. For an unchanged image, this is enough.
 MOMENT_S = 1.0
-# A launch may use the result of an earlier pull that began less than this time ago (seconds).
+# A launch can use the result of an earlier pull that began at most this many seconds ago.
 OLD_S = PULL_TIMEOUT_S
 
 
 class ImagePull(NamedTuple):
-    """A running pull, or the result of a pull until a launch uses it. ``began``: its monotonic time."""
+    """A pull that runs, or whose result no launch has used yet. ``began``: monotonic time of its start."""
 
     pull: asyncio.Task[None]
     began: float
@@ -86,7 +86,7 @@ class Images:
             )
 
     def _pull_missing(self, reference: str) -> str:
-        """Start a pull in the background, which may take minutes. Return the error message for the launch."""
+        """Start a pull in the background, unless one is running. Return why the launch fails now."""
         running = self._pulls.get(reference)
         if running is not None and not running.pull.done():
             return f"The image {reference} is being pulled."

@@ -49,11 +49,12 @@ from tidegate.kernel.protocol.warm_pool import WarmAssignment
 
 log = telemetry.logger(__name__)
 
-# Inside a class with a method `list`, the name `list` means that method and not the builtin type.
+# In a class with a method `list`, `list[...]` would mean this method. These names avoid that.
 Rows = list[Doc]
 Replicas = list[Running]
 
-# A container that is not started may belong to a running launch of another process, up to this age.
+# Up to this age in seconds, a container that is not started counts as alive, because another process may be
+# launching it.
 LAUNCH_GRACE_S = 5.0
 LAST_LINES = 20
 KEPT_LINES = 2000
@@ -83,7 +84,10 @@ class DockerLauncher:
         self._choosing = asyncio.Lock()
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
-        """Create a container with its assignment, and start it. Raise ``NameTaken`` or ``LaunchFailed``."""
+        """Create a container with its assignment, and start it.
+
+        Raise ``NameTaken`` if the replica exists, and ``LaunchFailed`` if the launch fails.
+        """
         start = LaunchSpec.of(assignment)
         replica, resources = start.replica, start.resources
         self._launching.add(replica)
@@ -186,7 +190,7 @@ class DockerLauncher:
             reference = start.image or self._plan.image
             uid = 0 if self._plan.model_users else await self._images.uid(reference)
             files = {
-                # Pass secrets in files: everyone with access to the engine can read a container's
+                # Secrets are in files, because everyone with access to the engine can read a container's
                 # environment.
                 "replica/token": replica_token.issue(self._plan.token, replica).encode(),
                 "replica/assignment.json": start.document.encode(),
@@ -230,7 +234,7 @@ class DockerLauncher:
         )
 
     def _fingerprint(self, deployment: str, labels: Mapping[str, str]) -> str:
-        """Return the fingerprint; empty for a warm pool's worker that was started with other settings."""
+        """Return the fingerprint; empty for a warm pool's worker whose settings are no longer used."""
         stale = pool_of(deployment) is not None and labels.get(DEFAULTS) != self._plan.defaults
         return "" if stale else labels.get(FINGERPRINT, "")
 

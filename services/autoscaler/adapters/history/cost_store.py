@@ -17,7 +17,7 @@ from tidegate.kernel.protocol.replica_time import Part, Spent
 from tidegate.kernel.sqlite_file import Database
 
 DAY_S = 86_400
-# Amounts are kept by hour for this long, then by day.
+# Amounts are stored by hour. After this many seconds, the hours of a day are merged.
 HOURS_KEPT_S = 35 * DAY_S
 
 SCHEMA = """
@@ -49,7 +49,7 @@ class CostStore:
         self._db.close()
 
     def lives(self) -> list[Life]:
-        """Return the lives that are not completely booked."""
+        """Return the lives of replicas that are not completely booked."""
         return [_life(json.loads(body)) for (body,) in self._db.read("SELECT body FROM lives")]
 
     def book(self, bookings: Mapping[Place, Amount], lives: Iterable[Life], closed: Sequence[str]) -> None:
@@ -65,7 +65,7 @@ class CostStore:
         )
 
     def amounts(self, since: float, until: float, *, hourly: bool = False) -> list[tuple[Place, Amount]]:
-        """Return the amounts of the hours that begin in a period: by hour if ``hourly``, else added up."""
+        """Return the amounts of the hours from ``since`` to ``until``. Unless ``hourly``, add them up."""
         hour = "hour" if hourly else "0"
         keys = _KEYS.replace("hour", hour, 1)
         rows = self._db.read(
@@ -82,7 +82,7 @@ class CostStore:
         ]
 
     def spent(self, since: float) -> dict[str, float]:
-        """Return the cost of each Deployment in the hours since a time. Costs of tokens are included."""
+        """Return the cost of each Deployment from ``since`` on. The cost of tokens is included."""
         rows = self._db.read(
             "SELECT deployment, sum(cost) + sum(token_cost) FROM amounts WHERE hour >= ? GROUP BY deployment",
             (since,),
@@ -90,7 +90,7 @@ class CostStore:
         return dict(rows)
 
     def by_hour(self, since: float, deployment: str | None) -> dict[int, float]:
-        """Return the cost of each hour since a time, of one Deployment or of all together (None)."""
+        """Return the cost of each hour from ``since`` on. ``deployment`` None: the sum of all Deployments."""
         where = "AND deployment = ?" if deployment is not None else ""
         rows = self._db.read(
             f"SELECT hour, sum(cost) + sum(token_cost) FROM amounts WHERE hour >= ? {where} GROUP BY hour",

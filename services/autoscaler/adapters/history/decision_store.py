@@ -86,12 +86,12 @@ class DecisionStore:
         )
 
     def claims(self) -> list[WarmClaim]:
-        """Return the replicas that were offered to the warm pool, each with the worker that took it."""
+        """Return the offers to the warm pool that have no result yet or that a worker took."""
         rows = self._db.read("SELECT replica, fingerprint, launched_at, drain_limit_s, worker FROM claims")
         return [WarmClaim(*row) for row in rows]
 
     def save_claim(self, claim: WarmClaim) -> None:
-        """Store an offer before it is sent, and again when a worker has taken it."""
+        """Store an offer. Call this before the offer is sent, and when a worker has taken it."""
         self._db.write(("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", [astuple(claim)]))
 
     def drop_claim(self, replica: str) -> None:
@@ -119,7 +119,7 @@ class DecisionStore:
         )
 
     def decisions(self, deployment: str | None, limit: int) -> list[dict[str, Any]]:
-        """Return the last decisions, newest first."""
+        """Return at most ``limit`` decisions, newest first. ``deployment`` None: of all Deployments."""
         where = "WHERE deployment = ?" if deployment else ""
         values: tuple[Any, ...] = (deployment, limit) if deployment else (limit,)
         rows = self._db.read(f"SELECT body FROM decisions {where} ORDER BY id DESC LIMIT ?", values)

@@ -69,9 +69,9 @@ class Recordings:
         )
 
     def by_second(self, deployment: str, since: int, until: int) -> dict[int, int]:
-        """Return the arrivals of each second between two times, in seconds since the epoch.
+        """Return the number of arrivals in each second from ``since`` to ``until``.
 
-        Keys are seconds since the epoch. Seconds without arrivals are left out.
+        The two times and the keys are in seconds since the epoch. Seconds without arrivals are left out.
         """
         rows = self._db.read(
             "SELECT minute, counts FROM seconds WHERE deployment = ? AND minute BETWEEN ? AND ?",
@@ -81,9 +81,10 @@ class Recordings:
         return {second: count for second, count in every if count and since <= second < until}
 
     def by_minute(self, deployment: str, since: int, until: int) -> dict[int, int]:
-        """Return the arrivals of each minute between two times, in seconds since the epoch.
+        """Return the number of arrivals in each minute from ``since`` to ``until``.
 
-        Keys are minutes since the epoch. Minutes without arrivals are left out.
+        The two times are in seconds since the epoch. The keys are in minutes since the epoch. Minutes without
+        arrivals are left out.
         """
         rows = self._db.read(
             "SELECT hour, counts FROM minutes WHERE deployment = ? AND hour BETWEEN ? AND ?",
@@ -93,7 +94,7 @@ class Recordings:
         return {minute: count for minute, count in every if count and since <= minute * MINUTE_S < until}
 
     def first_second(self, deployment: str) -> int | None:
-        """Return the beginning of the first hour with recorded arrivals, in seconds since the epoch."""
+        """Return the start of the first hour with recorded arrivals (seconds since the epoch), or None."""
         rows = self._db.read("SELECT min(hour) FROM minutes WHERE deployment = ?", (deployment,))
         return None if rows[0][0] is None else int(rows[0][0]) * HOUR_S
 

@@ -39,17 +39,18 @@ from tidegate.kernel.protocol import replica_token
 from tidegate.kernel.protocol.models import Assignment
 from tidegate.kernel.protocol.warm_pool import WarmAssignment
 
-# Inside a class with a method `list`, the name `list` means that method and not the builtin type.
+# In a class with a method `list`, `list[...]` would mean this method. These names avoid that.
 Replicas = list[Running]
 Folders = list[ReplicaFolder]
 
-# A folder without a process may belong to a running launch, up to this age.
+# Up to this age in seconds, a folder without a process counts as alive, because its launch may still run.
 LAUNCH_GRACE_S = 5.0
 KILL_TIMEOUT_S = 5.0
 TAIL_BYTES = 4000
 MEASURE_EVERY_S = 5.0
 MIB = 1024 * 1024
-# Memory is rounded up to this step, so that small changes do not fill the recordings.
+# Measured memory is rounded up to a multiple of this (bytes), so that small changes do not fill the
+# recordings.
 MEMORY_STEP = 16 * MIB
 # CUDA's environment variables: the devices that a process sees, and how CUDA numbers them.
 DEVICES, DEVICE_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
@@ -98,7 +99,10 @@ class ProcessLauncher:
         self._measured_at = float("-inf")
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
-        """Start a worker process. Raise ``NameTaken`` or ``LaunchFailed``."""
+        """Start a worker process.
+
+        Raise ``NameTaken`` if the replica exists, and ``LaunchFailed`` if the launch fails.
+        """
         start = LaunchSpec.of(assignment)
         _reject_container_options(start)
         if start.resources.gpus or start.resources.gpu_memory_mb:
@@ -112,9 +116,9 @@ class ProcessLauncher:
         await asyncio.to_thread(self._drain, replica)
 
     async def kill(self, replica: str) -> None:
-        """Kill the worker and its processes, and remove its folder. Its log is kept for a while.
+        """Kill the worker and its processes, and remove the replica's folder. The log is kept for a while.
 
-        Raise ``Unavailable`` if a process does not die. The name stays in use until then.
+        Raise ``Unavailable`` if a process does not die. Until all have died, the replica's name stays in use.
         """
         await asyncio.to_thread(self._kill, replica)
         self._ends.forget(replica)
@@ -270,15 +274,16 @@ class ProcessLauncher:
         )
 
     def _memory_mb(self, folder: ReplicaFolder) -> int:
-        """Return the memory of the replica's session in MiB, rounded up to ``MEMORY_STEP``."""
+        """Return the MiB that the replica's processes use, rounded up to a multiple of ``MEMORY_STEP``."""
         return -(-self._memory.get(folder.worker_pid(), 0) // MEMORY_STEP) * MEMORY_STEP // MIB
 
     def _alive(self, folder: ReplicaFolder) -> bool:
         """Return whether the worker lives, or may still be starting.
 
         A child of this process lives until the kernel reports its end. Other workers live while they hold
-        their lock. A worker without a lock file lives while the process in its folder, or any process that
-        is marked with its name, lives.
+        their lock. A worker that has not written its lock file yet lives while its noted process or any
+        process that is marked with the replica's name lives. Without such a process, it may be starting
+        until ``LAUNCH_GRACE_S``.
         """
         child = self._children.get(folder.replica)
         if child is not None:

@@ -14,7 +14,7 @@ from services.autoscaler.domain.snapshot import Host
 
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 MIB = 1024 * 1024
-# Available memory is rounded down to this step, so that small changes do not fill the recordings.
+# Available memory is rounded down to a multiple of this, so that small changes do not fill the recordings.
 STEP_MB = 32
 
 

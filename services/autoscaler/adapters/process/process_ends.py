@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 class ProcessEnds:
-    """The times at which workers' processes ended, by ``clock``. Use it only in the event loop."""
+    """The times at which workers' processes ended, read from ``clock``. Use it only in the event loop."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -31,12 +31,12 @@ class ProcessEnds:
 
     def ended_at(self, replica: str) -> float | None:
         """Return when a replica's process ended; None if it was not watched. The process must have ended."""
-        if replica in self._watched:  # the loop was too busy to note the end
+        if replica in self._watched:  # the event loop was too busy to call `_note` for the end
             self._note(replica)
         return self._ended.get(replica)
 
     def forget(self, replica: str) -> None:
-        """Forget a replica. Its name is never used again."""
+        """Forget a replica that was removed. No later replica has its name."""
         if replica in self._watched:
             self._note(replica)
         self._ended.pop(replica, None)

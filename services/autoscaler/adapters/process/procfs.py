@@ -91,7 +91,7 @@ def kill_all(owner: ReplicaIdentity, timeout_s: float) -> list[Process]:
 
 
 def send(process: Process, number: signal.Signals) -> bool:
-    """Send a signal if the process is still the same one. Return False if it has ended."""
+    """Send a signal to this process, but not to a later one with its pid. Return False if it was not sent."""
     current = read(process.pid)
     if current is None or current.started != process.started:
         return False
@@ -105,7 +105,7 @@ def send(process: Process, number: signal.Signals) -> bool:
 def memory_by_session() -> dict[int, int]:
     """Return the bytes of memory that the processes of each session use.
 
-    Shared memory (libraries, files in memory) counts once per session: as the largest amount of one process.
+    Of the shared memory (libraries, files in memory), only the largest amount of a single process is added.
     """
     own: dict[int, int] = {}
     shared: dict[int, int] = {}

@@ -41,7 +41,7 @@ class ReplicaFolder:
         self.replica = path.name
 
     def create(self, start: LaunchSpec, token: str, gpus: Shares | None = None) -> None:
-        """Create the folder with the worker's files and the replica's GPU shares. Raise ``NameTaken``."""
+        """Create the folder and the files for the worker. Raise ``NameTaken`` if the folder exists."""
         try:
             self.path.mkdir(mode=0o700, parents=True)
         except FileExistsError:
@@ -53,13 +53,13 @@ class ReplicaFolder:
         self._write("fingerprint", start.fingerprint)
         self._write("launch", f"{start.launched_at} {start.drain_limit_s}")
         self._write("token", token)
-        # Write this file last: a folder without it belongs to an interrupted launch, which has no worker.
+        # This file is written last. A folder without it belongs to an interrupted launch without a worker.
         self._write(ASSIGNMENT, start.document)
 
     def launched(self) -> tuple[float, float]:
         """Return the launch time (seconds since the epoch) and the drain limit in seconds.
 
-        For an interrupted launch, return the time of the folder and 0.
+        For an interrupted launch, return the time when the folder last changed, and 0.
         """
         try:
             at, drain_limit_s = map(float, self._read("launch").split())
@@ -138,7 +138,7 @@ class ReplicaFolder:
             return 0.0
 
     def remove(self) -> None:
-        """Remove the folder, and the shared memory and cgroup that a killed worker left."""
+        """Remove the folder, and the shared memory and cgroup that a killed worker did not remove."""
         prefix = self._read("shared-memory").strip()
         if prefix.startswith("tidegate-"):
             for left in SHARED_MEMORY.glob(f"{prefix}*"):

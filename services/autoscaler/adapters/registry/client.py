@@ -34,7 +34,7 @@ class RegistryClient:
     async def desired_state(self) -> DesiredState:
         """Return the desired state."""
         # This is the old name of /v1/desired-state. During an upgrade, the registry may still be an older
-        # version.
+        # version, which knows only this name.
         raw = await self._call("GET", "/v1/intention")
         try:
             return with_reserves(DesiredState.model_validate_json(raw))
@@ -44,7 +44,7 @@ class RegistryClient:
     async def put_override(
         self, deployment: str, replicas: int, ttl_s: float | None, *, force: bool = False
     ) -> None:
-        """Set the override of a Deployment. ``ttl_s`` None: until it is removed.
+        """Set the override of a Deployment for ``ttl_s`` seconds. None: until the override is removed.
 
         ``force`` allows more replicas than the Deployment's maximum.
         """
@@ -64,7 +64,7 @@ class RegistryClient:
         await self._call("PUT", "/v1/replicas", {"artifacts": artifacts})
 
     async def verification_task(self, model: str, number: int) -> tuple[DeploymentSpec, ScratchTask]:
-        """Return the Deployment of a version's scratch replica, and its task: the samples to check."""
+        """Return the Deployment of a version's scratch replica, and the task with the samples to check."""
         raw = await self._call("GET", f"{_version(model, number)}/verification/task")
         found = json.loads(raw)
         return DeploymentSpec.model_validate(found["deployment"]), ScratchTask.model_validate(found["task"])
