@@ -1,7 +1,7 @@
 """``python -m deploy.docstring_check``: every docstring of a function begins with a verb in the imperative.
 
 A docstring is wrong if its first word is in a list of words that are no verbs, or if it begins with a symbol.
-Properties and ``__init__`` are not checked, because nouns may describe them.
+Properties and ``__init__`` are not checked, because their docstrings may begin with a noun.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m deploy.image services|triton|models``: install a part of an image from the lock files."""
+"""``python -m deploy.image services|triton|models``: install parts of an image from the lock files."""
 
 from __future__ import annotations
 

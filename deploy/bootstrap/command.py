@@ -114,7 +114,7 @@ class Runner:
         return process.wait()
 
     def end(self) -> None:
-        """Terminate the running commands and start no more."""
+        """Terminate the running commands, and start no more commands."""
         with self._lock:
             self._ended = True
             for process in self._running:

@@ -19,7 +19,7 @@ PIP_FLAGS = (
     "--root-user-action=ignore",
     "--progress-bar=off",
     "--require-hashes",
-    # The lock file is complete, so pip need not resolve dependencies.
+    # The lock file is complete, so pip does not have to resolve dependencies.
     "--no-deps",
 )
 
@@ -56,7 +56,7 @@ def create(paths: Paths, env: Path, runner: Runner, *, log: Path, pip: bool) -> 
 def install(
     paths: Paths, env: Path, lock: Path, stamp: Path, runner: Runner, log: Path, report: Report
 ) -> None:
-    """Install the packages of a lock file with the services' pip. Then write the file ``stamp`` as proof."""
+    """Install the packages of a lock file with the services' pip. Write ``stamp`` for :func:`filled`."""
     pinned, seen = len(pins(lock)), 0
 
     def on_line(line: str) -> None:

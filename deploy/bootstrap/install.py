@@ -66,7 +66,7 @@ def steps(paths: Paths, runner: Runner, *, dev: bool) -> list[Step]:
             Step(
                 "postgres",
                 "PostgreSQL, for the tests",
-                # Without root, the step counts as done. Then tests that need PostgreSQL are skipped.
+                # Without root, this step does not run, and tests that need PostgreSQL are skipped.
                 done=lambda: not system.postgres_missing() or not system.can_install(),
                 work=partial(packages.install_for_tests, system.postgres_missing, "postgres-package"),
                 after=("rabbitmq",),
@@ -135,7 +135,7 @@ def _run_one(step: Step, show: progress.Progress) -> None:
     show.started(step.name)
     ok = False
     try:
-        # Check again, because a step that ran first may have done this step's work or changed its input.
+        # Check again, because an earlier step may have done this step's work or changed its input.
         if not step.done():
             step.work(partial(show.doing, step.name))
         ok = True

@@ -1,4 +1,4 @@
-"""Show the steps: as a live list on a terminal, as plain lines in a pipe."""
+"""Show the steps: as a live list on a terminal, otherwise as plain lines."""
 
 from __future__ import annotations
 

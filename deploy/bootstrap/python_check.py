@@ -9,7 +9,7 @@ import sysconfig
 
 SUPPORTED = ((3, 11), (3, 12))
 
-# UNFIT differs from 1, the status of a Python that cannot start.
+# UNFIT is not 1, because 1 is the exit status of a Python that cannot start.
 GOOD, USABLE, UNFIT = 0, 10, 11
 
 

@@ -45,7 +45,7 @@ def fingerprint(*parts: str | bytes) -> str:
 
 
 def stamped(stamp: Path, value: str) -> bool:
-    """Return True if the stamp file contains this value."""
+    """Return True if the file ``stamp`` contains exactly ``value``."""
     try:
         return stamp.read_text() == value
     except OSError:

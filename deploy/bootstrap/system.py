@@ -56,18 +56,18 @@ MIN_GLIBC = (2, 35)
 
 
 def rabbitmq_missing() -> list[str]:
-    """Return the Debian package of RabbitMQ; empty if RabbitMQ is installed."""
+    """Return the name of RabbitMQ's Debian package; an empty list if RabbitMQ is installed."""
     return [] if any(os.access(place, os.X_OK) for place in RABBITMQ) else ["rabbitmq-server"]
 
 
 def postgres_missing() -> list[str]:
-    """Return the Debian package of PostgreSQL; empty if a server is installed."""
+    """Return the name of PostgreSQL's Debian package; an empty list if a server is installed."""
     there = any(POSTGRES.glob("*/bin/initdb")) or shutil.which("initdb") is not None
     return [] if there else ["postgresql"]
 
 
 def prometheus_missing() -> list[str]:
-    """Return the Debian package of Prometheus; empty if Prometheus is installed."""
+    """Return the name of Prometheus's Debian package; an empty list if Prometheus is installed."""
     return [] if shutil.which("prometheus") else ["prometheus"]
 
 
@@ -81,7 +81,7 @@ def can_install() -> bool:
 
 
 def python_missing(paths: Paths) -> list[str]:
-    """Return the missing Debian packages for Python. If the environment exists, do not ask for venv."""
+    """Return the missing Debian packages for Python, without that for venv if the environment exists."""
     there = paths.venv_python.exists()
     return [name for name in python_lacks() if not (there and name.endswith("-venv"))]
 
@@ -97,7 +97,7 @@ def python_lacks() -> list[str]:
 
 
 class Packages:
-    """Installs system packages. It fetches the package lists once."""
+    """Installs system packages. Before the first installation, it fetches the package lists."""
 
     def __init__(self, paths: Paths, runner: Runner) -> None:
         self._paths = paths
@@ -117,7 +117,7 @@ class Packages:
             )
 
     def install_for_tests(self, missing: Callable[[], list[str]], log_name: str, report: Report) -> None:
-        """Install packages that only tests need. A failure is only reported, because tests can be skipped."""
+        """Install packages that only tests need. A failure is reported, and these tests are skipped."""
         try:
             self._install(missing(), log_name, report)
         except StepFailed as failure:
@@ -142,7 +142,7 @@ class Packages:
 
 
 def _as_root(packages: Sequence[str]) -> list[str]:
-    """Return the prefix that makes a command run as root. Raise StepFailed without apt-get or root rights."""
+    """Return the prefix that runs a command as root. Raise StepFailed if apt-get or root is missing."""
     names = " ".join(packages)
     if shutil.which("apt-get") is None:
         raise StepFailed(

@@ -24,7 +24,7 @@ def installed(paths: Paths) -> bool:
 
 
 def install(paths: Paths, runner: Runner, report: Report) -> None:
-    """Unpack the wheel into a temporary folder, add the backend, check their libraries, and move the folder.
+    """Install Triton in a temporary folder, check its libraries, and move the folder into place.
 
     Raise StepFailed if a file or a library is missing.
     """
@@ -67,7 +67,7 @@ def _lay_out(triton: Path) -> None:
 
 
 def _check_libraries(triton: Path, log: Path) -> None:
-    """Raise StepFailed if a library is missing. Without this check, only the first model would fail."""
+    """Raise StepFailed if a library is missing. Without this check, the first model would fail later."""
     own = own_library_folder()
     folders = [str(triton / "nvidia_pytriton.libs"), *([str(own)] if own else [])]
     env = environment() | {"LD_LIBRARY_PATH": ":".join(folders)}

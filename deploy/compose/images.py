@@ -1,6 +1,7 @@
 """Choose each image of the stack: the configured one, otherwise the official one.
 
-If the container engine has a stand-in but not the official image, choose the stand-in.
+On a machine that cannot pull images, the container engine may have a stand-in but not the official image.
+Then choose the stand-in.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ STAND_INS = {
 
 
 def stand_ins(environ: Mapping[str, str], have: Collection[str]) -> dict[str, str]:
-    """Return the variables that select stand-ins. ``have``: the images that the container engine has."""
+    """Return the environment variables that select stand-ins. ``have``: the images of the engine."""
     return {
         variable: image
         for variable, image in STAND_INS.items()

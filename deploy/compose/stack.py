@@ -1,4 +1,4 @@
-"""Start the stack in containers, run its example, and remove it."""
+"""Start the stack in containers, run the example in the stack, and remove the stack."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATE = "/var/lib/tidegate"
 def up(tool: Tool, *, build: bool = True) -> None:
     """Start the stack and wait until every container is healthy. Raise ComposeFailed if this fails."""
     if build:
-        # Workers have an image of their own. All other services share the image of `migrate`.
+        # Workers have an image of their own. All other services of Tidegate share the image of `migrate`.
         tool.compose("build", "migrate", "worker")
     tool.compose("up", "-d", "--no-build")
     wait(tool)
@@ -44,7 +44,7 @@ def wait(tool: Tool, timeout_s: float = WAIT_S) -> None:
 
 
 def states(containers: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return each container's name and state: healthy, waiting or broken. Skip workers of the autoscaler."""
+    """Return each container's name and state: healthy, waiting or broken. Skip launched workers."""
     return [
         (each["Name"].lstrip("/"), _state(each))
         for each in containers

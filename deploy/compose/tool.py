@@ -20,7 +20,7 @@ SERVICE = "com.docker.compose.service"
 
 
 class ComposeFailed(Exception):
-    """A command failed, or the stack cannot run or is not healthy. ``str()`` returns the complete message."""
+    """The error if a command fails, or if the stack cannot run or does not become healthy."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Tool:
         return done.stdout
 
     def containers(self) -> list[dict[str, Any]]:
-        """Return the engine's description of each container of the project, including launched workers."""
+        """Return the engine's description of each container of the project, also of launched workers."""
         ids = self.engine("ps", "-aq", "--filter", f"label={PROJECT}={self.project}").split()
         # If a container was removed meanwhile, `inspect` fails, but still describes the other containers.
         found: list[dict[str, Any]] = json.loads(self._engine("inspect", *ids).stdout or "[]") if ids else []
@@ -86,7 +86,10 @@ def missing(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def find(environ: Mapping[str, str] = os.environ) -> Tool:
-    """Return the tool for the project COMPOSE_PROJECT_NAME. Raise ComposeFailed without an engine."""
+    """Return the tool for the project COMPOSE_PROJECT_NAME.
+
+    Raise ComposeFailed if there is no container engine or no compose.
+    """
     reason = missing(environ)
     if reason:
         raise ComposeFailed(f"The compose stack needs a container engine and compose: {reason}.")

@@ -1,4 +1,4 @@
-"""Panels, variables and dashboards in the JSON of Grafana 10 and newer."""
+"""Build panels, variables and dashboards as JSON for Grafana 10 and newer."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ async def _start(
 def _add_routes(
     app: FastAPI, settings: AutoscalerSettings, operations: Operations, recordings: Recordings
 ) -> None:
-    """Store the objects that the routes use in the app's state."""
+    """Store in the app's state the objects that the routes use."""
     state, parts = settings.state_path, operations.parts
     app.state.operations = operations
     app.state.logs = LogReader(
@@ -201,20 +201,20 @@ async def _lead(
 
 
 async def _hold(pool: WarmPool, loop: ControlLoop, leads: asyncio.Event) -> None:
-    """Keep the warm pools filled once this process leads."""
+    """Wait until this process leads. Then keep the warm pools filled."""
     await leads.wait()
     await pool.hold(lambda: loop.host not in loop.cordoned)
 
 
 async def _prune_logs(kept: ReplicaLogs, replicas: Path) -> None:
-    """Delete old logs regularly, also if no replica ends."""
+    """Delete old logs regularly, even if no replica ends."""
     while True:
         await asyncio.sleep(PRUNE_S)
         await asyncio.to_thread(kept.prune, lambda each: (replicas / each).is_dir())
 
 
 async def _book(ledger: CostLedger, leads: asyncio.Event) -> None:
-    """Book the costs of replicas once this process leads."""
+    """Wait until this process leads. Then book the costs of replicas."""
     await leads.wait()
     await ledger.run()
 
@@ -226,13 +226,13 @@ def _wake(loop: ControlLoop, verifier: Verifier) -> None:
 
 
 async def _verify(verifier: Verifier, leads: asyncio.Event) -> None:
-    """Verify versions once this process leads."""
+    """Wait until this process leads. Then verify versions."""
     await leads.wait()
     verifier.take_over()
     await verifier.run()
 
 
 async def _grant(grants: ReplicaGrants, leads: asyncio.Event) -> None:
-    """Report the running replicas to the registry once this process leads."""
+    """Wait until this process leads. Then report the running replicas to the registry."""
     await leads.wait()
     await grants.run()

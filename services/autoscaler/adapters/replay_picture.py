@@ -18,7 +18,7 @@ def draw(title: str, timelines: Mapping[str, Timeline], target_wait_ms: float) -
     A timeline consists of the lists ``at`` (seconds), ``arrivals``, ``backlog``, ``ready``, ``target`` and
     ``wait_p95_ms``. They have the same length.
     """
-    # This import is here, because matplotlib loads slowly. This backend needs no window system.
+    # matplotlib loads slowly, so it is imported only here. Its backend `agg` needs no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

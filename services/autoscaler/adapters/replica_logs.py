@@ -1,4 +1,4 @@
-"""The logs of workers. After a worker's end, its log is kept up to an age and a total size."""
+"""The logs of workers. The logs of ended workers are kept up to an age and a total size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ReplicaLogs:
         return self._folder / f"{_WORKER}{replica}.log"
 
     def keep(self, replica: str, output: str) -> None:
-        """Write a replica's output to its log. An error, for example a full disk, is only reported."""
+        """Write a replica's output to its log. An error, for example a full disk, is only logged."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self.path(replica).write_text(output)
@@ -63,7 +63,10 @@ class ReplicaLogs:
 
 
 def _kept(replica: str, parts: list[Path]) -> EndedReplicaLog:
-    """Return the size and time of a log. For a link, use the link itself: its target may be missing."""
+    """Return the size of a log and the time of its last change.
+
+    Links are not followed, because the target may be missing.
+    """
     size, written_at = 0, 0.0
     for path in parts:
         with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.models import Assignment
 
 
 class WarmOffers:
-    """The publisher of offers, to ``warm.v1.<pool>``. Without a connection it raises ``Unavailable``."""
+    """The publisher of offers to the queues of the pools. Without a connection it raises ``Unavailable``."""
 
     def __init__(self, amqp_url: str, pools: Collection[str]) -> None:
         self._pools = pools
@@ -30,7 +30,7 @@ class WarmOffers:
         await self._connection.stop()
 
     async def offer(self, pool: str, assignment: Assignment, lives_s: float) -> None:
-        """Offer a replica to the waiting workers for ``lives_s`` seconds. Return after the confirm.
+        """Offer a replica to the waiting workers for ``lives_s`` seconds. Return after RabbitMQ's confirm.
 
         Raise ``Unavailable`` if this fails. A worker may get the offer nevertheless, unless there was no
         connection.

@@ -15,7 +15,7 @@ LIMIT_S = 20.0
 
 
 async def read_worker_settings(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return the worker's report on its settings. Raise Unavailable."""
+    """Return the worker's report on its settings. Raise Unavailable if the worker sends none."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "services.worker.settings_report"),
         env=dict(environment),

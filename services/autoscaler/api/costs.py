@@ -34,7 +34,10 @@ async def report_costs(
     by: By = "deployment",
     deployment: str | None = None,
 ) -> dict[str, Any]:
-    """Return the costs of replicas in a period of whole hours, by Deployment, version, endpoint or key."""
+    """Return the costs of replicas in a period of whole hours.
+
+    The costs are grouped by Deployment, version, endpoint or key.
+    """
     now = time.time()
     end = now if until is None else until
     begin = (end - DAY_S if since is None else since) // HOUR_S * HOUR_S

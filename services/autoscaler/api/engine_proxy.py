@@ -17,7 +17,7 @@ from tidegate.kernel import telemetry
 
 log = telemetry.logger(__name__)
 
-# The largest body is an assignment with its environment.
+# The most bytes of a request. The largest requests contain an assignment with its environment.
 MAX_BODY = 16 * 2**20
 TIMEOUT = httpx.Timeout(3600.0, connect=5.0)
 _FORWARDED = ("x-registry-auth",)
@@ -65,7 +65,7 @@ class EngineProxy:
         return await self._forward(request, body)
 
     def _authenticated(self, request: Request) -> bool:
-        """Return True if the caller may call: it sent the token, needs none, or only sends a health check."""
+        """Return True if the caller sent the token, needs no token, or only sends a health check."""
         if self._token is None or (request.method in ("GET", "HEAD") and request.url.path == "/_ping"):
             return True
         return hmac.compare_digest(request.headers.get("authorization", "").encode(), self._token)

@@ -20,7 +20,7 @@ SCALING = inlined(Scaling)
 
 
 class OverrideRequest(BaseModel):
-    """A fixed number of replicas for ``ttl_s`` seconds (null: until it is removed).
+    """A fixed number of replicas for ``ttl_s`` seconds (null: until an operator removes the override).
 
     ``force`` allows more than the Deployment's maximum, but never more than the host has room for.
     """
@@ -42,7 +42,7 @@ class PauseRequest(BaseModel):
 
 
 class CordonRequest(BaseModel):
-    """Options of a cordon. ``drain``: also drain the replicas of the host."""
+    """Options of a cordon. ``drain``: True if the replicas of the host are drained, too."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -133,7 +133,7 @@ async def resume(name: str, operations: OperationsDep) -> OverrideResult:
 
 @router.get("/deployments/{name}/why")
 async def why(name: str, operations: OperationsDep) -> dict[str, Any]:
-    """Explain the number of replicas: load, need of each rule, bounds, delays of changes, and decisions."""
+    """Explain the number of replicas: load, number that each rule wants, bounds, delays and decisions."""
     return await operations.why(name)
 
 
@@ -157,7 +157,7 @@ async def list_cold_starts(name: str, operations: OperationsDep) -> dict[str, li
 
 @router.get("/cold-starts")
 async def report_cold_starts(operations: OperationsDep) -> dict[str, list[dict[str, Any]]]:
-    """Return cold start times by Deployment, in ms: median, longest, and the median of each phase."""
+    """Return the cold start times of each Deployment, in ms: median, longest, and median of each phase."""
     return {"items": await operations.cold_starts()}
 
 
@@ -214,5 +214,5 @@ async def list_decisions(
 
 @router.get("/policy")
 async def show_policy(operations: OperationsDep) -> dict[str, Any]:
-    """Return the windows and limits that all decisions use, in seconds."""
+    """Return the times and limits that all decisions use. Names that end in ``_s`` are in seconds."""
     return asdict(operations.policy)

@@ -97,7 +97,7 @@ class ControlLoop:
         self.jobs_problem: str | None = None
 
     def take_over(self) -> None:
-        """Read the state of the former leader. Call it when this process leads."""
+        """Read the state of the former leader. Call this when the process becomes the leader."""
         self._parts.overrides.take_over()
         self._cold_starts = self._parts.decisions.cold_starts()
         self.cordoned = self._parts.decisions.cordons()
@@ -130,7 +130,7 @@ class ControlLoop:
                 await asyncio.wait_for(self._wake.wait(), pause)
 
     async def round(self) -> None:
-        """Observe, decide, publish and act once."""
+        """Run one round: observe, decide, publish and act."""
         snapshot = await self.observe()
         now = self._clock()
         self._parts.costs.note(snapshot, self._listed_at)
@@ -234,7 +234,7 @@ class ControlLoop:
         return {report.replica: report for report in reports}, gateways
 
     async def _unfinished_jobs(self) -> dict[str, int] | None:
-        """Return the jobs that wait or run, by Deployment; None if they cannot be read."""
+        """Return the number of waiting and running jobs of each Deployment; None if it cannot be read."""
         try:
             counts = await self._parts.jobs.counts()
         except StoreUnavailable as error:
@@ -274,7 +274,7 @@ class ControlLoop:
                         await self._parts.store.forget_replica(action.replica)
 
     async def _launch(self, action: Launch) -> None:
-        # The generation is stored before the start, so that a name is never used twice after a crash.
+        # The generation is stored before the start, so that no name is used twice, even after a crash.
         self._parts.decisions.save_generation(action.deployment.name, action.slot, action.generation)
         self._causes[action.replica] = action.cause
         self._parts.grants.launching(action.replica, action.version.artifact_sha256)

@@ -70,9 +70,10 @@ class CostLedger:
         self.over_budget: dict[str, str] = {}
 
     def take_over(self, desired_state: DesiredState | None) -> None:
-        """Read the lives that the former leader had not booked completely. Call it when this process leads.
+        """Read the lives of replicas that the former leader had not booked completely.
 
-        ``desired_state``: the last known state. Its budgets apply from the first round on.
+        Call this when the process becomes the leader. ``desired_state``: the last known desired state. Its
+        budgets apply from the first round on.
         """
         self._leads = True
         if desired_state is not None:
@@ -84,7 +85,7 @@ class CostLedger:
     def note(self, snapshot: Snapshot, now: float) -> None:
         """Record the replicas of a round. Do nothing if the launcher did not list them.
 
-        ``now``: the time of the launcher's list.
+        ``now``: the time when the launcher listed the replicas.
         """
         if snapshot.running is None:
             return
@@ -94,7 +95,7 @@ class CostLedger:
             if {name: each.scaling for name, each in before.items()} != {
                 name: each.scaling for name, each in self._limited().items()
             }:
-                self._due.set()  # book now, so that a changed budget applies
+                self._due.set()  # book now, so that a changed budget applies immediately
         devices = {name: each.device for name, each in (snapshot.reports or {}).items() if each.device}
         running = [*snapshot.running, *self._waiting()]
         if self._book.note(running, self._deployments, devices, self.prices.current(), now):
@@ -105,7 +106,7 @@ class CostLedger:
         self._holders = holders(desired_state)
 
     def killed(self, replica: str, at: float) -> None:
-        """Record that the launcher has killed a replica. The launcher will not list it again."""
+        """Record that a replica was killed at the time ``at``. Later rounds do not show when it ended."""
         life = self._book.lives.get(replica)
         if life is not None and life.end(at):
             self._due.set()
@@ -132,7 +133,10 @@ class CostLedger:
             await asyncio.sleep(RETRY_S)
 
     async def collect(self) -> None:
-        """Book the time that was reported since the last booking. Only a leader books. Raise Unavailable."""
+        """Book the time that was reported since the last booking. Do nothing if this process does not lead.
+
+        Raise ``Unavailable`` if the store or the cost ledger's file fails.
+        """
         if not self._leads:
             return
         async with self._turn:
@@ -185,7 +189,7 @@ class CostLedger:
     def _budgets(self, deployment: str | None) -> list[dict[str, Any]]:
         """Return the budgets of a Deployment, or of all Deployments (None).
 
-        For None, reserves are left out, because they share the budgets of their Deployments.
+        For None, leave out Deployments with reserved replicas, because they use another Deployment's budget.
         """
         names = self._limited().keys() - self._holders.keys() if deployment is None else {deployment}
         limited = {name: each for name, each in self._limited().items() if name in names}
@@ -233,7 +237,7 @@ class CostLedger:
         return CostFacts(prices.currency, found, prices.tokens)
 
     def per_hour(self) -> dict[str, float]:
-        """Return the cost per hour of the replicas that run now, by Deployment."""
+        """Return how much the running replicas of each Deployment cost per hour."""
         found = dict.fromkeys(self._deployments, 0.0)
         for life in self._book.lives.values():
             if life.gone_at is None and life.deployment in found:

@@ -1,4 +1,4 @@
-"""Read the logs of Deployments, over all of their replicas."""
+"""Read the logs of all replicas of a Deployment, and merge them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class LogReader:
     async def read(self, name: str, *, since: float, until: float, lines: int, services: bool) -> list[Line]:
         """Return the last lines of a replica, Deployment or Endpoint, in order of time.
 
-        ``services`` allows the logs of services, too. Raise NotFound with similar names.
+        ``services``: True if the caller may read logs of services, too. Raise ``NotFound`` if no log and no
+        running replica fits the name.
         """
         running = list(self._replicas())
         targets, endpoints = self._endpoint(name)

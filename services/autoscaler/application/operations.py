@@ -27,7 +27,7 @@ SHOWN_DECISIONS = 5
 
 @dataclass(frozen=True, slots=True)
 class OverrideEffect:
-    """The number of replicas that will run under an override, and what limits it; None: not known yet."""
+    """The number of replicas that an override leads to (None: not known yet), and what limits this number."""
 
     replicas: int | None = None
     bounded_by: str | None = None
@@ -36,7 +36,10 @@ class OverrideEffect:
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """The operations of the API. An autoscaler that is not the leader only reads from the store."""
+    """The operations of the API. A standby reads statuses from the store.
+
+    A standby raises ``Unavailable`` for operations that need the leader.
+    """
 
     loop: ControlLoop
     parts: LoopParts
@@ -49,7 +52,7 @@ class Operations:
         return [status for _, status in sorted((await self._all()).items())]
 
     async def status(self, name: str) -> DeploymentStatus:
-        """Return the status of one Deployment. Raise NotFound."""
+        """Return the status of one Deployment. Raise ``NotFound`` if there is no such Deployment."""
         found = (await self._all()).get(name)
         if found is None:
             raise NotFound(f"There is no Deployment {name}.")
@@ -96,7 +99,7 @@ class Operations:
         return held_by, effect
 
     async def _effect_of(self, name: str, replicas: int, ttl_s: float | None, force: bool) -> OverrideEffect:
-        """Return the effect of an override: decide about the last snapshot again, with the override."""
+        """Decide again about the last snapshot, but with an override. Return the effect of the override."""
         snapshot, now = self.loop.snapshot, time.time()
         deployment = next((d for d in self.parts.source.deployments if d.name == name), None)
         if not self.leader.held or snapshot is None or deployment is None:
@@ -202,7 +205,7 @@ class Operations:
         ]
 
     def deployment(self, name: str) -> Deployment:
-        """Return a Deployment of the last desired state. Raise NotFound."""
+        """Return a Deployment of the last desired state. Raise ``NotFound`` if it is not there."""
         found = next((d for d in self.parts.source.deployments if d.name == name), None)
         if found is None:
             raise NotFound(f"There is no Deployment {name}.")

@@ -38,8 +38,8 @@ class Recorder:
         self._arrivals: Counter[tuple[str, int]] = Counter()
         self._arrivals_at = self._retired_at = self._expected_at = 0.0
         self._writing: asyncio.Task[None] | None = None
-        # Only one write runs at a time: arrivals are read and written back, and each chunk continues the
-        # previous one.
+        # Only one write runs at a time, because a write adds to the arrivals on disk, and because each chunk
+        # continues the previous one.
         self._turn = asyncio.Lock()
         self._expected: dict[str, float] = {}
         self._forecast_for: set[str] = set()

@@ -1,4 +1,4 @@
-"""Run replays, each in its own process, with a Deployment's recorded arrivals and measured times."""
+"""Run replays with a Deployment's measured times. Each replay runs in its own process."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class ReplayRunner:
         return {str(minute): count for minute, count in found.items()}
 
     async def _timing(self, deployment: Deployment, values: dict[str, Any]) -> ReplicaTiming:
-        """Return the timing of a replica: the request's ``values``, and measured values where it has none."""
+        """Return the timing of a replica. Measured values replace those ``values`` that are None."""
         status = await self.operations.status(deployment.name)
         calls = [r["call_ms"] for r in status.replicas if r.get("call_ms")]
         batches = [r["batch_mean"] for r in status.replicas if r.get("batch_mean")]

@@ -43,11 +43,13 @@ log = telemetry.logger(__name__)
 PERIOD_S = 5.0
 BUSY_PERIOD_S, KEPT_PERIOD_S = 0.15, 1.0
 GRANT_EVERY_S = 3.0
-KEEP_S = 15.0  # `tidegate deploy` creates the Deployment within a second after the verification
+# Seconds that a scratch replica is kept for its version's first Deployment. This is enough, because
+# `tidegate deploy` creates the Deployment within a second after the verification.
+KEEP_S = 15.0
 
 
 class Verifier:
-    """The scratch replicas of this host. ``problem``: why versions cannot be verified now, or None."""
+    """Verifies versions with scratch replicas. ``problem``: why this does not work now; None if it works."""
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class Verifier:
         self.problem: str | None = None
 
     def take_over(self) -> None:
-        """Read the generations of the former leader. Call it when this process leads."""
+        """Read the last generation of each scratch replica. Call this when the process becomes the leader."""
         found = self._decisions.generations()
         self._generations = {name: last for (name, _), last in found.items() if scratch_of(name)}
 
@@ -133,7 +135,7 @@ class Verifier:
         return KEPT_PERIOD_S if waits and not works else BUSY_PERIOD_S
 
     async def check(self) -> None:
-        """Check pending versions and scratch replicas once. Start and end replicas, and write results."""
+        """Check all pending versions and scratch replicas. Start and end replicas, and write results."""
         if self._source.current is None:
             return
         pending = self._pending()
@@ -150,7 +152,7 @@ class Verifier:
         now = self._clock()
         self._grant(pending, now)  # grant first, because reading the store may fail
         heard = await self._read_reports(now)
-        # The outcome of a scratch replica counts once, even if its process cannot be ended now.
+        # The outcome of a scratch replica is counted only one time, even if its process cannot be ended now.
         live = [each for each in self._running if each.replica not in self._ending]
         found = plan(pending, live, self._reports, self._attempts, now, heard, self._heard)
         # If a version has a result, its attempts change only after the result is written. If the write fails,
@@ -208,9 +210,9 @@ class Verifier:
                 self._grants.launching(each.replica, version.artifact_sha256)
 
     async def _read_reports(self, now: float) -> dict[str, float]:
-        """Read the heartbeats. Return the time from which each scratch replica's missing heartbeats count.
+        """Read the heartbeats. Return the time since which each scratch replica has been silent.
 
-        The time is that of the last heartbeat, or the end of the last store outage if that is later.
+        This is the time of its last heartbeat, or the end of the last store outage if that was later.
         """
         try:
             self._reports = {report.replica: report for report in await self._store.replicas()}

@@ -30,7 +30,7 @@ class WarmClaims:
 
     @property
     def open(self) -> bool:
-        """Return True while the result of an offer is not known."""
+        """Return True while the result of at least one offer is not known."""
         return any(not claim.worker for claim in self)
 
     @property
@@ -43,7 +43,10 @@ class WarmClaims:
         self._claims = {claim.replica: claim for claim in self._decision_store.claims()}
 
     def worker_of(self, replica: str) -> str:
-        """Return a replica's name at the launcher: its worker's name if it came from a pool, else its own."""
+        """Return the name that the launcher uses for a replica.
+
+        For a replica from a pool, this is the name of the pool's worker.
+        """
         claim = self._claims.get(replica)
         return claim.worker if claim is not None and claim.worker else replica
 
@@ -64,7 +67,10 @@ class WarmClaims:
                 self.drop(claim.replica)
 
     async def settle(self) -> None:
-        """Find out which workers took offers of a former leader, or offers during a store outage."""
+        """Find out which workers took the open offers. Withdraw offers that no worker took in time.
+
+        An offer stays open if the leader changes or the store fails before its result is known.
+        """
         for claim in self:
             if claim.worker:
                 continue

@@ -1,9 +1,9 @@
 """The warm pool: workers that run Triton without a model, and become replicas without a cold start.
 
-For the rest of the autoscaler, the warm pool is a launcher. A replica from the pool has two names: its own,
-and that of the worker, which the real launcher uses. The first claim in the store decides which worker
-becomes the replica. If no worker claims the replica, the autoscaler claims it and starts a worker as usual.
-So a late, lost or duplicate offer never makes two replicas of one name.
+For the rest of the autoscaler, the warm pool is a launcher. A replica from the pool has two names: its own
+name, and the name of the worker. The real launcher knows only the worker's name. The first claim in the store
+decides which worker becomes the replica. If no worker claims the replica, the autoscaler claims it and starts
+a worker as usual. So a late, lost or duplicate offer never makes two replicas of one name.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# Inside a class with a method `list`, the name `list` means that method and not the builtin type.
+# In a class with a method `list`, `list[...]` would mean this method. These names avoid that.
 Replicas = list[Running]
 Views = list[dict[str, Any]]
 
 PERIOD_S = 1.0
-VERIFIED = " verified"  # the key of scratch replicas in the counts of offers; the key of a pool is its name
-OFFER_S = 2.0  # longest wait of a round for a worker, which normally answers within milliseconds
+VERIFIED = " verified"  # a key of `_offered`, for scratch replicas; the other keys are names of pools
+OFFER_S = 2.0  # a round waits at most this many seconds for a worker, which normally needs milliseconds
 CLAIM_POLL_S = 0.005
-REFILL_AFTER_S = 3.0  # pause before the pool's next start, so that the new replica can load its model
+REFILL_AFTER_S = 3.0  # pause before the next start of a worker, so that the new replica can load its model
 PAUSE_S = 30.0  # pause of a pool after a failed offer or start
 
 
@@ -98,7 +98,7 @@ class WarmPool:
         self.problem: str | None = None
 
     def take_over(self) -> None:
-        """Read the claims and generations of the former leader. Call it when this process leads."""
+        """Read the claims and the workers' generations. Call this when the process becomes the leader."""
         self._claims.take_over()
         self._generations = {
             name: last for (name, _), last in self._decision_store.generations().items() if pool_of(name)
@@ -146,7 +146,7 @@ class WarmPool:
         return self._waiting
 
     async def list(self) -> Replicas:
-        """Return every replica that exists. Waiting workers and scratch replicas are not replicas."""
+        """Return every replica that exists. Leave out waiting workers and scratch replicas."""
         rows = await self._launcher.list()
         if not any(self._offered.values()):
             await self._claims.settle()
@@ -186,7 +186,7 @@ class WarmPool:
             await asyncio.sleep(PERIOD_S)
 
     async def check(self, may_start: bool = True) -> None:
-        """Check the waiting workers once: end failed and surplus workers, and start missing ones."""
+        """Check the waiting workers. End failed and surplus workers, and start missing ones."""
         await self.list()
         reports = await self._reports()
         now = self._clock()
@@ -236,7 +236,10 @@ class WarmPool:
     # -- offers ----------------------------------------------------------------------------------------------
 
     async def _take_from(self, pool: str, assignment: Assignment) -> bool:
-        """Offer a replica to a pool. Return True if a worker took it. Raise ``Unavailable`` if not known."""
+        """Offer a replica to a pool. Return True if a worker took it.
+
+        Raise ``Unavailable`` if it is not known whether a worker took the replica.
+        """
         if len(self._idle.get(pool, ())) <= self._offered[pool]:
             metrics.WARM_GIVEN.labels(pool, "none waits").inc()
             return False

@@ -1,1 +1,1 @@
-"""Decisions and values, without I/O and without a clock."""
+"""The autoscaler's decisions and their data. This code does no I/O and reads no clock."""

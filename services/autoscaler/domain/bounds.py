@@ -1,4 +1,4 @@
-"""Compute the current minimum and maximum of replicas from a Deployment's limits, schedule and budget."""
+"""Compute the lowest and highest number of replicas now from a Deployment's limits, schedule and budget."""
 
 from __future__ import annotations
 

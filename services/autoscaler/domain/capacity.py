@@ -2,9 +2,9 @@
 
 Room is memory and cores. The memory of a replica is the first of these values that is known: the memory that
 its Deployment declares (``resources.memory_mb``), the highest measured memory of the Deployment's replicas,
-and the memory that was measured when its version was verified. Otherwise it is assumed; for a language model,
-from the size of its weights. The cores of a replica are the declared ones (``resources.cpus``), else one. The
-policy says how many of these cores share one core of the host.
+and the memory that was measured when its version was verified. If none is known, a value is assumed. For a
+language model, this value is estimated from the size of the weights. The cores of a replica are the declared
+ones (``resources.cpus``), else one. The policy says how many of these cores share one core of the host.
 
 If not everything fits, minimums come before demand. In both steps, the next replica goes to the Deployment
 with the smallest dominant share (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011). A lack of memory
@@ -26,9 +26,9 @@ TINY = 1e-6
 # The shares on an over-full host are computed at most this many times. None of 60,000 random fleets needed
 # more than three.
 SETTLING = 20
-# The estimated memory of a language model's replica: the weights, a quarter more for the KV cache, and the
-# engine. For SmolLM2-135M with 4-bit weights, the estimate is 630 MiB. The measured memory is 384 MiB, or 564
-# MiB with a full KV cache.
+# The estimated memory of a language model's replica is the sum of the weights, a quarter more for the KV
+# cache, and the engine. For SmolLM2-135M with 4-bit weights, the estimate is 630 MiB. The measured memory is
+# 384 MiB, or 564 MiB with a full KV cache.
 LLM_MEMORY, LLM_ENGINE_MB = 1.25, 512
 
 
@@ -43,7 +43,7 @@ class ReplicaSize:
 
 @dataclass(frozen=True, slots=True)
 class HostClaim:
-    """The replicas that a Deployment must have (``low``), should have (``desired``) and has (``held``)."""
+    """A Deployment's minimum (``low``), wanted (``desired``) and present (``held``) number of replicas."""
 
     name: str
     low: int
@@ -64,7 +64,7 @@ class Room:
         return size.memory_mb <= self.memory_mb + TINY and size.cores <= self.cores + TINY
 
     def less(self, size: ReplicaSize, count: int = 1) -> Room:
-        """Return the room that is left after ``count`` more replicas (negative: fewer)."""
+        """Return the free room after ``count`` more replicas. A negative ``count`` means fewer replicas."""
         return Room(self.memory_mb - count * size.memory_mb, self.cores - count * size.cores)
 
 
@@ -73,7 +73,7 @@ def size_of(
 ) -> ReplicaSize:
     """Return the size of a replica of ``deployment``; ``measured_mb`` 0: not measured yet.
 
-    ``version``: its version; None if not known.
+    ``version``: the version of the Deployment; None if not known.
     """
     declared = deployment.resources.memory_mb
     cores = deployment.resources.cpus or 1.0

@@ -91,8 +91,8 @@ def body(plan: DockerPlan, start: LaunchSpec, image: str, digest: str, gpus: Sha
         "Image": image,
         "Env": [f"{key}={value}" for key, value in sorted(environment.items())],
         "Labels": _labels(plan, start, digest, gpus),
-        # For a `stop` by somebody else: the engine sends this signal, and kills the worker only after the
-        # timeout in seconds, so that the worker can drain.
+        # If somebody else stops the container, the engine sends this signal. The engine kills the worker only
+        # after the timeout in seconds, so that the worker can drain.
         "StopSignal": "SIGTERM",
         "StopTimeout": int(start.drain_limit_s) + 10,
         "HostConfig": _host_config(plan, start, gpus),

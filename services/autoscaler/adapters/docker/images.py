@@ -38,8 +38,8 @@ class Images:
     async def digest(self, reference: str) -> str:
         """Return the image's name with its registry digest. Return the image's id if it has no digest.
 
-        Raise ``LaunchFailed`` if the image is missing. With ``pull`` "always", raise it also until the newest
-        image is pulled. In both cases a pull starts, unless ``pull`` is "never".
+        Raise ``LaunchFailed`` if the image is missing. With ``pull`` "always", raise it also while the newest
+        image is being pulled. In both cases a pull starts, unless ``pull`` is "never".
         """
         found = await self._found(reference)
         digests = found.get("RepoDigests") or []

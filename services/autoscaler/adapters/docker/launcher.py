@@ -112,7 +112,7 @@ class DockerLauncher:
             await self._engine.signal(name, "SIGTERM")
 
     async def kill(self, replica: str) -> None:
-        """Kill and remove the container, and keep the end of its output."""
+        """Kill and remove the container, and store the end of its output in the replica's log."""
         name = self._plan.name(replica)
         output = await self._engine.output(name, KEPT_LINES)
         if await self._engine.remove(name) and output:
@@ -234,7 +234,7 @@ class DockerLauncher:
         )
 
     def _fingerprint(self, deployment: str, labels: Mapping[str, str]) -> str:
-        """Return the fingerprint; empty for a warm pool's worker whose settings are no longer used."""
+        """Return the fingerprint; empty if a warm pool's worker was started with outdated settings."""
         stale = pool_of(deployment) is not None and labels.get(DEFAULTS) != self._plan.defaults
         return "" if stale else labels.get(FINGERPRINT, "")
 
@@ -279,7 +279,7 @@ def finished_at(state: Doc) -> float | None:
         found = datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
-    return found if found > 0 else None  # the year 1 means that it has not ended
+    return found if found > 0 else None  # the year 1 means that the container has not ended
 
 
 def _number(text: str | None, otherwise: float) -> float:

@@ -56,7 +56,7 @@ class DecisionStore:
         return {(deployment, slot): generation for deployment, slot, generation in rows}
 
     def save_generation(self, deployment: str, slot: int, generation: int) -> None:
-        """Store a generation before it is used. A number below the stored one is ignored."""
+        """Store a generation, unless a higher one is stored. Call this before the generation is used."""
         statement = (
             "INSERT INTO generations VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
             "SET generation = max(generation, excluded.generation)"
@@ -70,7 +70,7 @@ class DecisionStore:
         return {name: LocalOverride(replicas, expires, name in forced) for name, replicas, expires in rows}
 
     def save_override(self, deployment: str, override: LocalOverride) -> None:
-        """Store an override until the registry has it."""
+        """Store an override that the registry does not have yet."""
         row = (deployment, override.replicas, override.expires_at)
         self._db.write(
             ("INSERT OR REPLACE INTO overrides VALUES (?, ?, ?)", [row]),

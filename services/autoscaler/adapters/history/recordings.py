@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS chunks (
 
 
 class Recordings:
-    """The recordings of arrivals and rounds. Several threads may call them; only the leader writes."""
+    """The recordings of arrivals and rounds. Several threads may use them; only the leader writes."""
 
     def __init__(self, path: Path, most_bytes: int) -> None:
         self.path = path
@@ -54,7 +54,7 @@ class Recordings:
         self._db.close()
 
     def add_arrivals(self, counts: Mapping[tuple[str, int], int]) -> None:
-        """Add arrivals, counted by (Deployment, second since the epoch)."""
+        """Add numbers of arrivals. The keys are (Deployment, second since the epoch)."""
         fine, coarse = _grouped(counts, MINUTE_S, 1), _grouped(counts, HOUR_S, MINUTE_S)
         self._db.write(
             ("INSERT OR REPLACE INTO seconds VALUES (?, ?, ?)", self._added_to("seconds", "minute", fine)),

@@ -73,7 +73,7 @@ class ProcessPlan:
 
 
 def _reject_container_options(start: LaunchSpec) -> None:
-    """Raise ``OptionsRefused`` for options that only containers support."""
+    """Raise ``OptionsRefused`` if an option is set that only containers support."""
     for value, option in ((start.image, "image"), (start.resources.shm_mb, "resources.shm_mb")):
         if value is not None:
             raise OptionsRefused(
@@ -127,7 +127,7 @@ class ProcessLauncher:
         """Return every replica that has a folder."""
         rows = await asyncio.to_thread(self._list)
         for row in rows:
-            if row.alive and row.pid:  # an earlier autoscaler may have started it
+            if row.alive and row.pid:  # not watched yet if an earlier autoscaler has started it
                 self._ends.watch(row.replica, row.pid)
         return [row if row.alive else replace(row, ended_at=self._ends.ended_at(row.replica)) for row in rows]
 
@@ -281,9 +281,9 @@ class ProcessLauncher:
         """Return whether the worker lives, or may still be starting.
 
         A child of this process lives until the kernel reports its end. Other workers live while they hold
-        their lock. A worker that has not written its lock file yet lives while its noted process or any
-        process that is marked with the replica's name lives. Without such a process, it may be starting
-        until ``LAUNCH_GRACE_S``.
+        their lock. Before the lock file is written, a worker lives while its process, or any process that
+        is marked with the replica's name, lives. Without such a process, a launch may still be running
+        until the folder is ``LAUNCH_GRACE_S`` seconds old.
         """
         child = self._children.get(folder.replica)
         if child is not None:

@@ -62,7 +62,7 @@ def mark_of(pid: int) -> tuple[str, str] | None:
 
 
 def processes_of(owner: ReplicaIdentity) -> list[Process]:
-    """Return every live process of a replica: marked processes of this stack, and the worker's group."""
+    """Return every live process of a replica: marked ones of this stack, and the worker's process group."""
     everyone = [process for pid in _pids() if (process := read(pid)) is not None]
     marked = [p for p in everyone if _is_of(p, owner)]
     if not any(owner.leader in {p.pid, p.group, p.session} for p in marked) or not owner.leader:
@@ -103,9 +103,10 @@ def send(process: Process, number: signal.Signals) -> bool:
 
 
 def memory_by_session() -> dict[int, int]:
-    """Return the bytes of memory that the processes of each session use.
+    """Return how many bytes of memory the processes of each session use together.
 
-    Of the shared memory (libraries, files in memory), only the largest amount of a single process is added.
+    Shared memory (libraries, files in memory) is counted for only one process of a session: the process that
+    has the most.
     """
     own: dict[int, int] = {}
     shared: dict[int, int] = {}

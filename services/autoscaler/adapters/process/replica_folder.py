@@ -3,17 +3,17 @@
 The lines below name each file, its content, and the process that writes it.
 
 assignment.json   the worker's assignment                       by the launcher, before the start
-token             allows access to the replica's artifact       by the launcher, before the start
-fingerprint       of the configuration at the launch            by the launcher
+token             secret for access to the replica's artifact   by the launcher, before the start
+fingerprint       fingerprint of the configuration at launch    by the launcher
 launch            launch time and drain limit                   by the launcher
-gpus              its GPU shares, if it has any                 by the launcher, before the start
-memory-limit      memory limit of its model in MiB, if any      by the launcher, before the start
-memory-group      the cgroup of its model's processes           by the worker
+gpus              the replica's GPU shares, if any              by the launcher, before the start
+memory-limit      memory limit of the model in MiB, if any      by the launcher, before the start
+memory-group      the cgroup of the model's processes           by the worker
 process           pid and start tick of the worker              by the launcher, after the start
-lock              locked while the worker lives; has its pid    by the worker
-shared-memory     prefix of its Triton's regions in /dev/shm    by the worker
-model-user        user id of its model's process, if separate   by the worker
-draining          time when its drain began                     by the launcher
+lock              worker's pid; locked while the worker lives   by the worker
+shared-memory     prefix of Triton's regions in /dev/shm        by the worker
+model-user        user id of the model's process, if separate   by the worker
+draining          time when the drain began                     by the launcher
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class ReplicaFolder:
                     left.unlink(missing_ok=True)
         group = Path(self._read("memory-group").strip())
         if group.name.startswith("tidegate-"):
-            with contextlib.suppress(OSError):  # the worker may have removed the cgroup
+            with contextlib.suppress(OSError):  # the worker may have removed the cgroup already
                 group.rmdir()
         shutil.rmtree(self.path, ignore_errors=True)
 

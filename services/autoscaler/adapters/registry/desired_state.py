@@ -37,7 +37,7 @@ class DesiredStateSource:
         return self.current.deployments if self.current is not None else []
 
     def load_cache(self) -> None:
-        """Read the file of an earlier run, if it exists."""
+        """Read the copy that an earlier run stored, if there is one."""
         try:
             self.current = DesiredState.model_validate_json(self._cache.read_bytes())
         except FileNotFoundError:

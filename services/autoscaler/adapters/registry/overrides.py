@@ -35,7 +35,8 @@ class Overrides:
     ) -> str:
         """Set an override, and return where it is stored: ``REGISTRY`` or ``HERE``.
 
-        ``known``: the last desired state has the Deployment.
+        ``known``: True if the last desired state has the Deployment. If not, and if the registry does not
+        answer, raise ``NotFound``.
         """
         try:
             await self._registry.put_override(deployment, replicas, ttl_s, force=force)

@@ -15,7 +15,8 @@ log = telemetry.logger(__name__)
 
 # The registry forgets the report when it restarts, so the report is repeated.
 REPEAT_S = 2.0
-# A replica that is being launched may be missing from the launcher's list for this long.
+# A replica that is being launched may read its artifact for this many seconds, even if the launcher does not
+# list the replica yet.
 LAUNCH_S = 10.0
 
 
