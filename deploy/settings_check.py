@@ -16,7 +16,7 @@ OUTSIDE = {"TIDEGATE_STATE_DIR", "TIDEGATE_CONFIG_DIR", "TIDEGATE_CONTEXT"}
 
 
 def names() -> dict[str, tuple[str, ...]]:
-    """Return the variable of every setting, with the services that read it (empty means all services)."""
+    """Return the environment variable of every setting, with the services that read it (empty: all)."""
     found: dict[str, tuple[str, ...]] = {}
     for _, settings in SECTIONS:
         for field in settings.model_fields:

@@ -17,7 +17,7 @@ DASHBOARDS = (OVERVIEW, ALERTS, ENDPOINT, AUTOSCALER, LANGUAGE_MODELS, DRIFT, CO
 
 
 def texts() -> dict[Path, str]:
-    """Return the text of each dashboard's file, by path."""
+    """Return the text of each dashboard's file. The keys are the files' paths."""
     return {
         FOLDER / f"{dashboard.name}.json": json.dumps(as_json(dashboard), indent=2) + "\n"
         for dashboard in DASHBOARDS

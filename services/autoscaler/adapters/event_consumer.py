@@ -12,7 +12,7 @@ from tidegate.kernel.http.answers import new_request_id
 
 
 class EventConsumer:
-    """A consumer of events for the autoscaler. A lost event does no harm: the autoscaler also polls."""
+    """A consumer of events for the autoscaler. Lost events do no harm, because the autoscaler also polls."""
 
     def __init__(
         self, amqp_url: str, *, on_registry: Callable[[], None], on_demand: Callable[[str], None]

@@ -100,7 +100,7 @@ def show_budgets(limited: Iterable[str], used_up: Container[str]) -> None:
 
 
 def count(decisions: Iterable[Decision], actions: Iterable[tuple[str, Action]]) -> None:
-    """Count decisions, and the replicas that are killed. Each action comes with its Deployment."""
+    """Count decisions, and the replicas that are killed. ``actions``: pairs of a Deployment and an action."""
     for decision in decisions:
         DECISIONS.labels(decision.deployment, decision.rule).inc()
     for deployment, action in actions:

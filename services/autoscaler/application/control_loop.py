@@ -109,7 +109,7 @@ class ControlLoop:
         self._wake.set()
 
     def hint(self, deployment: str) -> None:
-        """Record a demand event. For a while, it counts as one request for ``deployment``."""
+        """Record a demand event. For a while, the event is treated as one request for ``deployment``."""
         self._hints[deployment] = self._clock()
         self.wake()
 

@@ -48,7 +48,7 @@ class Operations:
     policy: Policy
 
     async def statuses(self) -> list[DeploymentStatus]:
-        """Return the status of every Deployment, by name."""
+        """Return the status of every Deployment, sorted by name."""
         return [status for _, status in sorted((await self._all()).items())]
 
     async def status(self, name: str) -> DeploymentStatus:

@@ -35,7 +35,7 @@ class WarmClaims:
 
     @property
     def workers(self) -> dict[str, WarmClaim]:
-        """Return the claims by worker."""
+        """Return a claim for each worker that took an offer. The keys are the workers' names."""
         return {claim.worker: claim for claim in self if claim.worker}
 
     def take_over(self) -> None:

@@ -64,7 +64,7 @@ PAUSE_S = 30.0  # pause of a pool after a failed offer or start
 
 
 class WarmPool:
-    """A :class:`Launcher` that first tries workers of warm pools. Otherwise it calls the real launcher."""
+    """A :class:`Launcher` that first tries workers of warm pools, and then the real launcher."""
 
     def __init__(
         self,

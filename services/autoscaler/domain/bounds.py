@@ -27,7 +27,7 @@ class ReplicaBounds:
 def bounds(deployment: Deployment, now: float, start_s: float, over_budget: str = "") -> ReplicaBounds:
     """Return the bounds at ``now``. ``over_budget``: the budget that is used up; empty means none.
 
-    If several windows of the schedule are open, the largest bounds count. The minimum of a window applies
+    If several windows of the schedule are open, the largest bounds apply. The minimum of a window applies
     ``start_s`` seconds earlier, so that its replicas are ready when it opens. A budget limits both bounds.
     """
     low, high = deployment.min_replicas, deployment.max_replicas

@@ -94,7 +94,7 @@ def size_of(
 def room_of(host: Host, policy: Policy, there: Iterable[tuple[ReplicaSize, int]]) -> Room:
     """Return the room for more replicas. ``there``: the size and the used MiB of each replica that exists.
 
-    A replica counts with its full size, even while it uses less memory.
+    Each replica takes its full size from the room, even while it uses less memory.
     """
     there = list(there)
     cores = host.cores * policy.replicas_per_core - sum(size.cores for size, _ in there)
@@ -106,7 +106,7 @@ def room_of(host: Host, policy: Policy, there: Iterable[tuple[ReplicaSize, int]]
 
 
 def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
-    """Return how many replicas each Deployment may have. ``room``: the free room beside existing replicas."""
+    """Return how many replicas each Deployment may have. ``room``: the room that is free now."""
     total = room
     for claim in claims:
         total = total.less(claim.size, -claim.held)

@@ -69,7 +69,7 @@ class DockerPlan:
 
     @property
     def defaults(self) -> str:
-        """Return a digest of all settings that a worker gets besides its assignment."""
+        """Return a digest of all settings that a worker gets in addition to the assignment."""
         base = (self.image, sorted(self.environment.items()), sorted(self.volumes.items()), self.network)
         limits = (self.memory_mb, self.cpus, self.shm_mb, self.gpu_request, self.command, self.model_users)
         keys = (self.token, sorted(self.secrets.items()))

@@ -53,8 +53,8 @@ log = telemetry.logger(__name__)
 Rows = list[Doc]
 Replicas = list[Running]
 
-# Up to this age in seconds, a container that is not started counts as alive, because another process may be
-# launching it.
+# Up to this age in seconds, a container that is not started is treated as alive, because another process may
+# be launching it.
 LAUNCH_GRACE_S = 5.0
 LAST_LINES = 20
 KEPT_LINES = 2000
@@ -105,8 +105,8 @@ class DockerLauncher:
         """Send SIGTERM to the worker, which finishes its work and exits."""
         name = self._plan.name(replica)
         with contextlib.suppress(EngineError):
-            # The drain is stored before the signal. Otherwise a worker that exits immediately would count as
-            # failed.
+            # The drain is stored before the signal. Otherwise a worker that exits immediately would seem to
+            # have failed.
             await self._engine.inspect(name)
             self._marks.put(replica, self._clock())
             await self._engine.signal(name, "SIGTERM")

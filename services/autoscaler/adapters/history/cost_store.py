@@ -65,7 +65,7 @@ class CostStore:
         )
 
     def amounts(self, since: float, until: float, *, hourly: bool = False) -> list[tuple[Place, Amount]]:
-        """Return the amounts of the hours from ``since`` to ``until``. Unless ``hourly``, add them up."""
+        """Return the amounts of hours from ``since`` to ``until``. Unless ``hourly``, add up the hours."""
         hour = "hour" if hourly else "0"
         keys = _KEYS.replace("hour", hour, 1)
         rows = self._db.read(

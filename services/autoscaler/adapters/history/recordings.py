@@ -21,8 +21,8 @@ from tidegate.kernel.sqlite_file import Database, Row
 MINUTE_S, HOUR_S = 60, 3600
 SECONDS_KEPT_S = 24 * HOUR_S
 MINUTES_KEPT_S = 28 * 24 * HOUR_S
-# The total size is checked only once in this many chunks, because a check is slow. Until then, the chunks may
-# exceed the limit.
+# The total size is checked only after this many chunks, because a check is slow. Between two checks, the
+# chunks can exceed the limit.
 COUNT_EVERY = 32
 
 SCHEMA = """
@@ -99,7 +99,7 @@ class Recordings:
         return None if rows[0][0] is None else int(rows[0][0]) * HOUR_S
 
     def add_chunk(self, first: float, last: float, chunk: Document) -> None:
-        """Store a chunk of rounds. From time to time, delete the oldest chunks above the size limit."""
+        """Store a chunk of rounds. From time to time, delete the oldest chunks beyond the size limit."""
         body, whole = zlib.compress(orjson.dumps(chunk), 1), chunk["state"] is not None
         statement = "INSERT INTO chunks (first, last, whole, body) VALUES (?, ?, ?, ?)"
         self._db.write((statement, [(first, last, whole, body)]))

@@ -43,7 +43,8 @@ from tidegate.kernel.protocol.warm_pool import WarmAssignment
 Replicas = list[Running]
 Folders = list[ReplicaFolder]
 
-# Up to this age in seconds, a folder without a process counts as alive, because its launch may still run.
+# Up to this age in seconds, a replica without a process is treated as alive, because its launch may still be
+# running.
 LAUNCH_GRACE_S = 5.0
 KILL_TIMEOUT_S = 5.0
 TAIL_BYTES = 4000

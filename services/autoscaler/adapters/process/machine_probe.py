@@ -1,6 +1,6 @@
 """Read this machine's cores, its memory, and how much of the memory is available now.
 
-In a container, or under a limit of systemd, the lowest limit of this process's cgroups counts.
+In a container, or under a limit of systemd, the lowest limit of this process's cgroups applies.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MachineProbe:
     def _memory_limits(self) -> Iterator[tuple[int, int]]:
         """Yield the limit and the used bytes of this process's cgroup and of each of its parents.
 
-        Cached files do not count as used.
+        The used bytes do not include cached files.
         """
         for folder in self._above("", ""):
             limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")

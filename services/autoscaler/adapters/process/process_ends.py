@@ -24,14 +24,14 @@ class ProcessEnds:
             return
         try:
             descriptor = os.pidfd_open(pid)
-        except OSError:  # the process has ended, or no descriptor is free: the time of its end stays unknown
+        except OSError:  # the process has ended, or no descriptor is free, so its end stays unknown
             return
         self._watched[replica] = descriptor
         asyncio.get_running_loop().add_reader(descriptor, self._note, replica)
 
     def ended_at(self, replica: str) -> float | None:
-        """Return when a replica's process ended; None if it was not watched. The process must have ended."""
-        if replica in self._watched:  # the event loop was too busy to call `_note` for the end
+        """Return when a replica's process ended; None if it was not watched. Call this after the end."""
+        if replica in self._watched:  # the event loop was too busy to call `_note`
             self._note(replica)
         return self._ended.get(replica)
 

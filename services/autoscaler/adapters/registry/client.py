@@ -70,7 +70,7 @@ class RegistryClient:
         return DeploymentSpec.model_validate(found["deployment"]), ScratchTask.model_validate(found["task"])
 
     async def put_verification(self, model: str, number: int, result: VerificationResult) -> None:
-        """Write the result of a version's verification."""
+        """Write the result of a version's verification to the registry."""
         body = result.model_dump(mode="json")
         await self._call("PUT", f"{_version(model, number)}/verification/result", body)
 
