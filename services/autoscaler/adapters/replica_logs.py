@@ -43,10 +43,12 @@ class ReplicaLogs:
             )
 
     def prune(self, lives: Callable[[str], bool] = lambda _: False) -> None:
-        """Delete logs that are too old, and the oldest logs above the limit of the total size.
+        """Delete old logs of ended replicas. If all logs are too large together, delete the oldest ones.
+
+        ``lives`` returns True for a replica that has not ended.
 
         A live replica from a warm pool has a log with two names: the file of the pool's worker, and a link to
-        this file with the replica's name. Both are kept.
+        this file with the replica's name. Both are kept until the replica ends.
         """
         found = defaultdict[str, list[Path]](list)
         for path in self._folder.glob(f"{_WORKER}*.log*"):

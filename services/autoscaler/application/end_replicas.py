@@ -12,9 +12,9 @@ POLL_S = 0.1
 
 
 async def end_replicas(launcher: Launcher, grace_s: float, strays: Collection[str] = ()) -> list[str]:
-    """Drain all replicas, wait up to ``grace_s`` seconds, kill those that still run, and return all names.
+    """Drain all replicas, wait at most ``grace_s`` seconds, kill them, and return their names.
 
-    ``strays`` are replicas that the launcher no longer lists, but that may have left processes.
+    ``strays`` are replicas that the launcher no longer lists, but whose processes may still run.
     """
     names = sorted({r.replica for r in await launcher.list()} | set(strays))
     await asyncio.gather(*(launcher.drain(name) for name in names))

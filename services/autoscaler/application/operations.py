@@ -194,7 +194,7 @@ class Operations:
         return self.pool.view()
 
     def replicas(self) -> list[dict[str, Any]]:
-        """Return every replica of the last round."""
+        """Return every replica that the last round listed."""
         snapshot = self.loop.snapshot
         if snapshot is None:
             return []

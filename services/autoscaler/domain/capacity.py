@@ -124,8 +124,8 @@ def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
 
 
 def _shared(claims: Sequence[HostClaim], total: Room) -> dict[str, int]:
-    # Held replicas always fit. On a full host, a Deployment can get a replica only if another Deployment
-    # loses a replica.
+    # The replicas that exist always fit. On a full host, a Deployment can get a replica only if another
+    # Deployment loses a replica.
     used = Room(0.0, 0.0)
     for claim in claims:
         used = used.less(claim.size, -claim.held)

@@ -72,7 +72,7 @@ class ReplicaFolder:
         return self._read("fingerprint")
 
     def gpus(self) -> dict[str, int]:
-        """Return the replica's GPU shares, as MiB by UUID; empty if it has none."""
+        """Return the replica's GPU shares in MiB, by the GPU's UUID; empty if the replica has none."""
         return from_label(self._read("gpus"))
 
     def note_process(self, pid: int) -> None:
