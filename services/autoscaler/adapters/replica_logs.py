@@ -43,7 +43,7 @@ class ReplicaLogs:
             )
 
     def prune(self, lives: Callable[[str], bool] = lambda _: False) -> None:
-        """Delete old logs of ended replicas. If all logs are too large together, delete the oldest ones.
+        """Delete the oldest logs of ended replicas that exceed the limits of age, size or number.
 
         ``lives`` returns True for a replica that has not ended.
 

@@ -72,7 +72,6 @@ class Images:
         running, now = self._pulls.get(reference), time.monotonic()
         if running is None or (running.pull.done() and now - running.began > OLD_S):
             running = self._begin(reference)
-        # A launch waits at most until MOMENT_S after the pull began.
         await asyncio.wait({running.pull}, timeout=max(0.0, running.began + MOMENT_S - now))
         if not running.pull.done():
             raise LaunchFailed(f"The image {reference} is being pulled.")
