@@ -42,7 +42,7 @@ def read_all(folder: Path, server: str) -> dict[str, str]:
 def logged_in(url: str, folder: Path, server: str, service: str) -> str:
     """Return ``url`` with the user and password of a service.
 
-    The URL is returned unchanged if it names a user already, or if the service has no password here.
+    The URL is returned unchanged if it names a user already, or if ``folder`` has no password of the service.
     """
     parts = urlsplit(url)
     password = read(folder, server, service) if service else ""

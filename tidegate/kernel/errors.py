@@ -14,8 +14,7 @@ class TidegateError(Exception):
     request_id: str | None = None  # set by the client library
     deployment = ""  # for the log: the request's Deployment, if it is known
 
-    # The caller's own timeout in seconds, if the request ended because of it; 0: the endpoint's timeout
-    # applied.
+    # The timeout in seconds that the caller set, if it ended the request; else 0.
     cut_after_s = 0.0
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Choose the order in which callers share a resource: fair by weight, in virtual time."""
+"""Share a resource fairly among callers, in proportion to their weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-# The number of requests that an idle caller may send in a burst. With a larger number, bursts would delay
-# other callers. With a smaller number, an early second request would wait.
+# How many requests a caller that was idle may send in a burst before the requests of other callers go first.
+# With a larger number, bursts would delay other callers. With a smaller number, a request soon after another
+# one would wait.
 BURST = 8.0
 # Tags of idle members are dropped if the number of tags exceeds this plus twice the number of members with
 # work.
@@ -17,13 +18,15 @@ IDLE_KEPT = 64
 
 
 class FairOrder(Generic[K]):
-    """Start-time fair queueing over members. A member is idle or has work that waits.
+    """The order in which members that have waiting work are served (start-time fair queueing).
 
-    Source: Goyal, Vin and Cheng, "Start-time Fair Queueing", SIGCOMM 1996. Each member has a tag: the cost of
-    its served work divided by its weight. The member with the smallest tag is next. The clock is the tag of
-    the last choice. A member that was idle starts at the clock minus ``credit``, so an idle member saves up
-    no more than ``credit``. If two members always have work, their served costs per weight differ by at most
-    one piece of work of each. Every call takes O(log n).
+    Source: Goyal, Vin and Cheng, "Start-time Fair Queueing", SIGCOMM 1996. Each member has a tag. Served work
+    raises the tag by the work's cost divided by the member's weight. The member with the smallest tag is
+    next. The clock is the tag of the member that was chosen last. The tag of a member that gets work is
+    raised to the clock minus ``credit`` if it is lower. So an idle member saves up at most ``credit``. While
+    two members always have work, their tags rise equally. The difference is at most the sum of what one piece
+    of work of each adds to its tag.
+    :meth:`enter` and :meth:`first` take O(log n) time on average.
     """
 
     def __init__(self, credit: float = 0.0) -> None:
@@ -70,14 +73,14 @@ class FairOrder(Generic[K]):
         self._tags[member] = self._tags.get(member, self._clock) + cost
 
     def leave(self, member: K) -> None:
-        """Remove a member that has no work now. Its tag is kept while it can have an effect."""
+        """Remove a member that has no work now. Its tag is kept as long as the tag can delay the member."""
         if self._entries.pop(member, None) is None:
             return
         if not self._entries:
             self._heap.clear()
         if len(self._tags) > 2 * len(self._entries) + IDLE_KEPT:
-            # Drop the tags that have no effect. A member without a tag starts at the clock minus the credit,
-            # and these tags are lower.
+            # A member without a tag starts at the clock minus the credit. A member whose tag is not higher
+            # starts there as well. So drop the tags that are not higher.
             self._tags = {
                 known: tag
                 for known, tag in self._tags.items()

@@ -14,8 +14,8 @@ from tidegate.kernel.protocol.log_lines import LogEntry
 BLOCK = 64 * 1024
 # The most bytes that are read from the end of one log.
 MOST_BYTES = 16 * 2**20
-# A line may be written a moment after its time. So a reader that follows a log stays this many seconds
-# behind.
+# A line is sometimes written a moment after the time that it states. So a reader that follows a log stays
+# this many seconds behind.
 SETTLE_S = 0.3
 MOST_OF_REQUEST = 1000
 MOST_LINKED = 20
@@ -110,7 +110,7 @@ def _entries(path: Path, log: str, since: float, lines: int) -> list[LogEntry]:
     """Return at least the last ``lines`` lines of a file that were written after ``since``."""
     with path.open("rb") as file:
         at, data = file.seek(0, 2), b""
-        # The last line may be incomplete. The next read returns it.
+        # An incomplete last line is left out below. The next read returns it.
         while at > 0 and len(data) < MOST_BYTES:
             step = min(BLOCK, at)
             at -= step

@@ -27,7 +27,7 @@ class Unroutable(Unavailable):
 
 
 class Refused(Unavailable):
-    """The broker did not take a message: the queue is full, or the broker failed or does not read."""
+    """The broker did not take a message, because a queue is full or the broker failed or does not read."""
 
     reason = "refused"
 
@@ -64,12 +64,12 @@ class Channel(Protocol):
     async def declare(self, what: Queue | Exchange, *, bind: bool = True) -> None:
         """Declare a queue or an exchange. Does nothing if it exists with the same arguments.
 
-        A queue with an ``exchange`` is also bound to that exchange. ``bind`` False: do not bind it, because
-        the queue's owner binds it.
+        If the queue has an ``exchange``, it is also bound to that exchange. ``bind``: False if another
+        service binds the queue.
         """
 
     async def bind(self, queue: Queue, exchange: Exchange, routing_key: str = "") -> None:
-        """Let ``exchange`` copy the messages that match ``routing_key`` to ``queue``."""
+        """Bind ``queue`` to ``exchange``, so that the queue gets the messages that match ``routing_key``."""
 
     async def depth(self, queue: Queue) -> int:
         """Return how many messages of ``queue`` wait for a consumer. Declares the queue."""
@@ -89,14 +89,14 @@ class Channel(Protocol):
         no_ack: bool = False,
         exclusive: bool = False,
     ) -> str:
-        """Start a consumer that holds up to ``prefetch`` unacked messages, and return its tag.
+        """Start a consumer that holds up to ``prefetch`` unacked messages. Return the consumer's tag.
 
-        ``on_delivery`` is called in the order of arrival. If it returns an awaitable, the awaitable runs as a
-        task.
+        ``on_delivery`` is called for each message, in the order of arrival. If it returns an awaitable, the
+        awaitable runs as a task.
         """
 
     async def get(self, queue: Queue) -> Delivery | None:
-        """Return the next message of ``queue``, or None if no message waits. The prefetch does not apply."""
+        """Return the next message of ``queue``, or None if no message waits. No prefetch limits this."""
 
     async def cancel(self, consumer_tag: str) -> None:
         """Stop a consumer. Its unacked messages stay with it until they are acked or the channel ends."""
@@ -121,10 +121,10 @@ class Channel(Protocol):
     ) -> None:
         """Publish, and return when the broker has confirmed. Without confirms, return immediately.
 
-        ``body`` may be a sequence of pieces. Raises :class:`Unroutable` for a mandatory message that no
-        queue takes, :class:`Refused` if the broker does not take the message or does not read earlier ones,
-        and ``Unavailable`` if the connection breaks. ``expiration_ms`` is limited to 1 ms .. 49 days,
-        because RabbitMQ closes the channel on any other value.
+        ``body``: the message, whole or in pieces. Raises :class:`Unroutable` for a mandatory message that no
+        queue takes, and ``Unavailable`` if the connection breaks. Raises :class:`Refused` if the broker does
+        not take the message, or does not read earlier ones. An ``expiration_ms`` outside 1 ms .. 49 days is
+        replaced by the nearer limit, because RabbitMQ would close the channel.
         """
 
     def send(
@@ -145,11 +145,11 @@ class Channel(Protocol):
         """
 
     def cork(self) -> AbstractContextManager[None]:
-        """Return a context manager that sends all messages and acks of its body in one write at its end."""
+        """Return a context manager. Its end sends all messages and acks from inside it in one write."""
 
 
 class DriverChannel(Channel, Protocol):
-    """A channel with its connection. ``Connection`` opens and closes both."""
+    """A channel together with its TCP connection. ``Connection`` opens and closes both."""
 
     @property
     def ended(self) -> asyncio.Future[str]:
@@ -163,7 +163,7 @@ class DriverChannel(Channel, Protocol):
 
 
 def blocked_error() -> Refused:
-    """Return the error for a message that the broker does not take while it is blocked."""
+    """Return the error for a message that is published while the channel is blocked."""
     return Refused("RabbitMQ takes no messages: it is short of memory or disk.", retry_after_s=5.0)
 
 

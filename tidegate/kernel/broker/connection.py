@@ -53,7 +53,8 @@ def use_driver(driver: Driver) -> None:
 class Connection:
     """A connection that reconnects. ``channel`` is None while it is not connected.
 
-    ``fast``: the connection carries requests, replies or jobs, so it uses the fast driver.
+    ``fast``: True if the connection carries requests, replies or jobs. Then it uses the fast driver, unless
+    :func:`use_driver` has chosen aio-pika.
     """
 
     def __init__(

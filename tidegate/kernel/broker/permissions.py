@@ -1,9 +1,9 @@
 """The permissions of each service at the broker and at the stores. Pure values; the stack writes them.
 
-RabbitMQ requires ``configure`` to declare, ``write`` to publish to an exchange or to bind a queue, and
-``read`` to consume or to bind from an exchange. A service that may publish to the default exchange reaches
-every queue. So workers, registry and autoscaler may not publish to it. They have their own exchanges (see
-``topology``).
+In RabbitMQ, a service needs ``configure`` to declare a queue or an exchange. It needs ``write`` to publish to
+an exchange or to bind a queue, and ``read`` to consume from a queue or to bind a queue to an exchange. A
+service that may publish to the default exchange reaches every queue. So workers, registry and autoscaler may
+not publish to it. They have their own exchanges (see ``topology``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DEFAULT_EXCHANGE = "amq.default"
 
 @dataclass(frozen=True, slots=True)
 class BrokerPermissions:
-    """Three regular expressions over the names of queues and exchanges, in RabbitMQ's form."""
+    """The permissions of a service at RabbitMQ: regular expressions for names of queues and exchanges."""
 
     configure: str
     write: str
@@ -26,7 +26,7 @@ class BrokerPermissions:
 
 
 def _names(*names: str, below: tuple[str, ...] = ()) -> str:
-    """Return an expression for these names, and for every name that begins with one of ``below``."""
+    """Return a regular expression for ``names``, and for all names that begin with one of ``below``."""
     choices = [re.escape(name) for name in names] + [f"{re.escape(prefix)}.*" for prefix in below]
     return f"^({'|'.join(choices)})$"
 
@@ -64,8 +64,8 @@ BROKER: dict[str, BrokerPermissions] = {
         write=_names(WARM.name, below=(_OF_AUTOSCALER, _WARM)),
         read=_names(EVENTS.name, WARM.name, below=(_OF_AUTOSCALER,)),
     ),
-    # A worker may not bind from WORKERS, because it could copy the replies of other workers. It may not
-    # configure an exchange, because it could delete the exchange that carries all replies.
+    # If a worker could bind from WORKERS, it could copy the replies of other workers. If it could configure
+    # an exchange, it could delete the exchange that carries all replies.
     "worker": BrokerPermissions(
         configure=_names(below=(_REQUESTS, _JOBS, _WARM, "cancels.v1.")),
         write=_names(WORKERS.name, below=("cancels.v1.",)),

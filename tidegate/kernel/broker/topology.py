@@ -1,7 +1,7 @@
-"""Every exchange, queue and routing key as a value: its messages, its publishers and its consumers.
+"""Every exchange, queue and routing key, as a value. ``a -> b`` means that a publishes and b consumes.
 
-The services that publish or consume declare the queues. Names carry a version, because RabbitMQ refuses to
-declare an existing queue with other arguments: changed arguments need a new name.
+The services that publish or consume declare the queues. RabbitMQ refuses to declare an existing queue with
+other arguments. So a queue with changed arguments needs a new name, and the names contain a version.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.llm import Band
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An exchange with its arguments."""
+    """The name and the kind of an exchange."""
 
     name: str
     kind: Literal["topic", "fanout", "direct"]
@@ -24,9 +24,9 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue with its arguments. Shared queues are durable: RabbitMQ 4.3 refuses transient ones.
+    """A queue with its arguments. Shared queues are durable, because RabbitMQ 4.3 refuses transient ones.
 
-    ``exchange`` is a second exchange that routes to the queue by its name, like the default exchange.
+    ``exchange``: an exchange that, like the default exchange, routes to the queue by the queue's name.
     """
 
     name: str
@@ -47,8 +47,8 @@ DEMAND_PREFIX = "demand."
 CANCELS = Exchange("tidegate.cancels.v1", "fanout")
 
 # Everything that workers publish: replies, retries, exceptions. A worker may not publish to the default
-# exchange, because this exchange routes to every queue (see ``permissions``). The owner of a queue binds the
-# queue here.
+# exchange, because the default exchange routes to every queue (see ``permissions``). The owner of a queue
+# binds the queue to WORKERS.
 WORKERS = Exchange("tidegate.workers.v1", "direct")
 
 # Assignments for workers in a warm pool: autoscaler -> warm.v1.<pool>.
@@ -168,5 +168,5 @@ def cancels_queue(replica: str, incarnation: str) -> Queue:
 
 
 def demand_key(deployment: str) -> str:
-    """Return the routing key of a gateway's request for a replica of a Deployment."""
+    """Return the routing key of a gateway's notice that a Deployment needs a replica."""
     return f"{DEMAND_PREFIX}{deployment}"

@@ -17,15 +17,16 @@ _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 def trusted(
     *urls: str, trust_env: bool = False, own: str | None = None, more: str | None = None
 ) -> ssl.SSLContext | bool:
-    """Return the argument ``verify`` of an httpx client. It calls only these URLs, even after redirects.
+    """Return the argument ``verify`` for an httpx client that calls only ``urls``, even after redirects.
 
-    By default each client of httpx reads the certificates of all authorities, which blocks the process for 20
-    ms. Here, all clients for https share certificates that are read once. Clients for http verify nothing.
+    By default each httpx client reads the certificates of all authorities, which blocks the process for 20
+    ms. Here the certificates are read once, and all clients for https share them. Clients for http verify
+    nothing.
 
-    The certificates of ``TIDEGATE_TLS_CA`` are trusted in addition to the public ones. If all URLs are on
-    loopback and ``TIDEGATE_TLS_CERT`` names the gateway's own certificate, only this certificate is trusted,
-    for any host name. ``own`` and ``more`` are used if the environment does not set ``TIDEGATE_TLS_CERT`` or
-    ``TIDEGATE_TLS_CA``.
+    The certificates of ``TIDEGATE_TLS_CA`` are trusted in addition to the public ones. ``TIDEGATE_TLS_CERT``
+    names the gateway's own certificate. If this file exists and all https URLs are on loopback, only this
+    certificate is trusted, for any host name. ``own`` replaces an unset ``TIDEGATE_TLS_CERT``, and ``more``
+    an unset ``TIDEGATE_TLS_CA``.
     """
     encrypted = [url for url in urls if not url.startswith("http://")]
     if not encrypted:
@@ -53,7 +54,7 @@ def _authorities(trust_env: bool, named: tuple[str | None, ...], more: str | Non
 
 @functools.lru_cache(maxsize=4)
 def _pinned(path: str, changed: int) -> ssl.SSLContext:
-    """Trust only this certificate. A new ``changed`` time makes the cache read the file again."""
+    """Return a context that trusts only the certificate at ``path``, cached until the file changes."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

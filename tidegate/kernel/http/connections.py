@@ -1,4 +1,4 @@
-"""Manage all HTTP connections of a process: one sweep for their timeouts, and room for new ones."""
+"""Check the timeouts of all HTTP connections of a process in sweeps, and make room for new connections."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SWEEP_S = 1.0
 # How many connections are checked in one turn of the event loop. It is low, so that a sweep delays no request
 # noticeably.
 SLICE = 32
-# LOOK: too many connections are ranked in parts of this size, oldest first. SHED_SHARE: in the first part
-# with a connection that may be closed, close up to this share of all connections.
+# To make room, the open connections are ranked in parts of LOOK connections, oldest first. In the first part
+# in which connections may be closed, up to SHED_SHARE of all connections is closed, and at least one.
 LOOK = 512
 SHED_SHARE = 1 / 64
 # How many file descriptors are reserved for everything except HTTP connections.
@@ -108,7 +108,10 @@ class Connections:
             del self._by_peer[peer]
 
     def hold_head(self, connection: Connected, count: int) -> None:
-        """Count bytes of an incomplete head. If the total is too large, close connections with old heads."""
+        """Count bytes of an incomplete head.
+
+        If all such heads together are too large, close connections. Those with the oldest heads are first.
+        """
         self.pending_heads += count
         if self.pending_heads <= self.limits.pending_head_bytes:
             return
@@ -124,7 +127,7 @@ class Connections:
         ``peer``: the peer of these connections; None: they belong to any peers.
         """
         if self._in_vain.get(peer) == self.now:
-            return False  # no connection could be closed since the last sweep
+            return False  # an earlier try since the last sweep found nothing to close
         found = list(among)
         count = max(1, int(len(found) * SHED_SHARE))
         # Connections are ranked in parts, because ranking all would block the event loop for tens of

@@ -9,7 +9,7 @@ from functools import lru_cache
 from tidegate.kernel.http.answers import Refusal
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-# RFC 9110, 4.2.3: a Host is a name or an address and a port, without user information.
+# RFC 9110, 4.2.3: a Host is a name or an address, with an optional port and without user information.
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._~!$&'()*+,;=%-]+))(?::[0-9]{0,5})?")
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(.+)")
 _OF_THE_PAGE = {b"origin", b"sec-fetch-site"}
@@ -22,7 +22,7 @@ Fields = Sequence[tuple[bytes, bytes]]
 
 
 def size(method: bytes, url: bytes, fields: Fields) -> int:
-    """Return the bytes of a head as the client sent it, not counting optional white space."""
+    """Return the size of a head in bytes as the client sent it, without optional white space."""
     return len(method) + len(url) + 14 + sum(len(name) + len(value) + 4 for name, value in fields)
 
 
@@ -64,8 +64,8 @@ def is_local(headers: Mapping[bytes, bytes]) -> bool:
     """Return True for a request from this machine's own programs and pages.
 
     Host must name loopback. If the request has an Origin, the Origin must name loopback as well. Requests for
-    images and links have no Origin. If they are from another site's page, the browser marks them with
-    ``Sec-Fetch-Site``.
+    images and links have no Origin. For them, the browser states in ``Sec-Fetch-Site`` whether the page is
+    from another site. Requests from another site's page are not local.
     """
     origin = headers.get(b"origin", b"")
     if not origin and headers.get(b"sec-fetch-site") in _FOREIGN_SITES:
@@ -74,7 +74,7 @@ def is_local(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def without_page(headers: dict[bytes, bytes], origins: Container[object]) -> dict[bytes, bytes]:
-    """Return headers without those about a browser's page, if the page is one of ``origins``."""
+    """Return ``headers``. If the page's origin is in ``origins``, leave out the headers about the page."""
     origin = headers.get(b"origin")
     if origin is None or origin not in origins:
         return headers

@@ -27,7 +27,7 @@ class Refused(Exception):
 
 
 class Trailers:
-    """A list that replaces a request's headers after its head, to count and drop trailers."""
+    """A replacement for a request's list of headers after the head. It counts trailers and drops them."""
 
     __slots__ = ("_bytes", "_fields", "_refusal", "head")
 
@@ -46,7 +46,7 @@ class Trailers:
 
 
 class Lifetime(HttpToolsProtocol):
-    """The phase, the timeouts and the end of a connection, for :class:`Connections`."""
+    """An HTTP connection that :class:`Connections` can rank, check for timeouts and close."""
 
     def __init__(self, connections: Connections, **given: Any) -> None:
         super().__init__(**given)
@@ -89,7 +89,7 @@ class Lifetime(HttpToolsProtocol):
         return Standing(phase, self.knows_caller(), self.since if seen else self._connections.now)
 
     def pace(self) -> tuple[float, int]:
-        """Return for how many seconds sweeps have watched the current body, and the bytes in this time."""
+        """Return how many seconds sweeps have watched the current body, and how many bytes came meanwhile."""
         if self._phase is not Phase.BODY or self._token is not self.headers:
             return 0.0, 0
         return self._connections.now - self.since, self.body_received() - self._mark

@@ -20,7 +20,7 @@ from tidegate.kernel.http.lifetime import BETWEEN, IN_BODY, IN_HEAD, Lifetime, R
 
 log = telemetry.logger(__name__)
 
-# Requests that may wait on one connection until the first is answered.
+# The most requests that may wait on one connection until the first is answered.
 PIPELINED = 64
 # The most bytes of chunk headers and extensions for each byte of the chunks' data.
 FRAMING_SHARE = 8
@@ -34,9 +34,10 @@ class Protocol(Lifetime):
         self._max_head, self._max_fields = connections.limits.head_bytes, connections.limits.head_fields
         self._read = 0  # bytes of the last read
         self._upgrading = False
-        # These fields are for a body that arrives in several reads. _counted: its request. _body_before and
-        # _body_last: the bytes of bodies received after its first and its last read. _raw: all bytes since
-        # the first read. _bare: the bytes of reads since the last read that had bytes of the body.
+        # These fields are about a body that arrives in several reads. _counted: the body's request.
+        # _body_before, _body_last: body_received() after the first and after the last read. _raw: how many
+        # bytes were read after the first read. _bare: how many bytes were read after the last read that
+        # contained a part of the body.
         self._counted: Any = None
         self._body_before = self._body_last = self._raw = self._bare = 0
 
@@ -153,7 +154,7 @@ class Protocol(Lifetime):
             raise Refused(heads.too_large(self._max_head, self._max_fields))
 
     def check_unusual(self) -> bool:
-        """Return True for a head with an Upgrade field, which must be parsed again. Raises Refused."""
+        """Return True if a head has an Upgrade field, and so must be parsed again. Raises Refused."""
         if (refusal := heads.problem(self.headers, self.parser.get_http_version())) is not None:
             raise Refused(refusal)
         if not self.parser.should_upgrade():
@@ -200,7 +201,7 @@ class Protocol(Lifetime):
     # Methods for requests that arrive in several reads.
 
     def _unfinished(self, all_head: bool) -> None:
-        """Count a read that ended within a request. ``all_head``: all its bytes belong to one head."""
+        """Count a read that ended within a request. ``all_head``: True if all its bytes are of one head."""
         if self._at == IN_HEAD:
             self._unfinished_head(all_head)
         elif self.cycle is not self._counted:

@@ -13,7 +13,7 @@ from tidegate.kernel.settings.base import Settings
 # still read after an early answer.
 UNREAD_S = 60.0
 LINGER_S = 2.0
-# A known caller's connection that was used within these seconds is not closed to make room.
+# To make room, a known caller's connection is closed only if it has been idle for this many seconds.
 KEPT_S = 5.0
 
 
@@ -62,7 +62,7 @@ class TimeoutDecision(Enum):
     """The possible decisions about a connection."""
 
     WAIT = "wait"
-    RENEW = "renew"  # begin a new window of time
+    RENEW = "renew"  # measure the speed again from now on
     CLOSE = "close"  # close without an answer
     HEADER_TIMEOUT = "header_timeout"
     TOO_SLOW = "body_too_slow"
@@ -101,10 +101,10 @@ _ORDER = {Phase.CLOSING: 0, Phase.SILENT: 1, Phase.HEAD: 1, Phase.BODY: 2, Phase
 def to_shed(standings: Iterable[Standing], count: int, known_before: float | None = None) -> list[int]:
     """Return the indexes of up to ``count`` connections to close.
 
-    They are sorted by these criteria: unknown callers first, then the phase, then the longest time in the
-    phase.
+    Connections of unknown callers come first. Within each group, ``_ORDER`` ranks the phases. Within a phase,
+    the connection that has been in it longest comes first.
 
-    A known caller's connection is closed only if it has been idle since ``known_before``; None means never.
+    A known caller's connection is included only if it has been idle since ``known_before``; None: never.
     """
     ranked = sorted(
         (each.known, _ORDER[each.phase], each.since, at)
