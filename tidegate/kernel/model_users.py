@@ -1,9 +1,8 @@
-"""Users for the processes of models: numbers without an account, one for each live worker of this machine.
+"""Users for the processes of models. A user is a number without an account.
 
-A worker claims a number by a lock on the file with this name, and holds the lock while it lives. So two
-models never have the same user, and every process of a claimed user belongs to the worker with the lock.
-While the user may have processes, the file has content. If the file is empty, no search for processes is
-needed.
+A worker claims a user by a lock on a file that has the number as its name. The worker holds the lock while it
+lives. So two models never have the same user, and every process of a claimed user belongs to the worker with
+the lock. The file is empty while the user certainly has no processes. Then no search for processes is needed.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ class ModelUser:
 
     @classmethod
     def claim(cls, *folders: Path) -> ModelUser:
-        """Claim a user that is free in all ``folders``, and end the processes that a former holder left.
+        """Claim a user that is free in all ``folders``, and end all processes that a former holder started.
 
-        Raises Unavailable if none is free.
+        Raises Unavailable if no user is free.
         """
         first = _first()
         try:
@@ -113,7 +112,7 @@ def end_all(uid: int) -> None:
 
 
 def processes_of(uid: int) -> list[int]:
-    """Return the live processes of a user, from their status files: the owner of /proc/PID may be hidden."""
+    """Return the live processes of a user. Read their status files, because /proc/PID may hide its owner."""
     found = []
     for entry in PROC.iterdir():
         if entry.name.isdecimal():
@@ -153,7 +152,7 @@ def _locks(paths: Iterable[Path]) -> list[int]:
 
 
 def _first() -> int:
-    """Return the first user id of the range in this user namespace."""
+    """Return the first user id of the first range that this user namespace contains."""
     spans = [tuple(map(int, line.split())) for line in (PROC / "self/uid_map").read_text().splitlines()]
     for first in FIRST:
         if any(start <= first and first + COUNT <= start + count for start, _, count in spans):

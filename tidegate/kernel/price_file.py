@@ -14,7 +14,7 @@ log = telemetry.logger(__name__)
 
 
 def read_prices(path: Path | None) -> PriceList:
-    """Return the price list of a file; None: the default prices. Raise BadRequest for a bad file."""
+    """Return the prices in a file; without a ``path``, the defaults. Raise BadRequest for a bad file."""
     if path is None:
         return PriceList()
     import yaml

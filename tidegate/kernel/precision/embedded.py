@@ -21,18 +21,20 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 RECIPE_KEY, SAMPLES_KEY = "tidegate.precision", "tidegate.samples"
 _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
-# The most fields of a ModelProto that are read to find the entries. The weights are in one field, which is
-# skipped.
+# The most fields of a ModelProto that are read to find the entries. All weights are in one field, so large
+# models do not have more fields.
 _MAX_FIELDS = 100_000
 MAX_SAMPLES_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """The recipe that made a model smaller, and its loss on the machine where it was chosen.
+    """The recipe that made a model smaller, and the model's loss on the machine where the recipe was chosen.
 
-    ``loss`` and ``max_loss`` are fractions. ``full_range``: the model is exact only on a CPU that adds
-    products of 8 bits without saturation. ``rows``: the number of samples that the loss was measured on.
+    ``loss``: how much lower the likeness or the accuracy is than that of the original, from 0 to 1.
+    ``max_loss``: the highest accepted loss.
+    ``full_range``: True if the model is exact only on a CPU that adds products of 8-bit values without
+    saturation. ``rows``: the number of samples for which the loss was measured.
     """
 
     recipe: str

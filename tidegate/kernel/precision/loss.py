@@ -20,11 +20,11 @@ _EMBEDDING = 16
 
 
 def measure_of(outputs: Arrays, labels: bool) -> tuple[Measure, str]:
-    """Return how to compare the answers, and which of the outputs to compare.
+    """Return how to compare the answers, and the name of the output to compare.
 
-    Classes and rows of probabilities are compared by agreement. If ``labels`` is True, all rows of numbers
-    are compared by agreement. Otherwise long rows are compared by their cosine, and other numbers by their
-    relative error.
+    Classes and rows of probabilities are compared by agreement, which is the share of rows with the same
+    class. If ``labels`` is True, all rows with more than one number are compared in this way. Otherwise long
+    rows are compared by their cosine, and other numbers by their relative error.
     """
     for name, values in outputs.items():
         if values.dtype.kind in "iubSUO":
@@ -45,7 +45,7 @@ def _probabilities(values: np.ndarray[Any, Any]) -> bool:
 
 
 def classes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the class of each row: the largest score, or the value itself if it is a class already."""
+    """Return the class of each row: the index of its largest score, or its value if this is a class."""
     if values.dtype.kind == "f" and values.ndim > 1:
         picked: np.ndarray[Any, Any] = values.argmax(axis=-1)
         return picked

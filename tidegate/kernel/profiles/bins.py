@@ -101,6 +101,6 @@ def learn_all(columns: Columns) -> dict[str, Bins]:
 
 
 def count(values: Numbers, bins: Bins) -> npt.NDArray[np.int64]:
-    """Return the number of finite values in each bin."""
+    """Return how many of ``values`` are in each bin. All values must be finite."""
     found = np.searchsorted(np.asarray(bins.cuts), values, side="left")
     return np.bincount(found, minlength=len(bins.cuts) + 1).astype(np.int64)

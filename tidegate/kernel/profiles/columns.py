@@ -18,8 +18,8 @@ Numbers = npt.NDArray[np.float64]
 MAX_WIDTH = 256
 # The most columns of one request. Further columns are left out.
 MAX_COLUMNS = 512
-# A string with more characters than this is text: its length and words are counted, and its value is not
-# kept.
+# If a string of a column has more bytes than this, the column is text. Then only the lengths and the numbers
+# of words are kept.
 VALUE_BYTES = 64
 MAX_STRINGS = 16
 CHANNELS = (1, 3, 4)
@@ -50,9 +50,9 @@ class SampledTensor:
 
 
 def add_tensor(columns: Columns, tensor: SampledTensor, redact: Collection[str] = ()) -> None:
-    """Add the columns of a tensor. The values of strings in ``redact`` are not kept, only their lengths.
+    """Add the columns of a tensor. Raise ValueError if the tensor's bytes do not fit its shape.
 
-    Raise ValueError if the tensor's bytes do not fit its shape.
+    ``redact``: the names of tensors whose strings are not kept. Only the lengths of the strings are kept.
     """
     if tensor.datatype == "BYTES":
         _add_strings(columns, tensor, redact)

@@ -16,7 +16,7 @@ MAX_BYTES = 32 * 2**20
 
 
 class Unreadable(ValueError):
-    """The bytes are not a piece of a profile."""
+    """The bytes are not a piece of a profile, or not published bins."""
 
 
 class SampledPrediction(NamedTuple):
@@ -39,10 +39,10 @@ class ProfilePiece:
     """The rows that a replica has sampled from ``begin`` to ``end``, in seconds since the epoch.
 
     ``bins_id``: the id of the bins of ``profile``; empty while the replica has no bins.
-    ``summaries``, ``learned_rows``: without bins, the quantiles of the newest rows, and the number of these
-    rows.
-    ``rows_key``, ``rows``: the key of a blob with raw rows, and their number, if the Deployment keeps raw
-    rows.
+    ``summaries``, ``learned_rows``: while the replica has no bins, the quantiles of its newest rows, and the
+    number of these rows.
+    ``rows_key``, ``rows``: if the Deployment keeps raw rows, the key of a blob with such rows, and the number
+    of rows in the blob.
     """
 
     replica: str

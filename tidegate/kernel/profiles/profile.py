@@ -102,11 +102,11 @@ class ValueCounts:
 
     @property
     def n(self) -> int:
-        """Return the number of values."""
+        """Return the number of values that are not missing."""
         return sum(self.counts.values()) + self.other
 
     def add(self, other: ValueCounts) -> None:
-        """Add counts. The rarest values above ``VALUES_KEPT`` become ``other``."""
+        """Add counts. If there are more than ``VALUES_KEPT`` values, the rarest count as ``other``."""
         found = Counter(self.counts)
         found.update(other.counts)
         kept = dict(found.most_common(VALUES_KEPT))
@@ -172,7 +172,7 @@ class Profile:
 
 
 def count_numbers(numbers: Numbers, bins: Bins) -> NumberCounts:
-    """Return the counts of a column of numbers. NaN and infinite values are missing."""
+    """Return the counts of a column of numbers. NaN and infinite values are counted as missing."""
     finite = numbers[np.isfinite(numbers)]
     missing = len(numbers) - len(finite)
     if not len(finite):

@@ -44,7 +44,8 @@ class Principal:
     def may(self, scope: str, endpoint: str | None = None) -> bool:
         """Return True if the principal has the scope, and may use ``endpoint`` (None: not checked).
 
-        A principal that is limited to endpoints may only infer, because no other scope has such a limit.
+        A principal that is limited to endpoints may only infer, because the other scopes cannot be limited to
+        endpoints.
         """
         if self.endpoints is not None and scope != INFER:
             return False
@@ -182,7 +183,10 @@ def key_id(credential: bytes) -> str | None:
 
 
 def digest_of(credential: bytes) -> str:
-    """Return the sha256 of a key; only this is stored. A slow hash is not needed for 256 random bits."""
+    """Return the sha256 of a key, which is stored in place of the key.
+
+    No slow hash is needed, because nobody can guess 256 random bits.
+    """
     return hashlib.sha256(credential).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Check the members of a model's archive: plain files below its root, each once, within limits. Pure."""
+"""Check a model's archive. It may have only folders and plain files, each once, within limits. Pure."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class ArchiveLimits:
 class ArchiveChecker:
     """A checker of the members of one archive, in order. Raises :class:`Unsafe` at the first bad member.
 
-    It counts the sizes that the members declare. zipfile and tarfile never read more of a member than its
-    declared size.
+    It adds up the sizes that the members declare. These can be trusted, because zipfile and tarfile never
+    read more of a member than its declared size.
     """
 
     def __init__(self, limits: ArchiveLimits, packed_bytes: int) -> None:

@@ -20,8 +20,8 @@ def is_for_the_backend(tree: ast.Module) -> bool:
 def may_describe_itself(tree: ast.Module) -> bool:
     """Return False if a file for the backend certainly has no ``auto_complete_config``.
 
-    A user of such a file must provide a signature. A class that is imported, assigned, decorated or derived
-    may have the method elsewhere.
+    Without this method, the user must provide a signature. If the class is imported, assigned, decorated or
+    derived, the method may be elsewhere, so the result is True.
     """
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == BACKEND_CLASS:

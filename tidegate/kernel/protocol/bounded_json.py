@@ -1,8 +1,8 @@
 """Decode JSON from outside within limits of memory and time.
 
 Python values can take 35 times the memory of their JSON: ``[],`` has 3 bytes and becomes a list of 88 bytes.
-Nothing else runs while JSON is decoded. So the parts of a large text are counted first. Counting takes a few
-percent of the time of decoding.
+While JSON is decoded, the process does nothing else. So the parts of a large text are counted first, and a
+text with too many parts is refused. Counting takes a few percent of the time of decoding.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ Buffer = bytes | memoryview
 
 # A text below this size takes at most 10 MB and 20 ms, so it is not counted.
 COUNTED_FROM = 256 * 1024
-# A lower limit for texts with NaN: only the standard library decodes them, and it is five times slower.
+# The most values of a text with NaN or Infinity. Only the standard library decodes such texts, and it is five
+# times slower than orjson.
 MAX_VALUES_WITH_NAN = 2**21
-# With fewer strings than this, a second count without the strings' content is cheap.
+# The first count includes punctuation inside of strings, so it can be too high. With at most this many
+# strings, a second count without the strings' content is cheap.
 FEW_STRINGS = 2**16
 _SLICE = 2**20
 
@@ -70,7 +72,7 @@ def check(raw: Buffer, what: str = "the request") -> JsonParts | None:
 
 def count(pieces: Sequence[Buffer]) -> JsonParts:
     """Count the parts of a JSON text by its punctuation, including punctuation inside of strings."""
-    import numpy as np  # this import is here: workers do not need numpy, and its import is slow
+    import numpy as np  # slow to import, and workers do not need it
 
     commas = colons = quotes = escaped = lists = objects = 0
     for piece in pieces:
@@ -85,7 +87,7 @@ def count(pieces: Sequence[Buffer]) -> JsonParts:
             is_quote = found == 0x22
             quotes += int(np.count_nonzero(is_quote))
             escaped += int(np.count_nonzero(is_quote[1:] & (found[:-1] == 0x5C)))
-    # A string has two quotes without a backslash before them, or only one if it ends in a backslash.
+    # A string has two quotes that are not escaped. If it ends in a backslash, its end quote looks escaped.
     return JsonParts(
         commas + colons + lists + objects + 1, (quotes - escaped + 1) // 2, lists, objects, colons
     )
@@ -118,8 +120,8 @@ def _with_infinities(raw: bytes, error: ValueError, what: str, found: JsonParts 
             )
         try:
             decoded = json.loads(raw)
-            # Refuse values that orjson cannot write, such as half a surrogate pair: other services cannot
-            # read them.
+            # Refuse values that orjson cannot write, such as half a surrogate pair, because other services
+            # cannot read them.
             orjson.dumps(decoded)
             return decoded
         except (ValueError, TypeError, RecursionError):

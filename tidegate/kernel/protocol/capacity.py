@@ -17,7 +17,10 @@ WINDOW_MS = "capacity_window_ms"
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The requests per second that one replica answered, their p99, and its batching."""
+    """The measured capacity of a replica and its batching.
+
+    ``rps``: the requests per second that it answered. ``p99_ms``: the 99th percentile of their latency.
+    """
 
     rps: float
     p99_ms: float

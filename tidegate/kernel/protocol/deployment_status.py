@@ -20,10 +20,11 @@ class Condition(Noun):
 
 
 class DeploymentStatus(Noun):
-    """The autoscaler's view of a Deployment, and the replicas that it wants. Unknown fields are None.
+    """The autoscaler's view of a Deployment, and the number of replicas that it wants. None means unknown.
 
     ``revision``: the revision of the Deployment that this status is about.
-    ``rule``, ``reason``: explain ``desired``. ``limits``: the bounds in force.
+    ``rule``, ``reason``: explain ``desired``.
+    ``limits``: the smallest and the largest number of replicas that are allowed now.
     ``start_s``: seconds until a new replica is ready.
     ``devices``: the devices that the models of the Deployment run on.
     ``ended``: the last replicas that did not end as expected.

@@ -16,9 +16,9 @@ cancelled id. All numbers are little-endian.
 ``key`` is the same. The key has the inputs (names, datatypes, dims without the batch axis), the requested
 outputs and the parameters. So a worker compares keys as bytes, and parses each distinct key once.
 
-A request has one reply (OK or FAILED). A request with the flag STREAM has any number of CHUNKs, numbered by
-``seq`` from 0, and then END. The ``seq`` of END is the number of CHUNKs. FAILED may replace any of these
-replies, and is always the last reply.
+A request has one reply (OK or FAILED) unless it has the flag STREAM. Then it has any number of CHUNKs,
+numbered by ``seq`` from 0, and then END. The ``seq`` of END is the number of CHUNKs. FAILED may replace any
+of these replies, and is always the last reply.
 
 Tensors that are too large for a message stay in the blob store. In that case the frame's only data is a claim
 (:mod:`tidegate.kernel.protocol.claim`), marked by the flag CLAIM in a request or the bit CLAIMED in a reply's
@@ -59,9 +59,11 @@ _ATTEMPT_AT = 28
 # tensor, uncopied.
 LARGE = 256 * 1024
 
-# Names, shapes and parameters travel in every message, also beside a claim, so they must be small.
+# The most bytes of a key. Its names, shapes and parameters travel in every message, even beside a claim, so
+# they must be small.
 MAX_KEY = 64 * 1024
-# Most keys repeat, so parsed keys are cached. Longer keys, with parameters of one caller, are not.
+# Most keys repeat, so parsed keys of up to KEPT_KEY bytes are cached. Longer keys contain parameters of one
+# caller and seldom repeat.
 KEPT_KEY = 2048
 _KEYS_KEPT = 4096
 
@@ -325,7 +327,7 @@ _kept_call_key = lru_cache(maxsize=_KEYS_KEPT)(_parse_call_key)
 
 
 def result_key(outputs: tuple[Tensor, ...], parameters: dict[str, Any] | None = None) -> bytes:
-    """Return the key of a successful reply: its outputs and the model's answer parameters."""
+    """Return the key of a successful reply. It describes the outputs and has the answer's parameters."""
     extra = orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS) if parameters else b""
     return _tensors(outputs) + extra
 

@@ -23,7 +23,7 @@ class ExperimentMetric(Written):
     ``kind``: ``mean`` is the mean of the reported numbers, and ``rate`` the share of reported labels that
     equal ``label``. The gateways measure the other two: ``latency`` is the mean time of an answer in
     milliseconds, and ``errors`` the share of failed requests.
-    ``of``: the metric's name in the feedback; None: ``name``, or for a rate ``label``.
+    ``of``: the metric's name in the feedback; None: the same as ``name``, or "label" for a rate.
     ``goal``: the better direction.
     ``min_lift``: the smallest difference worth finding, as a fraction of the control's value.
     """
@@ -119,7 +119,7 @@ class Experiment(Noun):
 
     @property
     def active(self) -> bool:
-        """Return True if the experiment has not ended."""
+        """Return True if the experiment is running."""
         return self.phase == "running"
 
     @property

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MAGIC = b"GGUF"
-# The most tokens of a sequence, if the Deployment does not set them. Models allow up to a million, which
-# would need too much memory.
+# The most tokens of a prompt and its answer together, if the Deployment does not set the context. Models
+# allow up to a million tokens, which would need too much memory.
 DEFAULT_CONTEXT = 8192
 # The tokens of the KV cache for each slot, if the Deployment does not set the context. The whole cache is
 # never smaller than one context.
@@ -33,7 +33,7 @@ _STRING, _ARRAY = 8, 9
 # Arrays are kept only up to this length: vocabularies have hundreds of thousands of values.
 _KEPT_ARRAY = 64
 _MAX_COUNT, _MAX_DIMS = 2**24, 8
-# The elements and the bytes of one block, by the number of its type in ggml.
+# How many elements and how many bytes one block of a tensor has, by the number of its type in ggml.
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
@@ -68,7 +68,7 @@ class GgufHeader:
 
 
 def kv_bytes_per_token(header: GgufHeader) -> int:
-    """Return the bytes of one token in the KV cache with 16 bits per value; 0 if they are not known."""
+    """Return how many bytes a token takes in the KV cache with 16 bits per value; 0 if not known."""
     heads = header.number("attention.head_count")
     width = header.number("embedding_length") // heads if heads else 0
     kv_heads = header.number("attention.head_count_kv", heads)
@@ -78,16 +78,16 @@ def kv_bytes_per_token(header: GgufHeader) -> int:
 
 
 def context_of(header: GgufHeader | None, stated: int | None) -> int:
-    """Return the most tokens of a sequence: ``stated``, else the model's own limit.
+    """Return the most tokens of a prompt and its answer together.
 
-    The model's limit is cut to ``DEFAULT_CONTEXT``.
+    This is ``stated``. If ``stated`` is None, it is the model's own limit, but at most ``DEFAULT_CONTEXT``.
     """
     trained = header.number("context_length") if header else 0
     return stated or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 
 def kv_tokens_of(context: int, slots: int, *, stated: bool) -> int:
-    """Return the default size of the KV cache in tokens. ``stated``: the Deployment sets the context."""
+    """Return the default tokens of the KV cache. ``stated``: True if the Deployment sets ``context``."""
     return slots * context if stated else max(context, slots * min(context, DEFAULT_SLOT_TOKENS))
 
 

@@ -29,7 +29,7 @@ _POOLING = {
     "pooling_mode_mean_tokens": "mean",
 }
 _MAX_LABELS = 100_000
-_LONGEST = 100_000  # tokenizers without a limit have a huge number
+_LONGEST = 100_000  # a tokenizer without a limit states a huge number
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 

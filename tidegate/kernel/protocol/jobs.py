@@ -178,7 +178,7 @@ class Job:
 class JobEvent(NamedTuple):
     """A line of a job's log. ``seq`` counts from 1, ``at_ms`` is milliseconds since the epoch.
 
-    ``detail`` is the worker of a `running`, or the reason of a failure.
+    ``detail``: the worker if the state is ``running``; the reason if the job failed.
     """
 
     seq: int
@@ -199,9 +199,10 @@ class Take(NamedTuple):
 
     ``frame_attempt``: the attempt in the delivered frame.
     ``token``: a random value of the delivery. A repeated request with the same token gets the same attempt.
-    ``lost``: the attempt of this delivery that was lost with the model server. The job gets a new attempt.
-    ``alone``: no other request is in the model, so a job that was lost before may run. If several requests
-    are lost together, it is unknown which one caused the loss.
+    ``lost``: the attempt of this delivery that was lost with the model server; 0: none. After a loss, the job
+    gets a new attempt.
+    ``alone``: True if no other request is in the model. A job that was lost before may run only then, because
+    if several requests are lost together, it is unknown which one caused the loss.
     """
 
     id: bytes

@@ -109,7 +109,7 @@ class Meta:
     not reported yet.
     ``prompt_ids``: the prompt's tokens, in one of the first answers of a stream that can be continued.
     ``ids``: the answer's tokens in these events, for a stream that can be continued. It can be continued only
-    where the number of all its ``ids`` equals the answer tokens in ``usage``.
+    while the number of all its ``ids`` so far equals the number of answer tokens in ``usage``.
     """
 
     status: int = 200
