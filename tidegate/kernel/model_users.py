@@ -95,7 +95,7 @@ def noted(state: Path) -> list[int]:
 
 
 def is_ours(uid: int) -> bool:
-    """Return True if a user's id is in the ranges for models."""
+    """Return True if a user id is in one of the ranges for models."""
     return any(first <= uid < first + COUNT for first in FIRST)
 
 

@@ -1,4 +1,4 @@
-"""Read the price file that the setting ``TIDEGATE_PRICES`` names: YAML or JSON."""
+"""Read the price file (YAML or JSON) that the setting ``TIDEGATE_PRICES`` names."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PriceFile:
         return self._path
 
     def current(self) -> PriceList:
-        """Return the prices; while a changed file cannot be used, those from before the change."""
+        """Return the prices. If a changed file cannot be used, return the prices from before the change."""
         version = self._version_now()
         if version != self._version:
             self._version = version

@@ -27,7 +27,10 @@ class Unroutable(Unavailable):
 
 
 class Refused(Unavailable):
-    """The broker did not take a message, because a queue is full or the broker failed or does not read."""
+    """The broker did not take a message.
+
+    Either a queue is full, or the broker failed, or it does not read from the connection.
+    """
 
     reason = "refused"
 
@@ -188,7 +191,7 @@ def delivery_handler(on_delivery: OnDelivery, decode: Callable[[T], Delivery]) -
         try:
             awaitable = on_delivery(decode(delivered))
         except Exception:
-            # In the driver, this error would end the connection.
+            # If this error reached the driver, it would end the connection.
             log.exception("handling a delivery failed; it stays unacked")
             return
         if awaitable is not None:

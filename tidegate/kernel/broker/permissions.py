@@ -1,9 +1,9 @@
-"""The permissions of each service at the broker and at the stores. Pure values; the stack writes them.
+"""The permissions of each service at the broker and at the stores. The stack sets them there.
 
-In RabbitMQ, a service needs ``configure`` to declare a queue or an exchange. It needs ``write`` to publish to
-an exchange or to bind a queue, and ``read`` to consume from a queue or to bind a queue to an exchange. A
-service that may publish to the default exchange reaches every queue. So workers, registry and autoscaler may
-not publish to it. They have their own exchanges (see ``topology``).
+In RabbitMQ, a service needs ``configure`` to declare a queue or an exchange, ``write`` to publish to an
+exchange, and ``read`` to consume from a queue. To bind a queue to an exchange, it needs ``write`` for the
+queue and ``read`` for the exchange. A service that may publish to the default exchange reaches every queue.
+So workers, registry and autoscaler may not publish to it. They have their own exchanges (see ``topology``).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ BROKER: dict[str, BrokerPermissions] = {
     ),
 }  # fmt: skip
 
-# No service may administer the server. The server's owner does this from the command line.
+# No service may administer a store's server. The server's owner does this from the command line.
 _EVERYTHING = "~* &* +@all -@admin -@dangerous +info"
 _WORKERS_FACTS = " ".join(
     f"~tidegate:{kind}:*" for kind in ("replica", "model", "claim", "statistics", "profile", "bins", "time")

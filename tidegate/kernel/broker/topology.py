@@ -61,8 +61,9 @@ EXCEPTIONS = Queue("exceptions.v1", exchange=WORKERS)
 # Usage reports: gateway -> registry. JSON, persistent, acked when they are in the database.
 USAGE = Queue("usage.v1")
 
-# A quorum queue drops a message after this many deliveries; RabbitMQ 4.0 and later default to 20. A job's
-# record limits its attempts, so the queue must never drop it. Every version accepts this number.
+# A quorum queue drops a message after this many deliveries. The default of RabbitMQ 4.0 and later is 20. A
+# job's record limits the attempts, so the queue must never drop the job's message. Every version of RabbitMQ
+# accepts this number.
 DELIVERIES = 1_000_000_000
 JOBS_PREFIX = "jobs.v1."
 REQUESTS_PREFIX = "requests.v1."
@@ -98,10 +99,11 @@ def requests_queue(deployment: str, band: Band = "normal") -> Queue:
 
 
 def replica_queue(deployment: str, replica: str, band: Band) -> Queue:
-    """Return the queue of a band's requests that prefer a replica: gateway -> its worker, which declares it.
+    """Return the queue of a band's requests that prefer a replica: gateway -> the replica's worker.
 
-    The gateway lets a message expire after the Deployment's ``affinity_wait_ms``. Then the broker moves the
-    message to the band's shared queue, where any worker takes it.
+    The worker declares the queue. The gateway lets a message expire after the Deployment's
+    ``affinity_wait_ms``. Then the broker moves the message to the band's shared queue, where any worker takes
+    it.
     """
     shared = requests_queue(deployment, band)
     arguments = {

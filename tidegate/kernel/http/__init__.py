@@ -1,1 +1,1 @@
-"""The HTTP/1.1 server side that all services share: one protocol class, and the limits of a connection."""
+"""The HTTP/1.1 server side that all services share: a protocol class with limits for each connection."""

@@ -40,7 +40,7 @@ def trusted(
 
 @functools.cache
 def _authorities(trust_env: bool, named: tuple[str | None, ...], more: str | None) -> ssl.SSLContext:
-    """Load the trusted certificates; the result is cached.
+    """Load the trusted certificates, and cache the result.
 
     ``named``: the certificate paths in the environment. If they change, the certificates are loaded again."""
     context = httpx.create_ssl_context(trust_env=trust_env)

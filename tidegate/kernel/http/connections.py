@@ -47,11 +47,11 @@ class Connected(Protocol):
 
 
 class Connections:
-    """Every open connection, oldest first."""
+    """The open connections of a process, oldest first, with the sweeps that check them."""
 
     def __init__(self, limits: HttpLimits, now: float = 0.0) -> None:
         self.limits = limits
-        self.now = now  # the time of the sweeps; it stands still while the process is stopped
+        self.now = now  # the clock of the sweeps, which stands still while the process is stopped
         self.pending_heads = 0
         self._most = limits.connections
         self._all: dict[Connected, str] = {}
@@ -124,7 +124,7 @@ class Connections:
     def _shed(self, peer: str | None, among: Iterable[Connected]) -> bool:
         """Close some of the connections ``among``. Return False if none of them may be closed.
 
-        ``peer``: the peer of these connections; None: they belong to any peers.
+        ``peer``: the peer of these connections; None if they can belong to different peers.
         """
         if self._in_vain.get(peer) == self.now:
             return False  # an earlier try since the last sweep found nothing to close

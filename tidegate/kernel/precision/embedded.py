@@ -1,7 +1,8 @@
 """Read and write the recipe of a lower-precision model in its file, with samples and expected answers.
 
 Recipe and samples are entries of ``metadata_props`` of the ONNX file. So every copy of the file has them, and
-runtimes ignore them. Protobuf merges repeated fields of appended bytes, so appending needs no ONNX library.
+runtimes ignore them. In Protobuf, appended bytes can add values to a repeated field. So appending needs no
+ONNX library.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The baseline: the profile to which a version's samples are compared, and its bins. Pure."""
+"""The baseline of a version: a profile and its bins, with which later samples are compared. Pure."""
 
 from __future__ import annotations
 

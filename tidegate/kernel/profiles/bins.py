@@ -56,7 +56,7 @@ def bins_from_json(found: Mapping[str, Sequence[Any]]) -> dict[str, Bins]:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The quantiles of some values of a column, and the number of values. They reveal no single row."""
+    """The quantiles of some values of a column, and the number of values. They show no row as a whole."""
 
     rows: int
     points: tuple[float, ...]

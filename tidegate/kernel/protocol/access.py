@@ -158,7 +158,7 @@ def may_not_use(principal: Principal, endpoint: str) -> str:
 def carried(headers: Mapping[bytes, bytes]) -> Principal:
     """Return the principal of a call with the service token: the one in its header, else the service.
 
-    Raises ValueError.
+    Raises ValueError if the header does not contain a principal.
     """
     raw = headers.get(PRINCIPAL_HEADER)
     return SERVICE if raw is None else Principal.from_header(raw)

@@ -55,8 +55,8 @@ _REQUEST = struct.Struct("<16sQIBBBBIH")
 _REPLY = struct.Struct("<16sBBHIIIIII")
 _ATTEMPT_AT = 28
 
-# An envelope is filled up to this many bytes. A larger frame travels alone, in pieces: its head and each
-# tensor, uncopied.
+# An envelope is filled up to this many bytes. A larger frame travels alone. Its head and its tensors are then
+# separate pieces, so that no tensor is copied.
 LARGE = 256 * 1024
 
 # The most bytes of a key. Its names, shapes and parameters travel in every message, even beside a claim, so

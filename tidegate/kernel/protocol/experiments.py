@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.splitting import StickyTraffic
 
 METRIC_PATTERN = r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$"
 MetricName = Annotated[str, StringConstraints(pattern=METRIC_PATTERN)]
-# The default sticky key: this header keeps a user at one variant.
+# The header that is the default sticky key. It keeps a user at one variant.
 UNIT_HEADER = "X-Unit-Id"
 
 

@@ -13,8 +13,8 @@ MAGIC = b"GGUF"
 # The most tokens of a prompt and its answer together, if the Deployment does not set the context. Models
 # allow up to a million tokens, which would need too much memory.
 DEFAULT_CONTEXT = 8192
-# The tokens of the KV cache for each slot, if the Deployment does not set the context. The whole cache is
-# never smaller than one context.
+# How many tokens of the KV cache each slot gets, if the Deployment does not set the context. The whole cache
+# is never smaller than one context.
 DEFAULT_SLOT_TOKENS = 2048
 _SCALARS = {
     0: "<B",
@@ -30,7 +30,7 @@ _SCALARS = {
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
-# Arrays are kept only up to this length: vocabularies have hundreds of thousands of values.
+# Longer arrays are not kept, because vocabularies have hundreds of thousands of values.
 _KEPT_ARRAY = 64
 _MAX_COUNT, _MAX_DIMS = 2**24, 8
 # How many elements and how many bytes one block of a tensor has, by the number of its type in ggml.
@@ -60,7 +60,7 @@ class GgufHeader:
         return str(self.metadata.get("general.architecture", ""))
 
     def number(self, key: str, default: int = 0) -> int:
-        """Return a number of the architecture, such as ``context_length``."""
+        """Return a number from the architecture's metadata, such as ``context_length``."""
         value = self.metadata.get(f"{self.architecture}.{key}", default)
         if isinstance(value, list):  # one value for each layer
             value = max(value, default=default)

@@ -59,7 +59,7 @@ class HuggingFacePlan:
 
 
 def read(texts: Mapping[str, str], name: str) -> dict[str, Any]:
-    """Return a JSON file of a folder; empty if it is missing. Raise BadRequest unless it is a JSON object."""
+    """Return the object in a JSON file; empty if the file is missing. Raise BadRequest for other JSON."""
     if name not in texts:
         return {}
     try:

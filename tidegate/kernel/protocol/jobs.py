@@ -201,8 +201,8 @@ class Take(NamedTuple):
     ``token``: a random value of the delivery. A repeated request with the same token gets the same attempt.
     ``lost``: the attempt of this delivery that was lost with the model server; 0: none. After a loss, the job
     gets a new attempt.
-    ``alone``: True if no other request is in the model. A job that was lost before may run only then, because
-    if several requests are lost together, it is unknown which one caused the loss.
+    ``alone``: True if no other request is in the model. A job that was lost before may run only then.
+    Otherwise several requests could be lost together, and it would be unknown which one caused the loss.
     """
 
     id: bytes
@@ -264,8 +264,8 @@ class Counts:
     ``ledger``: totals since the store was created: accepted, succeeded, failed, cancelled, expired, removed.
     A total of zero may be missing.
     ``acknowledged``: the number of 202 answers that each gateway process has reported.
-    ``watched``: the number of unconfirmed and leased jobs. The router checks them by time, because they may
-    have no message.
+    ``watched``: the number of unconfirmed and leased jobs. The router checks whether they are late, because
+    there may be no message in a queue that would bring them to a worker.
     """
 
     states: dict[State, int]
@@ -283,8 +283,7 @@ class Counts:
 def ahead(rank: int, level: Level, waiting: Mapping[Level, int]) -> int:
     """Estimate how many jobs will be taken before the job with this ``rank`` (from 0) in its level.
 
-    Workers take jobs by weight: for each job of this level, ``weight / own weight`` jobs of every other
-    level.
+    For each job of this level, workers take ``weight / own weight`` jobs of every other level.
     """
     found = float(rank)
     for other, count in waiting.items():
@@ -300,6 +299,6 @@ def iso(ms: int) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _second(seconds: int) -> str:
-    # Cached by second. Answers about jobs have several times, and most of these are from the last few
+    # Cached, because answers about jobs contain several times, and most times are from the last few
     # seconds.
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
