@@ -25,8 +25,7 @@ class FairOrder(Generic[K]):
     next. The clock is the tag of the member that was chosen last. The tag of a member that gets work is
     raised to the clock minus ``credit`` if it is lower. So an idle member saves up at most ``credit``. While
     two members always have work, their tags rise equally. The difference is at most the sum of what one piece
-    of work of each adds to its tag.
-    :meth:`enter` and :meth:`first` take O(log n) time on average.
+    of work of each adds to its tag. :meth:`enter` and :meth:`first` take O(log n) time on average.
     """
 
     def __init__(self, credit: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""The interface of a channel to RabbitMQ, which every AMQP driver implements."""
+"""The interface of RabbitMQ channels, which every AMQP driver implements."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Channel(Protocol):
         """
 
     def cork(self) -> AbstractContextManager[None]:
-        """Return a context manager. Its end sends all messages and acks from inside it in one write."""
+        """Return a context manager. When it ends, all messages and acks from inside it leave in one write."""
 
 
 class DriverChannel(Channel, Protocol):

@@ -31,7 +31,7 @@ RESERVED_FILES = 512
 
 
 class Connected(Protocol):
-    """A connection with timeouts. Its phase began at ``since``. ``held_head``: bytes of a partial head."""
+    """A connection with timeouts. Its phase began at ``since``. ``held_head``: size of an incomplete head."""
 
     since: float
     held_head: int
@@ -110,7 +110,7 @@ class Connections:
     def hold_head(self, connection: Connected, count: int) -> None:
         """Count bytes of an incomplete head.
 
-        If all such heads together are too large, close connections. Those with the oldest heads are first.
+        If all such heads together are too large, close the connections with the oldest of them.
         """
         self.pending_heads += count
         if self.pending_heads <= self.limits.pending_head_bytes:

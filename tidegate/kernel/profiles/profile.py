@@ -106,7 +106,7 @@ class ValueCounts:
         return sum(self.counts.values()) + self.other
 
     def add(self, other: ValueCounts) -> None:
-        """Add counts. If there are more than ``VALUES_KEPT`` values, the rarest count as ``other``."""
+        """Add counts. If there are more than ``VALUES_KEPT`` values, count the rarest as ``other``."""
         found = Counter(self.counts)
         found.update(other.counts)
         kept = dict(found.most_common(VALUES_KEPT))

@@ -87,7 +87,10 @@ def context_of(header: GgufHeader | None, stated: int | None) -> int:
 
 
 def kv_tokens_of(context: int, slots: int, *, stated: bool) -> int:
-    """Return the default tokens of the KV cache. ``stated``: True if the Deployment sets ``context``."""
+    """Return the default size of the KV cache in tokens.
+
+    ``stated``: True if the Deployment sets ``context``.
+    """
     return slots * context if stated else max(context, slots * min(context, DEFAULT_SLOT_TOKENS))
 
 
