@@ -27,7 +27,7 @@ def size(method: bytes, url: bytes, fields: Fields) -> int:
 
 
 def too_large(max_bytes: int, max_fields: int) -> Refusal:
-    """Return the refusal of a head, or of trailers, over a limit."""
+    """Return the refusal of a head or trailers that exceed a limit."""
     return Refusal(
         431,
         "head_too_large",

@@ -53,7 +53,7 @@ def classes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def likeness(measure: Measure, expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any]) -> float:
-    """Return how similar two outputs are: 1.0 means equal. For ``error``, this is 1 - relative error."""
+    """Return how similar two outputs are: 1.0 means equal. For ``error``, return 1 - relative error."""
     if expected.shape != actual.shape:
         return 0.0
     if measure == "agreement":
