@@ -1,4 +1,4 @@
-"""Settings that only the router has. Only ``app.py`` reads them."""
+"""Settings that only the router has. Only ``app.py`` and the modules that build its parts read them."""
 
 from __future__ import annotations
 

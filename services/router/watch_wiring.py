@@ -38,7 +38,7 @@ class WatchWiring(NamedTuple):
     diagnosis: Diagnosis
 
     def attach(self, app: FastAPI, drift: Snapshot, quality: Snapshot) -> None:
-        """Make the parts available to the routes. ``drift``, ``quality``: the judgements of versions."""
+        """Make the parts available to the routes. ``drift`` and ``quality`` return judgements of versions."""
         judgements = app.state.judgements = VersionJudgements(drift, quality)
         self.alerts.findings.append(judgements.findings)
         self.alerts.findings.append(lambda: cost_findings(self.watch.endpoints(), self.watch.last.statuses))

@@ -1,8 +1,9 @@
-"""Judge a canary by reported outcomes: count outcomes that are worse than most of the baseline's. Pure.
+"""Judge a canary by reported outcomes: count the bad outcomes of the canary and of the baseline. Pure.
 
-An outcome is bad if it is worse than a limit: the quartile on the bad side of the baseline's first
-``FREEZE_AT`` outcomes. If outcomes have few values, such as 0 and 1, an outcome at the limit may be bad, too.
-Otherwise the baseline would have no bad outcomes to compare with.
+An outcome is bad if it is worse than a limit. The limit is computed from the baseline's first ``FREEZE_AT``
+outcomes: about a quarter of them is worse. If outcomes have only a few different values, such as 0 and 1,
+almost no outcome is worse than the limit. Then an outcome that equals the limit is bad, too. Otherwise the
+baseline would have no bad outcomes to compare with.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ FEWEST_BAD = 0.05
 
 @dataclass(slots=True)
 class Limit:
-    """The limit of bad outcomes. ``value`` is the limit multiplied by ``sign``.
+    """The limit that separates bad outcomes from the others.
 
-    ``sign``: 1 if higher is better, otherwise -1. ``inclusive``: an outcome at the limit is bad.
+    ``sign``: 1 if higher outcomes are better, otherwise -1. ``value``: the limit multiplied by ``sign``.
+    ``inclusive``: True if an outcome that equals the limit is bad.
     """
 
     sign: int
@@ -55,8 +57,9 @@ class Outcomes:
 class QualityWatch:
     """The outcomes of one rollout since its start at ``since`` (ms since the epoch).
 
-    ``position``: the position in the stream of feedback. ``first``: the baseline's first outcomes.
-    ``waiting``: new outcomes for the next tick: canary, canary bad, baseline, baseline bad.
+    ``position``: how far the stream of feedback was read. ``first``: the baseline's first outcomes, from
+    which the limit is computed. ``waiting``: counts for the next tick: the canary's new outcomes, the bad
+    ones among them, the baseline's new outcomes, the bad ones among them.
     """
 
     position: str = ""
@@ -68,10 +71,10 @@ class QualityWatch:
     waiting: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def take(self, endpoint: str, rollout: Rollout, records: Iterable[FeedbackRecord]) -> Tick | None:
-        """Count new records. Return a tick if canary and baseline have new outcomes, otherwise None.
+        """Count new records. Return a tick if both canary and baseline have new outcomes, otherwise None.
 
-        An answer is counted if it is from after the rollout's start, and if weights or a sticky key chose its
-        Deployment.
+        A record is counted only if its answer is from after the rollout's start, and if weights or a sticky
+        key chose the answer's Deployment.
         """
         for record in records:
             if record.endpoint != endpoint or record.metric != rollout.options.metric:
@@ -106,16 +109,16 @@ class QualityWatch:
             self.limit = limit_of(self.first, 1 if rollout.options.direction == "up" else -1)
 
     def missing(self) -> str:
-        """Return the feedback that is missing before outcomes can be judged; empty if none is."""
+        """Return what feedback is still needed to judge outcomes, as text; empty if there is enough."""
         if self.limit is not None:
             return ""
         return f"quality: feedback on {FREEZE_AT - len(self.first)} more answers of the baseline is needed"
 
 
 def limit_of(values: list[float], sign: int) -> Limit:
-    """Return the limit of bad outcomes from the baseline's first outcomes."""
+    """Compute the limit of bad outcomes from the baseline's first outcomes. ``sign``: see :class:`Limit`."""
     signed = sorted(sign * value for value in values)
     quartile = signed[len(signed) // 4]
     worse = sum(value < quartile for value in signed)
-    better = signed[-1] > quartile  # if not, all outcomes of the baseline would be bad
+    better = signed[-1] > quartile  # else an inclusive limit would make all these outcomes bad
     return Limit(sign, quartile, better and worse < FEWEST_BAD * len(signed))

@@ -42,7 +42,11 @@ def estimate(window: Profile, labelled: LabelledRows) -> dict[str, Any] | None:
 
 
 def calibrated(middles: Shares, hits: npt.NDArray[Any], misses: npt.NDArray[Any]) -> Shares | None:
-    """Return the measured accuracy at each confidence in ``middles``; None without enough labels."""
+    """Return the share of hits at each probability in ``middles``; None without enough labels.
+
+    ``hits``, ``misses``: the number of labelled predictions in each bin of probability. The shares are
+    smoothed so that they never decrease.
+    """
     total = hits + misses
     if total.sum() < MIN_LABELS:
         return None
@@ -53,8 +57,8 @@ def calibrated(middles: Shares, hits: npt.NDArray[Any], misses: npt.NDArray[Any]
 
 
 def isotonic(values: Shares, weights: Shares) -> Shares:
-    """Return the closest non-decreasing values (pool adjacent violators; Ayer et al., 1955)."""
-    blocks: list[list[float]] = []  # each block: mean, weight, count
+    """Return the non-decreasing values closest to ``values`` (pool adjacent violators; Ayer et al., 1955)."""
+    blocks: list[list[float]] = []  # each block: mean, weight, number of values
     for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
         blocks.append([value, weight, 1])
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:

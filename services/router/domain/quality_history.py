@@ -13,7 +13,8 @@ from tidegate.kernel.profiles.piece import SampledPrediction
 
 QualityState = Literal["unknown", "steady", "suspect", "dropped"]
 POINTS_KEPT = 500
-# Seconds for which a label waits for its prediction, because workers publish predictions every 10 s.
+# Seconds for which a label waits for its prediction. A label can arrive first, because workers publish
+# predictions only every 10 s.
 EARLY_S = 120.0
 MAX_EARLY = 10_000
 
@@ -22,9 +23,10 @@ MAX_EARLY = 10_000
 class QualityLimits:
     """The limits of a version's windows and waiting predictions, and of a drop in quality.
 
-    A window has ``rows`` labels, or ends after ``seconds``. At most ``predictions`` wait for their labels,
-    each for ``keep_s``. The quality has dropped if two windows in a row are worse than the first window by
-    more than ``drop``, and by more than chance explains.
+    A window is full with ``rows`` labels. A window that is not full ends after ``seconds``. At most
+    ``predictions`` predictions wait for their labels, each for up to ``keep_s`` seconds. The quality has
+    dropped if two windows in a row are worse than the first window by more than ``drop``, and by more than
+    ``sigmas`` standard errors.
     """
 
     rows: int = 500
@@ -37,7 +39,7 @@ class QualityLimits:
 
 @dataclass(frozen=True, slots=True)
 class QualityPoint:
-    """A closed window: its labels, its measures, and the verdict."""
+    """A closed window: its begin, its end, the number of its labels, its measures, and the verdict."""
 
     begin: float
     end: float
@@ -48,9 +50,11 @@ class QualityPoint:
 
 @dataclass(slots=True)
 class QualityHistory:
-    """The labels of one version, in windows. ``waiting``: predictions without a label, oldest first.
+    """The labels of one version, in windows.
 
-    ``first``: the first full window. Later windows are compared with it. ``all``: all labels up to now.
+    ``waiting``: predictions without a label, oldest first. ``early``: labels without a prediction, and when
+    they arrived. ``first``: the first full window, with which later windows are compared. ``all``: all labels
+    of closed windows.
     """
 
     waiting: OrderedDict[str, SampledPrediction] = field(default_factory=OrderedDict)
@@ -67,7 +71,7 @@ class QualityHistory:
     def add_predictions(
         self, predictions: Iterable[SampledPrediction], now: float, limits: QualityLimits
     ) -> None:
-        """Keep predictions until their labels arrive. Drop the oldest predictions above the limits."""
+        """Keep predictions until their labels arrive. Drop the oldest if they are too many or too old."""
         for each in predictions:
             early = self.early.pop(each.request_id, None)
             if early is not None:
@@ -153,7 +157,7 @@ class QualityHistory:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> QualityHistory:
-        """Read the result of :meth:`to_json`. Raise KeyError, ValueError or TypeError."""
+        """Read the result of :meth:`to_json`. Raise KeyError, ValueError or TypeError if it is malformed."""
         return cls(
             open=LabelledRows.from_json(found["open"]),
             begin=found["begin"],
@@ -167,10 +171,11 @@ class QualityHistory:
 
 
 def dropped(first: LabelledRows, window: LabelledRows, limits: QualityLimits) -> bool:
-    """Return True if a window is worse than the first window by more than ``drop``, and not by chance.
+    """Return True if a window is worse than the first window by more than the limits.
 
-    Accuracies are compared by a test of two proportions, numbers by their mean absolute error and its
-    standard error.
+    The difference must exceed both ``drop`` and ``sigmas`` standard errors. Classes are compared by their
+    accuracy, with a test of two proportions. Numbers are compared by their mean absolute error; for them,
+    ``drop`` is relative to the error of the first window.
     """
     if first.labelled and window.labelled:
         p, q = first.correct / first.labelled, window.correct / window.labelled

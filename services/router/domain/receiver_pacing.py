@@ -2,7 +2,8 @@
 
 A receiver that does not answer is paused. After the pause, one webhook tests if the receiver answers again.
 Each postponed webhook gets its own time slot. The slots follow each other at the rate at which the receiver
-has answered. So the router does not claim thousands of webhooks for a slow receiver again and again.
+has answered. So the router does not load thousands of webhooks for a slow receiver from the store again and
+again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from services.router.domain.webhooks import RetryPolicy, WebhookAttempt, pause_s
 LONGEST_SLOT_S = 60.0
 SHORTEST_SLOT_S = 0.5
 SMOOTHING = 0.1
-# A receiver's failures are forgotten this many seconds after its pause.
+# A receiver's failures are forgotten this many seconds after its pause has ended.
 REMEMBERED_S = 600.0
 
 
@@ -33,7 +34,7 @@ class ReceiverPacing:
     _next_slot: float = 0.0
 
     def postpone(self, now: float) -> float | None:
-        """Return the seconds until a webhook is due again; None if it may wait in this router's queue."""
+        """Return the seconds until a webhook's time slot; None if it can wait in this router's queue."""
         if now >= self.paused_until and self.waiting < (1 if self.failures else self.longest_queue):
             return None
         first = max(self.paused_until, now + SHORTEST_SLOT_S)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from services.router.domain.evidence import Tick
 from tidegate.kernel.protocol.presence import ReplicaReport
 
-# A model is judged only if its mean time of a call is below this (milliseconds).
+# A model is judged only if the mean time of its calls is below this (milliseconds).
 QUICK_MS = 200.0
 
 

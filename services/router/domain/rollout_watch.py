@@ -19,14 +19,17 @@ from tidegate.kernel.protocol.presence import GatewayReport, ReplicaReport, Vari
 
 # The baseline's percentiles are frozen after this many answers. Later answers are compared with them.
 FREEZE_AT = 500
-# Seconds between two points of the history (POINT_S), and the most points (POINTS_KEPT).
+# Seconds between two points of the history (POINT_S), and how many points are kept (POINTS_KEPT).
 POINT_S = 5.0
 POINTS_KEPT = 720
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The buckets with the baseline's 90th and 99th percentiles. Answers in later buckets are slow."""
+    """The numbers of the latency buckets with the baseline's 90th and 99th percentiles.
+
+    Answers in later buckets are slow (``p90``) or very slow (``p99``).
+    """
 
     p90: int
     p99: int
@@ -34,7 +37,11 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A point of a rollout's chart: its time, the canary's share, counts up to the next point, evidence."""
+    """A point of a rollout's chart. ``share``: the canary's share of the traffic.
+
+    The counts are of the time from ``at`` to the next point. ``e_worse``: how strong the evidence is that the
+    canary is worse.
+    """
 
     at: float
     share: int
@@ -98,7 +105,7 @@ class RolloutWatch:
         return decision
 
     def unjudged(self, rollout: Rollout) -> str:
-        """Return the feedback that is missing before outcomes can be judged; empty if none is."""
+        """Return what feedback is still needed to judge outcomes, as text; empty if there is enough."""
         return self.quality.missing() if rollout.options.metric is not None else ""
 
     def undo(self, rollout: Rollout) -> None:
@@ -110,7 +117,7 @@ class RolloutWatch:
     def _new_counts(
         self, endpoint: str, deployment: str, reports: Iterable[GatewayReport]
     ) -> tuple[VariantCounts, VariantCounts]:
-        """Return the counts since the last call: of the canary, and of all other Deployments."""
+        """Return the counts since this method's last call: the canary's, and those of other Deployments."""
         canary_new, base_new = _nothing(), _nothing()
         for report in reports:
             for name, total in report.traffic.get(endpoint, {}).items():
@@ -151,7 +158,7 @@ class RolloutWatch:
         return ticks
 
     def _stalls(self, rollout: Rollout, reports: Sequence[ReplicaReport]) -> Tick | None:
-        """Count the replicas with requests since the last call, and the replicas that stalled."""
+        """Return how many replicas had requests since the last reading, and how many of them stalled."""
         before, base = self.replicas, frozenset(target.deployment for target in rollout.base)
         ours, theirs = readings(reports, frozenset({rollout.deployment})), readings(reports, base)
         self.replicas = ours | theirs
@@ -220,7 +227,7 @@ class RolloutWatch:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> RolloutWatch:
-        """Read the result of :meth:`to_json`. Raise KeyError or TypeError."""
+        """Read the result of :meth:`to_json`. Raise KeyError or TypeError if it is malformed."""
         state = document["state"]
         evidence = {metric: _restored(metric, each) for metric, each in state["evidence"].items()}
         thresholds = document["thresholds"]
@@ -278,7 +285,7 @@ def _nothing() -> VariantCounts:
 
 
 def _quantile(counts: list[int], part: float) -> int:
-    """Return the bucket with the quantile ``part``."""
+    """Return the number of the bucket that contains the quantile ``part`` (0 to 1)."""
     wanted, seen = part * sum(counts), 0
     for bucket, count in enumerate(counts):
         seen += count

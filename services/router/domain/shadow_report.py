@@ -11,7 +11,9 @@ from tidegate.kernel.protocol.shadow import OutputCounts, ShadowCounts
 
 # A verdict needs this many compared answers.
 ENOUGH = 100
-# Above these shares, the shadow fails or differs. Above this ratio of latencies, it is slower.
+# The shadow fails if more than this share of its copies failed (FAILING). It differs if more than this share
+# of the compared answers differ (DIFFERING). It is slower if the 90th percentile of its call times is more
+# than this many times the primary's (SLOWER).
 FAILING, DIFFERING, SLOWER = 0.01, 0.01, 1.25
 _Z = 1.645  # quantile of the normal distribution for a one-sided 95 % interval
 _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
@@ -56,7 +58,7 @@ def report(counts: ShadowCounts) -> dict[str, Any]:
 
 
 def judge(counts: ShadowCounts) -> Judgement:
-    """Return the verdict. Failures come before differences, and differences before latencies."""
+    """Return the verdict. Failures are checked first, then differences, then latencies."""
     failed = sum(counts.failed.values())
     ended = counts.answered + failed
     if not counts.copied:

@@ -9,13 +9,17 @@ from typing import Any
 from tidegate.kernel.protocol.presence import GatewayReport
 from tidegate.kernel.protocol.shadow import ShadowCounts
 
-# Above this number of gateway processes, the counts of ended ones are added up.
+# If more gateway processes than this are known, the totals of ended ones are moved to ``past``.
 GATEWAYS_KEPT = 64
 
 
 @dataclass(slots=True)
 class ShadowWatch:
-    """The counts of one shadow. ``seen``: last totals by gateway process. ``past``: sum of older totals."""
+    """The counts of one shadow.
+
+    ``seen``: the last totals of each gateway process. ``past``: the sum of totals that are no longer in
+    ``seen``.
+    """
 
     key: str
     seen: dict[str, ShadowCounts] = field(default_factory=dict)
@@ -38,7 +42,7 @@ class ShadowWatch:
                 self.past.add(self.seen.pop(incarnation))
 
     def total(self) -> ShadowCounts:
-        """Return the counts of all gateways."""
+        """Return the sum of the counts of all gateways."""
         total = ShadowCounts(self.key)
         for counts in (self.past, *self.seen.values()):
             total.add(counts)
@@ -50,6 +54,6 @@ class ShadowWatch:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ShadowWatch:
-        """Read the result of :meth:`to_json`. Raise KeyError or TypeError."""
+        """Read the result of :meth:`to_json`. Raise KeyError or TypeError if it is malformed."""
         seen = {name: ShadowCounts.of(each) for name, each in document["seen"].items()}
         return cls(document["key"], seen, ShadowCounts.of(document["past"]))

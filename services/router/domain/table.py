@@ -45,11 +45,13 @@ def build_table(
     failed: frozenset[str] = frozenset(),
     condemned: frozenset[str] = frozenset(),
 ) -> Table:
-    """Return the table without its revision: endpoints -> weighted Deployments -> queue, signature, limits.
+    """Return the route table, without its revision.
 
-    ``learned``: the signature of each Deployment that a worker has read from its Triton. The table has it for
-    versions that were registered without a signature. ``failed``: the Deployments that fail to load their
-    model. ``condemned``: ids of rolled-back rollouts, until the registry has stored the rollback.
+    The table has the weighted Deployments of each Endpoint, and the queue, signature and limits of each
+    Deployment. ``learned``: by Deployment, the signature that a worker has read from its Triton. The table
+    uses it for versions that were registered without a signature. ``failed``: the Deployments whose model
+    fails to load. ``condemned``: ids of rollouts that were rolled back, while the registry has not stored the
+    rollback.
     """
     versions = {(v.model, v.number): v for v in desired.versions}
     # A Deployment cannot serve if its version is missing, so it is not in the table.
@@ -138,7 +140,7 @@ def _endpoint(
         if (reserve := reserve_of(name, endpoint.name)) in deployments
         and _same_version(
             deployments[reserve], deployments.get(name)
-        )  # a Deployment of another version may have this name
+        )  # the reserve's name alone does not show that its version is the same
     }
     ready = ready | {name: ready.get(name, 0) + ready.get(own, 0) for name, own in reserved.items()}
     serving = serving_targets(endpoint, ready)
@@ -152,15 +154,16 @@ def _endpoint(
         "rules": [rule.model_dump() for rule in endpoint.rules if rule.deployment in deployments],
         "sticky": endpoint.sticky.model_dump() if endpoint.sticky else None,
         "shadow": _shadow(endpoint, deployments),
-        # Count an experiment only while each variant gets its share. Otherwise the control gets the units of
-        # other variants.
+        # Count an experiment only while each variant gets its share. Otherwise the control also gets the
+        # units of other variants, and the counts would mix them.
         "compared": _canary_of(endpoint) != "" or (_experiment_of(endpoint) != "" and not without),
         "experiment": "" if without else _experiment_of(endpoint),
         "feedback": endpoint.collects_feedback,
         # A request that names a version can reach any Deployment of the Endpoint's models. If several run the
         # version, a target of the Endpoint has priority, then the last name in alphabetical order.
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
-        # If an alias is a different version in several models of the Endpoint, the last model by name wins.
+        # If an alias points to different versions in several models of the Endpoint, the last model by name
+        # wins.
         "labels": {
             alias: str(number) for model in sorted(models) for alias, number in aliases.get(model, {}).items()
         },
@@ -191,7 +194,10 @@ def _targets(
 
 
 def _shadow(endpoint: Endpoint, deployments: dict[str, Deployment]) -> dict[str, Any] | None:
-    """Return the shadow for the gateways; None without a shadow, or if its region is not allowed."""
+    """Return the settings of the shadow for the gateways.
+
+    Return None if there is no shadow, or if the Endpoint cannot use the shadow's Deployment.
+    """
     shadow = endpoint.shadow
     if shadow is None or shadow.deployment not in deployments:
         return None
@@ -240,13 +246,15 @@ def withheld(
 ) -> dict[str, str]:
     """Return the targets that do not get their share now, each with the reason.
 
-    A target keeps its share if no other target is ready. Then its requests wait, or fail with its reason.
+    If no target and no failover is ready, all targets keep their shares, and their requests wait or fail.
+    There are two exceptions: a rolled-back canary gets no share, and if ``when_unready`` is ``fail``, a new
+    version gets none before it is ready.
     """
     rollout = endpoint.rollout if endpoint.rollout is not None and endpoint.rollout.active else None
     if rollout is not None and rollout.id in condemned:
         return {rollout.deployment: "the canary was rolled back, but the registry does not answer yet"}
     weighted = [target.deployment for target in serving if target.weight]
-    if endpoint.when_unready == "fail":  # a new version gets no traffic before it is ready
+    if endpoint.when_unready == "fail":  # even then, a new version gets no traffic before it is ready
         unready = [name for name in weighted if not ready.get(name, 0)]
         if rollout is not None:
             return {name: "the canary is not ready yet" for name in unready if name == rollout.deployment}
@@ -287,5 +295,5 @@ def serving_targets(endpoint: Endpoint, ready: dict[str, int]) -> list[Target]:
 
 
 def settled(desired: DesiredState, ready: dict[str, int]) -> list[Endpoint]:
-    """Return the Endpoints with a completed roll-over. They no longer need ``previous``."""
+    """Return the Endpoints whose new targets are all ready. They no longer need ``previous``."""
     return [e for e in desired.endpoints if e.previous and serving_targets(e, ready) == e.targets]

@@ -1,6 +1,6 @@
-"""The body, the signature and the retries of webhooks. Pure.
+"""The body, the cryptographic signature and the retries of webhooks. Pure.
 
-Body and signature follow the Standard Webhooks specification (version 1, symmetric).
+The body and the signature follow the Standard Webhooks specification (version 1, symmetric).
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ WebhookOutcome = Literal["delivered", "retry", "given_up"]
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """The first and the longest wait between attempts, and the age at which to give up; in seconds."""
+    """The first and the longest wait between attempts, and the age at which a webhook is given up.
+
+    All are in seconds.
+    """
 
     first_s: float = 5.0
     longest_s: float = 3 * 3600.0
@@ -33,7 +36,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class WebhookLimits:
-    """The most attempts in flight to all receivers and to each, and an attempt's timeout in seconds."""
+    """The most attempts in flight to all receivers together and to one host, and an attempt's timeout."""
 
     max_in_flight: int = 64
     per_host: int = 4
@@ -42,9 +45,10 @@ class WebhookLimits:
 
 @dataclass(frozen=True, slots=True)
 class WebhookAttempt:
-    """The result of one attempt: the receiver's status, or ``problem`` without a response.
+    """The result of one attempt.
 
-    ``retry_after_s``: the receiver's header ``Retry-After``.
+    ``status``: the HTTP status of the receiver's response; None without a response. ``problem``: what failed,
+    as text. ``retry_after_s``: the seconds in the response's header ``Retry-After``.
     """
 
     status: int | None
@@ -71,9 +75,9 @@ def decide(
 ) -> RetryDecision:
     """Decide whether and when to send a webhook again.
 
-    ``attempt`` counts from 1, ``age_s`` from the end of the job. ``draw``: a random number in [0, 1). The
-    wait triples each time. It is multiplied by a random factor from 0.5 to 1.5, so that webhooks that
-    failed together are not retried together.
+    ``attempt``: the number of the last attempt, from 1. ``age_s``: seconds since the end of the job.
+    ``draw``: a random number in [0, 1). The wait triples with each attempt. It is multiplied by a random
+    factor from 0.5 to 1.5, so that webhooks that failed together are not retried together.
     """
     if result.status is not None and 200 <= result.status < 300:
         return RetryDecision("delivered")

@@ -59,10 +59,10 @@ class ArtifactCache:
 class _Download:
     """One download of an artifact to ``path``, in several attempts.
 
-    Each attempt appends to the file ``<sha256>.part``. The next attempt continues there, also in another
-    worker. The registry may redirect the download to its artifact store, with a signed URL. The replica's
-    token is not sent to the store. If the store does not answer, the next attempt gets the bytes from the
-    registry.
+    Each attempt appends to the file ``<sha256>.part``. The next attempt continues this file, even if another
+    worker makes it. The registry may redirect the download to its artifact store, with a signed URL. The
+    replica's token is not sent to the store. If the store does not answer, the next attempt gets the bytes
+    from the registry.
     """
 
     def __init__(self, url: str, token: str, path: Path, size: int) -> None:
@@ -177,9 +177,10 @@ def _look(path: Path) -> list[int]:
 
 
 def _open_to_models(path: Path) -> None:
-    """Make a cached file readable for every user, because hard links in model repositories share its mode.
+    """Make a cached file readable for every user.
 
-    The cache's folder stays closed to the user that the model runs as.
+    A hard link in a model repository has the same mode as the cached file, and the user that the model runs
+    as must read it. The cache's folder stays closed to this user.
     """
     if path.stat().st_mode & 0o777 != READ_ONLY:
         path.chmod(READ_ONLY)

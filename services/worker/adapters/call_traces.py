@@ -17,7 +17,7 @@ from tidegate.kernel.tracing import Attributes, Span, SpanExport, epoch_ahead, e
 
 
 class Received(Protocol):
-    """A request of this worker; ``received`` is in seconds of the worker's monotonic clock."""
+    """A request of this worker. ``received``: when it arrived, in seconds of the worker's monotonic clock."""
 
     request: Request
     received: float
@@ -36,7 +36,7 @@ class CallTraces:
         return self._export is not None
 
     def start(self, deployment: str, replica: str) -> None:
-        """Export calls from now on, if the variables ``OTEL_*`` name a receiver."""
+        """Export the spans of calls from now on, if the variables ``OTEL_*`` name a server for spans."""
         self._deployment, self._replica = deployment, replica
         self._export = export_of("worker", **{"service.instance.id": replica})
 
@@ -46,7 +46,10 @@ class CallTraces:
             self._export.close()
 
     def called(self, group: Sequence[Received], started: float, spent: float, error: str = "") -> None:
-        """Export a call of ``group`` that began at ``started`` and took ``spent`` seconds."""
+        """Export the spans of a call that began at ``started`` and took ``spent`` seconds.
+
+        ``group``: the requests of the call. If none of them is traced, nothing is exported.
+        """
         traced = list(_traced(group)) if self._export is not None else []
         if self._export is None or not traced:
             return
@@ -77,9 +80,9 @@ def _traced(group: Iterable[Received]) -> Iterator[tuple[Received, TraceContext]
 def spans(
     group: Sequence[Received], traced: Sequence[tuple[Received, TraceContext]], call: Call, ahead: float
 ) -> list[Span]:
-    """Return the spans of a call of ``group``.
+    """Return the spans of a call. ``group``: the requests of the call.
 
-    ``traced``: the traced requests of the group (at least one), each with the context of its sender.
+    ``traced``: the traced requests of the group (at least one), each with the trace context of its sender.
     ``ahead``: by how many seconds the wall clock is ahead of the worker's monotonic clock.
     """
     own = [new_context(sender.trace_id) for _, sender in traced]

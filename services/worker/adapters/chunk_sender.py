@@ -1,4 +1,4 @@
-"""Sends the chunks of language models' streams. The streams do not wait for the broker's confirms."""
+"""Sends the chunks of language models' streams. A stream need not wait for the confirm of each chunk."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ class ChunkSender:
         if waiting is None:
             waiting = self._waiting[reply_to] = GatewayReplies()
             task = self._tasks.start(self._send(reply_to, waiting), "send chunks")
-            # If a task is cancelled before its first step, its ``finally`` does not run.
+            # A task that is cancelled before its first step does not run its ``finally``. Then this callback
+            # wakes the streams.
             task.add_done_callback(partial(self._end, reply_to, waiting))
         waiting.add(frame)
 

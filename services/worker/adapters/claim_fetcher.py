@@ -73,7 +73,7 @@ class ClaimFetcher:
     async def fetch(self, item: QueuedRequest, *, bounded: bool = False) -> bool:
         """Add a request's tensors from the blob store. If that fails, settle the request and return False.
 
-        ``bounded``: first wait until the limits of concurrent fetches and of bytes allow this fetch.
+        ``bounded``: True if the fetch must wait until the limits of concurrent fetches and of bytes allow it.
         """
         request = item.request
         try:

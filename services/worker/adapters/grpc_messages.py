@@ -36,9 +36,9 @@ def head(model: str, call: ModelCall) -> bytes:
 
 
 def describe(message: Any, key: CallKey, rows: int) -> None:
-    """Add the name, datatype and shape of each input, and the names of the outputs.
+    """Add the name, datatype and shape of each input, and the names of the outputs, to a request.
 
-    ``rows``: 0 if the model has no batch axis.
+    ``rows``: the number of rows; 0 if the model has no batch axis.
     """
     for tensor in key.inputs:
         shape = (rows, *tensor.dims) if rows else tensor.dims
@@ -91,7 +91,8 @@ def _with_parameters(message: Any, parameters: Mapping[str, object]) -> Any:
         if isinstance(value, bool):
             parameter.bool_param = value
         elif isinstance(value, int):
-            # Triton also reads the id of a sequence from this signed field, although ids are unsigned.
+            # Triton reads the id of a sequence from this signed field, although ids are unsigned. So a large
+            # id is sent as the negative number with the same bits.
             parameter.int64_param = value if value < _SIGN else value - 2 * _SIGN
         elif isinstance(value, float):
             parameter.double_param = value

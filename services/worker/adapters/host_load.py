@@ -1,4 +1,4 @@
-"""Read how busy the cores of this host are. In a container these are all cores of the host."""
+"""Read how busy the cores of this host are. In a container, too, all cores of the host are measured."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 STAT = Path("/proc/stat")
-# The kernel counts CPU time in ticks of 10 ms. A shorter interval has too few ticks for an exact share.
+# The shortest time between two readings, in seconds. The kernel counts CPU time in ticks of 10 ms. In a
+# shorter time there are too few ticks for an exact share.
 SHORTEST_S = 0.4
 _IDLE, _WAITING, _GUESTS = 3, 4, 8
 
 
 class HostLoad:
-    """The share of time that the host's cores were busy, between two readings."""
+    """The share of time in which the host's cores were busy, from one reading to the next."""
 
     def __init__(self, stat: Path = STAT, clock: Callable[[], float] = time.monotonic) -> None:
         self._stat = stat

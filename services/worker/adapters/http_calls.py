@@ -1,7 +1,8 @@
 """Call Triton over HTTP/1.1 on its Unix socket. This costs Triton a third less CPU time than gRPC.
 
 Triton runs a call over HTTP to its end, even if its caller no longer waits. So HTTP is used only for calls
-that end before they could be cancelled. A connection carries one call at a time and is kept for the next one.
+that are so quick that they need not be cancelled. A connection carries one call at a time and is kept for the
+next one.
 
 This follows RFC 9112 (HTTP/1.1) and Triton's binary tensor extension. It reads only responses with a
 Content-Length, as Triton sends them.
@@ -45,7 +46,10 @@ class HttpAnswer(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """The head of a response. Sizes are in bytes. ``last``: the server closes the connection after it."""
+    """The head of a response. Sizes are in bytes.
+
+    ``last``: True if the server closes the connection after this response.
+    """
 
     status: int
     json_size: int

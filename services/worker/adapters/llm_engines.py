@@ -12,7 +12,8 @@ from tidegate.kernel.protocol.models import DeploymentSpec, Version
 
 # The variable with the upstream's credential. `services/worker/runtimes/llm/upstream.py` reads this name.
 CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
-# The names of variables that a Deployment may use. No model may read other variables of the worker.
+# The names of variables that a Deployment may name as its credential. No model may read other variables of
+# the worker.
 USABLE = re.compile(r"(?!TIDEGATE_)(\w+_API_KEY|UPSTREAM_\w+)")
 MAX_BYTES = 16 * 1024
 
@@ -23,7 +24,7 @@ def needs_vllm(version: Version, deployment: DeploymentSpec) -> bool:
 
 
 def vllm_python(runtime: Path) -> Path:
-    """Return the Python of vLLM's environment. Raise ModelFailed, with the command that builds it."""
+    """Return the Python of vLLM's environment. Raise ModelFailed, with the remedy, if it is not installed."""
     folder = runtime / "engines" / "vllm"
     if not (folder / ".stamp").exists():
         raise ModelFailed(
@@ -34,10 +35,10 @@ def vllm_python(runtime: Path) -> Path:
 
 
 def secrets(deployment: DeploymentSpec, folder: Path) -> dict[str, str]:
-    """Return the variables with the credential of the Deployment's upstream; empty if it has none.
+    """Return the variables with the credential of the Deployment's upstream; empty if it needs none.
 
-    ``folder``: the only folder whose files a Deployment may name. Raise ModelFailed if there is no usable
-    credential; the message does not contain the secret.
+    ``folder``: the only folder whose files a Deployment may name. Raise ModelFailed if the credential is
+    missing or cannot be used; the message does not contain the secret.
     """
     spec = deployment.upstream or deployment.llm
     place = spec.credential if spec is not None else None

@@ -30,10 +30,10 @@ def prepare(
     place: Callable[[Path, Path], None],
     engine_python: Path | None = None,
 ) -> str:
-    """Write the version's folder of the model ``folder/1``. Return the model's configuration.
+    """Write ``folder/1``, the model's version folder. Return the text of the model's configuration.
 
     ``place`` links or copies a cached file to another path. ``engine_python``: the Python of an engine that
-    has a separate environment. Blocking. Raise ModelFailed.
+    has a separate environment. Blocking. Raise ModelFailed if the weights cannot be used.
     """
     inner = folder / "1"
     inner.mkdir(parents=True)

@@ -110,8 +110,8 @@ class MemoryLimit:
         await tasks.end(watching)
         if self.group is not None:
             found = kills(self.group)
-            # Killed processes leave the cgroup a moment later. If processes are left in the cgroup, the next
-            # start reuses it or the launcher removes it.
+            # Only an empty cgroup can be removed, and killed processes leave it a moment later. If it does
+            # not become empty, the next start reuses it or the launcher removes it.
             until = time.monotonic() + LEAVE_S
             while self.group is not None:
                 try:
@@ -183,7 +183,7 @@ def _enable_children(parent: Path) -> None:
 
 
 def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
-    """Yield the cgroups in which a new cgroup may be created: first that of this process, then its parents.
+    """Yield the cgroups in which to try to create a new one: first that of this process, then its parents.
 
     Stop after a cgroup that has a limit, because this limit must apply to the model too. In cgroup v2, a
     cgroup that contains processes cannot have children with limits, so usually one of the parents is used.

@@ -46,8 +46,8 @@ class Model:
     """One model of one Triton. ``outputs`` are the outputs in its signature.
 
     Tensors above ``shared_above`` bytes go through ``regions``: inputs, and outputs with a fixed size.
-    ``cached``: Triton caches answers. Its cache key is the inputs alone, so every call requests all outputs
-    and passes no parameters.
+    ``cached``: True if Triton caches the model's answers. Triton then finds an answer by the inputs only. So
+    every call requests all outputs and passes no parameters.
     """
 
     def __init__(
@@ -75,7 +75,8 @@ class Model:
         self._grpc_heads: dict[tuple[bytes, int], bytes] = {}
         self._http_heads: dict[tuple[bytes, int, tuple[int, ...]], bytes] = {}
         self._quickness = Quickness(QUICK_S)
-        # Other names would need percent escapes in the path, which Triton's HTTP server does not decode.
+        # A name with other characters would need percent escapes in the path, which Triton's HTTP server does
+        # not decode.
         self._http = _PLAIN_NAME.fullmatch(name) is not None
         self._row_bytes = {output.name: size for output in outputs if (size := _row_bytes(output)) > 0}
 
@@ -125,7 +126,7 @@ class Model:
     async def stream(self, request: Request, *, counted: bool = True) -> AsyncGenerator[ModelAnswer]:
         """Run one request and yield each answer as soon as the model sends it. There is no time limit.
 
-        ``counted``: add the answers to :attr:`answers`, which shows the watchdog that the model works.
+        ``counted``: True if :attr:`answers` counts the answers. It shows the watchdog that the model works.
 
         Raises the errors of :meth:`TritonClient.stream`. Closing the generator cancels the request in Triton.
         """
@@ -229,7 +230,7 @@ class Model:
         return {name: size for name, size in sizes.items() if size > self._shared_above}
 
     def _http_head(self, call: ModelCall, sizes: tuple[int, ...]) -> bytes:
-        """Return an HTTP request without its tensors. It is cached by key, rows and sizes."""
+        """Return an HTTP request without the bytes of its tensors. It is cached by key, rows and sizes."""
         if call.parameters or call.input_places or call.output_places:
             return http_messages.head(self._name, call, sizes)
         id_ = call.raw_key, call.rows, sizes
@@ -240,7 +241,7 @@ class Model:
         return head
 
     def _grpc_head(self, call: ModelCall) -> bytes:
-        """Return a serialized request without its tensors. It is cached by key and rows."""
+        """Return a serialized request without the bytes of its tensors. It is cached by key and rows."""
         if call.input_places or call.output_places:
             return grpc_messages.head(self._name, call) + grpc_messages.serialized(call.parameters)
         id_ = call.raw_key, call.rows
@@ -301,7 +302,7 @@ def _row_bytes(output: TensorSpec) -> int:
 
 
 def _from_region(output: Output, region: Region, places: Mapping[str, Place]) -> Output:
-    """Return an output with its bytes, which may be in the region."""
+    """Return an output with its bytes. If it has a place in the region, read its bytes there."""
     if output.name not in places:
         return output
     size = elements(list(output.shape)) * DATATYPES[output.datatype].size

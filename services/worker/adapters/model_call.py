@@ -17,9 +17,9 @@ _NO_PLACES: Mapping[str, Place] = {}
 class ModelCall(NamedTuple):
     """One call of a model.
 
-    ``raw_key`` is the key of the requests, serialized. ``rows`` is 0 if there is no batch axis. ``contents``
-    are the bytes of each input, in pieces. Inputs in shared memory are left out. ``parameters`` are sent in
-    addition to those of the key.
+    ``raw_key`` is the serialized call key of the requests. ``rows`` is 0 if there is no batch axis.
+    ``contents`` are the bytes of each input that is not in shared memory, in pieces. ``parameters`` are sent
+    in addition to those of the key.
     """
 
     raw_key: bytes

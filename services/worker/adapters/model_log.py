@@ -44,13 +44,16 @@ _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ER
 
 
 class ModelLog:
-    """The log of a Triton, over all its starts. The file ``path`` contains the end of the raw output."""
+    """The log of one Triton and its models. It continues when Triton is started again.
+
+    The file ``path`` contains the end of the raw output.
+    """
 
     def __init__(self, path: Path, bytes_per_s: int) -> None:
         self.path = path
         self._model_limit = OutputLimit(bytes_per_s)
-        # Triton has a separate limit. It writes a line for each failed request, and these must not use up the
-        # limit of the model's own lines.
+        # Triton's own lines have a separate limit. Triton writes a line for each failed request, and these
+        # lines must not use up the limit of the model's lines.
         self._triton_limit = OutputLimit(bytes_per_s)
         self._per_s = bytes_per_s
         self._pipe = -1

@@ -23,8 +23,8 @@ from tidegate.kernel.protocol.models import DeploymentSpec, Version
 
 RUNTIMES = Path(__file__).parents[1] / "runtimes"
 CONFIG = "config.pbtxt"
-# Triton imports this module before a Python model. `runtimes/output.py` explains its contents.
 UPSTREAM_PLAN = "tidegate_upstream.json"
+# Triton imports this module before a Python model. `runtimes/output.py` explains its contents.
 UTILS = "triton_python_backend_utils.py"
 # The default of TIDEGATE_MAX_FETCHED_BYTES.
 ANSWER_BYTES = 512 * 2**20
@@ -44,9 +44,9 @@ def prepare(
     """Replace the contents of ``repository`` with this version. Return the models in the order to load them.
 
     The last model gets the requests. It uses the other models, as an ensemble or by calls from Python.
-    ``gpus``: the GPUs for the model; empty: it runs on the CPU. ``symlinks``: False if the model's
-    process cannot follow links into the cache. ``answer_bytes``: the longest answer of an upstream.
-    Blocking. Raises ModelFailed, with the remedy, if this worker cannot serve the version.
+    ``gpus``: the GPUs for the model; empty: it runs on the CPU. ``symlinks``: False if the model's process
+    cannot follow links into the cache. ``answer_bytes``: the most bytes of an upstream's answer. Blocking.
+    Raises ModelFailed, with the remedy, if this worker cannot serve the version.
     """
     # The folder is emptied but not removed, because a Triton in a sandbox has mounted it.
     repository.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def _prepare_archive(
 
 
 def model_folders(root: Path, fallback_name: str) -> dict[str, Path]:
-    """Return the Triton models by name.
+    """Return the folder of each Triton model, by the model's name.
 
     ``root`` is a model, a folder of models, or a folder that contains only one of these. Up to 8 folders may
     be nested.

@@ -44,7 +44,8 @@ def prepare(version: Version, artifact: Path, folder: Path) -> str:
     (folder / f"tidegate_{version.format}.json").write_text(json.dumps(plan))
     for source in runtime.glob("*.py"):
         shutil.copyfile(source, folder / source.name)
-    # Open ONNX files with the code of the format onnx: if the GPU cannot be used, that code raises an error.
+    # The model opens ONNX files with the code of the format onnx, because that code raises an error if the
+    # GPU cannot be used.
     shutil.copyfile(_RUNTIMES / "onnx" / "model.py", folder / "onnx_session.py")
     shutil.copyfile(_RUNTIMES / "rows.py", folder / "rows.py")
     add_runtime(folder, calling_plan(signature))
@@ -52,7 +53,7 @@ def prepare(version: Version, artifact: Path, folder: Path) -> str:
 
 
 def calling_plan(signature: Signature) -> dict[str, Any]:
-    """Return the runtime's plan: it calls ``Model.predict`` with an array for each input."""
+    """Return the plan by which the runtime calls ``Model.predict``, with an array for each input."""
     axes = [-1] if signature.max_batch_size else []
     return {
         "entry": "Model",

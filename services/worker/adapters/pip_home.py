@@ -30,8 +30,8 @@ def make(home: Path, environment: Mapping[str, str], uid: int | None) -> dict[st
     own |= {"HOME": str(home), "USER": "model", "LOGNAME": "model"}
     for key, name in (("PIP_CONFIG_FILE", "pip.conf"), ("NETRC", ".netrc")):
         named = os.environ.get(key)
-        # A file that only the Deployment names is not copied: the Deployment's author may have no right to
-        # read it.
+        # A file that only the Deployment names is not copied, because perhaps the Deployment's author has no
+        # right to read it.
         if named and own.get(key) == named and _copy(Path(named), home / name):
             own[key] = str(home / name)
     hand_over(home, uid)

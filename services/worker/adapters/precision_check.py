@@ -23,10 +23,10 @@ _NAMES = {np.dtype(each.numpy): each.name for each in DATATYPES.values() if each
 
 
 async def measured_here(client: TritonClient, model: str, embedded: Embedded) -> str:
-    """Return the model's loss and its time per call on this CPU, as text. Raise Unavailable.
+    """Return the model's loss and its time per call on this CPU, as text.
 
     If the model rejects the samples, the text only compares this CPU with the CPU for which the recipe was
-    chosen.
+    chosen. Raise Unavailable if Triton has ended.
     """
     precision, here = embedded.precision, cpu.read()
     rows = len(next(iter(embedded.inputs.values()), ()))

@@ -46,7 +46,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def naming(text: str) -> list[int]:
-    """Return the other processes whose command lines contain ``text``."""
+    """Return the pids of the processes whose command lines contain ``text``, except this process."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""Publishes large replies, suspects, and requests without attempts left, all with publisher confirms."""
+"""Publishes replies, suspects, and requests that are given up, all with publisher confirms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tidegate.kernel.protocol.envelope import Buffer, Reply, Request
 
 log = telemetry.logger(__name__)
 
-# After this time the gateway has already answered the caller with 504.
+# Seconds after which a message is given up. By then the gateway has answered the caller with 504.
 PUBLISH_TIMEOUT_S = 60.0
 RETRY_S = 0.05
 
@@ -28,8 +28,8 @@ RETRY_S = 0.05
 class ReplyPublisher:
     """A connection that only publishes, with publisher confirms.
 
-    ``suspected`` is set after a suspect was published. ``loss`` is a text about how the model last ended. It
-    is sent to the callers of requests without attempts left.
+    ``suspected`` is set after a suspect was published. ``loss`` is a text about how the model last ended. The
+    callers of requests that are given up get this text.
     """
 
     def __init__(self, amqp_url: str, queue: Queue, claims: Claims) -> None:
@@ -48,8 +48,9 @@ class ReplyPublisher:
     ) -> None:
         """Publish replies to one gateway process; return when the broker has confirmed them.
 
-        Pass a large reply as a Reply, not as a frame, so that its data is not copied. ``left_s``: how long
-        the callers still wait. If the gateway process has ended, its queue is gone and replies are dropped.
+        Pass a large reply as a Reply, not as a frame, so that its data is not copied. ``left_s``: for how
+        many seconds the callers still wait. If the gateway process has ended, its queue is gone and replies
+        are dropped.
         """
         small: list[Buffer] = []
         for frame in frames:
@@ -80,8 +81,9 @@ class ReplyPublisher:
     async def retry_or_give_up(self, request: Request, reply_to: str, *, alone: bool) -> None:
         """Publish a lost request as a suspect, or to the router if the request may not run again.
 
-        ``alone``: the request ran alone in the model, so the loss is charged to it. A copy for shadow traffic
-        is dropped, because no caller waits for it.
+        A request is lost if the model ended while it ran. ``alone``: True if no other request was in the
+        model, so that the loss counts against this request. A copy for shadow traffic is dropped, because no
+        caller waits for it.
         """
         if request.flags & envelope.COPY:
             log_request(logging.INFO, "a copy for shadow traffic is dropped", request, was_alone=alone)
@@ -102,8 +104,8 @@ class ReplyPublisher:
         if await self._publish_request(self._suspects, request, attempt, reply_to):
             self.suspected.set()
         elif request.flags & envelope.STREAM:
-            # The deadline has passed. Only a stream that has sent an answer can run after its deadline, and a
-            # stream that has sent an answer is not retried.
+            # The deadline has passed, so the caller gets an error. Only a stream that has sent an answer can
+            # run after its deadline, and a stream that has sent an answer is not retried.
             message = "the worker ended in the middle of the stream"
             frame = envelope.failure_frame(request.id, request.attempt, Unavailable.reason, message)
             await self.reply(reply_to, [frame])

@@ -36,7 +36,7 @@ def request_of(model: str, sample: Mapping[str, Any]) -> Any:
 
 
 def rows_of(request: Any, signature: Signature) -> int:
-    """Return the rows of a request; 1 if the model has no batch axis."""
+    """Return the number of rows of a request; 1 if the model has no batch axis."""
     if signature.max_batch_size < 1 or not request.inputs or not request.inputs[0].shape:
         return 1
     return int(request.inputs[0].shape[0])

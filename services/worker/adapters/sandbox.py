@@ -204,7 +204,10 @@ class Sandbox:
             os.chown(folder, self.user, self.user)
 
     def let_through(self, folder: Path, *, to_read: bool = False) -> None:
-        """Let only the model's user pass through a folder; ``to_read``: also let this user list it."""
+        """Let the model's user pass through a folder, and no other users.
+
+        ``to_read``: True to let the model's user list the folder, too.
+        """
         if self.user is not None:
             os.chown(folder, -1, self.user)
             folder.chmod(0o750 if to_read else 0o710)

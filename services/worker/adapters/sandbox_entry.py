@@ -66,7 +66,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
 def own_namespaces(new_user: bool) -> None:
     """Enter a new mount namespace.
 
-    ``new_user``: also enter a new user namespace, in which the process keeps its user.
+    ``new_user``: True to enter a new user namespace, too. In it, the process keeps its user.
     """
     uid, gid = os.geteuid(), os.getegid()
     flags = CLONE_NEWNS | (CLONE_NEWUSER if new_user else 0)
@@ -161,7 +161,7 @@ def split(arguments: list[str]) -> tuple[list[list[str]], list[str]]:
 
 
 def environment() -> tuple[int, dict[bytes, bytes]]:
-    """Read the command's environment from standard input. Return that socket and the environment."""
+    """Read the command's environment from standard input, a socket. Return the socket and the environment."""
     # Close all other descriptors, because with uvloop a child inherits copies of some of them.
     os.closerange(3, 1 + max(map(int, os.listdir("/proc/self/fd"))))
     socket = os.dup(0)  # closed on exec

@@ -28,7 +28,8 @@ SMALLEST = 2**20
 KEPT_LIMIT = 64 * 2**20
 # The most bytes of all regions together.
 TOTAL_LIMIT = 512 * 2**20
-# Seconds until the region of a call that was given up is unregistered. Until then Triton may use the region.
+# Seconds until the region of a call that was given up is unregistered. Triton can still write to it until
+# then.
 RETIRED_S = 120.0
 ALIGNMENT = 64
 

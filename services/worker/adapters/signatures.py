@@ -1,7 +1,8 @@
 """Check that a trusted key has signed an artifact.
 
-The registry keeps the signatures, but a worker trusts only the keys on its own host. So a manipulated
-registry, or a caller with the scope publish, cannot make a worker load a model without a trusted signature.
+The registry keeps the cryptographic signatures, but a worker trusts only the keys on its own host. So a
+manipulated registry, or a caller with the scope publish, cannot make a worker load a model without a trusted
+signature.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ MAX_ANSWER_BYTES = 16 * MAX_BUNDLE_BYTES
 async def check(registry_url: str, token: str, artifact: Path, sha256: str, keys: Path) -> str:
     """Return the id of the trusted key that has signed an artifact.
 
-    Raise ModelFailed if no key of ``keys`` has signed it, and Unavailable if the registry does not answer.
+    ``keys``: the file or folder with the trusted keys. Raise ModelFailed if none of them has signed the
+    artifact, and Unavailable if the registry does not answer.
     """
-    # This import is here, because most workers have no trusted keys.
+    # This import takes time, and most workers have no trusted keys. So it is here.
     from tidegate.kernel.signing import BadKey, BadSignature, TrustedKeys
 
     try:

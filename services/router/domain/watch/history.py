@@ -74,13 +74,14 @@ class EndpointHistory:
         return self.between(now - seconds, now)
 
     def between(self, start: float, end: float) -> Window:
-        """Return a span as one window, from ticks where they exist, otherwise from minutes."""
+        """Return the time from ``start`` to ``end`` as one window."""
         return merged(self.pieces(start, end), start, end)
 
     def pieces(self, start: float, end: float) -> list[Window]:
-        """Return the windows of a span, oldest first: ticks where they exist, otherwise minutes.
+        """Return the windows from ``start`` to ``end``, oldest first: minutes, then ticks.
 
-        A window belongs to the span that contains its middle.
+        There are minutes for the time of which no ticks are kept. A window is included if its middle is
+        between ``start`` and ``end``.
         """
         ticks = [each for each in self.ticks if start <= _middle(each) < end]
         oldest = self.ticks[0].start if self.ticks else end

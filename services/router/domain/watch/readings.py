@@ -13,8 +13,9 @@ from tidegate.kernel.protocol.models import Endpoint
 from tidegate.kernel.protocol.presence import GatewayReport, ReplicaReport
 from tidegate.kernel.protocol.traffic import EndpointTraffic, TrafficReport, dense
 
-# Seconds for which a gateway's totals are remembered after its last report. The report may be missing only
-# because the store was away. If its totals were forgotten, all its requests would be counted again.
+# Seconds for which a gateway's totals are remembered after its last report. The report can be missing only
+# because the store did not answer. If the totals were forgotten then, the next report would count all
+# requests of the gateway again.
 REMEMBERED_S = 600.0
 
 
@@ -53,7 +54,7 @@ class _DeploymentSpan:
 
 
 class Readings:
-    """Keeps the last totals, and computes the differences to the next reading."""
+    """Keeps the totals of the last reading, and computes how much they grow until the next one."""
 
     def __init__(self) -> None:
         self._traffic: dict[tuple[str, str], EndpointTraffic] = {}
@@ -191,7 +192,7 @@ def _users(endpoints: Iterable[Endpoint]) -> dict[str, list[str]]:
 
 
 def _share(deployment: str, users: Sequence[str], window: Window, all_: Mapping[str, Window]) -> float:
-    """Return an endpoint's share of a Deployment with several endpoints: its share of the answers."""
+    """Return the share of a Deployment's answers that went to an endpoint; equal shares without answers."""
     if len(users) == 1:
         return 1.0
     total = sum(all_[name].answered_by.get(deployment, 0) for name in users)

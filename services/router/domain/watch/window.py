@@ -1,4 +1,4 @@
-"""The traffic and the replicas of one endpoint in a span of time. Windows can be added up."""
+"""The traffic and the replicas of one endpoint between two moments. Windows can be added up."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ _MIDDLES = FIRST_S * RATIO ** (np.arange(COUNT) + 0.5)
 
 @dataclass(slots=True)
 class ReplicaWork:
-    """The work of one replica. ``call_ms``, ``batch``: duration and size of each request's call, added up.
+    """The work of one replica.
 
-    ``stuck_s``: seconds in which it had requests and finished none.
+    ``call_ms``: the sum, over all requests, of the duration of the request's call. ``batch``: the sum, over
+    all requests, of the number of requests in the same call. ``stuck_s``: seconds in which the replica had
+    requests and finished none.
     """
 
     requests: int = 0
@@ -30,7 +32,7 @@ class ReplicaWork:
     stuck_s: float = 0.0
 
     def add(self, other: ReplicaWork) -> None:
-        """Add the work of another span."""
+        """Add the work of another period."""
         self.requests += other.requests
         self.busy_s += other.busy_s
         self.call_ms += other.call_ms
@@ -50,14 +52,16 @@ class ReplicaWork:
 
 @dataclass(slots=True)
 class Window:
-    """One endpoint from ``start`` to ``end``, in seconds since the epoch.
+    """The traffic and the replicas of one endpoint from ``start`` to ``end`` (seconds since the epoch).
 
-    ``times``: histograms (``ROWS`` x buckets) of the answered requests. ``failed``: requests that failed
-    because of the service. ``slow``: answers slower than the endpoint's objective. ``answered_by``: answers
-    by Deployment. ``callers``: the distinct callers of the day so far. ``replica_s``: seconds of running
-    replicas. ``used_s``: ``replica_s`` multiplied by the replicas' utilisation. ``cold_s``: seconds with
-    requests but no ready replica. ``queue``, ``queue_age_s``: the largest values. ``restarts``: the number of
-    replicas and models that ended unexpectedly. ``dead``: the number of dead letters.
+    ``times``: histograms (``ROWS`` x buckets) of the times of answered requests. ``failed``: the number of
+    requests that failed because of the service. ``slow``: the number of answers slower than the endpoint's
+    objective. ``answered_by``: the number of answers by Deployment. ``callers``: the number of distinct
+    callers of the day so far. ``replica_s``: the running times of all replicas, added up. ``used_s``:
+    ``replica_s`` multiplied by the replicas' utilisation. ``cold_s``: seconds with requests but no ready
+    replica. ``queue``: the most requests in the queues. ``queue_age_s``: the highest age of a waiting
+    request. ``restarts``: the number of replicas and models that ended unexpectedly. ``dead``: the number of
+    dead letters.
     """
 
     start: float
@@ -89,7 +93,7 @@ class Window:
 
     @property
     def requests(self) -> int:
-        """Return the number of requests that were answered or failed because of the service."""
+        """Return the number of requests that were answered, or that failed because of the service."""
         return self.answered + self.failed
 
     @property
@@ -131,7 +135,7 @@ class Window:
         return int(self.times[0, above:].sum())
 
     def add(self, other: Window) -> None:
-        """Add another window to this one. The span then covers both."""
+        """Add another window to this one. This window then covers the time of both."""
         self.start, self.end = min(self.start, other.start), max(self.end, other.end)
         self.times = self.times + other.times
         for mine, more in ((self.outcomes, other.outcomes), (self.answered_by, other.answered_by)):
