@@ -18,7 +18,7 @@ from tidegate.kernel.store.profiles import ProfileStore
 def judges_of(
     settings: RouterSettings, registry: RegistryCache, leads: Callable[[], bool]
 ) -> tuple[DriftJudge, QualityJudge]:
-    """Return the judges, not started. The drift judge passes sampled predictions to the quality judge."""
+    """Build the judges, but do not start them. The drift judge passes predictions to the quality judge."""
     data = settings.state_path / "data"
     quality = QualityJudge(
         FeedbackStore.connect(settings.jobs_url),

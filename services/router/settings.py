@@ -154,5 +154,5 @@ class RouterSettings(Settings):
         return WebhookLimits(self.webhooks_at_once, self.webhooks_per_host, self.webhook_timeout_s)
 
     def webhook_retry_policy(self) -> RetryPolicy:
-        """Return when webhooks are retried and given up."""
+        """Return the policy by which webhooks are retried and given up."""
         return RetryPolicy(self.webhook_first_retry_s, self.webhook_longest_retry_s, self.webhook_give_up_s)

@@ -24,7 +24,7 @@ from services.router.domain.alerts.notifications import Pace
 from services.router.settings import RouterSettings
 from tidegate.kernel.store import Store
 
-# Most attempts in flight to receivers of alerts.
+# The most attempts in flight to all receivers of alerts together.
 AT_ONCE = 8
 
 

@@ -18,7 +18,7 @@ from tidegate.kernel.profiles.bins import FIXED_CUTS
 from tidegate.kernel.profiles.predictions import CONFIDENCE, SCORE
 from tidegate.kernel.profiles.profile import NumberCounts, Profile
 
-# Fewer labels are not enough to calibrate.
+# To calibrate probabilities, at least this many labels are needed.
 MIN_LABELS = 500
 _EDGES = np.array([0.0, *FIXED_CUTS, 1.0])
 MIDDLES = (_EDGES[1:] + _EDGES[:-1]) / 2

@@ -110,7 +110,7 @@ class QualityHistory:
         self.joined += 1
 
     def close(self, now: float, limits: QualityLimits) -> bool:
-        """Close the open window if it is full or old. Return True if it was closed."""
+        """Close the open window if it is full or too old. Return True if it was closed."""
         if self.begin is None:
             return False
         full = self.open.n >= limits.rows

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from services.router.domain.webhooks import RetryPolicy, WebhookAttempt, pause_s
 
-# Latest slot in seconds from now. Slots are not later, because the receiver may become faster.
+# The longest time until a slot, in seconds. It is limited, because the receiver can become faster.
 LONGEST_SLOT_S = 60.0
 SHORTEST_SLOT_S = 0.5
 SMOOTHING = 0.1

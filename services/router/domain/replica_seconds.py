@@ -38,7 +38,7 @@ def readings(reports: Iterable[ReplicaReport], deployments: frozenset[str]) -> d
 
 
 def stalled(before: Mapping[str, Reading], now: Mapping[str, Reading]) -> tuple[int, int]:
-    """Return how many replicas had requests between two readings, and how many of these finished none."""
+    """Return how many replicas had requests between two readings, and how many of them finished nothing."""
     pairs = [(old, now[name]) for name, old in before.items() if name in now]
     busy = [(old, new) for old, new in pairs if old.inflight or new.done != old.done]
     return len(busy), sum(new.inflight > 0 and new.done == old.done for old, new in busy)

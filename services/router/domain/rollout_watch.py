@@ -54,7 +54,7 @@ class Point:
 
 @dataclass(slots=True)
 class RolloutWatch:
-    """The evidence of one rollout. ``seen``: the last totals, by gateway process and Deployment."""
+    """The evidence of one rollout. ``seen``: the gateways' last totals, by process and Deployment."""
 
     id: str
     state: CanaryState = field(default_factory=CanaryState)
@@ -65,7 +65,7 @@ class RolloutWatch:
     fresh: bool = True
     quality: QualityWatch = field(default_factory=QualityWatch)
     replicas: dict[str, Reading] = field(default_factory=dict)
-    # These two values come from the last decision. They are not stored.
+    # These two values are from the last call of :meth:`observe`. They are not stored.
     health: CanaryHealth = canary.HEALTHY
     samples: int = 0
 

@@ -35,7 +35,7 @@ class ShadowWatch:
                 continue
             before = self.seen.get(report.incarnation)
             if before is not None and before.offered > counts.offered:
-                self.past.add(before)  # the shadow was stopped and started with the same key
+                self.past.add(before)  # the shadow was stopped and started, so its counts began at 0
             self.seen[report.incarnation] = counts
         if len(self.seen) > GATEWAYS_KEPT:
             for incarnation in self.seen.keys() - present:

@@ -120,7 +120,7 @@ def _llm(deployment: Deployment, version: Version) -> dict[str, Any]:
 
 
 def _is_paused(deployment: Deployment) -> bool:
-    """Return True if an operator set the Deployment to 0 replicas. Its requests are rejected immediately."""
+    """Return True if an operator set the Deployment to 0 replicas, so that its requests are rejected."""
     return deployment.override is not None and deployment.override.replicas == 0
 
 
@@ -159,8 +159,9 @@ def _endpoint(
         "compared": _canary_of(endpoint) != "" or (_experiment_of(endpoint) != "" and not without),
         "experiment": "" if without else _experiment_of(endpoint),
         "feedback": endpoint.collects_feedback,
-        # A request that names a version can reach any Deployment of the Endpoint's models. If several run the
-        # version, a target of the Endpoint has priority, then the last name in alphabetical order.
+        # A request that names a version can reach any Deployment of the Endpoint's models. If several of them
+        # run the version, it reaches a target of the Endpoint if there is one. Otherwise it reaches the last
+        # one by name.
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
         # If an alias points to different versions in several models of the Endpoint, the last model by name
         # wins.
@@ -194,7 +195,7 @@ def _targets(
 
 
 def _shadow(endpoint: Endpoint, deployments: dict[str, Deployment]) -> dict[str, Any] | None:
-    """Return the settings of the shadow for the gateways.
+    """Return what the gateways need to know about the shadow.
 
     Return None if there is no shadow, or if the Endpoint cannot use the shadow's Deployment.
     """

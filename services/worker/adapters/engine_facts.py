@@ -72,7 +72,8 @@ class EngineFacts:
 async def _read(model: Model) -> dict[str, object]:
     data: list[envelope.Buffer] = [pack_strings([LlmRequest(PATH, {}).to_bytes()])]
     request = envelope.Request(b"", 0, 0, 1, 0, b"", b"", _KEY, data, b"")
-    # An engine that hangs may still report its facts, so these answers do not show that the model works.
+    # An engine that hangs can still report its facts. So these answers are not counted as a sign that the
+    # model works.
     async with aclosing(model.stream(request, counted=False)) as answers:
         async for answer in answers:
             for output in answer.outputs:

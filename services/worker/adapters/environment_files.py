@@ -34,8 +34,9 @@ def hand_over(path: Path, uid: int | None) -> None:
 def take_over(path: Path, uid: int | None) -> None:
     """Make the worker's user the owner again, and let every user read the environment.
 
-    If ``uid`` owned it, its files become read-only. Call this when no process of that user runs. Raises
-    ModelFailed for a file of another user, because it could be a hard link to a file outside.
+    If ``uid`` is not None, the files become read-only. Call this only when no process of the user ``uid``
+    runs. Raises ModelFailed for a file of another user, because it could be a hard link to a file outside the
+    environment.
     """
     ours = os.geteuid() if uid is None else uid
     for each in _tree(path):

@@ -40,7 +40,7 @@ _PASSED_ON = frozenset({
 })  # fmt: skip
 _PASSED_ON_PREFIXES = ("PIP_", "LC_", "SSL_CERT_", "XDG_", "GIT_")
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
-# Variables that would make pip install the packages into another folder.
+# Variables that would make pip install the packages into another folder. They are not passed on.
 _IGNORED_SETTINGS = frozenset(
     {"PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PIP_REQUIRE_VIRTUALENV"}
 )
@@ -136,7 +136,8 @@ class Environments:
         self._report("creating an environment for the requirements")
         path.with_suffix(".ok").unlink(missing_ok=True)
         await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
-        # The Deployment's settings are left out, because this command runs as the worker's user.
+        # The Deployment's settings are left out. They must not affect this command, because it runs as the
+        # worker's user.
         code, output = await _run(
             [str(base.python), "-I", "-m", "venv", "--without-pip", str(path)], _environment({})
         )
@@ -174,7 +175,7 @@ class Environments:
     async def _run_contained(
         self, path: Path, home: Path, command: Sequence[str], environment: dict[str, str]
     ) -> tuple[int, str]:
-        """Run pip in the sandbox, because it executes the setup code of packages."""
+        """Run pip in the sandbox, because pip executes the setup code of packages."""
         read = [Path(sys.prefix), *prefixes(Path(sys.executable)), *self._install.roots()]
         needs = FileNeeds(home, read, [path])
         process = None

@@ -47,7 +47,8 @@ def prepare(
         shutil.copyfile(source, inner / source.name)
     # One instance serves all slots. A second instance would load the weights again.
     single = deployment.model_copy(update={"instances": 1})
-    # One instance uses all GPUs of the replica. By default, Triton would create one instance for each GPU.
+    # One instance uses all GPUs of the replica. Triton would create one instance for each GPU that it is
+    # given, so it is given only the first one.
     return model_config.build(version, single, model=version.model, backend="python", gpus=gpus[:1])
 
 

@@ -100,7 +100,7 @@ class MemoryLimit:
                 )
 
     def watch(self, processes: Callable[[], Iterable[int]]) -> None:
-        """Watch the memory of these processes, unless a cgroup limits them."""
+        """Watch the memory of these processes and enforce the limit, unless a cgroup limits them."""
         if self.group is None and self._watching is None:
             self._watching = asyncio.create_task(self._watch(processes))
 

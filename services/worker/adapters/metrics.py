@@ -97,7 +97,7 @@ LLM_COUNTERS = {
 
 
 def count_engine(before: EngineReport, now: EngineReport) -> None:
-    """Publish the facts ``now`` of an engine. ``before``: the facts of the previous reading."""
+    """Update the metrics of an engine. ``now`` and ``before``: the facts of this and the previous reading."""
     for name, gauge in LLM_GAUGES.items():
         if (value := getattr(now, name)) is not None:
             gauge.set(value)

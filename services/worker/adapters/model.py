@@ -75,8 +75,8 @@ class Model:
         self._grpc_heads: dict[tuple[bytes, int], bytes] = {}
         self._http_heads: dict[tuple[bytes, int, tuple[int, ...]], bytes] = {}
         self._quickness = Quickness(QUICK_S)
-        # A name with other characters would need percent escapes in the path, which Triton's HTTP server does
-        # not decode.
+        # HTTP is used only for names of these characters. Other characters would need percent escapes in the
+        # path, which Triton's HTTP server does not decode.
         self._http = _PLAIN_NAME.fullmatch(name) is not None
         self._row_bytes = {output.name: size for output in outputs if (size := _row_bytes(output)) > 0}
 
@@ -126,7 +126,8 @@ class Model:
     async def stream(self, request: Request, *, counted: bool = True) -> AsyncGenerator[ModelAnswer]:
         """Run one request and yield each answer as soon as the model sends it. There is no time limit.
 
-        ``counted``: True if :attr:`answers` counts the answers. It shows the watchdog that the model works.
+        ``counted``: True to add the answers to :attr:`answers`. A growing number shows the watchdog that the
+        model works.
 
         Raises the errors of :meth:`TritonClient.stream`. Closing the generator cancels the request in Triton.
         """

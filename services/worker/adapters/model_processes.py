@@ -19,8 +19,8 @@ STUB = b"triton_python_backend_stub"[:15]
 def model_processes(server: int, descendants: Iterable[int]) -> list[int]:
     """Return the processes of Python models of a tritonserver, also those that have just ended.
 
-    Only Triton's own children are returned. A process that a model forks has the same name, but it may end at
-    any time.
+    Only Triton's own children are returned. A process that a model forks has the same name, but its end is no
+    failure.
     """
     return [
         pid for pid in descendants if process_table.name(pid) == STUB and process_table.parent(pid) == server
@@ -55,10 +55,9 @@ class ModelProcesses:
         self._open, self.pids = {}, []
 
     def look(self) -> bool:
-        """Report ended processes. Return True if a process is stopped, and was stopped at the previous call.
+        """Report ended processes. Return True if a process is stopped and was stopped at the previous call.
 
-        Triton's own process is checked too. A stopped process was stopped by a signal such as SIGSTOP, not by
-        a debugger.
+        Triton's own process is checked, too. Stopped means by a signal such as SIGSTOP, not by a debugger.
         """
         for pid in list(self.pids):
             if process_table.state(pid) in {"Z", "X", ""}:

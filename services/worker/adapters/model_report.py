@@ -73,7 +73,7 @@ class ModelReport:
             self.tally.put_back(found)
 
     async def _triton(self) -> dict[str, int]:
-        """Return the growth of Triton's counts since the last call; empty if Triton does not answer."""
+        """Return the growth of Triton's counts since the last reading; empty if Triton does not answer."""
         if self._client is None:
             return {}
         try:

@@ -169,8 +169,8 @@ class ReplyPublisher:
     ) -> None:
         """Publish a message. Retry until the broker confirms it or ``timeout_s`` is over.
 
-        A message that is not confirmed in time is logged and lost. ``mandatory``: also retry if no queue gets
-        the message, because another service may not have declared the queue yet.
+        A message that is not confirmed in time is logged and lost. ``mandatory``: True to retry also if no
+        queue gets the message, because another service may not have declared the queue yet.
         """
         give_up_at = time.monotonic() + timeout_s
         while True:

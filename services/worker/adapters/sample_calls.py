@@ -16,7 +16,7 @@ _PARAMETERS = {bool: "bool_param", int: "int64_param", float: "double_param", st
 
 
 def request_of(model: str, sample: Mapping[str, Any]) -> Any:
-    """Return the ``ModelInferRequest`` of an OIP request in JSON. Raise BadRequest."""
+    """Return the ``ModelInferRequest`` of an OIP request in JSON. Raise BadRequest if it is malformed."""
     request = ModelInferRequest(model_name=model)
     for tensor in sample["inputs"]:
         try:
@@ -62,7 +62,7 @@ def outputs_of(answer: Any) -> list[Output]:
 
 
 def as_json(outputs: list[Output]) -> dict[str, Any]:
-    """Return outputs as an OIP answer in JSON. Strings that are not UTF-8 are left out."""
+    """Return outputs as an OIP answer in JSON. An output with strings that are not UTF-8 has no data."""
     found = []
     for each in outputs:
         values = to_json(DATATYPES[each.datatype], each.raw)

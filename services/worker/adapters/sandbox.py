@@ -183,7 +183,7 @@ class Sandbox:
         return {} if self.user is None else {"HOME": str(home), "USER": USER, "LOGNAME": USER}
 
     def unusable_variables(self) -> list[str]:
-        """Return the variables of this process that name a folder which the model's user cannot use."""
+        """Return which of the variables TMPDIR and HF_HOME name no folder that the model's user can use."""
         return [
             key
             for key in ("TMPDIR", "HF_HOME")
@@ -272,8 +272,8 @@ class Sandbox:
         shown = {(each, path) for path in needed for each in _targets(path, hidden)}
         writable = {path.resolve() for path in (needs.cwd, *needs.write)}
         if uid is None:
-            # The model runs as the worker's user. If it could write here, it could change the code of its
-            # next process.
+            # The model runs as the worker's user. If it could write to these folders, it could change the
+            # code of its next process.
             guarded = [*needs.read, CODE, Path(sys.prefix)]
             shown |= {(p.resolve(), p) for p in guarded if p.is_dir() and os.access(p, os.W_OK)
                       and not any(p.resolve().is_relative_to(h) for h in hidden)}  # fmt: skip

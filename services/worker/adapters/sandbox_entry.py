@@ -99,7 +99,7 @@ def rearrange(options: list[list[str]]) -> None:
     for handle, target, writable in shown:
         show(handle, target, writable)
     for folder in hidden:
-        # Change only the folder's own mount, not the mounts below it.
+        # Make only the folder itself read-only. The paths that are mounted in it keep their own flags.
         mount("none", folder, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
@@ -136,7 +136,7 @@ def contain(options: list[list[str]]) -> None:
     if "--mounts" in by_name:
         own_namespaces("--namespace" in by_name)
         rearrange(options)
-    # The old working folder is in the hidden tree. The command could reach hidden files from there.
+    # Without this, the command would have the old working folder, and could reach hidden files from there.
     os.chdir(by_name["--cwd"][0])
     if "--user" in by_name:
         uid, gid, groups = by_name["--user"]

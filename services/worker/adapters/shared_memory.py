@@ -24,7 +24,7 @@ log = telemetry.logger(__name__)
 
 FOLDER = Path("/dev/shm")
 SMALLEST = 2**20
-# The most bytes of a region that is kept for other calls.
+# A region with more bytes than this is not kept for other calls.
 KEPT_LIMIT = 64 * 2**20
 # The most bytes of all regions together.
 TOTAL_LIMIT = 512 * 2**20
@@ -150,7 +150,7 @@ class Regions:
             self._free.append(region)
 
     def retire(self, region: Region) -> None:
-        """Unregister the region of a call that was given up, after a delay: Triton may still use it."""
+        """Plan to unregister the region of a call that was given up. Until then Triton can still use it."""
         loop = asyncio.get_running_loop()
         self._retired[region] = loop.call_later(RETIRED_S, self._on_retired, region)
 

@@ -230,7 +230,7 @@ class TritonClient:
         return signature_of(metadata, config)
 
     async def sequences(self, models: Sequence[str]) -> SequenceSpec | None:
-        """Return the sequences that the loaded models keep; None if none of them is stateful."""
+        """Return the lowest limits of the loaded models for sequences; None if no model is stateful."""
         found = [spec_of(await self.config(model)) for model in models]
         return tightest([spec for spec in found if spec is not None])
 

@@ -1,6 +1,6 @@
 """The history of every endpoint: ticks for half an hour, minutes for two days, hours for five weeks.
 
-A tick is the time between two readings. Minutes and hours without requests and replicas are not kept.
+A tick is the time between two readings. Minutes and hours with neither requests nor replicas are not kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Level = Literal["minute", "hour"]
 SECONDS: dict[Level, float] = {"minute": 60.0, "hour": 3600.0}
 TICKS_S = 1800.0
 KEPT: dict[Level, int] = {"minute": 2 * 1440, "hour": 35 * 24}
-# The most minutes of all endpoints together. With many endpoints, the history of each is shorter.
+# The most minutes that are kept, of all endpoints together. With many endpoints, each has a shorter history.
 MOST_MINUTES = 120_000
 
 
@@ -80,8 +80,8 @@ class EndpointHistory:
     def pieces(self, start: float, end: float) -> list[Window]:
         """Return the windows from ``start`` to ``end``, oldest first: minutes, then ticks.
 
-        There are minutes for the time of which no ticks are kept. A window is included if its middle is
-        between ``start`` and ``end``.
+        The minutes are those before the oldest tick. A window is included if its middle is between ``start``
+        and ``end``.
         """
         ticks = [each for each in self.ticks if start <= _middle(each) < end]
         oldest = self.ticks[0].start if self.ticks else end

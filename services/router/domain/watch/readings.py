@@ -172,7 +172,7 @@ class Readings:
 
 
 def _began_again(seen: EndpointTraffic, total: EndpointTraffic) -> bool:
-    """Return True if a count is smaller than before, because the endpoint was removed and created again."""
+    """Return True if a count is smaller than before. Then the endpoint was removed and created again."""
     smaller = any(total.outcomes.get(outcome, 0) < count for outcome, count in seen.outcomes.items())
     return smaller or total.failed < seen.failed
 

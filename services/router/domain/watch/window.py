@@ -103,7 +103,7 @@ class Window:
 
     @property
     def rate(self) -> float:
-        """Return the requests per second."""
+        """Return the number of requests per second."""
         return self.requests / self.seconds if self.seconds else 0.0
 
     @property
