@@ -55,7 +55,7 @@ def watch_of(
     letters: DeadLetters,
     master: bytes,
 ) -> WatchWiring:
-    """Return the parts, not started. ``master``: the secret from which webhook secrets are derived."""
+    """Build the parts, but do not start them. Webhook secrets are derived from ``master``."""
 
     def dead() -> Iterator[tuple[float, str]]:
         return ((letter.at, letter.deployment) for letter in letters.all)

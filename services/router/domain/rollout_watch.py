@@ -1,4 +1,4 @@
-"""Watch one canary: turn the gateways' totals into ticks, judge them, and keep the evidence. Pure."""
+"""Watch one canary: turn the gateways' totals into ticks, judge the ticks, and keep the evidence. Pure."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def build_table(
     rollback.
     """
     versions = {(v.model, v.number): v for v in desired.versions}
-    # A Deployment cannot serve if its version is missing, so it is not in the table.
+    # A Deployment cannot serve if its version is missing. Then the Deployment is not in the table.
     deployments = {d.name: d for d in desired.deployments if (d.model, d.version) in versions}
     reserves = reserve_names(desired)
     return {
@@ -155,7 +155,7 @@ def _endpoint(
         "sticky": endpoint.sticky.model_dump() if endpoint.sticky else None,
         "shadow": _shadow(endpoint, deployments),
         # Count an experiment only while each variant gets its share. Otherwise the control also gets the
-        # units of other variants, and the counts would mix them.
+        # units of other variants, and its counts would include them.
         "compared": _canary_of(endpoint) != "" or (_experiment_of(endpoint) != "" and not without),
         "experiment": "" if without else _experiment_of(endpoint),
         "feedback": endpoint.collects_feedback,

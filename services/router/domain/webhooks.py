@@ -36,7 +36,10 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class WebhookLimits:
-    """The most attempts in flight to all receivers together and to one host, and an attempt's timeout."""
+    """The most attempts in flight to all receivers together and to one host, and each attempt's timeout.
+
+    The timeout is in seconds.
+    """
 
     max_in_flight: int = 64
     per_host: int = 4
@@ -110,7 +113,7 @@ def secret_of(master: bytes, principal: str) -> str:
 
 
 def body_of(job: dict[str, Any], finished_ms: int) -> bytes:
-    """Return the body: ``type`` is ``job.<state>``, ``data`` is the job as in ``GET /v1/jobs/{id}``."""
+    """Return a webhook's body: ``type`` is ``job.<state>``, ``data`` the job as in ``GET /v1/jobs/{id}``."""
     at = datetime.fromtimestamp(finished_ms / 1e3, UTC).isoformat(timespec="milliseconds")
     return orjson.dumps({"type": f"job.{job['status']}", "timestamp": at.replace("+00:00", "Z"), "data": job})
 

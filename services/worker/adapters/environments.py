@@ -144,8 +144,8 @@ class Environments:
         if code != 0:
             raise ModelFailed(f"The environment for the requirements cannot be created: {output}")
         (own,) = path.glob("lib/python3*/site-packages")
-        # The models' packages are added with addsitedir, because it also reads the .pth files among them. The
-        # version's own packages come first on the path.
+        # The models' packages are added with addsitedir, because this function also reads their .pth files.
+        # The version's own packages come first on the path.
         below = [f"import site; site.addsitedir({site!r})" for site in base.site_packages]
         (own / "models.pth").write_text("\n".join(below) + "\n")
         (path / "requirements.txt").write_text("\n".join(requirements) + "\n")
@@ -214,7 +214,7 @@ def _hint(unreadable: Sequence[str]) -> str:
 
 
 def _reason(output: str) -> str:
-    """Return pip's errors, or the end of its output if it reports none."""
+    """Return pip's errors, or the end of its output if pip reports no errors."""
     lines = [line.rstrip() for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return "\n".join(dict.fromkeys(errors) if errors else lines[-_TAIL_LINES:])
@@ -229,7 +229,7 @@ async def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[
 
 
 async def _wait_for(process: asyncio.subprocess.Process, on_line: Callable[[str], None]) -> tuple[int, str]:
-    """Wait for a command and return its exit code and output. On cancellation kill its process group."""
+    """Wait for a command and return its exit code and output. On cancellation, kill the process group."""
     assert process.stdout is not None
     lines = []
     try:

@@ -14,7 +14,7 @@ POLL_S = 0.05
 
 @contextlib.asynccontextmanager
 async def exclusive(lock: Path, on_wait: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
-    """Hold the lock on a file. Call ``on_wait`` once if another worker has it."""
+    """Hold the lock on a file. Call ``on_wait`` once if another worker has the lock."""
     handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         waited = False

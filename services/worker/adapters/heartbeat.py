@@ -14,7 +14,7 @@ log = telemetry.logger(__name__)
 
 
 class ReplicaHeartbeat:
-    """Writes a report every ``interval_s``. The worker continues if the store does not answer."""
+    """Writes a worker's report every ``interval_s`` seconds. If the store fails, the worker continues."""
 
     def __init__(self, store: Store, interval_s: float, report: Callable[[], ReplicaReport]) -> None:
         self._store = store

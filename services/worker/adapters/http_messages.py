@@ -82,7 +82,7 @@ def head(model: str, call: ModelCall, sizes: Sequence[int]) -> bytes:
 def read_answer(answer: HttpAnswer) -> ModelAnswer:
     """Return a response's outputs and the parameters that the model set.
 
-    An output in shared memory has no bytes here.
+    An output in shared memory is returned without bytes.
     """
     # A long head is not cached, because the same head is unlikely to come again.
     described = _described(answer.head) if len(answer.head) <= KEPT_KEY else _describe(answer.head)

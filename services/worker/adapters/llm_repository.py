@@ -47,8 +47,8 @@ def prepare(
         shutil.copyfile(source, inner / source.name)
     # One instance serves all slots. A second instance would load the weights again.
     single = deployment.model_copy(update={"instances": 1})
-    # One instance uses all GPUs of the replica. Triton would create one instance for each GPU that it is
-    # given, so it is given only the first one.
+    # One instance uses all GPUs of the replica. Triton would create one instance for each GPU in the
+    # configuration, so the configuration names only the first GPU.
     return model_config.build(version, single, model=version.model, backend="python", gpus=gpus[:1])
 
 

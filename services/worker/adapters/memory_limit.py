@@ -55,8 +55,8 @@ def read_limit(folder: Path, name: str) -> MemoryLimit | None:
 class MemoryLimit:
     """The memory limit of one Triton, in MiB.
 
-    ``name`` is the name of its cgroup and begins with "tidegate-". The path of the cgroup is written to the
-    file ``note``, for the launcher.
+    ``name`` is the name of the cgroup for this Triton and begins with "tidegate-". The path of the cgroup is
+    written to the file ``note``, for the launcher.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class MemoryLimit:
 
 
 def _create_group(name: str, limit: int, cgroup: Path, proc: Path) -> tuple[Path | None, str]:
-    """Create a cgroup with this limit. Return it and an empty text, or None and the reason why it failed."""
+    """Create a cgroup with this limit. Return the cgroup and an empty text, or None and what went wrong."""
     why = "no memory controller is mounted"
     for parent in _parents(cgroup, proc):
         group = parent / name

@@ -19,10 +19,10 @@ def first_closed(path: Path, uid: int) -> Path | None:
 
 
 def is_open_to(found: os.stat_result, uid: int, bits: int) -> bool:
-    """Return True if the user ``uid`` has the rights ``bits`` on the file or folder of ``found``.
+    """Return True if the user ``uid`` has the rights ``bits`` on a file or folder.
 
-    ``bits``: the rights, as the last three bits of a file mode (those for other users). The user's only group
-    has the number ``uid``, too.
+    ``found``: the status of the file or folder. ``bits``: the rights, as the last three bits of a file mode
+    (those for other users). The user's only group has the number ``uid``, too.
     """
     needed = bits << (6 if found.st_uid == uid else 3 if found.st_gid == uid else 0)
     return found.st_mode & needed == needed

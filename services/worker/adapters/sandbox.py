@@ -191,7 +191,7 @@ class Sandbox:
         ]
 
     def unreadable(self, paths: Iterable[str]) -> list[str]:
-        """Return the existing paths that the model's user cannot read."""
+        """Return which of these paths exist, but cannot be read by the model's user."""
         uid = self.user
         found = [Path(path) for path in paths if path.startswith("/") and Path(path).exists()]
         return [str(path) for path in found if uid is not None and not is_usable(path, uid, OTHERS_READ)]
@@ -321,5 +321,5 @@ def device_groups() -> list[int]:
 
 
 def _targets(path: Path, hidden: Iterable[Path]) -> set[Path]:
-    """Return where to show a path: at the path itself and at its real path, if these are hidden."""
+    """Return those of a path and its real path that are hidden. The path must be shown there."""
     return {each for each in (path.absolute(), path.resolve()) if any(each.is_relative_to(h) for h in hidden)}
