@@ -138,7 +138,7 @@ class RouterSettings(Settings):
         return WindowLimits(self.drift_window_rows, self.drift_window_s)
 
     def drift_policy(self) -> DriftPolicy:
-        """Return the settings that decide if a difference is drift, such as the fewest rows."""
+        """Return the settings that decide if a difference is drift."""
         return DriftPolicy(min_rows=self.drift_window_rows)
 
     def dead_letter_limits(self) -> DeadLetterLimits:

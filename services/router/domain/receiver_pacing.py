@@ -47,7 +47,7 @@ class ReceiverPacing:
         return now >= self.paused_until and self.in_flight < (1 if self.failures else self.max_in_flight)
 
     def record(self, attempt: WebhookAttempt, now: float, draw: float, policy: RetryPolicy) -> None:
-        """Update the mean time and the pause after an attempt. The caller decrements ``in_flight``."""
+        """Update the mean time and the pause after an attempt. ``in_flight`` does not change here."""
         self.mean_s += SMOOTHING * (attempt.took_ms / 1e3 - self.mean_s)
         if attempt.answered:
             self.failures, self.paused_until = 0, 0.0
@@ -56,6 +56,6 @@ class ReceiverPacing:
         self.paused_until = max(self.paused_until, now + pause_s(self.failures, draw, policy))
 
     def is_idle(self, now: float) -> bool:
-        """Return True if no webhook is in flight or waiting, and no recent failure must be remembered."""
+        """Return True if no webhook is in flight or waiting, and all failures can be forgotten."""
         remembered = self.failures and now < self.paused_until + REMEMBERED_S
         return not (self.in_flight or self.waiting or remembered)

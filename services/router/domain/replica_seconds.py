@@ -45,7 +45,7 @@ def stalled(before: Mapping[str, Reading], now: Mapping[str, Reading]) -> tuple[
 
 
 def tick_of(canary: tuple[int, int], base: tuple[int, int]) -> Tick | None:
-    """Return the tick of one second; None if canary or baseline had no busy replica."""
+    """Return the counts of one second as a tick; None if canary or baseline had no busy replica."""
     if not canary[0] or not base[0]:
         return None
     return Tick(canary[0], canary[1], base[0], base[1])

@@ -138,7 +138,7 @@ def _quantiles(times: list[int]) -> dict[str, float] | None:
 
 
 def _quantile(times: list[int], part: float) -> float | None:
-    """Return the upper end of the bucket with the quantile, in ms; None without times."""
+    """Return the upper end of the bucket that contains the quantile, in ms; None without times."""
     total = sum(times)
     if not total:
         return None

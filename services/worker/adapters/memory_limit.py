@@ -25,7 +25,7 @@ CGROUP, PROC = Path("/sys/fs/cgroup"), Path("/proc")
 # Files of cgroup v2 and v1 with the number of killed processes. Only the first that exists is read.
 COUNTERS = ("memory.events", "memory.oom_control", "memory/memory.oom_control")
 OUT_OF_MEMORY = "The kernel killed a process (out of memory): this container reached its memory limit."
-# Files in a replica's folder: the limit in MiB that the launcher sets, and the path of its cgroup.
+# Files in a replica's folder: the limit in MiB that the launcher sets, and the path of the replica's cgroup.
 LIMIT_FILE, GROUP_FILE = "memory-limit", "memory-group"
 LOOK_EVERY_S = 0.2
 LEAVE_S = 2.0
@@ -44,7 +44,10 @@ def kills(cgroup: Path = CGROUP) -> int:
 
 
 def read_limit(folder: Path, name: str) -> MemoryLimit | None:
-    """Return the limit of the replica in ``folder``; None if it has none. ``name``: the cgroup's name."""
+    """Return the memory limit of the replica in ``folder``; None if there is none.
+
+    ``name``: the name for the replica's cgroup.
+    """
     try:
         limit_mb = int((folder / LIMIT_FILE).read_text())
     except (OSError, ValueError):

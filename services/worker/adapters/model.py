@@ -155,7 +155,7 @@ class Model:
         timeout_s: float,
         parameters: Mapping[str, str] | None,
     ) -> ModelAnswer:
-        """Run requests on a model with a response cache. Return the outputs that the key names.
+        """Run requests on a model with a response cache. Return the outputs that ``key`` names.
 
         The call requests all outputs, because the cache ignores which outputs a request names.
         """

@@ -31,8 +31,8 @@ class ModelProcesses:
     """A watch over the Python processes of one tritonserver.
 
     ``on_end`` is called when a process ends. It gets the exit code, or a signal's number as a negative
-    number, or None if the status cannot be read. If the kernel cannot report ends, only :meth:`look` finds
-    them.
+    number, or None if the status cannot be read. If the kernel cannot report the end of a process, only
+    :meth:`look` finds it.
     """
 
     def __init__(self, server: int, descendants: Iterable[int], on_end: Callable[[int | None], None]) -> None:

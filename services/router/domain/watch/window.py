@@ -120,7 +120,7 @@ class Window:
         return quantile_s(self.times[ROWS.index(row)], part)
 
     def mean_s(self, row: str = ROWS[0]) -> float:
-        """Return the mean time in seconds, as precise as the buckets; 0 without times."""
+        """Return the mean time in seconds, computed from the middles of the buckets; 0 without times."""
         counts = self.times[ROWS.index(row)]
         total = counts.sum()
         return float(counts @ _MIDDLES / total) if total else 0.0
@@ -130,7 +130,7 @@ class Window:
         return {row: self.mean_s(row) * 1e3 for row in LEDGER}
 
     def slower_than(self, seconds: float) -> int:
-        """Return the number of answers that took more than ``seconds``, as precise as the buckets."""
+        """Return the number of answers that took more than ``seconds``, with the precision of the buckets."""
         above = np.searchsorted(_MIDDLES, seconds)
         return int(self.times[0, above:].sum())
 
