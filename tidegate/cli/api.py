@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 15.0
 HEALTH_TIMEOUT_S = 3.0
 UPLOAD_TIMEOUT_S = 300.0
-# To register a version, the registry reads the whole artifact, perhaps from an object store.
+# This can take minutes, because the registry reads the whole artifact, perhaps from an object store.
 REGISTER_TIMEOUT_S = 300.0
 REVISIONS = 5
 MOST_ITEMS = 1_000  # the largest page of a list
@@ -66,7 +66,7 @@ class Service:
         return self._send("GET", path, params=_given(query), headers={"Accept": "application/json"})
 
     def get_waiting(self, path: str, wait_s: float) -> Any:
-        """Send GET. The gateway may wait up to ``wait_s`` seconds before it answers."""
+        """Send GET. The gateway may wait up to ``wait_s`` seconds for a result before it answers."""
         headers = {"Prefer": f"wait={max(1, round(wait_s))}"}
         return self._send("GET", path, headers=headers, timeout=TIMEOUT_S + wait_s)
 
@@ -92,10 +92,10 @@ class Service:
         return self._send("PUT", path, json=body)
 
     def revise(self, path: str, change: Callable[[Doc], Doc]) -> Doc:
-        """Read an object with a revision, and PUT it with the fields that ``change`` returns.
+        """Read an object, change the fields that ``change`` returns for it, PUT it, and return the answer.
 
-        Without fields, do not PUT. If the object has changed since it was read, start again. Raise
-        PreconditionFailed after five attempts.
+        If ``change`` returns no fields, return the object without a PUT. If somebody else changes the object
+        before the PUT, start again. Raise PreconditionFailed after five attempts.
         """
         for left in reversed(range(REVISIONS)):
             stored: Doc = self.get(path)
@@ -183,7 +183,7 @@ class Service:
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """Raise DeadlinePassed or Unreachable if httpx fails in the body."""
+        """Raise DeadlinePassed or Unreachable in place of httpx's errors in the ``with`` block."""
         import httpx
 
         try:
@@ -234,10 +234,10 @@ class Control:
         return Service(name, getattr(self.settings, f"{name}_url"), token)
 
     def deployment_of(self, name: str) -> str:
-        """Return the deployment of this name, or the target of the endpoint of this name.
+        """Return the name of the deployment that ``name`` means: itself, or the target of an endpoint.
 
         Raise NotFound, or BadRequest for an endpoint with several targets. If the registry does not answer,
-        return the name itself: the autoscaler still knows its deployments.
+        return ``name``, because the autoscaler may still know a deployment of that name.
         """
         try:
             return self._deployment_of(name)
@@ -296,13 +296,19 @@ chosen: ContextVar[str] = ContextVar("chosen", default="")
 
 
 def settings() -> Settings:
-    """Return the settings of the stack in use (``tidegate.client.contexts``). Raise BadRequest."""
+    """Return the settings of the stack in use (see ``tidegate.client.contexts``).
+
+    Raise BadRequest for a wrong setting, NotFound for an unknown context.
+    """
     found = contexts.find(chosen.get(), os.environ, Path.cwd(), contexts.read())
     return settings_with(found.fields)
 
 
 def settings_with(fields: dict[str, Any]) -> Settings:
-    """Return the settings in force. ``fields`` override the environment. Raise BadRequest."""
+    """Return the settings of the environment and of ``fields``, which override it.
+
+    Raise BadRequest for a wrong setting.
+    """
     from tidegate.kernel.settings.base import Settings
     from tidegate.kernel.settings.report import WRONG, problem_of
 
@@ -322,7 +328,7 @@ def settings_with(fields: dict[str, Any]) -> Settings:
 
 
 def _trust(made: Settings) -> None:
-    # The HTTP clients read their trusted certificates from the environment.
+    # The HTTP clients read the paths of trusted certificates from the environment, so put the paths there.
     for name in ("tls_cert", "tls_ca"):
         if value := getattr(made, name):
             os.environ.setdefault(f"TIDEGATE_{name.upper()}", str(value))

@@ -70,7 +70,7 @@ def restore(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Restore a backup into a state folder. `tidegate up` then starts the stack.
+    """Restore a backup into a state folder. To start the stack afterwards, run `tidegate up`.
 
     The checksums are verified first. A folder that has data is rejected. With --force its data is moved
     aside, not deleted. Example: tidegate restore friday.tgz --into /srv/tidegate

@@ -94,7 +94,7 @@ def _create(
 
 
 def _followed(service: Service, found: Doc) -> Doc:
-    """Wait for the batch's end, show its progress, and return it."""
+    """Show the progress of a batch until it ends. Return the ended batch."""
     with _bar(found["lines"]) as show:
         while not found["finished_at"]:
             show(found["done"])
@@ -128,7 +128,7 @@ def _bar(total: int) -> Iterator[Callable[[int], None]]:
 
 def _results(service: Service, found: Doc, file: Path | None, *, json: bool) -> None:
     if file is None and json:
-        return  # stdout has the batch's document
+        return  # with --json, stdout gets the batch's document instead
     path = found["urls"]["results"]
     if file is None:
         service.download(path, sys.stdout.buffer.write)

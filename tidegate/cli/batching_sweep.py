@@ -1,4 +1,4 @@
-"""Measure for ``tidegate tune``: each batching setting at each load, on a temporary replica."""
+"""Measure each batching setting at each load on a temporary replica, for ``tidegate tune``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from tidegate.tune.measurement import GatewayAddress, measure, request_bytes
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """The plan of a sweep of at most ``limit_s`` seconds.
+    """The plan of a sweep, which measures batching settings for at most ``limit_s`` seconds.
 
-    ``max_batch`` None: sizes up to the limit in the signature. ``inputs`` None: zeros that fit the signature.
+    If ``max_batch`` is None, batch sizes up to the signature's limit are measured. If ``inputs`` is None, the
+    requests contain zeros.
     """
 
     latency_ms: float
@@ -50,7 +51,10 @@ class SweepResults:
 
 
 class BatchingSweep:
-    """A sweep over batching settings for ``source``, a Deployment of ``version`` from the registry."""
+    """A sweep over batching settings of the Deployment ``source``, which serves ``version``.
+
+    Both are documents of the registry.
+    """
 
     def __init__(self, control: Control, source: Doc, version: Doc, plan: SweepPlan, steps: Steps) -> None:
         self._control = control
@@ -64,13 +68,13 @@ class BatchingSweep:
         self._points: list[Point] = []
 
     def run(self) -> SweepResults:
-        """Start the replica, measure, remove it.
+        """Start a temporary replica, measure each setting, and remove the replica.
 
         Raise ModelFailed, BadRequest, Unavailable, and UsageError for inputs that do not fit.
         """
         end = time.monotonic() + self._plan.limit_s
         signature = self._version.get("signature")
-        # If the registry has no signature, the model server reports the largest batch that the model accepts.
+        # Without a signature in the registry, the batch sizes to measure are known only after the replica's start.
         first = self._settings(signature)[0] if signature else None
         with self._temporary.running(first):
             settings = self._settings(signature or self._learned())
@@ -132,7 +136,10 @@ class BatchingSweep:
         self._steps.change(row, "done", f"{number}: {_in_words(mine, self._plan.latency_ms)}")
 
     def _batch_since(self, before: calls.Calls | None) -> float | None:
-        """Return the run's mean batch size. If the replica has no counters, use the worker's last calls."""
+        """Return the mean batch size since ``before`` was read.
+
+        If the replica has no counters, return the mean that its worker reports of its latest calls.
+        """
         now = calls.read(self._temporary.replica) if before else None
         if before and now:
             return now.mean_since(before)

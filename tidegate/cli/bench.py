@@ -166,7 +166,7 @@ def _lines(file: Path | None) -> list[str]:
 def _first_call(
     found: Settings, name: str, prompts: Any, options: dict[str, Any], wanted: int, limit_s: float
 ) -> Any:
-    """Start the model with one request. From its token count, make prompts of ``wanted`` tokens."""
+    """Start the model with one request. Return prompts of ``wanted`` tokens, made by that request's count."""
     from dataclasses import replace
 
     from tidegate.cli.conversation import no_such_model

@@ -223,7 +223,7 @@ def options_of(
     metrics: Sequence[str] | None = None,
     direction: str | None = None,
 ) -> dict[str, Any]:
-    """Return a rollout's options; raise UsageError."""
+    """Return a rollout's options for the registry. Raise UsageError for a wrong option."""
     options: dict[str, Any] = {}
     if steps is not None:
         try:

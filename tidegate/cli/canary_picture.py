@@ -12,7 +12,7 @@ CANARY, BASE, INK, FAINT = "#d1495b", "#30638e", "#222", "#ccc"
 
 
 def svg(found: Mapping[str, Any]) -> str:
-    """Return the picture of a rollout's points. Raise KeyError if the document is not a rollout."""
+    """Return a rollout's measurements over time as an SVG. Raise KeyError if the document is no rollout."""
     points: Sequence[Mapping[str, Any]] = found["points"]
     rollout = found["rollout"]
     limit = max((each["roll_back_at"] for each in found["evidence"].values()), default=20.0)
@@ -47,7 +47,10 @@ def svg(found: Mapping[str, Any]) -> str:
 
 
 def page(title: str, foot: str, parts: Sequence[str], panels: int) -> str:
-    """Return the SVG of a picture. ``parts`` are the drawn panels; ``foot`` is a line of text or SVG."""
+    """Return an SVG with a title, ``panels`` panels, and a line below the panels.
+
+    ``parts``: the SVG elements of the panels. ``foot``: the line, as escaped text or as SVG elements.
+    """
     height = TOP + panels * (PANEL + GAP) + 20
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">'

@@ -14,7 +14,7 @@ ENDED = ("promoted", "rolled_back", "aborted")
 def read(plane: Control, name: str) -> Doc:
     """Return the rollout with its evidence, and the shadow if it exists.
 
-    The router may know an older state than the registry.
+    If the router still knows only an older rollout, the evidence is left out.
     """
     from tidegate.cli import shadow
 

@@ -1,4 +1,4 @@
-"""Commands of the catalogue: ``search``, ``show``, ``describe``, ``card`` and ``compare``."""
+"""Commands of the catalogue: ``search``, ``show``, ``describe``, ``card``, ``lineage`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def card(
 
 
 def lineage(version: Reference, json: Json = False) -> None:
-    """Show from which versions, runs and data a version was made, and what was made from it."""
+    """Show from which versions, runs and data a version was made, and which versions were made from it."""
     plane = control()
     about = version_of(plane, version)
     found = plane.registry.get(f"{path_of(about)}/lineage")
@@ -170,7 +170,7 @@ def compare(
 
 
 def comparison_rows(compared: Doc, *, everything: bool) -> list[Sequence[Any]]:
-    """Return the rows of a comparison: numbers first, then the other values that differ."""
+    """Return the rows of a comparison, numbers first. ``everything``: True to include equal values."""
     rows: list[Sequence[Any]] = [
         (f"{kind}.{delta['name']}", delta["a"], delta["b"], _delta(delta))
         for kind in ("metrics", "capacity")
@@ -207,7 +207,7 @@ def version_of(plane: Control, reference: str) -> Doc:
 
 
 def path_of(version: Doc) -> str:
-    """Return the path of a version."""
+    """Return a version's path in the registry's API."""
     return f"/v1/models/{part(version['model'])}/versions/{version['number']}"
 
 

@@ -27,7 +27,7 @@ class Turn:
 
     @property
     def tokens(self) -> int:
-        """Return the tokens of the answer. If the engine reports none, count each event as one token."""
+        """Return the answer's number of tokens. If the engine reports none, count each event as one token."""
         usage = self.result.usage
         return usage.completion_tokens if usage else self.pieces
 
@@ -86,8 +86,8 @@ class Conversation:
     def ask(self, text: str, write: Callable[[str], None], waiting: WaitingLine) -> Turn:
         """Send a message and pass each piece of the answer to ``write``. Ctrl-C cancels the answer.
 
-        The message and its answer, or the part before Ctrl-C, are sent with the next message. After an error,
-        or without an answer, the message is removed.
+        Keep the message and its answer for the next request. Keep also an answer that Ctrl-C cut short. After an
+        error or an empty answer, do not keep the message.
         """
         system = [{"role": "system", "content": self.system}] if self.system else []
         question = {"role": "user", "content": text}
@@ -121,7 +121,7 @@ class Conversation:
 
 
 def no_such_model(client: Client, name: str) -> str:
-    """Return the error for an unknown model, with similar names, or else with all names."""
+    """Return the error message for an unknown model. It suggests similar names, or lists up to ten models."""
     import difflib
 
     try:

@@ -90,7 +90,7 @@ def costs(
 
 
 def _add_names(plane: Control, found: Mapping[str, Any]) -> None:
-    """Add the names of keys. If the caller has no right to list keys, the ids stay."""
+    """Add each key's name to its item; "" if the name is unknown, or the user may not list keys."""
     try:
         names = {each["id"]: each["name"] for each in plane.registry.items("/v1/keys", all="true")}
     except TidegateError:
@@ -100,7 +100,7 @@ def _add_names(plane: Control, found: Mapping[str, Any]) -> None:
 
 
 def _replayed(plane: Control, query: Mapping[str, Any], texts: list[str], now: float) -> list[dict[str, Any]]:
-    """Return the costs of the period's recorded requests under other policies."""
+    """Replay the period's recorded requests under other policies. Return what each policy would cost."""
     deployment, until = query["deployment"], query.get("until", now)
     order = {
         "deployment": deployment,
@@ -124,7 +124,10 @@ def _draw(found: Mapping[str, Any], path: Path) -> None:
 
 
 def _moment(text: str, now: float) -> float:
-    """Parse a time: an age such as 24h, ``month`` (its first day, UTC), or an ISO time. Raise UsageError."""
+    """Parse a moment: an age such as 24h, ``month`` (begin of this month, UTC) or an ISO time.
+
+    Return the moment in seconds since 1970. Raise UsageError for other texts.
+    """
     from datetime import datetime, timezone
 
     if text == "month":

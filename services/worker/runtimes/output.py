@@ -1,9 +1,10 @@
-"""Replace Triton's ``triton_python_backend_utils``, so that the model's output appears immediately.
+"""Replace Triton's ``triton_python_backend_utils``, so that what a model prints appears immediately.
 
-This file is copied beside each ``model.py`` under that name. Triton's Python ignores PYTHONUNBUFFERED and
-PYTHONUTF8. So it buffers 8 KiB of printed lines and fails on letters that are not ASCII. This file corrects
-both. Triton finds this module first on sys.path and imports it before the model. Then this module executes
-the code of Triton's module.
+Triton's Python ignores PYTHONUNBUFFERED and PYTHONUTF8. So stdout and stderr would buffer 8 KiB and fail on
+letters that are not ASCII. This module corrects the buffering and the encoding.
+
+This file is copied beside each ``model.py`` under the name of Triton's module. So Triton finds this module
+first on sys.path, and imports it before the model. Then this module executes the code of Triton's module.
 """
 
 # ruff: noqa: PTH100, PTH120, PTH123

@@ -33,7 +33,7 @@ class Rows:
     ) -> None:
         """Store the arguments.
 
-        ``error_response`` turns an exception into a response. ``decode``: convert BYTES inputs to str.
+        ``error_response`` turns an exception into a response. ``decode``: True if BYTES inputs become str.
         """
         tensors = config["input"]
         self.outputs = [tensor["name"] for tensor in config["output"]]
@@ -60,9 +60,9 @@ class Rows:
             return self._error_response(problem)
 
     def _callable_together(self, requests: list[Any]) -> dict[Any, list[int]]:
-        """Return groups of requests that can share a call, as indices.
+        """Group the requests that can share a call. Return the indices of each group's requests.
 
-        The requests of a group have equal outputs and row shapes.
+        The requests of a group name the same outputs, and have the same inputs with the same row shapes.
         """
         groups: dict[Any, list[int]] = {}
         for index, request in enumerate(requests):
@@ -109,7 +109,7 @@ def response(names: list[str], arrays: list[Any]) -> Any:
 
 
 def failure(problem: Exception, hidden: str = "", more: str = "") -> Any:
-    """Return a response with the exception's type and text, and then the text ``more``.
+    """Return an error response with the exception's type and text, and then the text ``more``.
 
     ``hidden``, the path of the model's folder, is removed from the text.
     """
@@ -118,7 +118,7 @@ def failure(problem: Exception, hidden: str = "", more: str = "") -> Any:
 
 
 def decoded(texts: Any) -> Any:
-    """Return an array of UTF-8 bytes as an array of str. Raise UnicodeDecodeError."""
+    """Return an array of UTF-8 bytes as an array of str. Raise UnicodeDecodeError for other bytes."""
     flat = [text.decode() if isinstance(text, bytes) else text for text in texts.ravel()]
     return np.array(flat, dtype=object).reshape(texts.shape)
 
@@ -130,5 +130,5 @@ def parameter(config: dict[str, Any], key: str) -> str | None:
 
 
 def numpy_type(datatype: str) -> Any:
-    """Return the numpy type of a datatype of the configuration, such as ``TYPE_FP32``."""
+    """Return the numpy type for a datatype in Triton's notation, such as ``TYPE_FP32``."""
     return pb_utils.triton_string_to_numpy(datatype)

@@ -31,21 +31,21 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
-        """Add the file's inputs and outputs to the configuration, if it lacks them."""
+        """Add the file's inputs and outputs to a configuration that has no inputs or no outputs."""
         described = config.as_dict()
         if not (described["input"] and described["output"]):
             describe(config, Path(__file__).with_name("model.onnx"))
         return config
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the session. Raise an exception, with the reason, if the file cannot be served."""
+        """Open an onnxruntime session with the file. Raise an exception if the file cannot be served."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         self._session = open_session(path, options(config), gpu)
         check_outputs(self._session)
         if config.get("sequence_batching", {}).get("state"):
-            from states import StatefulRows  # only stateful models have this file
+            from states import StatefulRows  # only stateful models get a copy of states.py
 
             self.execute = StatefulRows(config, self._run).execute
         else:
@@ -57,9 +57,9 @@ class TritonPythonModel:
 
 
 def open_session(path: Path, settings: Any, gpu: int | None) -> Any:
-    """Open the file on the GPU with this number; None: on the CPU.
+    """Open the file on the GPU with the number ``gpu``, or on the CPU if ``gpu`` is None.
 
-    Raises RuntimeError if CUDA cannot be used, because onnxruntime would silently use the CPU instead.
+    Raise RuntimeError if CUDA cannot be used. Without this error, onnxruntime would silently use the CPU.
     """
     cpu = "CPUExecutionProvider"
     if gpu is None:
@@ -85,7 +85,7 @@ def open_session(path: Path, settings: Any, gpu: int | None) -> Any:
 
 @contextlib.contextmanager
 def stderr_into(file: Any) -> Iterator[None]:
-    """Redirect the process's stderr to a file, because onnxruntime writes its errors only there."""
+    """Redirect the process's stderr to a file. onnxruntime writes its errors only to stderr."""
     sys.stderr.flush()
     kept = os.dup(2)
     os.dup2(file.fileno(), 2)
@@ -118,10 +118,10 @@ def options(config: dict[str, Any]) -> Any:
 
 
 def describe(config: Any, path: Path) -> None:
-    """Add the file's inputs and outputs to a configuration. Enable batching if all have a batch axis.
+    """Add the file's inputs and outputs to a configuration. Enable batching if every tensor allows it.
 
-    Triton has no tensors with one scalar per row. So if a tensor has only the batch axis, batching stays off
-    and the dims include that axis.
+    A tensor allows batching if its first axis is dynamic and it has a second axis. Without batching, the dims
+    include the first axis. Raise ValueError if the configuration requires batching but a tensor forbids it.
     """
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     check_outputs(session)

@@ -20,7 +20,7 @@ class StatefulRows(Rows):
         super().__init__(config, call)
         batching = config["sequence_batching"]
         self._states = {state["input_name"]: state["output_name"] for state in batching["state"]}
-        # Keep the states of as many sequences as Triton keeps. Older states are of sequences that have ended.
+        # Triton runs at most this many sequences at the same time. Older states belong to ended sequences.
         slots = batching.get("oldest", {}).get("max_candidate_sequences", 0)
         self._most = max(1, int(slots), int(config["max_batch_size"]))
         self._kept: OrderedDict[Any, dict[str, Any]] = OrderedDict()
@@ -41,14 +41,14 @@ class StatefulRows(Rows):
                 self._kept.pop(
                     id_, None
                 )  # else the ended sequence would take the place of a running sequence
-            elif id_:  # a slot without a request has no id
+            elif id_:  # without an id, it is an empty slot, which has no state
                 self._keep(id_, {put: found[got] for put, got in self._states.items()})
             return response(names, [found[name] for name in names])
         except Exception as problem:
             return failure(problem)
 
     def _state_of(self, id_: Any) -> dict[str, Any]:
-        """Return the state of a sequence. Raise an error if its state is gone, since no other state fits."""
+        """Return the state after the sequence's last request. Raise RuntimeError if it was removed."""
         state = self._kept.get(id_)
         if state is None:
             raise RuntimeError(f"the state of sequence {id_} is gone: start the sequence again")

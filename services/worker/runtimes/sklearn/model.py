@@ -66,7 +66,7 @@ class TritonPythonModel:
 
 
 def load(path: Path, config: dict[str, Any]) -> Any:
-    """Load the estimator. From a skops file, load only classes of scikit-learn and names that are trusted."""
+    """Load the estimator. A skops file may use only scikit-learn's classes and the trusted names."""
     if not zipfile.is_zipfile(path):
         return joblib.load(path)
     skops = importlib.import_module("skops.io")
@@ -76,7 +76,7 @@ def load(path: Path, config: dict[str, Any]) -> Any:
 
 
 def is_sklearn_class(name: str) -> bool:
-    """Return True for a class of scikit-learn. Functions and methods are trusted only if they are listed."""
+    """Return True for the name of a class of scikit-learn, False for its functions and all other names."""
     return name.startswith("sklearn.") and name.rpartition(".")[2].lstrip("_")[:1].isupper()
 
 

@@ -50,7 +50,7 @@ def _set_state(generator: Any, state: Any) -> None:
 
 
 def _holders(kind: Any, before: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a constructor that accepts a bit generator (numpy 2) or its name (numpy 1)."""
+    """Return a constructor of ``kind`` that accepts a bit generator (numpy 2) or its name (numpy 1)."""
 
     def make(generator: Any = "MT19937", *rest: Any) -> Any:
         return kind(generator) if isinstance(generator, np.random.BitGenerator) else before(generator, *rest)

@@ -1,4 +1,8 @@
-"""Run a TensorFlow Lite file. Inputs and outputs have the names of its first signature, or of its tensors."""
+"""Run a TensorFlow Lite file.
+
+Inputs and outputs have the names from the file's first signature. In a file without a signature, they have
+the names of its tensors.
+"""
 
 from __future__ import annotations
 

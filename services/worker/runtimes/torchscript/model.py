@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from rows import Rows, parameter
 
-# Triton's arrays are read-only views of the request. The module gets them without a copy, so it must not
-# write to them.
+# Torch warns that Triton's arrays are read-only. Modules get them without a copy, and must not write to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 

@@ -47,7 +47,7 @@ class TritonPythonModel:
 
 
 def load(path: Path) -> Any:
-    """Load a JSON or UBJSON file. XGBoost tells the two formats apart only by the file's name."""
+    """Load a JSON or UBJSON file through a link with the right suffix, by which XGBoost knows the format."""
     with path.open("rb") as file:
         kind = "ubj" if file.read(2)[1:] in (b"L", b"l", b"I", b"i", b"U", b"$", b"#") else "json"
     with tempfile.TemporaryDirectory() as folder:
@@ -57,16 +57,19 @@ def load(path: Path) -> Any:
 
 
 def rounds_of(booster: Any) -> tuple[int, int]:
-    """Return the range of trees to use; (0, 0) means all.
+    """Return the range of boosting rounds to use; (0, 0) means all rounds.
 
-    After early stopping, XGBClassifier and XGBRegressor use only the trees up to the best iteration.
+    After early stopping, XGBClassifier and XGBRegressor use only the rounds up to the best one.
     """
     best = booster.attr("best_iteration")
     return (0, int(best) + 1) if best is not None and booster.attr("scikit_learn") is not None else (0, 0)
 
 
 def output(name: str, answer: Any) -> Any:
-    """Return an output. ``answer``: the predictions; of a binary classifier, one number per row."""
+    """Compute the output with this name from the predictions ``answer``.
+
+    For a binary classifier, ``answer`` is the probability of the second class in each row.
+    """
     if name == "label":
         return answer > 0.5 if answer.ndim == 1 else answer.argmax(axis=1)
     if name == "probabilities" and answer.ndim == 1:
