@@ -450,7 +450,7 @@ def deploy(
     request = DeployRequest(
         path=fit.path if fit else path,
         name=name or name_of(path),
-        # With --engine, a folder with embeddings is for vLLM, not for transformers.
+        # With --engine, vLLM runs the folder, even an embedding model that transformers could run.
         format=model_format or ("llm" if engine else None),
         options=fit.options(_given(options)) if fit else _given(options),
         signature=read_json(signature) if signature else None,
@@ -479,7 +479,10 @@ def deploy(
 
 
 def name_of(path: Path) -> str:
-    """Return the name in a path: ``My_Model.v2`` in ``My_Model.v2.onnx``. Raise UsageError if it is empty."""
+    """Return the model name that a path suggests: ``My_Model.v2`` for ``My_Model.v2.onnx``.
+
+    Raise UsageError if the path suggests no name.
+    """
     resolved = path.resolve()
     stem = resolved.name if resolved.is_dir() else re.sub(r"(\.tar)?\.[A-Za-z0-9]+$", "", resolved.name)
     found = names.fitting(stem)

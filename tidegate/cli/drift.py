@@ -44,8 +44,8 @@ def drift(
 ) -> None:
     """Compare the inputs and answers of each version with its baseline.
 
-    A column has drifted if it was above its limit in two windows in a row. docs/drift.md describes the
-    comparison. Example: tidegate drift digits --plot drift.svg
+    A column has drifted if its score was above the limit in two windows in a row. docs/drift.md describes
+    the comparison. Example: tidegate drift digits --plot drift.svg
     """
     plane = control()
     if name is None:
@@ -71,7 +71,7 @@ def drift(
 
 
 def _write_rows(plane: Control, name: str, path: Path) -> None:
-    # A new file, so that a failed download leaves an existing file as it is.
+    # Write to a new file, so that a failed download does not damage an existing file.
     new = path.with_name(f"{path.name}.part")
     try:
         with new.open("wb") as file:

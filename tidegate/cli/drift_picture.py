@@ -91,7 +91,7 @@ def _histogram(
         [share / max(b - a, 1e-12) for (a, b), share in zip(pairs, found[side], strict=True)]
         for side in ("baseline", "window")
     ]
-    # The bins at the ends are narrow or very wide, so they do not set the scale.
+    # A very narrow bin at an end would be very high, so the bins at the ends do not set the scale.
     most = max([max(each[1:-1] or each) for each in heights]) * 1.15 or 1.0
     # Outliers would squeeze all other bins, so the picture ends a little outside of the inner bins.
     spread = (edges[-2] - edges[1]) or 1.0

@@ -68,7 +68,7 @@ def experiment(
 
 
 def start(plane: Control, name: str, to: str, options: Doc) -> None:
-    """Start an experiment of one or more versions or Deployments, separated by commas."""
+    """Start an experiment with the versions or Deployments that ``to`` lists, separated by commas."""
     body: Doc = {"versions": [], "deployments": [], "options": options}
     for each in (text.strip() for text in to.split(",")):
         number = each.removeprefix("v")
@@ -86,7 +86,7 @@ def options_of(
     samples: int | None,
     until: str | None,
 ) -> Doc:
-    """Return an experiment's options; raise UsageError."""
+    """Return an experiment's options for the registry. Raise UsageError for a wrong option."""
     options: Doc = {}
     if share is not None:
         options["share"] = share
@@ -104,7 +104,7 @@ def options_of(
 
 
 def metric_of(text: str) -> Doc:
-    """Return a metric from ``NAME[=LABEL][:up|down][:LIFT]``; raise UsageError."""
+    """Parse a metric, written ``NAME[=LABEL][:up|down][:LIFT]``. Raise UsageError for other texts."""
     head, *parts = text.split(":")
     name, equals, label = head.partition("=")
     metric: Doc = {"name": name}
@@ -130,7 +130,7 @@ def metric_of(text: str) -> Doc:
 
 
 def moment_of(text: str) -> datetime:
-    """Parse an ISO 8601 time, or a duration from now. Return the time; raise UsageError."""
+    """Parse an ISO 8601 time, or a duration that begins now, into a moment. Raise UsageError."""
     try:
         return parsed(text).astimezone()
     except ValueError:
@@ -138,7 +138,7 @@ def moment_of(text: str) -> datetime:
 
 
 def read(plane: Control, name: str) -> Doc:
-    """Return the report. The router may know an older experiment than the registry."""
+    """Return the report. It has no outcomes if the router still knows only an older experiment."""
     stated = plane.registry.get(f"/v1/endpoints/{part(name)}").get("experiment")
     shown: Doc = plane.router.get(f"/v1/experiments/{part(name)}")
     if stated is not None and (shown["experiment"] or {}).get("id") != stated["id"]:
@@ -147,7 +147,7 @@ def read(plane: Control, name: str) -> Doc:
 
 
 def _variant(plane: Control, endpoint: Doc, text: str) -> str:
-    """Return the variant that a user names by version or name; raise UsageError."""
+    """Return the name of the variant that ``text`` names by version or by name; else ``text`` itself."""
     stated = endpoint.get("experiment") or {}
     variants = [stated.get("control", ""), *stated.get("treatments", ())]
     if text in variants:

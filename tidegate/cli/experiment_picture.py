@@ -14,7 +14,10 @@ _ZOOM = 3.0
 
 
 def svg(found: Mapping[str, Any]) -> str:
-    """Return the picture of an experiment's points. Raise KeyError if the document is not an experiment."""
+    """Return an experiment's measurements over time as an SVG.
+
+    Raise KeyError if the document is not an experiment.
+    """
     points: Sequence[Mapping[str, Any]] = found["points"]
     stated = found["experiment"]
     begin, end = points[0]["at"], max(points[-1]["at"], points[0]["at"] + 1)

@@ -106,7 +106,10 @@ def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[lis
 
 
 def _before_rollout(endpoint: Fields) -> Fields:
-    """Return an endpoint with its targets before a running rollout, and the canary. Omit an ended rollout."""
+    """Return an endpoint with the targets that it had before a running rollout, and with the canary.
+
+    Leave out a rollout that has ended.
+    """
     rollout = endpoint.get("rollout")
     if rollout is None:
         return endpoint
@@ -134,7 +137,7 @@ def _stated(held: Fields, defaults: Fields) -> dict[str, Any]:
 
 
 def _without_id(endpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return an endpoint without the id of its shadow, which the registry adds."""
+    """Return an endpoint without the id that the registry has given to its shadow."""
     shadow = endpoint.get("shadow")
     if shadow is None:
         return endpoint

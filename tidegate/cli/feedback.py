@@ -74,7 +74,7 @@ def feedback(
 
 
 def metric_of(texts: list[str] | None) -> dict[str, Any]:
-    """Return ``metric`` and ``value`` of an option NAME=VALUE; raise UsageError."""
+    """Return ``metric`` and ``value`` of an option NAME=VALUE. Raise UsageError for any other option."""
     if not texts:
         return {}
     name, equals, text = texts[0].partition("=")

@@ -1,4 +1,4 @@
-"""``tidegate deploy FOLDER --quantization auto --memory 2GiB``: choose a GGUF file by its memory."""
+"""``deploy FOLDER --quantization auto --memory 2GiB``: choose a GGUF file that fits into the memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FitOfFolder:
     stated: bool
 
     def options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the Deployment's options. If the user stated a memory, it also limits the replica."""
+        """Return the Deployment's options. If the user stated the memory, it becomes the replica's limit."""
         resources = dict(options.get("resources") or {})
         if self.stated:
             resources.setdefault("memory_mb", self.memory // 2**20)
@@ -44,7 +44,10 @@ class FitOfFolder:
 def best_fit(
     path: Path, quantization: str | None, memory: str | None, slots: int | None, context: int | None
 ) -> FitOfFolder | None:
-    """Return the file to serve; None without --quantization and --memory. Raise UsageError."""
+    """Return the file to serve; None without --quantization and --memory.
+
+    Raise UsageError for a wrong option, or if no file fits into the memory.
+    """
     if quantization is None and memory is None:
         return None
     if quantization not in (None, "auto"):
@@ -65,7 +68,7 @@ def best_fit(
 
 
 def candidates_of(path: Path, slots: int, context: int | None) -> list[Candidate]:
-    """Return the GGUF files of a folder, the smallest first. Raise UsageError."""
+    """Return the GGUF files of a folder, the smallest first. Raise UsageError if the folder has none."""
     files = [path] if path.is_file() else sorted(path.glob("*.gguf")) if path.is_dir() else []
     models = [f for f in files if not _PART.fullmatch(f.name) and not f.name.lower().startswith("mmproj")]
     if not models:
@@ -78,9 +81,9 @@ def candidates_of(path: Path, slots: int, context: int | None) -> list[Candidate
 
 
 def header_of(path: Path) -> gguf.GgufHeader:
-    """Return the header of a GGUF file. Raise UsageError."""
+    """Return the header of a GGUF file. Raise UsageError if it cannot be read."""
     try:
-        # Read only the header. The vocabulary in it can have a few megabytes.
+        # Do not read the weights. The header is below this limit: its vocabulary has a few megabytes at most.
         with path.open("rb") as file:
             return gguf.read(file.read(HEADER_BYTES))
     except (OSError, gguf.NotGguf) as problem:
@@ -99,7 +102,7 @@ def lines(candidates: list[Candidate] | tuple[Candidate, ...], fit: Fit, memory:
 
 
 def size_of(text: str) -> int:
-    """Parse ``2GiB``, ``1500MB`` or a number of bytes. Raise UsageError."""
+    """Parse ``2GiB``, ``1500MB`` or a number of bytes. Return bytes. Raise UsageError for other texts."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise UsageError(f"--memory {text!r} is not a size: write 2GiB or 1500MB.")

@@ -18,7 +18,7 @@ NOT_ALLOWED = "not allowed with this key"
 
 @dataclass(slots=True)
 class Overview:
-    """Services, endpoints and deployments; None if they could not be read."""
+    """The state of the services, endpoints and deployments. A list that could not be read is None."""
 
     services: list[Doc]
     stack: Doc
@@ -169,7 +169,7 @@ def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
         state = "ready"
     sick = [c for c in wrong if c["type"] == "Healthy"]
     shown = (failed or sick or wrong)[:1]
-    # Triton's message can be a whole traceback; `status --json` has all of it.
+    # Show only the first line, because Triton's message can be a traceback. `status --json` shows all lines.
     detail = (
         f"{shown[0]['reason']}: {shown[0]['message'].strip().partition(chr(10))[0]}"
         if shown
@@ -195,7 +195,7 @@ def remark(status: Doc) -> str:
 
 
 def last_death(status: Doc, now: float) -> str:
-    """Return how a model that serves again last died, if that was in the last ten minutes; else empty."""
+    """Describe the last death of a model that serves again; "" for none in the last ten minutes."""
     died = [end for end in status.get("ended", ()) if end["cause"] == MODEL_DIED]
     if not died or now - died[0]["at"] > REMEMBERED_S:
         return ""

@@ -17,9 +17,10 @@ _MAX_BATCH = 64
 def plan_of(
     folder: Path, name: str | None, source: str, facts: dict[str, Any], *, signed: bool
 ) -> ImportPlan:
-    """Return the plan for a folder with ``MLmodel``. Raise UsageError.
+    """Return the plan for a folder with ``MLmodel``. Raise UsageError if Tidegate cannot run the model.
 
-    ``facts``: metadata of a version, from a tracking server. ``signed``: the user provides a signature.
+    ``facts``: the version's metadata from a tracking server. ``signed``: True if the user gives a signature,
+    so that none is read from ``MLmodel``.
     """
     file = folder / mlflow_model.FILE
     if not file.is_file():

@@ -26,7 +26,7 @@ _API, _FILES = "/api/2.0/mlflow", "/api/2.0/mlflow-artifacts/artifacts"
 _MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[^/]+))")
 _LOGGED = re.compile(r"models:/(?P<id>m-[0-9a-f]+)")
 _RUN = re.compile(r"runs:/(?P<run>[^/]+)/(?P<path>.+)")
-# Values that MLflow itself writes as tags.
+# MLflow stores a run's commit as this tag.
 _COMMIT = "mlflow.source.git.commit"
 
 
@@ -53,10 +53,10 @@ class TrackingServer:
             self._headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
 
     def download(self, source: str, into: Path) -> dict[str, Any]:
-        """Write the files of a model into a new folder. Return the metadata of a version, with ``name``.
+        """Write the files of a model into a new folder. Return the version's metadata, and the model's ``name``.
 
         ``source``: ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, ``models:/m-ID`` or ``runs:/RUN/PATH``.
-        Raise UsageError.
+        Raise UsageError if the model cannot be downloaded.
         """
         if (logged := _LOGGED.fullmatch(source)) is not None:
             return self._logged(logged["id"], into)
@@ -175,11 +175,11 @@ class TrackingServer:
             raise UsageError(f"{where} has no files. Check the name of the model.")
 
     def get(self, path: str, **query: Any) -> dict[str, Any]:
-        """Return the JSON answer of a method of the tracking server. Raise UsageError."""
+        """Send GET to a path of MLflow's REST API. Return the JSON answer. Raise UsageError for an error."""
         return self.get_raw(f"{_API}{path}{'?' + urlencode(query) if query else ''}")
 
     def get_raw(self, path: str) -> dict[str, Any]:
-        """Return the JSON answer of a path. Raise UsageError."""
+        """Send GET to a path of the server. Return the JSON answer. Raise UsageError for an error."""
         with self._open(path) as answer:
             text = answer.read(MAX_ANSWER + 1)
         try:

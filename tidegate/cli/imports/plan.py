@@ -12,11 +12,11 @@ from tidegate.cli.api import Doc
 
 @dataclass(slots=True)
 class ImportPlan:
-    """A folder or file to deploy. ``format`` None: the registry recognises the format.
+    """The plan of an import: a folder or file to deploy, its options, and a report of its parts.
 
-    ``options``: the options of the Deployment. ``mapped``: each mapped part of the model, with its equivalent
-    in Tidegate. ``left``: each part without an equivalent, with the reason. ``pickled``: which part needs
-    ``--allow-pickle``; empty if none does.
+    ``format``: None if the registry recognises the format. ``options``: the options of the Deployment.
+    ``mapped``: each part of the model with an equivalent in Tidegate, and the equivalent. ``left``: each part
+    without an equivalent, and the reason. ``pickled``: why ``--allow-pickle`` is needed; empty if it is not.
     """
 
     source: str

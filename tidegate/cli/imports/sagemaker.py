@@ -23,9 +23,10 @@ _CONTRACT = ("model_fn", "input_fn", "predict_fn", "output_fn", "transform_fn")
 
 
 def plan_of(archive: Path, name: str | None, work: Path, entry: str | None) -> ImportPlan:
-    """Return the plan for an archive. ``work``: an empty folder to write into. Raise UsageError.
+    """Return the plan for an archive. Raise UsageError if Tidegate cannot run the model.
 
-    ``entry``: the script in the folder ``code``; None: ``inference.py``.
+    ``work``: an empty folder to write into. ``entry``: the script in the archive's folder ``code``; None for
+    ``inference.py``.
     """
     folder = work / "model"
     unpack(archive, folder / scripts.ARTIFACT)
@@ -80,7 +81,7 @@ def _script(plan: ImportPlan, home: Path, script: Path) -> None:
 
 
 def _file(plan: ImportPlan, home: Path) -> None:
-    """Find the one file of a framework in an archive without a script."""
+    """Plan an archive without a script: deploy the only file in it that is a framework's model."""
     files = [path for path in sorted(home.rglob("*")) if path.is_file()]
     known = [path for path in files if path.name.startswith(_XGBOOST) or path.suffix in _KNOWN]
     if len(known) != 1:
