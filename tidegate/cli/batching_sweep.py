@@ -74,7 +74,7 @@ class BatchingSweep:
         """
         end = time.monotonic() + self._plan.limit_s
         signature = self._version.get("signature")
-        # Without a signature in the registry, the batch sizes to measure are known only when the replica runs.
+        # If the registry has no signature, only the running replica can report the largest batch.
         first = self._settings(signature)[0] if signature else None
         with self._temporary.running(first):
             settings = self._settings(signature or self._learned())

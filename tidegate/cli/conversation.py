@@ -86,8 +86,8 @@ class Conversation:
     def ask(self, text: str, write: Callable[[str], None], waiting: WaitingLine) -> Turn:
         """Send a message and pass each piece of the answer to ``write``. Ctrl-C cancels the answer.
 
-        Keep the message and its answer for the next request, even if Ctrl-C cut the answer short. After an error
-        or an empty answer, do not keep the message.
+        Keep the message and its answer for the next request, even if Ctrl-C cut the answer short. After an
+        error or an empty answer, do not keep the message.
         """
         system = [{"role": "system", "content": self.system}] if self.system else []
         question = {"role": "user", "content": text}

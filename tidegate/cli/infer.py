@@ -77,7 +77,10 @@ def given_inputs(data: str | None, file: Path | None) -> Any:
 
 
 def text_of_option(data: str) -> str:
-    """Return the text in ``--data``. Read a file for ``@FILE``, and stdin for ``-``. Raise UsageError."""
+    """Return the text in ``--data``. Read a file for ``@FILE``, and stdin for ``-``.
+
+    Raise UsageError for a file that cannot be read.
+    """
     if data == "-":
         return sys.stdin.read()
     if data.startswith("@"):

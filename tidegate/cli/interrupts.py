@@ -12,7 +12,7 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """End the body on SIGTERM and SIGHUP as on Ctrl-C."""
+    """Interrupt the ``with`` block on SIGTERM and SIGHUP, as Ctrl-C does."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -23,7 +23,7 @@ def interrupted_by_signals() -> Iterator[None]:
 
 @contextmanager
 def interrupts_ignored() -> Iterator[None]:
-    """Ignore a second Ctrl-C in the body, so that the clean-up completes. A clean-up takes up to a minute."""
+    """Ignore Ctrl-C, SIGTERM and SIGHUP in the ``with`` block, so that a clean-up completes."""
     with _handled(dict.fromkeys((*_ENDING, signal.SIGINT), signal.SIG_IGN)):
         yield
 

@@ -301,7 +301,7 @@ def _shown_limits(key: Doc) -> Doc:
 
 
 def _id_of(registry: Service, key: str) -> str:
-    """Return the id of a key. Raise NotFound, or UsageError if several keys have that name."""
+    """Return the id of the key with this id or name. Raise NotFound, or UsageError for several keys."""
     items = registry.items("/v1/keys", all="true")
     if any(item["id"] == key.removeprefix("tg_") for item in items):
         return key.removeprefix("tg_")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NAME = "smollm2"
 PROMPT = "What is the tide? Answer in one short sentence."
 OPTIONS = {"max_tokens": 60, "temperature": 0.0}
-# The first start installs llama.cpp's package; later starts only load the model.
+# The first start takes long, because it installs llama.cpp's package.
 WAIT_S = 600.0
 SLOTS = 4
 

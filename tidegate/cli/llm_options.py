@@ -32,9 +32,10 @@ def llm_fields(
     affinity_wait_ms: float | None = None,
     upstream: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Return the given options as fields of ``LlmSpec``; None without options. Raise UsageError.
+    """Return the given options as fields of ``LlmSpec``; None without options.
 
-    ``upstream``: the options of an upstream, by field name.
+    ``upstream``: the options of an upstream, by field name. Raise UsageError for an unknown engine, or an
+    option that is not ``K=V``.
     """
     upstream = {key: value for key, value in (upstream or {}).items() if value is not None}
     engine = engine or ("openai-url" if "upstream" in upstream else None)
@@ -67,7 +68,7 @@ def upstream_artifact(address: str, model: str | None) -> Iterator[Path]:
 
 
 def adapter_files(values: Sequence[str] | None) -> dict[str, Path]:
-    """Return the files of ``--adapter NAME=PATH`` options by name. Raise UsageError."""
+    """Return the files of ``--adapter NAME=PATH`` options by name. Raise UsageError for other options."""
     return {name: Path(path) for name, path in pairs("--adapter", values).items()}
 
 

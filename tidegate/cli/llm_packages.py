@@ -55,8 +55,8 @@ def adapter_path(name: str, source: Path) -> str:
 def packed(path: Path, adapters: Mapping[str, Path]) -> Iterator[tuple[BinaryIO, str]]:
     """Yield a tar of a model and its adapters, and the tar's name. Equal files make equal tars.
 
-    The tar is not compressed: weights hardly become smaller, and gigabytes would take minutes. Raise
-    UsageError.
+    The tar is not compressed, because weights hardly become smaller, and gigabytes would take minutes. Raise
+    UsageError if a file is missing or cannot be read.
     """
     files = files_of(path) if path.is_dir() else {path.name: path}
     if not files:
@@ -74,9 +74,9 @@ def packed(path: Path, adapters: Mapping[str, Path]) -> Iterator[tuple[BinaryIO,
 
 @contextmanager
 def uncompressed(files: Mapping[str, Path]) -> Iterator[BinaryIO]:
-    """Yield a tar of ``files``, which maps names in the tar to files, in this order. Raise UsageError.
+    """Yield a tar of ``files``, which maps names in the tar to files. Equal files make equal tars.
 
-    Equal files make equal tars.
+    The tar has the order of ``files``. Raise UsageError for a file that cannot be read.
     """
     with tempfile.TemporaryFile() as archive:
         with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:

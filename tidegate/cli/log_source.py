@@ -18,10 +18,13 @@ class Source(Protocol):
     """Port: a source of logs."""
 
     def read(self, name: str, *, since: float, until: float, lines: int) -> list[Line]:
-        """Return the last lines of the logs of ``name``, by time. Raise NotFound with similar names."""
+        """Return the last lines of the logs of ``name``, the oldest first.
+
+        Raise NotFound for an unknown name. The error suggests similar names.
+        """
 
     def of_request(self, id_: str) -> list[Line]:
-        """Return the lines of a request or job, by time."""
+        """Return the log lines of a request or job, the oldest first."""
 
 
 class Local:
@@ -32,7 +35,7 @@ class Local:
         self._folder = LogFolder(settings.state_path / "log")
 
     def file(self, name: str) -> Path | None:
-        """Return the log of a service."""
+        """Return the path of a service's log file; None if the service has none."""
         path = self._folder.path / f"{name}.log"
         return path if path.parent == self._folder.path and path.is_file() else None
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 POLL_S = 0.25
 FOLLOW_S = 0.5
 BLOCK = 64 * 1024
-# A time after every log line, in seconds since the epoch.
+# A moment after all log lines, in seconds since 1970.
 EVER = 1e11
 
 
@@ -136,7 +136,7 @@ def _show_request(found: Source, id_: str, *, json: bool) -> None:
 
 
 def nothing_of(id_: str) -> str:
-    """Return why no log may have a line of a request, and which setting or command to use."""
+    """Return the possible reasons why no log has a line of a request, and which commands help."""
     return (
         f"No log has a line of {id_!r}. A line appears within a second. Under load, only a sample of the "
         "successful requests is logged. To log all of them: tidegate settings set ACCESS_LOG_SAMPLE=1. Old "
@@ -199,7 +199,7 @@ def _parsed(text: str) -> Any:
 
 
 def prefixed(line: dict[str, Any]) -> str:
-    """Format a line of a merged log with its source. A line that the model printed has only its text."""
+    """Format a line of merged logs as time, log and message. Lines of the model get no level or fields."""
     log, fields = str(line["log"]), {key: value for key, value in line.items() if key != "log"}
     if fields.get("source") == "model":
         return f"{_clock(fields)} {log} | {fields['message']}"

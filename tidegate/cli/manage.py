@@ -157,7 +157,7 @@ def delete(
 ) -> None:
     """Delete a model with its endpoint and deployments, or only one version, deployment or endpoint.
 
-    `tidegate undelete` restores versions for a while (TIDEGATE_DELETED_VERSION_S).
+    For TIDEGATE_DELETED_VERSION_S seconds, `tidegate undelete` can restore a deleted version.
     """
     if deployment + endpoint + (version is not None) > 1:
         raise UsageError("--version, --deployment and --endpoint exclude each other.")

@@ -96,7 +96,7 @@ def stated(
     framework: str | None = None,
     **texts: str | None,
 ) -> dict[str, Any]:
-    """Return the metadata of the options that were given. Raise UsageError."""
+    """Return the metadata of the options that were given. Raise UsageError for a wrong value."""
     name, _, version = (framework or "").partition("==")
     found = {
         "trained_at": None if trained_at is None else iso_time(trained_at),
@@ -121,7 +121,7 @@ def merged(file: Path | None, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata in a JSON or YAML file. Raise UsageError."""
+    """Return the metadata in a JSON or YAML file. Raise UsageError if the file contains no object."""
     from tidegate.cli.publish import read_json, read_text
 
     if path.suffix.lower() not in (".yaml", ".yml"):
@@ -139,7 +139,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def iso_time(text: str) -> str:
-    """Parse ``2024-05-31`` or a full ISO time. Raise UsageError."""
+    """Parse ``2024-05-31`` or a full ISO time. Return a full ISO time. Raise UsageError for other texts."""
     try:
         return parsed(text).astimezone().isoformat()
     except ValueError:

@@ -15,7 +15,7 @@ from tidegate.cli.deploy_request import DeployRequest
 from tidegate.cli.exit_codes import UsageError
 
 TIMEOUT_S = 10.0
-# Each instance sends one request at a time. An instance mostly waits and needs little CPU.
+# An instance sends one request at a time and mostly waits. So a replica has several instances.
 INSTANCES = 4
 _FIELDS = {
     "credential": "credential",
@@ -62,7 +62,7 @@ def described(address: str, credential: str | None) -> tuple[dict[str, Any], boo
 
 
 def signature_of(model: dict[str, Any], max_batch: int) -> dict[str, Any]:
-    """Build a signature from the metadata of a model; raise KeyError or TypeError.
+    """Build a signature from the metadata of a model. Raise KeyError or TypeError for wrong metadata.
 
     If the model batches, its metadata contains the batch axis. A signature leaves out the batch axis.
     """
@@ -84,9 +84,10 @@ def signature_of(model: dict[str, Any], max_batch: int) -> dict[str, Any]:
 def oip_request(
     file: Path, name: str, address: str, options: Doc, signature: Doc | None, metadata: Doc
 ) -> DeployRequest:
-    """Return the request that deploys an upstream. Raise UsageError.
+    """Return the request that deploys an upstream.
 
-    ``options``: the options of the command. Its part ``llm`` has the options of upstreams.
+    ``options``: the options of the command. Those for upstreams are in ``options["llm"]``. Raise UsageError
+    for an option that is only for language models, or if the upstream does not describe its model.
     """
     given = dict(options.pop("llm", None) or {})
     upstream = {field: given.pop(option) for option, field in _FIELDS.items() if option in given}

@@ -16,7 +16,7 @@ _MAX_BATCH = 64
 
 
 def plan_of(folder: Path, name: str | None) -> ImportPlan:
-    """Return the plan for a folder with ``config.json``. Raise UsageError if Tidegate cannot run the model."""
+    """Return the plan for a folder with ``config.json``. Raise UsageError for a model that cannot run."""
     config = _config(folder)
     plan = ImportPlan(str(folder), folder, name or names.fitting(folder.resolve().name) or "model")
     plan.metadata = {"framework": "transformers", "framework_version": config.get("transformers_version")}

@@ -53,7 +53,7 @@ class TrackingServer:
             self._headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
 
     def download(self, source: str, into: Path) -> dict[str, Any]:
-        """Write the files of a model into a new folder. Return the version's metadata, and the model's ``name``.
+        """Write the files of a model into a new folder. Return the version's metadata and the model's name.
 
         ``source``: ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, ``models:/m-ID`` or ``runs:/RUN/PATH``.
         Raise UsageError if the model cannot be downloaded.
@@ -107,7 +107,7 @@ class TrackingServer:
         return self._facts(run_id) | {"name": path.rpartition("/")[2]}
 
     def _facts(self, run_id: str) -> dict[str, Any]:
-        """Return the facts of a run about the training, as metadata of a version."""
+        """Return what a run says about the training, as the metadata of a version."""
         if not run_id:
             return {}
         run = self.get("/runs/get", run_id=run_id)["run"]

@@ -105,7 +105,7 @@ def _file(plan: ImportPlan, home: Path) -> None:
 
 
 def _xgboost(plan: ImportPlan, path: Path) -> None:
-    """Rename the file of SageMaker's XGBoost algorithm by its contents: .json or .ubj."""
+    """Give the model file of SageMaker's XGBoost algorithm the ending that fits its contents."""
     with path.open("rb") as file:
         head = file.read(4)
     if head.startswith(b"\x80"):

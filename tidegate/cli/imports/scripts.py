@@ -28,9 +28,9 @@ def write(folder: Path, shim: str, facts: Mapping[str, Any]) -> None:
 
 
 def map_requirements(plan: ImportPlan, file: Path, code: list[Path], *, extra: tuple[str, ...] = ()) -> None:
-    """Set the plan's requirements: those of the archive, and packages that were only in its container.
+    """Set the plan's requirements: those of the archive, and packages from the other system's container.
 
-    ``code``: the Python files. ``extra``: packages that the shim needs.
+    ``code``: the archive's Python files. ``extra``: packages that the shim needs.
     """
     stated = code_needs.lines_of(file)
     modules = code_needs.modules_in(code)

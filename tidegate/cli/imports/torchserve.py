@@ -24,7 +24,10 @@ BUILT_IN: dict[str, tuple[str, ...]] = {
 
 
 def plan_of(archive: Path, name: str | None, work: Path) -> ImportPlan:
-    """Return the plan for an archive. ``work``: an empty folder to write into. Raise UsageError."""
+    """Return the plan for an archive. Raise UsageError if Tidegate cannot run the model.
+
+    ``work``: an empty folder to write into.
+    """
     folder = work / "model"
     home = folder / scripts.ARTIFACT
     unpack(archive, home)

@@ -52,9 +52,9 @@ class Model:
 
 
 def entry_point(module_name, function, context):
-    """Return the function or the method of a module that handles requests.
+    """Return the function that handles requests: a module's function, or a method of its only handler class.
 
-    A method belongs to the module's only handler class."""
+    Initialize the handler first."""
     module = importlib.import_module(module_name)
     if function and not isinstance(getattr(module, function, None), type):
         return getattr(module, function)

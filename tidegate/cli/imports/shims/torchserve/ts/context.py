@@ -19,10 +19,10 @@ class Context:
         return self.request_ids.get(idx)
 
     def get_request_header(self, idx, key):
-        """Return None: headers do not reach the model."""
+        """Return None, because headers do not reach the model."""
 
     def set_response_content_type(self, idx, value):
-        """Do nothing: the content type follows from the result."""
+        """Do nothing, because the content type follows from the result."""
 
     def set_response_header(self, idx, key, value):
         """Do nothing."""

@@ -1,4 +1,4 @@
-"""The handlers of images, without torchvision."""
+"""The base class of handlers for images. It does not need torchvision."""
 
 import base64
 import io
@@ -31,7 +31,7 @@ class VisionHandler(BaseHandler):
 
 
 def opened(data):
-    """Return an encoded image as an RGB picture. Raise ValueError."""
+    """Decode an image into an RGB picture. Raise ValueError for an image with too many pixels."""
     picture = Image.open(io.BytesIO(data))
     if picture.width * picture.height > MAX_PIXELS:
         raise ValueError(
