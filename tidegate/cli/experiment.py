@@ -130,7 +130,7 @@ def metric_of(text: str) -> Doc:
 
 
 def moment_of(text: str) -> datetime:
-    """Parse an ISO 8601 time, or a duration that begins now, into a moment. Raise UsageError."""
+    """Parse an ISO 8601 time, or a duration from now, as a moment. Raise UsageError for other texts."""
     try:
         return parsed(text).astimezone()
     except ValueError:

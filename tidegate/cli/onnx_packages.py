@@ -12,9 +12,10 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 
 def model_in(path: Path) -> Path | None:
-    """Return the ONNX file to pack with its external data; None: pack the path in another way.
+    """Return the ONNX file to pack with its external data; None if the path is packed in another way.
 
-    The path is an ONNX file with external data, or a folder with one ONNX file and no other kind of model.
+    The file is ``path`` itself if it has external data, or the only ONNX file of the folder ``path`` if no
+    other kind of model is in the folder.
     """
     if not path.is_dir():
         return path if path.suffix.lower() == ".onnx" and path.is_file() and external_files(path) else None

@@ -34,7 +34,7 @@ _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds(text: str) -> float:
-    """Parse ``90``, ``90s``, ``5m``, ``2h`` or ``1d`` as seconds. Raise UsageError."""
+    """Parse ``90``, ``90s``, ``5m``, ``2h`` or ``1d`` as seconds. Raise UsageError for other texts."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", text.strip())
     if found is None:
         raise UsageError(f"{text!r} is not a duration: write 90, 90s, 5m, 2h or 1d.")
@@ -42,7 +42,10 @@ def seconds(text: str) -> float:
 
 
 def parsed(text: str) -> datetime:
-    """Return an ISO 8601 time. Raise ValueError. Also accepts ``Z``, which Python 3.10 cannot parse."""
+    """Parse an ISO 8601 time, also with ``Z``, which Python 3.10 cannot parse.
+
+    Raise ValueError for other texts.
+    """
     return datetime.fromisoformat(f"{text[:-1]}+00:00" if text.endswith(("Z", "z")) else text)
 
 
@@ -58,7 +61,7 @@ def pairs(option: str, values: Sequence[str] | None) -> dict[str, str]:
 
 
 def numbers(option: str, values: Sequence[str] | None) -> dict[str, float]:
-    """Parse ``K=NUMBER`` options as a dict. Raise UsageError."""
+    """Parse ``K=NUMBER`` options as a dict. Raise UsageError for any other option."""
     found = {}
     for key, value in pairs(option, values).items():
         try:
@@ -69,7 +72,7 @@ def numbers(option: str, values: Sequence[str] | None) -> dict[str, float]:
 
 
 def parse_sticky(text: str) -> dict[str, Any] | None:
-    """Return the source of sticky keys; None for ``none``. Raise UsageError."""
+    """Parse the source of sticky keys. Return None for ``none``. Raise UsageError for an unknown source."""
     if text == "none":
         return None
     by, _, name = text.partition(":")

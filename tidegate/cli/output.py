@@ -86,7 +86,7 @@ def line(text: str = "", style: str | None = None) -> None:
 
 
 def table(rows: Sequence[Sequence[Any]], columns: Sequence[str], empty: str = "none") -> None:
-    """Print rows in aligned columns; words such as "ready" have a colour. No rows: print ``empty``."""
+    """Print rows in aligned columns; words such as "ready" have a colour. Without rows, print ``empty``."""
     from rich.text import Text
 
     if not rows:
@@ -144,7 +144,7 @@ def money_of(amount: float) -> str:
 
 
 def moment(value: float | str | None) -> str:
-    """Format seconds since the epoch, or an ISO time, as local time without fractions."""
+    """Format seconds since 1970, or an ISO time, as local time without fractions of a second."""
     if not value:
         return "-"
     try:

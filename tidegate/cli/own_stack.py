@@ -21,7 +21,10 @@ class StackFailed(TidegateError):
 
 
 def own(*, starting: bool) -> Settings:
-    """Return the settings of the stack on this machine, for a start or of its last start."""
+    """Return the settings of the stack on this machine.
+
+    ``starting``: True for the settings of the next start, False for the settings of the last start.
+    """
     from tidegate.client import started
 
     state = _own_folder(starting=starting)

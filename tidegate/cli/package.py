@@ -42,7 +42,7 @@ class Package:
 
 @contextmanager
 def packed(path: Path, adapters: Mapping[str, Path] | None = None) -> Iterator[Package]:
-    """Return the package of a file or folder. Raise UsageError if there is nothing to pack.
+    """Yield the package of a file or folder. Raise UsageError if there is nothing to pack.
 
     ``adapters``: files to pack beside a language model, by name.
     """
@@ -73,11 +73,11 @@ def packed(path: Path, adapters: Mapping[str, Path] | None = None) -> Iterator[P
 
 
 def format_of(folder: Path) -> str:
-    """Return the format of a folder: "python" if it has ``model.py``, else Triton's layout.
+    """Return the format of a folder by the files in it.
 
-    A folder with ``MLmodel`` is "mlflow", and one with ``saved_model.pb`` is "tensorflow". A folder with a
-    single ONNX file is "onnx": see :mod:`tidegate.cli.onnx_packages`. A Hugging Face folder is "huggingface"
-    if it classifies or embeds, and "llm" if it is a language model: see :mod:`tidegate.cli.llm_packages`.
+    A folder with ``MLmodel`` is "mlflow". A Hugging Face folder is "huggingface" if it classifies or embeds,
+    and "llm" if it is a language model, as a folder with GGUF files is. A folder with a single ONNX file is
+    "onnx", with ``saved_model.pb`` "tensorflow", and with ``model.py`` "python". Others are "triton".
     """
     if (folder / "MLmodel").is_file():
         return "mlflow"

@@ -125,7 +125,7 @@ def _number(value: float | None, each: Measured, form: str) -> str:
 
 
 def loss_of(text: str) -> float:
-    """Parse a loss, ``0.5%`` or ``0.005``. Raise UsageError."""
+    """Parse a loss, ``0.5%`` or ``0.005``, as a share. Raise UsageError for other texts."""
     number = text.strip().removesuffix("%").strip()
     try:
         value = float(number) / (100 if text.strip().endswith("%") else 1)
@@ -138,9 +138,9 @@ def loss_of(text: str) -> float:
 
 @contextmanager
 def quantised(path: Path, wish: Wish, steps: Steps) -> Iterator[Quantised]:
-    """Study a model and yield the result. Its file is deleted after the block.
+    """Study a model and yield the result. The result's file is deleted after the ``with`` block.
 
-    Raise UsageError, StudyFailed.
+    Raise UsageError for a wrong option or file, and StudyFailed if the study fails.
     """
     from tidegate.cli.interrupts import interrupted_by_signals
     from tidegate.quantize.choice import choose
@@ -244,6 +244,6 @@ def registered_smaller(
         if found.file is None:
             return original, found
         metadata = sibling_metadata(found, f"{request.name}@{original['number']}", request.metadata)
-        # A signature is valid only for the original's bytes.
+        # A cryptographic signature is valid only for the original's bytes.
         sibling = replace(request, path=found.file, metadata=metadata, signed=None)
         return registered(control, sibling, steps), found

@@ -63,7 +63,7 @@ class Steps:
 
     @contextmanager
     def shown(self) -> Iterator[Steps]:
-        """Show the steps while the body runs; the last state stays on the screen."""
+        """Show the steps while the ``with`` block runs. The last state stays on the screen."""
         if not console(stderr=True).is_terminal:
             yield self
             return

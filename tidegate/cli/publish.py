@@ -67,7 +67,10 @@ def registered(control: Control, request: DeployRequest, steps: Steps) -> Doc:
 
 
 def set_baseline(control: Control, version: Doc, path: Path, steps: Steps) -> None:
-    """Make training data the baseline of a version. Only the data's profile is sent. Raise UsageError."""
+    """Make the training data in a file the baseline of a version. Only the data's profile is sent.
+
+    Raise UsageError for data that cannot be used.
+    """
     from tidegate.cli.training_data import baseline_of
 
     document = baseline_of(path, version["signature"])
@@ -276,12 +279,12 @@ def answers(control: Control, endpoint: str) -> bool:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file. Raise UsageError."""
+    """Return the lines of a text file. Raise UsageError for a file that cannot be read."""
     return read_text(path).splitlines()
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a text file. Raise UsageError."""
+    """Return the content of a text file. Raise UsageError for a file that cannot be read."""
     try:
         return path.read_text()
     except OSError as error:
@@ -291,7 +294,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file. Raise UsageError."""
+    """Return the parsed content of a JSON file. Raise UsageError for a file that cannot be read."""
     import orjson
 
     try:
@@ -303,7 +306,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_bundle(path: Path) -> Any:
-    """Return the bundle in a file. Raise UsageError unless it has a signature that can be read."""
+    """Return the Sigstore bundle in a file. Raise UsageError unless its signature can be read."""
     from tidegate.kernel.protocol import model_signature
 
     bundle = read_json(path)

@@ -90,7 +90,7 @@ def estimate_of(version: Mapping[str, Any]) -> str:
 
 
 def labels_of(version: Mapping[str, Any]) -> str:
-    """Describe how many labels were joined."""
+    """Describe how many labels belong to sampled requests, and how many do not."""
     line = (
         f"{version['labels_joined']:,} labels joined, {version['labels_unmatched']:,} of requests that were "
     )

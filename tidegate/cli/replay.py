@@ -137,7 +137,10 @@ def replay(
 
 
 def variation(text: str) -> dict[str, Any]:
-    """Parse ``FIELD=VALUE;FIELD=VALUE`` as a policy. The text becomes the policy's name. Raise UsageError."""
+    """Parse ``FIELD=VALUE;FIELD=VALUE`` as a policy that has this text as its name.
+
+    Raise UsageError for other texts.
+    """
     return {
         "name": text[:80],
         "changes": changes_of([part.strip() for part in text.split(";") if part.strip()]),

@@ -48,7 +48,7 @@ def reproduce(
 
 
 def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
-    """Return the assignment that a deployment's replicas get."""
+    """Return the document that tells a worker which deployment and version to run."""
     from tidegate.kernel.protocol.models import Version
 
     wanted = control.registry.get(f"/v1/deployments/{part(deployment)}")

@@ -88,7 +88,10 @@ def retention(
 def _patch(
     keep_last: int | None, max_age: str | None, sleeping: bool | None, *, off: bool
 ) -> dict[str, Any] | None:
-    """Return the change of the retention; None if no option names one. Raise UsageError."""
+    """Return the change of the retention; None if no option names one.
+
+    Raise UsageError for --off with another option.
+    """
     named = {
         "keep_last": keep_last,
         "max_age_days": None if max_age is None else seconds(max_age) / _DAY_S,

@@ -94,7 +94,10 @@ def split(
 
 
 def weights(shares: Sequence[str]) -> dict[str, int]:
-    """Parse ``v1=90`` arguments. Return whole weights by version or Deployment. Raise UsageError."""
+    """Parse ``v1=90`` arguments. Return whole weights by version or Deployment.
+
+    Raise UsageError for a wrong or a too small share.
+    """
     found: dict[str, Decimal] = {}
     for text in shares:
         key, equals, number = text.partition("=")
@@ -132,10 +135,11 @@ def _targets(plane: Control, name: str, wanted: Mapping[str, int]) -> list[Doc]:
 
 
 def chosen(endpoint: Doc, held: Sequence[Doc], wanted: Mapping[str, int]) -> list[Doc]:
-    """Return targets by weight: each key is ``v2``, ``2`` or a Deployment's name.
+    """Return an endpoint's targets with the weights of ``wanted``, by ``v2``, ``2`` or a Deployment's name.
 
-    For a version, take its Deployment that the endpoint uses, else the one that ``deploy`` made, else the
-    only one.
+    For a version, take the Deployment that the endpoint uses, else the one that ``deploy`` made, else the
+    only one. Raise BadRequest for a version with no Deployment, or with several Deployments of which none is
+    preferred. Raise UsageError for two shares of one Deployment.
     """
     by_name = {deployment["name"]: deployment for deployment in held}
     named = [target["deployment"] for target in [*endpoint["targets"], *endpoint["previous"]]]

@@ -97,7 +97,7 @@ def policy(
 
 
 def changes_of(given: list[str]) -> dict[str, Any]:
-    """Parse ``FIELD=VALUE`` options as a change of a policy. Raise UsageError."""
+    """Parse ``FIELD=VALUE`` options as a change of a policy. Raise UsageError for other options."""
     import yaml
 
     plain: dict[str, Any] = {}
