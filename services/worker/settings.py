@@ -11,7 +11,7 @@ from tidegate.kernel.settings.base import Settings
 
 
 class WorkerSettings(Settings):
-    """The settings that only the worker has."""
+    """The worker's settings: the common ones, and those that only the worker has."""
 
     service: ClassVar[str] = "worker"
     # A worker runs the code of users. So it has only the replica's token, which allows the download of one

@@ -20,7 +20,7 @@ alerts = typer.Typer(
 
 
 class Export(str, Enum):
-    """Formats of exported rules."""
+    """A format of exported alert rules."""
 
     PROMETHEUS = "prometheus"
 
@@ -126,7 +126,7 @@ def try_receivers(
 
 @alerts.command()
 def messages(limit: Limit = 20, json: Json = False) -> None:
-    """List the last messages to receivers, with the result of each. Example: tidegate alerts messages -n 5"""
+    """List the latest messages to receivers, with their results. Example: tidegate alerts messages -n 5"""
     items = _router().items("/v1/alerts/messages", limit=limit)
     rows = [
         (output.moment(i["made_at"]), i["receiver"], i["title"], i["state"], i["attempt"], i["detail"])

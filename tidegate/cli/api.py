@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 15.0
 HEALTH_TIMEOUT_S = 3.0
 UPLOAD_TIMEOUT_S = 300.0
-# This can take minutes, because the registry reads the whole artifact, perhaps from an object store.
+# A registration can take minutes: the registry reads the whole artifact, perhaps from an object store.
 REGISTER_TIMEOUT_S = 300.0
 REVISIONS = 5
 MOST_ITEMS = 1_000  # the largest page of a list
@@ -92,7 +92,7 @@ class Service:
         return self._send("PUT", path, json=body)
 
     def revise(self, path: str, change: Callable[[Doc], Doc]) -> Doc:
-        """Read an object, change the fields that ``change`` returns for it, PUT it, and return the answer.
+        """Read an object, PUT it with the fields that ``change(object)`` returns, and return the answer.
 
         If ``change`` returns no fields, return the object without a PUT. If somebody else changes the object
         before the PUT, start again. Raise PreconditionFailed after five attempts.
@@ -234,7 +234,7 @@ class Control:
         return Service(name, getattr(self.settings, f"{name}_url"), token)
 
     def deployment_of(self, name: str) -> str:
-        """Return the name of the deployment that ``name`` means: itself, or the target of an endpoint.
+        """Return ``name`` if it is a deployment, or the name of the only target if it is an endpoint.
 
         Raise NotFound, or BadRequest for an endpoint with several targets. If the registry does not answer,
         return ``name``, because the autoscaler may still know a deployment of that name.
@@ -305,7 +305,7 @@ def settings() -> Settings:
 
 
 def settings_with(fields: dict[str, Any]) -> Settings:
-    """Return the settings of the environment and of ``fields``, which override it.
+    """Return the settings from the environment. ``fields`` override some of them.
 
     Raise BadRequest for a wrong setting.
     """

@@ -72,8 +72,8 @@ def restore(
 ) -> None:
     """Restore a backup into a state folder. To start the stack afterwards, run `tidegate up`.
 
-    The checksums are verified first. A folder that has data is rejected. With --force its data is moved
-    aside, not deleted. Example: tidegate restore friday.tgz --into /srv/tidegate
+    The checksums are verified first. A folder that has data is refused. With --force, the folder's data is
+    moved aside, not deleted. Example: tidegate restore friday.tgz --into /srv/tidegate
     """
     source_checkout.require("restore")
     from tidegate import stack

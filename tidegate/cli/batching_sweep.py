@@ -70,7 +70,8 @@ class BatchingSweep:
     def run(self) -> SweepResults:
         """Start a temporary replica, measure each setting, and remove the replica.
 
-        Raise ModelFailed, BadRequest, Unavailable, and UsageError for inputs that do not fit.
+        Raise UsageError for inputs that do not fit. Raise ModelFailed, BadRequest or Unavailable if a
+        measurement gets no answer.
         """
         end = time.monotonic() + self._plan.limit_s
         signature = self._version.get("signature")

@@ -166,7 +166,10 @@ def _lines(file: Path | None) -> list[str]:
 def _first_call(
     found: Settings, name: str, prompts: Any, options: dict[str, Any], wanted: int, limit_s: float
 ) -> Any:
-    """Start the model with one request. Return prompts of ``wanted`` tokens, made by that request's count."""
+    """Start the model with one request. Return prompts of about ``wanted`` tokens.
+
+    The request's token count tells how many words such a prompt needs.
+    """
     from dataclasses import replace
 
     from tidegate.cli.conversation import no_such_model

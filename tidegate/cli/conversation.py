@@ -16,7 +16,7 @@ from tidegate.kernel.errors import TidegateError
 class Turn:
     """One answer. ``first_s``: seconds until its first text. ``pieces``: the number of events with text.
 
-    ``cancelled``: Ctrl-C ended the answer.
+    ``cancelled``: True if Ctrl-C ended the answer.
     """
 
     result: ChatResult

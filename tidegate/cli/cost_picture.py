@@ -1,4 +1,4 @@
-"""Draw a cost report as an SVG: the cost of each item, divided into the parts of replicas' time."""
+"""Draw a cost report as an SVG: a bar for the cost of each item, divided into busy, idle and other time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def svg(found: Mapping[str, Any]) -> str:
 
 
 def _legend(found: Mapping[str, Any]) -> list[str]:
-    """Return a coloured square, a name and a share for each part of the time."""
+    """Return a coloured square, a name and a share for each part of the replicas' time."""
     parts, x = [], 20.0
     seconds, whole = found["total"]["seconds"], found["replica_seconds"] or 1.0
     for name, colour in COLOURS.items():

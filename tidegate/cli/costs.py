@@ -124,7 +124,7 @@ def _draw(found: Mapping[str, Any], path: Path) -> None:
 
 
 def _moment(text: str, now: float) -> float:
-    """Parse a moment: an age such as 24h, ``month`` (begin of this month, UTC) or an ISO time.
+    """Parse a moment: an age such as 24h, ``month`` (the start of this month, UTC) or an ISO time.
 
     Return the moment in seconds since 1970. Raise UsageError for other texts.
     """

@@ -112,7 +112,7 @@ def delete(id: Id, json: Json = False) -> None:
 
 
 def save(router: Service, id: str, file: Path) -> int:
-    """Write a dead letter's payload to a file that only the user can read. Return the payload's bytes."""
+    """Write a dead letter's payload to a file that only the user can read. Return the size in bytes."""
     part = file.with_name(f"{file.name}.part")
     size = 0
     try:

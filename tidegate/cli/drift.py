@@ -82,7 +82,7 @@ def _write_rows(plane: Control, name: str, path: Path) -> None:
 
 
 def _set_baseline(plane: Control, name: str, path: Path) -> None:
-    """Set the baseline of the newest version of a model or an endpoint."""
+    """Make the training data in a file the baseline of the newest version of a model or an endpoint."""
     from tidegate.cli.publish import set_baseline
 
     with Steps().shown() as steps:
@@ -126,7 +126,7 @@ def baseline_of(version: Mapping[str, Any]) -> str:
 
 
 def show(found: Mapping[str, Any], *, every: bool) -> None:
-    """Print each version with its columns. The columns that moved most come first."""
+    """Print each version with its columns. The columns that drifted most come first."""
     for version in found["items"]:
         output.line(line_of(version), style="bold")
         if version["baseline"]:

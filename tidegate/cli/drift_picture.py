@@ -1,4 +1,4 @@
-"""Draw a drift report as an SVG: scores over time, and the histograms of the columns that moved most."""
+"""Draw a drift report as an SVG: scores over time, and histograms of the columns that drifted most."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLUMNS = 3
 
 
 def svg(version: Mapping[str, Any]) -> str:
-    """Return the picture of a version's drift: a panel of scores, and one histogram for each moved column."""
+    """Return a version's drift as an SVG: a panel of scores, and histograms of the worst columns."""
     points: Sequence[Mapping[str, Any]] = version["points"]
     names = [each["column"] for each in version["worst"]]
     parts = [

@@ -34,7 +34,7 @@ class ExampleFailed(TidegateError):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A random held-out image, the model's answer, and how long it took."""
+    """A random held-out image, the model's answer, and the time of the call."""
 
     number: int
     image: list[float]

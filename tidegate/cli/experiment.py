@@ -43,7 +43,7 @@ def experiment(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show an experiment: each version's outcomes, the differences, and how many outcomes are missing.
+    """Show an experiment: each version's outcomes, the differences, and how many more outcomes are needed.
 
     You may read the report at any time and as often as you like: this does not make its intervals wrong.
     `tidegate rollout NAME --to VERSION --ab` starts an experiment. Example: tidegate experiment digits

@@ -39,7 +39,7 @@ def export(
 
 
 def selected(intention: Fields, name: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Return the body of `/v1/apply` for ``name`` (None: for everything). Raise NotFound."""
+    """Return the body of `/v1/apply` for ``name``, or for everything. Raise NotFound for an unknown name."""
     deployments, endpoints = intention["deployments"], intention["endpoints"]
     if name is not None:
         deployments, endpoints = _named(name, deployments, endpoints)

@@ -36,7 +36,7 @@ class FitOfFolder:
         return {**options, "resources": resources} if resources else options
 
     def show(self) -> None:
-        """Print the files with their memory on stderr, because stdout is the command's result."""
+        """Print on stderr how much memory each file needs, because stdout gets the command's result."""
         for line in lines(self.candidates, self.fit, self.memory):
             say(line)
 
@@ -81,7 +81,7 @@ def candidates_of(path: Path, slots: int, context: int | None) -> list[Candidate
 
 
 def header_of(path: Path) -> gguf.GgufHeader:
-    """Return the header of a GGUF file. Raise UsageError if it cannot be read."""
+    """Return the header of a GGUF file. Raise UsageError for a file that cannot be read as GGUF."""
     try:
         # Do not read the weights. The header is below this limit: its vocabulary has a few megabytes at most.
         with path.open("rb") as file:

@@ -118,7 +118,7 @@ class Overview:
         return {**service, "url": f"{service['url']}, gRPC {grpc}"} if grpc else service
 
 
-# The cause of an entry in `ended` if only the model died, and its replica continues.
+# A status lists ends and their causes in `ended`. With this cause, the model died and its replica lives.
 MODEL_DIED = "model died"
 REMEMBERED_S = 600.0
 _SERVICE = ("service", "state", "where", "detail")

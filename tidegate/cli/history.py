@@ -106,7 +106,10 @@ def usage(
 
 
 def day_of(text: str) -> str:
-    """Parse a day: ``2026-01-31``, or ``7d`` for the first of the last seven days (UTC). Raise UsageError."""
+    """Parse a day: ``2026-01-31``, or ``7d`` for the first of the last seven days (UTC).
+
+    Raise UsageError for other texts, and for less than a day.
+    """
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError:

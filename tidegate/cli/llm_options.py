@@ -60,7 +60,7 @@ def llm_fields(
 
 @contextmanager
 def upstream_artifact(address: str, model: str | None) -> Iterator[Path]:
-    """Write the artifact of a version that only describes an upstream. Delete it after the block."""
+    """Yield the artifact of a version that only describes an upstream. Delete it after the ``with`` block."""
     with tempfile.TemporaryDirectory(prefix="tidegate-") as folder:
         path = Path(folder) / "upstream.json"
         path.write_text(json.dumps({"upstream": address, "model": model}) + "\n")

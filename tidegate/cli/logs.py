@@ -93,7 +93,7 @@ def _since(text: str | None) -> float:
 
 
 def _show_file(path: Path, lines: int, *, follow: bool, json: bool) -> None:
-    """Show the log file of a service, also lines without a time."""
+    """Show the log file of a service, including lines without a time."""
     if json:
         output.dump({"file": str(path), "lines": [_parsed(text) for text in tail(path, lines)]})
         return
@@ -199,7 +199,7 @@ def _parsed(text: str) -> Any:
 
 
 def prefixed(line: dict[str, Any]) -> str:
-    """Format a line of merged logs as time, log and message. Lines of the model get no level or fields."""
+    """Format a line of merged logs as ``time log | rest``. For the model's own output, rest is its text."""
     log, fields = str(line["log"]), {key: value for key, value in line.items() if key != "log"}
     if fields.get("source") == "model":
         return f"{_clock(fields)} {log} | {fields['message']}"

@@ -73,7 +73,7 @@ def dump(data: Any) -> None:
 
 
 def show(data: Any, json: bool, human: Callable[[], None]) -> None:
-    """Show a command's result: ``data`` as JSON, or call ``human``, which prints it."""
+    """Show a command's result: print ``data`` as JSON if ``json``, else call ``human``, which prints text."""
     if json:
         dump(data)
     else:

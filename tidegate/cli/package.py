@@ -25,7 +25,7 @@ SKIPPED = {"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"}
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """Bytes to upload. ``format`` None: the registry derives the format from the file's name."""
+    """Bytes to upload. ``format``: None if the registry derives the format from the file's name."""
 
     file: BinaryIO
     filename: str
@@ -75,9 +75,9 @@ def packed(path: Path, adapters: Mapping[str, Path] | None = None) -> Iterator[P
 def format_of(folder: Path) -> str:
     """Return the format of a folder by the files in it.
 
-    A folder with ``MLmodel`` is "mlflow". A Hugging Face folder is "huggingface" if it classifies or embeds,
-    and "llm" if it is a language model, as a folder with GGUF files is. A folder with a single ONNX file is
-    "onnx", with ``saved_model.pb`` "tensorflow", and with ``model.py`` "python". Others are "triton".
+    The first case that fits decides. "mlflow": ``MLmodel``. "huggingface": a Hugging Face folder that
+    classifies or embeds. "llm": a Hugging Face folder of a language model, or GGUF files. "onnx": a single
+    ONNX file. "tensorflow": ``saved_model.pb``. "python": ``model.py``. "triton": any other folder.
     """
     if (folder / "MLmodel").is_file():
         return "mlflow"

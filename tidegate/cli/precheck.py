@@ -78,7 +78,7 @@ def _check_functions(tree: ast.Module, given: Doc | None) -> None:
 
 
 def check_there(control: Control, package: Package, request: DeployRequest, body: Doc) -> list[str]:
-    """Let the registry check the version and its Deployment. Return its warnings. Raise its error."""
+    """Let the registry check the version and its Deployment. Return the warnings, or raise the error."""
     asked = body | {"size": package.size, "deployment": request.options, "endpoint": request.name}
     try:
         found = control.registry.post(f"/v1/models/{part(request.name)}/check", asked, REGISTER_TIMEOUT_S)

@@ -59,7 +59,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """The result of a study. ``file`` is the chosen model; None: the model stays fp32."""
+    """The result of a study. ``file`` is the chosen model; None if the model stays fp32."""
 
     study: Study
     choice: Choice
@@ -233,9 +233,10 @@ def sibling_metadata(found: Quantised, parent: str, metadata: dict[str, Any]) ->
 def registered_smaller(
     control: Control, request: DeployRequest, wish: Wish, steps: Steps
 ) -> tuple[Doc, Quantised]:
-    """Study a model. Register the model and the smaller version, if one was chosen. Return what to serve.
+    """Study a model. Register the model and the smaller version, if one was chosen.
 
-    Nothing is registered if the study fails. Raise UsageError, StudyFailed, and the errors of registration.
+    Return the version to serve, and the result of the study. Nothing is registered if the study fails. Raise
+    UsageError, StudyFailed, and the errors of registration.
     """
     from tidegate.cli.publish import registered
 
@@ -244,6 +245,6 @@ def registered_smaller(
         if found.file is None:
             return original, found
         metadata = sibling_metadata(found, f"{request.name}@{original['number']}", request.metadata)
-        # A cryptographic signature is valid only for the original's bytes.
+        # Leave out the cryptographic signature, because it is valid only for the original's bytes.
         sibling = replace(request, path=found.file, metadata=metadata, signed=None)
         return registered(control, sibling, steps), found

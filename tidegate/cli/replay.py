@@ -26,7 +26,7 @@ _HEADS = (
 
 
 class Shape(str, Enum):
-    """Shapes of generated arrivals."""
+    """A shape of generated arrivals."""
 
     CONSTANT = "constant"
     STEP = "step"

@@ -112,7 +112,7 @@ def weights(shares: Sequence[str]) -> dict[str, int]:
         found[key] = share
     if not sum(found.values()):
         raise UsageError("All shares are 0, so no version would get a request.")
-    # The registry's weights are whole numbers; a share may have two decimal places.
+    # The registry's weights are whole numbers, but shares can have two decimal places. So multiply by 100.
     scale = 1 if all(share == int(share) for share in found.values()) else 100
     whole = {key: int((share * scale).to_integral_value()) for key, share in found.items()}
     lost = [key for key, share in found.items() if share and not whole[key]]
@@ -135,7 +135,7 @@ def _targets(plane: Control, name: str, wanted: Mapping[str, int]) -> list[Doc]:
 
 
 def chosen(endpoint: Doc, held: Sequence[Doc], wanted: Mapping[str, int]) -> list[Doc]:
-    """Return an endpoint's targets with the weights of ``wanted``, by ``v2``, ``2`` or a Deployment's name.
+    """Return an endpoint's targets. ``wanted`` maps ``v2``, ``2`` or a Deployment's name to a weight.
 
     For a version, take the Deployment that the endpoint uses, else the one that ``deploy`` made, else the
     only one. Raise BadRequest for a version with no Deployment, or with several Deployments of which none is

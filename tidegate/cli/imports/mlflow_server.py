@@ -31,9 +31,9 @@ _COMMIT = "mlflow.source.git.commit"
 
 
 class TrackingServer:
-    """A tracking server. ``address`` None means ``MLFLOW_TRACKING_URI``.
+    """An MLflow tracking server. Without ``address``, the variable MLFLOW_TRACKING_URI names it.
 
-    The credentials are in MLflow's environment variables.
+    The credentials come from MLflow's environment variables.
     """
 
     def __init__(self, address: str | None, environment: Mapping[str, str] = os.environ) -> None:
@@ -98,7 +98,7 @@ class TrackingServer:
     def _run(self, run_id: str, path: str, into: Path) -> dict[str, Any]:
         run = self.get("/runs/get", run_id=run_id)["run"]
         where = f"{run['info']['artifact_uri'].rstrip('/')}/{path}"
-        # MLflow 3 keeps a logged model outside of the run that logged it.
+        # MLflow 3 keeps a logged model outside of the run that logged it, so ask for the model's own address.
         for output in run.get("outputs", {}).get("model_outputs", ()):
             info = self.get(f"/logged-models/{quote(output['model_id'])}")["model"]["info"]
             if info.get("name") == path:
@@ -127,7 +127,7 @@ class TrackingServer:
         }
 
     def _fetch(self, where: str, into: Path) -> None:
-        """Download the files of an artifact address."""
+        """Download the files at an artifact address into a new folder."""
         scheme = urlsplit(where).scheme
         if scheme in ("", "file"):
             folder = Path(urlsplit(where).path)

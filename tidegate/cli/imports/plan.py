@@ -12,7 +12,7 @@ from tidegate.cli.api import Doc
 
 @dataclass(slots=True)
 class ImportPlan:
-    """The plan of an import: a folder or file to deploy, its options, and a report of its parts.
+    """The plan of an import: a folder or file to deploy, its options, and a report of the model's parts.
 
     ``format``: None if the registry recognises the format. ``options``: the options of the Deployment.
     ``mapped``: each part of the model with an equivalent in Tidegate, and the equivalent. ``left``: each part

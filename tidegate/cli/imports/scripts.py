@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.mlflow_requirements import name_of
 
 SHIMS = Path(__file__).parent / "shims"
 ARTIFACT, FACTS = "artifact", "tidegate_import.json"
-# Packages of the other systems. The files in `shims` replace only `ts`; importing another one fails.
+# Packages of the other systems. The files in `shims` replace only `ts`; an import of the others fails.
 _FOREIGN = {"sagemaker_inference", "sagemaker_containers", "sagemaker_training", "mms", "ts"}
 
 

@@ -97,7 +97,7 @@ def stderr_into(file: Any) -> Iterator[None]:
 
 
 def no_cuda(reason: str) -> str:
-    """Return the message for a replica with a GPU that onnxruntime cannot use."""
+    """Return the error message for a replica whose GPU onnxruntime cannot use."""
     return (
         f"This replica has a GPU, but onnxruntime {onnxruntime.__version__} cannot use it: {reason}. "
         "Deploy the model with a requirements file that has the line onnxruntime-gpu[cuda,cudnn] "
@@ -107,7 +107,7 @@ def no_cuda(reason: str) -> str:
 
 
 def options(config: dict[str, Any]) -> Any:
-    """Return session options with the Deployment's number of threads. Waiting threads use no CPU time."""
+    """Return session options with the Deployment's number of threads. Idle threads sleep and do not spin."""
     found = onnxruntime.SessionOptions()
     threads = parameter(config, "intra_op_thread_count") or parameter(config, "threads") or 1
     found.intra_op_num_threads = int(threads)

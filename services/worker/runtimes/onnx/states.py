@@ -14,7 +14,7 @@ from rows import Call, Rows, failure, response
 
 
 class StatefulRows(Rows):
-    """A runner that calls the model for one request at a time, with the state of its sequence."""
+    """A runner that calls the model for one request at a time, with the state of the request's sequence."""
 
     def __init__(self, config: dict[str, Any], call: Call) -> None:
         super().__init__(config, call)

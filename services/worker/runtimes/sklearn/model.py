@@ -43,7 +43,7 @@ class TritonPythonModel:
         return config
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the estimator. Check that it has all outputs in the configuration."""
+        """Load the estimator. Raise ValueError if it lacks an output that the configuration names."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"], args["model_version"], "model.joblib")
         estimator = load(path, config)
@@ -81,7 +81,7 @@ def is_sklearn_class(name: str) -> bool:
 
 
 def methods_of(estimator: Any) -> dict[str, Any]:
-    """Return for each output name the method of the estimator that computes it."""
+    """Return the names of the estimator's outputs, each with the method that computes the output."""
     if hasattr(estimator, "classes_"):
         methods = {"label": estimator.predict}
         if hasattr(estimator, "predict_proba"):
@@ -97,7 +97,7 @@ def methods_of(estimator: Any) -> dict[str, Any]:
 
 
 def outputs_of(estimator: Any) -> list[dict[str, Any]]:
-    """Return the outputs with their datatypes and dims. The dims include the row axis."""
+    """Return the estimator's outputs with their datatypes and dims. The dims include the row axis."""
     methods = methods_of(estimator)
     if "label" in methods:
         kind = np.asarray(estimator.classes_).dtype.kind

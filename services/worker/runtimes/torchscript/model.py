@@ -56,7 +56,7 @@ class TritonPythonModel:
 
 
 def loaded(folder: Path, device: Any) -> Any:
-    """Return the module of the version's folder, on this device."""
+    """Load the module from the version's folder onto a device."""
     exported = folder / "model.pt2"
     if not exported.exists():
         return torch.jit.load(str(folder / "model.pt"), map_location=device).eval()

@@ -18,7 +18,7 @@ class BaseHandler:
         self.target = 0
 
     def initialize(self, context):
-        """Load the model: TorchScript, a program of torch.export, or a state dict for a class."""
+        """Load the model: TorchScript, a program of torch.export, or a class with its state dict."""
         properties = context.system_properties
         gpu = properties.get("gpu_id")
         use_gpu = torch.cuda.is_available() and gpu is not None
@@ -61,7 +61,7 @@ class BaseHandler:
         return model.to(self.device)
 
     def preprocess(self, data):
-        """Return a tensor of the requests' data."""
+        """Return the requests' data as one tensor."""
         rows = [row.get("data") if row.get("data") is not None else row.get("body") for row in data]
         return torch.as_tensor(rows, device=self.device)
 

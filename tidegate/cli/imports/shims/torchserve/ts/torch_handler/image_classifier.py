@@ -8,7 +8,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageClassifier(VisionHandler):
-    """A classifier of images. It resizes to 256 pixels, crops to 224 and normalizes, as TorchServe does."""
+    """A classifier of images. As in TorchServe, images are resized to 256 pixels and cropped to 224."""
 
     topk = 5
 

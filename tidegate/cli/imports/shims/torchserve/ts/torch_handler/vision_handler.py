@@ -41,7 +41,7 @@ def opened(data):
 
 
 def to_tensor(picture):
-    """Return a picture as a tensor of channels, height and width, from 0 to 1."""
+    """Return a picture as a tensor of channels, height and width, with values from 0 to 1."""
     return torch.from_numpy(np.asarray(picture, dtype=np.float32).transpose(2, 0, 1).copy() / np.float32(255))
 
 
