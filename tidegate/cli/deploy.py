@@ -450,7 +450,7 @@ def deploy(
     request = DeployRequest(
         path=fit.path if fit else path,
         name=name or name_of(path),
-        # --engine makes the version a language model, even if the folder is an embedding model of transformers.
+        # --engine makes the version a language model, even if it is an embedding model of transformers.
         format=model_format or ("llm" if engine else None),
         options=fit.options(_given(options)) if fit else _given(options),
         signature=read_json(signature) if signature else None,
