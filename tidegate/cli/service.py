@@ -42,7 +42,7 @@ Name = Annotated[str, typer.Option("--name", help="The unit's name; several stac
 
 
 class ServiceFailed(TidegateError):
-    """A failure of systemd, with systemd's message."""
+    """The error if systemd does not run or if one of its commands fails."""
 
     reason = "service"
 
@@ -61,7 +61,7 @@ def install(
     print_: Annotated[bool, typer.Option("--print", help="Only print the unit.")] = False,
     json: Json = False,
 ) -> None:
-    """Write and enable the unit of this stack. The unit contains the TIDEGATE_ settings of this shell."""
+    """Write and enable the unit of this stack. It contains this shell's TIDEGATE_ settings except secrets."""
     from tidegate.stack.unit import text_of
 
     unit, left_out = described(user, name, run_as)
@@ -167,7 +167,7 @@ def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, l
         raise UsageError(str(error)) from None
     found = own_settings(starting=False)
     account = None if own else _account(run_as, found.state_path)
-    # Keep the settings that were in the environment of the last start.
+    # The unit also gets the settings from the environment of the last start: this shell may lack them.
     kept = started.read(found.state_path).environment | started.of(found, os.environ).environment
     unit = Unit(
         state=found.state_path,

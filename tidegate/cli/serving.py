@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """The way to serve a version: with or without traffic, after a check or not, with or without a wait.
+    """How to serve a version: with or without traffic, after a check or not, with or without a wait.
 
-    ``only_register``: do not serve it.
+    ``check`` is a file of samples. If ``only_register`` is True, the version is not served.
     """
 
     timeout_s: float
@@ -53,7 +53,7 @@ def publish_and_serve(request: DeployRequest, way: Way, json: bool, wish: Wish |
 
 
 def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str | None]:
-    """Split a reference such as ``digits@champion`` into name and version. Return others unchanged."""
+    """Split a reference such as ``digits@champion`` into name and version. Return all else unchanged."""
     if path is None or version is not None or "@" not in path.name or path.exists():
         return path, version
     name, _, stated = str(path).partition("@")
@@ -61,7 +61,7 @@ def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str
 
 
 def serve_imported(request: DeployRequest, way: Way, json: bool, report: Doc) -> None:
-    """Upload and register a file of another system, and serve it. ``report``: more members of the JSON."""
+    """Upload, register and serve a file of another system. ``report``: members to add to the JSON."""
     from tidegate.cli.publish import registered
 
     _serve(lambda plane, steps: registered(plane, request, steps), request.options, way, json, report=report)
@@ -96,9 +96,9 @@ def serve_version(name: str, version: str, options: Doc, way: Way, json: bool) -
 
 
 def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
-    """Return the model's name for ``deploy --version``. Raise UsageError.
+    """Return the model's name for ``deploy --version``. Raise UsageError if it is missing or unclear.
 
-    Also raise it if ``said``: the user gave an option that only a new version can have.
+    ``said`` is True if the user gave an option that only a new version can have. This is a UsageError, too.
     """
     if said:
         raise UsageError(
@@ -212,6 +212,6 @@ def _show_idle(document: Doc) -> None:
 
 
 def example_data(version: Doc) -> str:
-    """Return an example of ``--data`` for this version's inputs; large tensors are abbreviated."""
+    """Return an example of ``--data`` with the names of this version's inputs and ``...`` as values."""
     inputs = (version.get("signature") or {}).get("inputs") or []
     return "{" + ", ".join(f'"{spec["name"]}": ...' for spec in inputs) + "}" if inputs else "{...}"

@@ -49,7 +49,8 @@ def listed(
 ) -> None:
     """List the settings in force in the running services. If none runs, list those of the next start.
 
-    `from` is default, computed (from other settings), file (tidegate.env in the state folder) or environment.
+    The column `from` says default, computed (from other settings), file (tidegate.env in the state folder)
+    or environment.
     """
     if context.invoked_subcommand is not None:
         return
@@ -128,7 +129,10 @@ def merged(reports: Iterable[Doc]) -> list[Doc]:
 
 
 def fits(item: Doc, word: str | None, *, changed: bool) -> bool:
-    """Return True if the item contains the word. With ``changed``, it must also differ from the default."""
+    """Return True if the name or the description of the item contains the word.
+
+    With ``changed``, the value must also differ from the default, or a restart must change it.
+    """
     if changed and item["source"] in {"default", "computed"} and item["on_restart"] is None:
         return False
     text = f"{item['name']} {item['description']}".lower()

@@ -1,4 +1,4 @@
-"""``tidegate sign`` and ``tidegate signatures``: signatures of models by the publisher's own keys."""
+"""``tidegate sign`` and ``tidegate signatures``: cryptographic signatures of models by their publisher."""
 
 from __future__ import annotations
 
@@ -71,8 +71,9 @@ def signatures(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List, add and remove the signatures of a version. Workers with TIDEGATE_TRUSTED_KEYS require one.
+    """List, add and remove the cryptographic signatures of a version.
 
+    Workers with TIDEGATE_TRUSTED_KEYS serve only versions with a signature by a trusted key.
     Example: tidegate signatures digits --add model.sig
     """
     from tidegate.cli.publish import read_bundle
@@ -126,7 +127,7 @@ def _signed(name: str, package: Package, key: Path) -> Doc:
         copy.flush()
         artifact = Path(copy.name)
         files = {signing.ONE_FILE: package.sha256}
-        # A folder is uploaded as an archive, and its files are signed. A file is signed as it is.
+        # A folder is uploaded as an archive. The signature covers its files, not the bytes of the archive.
         if package.filename.endswith((".tar", ".tar.gz")) and package.filename != name:
             files = signing.digests_of(artifact)
         try:

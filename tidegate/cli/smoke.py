@@ -25,7 +25,7 @@ class CheckFailed(ModelFailed):
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Return the samples of a JSON file: one OIP request or a list of them. Raise UsageError."""
+    """Return the samples of a JSON file with one OIP request or a list of them. Raise UsageError."""
     found = read_json(path)
     documents = found if isinstance(found, list) else [found]
     if not documents:
@@ -53,8 +53,8 @@ def checked(
 ) -> None:
     """Send the samples to a version, in a Deployment without other traffic.
 
-    Raise CheckFailed, ModelFailed or DeadlinePassed. After an error, Ctrl-C or SIGTERM, delete the
-    Deployment, or restore its old options.
+    Raise CheckFailed, ModelFailed or DeadlinePassed. After an error, Ctrl-C or SIGTERM, delete a new
+    Deployment, and restore the old options of one that existed before.
     """
     before = {
         each["name"]: each for each in control.registry.pages("/v1/deployments", model=version["model"])
@@ -108,7 +108,7 @@ def _ask(
 
 
 def _undo(control: Control, deployment: str, before: Doc | None) -> None:
-    """Delete the Deployment, or restore its old options."""
+    """Delete the Deployment if it is new. Otherwise restore its old options, ``before``."""
     if not deployment:
         return
     path = f"/v1/deployments/{part(deployment)}"

@@ -1,4 +1,4 @@
-"""Check for Tidegate's source, which contains the services. The wheel contains only the client."""
+"""Check that Tidegate's source is here. Only it contains the services; the wheel contains the client."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def up(
         if example:
             from tidegate.cli.example import Example
 
-            # The token exists only after the start.
+            # Read the settings again, because the token exists only after the start.
             shown = Example(own(starting=not running), steps).run()
         talk = None
         if llm:

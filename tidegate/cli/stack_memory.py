@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def memory_of(found: Settings, record: StackRecord) -> Doc | None:
-    """Return the memory of each part in bytes, and their sum; None if no process can be read here."""
+    """Return the memory of each part in bytes, and the sum. Return None if no memory can be read here."""
     from dataclasses import asdict
 
     from tidegate.stack import memory

@@ -20,7 +20,8 @@ POLL_S = 0.25
 PATIENCE_S = 30.0
 REMOVAL_TRIES = 5
 REMOVAL_PAUSE_S = 1.0
-# Fields that are copied from the source. The bounds of replicas and an override are not copied.
+# Fields that are copied from the source Deployment. The bounds of replicas and an override are not
+# copied, because the temporary Deployment always has one replica.
 _TAKEN_OVER = (
     "model",
     "version",
@@ -56,7 +57,7 @@ class TemporaryDeployment:
 
     @contextmanager
     def running(self, setting: BatchSetting | None) -> Iterator[TemporaryDeployment]:
-        """Run the body with a ready replica. ``setting`` None: use the source's batching.
+        """Run the body with a ready replica. If ``setting`` is None, use the source's batching.
 
         Deployment and Endpoint are deleted afterwards, also after an error, Ctrl-C or SIGTERM.
         """
@@ -140,7 +141,7 @@ class TemporaryDeployment:
         return replicas[0]
 
     def _remove(self, paths: list[str]) -> None:
-        """Delete the Endpoint first, because a Deployment in use cannot be deleted."""
+        """Delete the Endpoint, then the Deployment: a Deployment in use cannot be deleted."""
         self._steps.change(self.name, "stopping", "removing it")
         left = []
         for path in reversed(paths):

@@ -72,7 +72,7 @@ def save(outputs: Mapping[str, Array], path: Path) -> None:
 
 
 def _plain(array: Array) -> Array:
-    # numpy would write object arrays as a pickle.
+    # numpy would write object arrays as a pickle, which cannot be read safely.
     return array.astype(np.bytes_) if array.dtype == object else array
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-# The sort orders of the lines, by the key that selects each.
+# The sort order of the lines that each key on the keyboard selects.
 ORDERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
     "r": ("rate", lambda item: -item["rate"]),
     "p": ("p99", lambda item: -(item["p99_ms"] or 0.0)),
@@ -34,7 +34,7 @@ HELP = "q quit   sort by: r rate, p p99, e errors, u queue, n name"
 NONE = "No endpoint exists. Deploy a model: tidegate deploy FILE"
 BARS = "▁▂▃▄▅▆▇█"
 POINTS = 20
-# At the start, only this many endpoints have past rates in their bars.
+# At the start, the past rates of at most this many endpoints are read: each takes a request of its own.
 MOST_FILLED = 50
 # The terminal width, in characters, from which each of these columns is shown.
 _WIDTHS = {"cost/h": 150, "callers": 140, "drift": 130, "busy": 120, "past": 110, "why": 95}
@@ -48,7 +48,7 @@ def top(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show the endpoints live: rate, times, errors, queue, replicas with the reason, drift, cost, alerts.
+    """Show the endpoints live: rate, times, errors, queue, replicas and why so many, drift, cost, alerts.
 
     Rates and times are those of the last 30 s. q or Ctrl-C quits. Example: tidegate top --once --json
     """

@@ -13,7 +13,7 @@ from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, parse_sticky
 
 _HEADS = ("deployment", "version", "share", "gets now", "ready", "arriving/s", "note")
-# The last events of a rollout that are printed.
+# The number of a rollout's last events that are printed.
 _EVENTS = 5
 UNREADY = ("wake", "others", "fail")
 
@@ -124,7 +124,7 @@ def _changes(
 
 
 def _failover(plane: Control, endpoint: Doc, named: Sequence[str]) -> list[str]:
-    """Return the Deployments of ``--failover`` options, each a version or a name. Raise UsageError."""
+    """Return the Deployments that ``--failover`` options give by version or by name. Raise UsageError."""
     from tidegate.cli.rollout import chosen
 
     if list(named) == ["none"]:
@@ -137,7 +137,7 @@ def _failover(plane: Control, endpoint: Doc, named: Sequence[str]) -> list[str]:
 
 
 def parse_rule(text: str) -> dict[str, Any]:
-    """Return a rule; its ``deployment`` is a version or a name. Raise UsageError.
+    """Parse a ``--rule`` option. In the result, ``deployment`` is a version or a name. Raise UsageError.
 
     A header's value may contain colons, so the version is the part after the last colon.
     """
