@@ -1,4 +1,4 @@
-"""Read training data (CSV, npz or parquet) into the profile that a version is compared with."""
+"""Compute a version's baseline from a file of training data (CSV, npz or parquet)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tidegate.kernel.profiles.columns import (
 from tidegate.kernel.profiles.predictions import CONFIDENCE, PREDICTION, SCORE
 from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings
 
-# The columns of a version's outputs. They do not depend on the outputs' names.
+# The columns of a version's outputs. They have these names in every version.
 _OUTPUTS = (PREDICTION, CONFIDENCE, SCORE)
 MAX_ROWS = 1_000_000
 
@@ -45,7 +45,10 @@ def baseline_of(path: Path, signature: Doc | None) -> Doc:
 
 
 def input_columns(signature: Doc | None) -> list[str]:
-    """Return the names of the columns of a version's inputs, in their order."""
+    """Return the column names of a version's inputs, in the signature's order.
+
+    An input without a fixed shape has no columns.
+    """
     names: list[str] = []
     for each in (signature or {}).get("inputs", ()):
         if all(dim > 0 for dim in each["shape"]):
@@ -109,7 +112,8 @@ def _add_array(columns: Columns, name: str, array: np.ndarray[Any, Any]) -> None
 def named(cells: Mapping[str, Sequence[Any]], rows: int, signature: Doc | None) -> Columns:
     """Return the cells of each column, by the name of the version's column. Raise UsageError.
 
-    If no name fits, match the columns to the version's inputs by order. Their numbers must be equal.
+    If no name fits, match the columns of the file to those of the version's inputs by order. The file must
+    then have as many columns as the inputs.
     """
     expected = input_columns(signature)
     chosen = {name: each for name, each in cells.items() if not expected or name in (*expected, *_OUTPUTS)}
@@ -129,7 +133,7 @@ def named(cells: Mapping[str, Sequence[Any]], rows: int, signature: Doc | None) 
 def _add_cells(columns: Columns, name: str, cells: Sequence[Any]) -> None:
     try:
         if name == PREDICTION and all(isinstance(each, str) and each.isdecimal() for each in cells):
-            raise ValueError  # numbers of classes are labels, not amounts
+            raise ValueError  # the numbers of predicted classes are labels, not amounts: treat them as texts
         numbers = [float("nan") if each in (None, "") else float(each) for each in cells]
     except (TypeError, ValueError):
         texts = [None if each is None else str(each) for each in cells]

@@ -225,7 +225,7 @@ def _documents(points: list[Point], chosen: Point | None) -> list[dict[str, Any]
 
 
 def _store(plane: Control, source: Doc, chosen: Point) -> dict[str, float]:
-    """Write the capacity into the version's metrics. Return the metrics of the capacity."""
+    """Write the chosen setting's capacity into the version's metrics. Return only these metrics."""
     path = f"/v1/models/{part(source['model'])}/versions/{source['version']}"
     metadata = plane.registry.get(path)["metadata"]
     found = chosen.capacity().to_metrics()

@@ -33,7 +33,10 @@ def upload(control: Control, package: Package, steps: Steps) -> None:
 
 
 def upload_in_parts(control: Control, package: Package, steps: Steps, count: Callable[[int], None]) -> None:
-    """Upload the bytes in parts. A lost connection is retried, and the same command continues later."""
+    """Upload the bytes in parts. Try again after a lost connection.
+
+    If the command ends before the upload, the same command continues the upload later.
+    """
     from tidegate.client.uploads import Source, Uploading, with_remedy
 
     stored, total = -1, size_of(package.size)

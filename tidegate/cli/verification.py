@@ -10,20 +10,21 @@ from tidegate.cli.api import Control, Doc, part
 from tidegate.cli.progress import Steps
 from tidegate.kernel.errors import DeadlinePassed, ModelFailed, TidegateError
 
-POLL_S, LOOK_S = 0.05, 0.5  # the registry waits up to LOOK_S seconds for the end, and then answers
+POLL_S, LOOK_S = 0.05, 0.5  # the registry answers at the end of the verification, or after LOOK_S seconds
 STEP = "verify"
 REJECTED = "version_rejected"
 
 
 def again(control: Control, version: Doc, options: Doc, samples: list[Doc]) -> Doc:
-    """Verify a version again; return it with the state of its verification."""
+    """Start a new verification of a version. Return the version with the state of this verification."""
     body = {"deployment": options, "samples": samples}
     return {**version, "verification": control.registry.post(_path(version), body)}
 
 
 def wait_verified(control: Control, version: Doc, timeout_s: float, steps: Steps) -> Doc:
-    """Return a version when it is verified. If it is rejected, raise ModelFailed with Triton's message.
+    """Wait for the end of a version's verification, and return the version.
 
+    Raise ModelFailed with Triton's message if the version is rejected, DeadlinePassed after ``timeout_s``.
     A registry of an earlier release has no verification. In that case return the version unchanged.
     """
     until = time.monotonic() + timeout_s

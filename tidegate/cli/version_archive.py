@@ -1,7 +1,7 @@
 """``tidegate save`` and ``tidegate load``: carry one version to another stack, as a file that can be signed.
 
 The file is a plain tar of ``version.json``, ``signatures.json``, ``baseline.json`` (if there is one), and the
-bytes as ``artifact``. ``archive.sig`` is a bundle of OpenSSF Model Signing about these files.
+bytes as ``artifact``. With a key, ``archive.sig`` is added: an OpenSSF Model Signing bundle that signs all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def save(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: Json = False,
 ) -> None:
-    """Save one version with its metadata and signatures to a file, for another stack.
+    """Save one version with its metadata and cryptographic signatures to a file, for another stack.
 
     Example: tidegate save digits@3 digits-3.tar --key signing.pem; then, on the other stack: tidegate load
     digits-3.tar
@@ -211,6 +211,7 @@ def _load(
     if trusted is not None:
         signer = _check_seal(texts, digests, trusted, file)
         steps.change("seal", "done", f"signed by the key {signer[:12]}")
+        # Only a file that a trusted key signed may decide which names are trusted.
         trust = [*trust, *(version.get("trusted") or [])]
     sha256, model = digests[ARTIFACT], name or str(version["model"])
     _upload(plane, file, sha256, size, str(version["filename"]), steps)
@@ -219,7 +220,7 @@ def _load(
         plane.registry.post(f"/v1/artifacts/{sha256}/signatures", bundle, REGISTER_TIMEOUT_S)
     body = {field: version[field] for field in _REGISTERED if version.get(field) is not None}
     path = f"/v1/models/{part(model)}/versions"
-    if trust:  # an unsigned file must not decide which names are trusted
+    if trust:
         body["trust"] = trust
     body |= {"artifact": sha256, "allow_pickle": allow_pickle}
     found: Doc = plane.registry.post(path, body, REGISTER_TIMEOUT_S)

@@ -89,7 +89,7 @@ class BatchFlows:
     ) -> Flow[Document]:
         """Submit a batch. Return its document when the batch is durable.
 
-        A broken connection is not retried, because that could create a second batch.
+        After a broken connection the request is not sent again: that could create a second batch.
         """
         wanted = list(requests)
         if not wanted:
@@ -147,7 +147,7 @@ class BatchFlows:
 
 
 def read_item(line: str) -> BatchItem:
-    """Return the outcome in a line of the results. Raise BadAnswer."""
+    """Return the outcome in a line of the results. Raise BadAnswer if the line is malformed."""
     try:
         found = orjson.loads(line)
         response, error = found.get("response"), found.get("error")

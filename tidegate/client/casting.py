@@ -1,4 +1,4 @@
-"""Cast the caller's values to the datatype that a model expects, if no value changes. Pure."""
+"""Cast the caller's values to the datatype that a model expects. Only floats may be rounded. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def _cast(name: str, array: Array, datatype: str, target: np.dtype[Any], rounds:
 
 def _same_values(whole: Array, cast: Array) -> bool:
     if cast.dtype.kind == "f":
-        # Casting a float back is undefined if it is beyond the range of the integer type.
+        # The result is undefined if a float beyond the range of the integer type is cast back. Such a float
+        # counts as a changed value.
         info_max = np.iinfo(np.uint64).max if whole.dtype.kind == "u" else np.iinfo(np.int64).max
         if not np.all(np.isfinite(cast)) or np.any(np.abs(cast.astype(np.float64)) >= float(info_max)):
             return False

@@ -88,7 +88,7 @@ class CatalogueCalls:
     ) -> Flow[list[Document]]:
         """Return the versions of all models that match a filter, such as ``metrics.accuracy > 0.9``.
 
-        ``order_by``: a name and ``asc`` or ``desc``. ``limit``: the most versions; None means all.
+        ``order_by``: a name and ``asc`` or ``desc``. ``limit``: return at most this many versions; None: all.
         """
         query = {"filter": filter, "order_by": order_by}
         return self._catalogue.pages("versions", limit, query)
@@ -115,7 +115,7 @@ class CatalogueCalls:
 
     @Call
     def describe_version(self, reference: str, changes: Mapping[str, Any]) -> Flow[Document]:
-        """Change metadata by a JSON merge patch: ``{"tags": {"team": "a"}, "owner": None}``."""
+        """Change a version's metadata. ``changes``: a JSON merge patch, as in ``{"tags": {"team": "a"}}``."""
         body = {"metadata_patch": dict(changes)}
         return self._catalogue.change("PATCH", reference, "", body)
 
@@ -165,7 +165,7 @@ class CatalogueCalls:
 
     @Call
     def alias_history(self, model: str, alias: str) -> Flow[list[Document]]:
-        """Return the latest moves of an alias, newest first: ``at``, ``by`` and both versions."""
+        """Return the latest moves of an alias, newest first: when (``at``), by whom, and both versions."""
         path = f"models/{_part(model)}/aliases/{_part(alias)}"
         return list((yield from self._catalogue.read(path, {}))["moves"])
 
@@ -184,7 +184,7 @@ class CatalogueCalls:
 
     @Call
     def set_retention(self, model: str, retention: Document | None) -> Flow[Document]:
-        """Set how many versions of a model are kept: ``{"keep_last": 10}``; None: all. Return the policy."""
+        """Set a model's retention, as in ``{"keep_last": 10}``; None keeps all. Return the model's policy."""
         path = f"models/{_part(model)}/policy"
         return self._catalogue.send("PATCH", path, {"retention": retention})
 
@@ -193,7 +193,7 @@ class CatalogueCalls:
         self, model: str, *, keep_last: int | None = None, max_age_days: float | None = None,
         sleeping: bool = False, dry_run: bool = True,
     ) -> Flow[list[Document]]:  # fmt: skip
-        """Return for each version if it is kept. If ``dry_run`` is False, delete the others now.
+        """Return for each version whether it is kept. If ``dry_run`` is False, delete the others now.
 
         If no limits are given, the limits of the model apply.
         """

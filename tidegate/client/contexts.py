@@ -24,7 +24,7 @@ _STATED = ("TIDEGATE_STATE_DIR", "TIDEGATE_GATEWAY_URL")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A named stack. ``state_dir``: its folder, with its token, if it runs on this machine; else None."""
+    """A named stack. ``state_dir`` is the folder with its token; empty if it runs on another machine."""
 
     name: str
     url: str = ""
@@ -58,7 +58,7 @@ class Contexts:
         return self.items[name]
 
     def having(self, context: Context, *, current: bool) -> Contexts:
-        """Return the contexts, with this one added or replaced."""
+        """Return the contexts with this one added or replaced. It becomes the current one if ``current``."""
         items = {**self.items, context.name: context}
         return Contexts(context.name if current or not self.current else self.current, items)
 
@@ -80,7 +80,10 @@ class Contexts:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The settings ``fields`` of the stack in use, and the name of its context; empty without a context."""
+    """The stack in use: the settings ``fields`` to reach it, and the name of its context.
+
+    The name is empty for a stack without a context.
+    """
 
     fields: dict[str, Any] = field(default_factory=dict)
     context: str = ""
@@ -130,9 +133,10 @@ def write(contexts: Contexts, folder: Path | None = None) -> Path:
 
 
 def find(chosen: str, environ: Mapping[str, str], here: Path, contexts: Contexts) -> Place:
-    """Return the stack in use: the chosen context, the environment's, this folder's, or the current context.
+    """Return the stack in use.
 
-    Raise NotFound for an unknown context.
+    The first of these names it: the context ``chosen``, the environment, the folder ``here``, the current
+    context. Raise NotFound for an unknown context.
     """
     if chosen:
         return _place(contexts.get(chosen))

@@ -57,13 +57,13 @@ _NOTE = "request id: "
 
 
 class Unreachable(Unavailable):
-    """No server listens at the address, or the connection broke before the answer."""
+    """The error if no server listens at the address, or if the connection broke before the answer."""
 
     reason = "unreachable"
 
 
 class BadAnswer(TidegateError):
-    """The answer does not follow the protocol. The URL may be wrong."""
+    """The error if an answer does not follow the protocol. Perhaps the URL is wrong."""
 
     reason = "bad_answer"
 
@@ -106,8 +106,8 @@ _BY_TYPE: dict[str, type[TidegateError]] = {
 def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> TidegateError:
     """Return the error for an answer with a status of 400 or more.
 
-    ``headers`` must be case-insensitive or lower-case. The answer's reason selects the class. If this version
-    does not know the reason, the status selects it. ``retry_after_s`` is ``Retry-After``, in seconds.
+    ``headers`` must be case-insensitive or lower-case. The answer's reason selects the class. If this client
+    does not know the reason, the status selects the class. The error's ``retry_after_s`` is ``Retry-After``.
     """
     if body.lstrip().startswith(b"<"):
         # A web page is not the gateway's answer, but that of another server or of a proxy.
@@ -151,7 +151,7 @@ def from_openai(document: Mapping[str, object]) -> TidegateError:
 
 
 def request_id_of(error: BaseException) -> str | None:
-    """Return the request id of an answer, to find it in the logs."""
+    """Return the id of the request that failed, or None if it is unknown. The services' logs have it, too."""
     return error.request_id if isinstance(error, TidegateError) else None
 
 

@@ -28,11 +28,11 @@ class FeedbackFlows:
     core: Core
 
     def one(self, item: Mapping[str, Any], timeout_s: float | None) -> Flow[Document]:
-        """Report about one answer. Raise NotFound, Forbidden or BadRequest if it is refused."""
+        """Report the outcome of one answer. Raise NotFound, Forbidden or BadRequest if it is refused."""
         return _document((yield from self._post(orjson.dumps(dict(item)), timeout_s)))
 
     def many(self, items: Iterable[Mapping[str, Any]], timeout_s: float | None) -> Flow[list[Document]]:
-        """Report about many answers. Return the status of each item."""
+        """Report the outcomes of many answers. Return the status of each item."""
         left, found, done = iter(items), list[Document](), 0
         while part := [dict(item) for item in islice(left, MOST)]:
             answer = _document((yield from self._post(orjson.dumps(part), timeout_s)))

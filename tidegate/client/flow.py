@@ -2,8 +2,8 @@
 
 A flow is a generator. It yields :class:`Send`, :class:`Sleep` or :class:`Alone`, receives the outcome, and
 returns its result. If there is no answer, the driver throws :class:`~tidegate.client.errors.Unreachable` or
-:class:`~tidegate.client.errors.DeadlinePassed` into it. ``Client`` and ``AsyncClient`` differ only in how
-they drive a flow.
+:class:`~tidegate.client.errors.DeadlinePassed` into the flow. ``Client`` and ``AsyncClient`` differ only in
+how they drive a flow.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A flow that a client's callers run one after another, so that a caller can use the previous result."""
+    """A flow that runs only once at a time in a client. The next caller waits, and can use its result."""
 
     flow: Flow[Any]
 
@@ -95,10 +95,11 @@ def driven(flow: Flow[T], do: Callable[[Step], object]) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Send requests within a deadline. Retry if that is safe and in time.
+    """A sender of requests with a deadline. It retries if that is safe and in time.
 
-    Retry at most ``retries`` times: after a refused or broken connection, and after a 429 or 503 whose
-    ``Retry-After`` ends before the deadline. Never retry after a 500 or 504, because the model may have run.
+    It retries at most ``retries`` times: after a refused or broken connection, and after a 429 or 503 whose
+    ``Retry-After`` ends before the deadline. It never retries after a 500 or 504, because the model may have
+    run.
     ``clock`` returns seconds, ``chance`` a random number in [0, 1).
     """
 
@@ -118,7 +119,7 @@ class Caller:
         stream: bool = False,
         repeatable: bool = True,
     ) -> Flow[Answer]:
-        """Return the answer if its status is below 400; else raise its error.
+        """Send a request and return its answer. Raise the answer's error if the status is 400 or more.
 
         Errors with the reason ``at_once`` are never retried. With ``stream``, the body stays open.
         ``repeatable`` allows a retry after a broken connection.
@@ -143,7 +144,10 @@ class Caller:
         raise AssertionError("count() does not end")
 
     def _pause(self, error: TidegateError, attempt: int) -> float | None:
-        """Return the seconds until the next attempt, randomised so that clients retry at different times."""
+        """Return the seconds until the next attempt, or None for no retry.
+
+        A random part lets clients retry at different times.
+        """
         if isinstance(error, Unreachable):
             return float(FIRST_BACKOFF_S * 2**attempt * (0.5 + 0.5 * self.chance()))
         if error.retry_after_s is None:

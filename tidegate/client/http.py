@@ -12,9 +12,10 @@ from tidegate.client.flow import Answer, Send
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.certificates import trusted
 
-# The server answers 504 at the deadline, so this timeout only matters if no answer arrives.
+# The seconds after the deadline for which a client still waits. The server answers 504 at the deadline, so
+# they only matter if no answer arrives.
 PATIENCE_S = 2.0
-# Shorter than the server's idle timeout, so that no request is sent on a connection that is closing.
+# Shorter than the server's idle timeout, so that no request is sent while the server closes the connection.
 KEEPALIVE_S = 4.0
 CONNECT_TIMEOUT_S = 5.0
 

@@ -84,7 +84,7 @@ class JobFlows:
         request_id: str | None,
         parameters: Mapping[str, Any] | None,
     ) -> Flow[Document]:
-        """Submit a job. Return its document when it is durable. An idempotency key makes retries safe."""
+        """Submit a job. When it is durable, return its document. An idempotency key makes retries safe."""
         extra = {"model": model, **options.fields()} | ({} if version is None else {"version": str(version)})
         headers = {"Idempotency-Key": options.idempotency_key or os.urandom(16).hex()}
 
@@ -105,7 +105,7 @@ class JobFlows:
         return (yield from self.core.fitting(model, version, inputs, timeout_s, send))
 
     def status(self, id: str, *, wait_s: float = 0.0) -> Flow[Document]:
-        """Return a job's document when it ends, or after ``wait_s`` seconds."""
+        """Return a job's document when the job ends, or after ``wait_s`` seconds."""
         answer = yield from self._get(_path(id), wait_s)
         return document_of(answer)
 

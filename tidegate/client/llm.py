@@ -21,7 +21,7 @@ CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The tokens of a request, as the engine counted them. ``cached_tokens`` are included in the prompt's."""
+    """The tokens of a request, as the engine counted them. ``prompt_tokens`` include ``cached_tokens``."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -29,7 +29,7 @@ class Usage:
 
     @property
     def total_tokens(self) -> int:
-        """Return the tokens of prompt and answer."""
+        """Return the number of tokens in prompt and answer together."""
         return self.prompt_tokens + self.completion_tokens
 
     def document(self) -> dict[str, int]:

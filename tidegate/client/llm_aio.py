@@ -1,4 +1,4 @@
-"""The calls of language models for asyncio."""
+"""The calls to language models for asyncio."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class AsyncChatStream(AsyncIterator[ChatChunk]):
         if self._lines is not None:
             await self._lines.aclose()
         if self._answer is not None:
-            await self._answer.live.aclose()  # closing `_lines` does nothing if it has not started
+            await self._answer.live.aclose()  # needed if no line was read: closing `_lines` then does nothing
 
     async def __aenter__(self) -> Self:
         return self
@@ -76,7 +76,7 @@ class AsyncChatStream(AsyncIterator[ChatChunk]):
 
 
 class AsyncLlmCalls(EmbedCalls, Awaited):
-    """The calls of language models that :class:`tidegate.AsyncClient` has."""
+    """The calls to language models that :class:`tidegate.AsyncClient` has."""
 
     @abstractmethod
     def _lines(self, answer: Answer) -> AsyncGenerator[str, None]: ...

@@ -1,4 +1,4 @@
-"""The flows (:mod:`tidegate.client.flow`) of language models' calls, for both clients."""
+"""The flows (:mod:`tidegate.client.flow`) of calls to language models, for both clients."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LlmFlows:
         return llm.read_embeddings((yield from self.send(llm.EMBEDDINGS, body, options)))
 
     def send(self, path: str, body: bytes, options: CallOptions, *, stream: bool = False) -> Flow[Answer]:
-        """Return the answer to a request, with its body open if it is a stream."""
+        """Send a request and return its answer. With ``stream``, the body stays open."""
         headers = {"Content-Type": "application/json", **(options.headers or {})}
         if stream:
             headers["Accept"] = "text/event-stream"
@@ -57,7 +57,7 @@ class LlmFlows:
 
 
 class EmbedCalls:
-    """The call of embeddings, which both clients have."""
+    """The call for embeddings, which both clients have."""
 
     _llm: LlmFlows
 

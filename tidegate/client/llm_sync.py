@@ -1,4 +1,4 @@
-"""The blocking calls of language models."""
+"""The blocking calls to language models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tidegate.client.llm_flows import CallOptions, EmbedCalls
 
 
 class ChatStream(Iterator[ChatChunk]):
-    """A streamed answer: iterate over its chunks. Closing it cancels the request.
+    """A streamed answer, as an iterator over its chunks. Closing it cancels the request.
 
     ``so_far`` is the answer up to now, also after an error or after :meth:`close`. ``note`` is the last
     comment of the gateway, such as the place of a waiting request in the queue.
@@ -52,7 +52,7 @@ class ChatStream(Iterator[ChatChunk]):
     def close(self) -> None:
         """Cancel the request if it still runs, and free the connection."""
         self._lines.close()
-        self._answer.live.close()  # closing `_lines` does nothing if it has not started
+        self._answer.live.close()  # needed if no line was read: closing `_lines` then does nothing
 
     def __enter__(self) -> Self:
         return self
@@ -62,7 +62,7 @@ class ChatStream(Iterator[ChatChunk]):
 
 
 class LlmCalls(EmbedCalls, Blocking):
-    """The calls of language models that :class:`tidegate.Client` has."""
+    """The calls to language models that :class:`tidegate.Client` has."""
 
     @abstractmethod
     def _lines(self, answer: Answer) -> Generator[str, None, None]: ...
@@ -110,7 +110,7 @@ class LlmCalls(EmbedCalls, Blocking):
         OpenAI's request, for example ``max_tokens``, ``temperature``, ``tools`` or ``response_format``, and
         also members that only the engine knows. With ``stream=True``, iterate over the returned
         :class:`ChatStream`; ``timeout_s`` then limits the wait for the first event and between two events.
-        Errors are those of :meth:`infer`; in a stream they may come after some chunks.
+        Errors are those of :meth:`infer`; in a stream they can come after some chunks.
         """
         call = CallOptions(timeout_s, request_id, headers)
         body = llm.chat_body(model, messages, stream, options)

@@ -21,12 +21,12 @@ class QualityFlows:
     core: Core
 
     def read(self, what: str, name: str | None) -> Flow[Document]:
-        """Return ``drift`` or ``quality`` of the versions behind a name; None: of all versions."""
+        """Return the drift or the quality (``what``) of the versions behind a name; None: of all versions."""
         path = f"/api/router/v1/{what}" + (f"/{quote(name, safe='')}" if name is not None else "")
         return document_of((yield from self.core.call("GET", path, None)))
 
     def rebase(self, name: str) -> Flow[Document]:
-        """Replace the baselines with new ones from the next rows."""
+        """Replace the drift baselines of the versions behind a name. The next rows make the new baselines."""
         answer = yield from self.core.caller.call(
             "POST",
             f"/api/router/v1/drift/{quote(name, safe='')}/rebase",
@@ -59,5 +59,8 @@ class QualityCalls:
 
     @Call
     def rebase_drift(self, name: str) -> Flow[Document]:
-        """Replace the baselines with new ones from the next rows. Baselines from training data stay."""
+        """Replace the drift baselines of the versions behind a name. The next rows make the new baselines.
+
+        Baselines from training data stay.
+        """
         return self._quality.rebase(name)

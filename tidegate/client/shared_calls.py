@@ -127,10 +127,10 @@ class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls)
         deployment: str | None = None,
         timeout_s: float | None = None,
     ) -> Flow[dict[str, Any]]:
-        """Return what replicas cost, ``by`` deployment, version, endpoint or key. Needs the scope operate.
+        """Return what replicas cost. The caller's key needs the scope operate.
 
-        ``since`` and ``until`` are seconds since the epoch; default: the last day. docs/costs.md explains the
-        members.
+        ``by`` groups the costs: deployment, version, endpoint or key. ``since`` and ``until`` are Unix times
+        in seconds; default: the last day. docs/costs.md explains the members.
         """
         return self._core.costs(by, since, until, deployment, timeout_s)
 

@@ -78,7 +78,7 @@ def read(state: Path) -> Started:
 
 
 def forgotten(before: Started, environ: Mapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the last start that are now neither in the environment nor in the file."""
+    """Return the variables of the last start that are now neither in ``environ`` nor stored (``kept``)."""
     return {
         name: value
         for name, value in before.environment.items()

@@ -89,7 +89,7 @@ def _array(value: Any, spec: Mapping[str, Any] | None) -> Array:
 
 
 def shape_of(declared: Sequence[int], count: int) -> list[int]:
-    """Return the shape of one row with ``count`` values; ``[count]`` if the signature does not say it."""
+    """Return the shape of one row with ``count`` values; ``[count]`` if ``declared`` does not decide it."""
     dims = list(declared)
     if dims.count(-1) > 1:
         dims[dims.index(-1)] = 1  # the batch axis has size 1, because a stream has one row

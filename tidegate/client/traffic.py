@@ -161,7 +161,7 @@ class TrafficCalls:
 
     @Call
     def pause_rollout(self, endpoint: str) -> Flow[Document]:
-        """Keep the canary's share. Return the endpoint."""
+        """Pause a canary, so that its share stays the same. Return the endpoint."""
         return self._traffic.change(endpoint, "pause")
 
     @Call
@@ -171,7 +171,7 @@ class TrafficCalls:
 
     @Call
     def rollback(self, endpoint: str, version: int | None = None) -> Flow[Document]:
-        """End a canary, or go back to an earlier version (None means the last one)."""
+        """End a canary, or go back to an earlier version. ``version`` None: to the one before this one."""
         return self._traffic.rollback(endpoint, version)
 
     @Call
@@ -197,7 +197,7 @@ class TrafficCalls:
 
     @Call
     def start_experiment(self, /, endpoint: str, *to: To, **options: Any) -> Flow[Document]:
-        """Start an experiment: compare versions or deployments with the present one by feedback.
+        """Start an experiment. Callers' feedback compares versions or deployments with the present one.
 
         Return the endpoint.
 

@@ -32,17 +32,17 @@ from tidegate.kernel.errors import (
 )
 
 HASH_BYTES = 2**20
-# The timeout of a request: it sends a part, or waits until the bytes are checked.
+# The timeout of a request that sends a part, or that waits until the registry has checked the bytes.
 REQUEST_S = 60.0
 # An upload without progress is given up after this time. A registry restarts within seconds.
 PATIENCE_S = 120.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
-# The longest pause for another process that sends the same bytes.
+# The longest pause while another process sends the same bytes.
 LONGEST_TURN_S = 30.0
 CHECK_PAUSE_S = 0.2
 
-# Called with the number of stored bytes, and with the problem while the connection is lost (else "").
+# A function that gets the number of stored bytes, and the problem while the connection is lost (else "").
 Progress = Callable[[int, str], object]
 
 
@@ -60,7 +60,7 @@ class Source:
 
     @classmethod
     def of(cls, file: BinaryIO) -> Source:
-        """Return the source of an open file. The file is read once."""
+        """Return the source of an open file. Read the whole file once, for its sha256."""
         digest, size = hashlib.sha256(), 0
         file.seek(0)
         while chunk := file.read(HASH_BYTES):
@@ -174,7 +174,7 @@ class UploadFlows:
     core: Core
 
     def upload(self, source: Source, progress: Progress | None) -> Flow[Document]:
-        """Upload a file, and return its document."""
+        """Upload a file, and return the upload's document."""
         uploading = Uploading(source, "/api/registry", progress or no_progress, clock=self.core.caller.clock)
         return (yield from uploading.flow())
 

@@ -21,8 +21,8 @@ from tidegate.kernel.protocol.archives import Member
 
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 TAR, TAR_AT = b"ustar", 257
-# The most bytes of one read. tarfile reads a member's extended header in one read, and the archive states its
-# size.
+# The most bytes of one read. tarfile reads a member's extended header in one read. The archive states this
+# header's size, so without a limit a bad archive could fill the memory.
 MAX_READ = 4 * 2**20
 # The most bytes of a zip's directory. zipfile needs ten times as much memory to read it.
 MAX_DIRECTORY = 16 * 2**20
@@ -43,7 +43,7 @@ _BROKEN = (
 
 
 class BrokenArchive(Exception):
-    """The file is not an archive, or contains other data besides the archive. The message says why."""
+    """The error if a file is no archive or contains other data besides one. The message says why."""
 
 
 class Opener:
@@ -86,9 +86,9 @@ def reading() -> Iterator[None]:
 
 
 def members(path: Path) -> Iterator[tuple[Member, Opener]]:
-    """Yield the members of an archive in their order, each with a function that opens it.
+    """Yield the members of an archive in the archive's order, each with a function that opens it.
 
-    Use this within :func:`reading`, and iterate to the end, because the data after a tar is checked last.
+    Use this within :func:`reading`. Iterate to the end, because the data after a tar is checked last.
     """
     with path.open("rb") as file:
         magic = file.read(4)
@@ -103,7 +103,7 @@ def members(path: Path) -> Iterator[tuple[Member, Opener]]:
 
 
 def check_zip(source: Path | bytes) -> None:
-    """Raise :class:`BrokenArchive` unless the whole file (or the bytes) is a zip."""
+    """Raise :class:`BrokenArchive` unless ``source``, a whole file or bytes, is a zip."""
     with reading():
         opened: IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
         with opened as file:
@@ -167,7 +167,7 @@ def _zip64(file: IO[bytes], length: int, offset: int, end: int) -> tuple[int, in
 
 
 def _check_places(file: IO[bytes], infos: list[zipfile.ZipInfo], directory: int) -> None:
-    """Raise ValueError unless each entry is at its stated place, has one name, and overlaps none."""
+    """Raise ValueError unless each entry is where the directory says, has one name, and overlaps no other."""
     free = 0
     for info in sorted(infos, key=lambda each: each.header_offset):
         if info.header_offset < free or (free == 0 and info.header_offset):
@@ -239,7 +239,7 @@ def _tar_kind(info: tarfile.TarInfo) -> str:
 
 
 class _Capped:
-    """A file that limits each read to MAX_READ. ``last`` is the result of the last read."""
+    """A file that refuses reads of more than MAX_READ bytes. ``last`` is the result of the last read."""
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self._file = file

@@ -14,7 +14,10 @@ MARGIN_S = 60.0
 
 
 class Claims:
-    """Access to tensors in the blob store by their claims. Every failure raises :class:`Unavailable`."""
+    """Access to tensors in the blob store by their claims.
+
+    :meth:`give` and :meth:`redeem` raise :class:`Unavailable` if they fail.
+    """
 
     def __init__(self, blobs: Blobs, above_bytes: int) -> None:
         self._blobs = blobs
@@ -27,7 +30,7 @@ class Claims:
     async def give(self, data: list[Buffer], left_s: float, *, durable: bool = False) -> bytes:
         """Store tensors for ``left_s`` seconds and a margin. Return the claim of the tensors.
 
-        ``durable``: the tensors are on disk when this returns.
+        With ``durable``, the tensors are on disk when this returns.
         """
         return write_claim(await self._blobs.put(data, left_s + MARGIN_S, durable=durable), data)
 

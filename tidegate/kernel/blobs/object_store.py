@@ -1,7 +1,7 @@
 """Open a store by its URL: a folder, an object store, or a store of another fsspec driver.
 
-Folders, ``s3://``, ``gs://`` and ``az://`` work as installed. Credentials come from the environment, under
-the names of the vendors' own tools, for example ``AWS_ACCESS_KEY_ID`` and ``AWS_ENDPOINT_URL``.
+Folders, ``s3://``, ``gs://`` and ``az://`` need no further package. Credentials come from environment
+variables with the names of the vendors' own tools, for example ``AWS_ACCESS_KEY_ID``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 LOCAL = {"", "file", "local"}
-# Protocols that obstore handles, which is installed with Tidegate.
+# Protocols that the package obstore handles. It is installed with Tidegate.
 OBJECTS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 # Protocols whose URLs can be signed with the credentials that open the store.
 SIGNED = {"s3", "s3a"}
@@ -88,7 +88,7 @@ def opened(url: str) -> Opened:
     """Open the store at ``url``. No request is sent to it yet."""
     if urlsplit(url).scheme in OBJECTS:
         return _objects(url)
-    # This import is here, because it would slow down the start of processes that open no store.
+    # The import is here, because at the top it would slow down the start of processes that open no store.
     from fsspec.core import url_to_fs
 
     files, root = url_to_fs(url)
@@ -176,7 +176,7 @@ def _read_by(reader: Executor, pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _part(size: int) -> int:
-    """Return the bytes of each part of a file of ``size`` bytes."""
+    """Return the size of a part, in bytes, for a file of ``size`` bytes."""
     return max(PART, -(-size // MOST_PARTS))
 
 
@@ -210,7 +210,7 @@ def _objects(url: str) -> Opened:
         return obstore.open_writer(whole, name, buffer_size=_part(size), max_concurrency=PARTS_AT_ONCE)
 
     def put(path: str, size: int, pieces: Iterable[bytes]) -> None:
-        # Use no writer here, because `put` aborts the multipart upload if reading a piece raises an error.
+        # Use no writer here: if reading a piece raises an error, only `obstore.put` aborts the upload.
         how: Any = {"chunk_size": _part(size), "max_concurrency": PARTS_AT_ONCE}
         with ThreadPoolExecutor(1) as reader:
             read = _read_by(reader, pieces)

@@ -1,9 +1,9 @@
 """Store payloads that are too large for a message: written once, read by key, deleted when they expire.
 
-A key is ``<expiry>/<random id>``. ``expiry`` is in seconds since the epoch. It is rounded up, so that all
-blobs of a folder expire at the same time. It is padded with zeros, so that names sort by time. Reading
-deletes nothing, because a request may be retried. The gateway deletes the blobs of an answered request. The
-router calls :meth:`Blobs.sweep`, which deletes all expired ones.
+A key is ``<expiry>/<random id>``. ``expiry`` is a Unix time in seconds. It is rounded up, so that all blobs
+of a folder expire at the same time. It is padded with zeros, so that names sort by time. Reading deletes
+nothing, because a request may be retried. The gateway deletes the blobs of an answered request. The router
+calls :meth:`Blobs.sweep`, which deletes all expired ones.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class Blobs:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
 
     async def put(self, data: Buffer | Sequence[Buffer], ttl_s: float, *, durable: bool = False) -> str:
-        """Store ``data``, one buffer or several in order, for at least ``ttl_s``. Return its key.
+        """Store ``data`` for at least ``ttl_s`` seconds, as one blob. Return the blob's key.
 
-        ``durable``: the blob is on disk when this returns, and survives a loss of power.
+        ``data`` is one buffer, or several in order. With ``durable``, the blob is on disk when this returns,
+        and survives a loss of power.
         """
         key = new_key(time.time() + ttl_s)
         buffers = [data] if isinstance(data, (bytes, memoryview)) else list(data)
@@ -69,7 +70,7 @@ class Blobs:
             await self._do("written", partial(self._place.delete, _checked(key)))
 
     async def sweep(self, now: float) -> int:
-        """Delete blobs that expired before ``now`` (seconds since the epoch). Return the deleted folders."""
+        """Delete the folders of blobs that expired before ``now``, a Unix time. Return their number."""
         return await self._do("swept", partial(self._place.sweep, now))
 
     def close(self) -> None:
@@ -92,7 +93,7 @@ class Blobs:
 
 
 def new_key(expires_at: float) -> str:
-    """Return a new key for a blob that may be deleted after ``expires_at`` (seconds since the epoch)."""
+    """Return a new key for a blob that can be deleted after ``expires_at``, a Unix time in seconds."""
     bucket = math.ceil(expires_at / BUCKET_S) * BUCKET_S
     return f"{bucket:010d}/{os.urandom(16).hex()}"
 
@@ -156,7 +157,8 @@ class _Local(_Place):
     def _hand_over(self, what: Path | int) -> None:
         """Give a new file or folder the same owner as the store.
 
-        A worker in a container runs as root. The services that share the store run as another user.
+        A worker in a container runs as root. The services that share the store run as another user, who must
+        be able to read and delete these files.
         """
         if os.geteuid() == 0:
             owner = self._root.stat()
@@ -197,7 +199,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _read_exactly(file: Any, size: int) -> bytes:
-    first: bytes = file.read(size)  # allocates memory once; reads up to 2 GiB
+    first: bytes = file.read(size)  # allocates the memory only once, but returns at most 2 GiB
     pieces = [first]
     while (missing := size - sum(map(len, pieces))) > 0:
         pieces.append(file.read(missing))

@@ -299,7 +299,7 @@ class AioPikaChannel:
         return await self._result(self._start(operation))
 
     def _start(self, operation: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-        # A separate task, because aiormq closes the channel if an operation is cancelled with its caller.
+        # Use a separate task, because aiormq closes the channel if an operation is cancelled with its caller.
         call = asyncio.ensure_future(operation)
         self._calls.add(call)
         call.add_done_callback(self._on_call_done)
@@ -308,7 +308,7 @@ class AioPikaChannel:
     def _on_call_done(self, call: asyncio.Future[Any]) -> None:
         self._calls.discard(call)
         if not call.cancelled():
-            call.exception()  # marks the error as retrieved, because the caller may have been cancelled
+            call.exception()  # marks the error as retrieved: else asyncio warns if the caller was cancelled
 
     async def _result(self, call: asyncio.Future[T]) -> T:
         either: set[asyncio.Future[Any]] = {call, self.ended}

@@ -65,15 +65,15 @@ OnDelivered = Callable[[Delivered], None]
 
 
 class ConnectionLost(ConnectionError):
-    """The connection or its channel has ended. The message says why."""
+    """The error if the connection or its channel has ended. The message says why."""
 
 
 class Congested(Exception):
-    """The broker reads too slowly. The message says how many bytes wait."""
+    """The error if the broker reads too slowly. The message says how many bytes wait."""
 
 
 class NotTaken(Exception):
-    """The broker returned a mandatory message (``unroutable``) or refused one (nack)."""
+    """The error if the broker returned a mandatory message (``unroutable``) or refused a message (nack)."""
 
     def __init__(self, unroutable: bool) -> None:
         super().__init__("no queue for it" if unroutable else "the broker refused it")
@@ -178,14 +178,14 @@ class AmqpConnection(asyncio.BufferedProtocol):
         for future in [*self._open.values(), *([self._answer] if self._answer else [])]:
             if not future.done():
                 future.set_exception(ConnectionLost(reason))
-                future.exception()  # marks the error as retrieved, because the caller may be cancelled
+                future.exception()  # marks the error as retrieved: else asyncio warns without a caller
         self._open.clear()
 
     # --- asyncio.BufferedProtocol ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Store the transport of the new socket."""
-        # uvloop's transport does not inherit from asyncio's.
+        # Cast without a check of the class: uvloop's transport does not inherit from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -274,7 +274,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         if answer is not None and not answer.done():
             answer.set_result(found)
 
-    # --- methods that answer ---------------------------------------------------------------------------
+    # --- methods with an answer ------------------------------------------------------------------------
 
     async def call(self, command: Frame) -> Any:
         """Send a method on the channel and return its answer. Raises :class:`ConnectionLost`."""
@@ -285,7 +285,8 @@ class AmqpConnection(asyncio.BufferedProtocol):
     ) -> str:
         """Start a consumer and return its tag."""
         await self._call(commands.Basic.Qos(0, prefetch, False))
-        # We choose the tag, because the first deliveries may arrive together with the answer.
+        # Choose the tag here. A tag of the broker's choice would be in the answer, and the first deliveries
+        # may arrive together with it.
         self._consumers_begun += 1
         tag = f"c{self._consumers_begun}"
         self._consumers[tag] = on_delivered
@@ -316,7 +317,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._answer = self._loop.create_future()
         return self._answer
 
-    # --- methods that do not ---------------------------------------------------------------------------
+    # --- methods without an answer ---------------------------------------------------------------------
 
     def publish(
         self,

@@ -47,7 +47,7 @@ Buffer = bytes | memoryview
 
 
 class MalformedFrame(Exception):
-    """Bytes that are not AMQP frames."""
+    """The error for bytes that are not AMQP frames."""
 
 
 class Properties(NamedTuple):
@@ -194,7 +194,7 @@ class FrameReader:
         self._missing = 0
         self._pieces: list[bytes] = []
         self._content: memoryview | None = None  # the large content that is being received
-        self._inside = False  # True in a body frame of this content, of which _left bytes are missing
+        self._inside = False  # True inside a body frame of this content; _left bytes of it are missing
         self._left = 0
 
     def window(self) -> memoryview | None:
