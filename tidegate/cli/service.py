@@ -61,7 +61,7 @@ def install(
     print_: Annotated[bool, typer.Option("--print", help="Only print the unit.")] = False,
     json: Json = False,
 ) -> None:
-    """Write and enable the unit of this stack. It contains this shell's TIDEGATE_ settings except secrets."""
+    """Write and enable the unit of the stack. The unit has this shell's TIDEGATE_ settings, but no secrets."""
     from tidegate.stack.unit import text_of
 
     unit, left_out = described(user, name, run_as)
@@ -140,7 +140,7 @@ def status(user: UserWide = None, name: Name = "tidegate", json: Json = False) -
 
 @service.command(hidden=True)
 def run() -> None:
-    """Run the stack in the foreground, for the unit. It notifies systemd when the stack is ready."""
+    """Run the stack in the foreground, as the unit needs it. Notify systemd when the stack is ready."""
     source_checkout.require("service run")
     from tidegate import stack
     from tidegate.cli.own_stack import StackFailed, own
@@ -152,7 +152,7 @@ def run() -> None:
 
 
 def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, list[str]]:
-    """Return the unit of this folder's stack, and the secret variables left out of it. Raise UsageError."""
+    """Return the stack's unit, and the names of the secret settings that it leaves out. Raise UsageError."""
     source_checkout.require("service install")
     from tidegate.cli.own_stack import own as own_settings
     from tidegate.client import started
@@ -186,7 +186,7 @@ def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, l
 
 
 def secrets_of(environ: Mapping[str, str]) -> list[str]:
-    """Return the secret settings of this shell, which are left out of the unit."""
+    """Return the names of this shell's secret settings. The unit leaves them out."""
     from tidegate.kernel.settings.base import is_secret
 
     ours = {key: value for key, value in environ.items() if key.startswith("TIDEGATE_") and value}
@@ -202,7 +202,7 @@ def place_of(unit: Unit) -> Path:
 
 
 def systemctl(system: bool, *arguments: str) -> str:
-    """Run systemctl and return its output. Raise ServiceFailed with its message."""
+    """Run systemctl and return its output. Raise ServiceFailed with systemctl's message."""
     command = ["systemctl", *([] if system else ["--user"]), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

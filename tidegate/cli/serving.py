@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How to serve a version: with or without traffic, after a check or not, with or without a wait.
+    """A way to serve a version: with or without traffic, after a check or not, with or without a wait.
 
     ``check`` is a file of samples. If ``only_register`` is True, the version is not served.
     """
@@ -61,7 +61,7 @@ def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str
 
 
 def serve_imported(request: DeployRequest, way: Way, json: bool, report: Doc) -> None:
-    """Upload, register and serve a file of another system. ``report``: members to add to the JSON."""
+    """Upload, register and serve a file from another system. ``report``: members to add to the JSON."""
     from tidegate.cli.publish import registered
 
     _serve(lambda plane, steps: registered(plane, request, steps), request.options, way, json, report=report)

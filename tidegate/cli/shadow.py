@@ -49,7 +49,7 @@ def shadow(
 
 
 def _waited(plane: Control, name: str, timeout_s: float) -> Doc:
-    """Return the shadow when its verdict is known, when it has ended, or after ``timeout_s``."""
+    """Wait for the verdict or the end of the shadow, at most ``timeout_s``. Return the shadow."""
     end = time.monotonic() + timeout_s
     with Steps().shown() as steps:
         while True:
@@ -98,7 +98,7 @@ def options_of(
 
 
 def _tolerance(text: str) -> dict[str, float]:
-    """Return the tolerance ``RTOL`` or ``RTOL,ATOL``. One number sets both."""
+    """Parse a tolerance: ``RTOL,ATOL``, or one number for both."""
     try:
         numbers = [float(part) for part in text.split(",")]
         rtol, atol = numbers * 2 if len(numbers) == 1 else numbers

@@ -1,4 +1,4 @@
-"""Check that Tidegate's source is here. Only it contains the services; the wheel contains the client."""
+"""Check that Tidegate's source is here, because the wheel contains only the client and no services."""
 
 from __future__ import annotations
 

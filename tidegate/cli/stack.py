@@ -187,7 +187,7 @@ def _show_urls(found: Settings, prometheus: str | None, took_s: float) -> None:
 
 
 def _typed() -> str:
-    """Return the name of the command if this shell finds it, else its path."""
+    """Return ``tidegate`` if this shell finds the command by this name, else the command's path."""
     ours = Path(sys.executable).with_name("tidegate")
     found = shutil.which("tidegate")
     if found is not None and Path(found).resolve() == ours.resolve():

@@ -162,7 +162,7 @@ class Screen:
         Path(file).write_text(picture, encoding="utf-8")
 
     def fill(self) -> None:
-        """Read the rates of the last minute, so that the bars begin with them."""
+        """Read the latest rates before the start, so that the bars begin with them."""
         for item in self._items[:MOST_FILLED]:
             with suppress(TidegateError):
                 past = self._router.items(f"/v1/history/{part(item['endpoint'])}", last_s=120.0)[-POINTS:]

@@ -1,7 +1,7 @@
 """``tidegate save`` and ``tidegate load``: carry one version to another stack, as a file that can be signed.
 
 The file is a plain tar of ``version.json``, ``signatures.json``, ``baseline.json`` (if there is one), and the
-bytes as ``artifact``. With a key, ``archive.sig`` is added: an OpenSSF Model Signing bundle that signs all.
+bytes as ``artifact``. ``save --key`` adds ``archive.sig``, an OpenSSF Model Signing bundle that signs them.
 """
 
 from __future__ import annotations

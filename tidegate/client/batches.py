@@ -137,7 +137,7 @@ class BatchFlows:
             yield Sleep(POLL_S)
 
     def results(self, id: str, timeout_s: float | None) -> Flow[Answer]:
-        """Wait for a batch's end. Return the response with its results; its body is not read yet."""
+        """Wait for a batch's end. Return the response with the results, whose body is not read yet."""
         yield from self.wait(id, timeout_s)
         return (
             yield from self.core.caller.call(

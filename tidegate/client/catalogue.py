@@ -165,13 +165,13 @@ class CatalogueCalls:
 
     @Call
     def alias_history(self, model: str, alias: str) -> Flow[list[Document]]:
-        """Return the latest moves of an alias, newest first: when (``at``), by whom, and both versions."""
+        """Return the latest moves of an alias, newest first: the time ``at``, who (``by``), both versions."""
         path = f"models/{_part(model)}/aliases/{_part(alias)}"
         return list((yield from self._catalogue.read(path, {}))["moves"])
 
     @Call
     def delete_version(self, model: str, version: int, *, permanent: bool = False) -> Flow[None]:
-        """Delete a version. It can be restored for a while, unless ``permanent`` is set."""
+        """Delete a version. It can be restored for a while, unless ``permanent`` is True."""
         path = f"models/{_part(model)}/versions/{version}" + ("?permanent=true" if permanent else "")
         yield from self._catalogue.send("DELETE", path, None)
 
@@ -195,7 +195,7 @@ class CatalogueCalls:
     ) -> Flow[list[Document]]:  # fmt: skip
         """Return for each version whether it is kept. If ``dry_run`` is False, delete the others now.
 
-        If no limits are given, the limits of the model apply.
+        If no limits are given, the model's own retention applies.
         """
         limits = {"keep_last": keep_last, "max_age_days": max_age_days, "sleeping": sleeping}
         given = keep_last is not None or max_age_days is not None

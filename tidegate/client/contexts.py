@@ -58,7 +58,7 @@ class Contexts:
         return self.items[name]
 
     def having(self, context: Context, *, current: bool) -> Contexts:
-        """Return the contexts with this one added or replaced. It becomes the current one if ``current``."""
+        """Return the contexts with this one added or replaced. With ``current``, make it the current one."""
         items = {**self.items, context.name: context}
         return Contexts(context.name if current or not self.current else self.current, items)
 
@@ -133,10 +133,10 @@ def write(contexts: Contexts, folder: Path | None = None) -> Path:
 
 
 def find(chosen: str, environ: Mapping[str, str], here: Path, contexts: Contexts) -> Place:
-    """Return the stack in use.
+    """Return the stack in use. Raise NotFound for an unknown context.
 
-    The first of these names it: the context ``chosen``, the environment, the folder ``here``, the current
-    context. Raise NotFound for an unknown context.
+    The first of these that names a stack decides: the context ``chosen``, the environment, the folder
+    ``here``, the current context.
     """
     if chosen:
         return _place(contexts.get(chosen))

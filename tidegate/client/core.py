@@ -125,7 +125,7 @@ class Core:
             try:
                 metadata = yield from self._fetch(path, self._left(deadline), NOT_KNOWN_YET)
             except Unavailable:
-                metadata = known  # the metadata cannot be read again, so raise the error
+                metadata = known  # the metadata cannot be read again, so raise the first error
             if metadata.get("inputs") == known.get("inputs"):
                 raise
         return (yield from attempt(metadata, self._left(deadline)))

@@ -1,4 +1,4 @@
-"""Report outcomes of answers. Pure."""
+"""Report outcomes of answers. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tidegate.client.jobs import Handle
 
 Document = dict[str, Any]
 PATH = "/v1/feedback"
-# The most items in one call.
+# The highest number of items in one call.
 MOST = 1000
 
 

@@ -49,7 +49,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A flow that runs only once at a time in a client. The next caller waits, and can use its result."""
+    """A flow that a client runs under a lock. So a caller that waited can use the previous one's result."""
 
     flow: Flow[Any]
 
@@ -99,8 +99,7 @@ class Caller:
 
     It retries at most ``retries`` times: after a refused or broken connection, and after a 429 or 503 whose
     ``Retry-After`` ends before the deadline. It never retries after a 500 or 504, because the model may have
-    run.
-    ``clock`` returns seconds, ``chance`` a random number in [0, 1).
+    run. ``clock`` returns seconds, ``chance`` a random number in [0, 1).
     """
 
     retries: int = 2

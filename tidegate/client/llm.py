@@ -1,4 +1,4 @@
-"""The requests and answers of language models (OpenAI's API). Pure."""
+"""The requests and answers of language models (OpenAI's API). Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The tokens of a request, as the engine counted them. ``prompt_tokens`` include ``cached_tokens``."""
+    """The engine's counts of a request's tokens. ``prompt_tokens`` include ``cached_tokens``."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0

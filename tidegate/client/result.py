@@ -1,4 +1,4 @@
-"""The result of an inference. Pure."""
+"""The result of an inference. Pure: no I/O."""
 
 from __future__ import annotations
 

@@ -54,9 +54,9 @@ class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls)
         """Run ``model`` on arrays by input name, or on one array if it has a single input.
 
         An array of another dtype is cast if no value changes. float64 arrays and lists are rounded to the
-        model's floats. Raise TypeError, with the expected datatype, for all other arrays.
-        BYTES inputs are object arrays of ``bytes`` or ``str``, BF16 inputs float32 (rounded). ``outputs``
-        names the outputs to return (default: all).
+        model's floats. Raise TypeError, with the expected datatype, for all other arrays. BYTES inputs are
+        object arrays of ``bytes`` or ``str``. BF16 inputs are float32 arrays, which are rounded.
+        ``outputs`` names the outputs to return (default: all).
 
         Raise DeadlinePassed after ``timeout_s`` seconds, Overloaded with ``retry_after_s``, NotFound,
         BadRequest, ModelFailed with the model's own message, Unreachable if no gateway answers.

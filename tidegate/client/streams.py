@@ -1,4 +1,4 @@
-"""The request and the events of ``/generate_stream``. Pure."""
+"""The request and the events of ``/generate_stream``. Pure: no I/O."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class Client(SharedCalls, LlmCalls, UploadCalls):
 
         A model that is not decoupled has one answer. ``timeout_s`` limits the wait for the first answer and
         for each next one. Closing the iterator cancels the request; leaving the loop closes it. BYTES inputs
-        are text; FP16 and BF16 cannot be streamed. Errors are those of :meth:`infer`; they may come after
+        are text; FP16 and BF16 cannot be streamed. Errors are those of :meth:`infer`; they can come after
         some answers.
         """
         flow = self._core.stream(

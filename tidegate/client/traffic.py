@@ -128,7 +128,7 @@ def _part(name: str) -> str:
 
 
 class TrafficCalls:
-    """The calls that roll out versions, for both clients. See `docs/canaries.md`."""
+    """The calls for rollouts, shadow traffic and experiments, for both clients. See `docs/canaries.md`."""
 
     _traffic: TrafficFlows
 
@@ -139,8 +139,8 @@ class TrafficCalls:
         """Start a canary and return the endpoint. ``to``: a version's number, or a deployment's name.
 
         ``options`` are those of ``CanaryOptions``, such as ``steps``, ``hold_s`` and ``min_samples``.
-        ``swap``: replace the present version immediately, without a canary. Raise Conflict while another
-        rollout is in progress.
+        With ``swap``, replace the present version immediately, without a canary. Raise Conflict while
+        another rollout is in progress.
         """
         return self._traffic.start(endpoint, to, swap, options)
 
@@ -171,7 +171,7 @@ class TrafficCalls:
 
     @Call
     def rollback(self, endpoint: str, version: int | None = None) -> Flow[Document]:
-        """End a canary, or go back to an earlier version. ``version`` None: to the one before this one."""
+        """End a canary, or go back to ``version`` (None: the version before the present one)."""
         return self._traffic.rollback(endpoint, version)
 
     @Call
@@ -197,7 +197,7 @@ class TrafficCalls:
 
     @Call
     def start_experiment(self, /, endpoint: str, *to: To, **options: Any) -> Flow[Document]:
-        """Start an experiment. Callers' feedback compares versions or deployments with the present one.
+        """Start an experiment: compare versions or deployments with the present one, by callers' feedback.
 
         Return the endpoint.
 

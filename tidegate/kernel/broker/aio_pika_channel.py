@@ -290,7 +290,7 @@ class AioPikaChannel:
                 await asyncio.wait(published)
             await write()
 
-    # --- calls of aio-pika -----------------------------------------------------------------------------
+    # --- calls to aio-pika -----------------------------------------------------------------------------
 
     async def _call(self, operation: Coroutine[Any, Any, T]) -> T:
         if self.ended.done():
@@ -308,7 +308,7 @@ class AioPikaChannel:
     def _on_call_done(self, call: asyncio.Future[Any]) -> None:
         self._calls.discard(call)
         if not call.cancelled():
-            call.exception()  # marks the error as retrieved: else asyncio warns if the caller was cancelled
+            call.exception()  # marked as retrieved: else asyncio warns if the caller was cancelled
 
     async def _result(self, call: asyncio.Future[T]) -> T:
         either: set[asyncio.Future[Any]] = {call, self.ended}

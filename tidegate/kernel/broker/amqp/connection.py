@@ -178,7 +178,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         for future in [*self._open.values(), *([self._answer] if self._answer else [])]:
             if not future.done():
                 future.set_exception(ConnectionLost(reason))
-                future.exception()  # marks the error as retrieved: else asyncio warns without a caller
+                future.exception()  # marked as retrieved: else asyncio warns if the caller was cancelled
         self._open.clear()
 
     # --- asyncio.BufferedProtocol ----------------------------------------------------------------------
@@ -331,7 +331,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
     ) -> asyncio.Future[None] | None:
         """Write a message of these pieces. Return the future of its confirm, or None without confirm mode.
 
-        ``gather``: send all bytes that are written until the end of this turn of the event loop in one write.
+        With ``gather``, all bytes written until the end of this turn of the event loop are sent in one write.
         The pieces must not change afterwards, because they are not copied. The future raises
         :class:`NotTaken` or :class:`ConnectionLost`. Raises :class:`Congested` while more than ``MAX_UNSENT``
         bytes wait for the broker. Acks and other methods are written even then.
