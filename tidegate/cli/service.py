@@ -61,7 +61,7 @@ def install(
     print_: Annotated[bool, typer.Option("--print", help="Only print the unit.")] = False,
     json: Json = False,
 ) -> None:
-    """Write and enable the unit of the stack. The unit has this shell's TIDEGATE_ settings, but no secrets."""
+    """Write and enable the unit of the stack. The unit has this shell's TIDEGATE_ settings but no secrets."""
     from tidegate.stack.unit import text_of
 
     unit, left_out = described(user, name, run_as)

@@ -140,7 +140,7 @@ def fits(item: Doc, word: str | None, *, changed: bool) -> bool:
 
 
 def _reports() -> tuple[list[Doc], list[str], bool]:
-    """Return the services' reports, the problems, and True if a service runs."""
+    """Return the services' reports, the error messages, and True if a service runs."""
     from tidegate.cli.api import Control, settings
 
     found = settings()

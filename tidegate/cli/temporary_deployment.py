@@ -16,7 +16,7 @@ from tidegate.tune.grid import BatchSetting
 
 SUFFIX = "-tune"
 POLL_S = 0.25
-# Seconds that autoscaler and router may need in addition to the Deployment's own limits.
+# Seconds that autoscaler and router can need in addition to the Deployment's limits for start and drain.
 PATIENCE_S = 30.0
 REMOVAL_TRIES = 5
 REMOVAL_PAUSE_S = 1.0

@@ -139,7 +139,7 @@ def _failover(plane: Control, endpoint: Doc, named: Sequence[str]) -> list[str]:
 def parse_rule(text: str) -> dict[str, Any]:
     """Parse a ``--rule`` option. In the result, ``deployment`` is a version or a name. Raise UsageError.
 
-    A header's value may contain colons, so the version is the part after the last colon.
+    A header's value can contain colons, so the version is the part after the last colon.
     """
     condition, colon, target = text.rpartition(":")
     kind, _, subject = condition.partition(":")

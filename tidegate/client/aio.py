@@ -158,11 +158,11 @@ class AsyncClient(SharedCalls, AsyncLlmCalls, AsyncUploadCalls):
         return AsyncBatchHandle(self, await self._run(flow))
 
     async def batch(self, id: str) -> AsyncBatchHandle:
-        """Return the handle of a batch by its id. Raise NotFound."""
+        """Return the handle of a batch by its id. Raise NotFound for an unknown id."""
         return AsyncBatchHandle(self, await self._run(self._batches.status(id)))
 
     async def job(self, id: str) -> AsyncJobHandle:
-        """Return the handle of a job by its id. Raise NotFound."""
+        """Return the handle of a job by its id. Raise NotFound for an unknown id."""
         return AsyncJobHandle(self, await self._run(self._jobs.status(id)))
 
     async def close(self) -> None:

@@ -12,10 +12,10 @@ from tidegate.client.codec import Array, datatype_of, dtype_of
 def fit(name: str, value: Any, datatype: str | None) -> tuple[Array, str]:
     """Return ``value`` as an array of ``datatype`` (None: keep its own), and the datatype on the wire.
 
-    A cast must not change a value: either numpy calls the cast safe, or the model's datatype can hold each
-    whole number. There is one exception: Python floats and float64 arrays (numpy's default) are rounded to
-    the model's floats. Raise TypeError, with the expected datatype, for all other arrays, and for a float
-    that would become infinite.
+    A cast must not change a value. So either numpy must call the cast safe, or all values must be whole
+    numbers that the model's datatype can hold. There is one exception: Python floats and float64 arrays
+    (numpy's default) are rounded to the model's floats. Raise TypeError, with the expected datatype, for all
+    other arrays, and for a float that would become infinite.
     """
     bare = not isinstance(value, np.ndarray | np.generic)
     array = _as_array(name, value)

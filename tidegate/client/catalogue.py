@@ -177,7 +177,7 @@ class CatalogueCalls:
 
     @Call
     def restore_versions(self, model: str, version: int | None = None) -> Flow[list[int]]:
-        """Restore a deleted version, or all deleted versions of a model. Return the restored numbers."""
+        """Restore a deleted version, or all deleted versions of a model. Return their numbers."""
         one = "" if version is None else f"/versions/{version}"
         found = yield from self._catalogue.send("POST", f"models/{_part(model)}{one}/restore", {})
         return list(found["versions"])

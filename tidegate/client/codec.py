@@ -68,7 +68,7 @@ def to_raw(array: Array, datatype: str) -> bytes:
 
 
 def from_raw(raw: bytes | memoryview, datatype: str, shape: Sequence[int]) -> Array:
-    """Return a new, writable array of raw bytes. Raise ValueError if they do not fill ``shape`` exactly."""
+    """Decode raw bytes to a new, writable array. Raise ValueError if they do not fill ``shape`` exactly."""
     if datatype == "BYTES":
         elements = unpack_strings(raw)
         if len(elements) != prod(shape):

@@ -63,7 +63,7 @@ class Contexts:
         return Contexts(context.name if current or not self.current else self.current, items)
 
     def without(self, name: str) -> Contexts:
-        """Return the contexts without this one. Raise NotFound."""
+        """Return the contexts without this one. Raise NotFound if there is none of this name."""
         self.get(name)
         items = {each: context for each, context in self.items.items() if each != name}
         return Contexts("" if self.current == name else self.current, items)

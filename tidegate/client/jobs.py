@@ -129,7 +129,7 @@ class JobFlows:
         return read_result((yield from self._get(f"{_path(id)}/result", 0.0)))
 
     def cancel(self, id: str) -> Flow[Document]:
-        """Cancel a job and return its document, which may show that the job ended first."""
+        """Cancel a job and return its document, which can show that the job ended first."""
         return document_of((yield from self.core.call("DELETE", _path(id), None)))
 
     def retry(self, id: str) -> Flow[Document]:
@@ -148,7 +148,7 @@ def _path(id: str) -> str:
 
 
 def document_of(answer: Answer) -> Document:
-    """Return the JSON object of an answer. Raise BadAnswer."""
+    """Return the JSON object of an answer. Raise BadAnswer if the answer is none."""
     try:
         found = orjson.loads(answer.body)
     except orjson.JSONDecodeError:

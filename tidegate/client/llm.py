@@ -151,7 +151,7 @@ def _body(document: Document, stream: bool, options: Mapping[str, Any]) -> bytes
 
 
 def read_result(answer: Answer) -> ChatResult:
-    """Return the result in an answer of a chat or a completion. Raise BadAnswer."""
+    """Return the result in an answer of a chat or a completion. Raise BadAnswer if it is malformed."""
     document = _document(answer.body)
     choices = []
     for given in document.get("choices") or ():
@@ -170,7 +170,7 @@ def read_result(answer: Answer) -> ChatResult:
 
 
 def read_embeddings(answer: Answer) -> Embeddings:
-    """Return the vectors in an answer, in the order of the texts. Raise BadAnswer."""
+    """Return the vectors in an answer, in the order of the texts. Raise BadAnswer if there are none."""
     document = _document(answer.body)
     try:
         rows = sorted(document["data"], key=lambda row: int(row["index"]))

@@ -11,7 +11,7 @@ from tidegate.client.flow import Answer
 
 
 class InferResult(Mapping[str, Array]):
-    """The outputs by name, and details of the call.
+    """The result of one inference: the outputs by name, and details of the call.
 
     ``timing`` has the milliseconds of each phase at the server (``Server-Timing``). With ``request_id`` you
     find the request in the logs. ``parameters`` are those of the answer. ``feedback_id`` names the answer in

@@ -109,7 +109,7 @@ class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls)
     def metadata(
         self, model: str, *, version: Version = None, timeout_s: float | None = None
     ) -> Flow[Metadata]:
-        """Return a model's name, versions, platform, inputs and outputs. Raise NotFound."""
+        """Return a model's name, versions, platform, inputs and outputs. Raise NotFound if it is unknown."""
         return self._core.metadata(model, version=version, timeout_s=timeout_s)
 
     @Call

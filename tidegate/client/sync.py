@@ -105,8 +105,8 @@ class Client(SharedCalls, LlmCalls, UploadCalls):
         """Submit a job for ``model``. Return its handle when the job is durable.
 
         Inputs and errors are those of :meth:`infer`; ``timeout_s`` limits the submission. The job expires
-        ``ttl_s`` seconds later. ``webhook`` is called at its end. Pass an ``idempotency_key`` if the
-        same call may be submitted twice, for example after a crash: both get the same job.
+        ``ttl_s`` seconds later. ``webhook`` is called at its end. Pass an ``idempotency_key`` if your
+        program could submit the same call twice, for example after a crash. Both calls get the same job.
         """
         options = JobOptions(priority, ttl_s, webhook, metadata, idempotency_key)
         flow = self._jobs.submit(
@@ -173,11 +173,11 @@ class Client(SharedCalls, LlmCalls, UploadCalls):
         return BatchHandle(self, self._run(flow))
 
     def batch(self, id: str) -> BatchHandle:
-        """Return the handle of a batch by its id. Raise NotFound."""
+        """Return the handle of a batch by its id. Raise NotFound for an unknown id."""
         return BatchHandle(self, self._run(self._batches.status(id)))
 
     def job(self, id: str) -> JobHandle:
-        """Return the handle of a job by its id. Raise NotFound."""
+        """Return the handle of a job by its id. Raise NotFound for an unknown id."""
         return JobHandle(self, self._run(self._jobs.status(id)))
 
     def close(self) -> None:

@@ -171,7 +171,7 @@ class TrafficCalls:
 
     @Call
     def rollback(self, endpoint: str, version: int | None = None) -> Flow[Document]:
-        """End a canary, or go back to ``version`` (None: the version before the present one)."""
+        """End a canary or an experiment, or go back to ``version`` (None: the one before the present one)."""
         return self._traffic.rollback(endpoint, version)
 
     @Call

@@ -76,7 +76,7 @@ class VerificationCalls:
 
     @Call
     def wait_verified(self, model: str, version: int, timeout_s: float = 120.0) -> Flow[Document]:
-        """Wait until a version is verified, rejected or skipped. Raise DeadlinePassed."""
+        """Wait until a version is verified, rejected or skipped. Raise DeadlinePassed after ``timeout_s``."""
         return self._verification.wait(model, version, timeout_s)
 
 

@@ -21,12 +21,12 @@ from tidegate.kernel.protocol.archives import Member
 
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 TAR, TAR_AT = b"ustar", 257
-# The most bytes of one read. tarfile reads a member's extended header in one read. The archive states this
-# header's size, so without a limit a bad archive could fill the memory.
+# The highest number of bytes in one read. tarfile reads a member's extended header in one read. The archive
+# states this header's size, so without a limit a bad archive could fill the memory.
 MAX_READ = 4 * 2**20
-# The most bytes of a zip's directory. zipfile needs ten times as much memory to read it.
+# The highest number of bytes of a zip's directory. zipfile needs ten times as much memory to read it.
 MAX_DIRECTORY = 16 * 2**20
-# The most zeros at the end of a tar. Tars are filled up with zeros to whole records, usually of 10 KiB.
+# The highest number of zeros at the end of a tar. Zeros fill the last record, usually up to 10 KiB.
 MAX_PADDING, _STEP = 2**20, 2**16
 
 _END, _END_MAGIC = struct.Struct("<4s4H2LH"), b"PK\x05\x06"

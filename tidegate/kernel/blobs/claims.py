@@ -9,7 +9,7 @@ from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol.claim import read_claim, write_claim
 from tidegate.kernel.protocol.envelope import Buffer, Undecodable
 
-# Seconds that a blob is kept after its request's deadline, because clocks differ and readers may be late.
+# Seconds that a blob is kept after its request's deadline, because clocks differ and readers can be late.
 MARGIN_S = 60.0
 
 

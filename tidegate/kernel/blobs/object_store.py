@@ -70,7 +70,7 @@ class Opened(NamedTuple):
     ``files``: an fsspec file system. ``root``: the path of the URL in it.
     ``stream``: opens a file for reading from a given byte on, with one request. If the file does not exist,
     it raises FileNotFoundError before the first piece is read.
-    ``writer``: opens a file for writing. ``size`` is the most bytes that may be written.
+    ``writer``: opens a file for writing at most ``size`` bytes.
     ``put``: stores a file of ``size`` bytes from pieces. If reading a piece raises an error, nothing is
     stored.
     ``signed``: returns a URL that opens a file without credentials for some time; None: not supported.

@@ -33,7 +33,7 @@ from tidegate.kernel.errors import Unavailable
 
 T = TypeVar("T")
 
-# The most bytes of unconfirmed messages. Above this limit, publishing raises an error.
+# The highest total size of unconfirmed messages, in bytes. Above this limit, publishing raises an error.
 MAX_UNCONFIRMED = 256 * 2**20
 # Errors that aio-pika raises on a channel or connection that has ended.
 _LOST = (AMQPError, OSError, RuntimeError)

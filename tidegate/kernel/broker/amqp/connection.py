@@ -29,10 +29,10 @@ READ_SIZE = 256 * 1024
 # A message of at least this many bytes is written to the socket in pieces. The pieces of a smaller one are
 # joined, which is cheaper.
 SCATTER = 64 * 1024
-# The most gathered messages that are sent in one write. It is low, because gathered messages are not counted
+# The highest number of gathered messages in one write. It is low, because gathered messages are not counted
 # as unsent bytes.
 MOST_GATHERED = 64
-# The most unsent bytes while the broker does not read. Above this limit, publishing raises an error.
+# The highest number of unsent bytes while the broker does not read. Above it, publishing raises an error.
 MAX_UNSENT = 256 * 2**20
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _CAPABILITIES = {
@@ -99,7 +99,7 @@ async def connect(url: str, *, name: str, heartbeat_s: int, confirms: bool) -> A
 class AmqpConnection(asyncio.BufferedProtocol):
     """An AMQP connection. Methods with an answer run one at a time. Publish and ack do not wait.
 
-    Only a message that is published with ``gather`` may wait until the end of the event loop's turn.
+    Only a message that is published with ``gather`` can wait until the end of the event loop's turn.
     ``ended`` is a future that is done, with the reason, when the connection has ended.
     """
 
@@ -286,7 +286,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         """Start a consumer and return its tag."""
         await self._call(commands.Basic.Qos(0, prefetch, False))
         # Choose the tag here. A tag of the broker's choice would be in the answer, and the first deliveries
-        # may arrive together with it.
+        # can arrive together with the answer.
         self._consumers_begun += 1
         tag = f"c{self._consumers_begun}"
         self._consumers[tag] = on_delivered
@@ -294,7 +294,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         return tag
 
     async def cancel(self, consumer_tag: str) -> None:
-        """Stop a consumer. Deliveries may still arrive until this method returns."""
+        """Stop a consumer. Deliveries can still arrive until this method returns."""
         await self._call(commands.Basic.Cancel(consumer_tag))
         self._consumers.pop(consumer_tag, None)
 
@@ -353,8 +353,8 @@ class AmqpConnection(asyncio.BufferedProtocol):
             frame_max=self._frame_max,
         )
         confirm = None
-        # Count the message after wire.publish, which may raise. The broker counts only messages that it gets,
-        # and both counts must agree.
+        # Count the message after wire.publish, which can raise an error. The broker counts only messages that
+        # it gets, and both counts must agree.
         if self._confirms:
             self._published += 1
             confirm = self._open[self._published] = self._loop.create_future()

@@ -210,7 +210,7 @@ class FrameReader:
         self._left -= count
 
     def appetite(self, limit: int) -> int:
-        """Return the most bytes that the next call of :meth:`feed` may get.
+        """Return how many bytes the next call of :meth:`feed` may get at most.
 
         Between two frames of a large content, this is a small number. So the next frame is received in place.
         """
