@@ -1,4 +1,4 @@
-"""Creates the parts of a replica: those that serve requests and jobs, and its lifecycle."""
+"""Create the parts of a replica: those that serve requests and jobs, and its lifecycle."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def build_serving(
 ) -> ReplicaServing:
     """Return the parts that run the requests of ``queue``. With ``jobs`` they also run jobs.
 
-    ``fetch_bytes`` is the most bytes of tensors that are fetched from the blob store before their model call.
-    ``sequences``: the sequences of a stateful model; None: it is not stateful.
+    ``fetch_bytes``: the most bytes of fetched tensors in memory. They are fetched from the blob store before
+    their request enters the backlog. ``sequences``: the sequences of a stateful model; None: the model is not
+    stateful.
     """
     if jobs is not None:
         jobs.scheduler.sampler = sampler
@@ -155,7 +156,10 @@ def build_replica(
     http_port: int,
     triton: TritonProcess | None,
 ) -> ReplicaLifecycle:
-    """Return the replica of an assignment. ``triton`` is a Triton that was started earlier."""
+    """Return the replica that runs an assignment.
+
+    ``triton``: a Triton of the warm pool that is already running; None: the replica starts one.
+    """
     deployment, replica = assignment.deployment.name, assignment.replica
     queue, claims = requests_queue(deployment), Claims(blobs, settings.claim_above_bytes)
     publisher = ReplyPublisher(settings.amqp_url, queue, claims)

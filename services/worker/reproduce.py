@@ -1,7 +1,7 @@
 """Run one request on a separate Triton in the foreground: ``python -m services.worker.reproduce``.
 
-``tidegate reproduce`` uses it for dead letters. It prints the model's log. It does not connect to the broker,
-to a store or to another replica.
+``tidegate reproduce`` starts this program for a dead letter. The program prints the model's log. It does not
+connect to the broker, to a store or to another replica.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ POLL_S = 0.1
 FAULTHANDLER = b"\n\nimport faulthandler as _faulthandler\n\n_faulthandler.enable()\n"
 SHOWN_BYTES = 80
 ANSWERED, FAILED, DIED = 0, 1, 3
-# Informational lines of Triton, and its tables.
+# Informational lines of Triton, and its tables. They are not printed.
 _TRITONS_LINE = re.compile(r"I\d{4} |[|+]")
 
 
 async def reproduce(settings: WorkerSettings, folder: Path, request: Request, timeout_s: float) -> int:
-    """Run ``request`` on the assignment in ``folder``.
+    """Run ``request`` in the version that the assignment in ``folder`` names.
 
     Returns exit code 0 if the model answered, 1 after an error or a timeout, 3 if the model server died.
     """
@@ -74,7 +74,7 @@ async def _serving(
     sandbox = sandbox_of(settings, folder)
     preparation = Preparation(settings, assignment, folder, sandbox, Phases(time.perf_counter), _say)
     install = await preparation.install()
-    operator = Settings()  # use the operator's own token: this is no replica
+    operator = Settings()  # no replica's token exists here
     prepared = await preparation.prepare(install, operator.registry_url, operator.service_token)
     _enable_faulthandler(prepared.repository)
     models = prepared.models
@@ -100,8 +100,7 @@ async def _serving(
 def _enable_faulthandler(repository: Path) -> None:
     """Make Python models print a traceback when a signal kills them.
 
-    Triton's Python ignores PYTHONFAULTHANDLER. So the files of the models in this Triton's repository are
-    changed.
+    Triton's Python ignores PYTHONFAULTHANDLER. So add code to the models' files in this Triton's repository.
     """
     for path in repository.glob("*/*/model.py"):
         if path.resolve().is_relative_to(repository.resolve()):  # else the cached artifact would change
@@ -131,7 +130,7 @@ async def _how_it_died(triton: TritonProcess, client: TritonClient, error: Unava
 
 
 def ended(code: int) -> str:
-    """Return how a process ended as text; a negative code is a signal's number."""
+    """Return a text about how a process ended. A negative code is a signal's number."""
     if code >= 0:
         return f"ended with exit code {code}"
     with contextlib.suppress(ValueError):
@@ -140,7 +139,7 @@ def ended(code: int) -> str:
 
 
 async def _follow(path: Path) -> None:
-    """Print the lines of a log as they are written."""
+    """Print each line of a log soon after it is written. Lines of Triton are left out."""
     at, rest = 0, b""
     while True:
         with contextlib.suppress(FileNotFoundError), path.open("rb") as log:
@@ -165,7 +164,7 @@ def _print_answer(answer: ModelAnswer) -> None:
 
 
 def _values(datatype: str, raw: bytes) -> str:
-    """Return the first values of a tensor as text; the raw bytes if its elements have no fixed size."""
+    """Return a tensor's first values as text; of datatypes that are not simple numbers, the raw bytes."""
     form = {"FP32": "f", "FP64": "d", "BOOL": "?", "INT8": "b", "UINT8": "B", "INT16": "h", "UINT16": "H"}
     form |= {"INT32": "i", "UINT32": "I", "INT64": "q", "UINT64": "Q"}
     size = DATATYPES[datatype].size

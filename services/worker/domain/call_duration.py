@@ -9,7 +9,7 @@ SLOW_LIMITS = 5
 
 @dataclass(slots=True)
 class Mean:
-    """An exponentially weighted mean; None before the first sample."""
+    """An exponentially weighted mean. ``value`` is None before the first sample."""
 
     weight: float = 0.05
     value: float | None = None
@@ -20,11 +20,13 @@ class Mean:
 
 
 class Quickness:
-    """Decides if a model's calls are so quick that they end before a cancellation could stop them.
+    """A judge of whether a model's calls are quick: whether they end before a cancellation could stop them.
 
-    Calls are quick if their mean is below ``limit_s``. If a call takes ``SLOW_LIMITS`` times the limit, or is
-    given up, the mean is set above the limit. Later calls lower the mean again. A call with an error is added
-    only if it took longer than the mean, because after a quick error the model may not have run.
+    Calls are quick if their mean time is below ``limit_s``. If a call takes at least ``SLOW_LIMITS`` times
+    the limit, or is given up, the mean is raised above the limit. Later quick calls lower it.
+
+    A call with an error is added only if it took longer than the mean. After a quicker error, the model may
+    not have run.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -44,7 +46,7 @@ class Quickness:
             self.given_up(spent_s)
 
     def refused(self, spent_s: float) -> None:
-        """Add a call that was answered with an error."""
+        """Add a call that was answered with an error, if it took longer than the mean."""
         if self._mean.value is not None and spent_s > self._mean.value:
             self.answered(spent_s)
 

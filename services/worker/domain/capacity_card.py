@@ -9,14 +9,14 @@ from tidegate.kernel.protocol.verification import USUAL_ROWS, BatchFigures
 
 
 def sizes(largest: int) -> list[int]:
-    """Return the batch sizes to measure, up to ``largest`` rows (0: the model has no batch axis)."""
+    """Return the numbers of rows to measure. ``largest``: the most rows of a call; 0 means no batch axis."""
     return sorted({1, min(USUAL_ROWS, max(1, largest)), max(1, largest)})
 
 
 def figures(rows: int, times_s: Sequence[float], wall_s: float) -> BatchFigures:
-    """Return the figures of one batch size: the times of its calls, and the rows per second.
+    """Return the figures of one batch size: quantiles of the times of its calls, and the rows per second.
 
-    ``wall_s``: the time of all calls together, in seconds.
+    ``wall_s``: the seconds from the start of the first call to the end of the last one.
     """
     ordered = sorted(times_s)
     return BatchFigures(
@@ -28,12 +28,15 @@ def figures(rows: int, times_s: Sequence[float], wall_s: float) -> BatchFigures:
 
 
 def requests_per_s(batches: Sequence[BatchFigures]) -> float | None:
-    """Return how many requests of one row a replica answers in a second; None if no call was measured."""
+    """Return how many requests of one row a replica can answer in a second, with the best batch size.
+
+    None means that no call was measured.
+    """
     return max((each.rows_per_s for each in batches), default=None)
 
 
 def _rank(ordered: Sequence[float], share: float) -> float:
-    """Return a quantile: the smallest value that is at least as large as ``share`` of all values."""
+    """Return a quantile: the smallest value for which a fraction ``share`` of the values are not larger."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from tidegate.kernel.protocol import llm
 from tidegate.kernel.protocol.models import LARGEST, Deployment, LlmSpec, Signature
 
-# Calls without a batch axis are light if they take less time than this. Then LIGHT_CALLS more calls than
-# instances may be open.
+# A call of a model without a batch axis is light if it takes fewer milliseconds than this. If calls are
+# light, LIGHT_CALLS more calls than instances may be open.
 LIGHT_CALL_MS = 5.0
 LIGHT_CALLS = 8
-# The limit that replaces LIGHT_CALL_MS while several callers share the model.
+# While several callers share the model, this limit replaces LIGHT_CALL_MS.
 SHORTEST_CALL_MS = 1.0
-# Jobs are prepared ahead of free calls only if calls are shorter than this.
+# Jobs are prepared before a call is free only if calls take fewer milliseconds than this.
 AHEAD_CALL_MS = 100.0
 # The most streams of a decoupled model at the same time, if its Deployment sets no ``max_concurrency``.
 DEFAULT_STREAMS = 16
@@ -21,9 +21,10 @@ DEFAULT_STREAMS = 16
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """The limits of calls that a loaded model and its Deployment set.
+    """The limits that a loaded model and its Deployment set for calls.
 
     ``max_rows``: the most rows of one call; 0: the model has no batch axis.
+    ``instances``: the number of the model's instances in Triton.
     ``window_s``: the longest time that a call waits for a full batch.
     ``max_concurrency``: the most requests that are in calls at the same time; None means no limit.
     ``streams``: the most streams that run at the same time; 0: the model is not decoupled.
@@ -56,12 +57,12 @@ def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None, sha
     """Return how many model calls to have open at the same time.
 
     A model that batches gets one call per instance, because more calls would only make the batches smaller.
-    Without batching, short calls overlap, so that the time to reach Triton does not delay them. If calls are
-    long, only one call more than instances is open, because no other replica can run a request that is
-    already in Triton.
+    Without batching, more calls than instances are open. So Triton already has the next request when a call
+    ends. If calls are long, only one call more than instances is open, because no other replica can run a
+    request that is already in Triton.
 
-    ``shared``: several callers send requests. Then fewer calls are open, because open calls delay the next
-    caller.
+    ``shared``: True if several callers send requests. Then fewer calls are open, because each open call
+    delays the requests of the other callers.
     """
     if batches:
         return instances
@@ -83,9 +84,9 @@ def effective_concurrency(
 ) -> float:
     """Return how many requests a replica completes in the time of one call, under full load.
 
-    ``batch``: the most rows of a call; 0: there is no batch axis. Three values are recent means, or None if
-    nothing was measured yet: ``call_rows`` and ``call_requests``, the rows and the requests of a call, and
-    ``open_calls``, the calls that were open at the same time.
+    ``batch``: the most rows of a call; 0 means no batch axis. ``call_rows`` and ``call_requests``: the mean
+    number of rows and of requests in a recent call. ``open_calls``: the mean number of calls that were open
+    at the same time. A mean is None if nothing was measured yet.
 
     Without a batch axis, a call has one request. Its duration includes the wait in Triton for the other open
     calls. By Little's law, as many requests end in this time as calls are open on average.
@@ -99,7 +100,7 @@ def effective_concurrency(
 
 
 def job_calls(max_calls: int) -> int:
-    """Return how many of the open calls may run jobs. Of two or more calls, one is kept for requests."""
+    """Return how many of the open calls may run jobs. Of two or more calls, one is reserved for requests."""
     return max(1, max_calls - 1)
 
 
@@ -107,6 +108,6 @@ def jobs_ahead(calls: int, call_ms: float | None) -> int:
     """Return how many groups of jobs to prepare while ``calls`` calls run.
 
     If calls are short, return ``calls``, so that the model does not wait for the store. If calls are long,
-    return 0. A prepared job is already recorded as running, although it would start much later.
+    return 0, because a prepared job would be recorded as running long before its call starts.
     """
     return calls if call_ms is not None and call_ms < AHEAD_CALL_MS else 0

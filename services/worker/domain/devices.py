@@ -11,7 +11,8 @@ from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import Format, Resources
 
 CPU = "cpu"
-# In each process, CUDA numbers the GPUs from 0. The numbers on the machine may differ.
+# GPU numbers inside a process. CUDA numbers the GPUs of each process from 0, so the numbers on the machine
+# can differ.
 GpuNumbers = tuple[int, ...]
 Kind = Literal["auto", "cpu", "gpu", "model"]
 _KINDS: dict[str, Kind] = {
@@ -20,7 +21,7 @@ _KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
-# Formats with a library that runs only on the CPU here.
+# Formats whose library can use only the CPU in Tidegate, and the name of the library.
 _CPU_ONLY: dict[Format, str] = {
     "sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM", "catboost": "CatBoost",
     "tflite": "TensorFlow Lite", "tensorflow": "TensorFlow",
@@ -41,7 +42,10 @@ def replica_gpus(resources: Resources) -> GpuNumbers:
 
 
 def usable_gpus(artifact_format: Format, devices: GpuNumbers, *, allow_cpu: bool) -> GpuNumbers:
-    """Return the GPUs for a single-file artifact. Raise ModelFailed if its library cannot use GPUs."""
+    """Return the GPUs that a single-file artifact uses.
+
+    If its library cannot use GPUs, return none if ``allow_cpu`` is True, and otherwise raise ModelFailed.
+    """
     if artifact_format not in _CPU_ONLY or not devices:
         return devices
     if allow_cpu:
@@ -54,7 +58,7 @@ def usable_gpus(artifact_format: Format, devices: GpuNumbers, *, allow_cpu: bool
 
 
 def instance_groups(text: str) -> list[InstanceGroup]:
-    """Return the instance groups of a user's ``config.pbtxt`` that can be read."""
+    """Return the instance groups of a user's ``config.pbtxt``. Unreadable GPU numbers are ignored."""
     found = []
     for group in messages(text, "instance_group"):
         kind = _KINDS.get(group.get("kind", ["KIND_AUTO"])[-1], "auto")
@@ -84,9 +88,10 @@ def check_instance_groups(model: str, groups: Iterable[InstanceGroup], devices: 
 
 
 def describe(groups: Iterable[InstanceGroup], names: Mapping[int, str]) -> str:
-    """Return where a model runs, such as ``cpu`` or ``cuda:0 (NVIDIA H100 80GB HBM3)``, comma-separated.
+    """Return a comma-separated list of the devices on which a model runs.
 
-    ``groups`` are the instance groups as Triton resolved them, so each GPU in them exists.
+    A device is ``cpu`` or, for example, ``cuda:0 (NVIDIA H100 80GB HBM3)``. ``groups``: the instance groups
+    as Triton resolved them. A group without GPUs runs on the CPU.
     """
     found: list[str] = []
     for group in groups:

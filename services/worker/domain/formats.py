@@ -11,7 +11,8 @@ from tidegate.kernel.protocol.models import Format, Version
 _REMEDIES = {"torch": "run `make torch` on this host, or "}
 
 
-# Formats that a runtime of Tidegate serves: the name of the file, and the module that the runtime needs.
+# Formats that a runtime of Tidegate can serve. Each has the name of its file, and the module that the runtime
+# needs.
 _RUNTIMES: dict[Format, tuple[str, str]] = {
     "onnx": ("model.onnx", "onnxruntime"),
     "sklearn": ("model.joblib", "sklearn"),
@@ -31,7 +32,10 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class Serving:
-    """The backend that serves an artifact, the file name that the backend expects, and its runtime if any."""
+    """A way to serve an artifact. ``file``: the file name that the backend expects.
+
+    ``runtime``: the runtime of Tidegate that the backend needs for the artifact; None if it needs none.
+    """
 
     backend: str
     file: str
@@ -43,7 +47,7 @@ def choose(artifact_format: Format, backends: frozenset[str], has_module: Callab
 
     ``has_module`` returns True if the models' Python has a module. A native backend is preferred. Without it,
     a runtime of Tidegate serves the artifact in the Python backend. Raises ModelFailed, with the remedy, if
-    both are missing.
+    the backend or the runtime's module is missing, or if the format is a folder.
     """
     if artifact_format == "onnx" and "onnxruntime" in backends:
         return Serving("onnxruntime", "model.onnx")
@@ -72,9 +76,10 @@ _BY_FILE = {"model.py": "python", "model.onnx": "onnxruntime", "model.pt": "pyto
 
 
 def backend_by_files(files: Collection[str]) -> str | None:
-    """Return the backend for a version folder with these files. Its configuration names no backend.
+    """Return the backend for a version folder with these files; None if no file shows it.
 
-    Python is tried first, because a folder with a model.py often also contains the weights that it loads.
+    It is called if the configuration names no backend. Python is tried first, because a folder with a
+    model.py often also contains the weights that it loads.
     """
     return next((backend for name, backend in _BY_FILE.items() if name in files), None)
 
@@ -95,7 +100,11 @@ def stand_in(
 def _with_runtime(
     runtime: str, file: str, module: str, has_module: Callable[[str], bool], *, native: bool = True
 ) -> Serving:
-    """Return a runtime of Tidegate. ``native``: some Tritons have a backend for these files."""
+    """Return how to serve ``file`` with a runtime of Tidegate.
+
+    Raises ModelFailed, with the remedy, if the models' Python lacks ``module``. ``native``: True if some
+    Tritons have a backend for the file.
+    """
     if not has_module(module):
         package = _PACKAGES.get(module, module)
         also = ", or use a Triton with the native backend" if native and runtime in _NATIVE else ""
@@ -110,6 +119,7 @@ def _with_runtime(
 def config_is_complete(version: Version) -> bool:
     """Return True if the configuration that Tidegate writes is complete.
 
-    If it is not, Triton must load the model to complete it, and a Python model starts one more interpreter.
+    An incomplete one costs time: Triton must load the model to complete it. For a Python model, Triton starts
+    one more interpreter to do this.
     """
     return version.format != "triton" and version.signature is not None

@@ -12,17 +12,19 @@ from tidegate.kernel.protocol.jobs import LEVELS, WEIGHTS, Level
 
 @dataclass(slots=True, eq=False)
 class QueuedJob:
-    """A job that this worker has, with its delivery. Times are in seconds of the worker's monotonic clock.
+    """A job that this worker has. Times are in seconds of the worker's monotonic clock.
 
     ``received``: when the job first arrived here; ``delivered``: when its last delivery arrived.
-    ``started``: the job was chosen for a call. ``attempt``: its attempt here; 0 before the first one.
-    ``lost_attempt``: the attempt in which the model server died; 0 means none.
-    ``take_pending``: the store has not confirmed yet that the job's record is ``running`` here.
-    ``leased_at``: when its lease was last confirmed; None: it has no lease. A leased job has no delivery.
-    ``read_at``: when its record was last read.
-    ``ended``: this worker no longer runs the job; the end may not be recorded yet.
-    ``upstream_since``: when its upstream first failed to answer; None: the upstream has not failed.
-    ``waits``: the job waits for its upstream or engine, and no call of it runs.
+    ``started``: True if the job was chosen for a call.
+    ``attempt``: the number of the job's attempt here; 0 before the first one.
+    ``lost_attempt``: the number of the attempt in which the model server died; 0 means none.
+    ``take_pending``: True until the store has confirmed that the job's record is ``running`` here.
+    ``leased_at``: when the job's lease was last confirmed; None: it has no lease. A leased job has no
+    delivery any more.
+    ``read_at``: when the job's record was last read.
+    ``ended``: True if this worker no longer runs the job. The end may not be recorded yet.
+    ``upstream_since``: when the job's upstream first failed to answer; None: the upstream has not failed.
+    ``waits``: True if the job waits for its upstream or engine, so that no call of it runs.
     """
 
     request: Request
@@ -44,7 +46,7 @@ class QueuedJob:
     waits: bool = False
 
     def set_attempt(self, attempt: int, now: float) -> None:
-        """Set the number of the attempt that now runs here, as in the job's record."""
+        """Set the number of the attempt that runs here. It was read from the job's record at ``now``."""
         self.attempt, self.read_at = attempt, now
         self.request = self.request._replace(attempt=min(attempt, 255))
 
@@ -55,19 +57,20 @@ class QueuedJob:
 
 
 def call_parameters(group: Sequence[QueuedJob]) -> dict[str, str]:
-    """Return parameters for the model that list the call's jobs, in the order of their rows."""
+    """Return a parameter that tells the model the id, the attempt and the rows of each job in the call."""
     return {"tidegate_jobs": ",".join(f"{j.id.hex()}:{j.attempt}:{j.request.rows}" for j in group)}
 
 
-# A level without jobs may save up this many turns, because its next job may arrive soon.
+# A level without jobs saves up at most this many turns. So its next job starts soon, but the level cannot
+# block the others for long.
 CREDIT = 1.0
 
 
 class JobBacklog:
-    """A queue for each level. Levels share the calls by weight, and no level starves.
+    """The jobs that wait for a call, in one queue for each level. Levels share the calls by weight.
 
-    This is start-time fair queueing. The next level is the one with the fewest served jobs per weight. A
-    level without jobs saves up at most ``CREDIT`` turns.
+    This is start-time fair queueing: the next level is the one with the fewest served jobs per weight. So no
+    level starves. A level without jobs saves up at most ``CREDIT`` turns.
     """
 
     def __init__(self) -> None:
@@ -88,9 +91,10 @@ class JobBacklog:
         self._count += 1
 
     def take(self, max_rows: int) -> list[QueuedJob]:
-        """Remove and return the jobs of the next call. They have one key, and up to ``max_rows`` rows.
+        """Remove and return the jobs of the next call.
 
-        If the first job has more rows, it is returned alone.
+        They have equal call keys, and together at most ``max_rows`` rows. If the first job has more rows, it
+        is returned alone. If no job waits, the result is empty.
         """
         waiting = [level for level in LEVELS if self._queues[level]]
         if not waiting:

@@ -1,4 +1,4 @@
-"""The only answer of a language model to a request that does not stream. Pure."""
+"""Read a language model's answers: a request's only event, or the token counts of a stream. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.protocol.llm import EVENTS, META, Meta
 from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
 
-# The engine or its provider is busy: the same request may succeed later.
+# HTTP statuses of a busy engine or provider. If the same request is sent later, it may succeed.
 BUSY = frozenset({429, 503})
 # The first and the longest pause before a retry, in seconds. They apply if the engine states no time.
 PAUSES_S = (1.0, 30.0)
@@ -28,7 +28,7 @@ class NotOneEvent(ValueError):
 
 
 class Collected(NamedTuple):
-    """The event of a request, and the facts about it. ``raw_meta``: the facts as the model sent them."""
+    """The only event of an answer, and the facts about the answer. ``raw_meta``: the facts as JSON."""
 
     event: bytes
     meta: Meta
@@ -56,7 +56,7 @@ class TokenUsage:
         self._meta: Buffer = b""
 
     def hear(self, outputs: Sequence[Output]) -> None:
-        """Keep the metadata of an answer if it has token counts. It is parsed only once, at the end."""
+        """Remember an answer's facts if they have token counts. :meth:`tokens` parses only the last ones."""
         for output in outputs:
             if output.name == META and _USAGE.search(output.raw):
                 self._meta = output.raw
@@ -70,7 +70,10 @@ class TokenUsage:
 
 
 def collected(answers: Sequence[tuple[Buffer, Buffer]]) -> Collected:
-    """Return the only event of the answers (events, meta) to a request. Raises NotOneEvent."""
+    """Return the only event of the answers to a request, and its facts. An answer has events and facts.
+
+    Raises NotOneEvent if the answers have no event, or more than one.
+    """
     events = [event for raw, _ in answers for event in unpack_strings(raw)]
     if len(events) != 1:
         raise NotOneEvent(f"the engine sent {len(events)} events instead of one")

@@ -16,7 +16,7 @@ class Source(NamedTuple):
 
 
 class BandTurns:
-    """The turns of the bands. While all bands have requests, they share the slots by their weights.
+    """The order in which the bands get slots. If all bands have requests, they share the slots by weight.
 
     This is start-time fair queueing. The next band is the one with the fewest served requests per weight. An
     empty band saves up at most one turn. Within a band, the replica's own queue and the shared queue
@@ -36,17 +36,20 @@ class BandTurns:
             yield Source(band, not own)
 
     def served(self, source: Source) -> None:
-        """Count a request that was taken from a queue. All earlier queues of the order were empty."""
+        """Count a request that was taken from a queue. All earlier queues of :meth:`order` were empty."""
         clock = self._served[source.band]
         self._own_next[source.band] = not source.own
         for band, served in self._served.items():
-            if served < clock:  # the band had no request before, so the turns that it missed are lost
+            if served < clock:  # the band had no request before: it loses all missed turns but one
                 self._served[band] = max(served, clock - 1 / self._weights[band])
         self._served[source.band] += 1 / self._weights[source.band]
 
 
 class LlmRoom:
-    """The slots of an engine, and the tokens in its KV cache. ``kv_tokens`` None: tokens are not limited."""
+    """The slots of an engine, and the tokens in its KV cache, with how many of both are in use.
+
+    If ``kv_tokens`` is None, tokens are not limited.
+    """
 
     def __init__(self, slots: int, kv_tokens: int | None) -> None:
         self.slots = slots
@@ -55,9 +58,10 @@ class LlmRoom:
         self.used_tokens = 0
 
     def fits(self, tokens: int, *, others: int = 0) -> bool:
-        """Return True if a request of ``tokens`` may start. ``others`` are slots that jobs use.
+        """Return True if a slot and ``tokens`` are free for one more request.
 
-        A request that is larger than the whole cache may start alone: the engine accepts or refuses it.
+        ``others``: the number of slots that jobs use. A request that is larger than the whole cache can start
+        alone. Then the engine accepts or refuses it.
         """
         if self.used + others >= self.slots:
             return False

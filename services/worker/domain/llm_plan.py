@@ -56,7 +56,7 @@ def engine_of(version: Version, deployment: DeploymentSpec) -> Engine:
 
 
 def requirements(version: Version, deployment: DeploymentSpec) -> list[str]:
-    """Return the version's requirements. Add the engine's package if it is missing."""
+    """Return the version's requirements. If llama.cpp runs the version, add its package if it is missing."""
     lines = list(version.requirements)
     if version.format != "llm" or engine_of(version, deployment) != "llamacpp":
         return lines
@@ -71,9 +71,10 @@ def plan(
     header: GgufHeader | None,
     gpus: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Return the plan for the runtime: the fields of :class:`LlmSpec`, and a value for each size.
+    """Return the plan for the runtime: the fields of :class:`LlmSpec`, with the engine and sizes filled in.
 
-    ``weights``: the path of the weights in the model's folder. ``header``: the header of a GGUF file.
+    ``weights``: the path of the weights in the model's folder. ``header``: the header of a GGUF file; None
+    for other weights.
     """
     spec = spec_of(deployment)
     context = gguf.context_of(header, spec.context)

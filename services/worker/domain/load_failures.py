@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _MISSING = re.compile(r"No module named '([A-Za-z_][\w.]*)'")
-# The packages of modules that do not have the name of their package.
+# The packages of those modules whose name is not that of their package.
 _PACKAGES = {
     "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
     "dotenv": "python-dotenv", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",
@@ -14,7 +14,8 @@ _PACKAGES = {
 _STACK = re.compile(r"\n\nAt:\n((?:  .*(?:\n|$))+)")
 _FRAME = re.compile(r"  (?P<path>.*)\((?P<line>\d+)\): (?P<function>.*)")
 _OURS = re.compile(r"<frozen |/tidegate_runtime\.py|/tidegate_rows\.py|/tidegate_values\.py")
-# Lines of Triton, and of libraries that look for a GPU. They say nothing about the model.
+# Lines of Triton, and of libraries that look for a GPU. They say nothing about the model, so they are left
+# out.
 _TRITONS = re.compile(r"[IWEF]\d{4} \d\d:\d\d:|.*evhtp\.c:|Error: Failed to initialize NVML")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST_LOG = 2000
@@ -55,7 +56,10 @@ def explain_death(deployment: str, log: str) -> str:
 
 
 def _place(stack: re.Match[str]) -> str:
-    """Return the place of the exception: the innermost line of the stack outside of Tidegate's runtime."""
+    """Return the place of the exception: the innermost line of the stack outside of Tidegate's runtime.
+
+    Return an empty text if there is no such line.
+    """
     for line in stack.group(1).splitlines():
         frame = _FRAME.fullmatch(line)
         if frame and not _OURS.search(line):

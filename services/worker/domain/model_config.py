@@ -43,8 +43,8 @@ def build(
     if file is not None:
         lines.append(f"default_model_filename: {_quoted(file)}")
     if signature is None and version.format == "sklearn":
-        # A label is one scalar per row, which Triton's batch axis does not allow. So the model gets tensors
-        # with the row axis, and the parameter ROWS limits its rows.
+        # The output ``label`` of a classifier has one scalar per row, which Triton's batch axis does not
+        # allow. So the model gets tensors with the row axis, and the parameter ROWS limits its rows.
         parameters[ROWS] = str(deployment.batching.max_batch or DEFAULT_ROWS)
     if version.trusted:
         parameters[TRUSTED] = json.dumps(version.trusted)
@@ -133,7 +133,7 @@ def load_order(configs: Mapping[str, str], served: str) -> list[str]:
     order: list[str] = []
 
     def visit(name: str, above: tuple[str, ...]) -> None:
-        # A cycle has no correct order. Triton reports it.
+        # A cycle has no correct order. Triton reports the cycle.
         if name in order or name in above or name not in configs:
             return
         for part in sorted(parts(configs[name])):
@@ -146,7 +146,7 @@ def load_order(configs: Mapping[str, str], served: str) -> list[str]:
 
 
 def parts(text: str) -> set[str]:
-    """Return the models that an ensemble connects, by its configuration; empty for other models."""
+    """Return the names of the models that an ensemble's configuration connects; empty for other models."""
     if not is_ensemble(text):
         return set()
     tokens = [t for t in TOKEN.finditer(text) if t.lastgroup not in ("comment", "mark")]

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-# A longer line is cut. So output without line breaks stays readable and needs little memory.
+# The most bytes of a line. A longer line is cut, so that output without line breaks stays readable and needs
+# little memory.
 LONGEST_LINE = 8 * 1024
 # A burst may have as many bytes as the limit allows in this many seconds.
 BURST_S = 16
@@ -30,7 +31,7 @@ _LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "error"}
 
 
 class OutputLine(NamedTuple):
-    """A line of output. ``raw`` is the unchanged line; ``logged``: it goes to the log of the Deployment."""
+    """A line of output. ``raw``: the unchanged line. ``logged``: True if it goes to the Deployment's log."""
 
     source: Source
     level: str
@@ -75,7 +76,7 @@ class OutputReader:
         return data.count(b"\n")
 
     def end(self) -> list[OutputLine]:
-        """Return the last line, if it has no line break."""
+        """Return what is left of the output: one line without a line break, or nothing."""
         rest, self._rest = self._rest, b""
         return [self._line(rest)] if rest and not self._cut else []
 
@@ -116,9 +117,9 @@ class OutputLimit:
         self.dropped = Dropped()
 
     def take(self, size: int, now: float, more: int = 0) -> bool:
-        """Return True if a line of ``size`` bytes is kept, else count it as dropped.
+        """Return True if a line of ``size`` bytes fits the limit, else count it as dropped.
 
-        ``now`` is in seconds of any clock. A kept line uses ``size + more`` bytes of the limit.
+        ``now`` is in seconds of any clock. A line that fits uses ``size + more`` bytes of the limit.
         """
         self._left = min(self._most, self._left + max(0.0, now - self._at) * self._per_s)
         self._at = now
@@ -130,16 +131,16 @@ class OutputLimit:
         return True
 
     def exhausted(self, size: int, now: float) -> bool:
-        """Return True if less than half of ``size`` bytes would be kept."""
+        """Return True if the limit has room for less than half of ``size`` bytes at the moment ``now``."""
         return self._left + max(0.0, now - self._at) * self._per_s < size / 2
 
     def drop(self, lines: int, size: int) -> None:
-        """Count lines that were skipped."""
+        """Count lines, and their size in bytes, as dropped."""
         self.dropped.lines += lines
         self.dropped.bytes += size
 
     def settled(self) -> Dropped | None:
-        """Return the counts of dropped output since the last call; None if nothing was dropped."""
+        """Return how much output was dropped since the last call; None if nothing was dropped."""
         if not self.dropped.lines:
             return None
         found, self.dropped = self.dropped, Dropped()

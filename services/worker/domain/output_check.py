@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from services.worker.domain.split import Output
 from tidegate.kernel.protocol.models import Signature, TensorSpec
 
-# The most shapes to remember. A model with outputs of many sizes may produce many shapes.
+# The most shapes to remember. Without a limit, outputs of many sizes would use more and more memory.
 KEPT = 1024
 
 
 class OutputCheck:
-    """Compares answers with a signature.
+    """A check of a model's answers against its signature.
 
     ``count``: the number of answers that contradict the signature. ``last``: the last contradiction in words.
     """
@@ -25,10 +25,10 @@ class OutputCheck:
         self.last = ""
 
     def agrees(self, outputs: Sequence[Output], rows: int) -> bool:
-        """Return False, and keep the reason, if an output has another datatype, shape or number of rows.
+        """Return True if the outputs agree with the signature in datatype, shape and number of rows.
 
-        ``rows`` is 0 if the number of rows is unknown, as for an answer of a stream. Outputs that the
-        signature does not name are ignored.
+        If they do not, count the answer and keep the reason in ``last``. ``rows`` is 0 if the number of rows
+        is unknown, as it is for an answer of a stream. Outputs that the signature does not name are ignored.
         """
         agreed = self._agreed
         for name, datatype, shape, _ in outputs:

@@ -13,9 +13,9 @@ TOKEN = re.compile(
 
 
 def messages(text: str, field: str) -> list[dict[str, list[str]]]:
-    """Return the scalars, by name, of each message in a top-level field, without nested messages.
+    """Return each message of a top-level field, as a dict from field names to scalars.
 
-    ``field { ... }`` and ``field [ { ... }, { ... } ]`` are equivalent.
+    Nested messages are left out. ``field { ... }`` and ``field [ { ... }, { ... } ]`` are equivalent.
     """
     tokens = iter([t for t in TOKEN.finditer(text) if t.lastgroup not in ("comment", "mark")])
     found: list[dict[str, list[str]]] = []

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class Phases:
-    """Durations in milliseconds by phase. ``clock`` returns seconds of any monotonic clock."""
+    """The duration of each phase in milliseconds. ``clock`` returns seconds of any monotonic clock."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -16,7 +16,7 @@ class Phases:
 
     @property
     def ms(self) -> dict[str, float]:
-        """Return milliseconds by phase. A phase that still runs has its time until now."""
+        """Return the duration of each phase in milliseconds; of a running phase, the time until now."""
         return self._done | {phase: self._since(began) for phase, began in self._started.items()}
 
     @contextmanager

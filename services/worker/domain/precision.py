@@ -1,4 +1,4 @@
-"""Judge a model of a lower precision on this worker's CPU. Pure."""
+"""Judge how well a quantized model runs on this worker's CPU. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from tidegate.kernel.precision.loss import likeness
 
 
 def loss_here(precision: Precision, expected: Mapping[str, Any], actual: Mapping[str, Any]) -> float | None:
-    """Return the loss of the model's answers on this CPU; None if the answers cannot be compared."""
+    """Return how far the answers on this CPU (``actual``) are from the expected ones; 0 means equal.
+
+    None means that they cannot be compared.
+    """
     wanted, found = expected.get(precision.output), actual.get(precision.output)
     if wanted is None or found is None or not len(wanted):
         return None
@@ -19,7 +22,7 @@ def loss_here(precision: Precision, expected: Mapping[str, Any], actual: Mapping
 
 
 def report(precision: Precision, here: Cpu, loss: float | None, rows: int, call_ms: float | None) -> str:
-    """Return the measured loss and time on this CPU, and a warning if the CPU does not suit the model."""
+    """Return a text with the measured loss and time on this CPU, and a warning if the CPU is unsuitable."""
     parts = [f"int8 ({precision.recipe})"]
     if loss is not None and call_ms is not None:
         parts.append(f"measured here: loss {loss:.2%} on {rows} rows, {call_ms:.3g} ms a call")
@@ -28,7 +31,7 @@ def report(precision: Precision, here: Cpu, loss: float | None, rows: int, call_
 
 
 def problem(precision: Precision, here: Cpu, loss: float | None, rows: int) -> str:
-    """Return why this CPU does not suit the model, with the next step; empty if the CPU suits it."""
+    """Return why this CPU does not suit the model, and what to do; empty if the CPU suits it."""
     again = "deploy it again with --precision on a CPU like this one"
     # With few samples, a single wrong row already exceeds a small limit. So one wrong row is allowed.
     if loss is not None and loss > precision.max_loss and loss * rows > 1.5:

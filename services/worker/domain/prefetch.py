@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-# The expected work that a worker holds, in milliseconds.
+# How much work the unacked messages of a worker should contain, in milliseconds of calls.
 IN_HAND_MS = 50.0
 MAX_PREFETCH = 256
 UNKNOWN_PREFETCH = 2
@@ -21,10 +21,12 @@ def prefetch(
 ) -> int:
     """Return how many messages of requests to hold: about ``IN_HAND_MS`` of expected work.
 
-    A fixed number would be too large for slow models, because new workers would get nothing, and too small
-    for quick models. The result is at least one more than ``max_calls``, and at least the ``awaited_batch``
-    that a call waits for. It also allows full batches (``max_batch`` requests each) in the next calls.
-    Otherwise the batches of a slow model would never have more than two requests.
+    A fixed number would be too small for quick models. For slow models it would be too large: a few workers
+    would hold all messages, and new workers would get none.
+
+    The result is at least ``max_calls`` + 1, and enough for the ``awaited_batch`` requests that a call waits
+    for. It also allows full batches (``max_batch`` requests each) in the next calls. Otherwise the batches of
+    a slow model would never have more than two requests.
     """
     least = max(max_calls + 1, min(math.ceil(awaited_batch / max(frames_per_message, 1.0)), MAX_PREFETCH))
     if call_ms is None or call_ms <= 0:
@@ -36,10 +38,10 @@ def prefetch(
 
 
 def consumer_prefetch(messages: int) -> int:
-    """Return the prefetch of a consumer that should hold ``messages``: a quarter more, and at least one.
+    """Return the prefetch of a consumer that should hold ``messages``: a quarter more, but at least one more.
 
     Gateways publish only as many requests as the workers should hold. There is one exception: if a caller is
-    below its fair share, its request is published immediately. The margin is for such requests: the broker
+    below its fair share, its request is published immediately. The margin is for such requests. The broker
     delivers them immediately, and the worker can run them before the requests that it already holds.
     """
     return messages + max(1, messages // 4)
@@ -51,11 +53,11 @@ def without_margin(prefetch: int) -> int:
 
 
 def job_prefetch(*, call_ms: float | None, batch_mean: float | None, calls: int, max_batch: int) -> int:
-    """Return how many jobs of a level to hold: enough for the open calls, and one more.
+    """Return how many jobs of a level to hold: enough for the open calls and for one more call.
 
-    Without the additional job, a level would have no job ready when the next call is chosen. If calls are
-    long, a worker holds no more than this, because another replica could run the jobs. If calls are short, it
-    holds twice the work of requests, because a job also needs two round trips to the store.
+    Without jobs for the additional call, a level would have no job ready when the next call is chosen. If
+    calls are long, a worker holds no more than this, because another replica could run the jobs. If calls are
+    short, it holds twice the work of requests, because a job also needs two round trips to the store.
     """
     least = (calls + 1) * max(max_batch, 1)
     if call_ms is None or call_ms <= 0:

@@ -15,12 +15,16 @@ from tidegate.kernel.protocol.trace_context import detached
 
 # If a row of a tensor has more elements than this, the tensor is listed without its values.
 MAX_ELEMENTS = 1024
-# Tensors with longer strings are listed without values too, because callers choose the length of strings.
+# If the strings in a row of a tensor have more bytes than this, they are not listed. Callers choose the
+# length of strings, so a row could be very large.
 MAX_STRING_BYTES = 16 * 1024
 
 
 class SampledRow(NamedTuple):
-    """A counted row. ``trace`` and ``request_rows`` are of its request; ``at``: seconds since the epoch."""
+    """A counted row. ``trace`` and ``request_rows``: the trace and the number of rows of its request.
+
+    ``at``: seconds since the epoch.
+    """
 
     trace: bytes
     request_rows: int
@@ -28,7 +32,7 @@ class SampledRow(NamedTuple):
 
 
 def rows_of(calls: Sequence[SampledCall]) -> list[SampledRow]:
-    """Return the counted rows of calls, in their order."""
+    """Return the counted rows of calls, in the order of the calls."""
     found: list[SampledRow] = []
     for call in calls:
         rows = [

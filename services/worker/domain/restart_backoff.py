@@ -14,10 +14,11 @@ LONGEST_INTERVAL_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DeathStreak:
-    """The deaths in a row, each within ``QUIET_S`` seconds of a start.
+    """A streak: the number of deaths in a row, each within ``QUIET_S`` seconds of a start.
 
-    ``pause_s``: the seconds to wait before the next start. ``quick``: the quick deaths minus the later
-    deaths. A death is quick if the server had served for less than :func:`start_interval_s`.
+    ``pause_s``: the seconds to wait before the next start. A death is quick if the server had served for less
+    than :func:`start_interval_s`. ``quick``: the number of quick deaths, minus one for each death that was
+    not quick; at least 0.
     """
 
     deaths: int = 0
@@ -33,8 +34,8 @@ def start_interval_s(quick: int) -> float:
 def after_death(streak: DeathStreak, served_s: float, *, excused: bool = False) -> DeathStreak:
     """Return the streak with one more death, of a process that had served for ``served_s`` seconds.
 
-    Only a quick death delays the next start, and the first death of a streak never does. ``excused``: a
-    suspect ran alone in the model, so this request is to blame, not the model.
+    Only a quick death delays the next start, and the first death of a streak never does. ``excused``: True if
+    a suspect ran alone in the model. Then that request is to blame, and the next start is not delayed.
     """
     if served_s >= QUIET_S:
         return DeathStreak(1)

@@ -1,7 +1,7 @@
 """Decide how often a request may run if workers or model servers die while they run it.
 
 If several requests were in the model, any of them may have caused the loss. So each runs again, alone in the
-model, and only a loss of that attempt is charged to it. These are the numbers of attempts:
+model, and only a loss of that attempt is charged to it. The number of an attempt means:
 
     0      the first attempt, together with others
     1      alone; no loss is charged to the request yet
@@ -22,7 +22,8 @@ GIVE_UP = frozenset({EXHAUSTED, NOT_RETRIED})
 def after_loss(attempt: int, *, alone: bool, safe: bool) -> tuple[str, int]:
     """Return the decision on a request that was lost in its ``attempt``, and the number of its next attempt.
 
-    ``alone``: no other request was in the model, so the loss is charged. ``safe``: the request may run twice.
+    ``alone``: True if no other request was in the model; then the loss is charged to this request.
+    ``safe``: True if the request may run twice.
     """
     if not safe:
         return NOT_RETRIED, attempt + 1

@@ -39,9 +39,10 @@ def joined_inputs(calls: Sequence[SampledCall]) -> list[SampledTensor]:
 
 
 def joined_outputs(calls: Sequence[SampledCall]) -> list[SampledTensor]:
-    """Return the joined outputs of calls with equal keys. Leave out outputs with another number of rows.
+    """Return the joined outputs of calls with equal keys.
 
-    Raise ValueError if a tensor is malformed.
+    Leave out an output if its number of rows is not that of its call. Raise ValueError if a tensor is
+    malformed.
     """
     found = []
     for at, output in enumerate(calls[0].outputs):

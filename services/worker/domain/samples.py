@@ -1,4 +1,4 @@
-"""Sampled calls and streams, as the scheduler hands them to the sampler. Pure, and without numpy."""
+"""Sampled calls and streams, which the scheduler hands to the sampler. Pure, and without numpy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CALL_ROWS = 256
 
 
 class SampledCall(NamedTuple):
-    """A call of the model. ``requests``: trace and rows of each request.
+    """A call of the model. ``requests``: the trace and the number of rows of each request.
 
-    ``inputs``: the pieces of each input. ``at``: seconds since the epoch.
+    ``inputs``: for each input, its bytes in pieces. ``at``: seconds since the epoch.
     """
 
     key: bytes
@@ -26,7 +26,7 @@ class SampledCall(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Return the rows of the call; a request without a batch axis is one row."""
+        """Return the number of rows of the call. A request without a batch axis has one row."""
         return sum(rows or 1 for _, rows in self.requests)
 
     @property

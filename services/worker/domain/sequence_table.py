@@ -18,7 +18,7 @@ _INT = 2**63
 
 
 class SequenceKey(NamedTuple):
-    """A sequence: its caller, the endpoint that it called, and the id that it chose."""
+    """The caller of a sequence, the endpoint that the caller used, and the id that the caller chose."""
 
     caller: str
     endpoint: str
@@ -30,7 +30,8 @@ class KeptSequence:
     """A sequence of this replica. ``model_id`` is its id in the model server.
 
     ``current``: its request that is in the model or goes there next. ``waiting``: its requests after that.
-    ``error``: the failure of its last request. ``lost``: the model server has ended, and the state is gone.
+    ``error``: the failure of its last request. ``lost``: True if the model server has ended; then the state
+    is gone.
     """
 
     key: SequenceKey
@@ -105,7 +106,7 @@ def key_of(request: Request, mark: SequenceMark) -> SequenceKey:
 
 
 def with_model_id(request: Request, key: CallKey, model_id: int | str) -> Request:
-    """Return a request with the id of its sequence in the model server."""
+    """Return the request with ``model_id`` in its parameters, instead of the id that the caller chose."""
     if key.parameters.get(ID) == model_id:
         return request
     parameters: dict[str, Any] = {**key.parameters, ID: model_id}
@@ -113,5 +114,5 @@ def with_model_id(request: Request, key: CallKey, model_id: int | str) -> Reques
 
 
 def _next_id(id_: int | str) -> int | str:
-    """Return another id of the same type. It is far from the ids that callers choose."""
+    """Return another id of the same type, one that callers hardly ever choose."""
     return (id_ + _INT) % (2 * _INT - 1) + 1 if isinstance(id_, int) else f"{id_}'"

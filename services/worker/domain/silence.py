@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 # A check adds at most this many seconds to the silence. If more time has passed, the worker itself was
-# paused.
+# paused, and the model is not to blame.
 LONGEST_CHECK_S = 1.0
-# The limit in seconds if ``progress_timeout_s`` is not set. A longer timeout of a caller raises the limit.
+# The longest silence in seconds if ``progress_timeout_s`` is not set. If a caller has a longer timeout, that
+# timeout is the limit.
 SILENCE_S = 60.0
 
 
@@ -26,7 +27,11 @@ class Silence:
         self.lasts_s = self.timeout_s = 0.0
 
     def check(self, now: float, answers: int, timeouts_s: Sequence[float]) -> None:
-        """Add the time since the last check. ``timeouts_s``: the callers' timeout of each open call."""
+        """Add the time since the last check, if a call is open and no answer has come since then.
+
+        ``answers``: the number of answers so far. ``timeouts_s``: for each open call, the timeout of its
+        caller.
+        """
         passed_s, self._checked = now - self._checked, now
         if answers != self._answers:
             self._answers, self.lasts_s, self.timeout_s = answers, 0.0, 0.0

@@ -32,9 +32,10 @@ def describe(outputs: list[Output], rows: int) -> tuple[int, tuple[Tensor, ...]]
 
 
 def split(outputs: list[Output], parts: list[int]) -> list[list[Buffer]]:
-    """Return for each request its slice of every output. ``parts`` are the requests' numbers of rows.
+    """Return for each request its slice of every output. ``parts``: the number of rows of each request.
 
-    Raises RowMismatch if the first axis of an output is not the sum of the parts.
+    Raises RowMismatch if the length of an output's first axis is not the sum of ``parts``, or if an output is
+    malformed.
     """
     rows = sum(parts)
     answers: list[list[Buffer]] = [[] for _ in parts]
@@ -57,8 +58,8 @@ def split(outputs: list[Output], parts: list[int]) -> list[list[Buffer]]:
 def split_parameters(parameters: dict[str, Any], parts: list[int]) -> list[dict[str, Any]]:
     """Return the answer's parameters for each request of a call. ``parts``: the requests' numbers of rows.
 
-    Each request gets all parameters of the call. Only token counts are divided, by rows, and their sum stays
-    exact. Otherwise the tokens would be counted once for each request.
+    Each request gets all parameters of the call. Only token counts are divided, in proportion to the rows,
+    and their sum stays exact. Otherwise all tokens of the call would be counted for each request.
     """
     if len(parts) == 1:
         return [parameters]

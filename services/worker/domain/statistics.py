@@ -26,7 +26,7 @@ class RequestCounts:
         self._returned: Counter[str] = Counter()
 
     def add_success(self, requests: int, rows: int, waited_s: float, call_s: float) -> None:
-        """Add a call of ``call_s`` seconds. ``rows`` and ``waited_s`` are the sums of all its requests."""
+        """Add a call of ``call_s`` seconds. ``rows`` and ``waited_s`` are sums over all its requests."""
         counts = self._counts
         counts["success.count"] += requests
         counts["success.ns"] += int((waited_s + call_s * requests) * 1e9)
@@ -36,14 +36,14 @@ class RequestCounts:
         counts[INFERENCES] += rows
 
     def add_failure(self, requests: int, spent_s: float) -> None:
-        """Add the number of requests that failed, each after ``spent_s`` seconds."""
+        """Add ``requests`` failed requests. Each of them failed after ``spent_s`` seconds."""
         self._counts["fail.count"] += requests
         self._counts["fail.ns"] += int(spent_s * requests * 1e9)
 
     def take(self, triton: Mapping[str, int]) -> dict[str, int]:
         """Return all counts and reset them.
 
-        ``triton``: Triton's counts of the same time, with the duration of each part of a call.
+        ``triton``: Triton's counts for the same period, with the duration of each part of a call.
         """
         counts, self._counts = self._counts, Counter()
         requests = counts["success.count"]
@@ -60,7 +60,7 @@ class RequestCounts:
         return {name: count for name, count in counts.items() if count}
 
     def put_back(self, counts: Mapping[str, int]) -> None:
-        """Add counts that were taken but could not be stored."""
+        """Add counts that were taken but could not be stored. The next :meth:`take` returns them."""
         self._returned.update(counts)
 
 
@@ -83,7 +83,10 @@ class WorkStats:
 
 
 def since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
-    """Return the growth of counts between two readings. A count that became smaller was reset to 0."""
+    """Return by how much each count grew between two readings.
+
+    If a count became smaller, it was reset to 0 in between. Then its present value is returned.
+    """
     return {
         name: count - before[name] if count >= before.get(name, count + 1) else count
         for name, count in now.items()

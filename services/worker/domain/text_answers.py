@@ -15,7 +15,7 @@ _LONGEST_REASON = 64
 
 
 def text_answer(sample: SampledStream) -> TextAnswer:
-    """Return the facts of an answer. Raise ValueError if its outputs cannot be read."""
+    """Return the token counts and the finish reason of an answer. Raise ValueError for unreadable outputs."""
     usage: tuple[int, int, int] | None = None
     reason: str | None = None
     for outputs in sample.answers:

@@ -2,8 +2,9 @@
 
 Calls that run at the same time share the replica's time equally (processor sharing). One clock measures this
 for all calls: it advances by the passed time divided by the number of open calls. A call's time is the
-difference between its end and its start on this clock. So each call costs the same, however many are open.
-All numbers are integers, and remainders are carried over. So the parts add up to the passed time exactly.
+difference between its end and its start on this clock. So the ledger does no more work per call if many calls
+are open. All numbers are integers, and remainders are carried over. So the parts add up to the passed time
+exactly.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class TimeLedger:
         self._at = clock()
         self._serving = False
         self._open = 0  # the number of open calls
-        self._clock = 0  # the share of a call that was open all the time, in ns
+        self._clock = 0  # the time that a call would have if it were open from the beginning, in ns
         self._begun = 0  # the sum of the open calls' starts on `_clock`
         self._carry = 0  # ns that are not yet divided among the open calls
         self._shares: dict[bytes, list[int]] = {}
@@ -69,7 +70,10 @@ class TimeLedger:
         self._serving = serving
 
     def begin(self) -> int:
-        """Begin a call, and return its mark. Pass the mark to :meth:`answered` or :meth:`waste` once."""
+        """Begin a call, and return a mark of its start.
+
+        Pass the mark to :meth:`answered` or :meth:`waste` once.
+        """
         self._advance()
         self._open += 1
         self._begun += self._clock
@@ -78,10 +82,10 @@ class TimeLedger:
     def answered(
         self, mark: int, group: Sequence[HasRequest], now_ms: float = 0.0, cancelled: Container[bytes] = ()
     ) -> None:
-        """End a call, and share its time among its requests by rows.
+        """End a call, and divide its time among its requests by their numbers of rows.
 
-        The share of a request is wasted if its deadline passed before ``now_ms`` or if it was ``cancelled``,
-        because no caller waited for the answer.
+        The part of a request is wasted if the request's deadline passed before ``now_ms``, or if its id is in
+        ``cancelled``. In both cases, no caller waited for the answer.
         """
         spent = self._end(mark)
         tenant, total, usual = group[0].request.tenant, 0, not cancelled

@@ -27,7 +27,7 @@ class TritonPythonModel:
     """One instance of the model. It imports the user's module once and calls ``load`` once."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Import the file, create the class and call ``load``."""
+        """Import the user's file, create an object of its class if it has one, and call ``load``."""
         config = json.loads(args["model_config"])
         self._plan = json.loads((FOLDER / "tidegate_plan.json").read_text())
         self._outputs = Outputs(self._plan["outputs"], pb_utils.triton_string_to_numpy)
@@ -48,7 +48,7 @@ class TritonPythonModel:
         self.execute = self._streams if self._plan["streams"] else rows.execute
 
     def finalize(self) -> None:
-        """Wait for the streams in flight."""
+        """Wait for the streams in flight, at most 5 s for each."""
         for thread in list(self._streaming):
             thread.join(timeout=5)
 
@@ -111,7 +111,8 @@ def error_response(problem: Exception) -> Any:
 
 
 def _imported() -> Any:
-    # Append the folder, so that a Tidegate from the version's requirements is found first: it has more names.
+    # Append the folder, so that a Tidegate from the version's requirements is found first. That one has more
+    # names than the folder.
     sys.path.append(str(FOLDER / "tidegate_sdk"))
     spec = importlib.util.spec_from_file_location("model", FOLDER / "model.py")
     assert spec is not None

@@ -1,4 +1,4 @@
-"""The names that a model's file may import from Tidegate if Tidegate is not installed."""
+"""The names that a model's file can import from Tidegate if Tidegate is not installed."""
 
 from tidegate.model import Tensor, batched
 

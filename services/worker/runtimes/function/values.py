@@ -97,7 +97,7 @@ def _fields(result: Any) -> tuple[str, ...]:
 
 def _texts(name: str, value: Any) -> Any:
     array = np.asarray(value)
-    # Lists become objects directly, because numpy's fixed-width strings lose trailing zeros.
+    # Lists become objects directly, because numpy's fixed-width strings lose zero bytes at the end.
     array = array.astype(object) if isinstance(value, np.ndarray) else np.asarray(value, dtype=object)
     wrong = next((each for each in array.ravel() if not isinstance(each, str | bytes)), None)
     if wrong is not None:
@@ -109,7 +109,10 @@ def _texts(name: str, value: Any) -> Any:
 
 
 def _cast(spec: dict[str, Any], array: Any, expected: Any) -> Any:
-    """Convert an array to the output's type. Raise TypeError for another kind or a too large integer."""
+    """Convert an array to the output's type.
+
+    Raise TypeError if its type is of another kind, or if an integer is too large.
+    """
     if array.dtype == expected:
         return array
     both_whole = array.dtype.kind in "iu" and expected.kind in "iu"

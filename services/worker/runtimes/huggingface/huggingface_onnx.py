@@ -30,7 +30,10 @@ class OnnxEngine:
         return self._run(feed, "logits")
 
     def token_embeddings(self, texts: list[str]) -> tuple[Any, Any]:
-        """Return the vectors of the tokens (of the texts, if the graph pools vectors) and the mask."""
+        """Return the vectors of the tokens, and the attention mask.
+
+        If the graph itself pools the vectors, return one vector for each text instead.
+        """
         feed = self._encoded(texts)
         name = "sentence_embedding" if "sentence_embedding" in self._outputs else "last_hidden_state"
         return self._run(feed, name), feed["attention_mask"]
@@ -73,7 +76,10 @@ def tokenizer_of(home: Path, max_tokens: int) -> Any:
 
 
 def pixels_of(picture: Any, how: dict[str, Any]) -> Any:
-    """Return a picture as the model's input: channels, height, width. ``how``: its configuration."""
+    """Return a picture as an array with the axes channel, height and width.
+
+    ``how``: the folder's ``preprocessor_config.json``.
+    """
     if how.get("do_resize", True) and how.get("size"):
         picture = picture.resize(target_size(picture, how), how.get("resample", 2))
     if how.get("do_center_crop") or is_cropped_later(how):
@@ -115,6 +121,6 @@ def sides(size: Any) -> tuple[int, int]:
 
 
 def cropped(picture: Any, height: int, width: int) -> Any:
-    """Return the middle of a picture. Areas outside of the picture are black."""
+    """Return the middle part of a picture, in the given size. If the picture is smaller, add black."""
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))

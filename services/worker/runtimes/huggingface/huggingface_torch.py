@@ -27,8 +27,7 @@ class TorchEngine:
         self._device, self._max_tokens = device, plan["max_tokens"]
         kind = getattr(transformers, _CLASSES[plan["task"]])
         only_here = {"local_files_only": True, "trust_remote_code": False}
-        # If there are safetensors, no pickle is read, because the registry has not checked if pickles are
-        # allowed.
+        # If there are safetensors, the registry does not check if pickles are allowed. So no pickle is read.
         safe = {"use_safetensors": True} if any(home.glob("*.safetensors")) else {}
         self._model = kind.from_pretrained(home, dtype=torch.float32, **safe, **only_here).eval().to(device)
         if plan["task"] == "image-classification":
@@ -45,7 +44,7 @@ class TorchEngine:
         return self._run(self._encoded(texts, pairs)).logits.float().cpu().numpy()
 
     def token_embeddings(self, texts: list[str]) -> tuple[Any, Any]:
-        """Return the vectors of all tokens, and the mask."""
+        """Return the vectors of all tokens, and the attention mask."""
         feed = self._encoded(texts, None)
         found = self._run(feed).last_hidden_state.float().cpu().numpy()
         return found, feed["attention_mask"].cpu().numpy()

@@ -1,8 +1,9 @@
 """Run a Hugging Face folder: classify texts or images, or embed texts.
 
 This file is copied beside the unpacked folder, and the runtime for plain Python calls it.
-``tidegate_huggingface.json`` says what to do. With an ONNX file, onnxruntime and the package ``tokenizers``
-are enough; else transformers and torch run the weights.
+``tidegate_huggingface.json`` states the task, the engine and their settings. If the folder has an ONNX file,
+onnxruntime runs it, with the package ``tokenizers`` for texts. Otherwise transformers and torch run the
+weights.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-# Pixels of the largest picture. Even a small file can state a huge size.
+# The most pixels of a picture. Even a small file can contain a huge picture, which would fill the memory.
 MAX_PIXELS = 50_000_000
 
 
@@ -22,7 +23,7 @@ class Model:
     """One instance of the model."""
 
     def load(self, folder: Path, device: str, threads: int) -> None:
-        """Load weights, tokenizer or image processor."""
+        """Load the weights, and the tokenizer or the image processor."""
         self._plan = json.loads((folder / "tidegate_huggingface.json").read_text())
         home = folder / "artifact" / self._plan["home"]
         if self._plan["engine"] == "onnx":
@@ -58,7 +59,7 @@ class Model:
 
 
 def activated(logits: Any, how: str) -> Any:
-    """Return scores from logits, like the pipelines of transformers."""
+    """Convert logits to scores in the same way as the pipelines of transformers."""
     if how == "none":
         return logits
     if how == "sigmoid":
@@ -68,7 +69,7 @@ def activated(logits: Any, how: str) -> Any:
 
 
 def pooled(tokens: Any, mask: Any, how: str) -> Any:
-    """Return one vector for each text from the vectors of its tokens, like sentence-transformers."""
+    """Pool the vectors of each text's tokens into one vector, in the same way as sentence-transformers."""
     if how == "cls":
         return tokens[:, 0]
     if how == "lasttoken":

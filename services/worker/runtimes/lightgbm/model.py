@@ -35,7 +35,7 @@ class TritonPythonModel:
 
 
 def output(name: str, answer: Any) -> Any:
-    """Return an output. ``answer``: the predictions; of a binary classifier, one number per row."""
+    """Return one output. ``answer``: the predictions; of a binary classifier, the probability of class 1."""
     if name == "label":
         return answer > 0.5 if answer.ndim == 1 else answer.argmax(axis=1)
     if name == "probabilities" and answer.ndim == 1:

@@ -1,4 +1,7 @@
-"""Decide if requests go to an upstream that fails, and how many per minute. Pure: the time is an argument."""
+"""Decide if an upstream that fails gets requests, and limit requests and tokens per minute. Pure.
+
+The functions get the present time as an argument.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ CLOSED, OPEN, HALF_OPEN = "closed", "open", "half-open"
 class Breaker:
     """A circuit breaker. After ``threshold`` failures in a row it is open: no request is sent.
 
-    After ``pause_s`` it is half-open: one request is sent. If it fails, the breaker is open for twice as
-    long, up to ``longest_s``. A success closes it.
+    After ``pause_s`` it is half-open: one request is sent. If this request succeeds, the breaker closes. If
+    it fails, the breaker opens again for twice the time of before, but at most ``longest_s``.
     """
 
     def __init__(self, threshold: int = 5, pause_s: float = 5.0, longest_s: float = 60.0) -> None:
@@ -18,7 +21,7 @@ class Breaker:
         self._probing = False
 
     def state(self, now: float) -> str:
-        """Return the state at a time."""
+        """Return the state at the moment ``now``: closed, open or half-open."""
         if self._failures < self._threshold:
             return CLOSED
         return OPEN if now < self._until else HALF_OPEN
@@ -53,7 +56,7 @@ class Breaker:
         self._probing = False
 
     def abandon(self) -> None:
-        """Count a request that was cancelled before the upstream answered."""
+        """Forget a request that was cancelled before the upstream answered."""
         self._probing = False
 
 
@@ -64,7 +67,11 @@ class MinuteLimit:
         self._size, self._left, self._at = per_minute, float(per_minute or 0), now
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Return the seconds until ``amount`` units, or at most a full minute's units, are available."""
+        """Return the seconds until ``amount`` units are available.
+
+        For an amount above the limit of a minute, return the seconds until the units of a full minute are
+        available.
+        """
         if self._size is None:
             return 0.0
         self._refill(now)

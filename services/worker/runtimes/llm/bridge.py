@@ -22,8 +22,8 @@ from calls import Call, Refused
 MAX_EVENT, MAX_BODY = 16 * 2**20, 64 * 2**20
 BLOCK = 64 * 1024
 LAST = b"[DONE]"
-# The only paths that callers may use. Servers also have paths for operators, and would let this process use
-# them.
+# The only paths that callers may use. Servers also have paths for operators. A server would accept a caller's
+# request there, because it comes from this process.
 PATHS = frozenset({
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize",
     "/apply-template", "/pooling", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
@@ -36,7 +36,8 @@ _ENDED = frozenset({"/v1/chat/completions", "/v1/completions"})
 class Server:
     """An HTTP server. ``url`` is its address, or ``socket`` the path of its Unix socket.
 
-    The timeouts are in seconds: to connect, until the head of the answer, and between two parts of it.
+    ``connect_s``, ``first_s`` and ``silence_s``: the most seconds to connect, until the head of the answer
+    arrives, and between two parts of the answer.
     """
 
     url: str = "http://localhost"
@@ -64,7 +65,7 @@ class Server:
     def path(self, path: str) -> str:
         """Return the target of a request: the path in the server's address, and then ``path``."""
         base = urlsplit(self.url).path.rstrip("/")
-        # An address usually ends in /v1, like the base_url of a client.
+        # An address usually ends in /v1, like the base_url of a client. Then the /v1 of the path is left out.
         return base + (path.removeprefix("/v1") if base.endswith("/v1") else path)
 
 
@@ -75,13 +76,13 @@ def check_path(path: str) -> None:
 
 
 class Reader(Protocol):
-    """Converts an engine's answer to events for the caller, and finds the facts in its events."""
+    """A converter of an engine's answer to events for the caller. It also finds the facts in the events."""
 
     def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
         """Convert an event of the engine to events for the caller. Also return the event's facts."""
 
     def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Convert a body of the engine to the body for the caller. Also return the engine's facts."""
+        """Convert the whole body of an answer to the body for the caller. Also return its facts."""
 
 
 class Failure(Exception):
@@ -193,7 +194,7 @@ def _send(
     server: Server, path: str, body: dict[str, Any], call: Call
 ) -> tuple[socket.socket, http.client.HTTPResponse]:
     connection = server.open()
-    # http.client forgets the socket if the answer closes the connection.
+    # Keep the socket for a cancellation. http.client forgets it if the answer closes the connection.
     sock = connection.sock
     call.on_cancel(lambda: sock.shutdown(socket.SHUT_RDWR))
     sock.settimeout(server.first_s)
@@ -229,7 +230,7 @@ def _limited(answer: http.client.HTTPResponse) -> bytes:
 
 
 def _events(answer: http.client.HTTPResponse):
-    """Yield lists of events that arrived together: the text after ``data: `` of each."""
+    """Yield the events, in lists of those that arrived together. An event is the text after ``data: ``."""
     rest = b""
     while block := answer.read1(BLOCK):
         *lines, rest = (rest + block).split(b"\n")
@@ -251,7 +252,7 @@ def _emit(events: list[bytes], reader: Reader, call: Call) -> None:
 
 
 def usage_of(document: dict[str, Any]) -> list[int] | None:
-    """Return prompt tokens, answer tokens and cached prompt tokens of an answer; None without usage.
+    """Return an answer's numbers of prompt, answer and cached prompt tokens; None without usage.
 
     Reads the usage of chats, completions and responses. Values that are not positive integers become 0,
     because a provider may send any value.

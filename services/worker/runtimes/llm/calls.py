@@ -1,4 +1,4 @@
-"""The calls of an engine: their events for Triton, and cancellation for the engine.
+"""The calls of an engine. A call collects the engine's events, and tells the engine if it is cancelled.
 
 This folder is copied beside ``model.py``. It runs in Triton's Python, where neither Tidegate nor any package
 but numpy exists.
@@ -46,7 +46,7 @@ class Call:
         self._meta: dict[str, Any] = {}
         self._ended = self._cancelled = False
         self._on_cancel: list[Callable[[], None]] = []
-        # Prompt tokens, answer tokens and cached prompt tokens so far.
+        # The numbers of prompt tokens, answer tokens and cached prompt tokens so far.
         self.usage = [0, 0, 0]
 
     def emit(self, events: list[bytes], meta: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ class Call:
             self._changed.notify()
 
     def take(self, timeout_s: float) -> tuple[list[bytes], dict[str, Any], bool]:
-        """Return the events since the last call, their facts, and True if the engine has ended the request.
+        """Return the events since the last :meth:`take`, their facts, and True if no more events follow.
 
         Wait up to ``timeout_s`` seconds for the first event or the end.
         """
@@ -117,7 +117,10 @@ class Engine(Protocol):
         """
 
     def stats(self) -> dict[str, Any]:
-        """Return the known figures: slots, running, waiting, kv_used, kv_total and totals of tokens."""
+        """Return the facts that the engine knows.
+
+        They are fields of ``tidegate.kernel.protocol.presence.EngineReport``.
+        """
 
     def close(self) -> None:
         """End the engine."""

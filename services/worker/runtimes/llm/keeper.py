@@ -62,7 +62,7 @@ def _reap(server: int) -> None:
 
 
 def _end_all() -> None:
-    """Kill descendants until none is left."""
+    """Kill descendants until none is left, but for at most 30 s."""
     until = time.monotonic() + 30
     while (found := _children(os.getpid())) and time.monotonic() < until:
         for pid in found:
@@ -79,7 +79,8 @@ def _children(parent: int) -> list[int]:
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat") as file:
-                    # The name of a process is in parentheses. It may contain spaces and parentheses.
+                    # The name of a process is in parentheses. It may contain spaces and parentheses, so skip
+                    # it up to the last one.
                     if int(file.read().rpartition(")")[2].split()[1]) == parent:
                         found.append(int(name))
             except (OSError, ValueError, IndexError):

@@ -23,12 +23,15 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
 def create(plan: dict[str, Any], folder: Path) -> LlamaCpp:
-    """Load the model and return its engine. Raise an exception, with the reason, if it cannot run."""
+    """Load the model and return its engine. Raise an exception, with the reason, if the model cannot run."""
     return LlamaCpp(plan, folder)
 
 
 class LlamaCpp:
-    """llama.cpp's server. ``plan``: see ``services/worker/adapters/llm_repository.py``."""
+    """A model in llama.cpp's server inside this process.
+
+    ``plan``: see ``services/worker/domain/llm_plan.py``.
+    """
 
     def __init__(self, plan: dict[str, Any], folder: Path) -> None:
         import xllamacpp
@@ -97,7 +100,7 @@ class LlamaCpp:
         if not can_continue(body):
             self._stream(path, with_counts(body), StreamEvents(body), call)
             return
-        # Use a separate thread, because the engine works on the prompt at the same time.
+        # Use a separate thread, so that the engine does not wait for the ids before it reads the prompt.
         threading.Thread(target=self._emit_prompt_ids, args=(body, call), daemon=True).start()
         self._stream(path, with_counts(body, ids=True), StreamEvents(body, self._tokenize), call)
 
@@ -153,7 +156,7 @@ class LlamaCpp:
         return relay.ask(self._server.listening_address, path, body, self._headers)
 
     def stats(self) -> dict[str, Any]:
-        """Return the known figures: slots, running, waiting, kv_used, kv_total and totals of tokens."""
+        """Return the number of slots. ``Tally`` counts everything else."""
         return {"slots": self._plan["slots"]}
 
     def close(self) -> None:

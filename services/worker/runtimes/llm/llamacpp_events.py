@@ -14,8 +14,8 @@ def with_counts(body: dict[str, Any], *, ids: bool = False) -> dict[str, Any]:
     """Return a request's body with the options that make llama.cpp report token counts.
 
     ``return_progress`` makes llama.cpp send events during a long prompt. So the request can be cancelled
-    before its first token. ``ids``: also report the ids of tokens. llama.cpp reports ids only with log
-    probabilities.
+    before its first token. ``ids``: True if llama.cpp must also report the ids of tokens. It reports ids only
+    with log probabilities, so these are requested too.
     """
     options = {**(body.get("stream_options") or {}), "include_usage": True}
     asked = {**body, "stream_options": options, "timings_per_token": True, "return_progress": True}
@@ -50,15 +50,12 @@ class StreamEvents:
         return [encoded(event) if changed else text.encode()], meta
 
     def take(self, event: Event) -> tuple[Event | None, dict[str, Any]]:
-        """Do the same as :meth:`read` for a decoded event without an error."""
+        """Return what :meth:`read` returns, but as a decoded event. ``event`` is decoded and has no error."""
         meta, _ = self._facts(event)
         return (None if "prompt_progress" in event and not self._keep_progress else event), meta
 
     def _facts(self, event: Event) -> tuple[dict[str, Any], bool]:
-        """Return the facts in an event, and True if fields were removed from the event.
-
-        The fields that only Tidegate requested are removed.
-        """
+        """Remove fields that only Tidegate requested. Return the event's facts, and True if it changed."""
         meta: dict[str, Any] = {}
         timings, usage, changed = event.get("timings"), event.get("usage"), False
         if usage:
@@ -87,7 +84,7 @@ class StreamEvents:
         return changed
 
     def _add_ids(self, choice: Event, entry: Event, meta: dict[str, Any]) -> None:
-        """Add the ids of an event's tokens. If the ids of one event are unknown, report no more ids.
+        """Add the ids of an event's tokens to ``meta``. If the ids of one event are unknown, add no more ids.
 
         The engine reports only the id of an event's last token. An event has several tokens if they make one
         character, or if the engine held them back as a possible stop text. Before a stop text, an event may
@@ -107,7 +104,7 @@ class StreamEvents:
         meta["ids"] = ids
 
     def _ids_of(self, text: str, wanted: int) -> list[int]:
-        """Return the ids of a text. Some tokenizers add a token for a space before it; remove that token."""
+        """Return the ids of a text. Leave out the token that some tokenizers add for a space before it."""
         assert self._tokenize is not None
         ids = self._tokenize(text)
         return ids[1:] if len(ids) == wanted + 1 else ids
@@ -127,7 +124,7 @@ def encoded(event: Event) -> bytes:
 
 
 def usage_of(document: dict[str, Any]) -> list[int] | None:
-    """Return prompt tokens, answer tokens and cached prompt tokens of an answer; None without usage.
+    """Return an answer's numbers of prompt, answer and cached prompt tokens; None without usage.
 
     Reads both of OpenAI's formats: that of chats and completions, and that of responses.
     """

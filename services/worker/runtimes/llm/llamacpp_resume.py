@@ -31,9 +31,10 @@ def can_continue(body: dict[str, Any]) -> bool:
 
 
 def continuation(body: dict[str, Any], resume: dict[str, Any]) -> dict[str, Any]:
-    """Return the body for the engine's completions that continues a stream after its emitted tokens.
+    """Return the body of a completion that continues a stream after its emitted tokens.
 
-    ``max_tokens`` becomes the number of tokens that are left. If it is 0, the stream is already complete.
+    ``max_tokens`` becomes the number of tokens that may still follow. If it is 0, the stream is already
+    complete.
     """
     rest = {key: value for key, value in body.items() if key not in _OF_CHATS}
     limit = next((body[key] for key in _LIMITS if body.get(key) is not None), None)
@@ -66,14 +67,14 @@ class ResumedEvents:
         return [encoded(each) for each in self._events(found, meta)], meta
 
     def finished(self) -> tuple[list[bytes], dict[str, Any]]:
-        """Return the last events of a stream that has no tokens left, and their facts."""
+        """Return the last events of a stream that already has all its tokens, and their facts."""
         usage = [self._prompt, self._before, 0]
         event: Event = {"choices": [{"text": "", "index": 0, "logprobs": None, "finish_reason": "length"}]}
         event |= {"object": "text_completion", "model": self._model, "usage": {}}
         return [encoded(each) for each in self._events(event, {"usage": usage})], {"usage": usage}
 
     def _usage(self, usage: list[int]) -> list[int]:
-        """Return the usage of the whole stream. The engine counts only the continuation."""
+        """Return the usage of the whole stream. The engine counts only the tokens of the continuation."""
         return [self._prompt, self._before + usage[1], min(usage[2], self._prompt)]
 
     def _events(self, event: Event, meta: dict[str, Any]) -> list[Event]:
@@ -111,5 +112,5 @@ def _openai_usage(usage: list[int]) -> dict[str, Any]:
 
 
 def is_ids(prompt: Any) -> bool:
-    """Return True if a prompt is a list of ids of tokens."""
+    """Return True if a prompt is a list of token ids."""
     return isinstance(prompt, list) and bool(prompt) and all(type(each) is int for each in prompt)

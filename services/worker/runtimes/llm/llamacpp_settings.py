@@ -1,4 +1,4 @@
-"""Turn a plan into llama.cpp's parameters, and refuse arguments that it does not have."""
+"""Turn a plan into llama.cpp's parameters, and refuse arguments that llama.cpp does not have."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _OURS = {
 # The size of the engine's cache of prompts in main memory. Its default of 8 GiB is more than operators
 # expect.
 PROMPT_CACHE_MB = 256
-# Tokens of a prompt in one batch on a CPU. Between two batches, a request can be cancelled and other streams
-# get their next token. For a prompt of 610 tokens, batches of 64 took 3.1 s of CPU time, and batches of 512
-# (the default) took 3.0 s.
+# The number of a prompt's tokens in one batch on a CPU. Between two batches, a request can be cancelled and
+# other streams get their next token. For a prompt of 610 tokens, batches of 64 took 3.1 s of CPU time, and
+# batches of 512 (the default) took 3.0 s.
 CPU_BATCH = 64
 # Log warnings and errors. At level 3, llama.cpp prints seven lines for each request.
 VERBOSITY = 2
@@ -46,7 +46,7 @@ def settings(xllamacpp: Any, plan: dict[str, Any], folder: Path) -> tuple[Any, s
     params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
     params.cache_ram_mib = PROMPT_CACHE_MB
     params.ui, params.verbosity = False, VERBOSITY
-    # For embeddings, the whole prompt must be in one batch.
+    # For embeddings, the whole prompt must be in one batch, so the batch keeps its default size.
     if not plan["gpus"] and not plan["arguments"].get("embedding"):
         params.n_batch = params.n_ubatch = max(CPU_BATCH, plan["slots"])
     if plan["adapters"]:
@@ -58,7 +58,10 @@ def settings(xllamacpp: Any, plan: dict[str, Any], folder: Path) -> tuple[Any, s
 
 
 def adapters(xllamacpp: Any, plan: dict[str, Any], folder: Path) -> list[Any]:
-    """Return the LoRA adapters to load. They are used only for requests that name them. Raise ValueError."""
+    """Return the LoRA adapters to load. They are used only for requests that name them.
+
+    Raise ValueError if the artifact lacks the file of an adapter.
+    """
     found = []
     for name, path in plan["adapters"].items():
         file = folder / "weights" / path
@@ -72,7 +75,7 @@ def adapters(xllamacpp: Any, plan: dict[str, Any], folder: Path) -> list[Any]:
 
 
 def assign(params: Any, name: str, value: str | float | bool) -> None:
-    """Set one parameter of llama.cpp. The name ``sampling.temp`` is in the group ``sampling``.
+    """Set one parameter of llama.cpp. The name ``sampling.temp`` means ``temp`` in the group ``sampling``.
 
     Raise ValueError for an unknown name or a bad value.
     """
@@ -110,7 +113,7 @@ def _converted(current: Any, value: Any) -> Any:
 
 
 def _member(kind: type[enum.Enum], value: Any) -> Any:
-    """Return the member of an enumeration with this number, or whose name ends with this text."""
+    """Return the enumeration's member whose number is ``value``, or whose name ends with ``value``."""
     if isinstance(value, str):
         wanted = value.upper()
         for member in kind:

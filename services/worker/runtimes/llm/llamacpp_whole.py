@@ -1,7 +1,7 @@
 """Join the events of a stream to the answer of a request without ``stream``. Pure.
 
-llama.cpp can end a stream between any two tokens. For other requests, it checks only once a second if the
-caller still waits. So the engine always streams, and this module makes the whole answer.
+llama.cpp can stop a cancelled stream after any token. For a request without a stream, it checks only once a
+second whether the caller still waits. So the engine always streams, and this module makes the whole answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 from llamacpp_events import Event, encoded, usage_of
 from llamacpp_resume import is_ids
 
-# With one of these members, an answer has more than text. Then the engine must make the whole answer.
+# If a request has one of these members, its answer has more than text. Then the engine must make the whole
+# answer.
 _MORE_THAN_TEXT = (
     "tools", "functions", "logprobs", "echo", "suffix", "best_of", "n_probs", "return_tokens", "verbose",
     "timings_per_token", "return_progress",

@@ -26,13 +26,13 @@ from tally import Tally
 FOLDER = Path(__file__).resolve().parent
 MODULES = {"llamacpp": "llamacpp", "vllm": "vllm", "openai-url": "upstream"}
 STATS = "/tidegate/stats"
-# Seconds between two checks if the caller still waits. A check calls Triton's process, so it would cost too
-# much after each token.
+# Seconds between two checks whether the caller still waits. A check calls Triton's process, so it would cost
+# too much after each token.
 WATCH_S = 0.05
 
 
 class TritonPythonModel:
-    """The only instance of the model. Triton calls ``execute`` for each request as it arrives."""
+    """The only instance of the model. Triton calls ``execute`` for each request as soon as it arrives."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Start the engine. Raise an exception, with the reason, if it cannot serve the model."""
@@ -67,7 +67,7 @@ class TritonPythonModel:
                 return  # do not warm up an upstream, because its provider would charge for the call
             document = json.loads(raw) if raw else _warm_up()
             if document["path"] == STATS:
-                # Use the engine's own figures instead of those that are counted here.
+                # The engine's own figures, if it has any, replace those that are counted here.
                 known = {k: v for k, v in self._engine.stats().items() if v is not None}
                 sender.send(_response([json.dumps(self._tally.stats() | known).encode()], {}))
             else:

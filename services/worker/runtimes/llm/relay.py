@@ -1,4 +1,4 @@
-"""Relay a request to an HTTP server with OpenAI's API, and emit its events."""
+"""Relay a request to llama.cpp's own HTTP server, and emit the events of the answer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def relay(address: str, path: str, body: dict[str, Any], headers: dict[str, str]
     connection = http.client.HTTPConnection(target.hostname or "", target.port)
     try:
         connection.connect()
-        # http.client forgets the socket if the answer closes the connection.
+        # Keep the socket for a cancellation. http.client forgets it if the answer closes the connection.
         sock = connection.sock
         call.on_cancel(lambda: sock.shutdown(socket.SHUT_RDWR))
         connection.request(

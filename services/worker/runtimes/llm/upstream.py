@@ -21,11 +21,12 @@ from bridge import Failure, Server, check_path, error_status, relay, usage_of
 from calls import Call, Refused
 
 CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
-# If the answer has one of these statuses, the upstream has not processed the request. So the request may be
-# sent again.
+# The statuses after which a request is sent again, because the upstream could not answer it. 0 means that
+# there was no answer.
 RETRIED = frozenset({0, 502, 503, 504})
 TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 3, 0.2, 3.0
-# Seconds that a request waits for the upstream's limits. A request that would wait longer gets 429.
+# The most seconds that a request waits for the Deployment's limits. A request that would wait longer gets
+# 429.
 PATIENCE_S = 2.0
 BYTES_PER_TOKEN, DEFAULT_ANSWER = 4, 256
 
@@ -36,7 +37,10 @@ def create(plan: dict[str, Any], folder: Path) -> Upstream:
 
 
 class Upstream:
-    """A server that somebody else runs. ``plan``: the fields of ``LlmSpec``, and the model's ``name``."""
+    """The engine that sends requests to a server that somebody else runs.
+
+    ``plan``: the fields of ``LlmSpec``, and the model's ``name``.
+    """
 
     def __init__(self, plan: dict[str, Any], credential: str) -> None:
         headers = {"Authorization": f"Bearer {credential}"} if credential else {}
@@ -109,7 +113,10 @@ class Upstream:
                 raise
 
     def _await_limits(self, tokens: int, call: Call) -> None:
-        """Wait until the Deployment's own limits allow a request. Raise Refused if this takes too long."""
+        """Wait until the Deployment's own limits allow a request.
+
+        Raise Refused if the wait would be longer than ``PATIENCE_S``.
+        """
         until = time.monotonic() + PATIENCE_S
         while not call.cancelled:
             with self._lock:
@@ -228,7 +235,10 @@ class _UpstreamEvents:
 
 
 def estimated_tokens(body: dict[str, Any]) -> int:
-    """Estimate the tokens of a request: its prompt, from the number of bytes, and its longest answer."""
+    """Estimate how many tokens a request uses at most: those of its prompt, and those of its longest answer.
+
+    The number of prompt tokens is estimated from the number of bytes.
+    """
     stated = [body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
     # Ignore invalid values: the upstream refuses them, and a negative number would raise the limit.
     answer = max((each for each in stated if type(each) is int and each > 0), default=DEFAULT_ANSWER)

@@ -1,7 +1,7 @@
 """Run vLLM's server in a separate environment, on a Unix socket that only this process uses.
 
-If the server ends, this process ends as well. Then the worker answers that its requests are lost, and starts
-the model again. After each quick end, the worker waits longer before the next start.
+If the server ends, this process ends as well. Then the worker treats the requests in the model as lost, and
+starts the model again. After each quick end, the worker waits longer before the next start.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vllm_metrics import read_metrics
 
 KEEPER = Path(__file__).with_name("keeper.py")
 POLL_S, REPORT_EVERY_S = 0.25, 10.0
-# Seconds to wait after a failed request until the server has ended, or reports that it is healthy.
+# The most seconds to wait after a failed request until the server has ended, or reports that it is healthy.
 VERDICT_S = 30.0
 _ROOT_CAUSE = re.compile(r"\b\w*(Error|Exception)\b: (?!Engine core initialization failed)")
 
@@ -90,7 +90,10 @@ class Vllm:
             raise
 
     def stats(self) -> dict[str, Any]:
-        """Return the known figures: slots, running, waiting, kv_used, kv_total and totals of tokens."""
+        """Return the facts that vLLM reports.
+
+        They are fields of ``tidegate.kernel.protocol.presence.EngineReport``.
+        """
         return {"slots": self._plan["slots"], **read_metrics(get(self._server, "/metrics")[1].decode())}
 
     def close(self) -> None:
@@ -161,7 +164,10 @@ class Vllm:
             return False
 
     def _verdict(self) -> None:
-        """Wait after a failure until the server is healthy, or until its end also ends this process."""
+        """Wait after a failure until the server is healthy, or until its end also ends this process.
+
+        Wait at most ``VERDICT_S`` seconds.
+        """
         until = time.monotonic() + VERDICT_S
         while not self._closing and time.monotonic() < until:
             if self._process.poll() is None and self._healthy():
@@ -211,7 +217,7 @@ def _config(weights: Path) -> dict[str, Any]:
         found = json.loads((weights / "config.json").read_text())
     except OSError:
         return {}
-    # The configuration of a model of text and images has the sizes of its text model in a separate part.
+    # If a model reads text and images, its configuration has the sizes of its text model in a separate part.
     return {**found, **(found.get("text_config") or {})}
 
 

@@ -16,7 +16,8 @@ _OURS = {
     "ssl-keyfile": "the runtime", "ssl-certfile": "the runtime", "root-path": "the runtime",
 }  # fmt: skip
 _PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
-# Variables of Triton and its Python that would break vLLM's Python.
+# Variables that vLLM must not inherit. Those of Triton and its Python would break vLLM's Python, and the
+# credential is not for vLLM.
 _MISLEADING = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD", "TIDEGATE_UPSTREAM_CREDENTIAL")
 _BYTES = 4  # bytes of a float32, the type of the KV cache on CPUs
 
@@ -24,9 +25,10 @@ _BYTES = 4  # bytes of a float32, the type of the KV cache on CPUs
 def command(
     plan: Mapping[str, Any], config: Mapping[str, Any], folder: Path, socket: str, *, bf16: bool
 ) -> list[str]:
-    """Return the command. ``config``: the model's configuration. ``bf16``: the CPU computes in bfloat16.
+    """Return the command. ``config``: the model's configuration.
 
-    Raise ValueError for an argument that the Deployment or the runtime sets.
+    ``bf16``: True if the CPU can compute in bfloat16. Raise ValueError for an argument that the Deployment or
+    the runtime sets.
     """
     own = {name.lstrip("-").replace("_", "-"): value for name, value in plan["arguments"].items()}
     for name in own:
@@ -68,13 +70,13 @@ def environment(
 ) -> dict[str, str]:
     """Return the environment of the server.
 
-    ``libraries``: the folder of libraries of vLLM's own environment. ``place``: an empty folder that only the
-    server's user can open.
+    ``libraries``: the folder of libraries of vLLM's own environment. ``place``: a folder for temporary files,
+    which only the server's user can open.
     """
     found = {key: value for key, value in inherited.items() if key not in _MISLEADING}
-    # PyTorch caches compiled code in the folder of temporary files, by the name of the user. Models with
-    # different uids have the same user name. So a model would load the code of another model, or fail if it
-    # may not read that code.
+    # PyTorch caches compiled code in the folder of temporary files, in a folder that has the user's name.
+    # Models with different uids have the same user name. So a model would load the code of another model, or
+    # fail if it may not read that code.
     found["TMPDIR"] = place
     if "HOME" in found:
         found.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{found['HOME']}/.cache/torchinductor")

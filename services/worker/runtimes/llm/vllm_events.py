@@ -50,7 +50,7 @@ class VllmEvents:
         return [_packed(document)], meta
 
     def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Convert a body of the engine to the body for the caller. Also return the engine's facts."""
+        """Convert the whole body of an answer to the body for the caller. Also return its facts."""
         try:
             document = json.loads(body)
         except ValueError:

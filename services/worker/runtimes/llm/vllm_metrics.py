@@ -17,9 +17,9 @@ _LINE = re.compile(r"^(vllm:\w+)(?:\{(.*)\})? (\S+)$")
 
 
 def read_metrics(text: str) -> dict[str, Any]:
-    """Return running, waiting, kv_used, kv_total and totals of tokens, as far as the text has them.
+    """Return the fields of ``tidegate.kernel.protocol.presence.EngineReport`` that the text contains.
 
-    Values of several engines in one server (data parallel) are added.
+    If one server has several engines (data parallel), their values are added.
     """
     found: dict[str, Any] = {}
     shares: list[float] = []

@@ -38,7 +38,7 @@ def refusal(path: str, body: dict[str, Any]) -> str | None:
 
 
 def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> tuple[int, str]:
-    """Return how many emitted ids to keep, and the end of ``text`` that the engine will write again.
+    """Return how many emitted ids the new request contains, and the end of ``text`` that the engine repeats.
 
     An engine holds text back until a character is complete, or until the text cannot be a stop word. The ids
     of this text are generated again, because the caller does not have their text.
@@ -55,7 +55,10 @@ def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> t
 
 
 def request(body: dict[str, Any], ids: list[int], done: int, context: int, model: str) -> dict[str, Any]:
-    """Return the body of a completion that continues after ``ids``. ``done`` of them are of the answer."""
+    """Return the body of a completion that continues after ``ids``.
+
+    ``done``: how many of the ids belong to the answer.
+    """
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     left = context - len(ids)
     found = {name: body[name] for name in _COPIED if body.get(name) is not None}

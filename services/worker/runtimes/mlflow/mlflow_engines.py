@@ -1,4 +1,4 @@
-"""Load an MLflow model like MLflow's own loaders. Return the function that predicts."""
+"""Load an MLflow model in the same way as MLflow's own loaders. Return the function that predicts."""
 
 from __future__ import annotations
 

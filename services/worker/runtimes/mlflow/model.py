@@ -48,7 +48,7 @@ class Model:
 
 
 def column(array: Any, kind: str) -> Any:
-    """Return a column of a table. ``kind``: MLflow's name of its type."""
+    """Return a column of a table. ``kind``: MLflow's name for the column's type."""
     if kind == "datetime":
         return np.array([text.decode() for text in array.ravel()], dtype="datetime64[ns]")
     if kind == "string":
@@ -63,7 +63,7 @@ def column(array: Any, kind: str) -> Any:
 def named(result: Any, outputs: dict[str, bool]) -> Any:
     """Return a result of MLflow as an array, or as a dict of arrays if there are several outputs.
 
-    ``outputs``: for the name of each output, True if the output has one scalar per row.
+    ``outputs`` maps the name of each output to True if it has one scalar per row.
     """
     found = values_of(result, list(outputs))
     found = {name: plain(found[name]) for name in outputs}
@@ -74,7 +74,7 @@ def named(result: Any, outputs: dict[str, bool]) -> Any:
 
 
 def values_of(result: Any, outputs: list[str]) -> dict[str, Any]:
-    """Return the values by output name: columns of a table, members of a dict, or the only value."""
+    """Return a dict from output names to values: a table's columns, a dict's members, or the only value."""
     if hasattr(result, "columns"):  # a pandas DataFrame
         names = {str(name): name for name in result.columns}
         if set(outputs) <= set(names):

@@ -1,4 +1,4 @@
-"""One connection to an upstream with the Open Inference Protocol, and the bytes of its requests."""
+"""Send requests to an upstream with the Open Inference Protocol, over one connection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class UpstreamRefused(Exception):
 
 
 class Upstream:
-    """An upstream's model, and one connection. A connection that the upstream has closed is reopened once."""
+    """A model of an upstream, and a connection to it.
+
+    If the upstream has closed the connection, a request opens another one, but only one.
+    """
 
     def __init__(self, plan: dict[str, Any], credential: str) -> None:
         target = urlsplit(plan["address"])
@@ -97,7 +100,8 @@ class Upstream:
                 return answer.status, answer.headers, self._read(answer)
             except (OSError, http.client.HTTPException) as problem:
                 self.close()
-                # A server may close an idle connection at any time. Then it has not processed the request.
+                # A server may close an idle connection at any time. Then it has not processed the request, so
+                # the request is sent again.
                 closed = isinstance(
                     problem, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError
                 )
@@ -157,7 +161,10 @@ def plain(array: Any) -> list[Any]:
 
 
 def read_answer(raw: bytes, head_length: str | None) -> dict[str, Any]:
-    """Return the arrays of an answer by name; raise ValueError, KeyError, TypeError or struct.error."""
+    """Return the arrays of an answer by name.
+
+    Raise ValueError, KeyError, TypeError or struct.error if the answer is malformed.
+    """
     at = len(raw) if head_length is None else int(head_length)
     found = {}
     for output in json.loads(raw[:at])["outputs"]:
@@ -175,7 +182,7 @@ def read_answer(raw: bytes, head_length: str | None) -> dict[str, Any]:
 
 
 def unpacked(raw: bytes, kind: Any) -> Any:
-    """Return a flat array of raw bytes."""
+    """Return the flat array of type ``kind`` that ``raw`` contains."""
     if kind is not np.object_:
         return np.frombuffer(raw, kind)
     texts, at = [], 0
