@@ -74,7 +74,7 @@ async def _serving(
     sandbox = sandbox_of(settings, folder)
     preparation = Preparation(settings, assignment, folder, sandbox, Phases(time.perf_counter), _say)
     install = await preparation.install()
-    operator = Settings()  # no replica's token exists here
+    operator = Settings()  # this is no replica, so it has no token of its own
     prepared = await preparation.prepare(install, operator.registry_url, operator.service_token)
     _enable_faulthandler(prepared.repository)
     models = prepared.models

@@ -12,8 +12,8 @@ MODEL, SERVER = "the model's process", "the model server"
 class Death:
     """The end of one process. ``role`` names the process; ``at`` is in seconds since the epoch.
 
-    ``status``: the exit code, or the number of the signal as a negative number; None if unknown.
-    ``out_of_memory``: True if the kernel killed a process of this Triton because memory was short.
+    ``status``: the exit code; if a signal ended the process, the signal's number with a minus sign; None if
+    unknown. ``out_of_memory``: True if the kernel killed a process of this Triton because memory was short.
     ``ended_for``: the worker's reason, if the worker ended the process.
     """
 

@@ -44,7 +44,8 @@ def replica_gpus(resources: Resources) -> GpuNumbers:
 def usable_gpus(artifact_format: Format, devices: GpuNumbers, *, allow_cpu: bool) -> GpuNumbers:
     """Return the GPUs that a single-file artifact uses.
 
-    If its library cannot use GPUs, return none if ``allow_cpu`` is True, and otherwise raise ModelFailed.
+    A library that cannot use GPUs gets none if ``allow_cpu`` is True. If it is False and the replica has a
+    GPU, raise ModelFailed.
     """
     if artifact_format not in _CPU_ONLY or not devices:
         return devices

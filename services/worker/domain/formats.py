@@ -76,10 +76,10 @@ _BY_FILE = {"model.py": "python", "model.onnx": "onnxruntime", "model.pt": "pyto
 
 
 def backend_by_files(files: Collection[str]) -> str | None:
-    """Return the backend for a version folder with these files; None if no file shows it.
+    """Return the backend for a version folder with these files; None if they do not tell the backend.
 
-    It is called if the configuration names no backend. Python is tried first, because a folder with a
-    model.py often also contains the weights that it loads.
+    Use this if the configuration names no backend. Python is tried first, because a folder with a model.py
+    often also contains the weights that it loads.
     """
     return next((backend for name, backend in _BY_FILE.items() if name in files), None)
 

@@ -46,7 +46,7 @@ class BandTurns:
 
 
 class LlmRoom:
-    """The slots of an engine, and the tokens in its KV cache, with how many of both are in use.
+    """The slots of an engine and the tokens in its KV cache: how many there are, and how many are used.
 
     If ``kv_tokens`` is None, tokens are not limited.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _MISSING = re.compile(r"No module named '([A-Za-z_][\w.]*)'")
-# The packages of those modules whose name is not that of their package.
+# The package of each module that has another name than its package.
 _PACKAGES = {
     "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
     "dotenv": "python-dotenv", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",

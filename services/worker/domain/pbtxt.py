@@ -13,7 +13,7 @@ TOKEN = re.compile(
 
 
 def messages(text: str, field: str) -> list[dict[str, list[str]]]:
-    """Return each message of a top-level field, as a dict from field names to scalars.
+    """Return each message of a top-level field, as a dict from field names to lists of scalars.
 
     Nested messages are left out. ``field { ... }`` and ``field [ { ... }, { ... } ]`` are equivalent.
     """

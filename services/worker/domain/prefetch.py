@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-# How much work the unacked messages of a worker should contain, in milliseconds of calls.
+# How long the calls for a worker's unacked messages should take, in milliseconds.
 IN_HAND_MS = 50.0
 MAX_PREFETCH = 256
 UNKNOWN_PREFETCH = 2

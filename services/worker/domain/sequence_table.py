@@ -114,5 +114,5 @@ def with_model_id(request: Request, key: CallKey, model_id: int | str) -> Reques
 
 
 def _next_id(id_: int | str) -> int | str:
-    """Return another id of the same type, one that callers hardly ever choose."""
+    """Return another id of the same type, one that callers rarely choose."""
     return (id_ + _INT) % (2 * _INT - 1) + 1 if isinstance(id_, int) else f"{id_}'"

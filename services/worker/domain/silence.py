@@ -27,7 +27,7 @@ class Silence:
         self.lasts_s = self.timeout_s = 0.0
 
     def check(self, now: float, answers: int, timeouts_s: Sequence[float]) -> None:
-        """Add the time since the last check, if a call is open and no answer has come since then.
+        """Add the time since the last check, if a call is open and no answer came in this time.
 
         ``answers``: the number of answers so far. ``timeouts_s``: for each open call, the timeout of its
         caller.

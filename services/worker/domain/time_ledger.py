@@ -82,7 +82,7 @@ class TimeLedger:
     def answered(
         self, mark: int, group: Sequence[HasRequest], now_ms: float = 0.0, cancelled: Container[bytes] = ()
     ) -> None:
-        """End a call, and divide its time among its requests by their numbers of rows.
+        """End a call, and divide its time among its requests in proportion to their numbers of rows.
 
         The part of a request is wasted if the request's deadline passed before ``now_ms``, or if its id is in
         ``cancelled``. In both cases, no caller waited for the answer.

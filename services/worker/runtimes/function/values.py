@@ -111,7 +111,7 @@ def _texts(name: str, value: Any) -> Any:
 def _cast(spec: dict[str, Any], array: Any, expected: Any) -> Any:
     """Convert an array to the output's type.
 
-    Raise TypeError if its type is of another kind, or if an integer is too large.
+    Raise TypeError if the array has a type of another kind, or an integer that is too large for the output.
     """
     if array.dtype == expected:
         return array

@@ -121,6 +121,6 @@ def sides(size: Any) -> tuple[int, int]:
 
 
 def cropped(picture: Any, height: int, width: int) -> Any:
-    """Return the middle part of a picture, in the given size. If the picture is smaller, add black."""
+    """Return the middle part of a picture, in the given size. A smaller picture gets a black border."""
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))

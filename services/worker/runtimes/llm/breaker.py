@@ -12,7 +12,7 @@ class Breaker:
     """A circuit breaker. After ``threshold`` failures in a row it is open: no request is sent.
 
     After ``pause_s`` it is half-open: one request is sent. If this request succeeds, the breaker closes. If
-    it fails, the breaker opens again for twice the time of before, but at most ``longest_s``.
+    it fails, the breaker is open for twice as long as before, but at most for ``longest_s``.
     """
 
     def __init__(self, threshold: int = 5, pause_s: float = 5.0, longest_s: float = 60.0) -> None:

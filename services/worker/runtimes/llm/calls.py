@@ -1,4 +1,4 @@
-"""The calls of an engine. A call collects the engine's events, and tells the engine if it is cancelled.
+"""The calls of an engine. A call collects events, and tells the engine when the call is cancelled.
 
 This folder is copied beside ``model.py``. It runs in Triton's Python, where neither Tidegate nor any package
 but numpy exists.

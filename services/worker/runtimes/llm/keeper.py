@@ -79,8 +79,8 @@ def _children(parent: int) -> list[int]:
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat") as file:
-                    # The name of a process is in parentheses. It may contain spaces and parentheses, so skip
-                    # it up to the last one.
+                    # The name of a process is in parentheses. It may contain spaces and parentheses, so only
+                    # the text after the last parenthesis is read.
                     if int(file.read().rpartition(")")[2].split()[1]) == parent:
                         found.append(int(name))
             except (OSError, ValueError, IndexError):

@@ -37,7 +37,7 @@ def create(plan: dict[str, Any], folder: Path) -> Upstream:
 
 
 class Upstream:
-    """The engine that sends requests to a server that somebody else runs.
+    """An engine that sends requests to a server that somebody else runs.
 
     ``plan``: the fields of ``LlmSpec``, and the model's ``name``.
     """
@@ -235,9 +235,9 @@ class _UpstreamEvents:
 
 
 def estimated_tokens(body: dict[str, Any]) -> int:
-    """Estimate how many tokens a request uses at most: those of its prompt, and those of its longest answer.
+    """Estimate how many tokens a request can use: those of its prompt, and those of its longest answer.
 
-    The number of prompt tokens is estimated from the number of bytes.
+    The tokens of the prompt are estimated from the number of bytes.
     """
     stated = [body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
     # Ignore invalid values: the upstream refuses them, and a negative number would raise the limit.

@@ -32,7 +32,7 @@ class UpstreamRefused(Exception):
 class Upstream:
     """A model of an upstream, and a connection to it.
 
-    If the upstream has closed the connection, a request opens another one, but only one.
+    If the upstream has closed the connection, a request is sent once more, over a new one.
     """
 
     def __init__(self, plan: dict[str, Any], credential: str) -> None:
