@@ -96,7 +96,7 @@ def retry_pause_s(meta: Meta, tries: int) -> float | None:
 
 
 def refusal(found: Collected) -> TidegateError | None:
-    """Return the error of a request that the engine refused; None if it answered."""
+    """Return the error of a request that the engine refused; None if the engine did not refuse it."""
     status = found.meta.status
     if status < 400:
         return None

@@ -33,9 +33,10 @@ def build(
     ``file`` is the file that Triton loads from the version's folder; None means the backend's default. Each
     of the ``gpus`` (numbers inside the replica) gets the Deployment's number of instances.
 
-    Triton cannot describe a tensor with one scalar per row (``dims: []``). If a signature has such a tensor,
-    Triton's batching is off and the dims include the row axis. So callers get exactly the shapes of the
-    signature. Without a signature, the model describes its tensors (Triton's auto-completion).
+    With batching, Triton cannot describe a tensor that has one scalar per row (``dims: []``). If a signature
+    has such a tensor, Triton's batching is off, and the dims include the row axis. So callers still get
+    exactly the shapes of the signature. Without a signature, the model describes its tensors (Triton's
+    auto-completion).
     """
     signature = version.signature
     parameters = {"threads": str(deployment.threads)}

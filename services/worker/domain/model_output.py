@@ -1,4 +1,4 @@
-"""Split the output of a model and its Triton into lines, and limit how much of it is kept."""
+"""Split the output of a model and its Triton into lines, and limit how much output is stored."""
 
 from __future__ import annotations
 
