@@ -28,10 +28,10 @@ from tidegate.kernel.store import JobStore, Store
 
 
 class Worker:
-    """One replica as a process, with an HTTP server for health and metrics.
+    """A worker process, with an HTTP server for health and metrics.
 
-    A worker of the warm pool waits until it is assigned a replica. A scratch replica verifies a
-    version, and may become a replica of it.
+    It runs a replica. A worker of the warm pool first waits until it learns which replica it becomes. A
+    scratch replica first verifies a version. Then it can become a replica of this version.
     """
 
     def __init__(self, settings: WorkerSettings, folder: Path, http_port: int) -> None:

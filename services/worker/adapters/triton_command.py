@@ -10,7 +10,7 @@ from pathlib import Path
 from services.worker.adapters.sandbox import Sandbox
 from services.worker.adapters.triton_install import TritonInstall
 
-# These variables choose the GPUs of a replica, so a Deployment cannot set them.
+# The launcher chooses the GPUs of a replica with these variables, so a Deployment cannot set them.
 _DEVICES = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"})
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -20,8 +20,8 @@ class TritonOptions:
     """The options that differ between Tritons.
 
     ``env`` has the variables of the Deployment; ``TIDEGATE_*`` are ignored. ``secrets`` has variables that no
-    log or report may show. ``response_cache_mb`` is the size of the response cache; 0 means no cache. Model
-    output beyond ``log_bytes_per_s`` is dropped and counted.
+    log or report may show. ``response_cache_mb`` is the size of the response cache; 0 means no cache. What
+    the model prints beyond ``log_bytes_per_s`` is dropped and counted.
     """
 
     replica: str
@@ -42,7 +42,7 @@ def environment(
         dict.fromkeys(_THREADS, str(options.threads))
         | sandbox.environment(home)
         | {key: value for key, value in options.env.items() if _is_the_models(key)}
-        # Makes CUDA number the GPUs like `nvidia-smi`.
+        # With this order, a GPU has the same number in CUDA as in `nvidia-smi`.
         | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         # The launcher finds the worker's processes by this name. A worker of a warm pool keeps the name that
         # it was started with, which differs from the replica's name.
@@ -60,7 +60,7 @@ def arguments(
 ) -> list[str]:
     """Return the options of a tritonserver that serves a repository on Unix sockets in its working folder.
 
-    ``region`` is the prefix for the names of its shared memory.
+    ``region`` is the prefix for the names of Triton's shared memory.
     """
     arguments = [
         f"--id={options.replica}",

@@ -10,9 +10,9 @@ from tidegate.kernel.protocol.statistics import CACHE, COMPUTE, EXECUTIONS, batc
 
 
 def as_json(message: Any) -> dict[str, Any]:
-    """Return a protobuf message in the form of Triton's HTTP API.
+    """Return a protobuf message as a dict, in the form of the JSON of Triton's HTTP API.
 
-    Names are as declared, and 64-bit numbers are numbers, not strings.
+    Field names are as in the ``.proto`` file. 64-bit numbers are numbers, not strings.
     """
     found: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
@@ -37,9 +37,9 @@ def _value(field: Any, value: Any) -> Any:
 
 
 def counts(statistics: Any) -> dict[str, int]:
-    """Return a ``ModelStatistics`` message as a flat dict of counts.
+    """Return the counts and times (in ns) of a ``ModelStatistics`` message as a flat dict.
 
-    The counts do not decrease while the model is loaded.
+    The values do not decrease while the model is loaded.
     """
     found = {EXECUTIONS: statistics.execution_count}
     for part in ("success", "queue", *COMPUTE, *CACHE):

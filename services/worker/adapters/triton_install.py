@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tidegate.kernel.errors import Unavailable
 
-# Prefixes of the variables that are passed on to Triton. A driver or a container engine sets them.
+# Triton inherits the variables of the worker's environment that have these prefixes.
 _PASSED_ON = ("CUDA_", "NVIDIA_", "NCCL_", "TZ", "LANG", "LC_", "HOME", "TMPDIR", "SSL_CERT_", "HF_HOME")
 
 
@@ -20,8 +20,9 @@ class TritonInstall:
 
     ``model_bin`` is the folder of the Python that runs models; None means the system's Python. ``lower_bins``
     are the folders of other Pythons. The models' Python can also import the packages of these Pythons.
-    ``constraints`` are pip's constraints on packages that Triton needs. ``engine_python``: the Python of a
-    language model's engine in a separate environment; None: the model needs none.
+    ``constraints`` limit the package versions that pip may install for a model, because other versions fail
+    in this Triton. ``engine_python`` is the Python of a language model's engine, in an environment of its
+    own; None if no engine needs such an environment.
     """
 
     server: Path
@@ -71,7 +72,7 @@ class TritonInstall:
 
     @property
     def caches_dir(self) -> Path:
-        """Return the folder of this Triton's response caches."""
+        """Return the folder of the libraries that implement this Triton's response caches."""
         return self.server.parent.parent / "caches"
 
     def has_cache(self) -> bool:
@@ -92,7 +93,7 @@ class TritonInstall:
         return replace(self, model_bin=model_bin, lower_bins=(self.python.parent, *self.lower_bins))
 
     def with_engine(self, python: Path) -> TritonInstall:
-        """Return this Triton, but let its models also run the engine in the environment of ``python``."""
+        """Return this Triton, with ``python`` as the Python of a language model's engine."""
         return replace(self, engine_python=python)
 
     def roots(self) -> list[Path]:
@@ -130,7 +131,7 @@ class TritonInstall:
 
 
 def prefixes(python: Path) -> list[Path]:
-    """Return the root folders of a Python: of its environment and of each Python that it links to."""
+    """Return the root folder of a Python, and of each Python that its symbolic links lead to."""
     found, path = [], python.absolute()
     for _ in range(40):  # the kernel follows at most 40 links
         found.append(path.parent.parent)
@@ -147,6 +148,9 @@ def _put_first(environment: dict[str, str], key: str, paths: tuple[Path, ...]) -
 
 
 def _python_libraries(python: Path) -> tuple[Path, ...]:
-    """Return the folder of libpython. By default the loader finds only the system Python's libpython."""
+    """Return the folder of this Python's libpython; an empty tuple if it has none.
+
+    Without this folder, the dynamic loader finds only the libpython of the system's Python.
+    """
     lib = python.resolve().parent.parent / "lib"
     return (lib,) if any(lib.glob("libpython3*.so.*")) else ()

@@ -37,10 +37,10 @@ class TritonProcess:
     models/       the model repository, which the model can read
     home/         the model's HOME, if it runs as a separate user
     run-<n>/      the working folder of the n-th start, with the gRPC and HTTP sockets
-    triton.log    the end of its output
+    triton.log    the last part of the output of Triton and its models
 
-    Only the worker can change ``work_dir`` itself, so a model cannot replace any of these. The metrics are
-    served on a free loopback port.
+    Only the worker can add or remove entries of ``work_dir``, so a model cannot replace these folders. Triton
+    serves its metrics on a free loopback port.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class TritonProcess:
 
     @property
     def target(self) -> str:
-        """Return the target of a gRPC channel."""
+        """Return the address of Triton's gRPC socket, as the target of a gRPC channel."""
         return f"unix:{self._socket('grpc:1')}"
 
     @property
@@ -109,9 +109,9 @@ class TritonProcess:
         return self._work_dir / f"run-{self._starts}"
 
     def _socket(self, name: str) -> str:
-        # A socket's path may have at most 107 bytes. This path is short, because it begins with the
-        # descriptor of an open folder. Each start has new addresses, because all gRPC channels to the same
-        # address share state.
+        # A socket's path can have at most 107 bytes. This path is short, because a file descriptor stands
+        # for the folder. Each start has new addresses. With the same address, a new gRPC channel would share
+        # the state of the channels to the earlier Triton.
         return f"/proc/self/fd/{self._handle}/run-{self._starts}/{name}"
 
     @property
@@ -120,7 +120,10 @@ class TritonProcess:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Start Triton and wait until gRPC accepts calls. Raise Unavailable, with the end of the log."""
+        """Start Triton and wait until gRPC accepts calls.
+
+        Raises Unavailable, with the end of the log, if Triton does not start.
+        """
         self._work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._handle < 0:
             self._handle = os.open(self._work_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -152,7 +155,7 @@ class TritonProcess:
             )
 
     async def wait(self) -> int:
-        """Wait until Triton ends. Return its exit code, or a signal's number as a negative number."""
+        """Wait until Triton ends. Return its exit code; -N if signal N killed it."""
         assert self._process is not None, "not started"
         return await self._process.wait()
 
@@ -170,7 +173,7 @@ class TritonProcess:
         return memory_limit.kills() if self._memory is None else self._memory.kills
 
     def descendants(self) -> list[int]:
-        """Return all descendants of Triton's process."""
+        """Return the pids of all descendants of Triton's process."""
         return descendants(self.pid) if self.running else []
 
     def kill(self) -> None:
@@ -189,8 +192,8 @@ class TritonProcess:
         models = start_ticks(descendants(self.pid))
         if self.running and grace_s > 0:
             self._process.terminate()
-            # Wait only until the models' processes have ended. Triton itself ends up to a second later,
-            # because it checks this only once a second.
+            # Wait only until the models' processes have ended. Triton would end up to a second later,
+            # because it looks only once a second whether they have ended.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     while self.running and any(Path(f"/proc/{pid}").exists() for pid in models):
@@ -206,7 +209,7 @@ class TritonProcess:
         self._let_go()
 
     def tail(self, lines: int = 12) -> str:
-        """Return the last warnings and errors of Triton's log. The first line says if memory ran out."""
+        """Return the last warnings and errors of Triton's log. If memory ran out, the first line says so."""
         self._log.catch_up()
         try:
             with self.log_path.open("rb") as output:
@@ -218,7 +221,7 @@ class TritonProcess:
         lines_to_show = [
             line for line in text.splitlines() if line.strip() and not line.startswith(("I1", "I0", "|", "+"))
         ]
-        # Triton's log does not say why a model's process ended.
+        # Triton's log does not say that memory ran out, so this line says it.
         message = memory_limit.OUT_OF_MEMORY if self._memory is None else self._memory.message
         starved = [message] if self.ran_out_of_memory else []
         return "\n".join([*starved, *lines_to_show[-lines:]])
@@ -276,7 +279,7 @@ class TritonProcess:
         return False
 
     def _sweep(self) -> None:
-        """Remove the remains of a killed Triton: its Python stubs (killed), shared memory and sockets."""
+        """Kill the Python stubs of a Triton that ended, and remove its shared memory and sockets."""
         for pid in naming(self._region):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)

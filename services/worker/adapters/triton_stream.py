@@ -12,9 +12,9 @@ import grpc
 from tidegate.kernel import tasks
 from tidegate.kernel.errors import ModelFailed
 
-# Triton up to 25.01 may crash if a stream is cancelled while Triton sends on it (Triton's issue 8034). Of
-# streams that send without a pause, one in a few hundred cancellations crashed Triton. So a stream is
-# cancelled when nothing has arrived for QUIET_S seconds. If it never pauses, it is cancelled after LEAVE_S.
+# Triton up to 25.01 may crash if a stream is cancelled while Triton sends on it (Triton's issue 8034). When
+# Triton sent without a pause, one in a few hundred cancellations crashed it. So a stream is cancelled only
+# when nothing has arrived for QUIET_S seconds. If it never pauses, it is cancelled after LEAVE_S seconds.
 QUIET_S = 0.003
 LEAVE_S = 5.0
 
@@ -23,20 +23,21 @@ EMPTY_FINAL = "triton_enable_empty_final_response"
 
 
 class TritonStreams:
-    """The streams of one channel, including running streams that their callers have left."""
+    """The streams of one gRPC channel, including streams that still run but that nobody reads any more."""
 
     def __init__(self, method: Any) -> None:
         self._method = method
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Cancel the running streams that their callers have left."""
+        """Cancel the running streams that nobody reads any more."""
         await tasks.end(*self._leaving)
 
     async def answers(self, request: Any) -> AsyncGenerator[Any]:
         """Yield each ``ModelInferResponse`` to a ``ModelInferRequest`` when the model sends it.
 
-        Closing the generator cancels the request in Triton. Raises ModelFailed and ``AioRpcError``.
+        Closing the generator cancels the request in Triton. Raises ModelFailed if Triton answers with an
+        error, and ``AioRpcError`` if the call fails.
         """
         request.parameters[EMPTY_FINAL].bool_param = True
         call = self._method((request,))
@@ -65,7 +66,7 @@ class TritonStreams:
 
 
 async def _leave(call: Any, reading: asyncio.Future[Any] | None) -> None:
-    """Wait until a call ends or sends nothing for QUIET_S, for up to LEAVE_S. Then cancel it."""
+    """Wait until a call ends or pauses for QUIET_S seconds, but at most LEAVE_S seconds. Then cancel it."""
     give_up_at = time.monotonic() + LEAVE_S
     try:
         while reading is not None and time.monotonic() < give_up_at:

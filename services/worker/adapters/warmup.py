@@ -73,7 +73,10 @@ def _verify(check: OutputCheck, answer: Any, rows: int) -> None:
 
 
 async def _first_answer(client: TritonClient, request: Any, timeout_s: float) -> None:
-    """Wait only for the first answer, up to ``timeout_s``: a decoupled model may send none, or never stop."""
+    """Wait at most ``timeout_s`` for the first answer, and ignore the others.
+
+    A decoupled model may send no answer, or may never stop sending.
+    """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s), aclosing(client.stream(request)) as answers:
             await anext(answers, None)

@@ -1,4 +1,4 @@
-"""Consumes a Deployment's jobs over AMQP, from one queue per level, on a separate connection."""
+"""Consumes a Deployment's jobs over AMQP, from one queue per priority level, on a separate connection."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ TOKEN_SIZE = 8
 
 
 class JobConsumer:
-    """Consumes the three job queues of a Deployment while it is open, and settles each message once."""
+    """Consumer of a Deployment's three job queues. While it is open, it takes jobs.
+
+    It settles each message exactly once.
+    """
 
     def __init__(self, amqp_url: str, deployment: str, publisher: ReplyPublisher, jobs: JobScheduler) -> None:
         self._queues = {level: jobs_queue(deployment, level) for level in LEVELS}
@@ -89,20 +92,23 @@ class JobConsumer:
         return job.channel is self._channel
 
     async def dead_letter(self, job: QueuedJob) -> None:
-        """Publish a job without attempts left to the router; return after the broker's confirm."""
+        """Publish a job that has no attempts left, for the router. Return after the broker's confirm."""
         safe = bool(job.request.flags & envelope.RETRY_SAFE)
         body = envelope.pack(envelope.REQUESTS, [job.request.raw])
         cause = EXHAUSTED if safe else NOT_RETRIED
         await self._publisher.publish_exception(body, cause, None, queue=self._queues[job.level].name)
 
     def ack(self, group: Sequence[QueuedJob]) -> None:
-        """Ack the messages of jobs. The message of a leased job is already acked."""
+        """Ack the messages of jobs. Leased jobs are skipped, because their messages are already acked."""
         channel = self._channel
         if channel is not None:
             self._ack(channel, [job.tag for job in group if job.channel is channel and job.leased_at is None])
 
     def nack(self, group: Sequence[QueuedJob]) -> None:
-        """Requeue the messages of jobs, for any worker. The message of a leased job is already acked."""
+        """Requeue the messages of jobs, so that any worker can get them.
+
+        Leased jobs are skipped, because their messages are already acked.
+        """
         channel = self._channel
         if channel is None:
             return
@@ -143,7 +149,7 @@ class JobConsumer:
         self._jobs.discard_waiting()
 
     async def _update_consumers(self) -> None:
-        """Start consumers with the desired prefetch if this consumer is open. Else cancel them."""
+        """Replace the AMQP consumers by new ones with the desired prefetch. If closed, only cancel them."""
         async with self._changing:
             channel, consumers = self._channel, self._consumers
             if channel is None:

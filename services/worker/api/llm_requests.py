@@ -41,19 +41,24 @@ from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
-# The broker deletes a replica's own queues after a few minutes without use.
+# Seconds between two declarations of a replica's own queues. Without them, the broker would delete queues
+# that nobody has used for a few minutes.
 RENEW_S = 15.0
 RETRY_S = 0.2
 # After a queue was empty, it is not read again for this many seconds, because each read is a round trip to
 # the broker. The free slot stays unused during that round trip.
 EMPTY_S = 0.1
 BLOCKED_POLL_S = 1.0
-# The broker adds this header if a message waited too long for a replica and was moved to another queue.
+# The broker adds this header when it moves a message to a shared queue. It moves messages that waited too
+# long in a replica's own queue.
 MOVED = "x-death"
 
 
 class LlmRequestConsumer:
-    """Takes the requests of a Deployment while it is open, and settles their deliveries."""
+    """Consumer of a Deployment's requests. While it is open, it takes requests.
+
+    It settles their deliveries.
+    """
 
     def __init__(
         self,
@@ -131,9 +136,9 @@ class LlmRequestConsumer:
 
     @property
     def holds(self) -> int:
-        """Return how many requests to publish for this worker: one more than it has slots.
+        """Return how many requests the gateways should publish for this worker: its slots plus one.
 
-        So a request waits in the broker when a slot becomes free.
+        So a request already waits in the broker when a slot becomes free.
         """
         return self._scheduler.max_calls + 1
 
@@ -160,7 +165,7 @@ class LlmRequestConsumer:
 
     async def _on_setup(self, channel: Channel) -> None:
         for source, queue in self._queues.items():
-            # A worker has no right to bind queues. The owners of the shared queues bind them.
+            # A worker has no right to bind the shared queues. Their owners bind them.
             await channel.declare(queue, bind=source.own)
         # The right to declare an exchange includes the right to delete it, so only its owner declares it.
         await channel.find(WORKERS)
@@ -241,7 +246,7 @@ class LlmRequestConsumer:
         return False
 
     async def _consume(self, channel: Channel) -> None:
-        """Consume all queues. Start the consumers together, because each round trip would delay a request."""
+        """Consume all queues. Start all consumers at the same time, so that it takes only one round trip."""
         self._overflowed = False
         # Each prefetch is the number of slots. So when one queue alone fills all slots, the broker sends no
         # more messages of this queue.
@@ -290,8 +295,9 @@ class LlmRequestConsumer:
         received = time.monotonic()
         for request in requests:
             if MOVED in delivery.headers:
-                # The replica that died may have sent the beginning of an answer. The new attempt number tells
-                # the gateway that the next chunks are from another answer.
+                # A moved message is not marked as redelivered. But a replica that died may have sent the
+                # beginning of an answer to it. The new attempt number tells the gateway that the next chunks
+                # are from another answer.
                 request = request._replace(attempt=min(request.attempt + 1, 255))
             item = QueuedRequest(request, unacked, received)
             if delivery.redelivered:

@@ -38,10 +38,10 @@ SEQUENCE_PREFETCH = 512
 
 
 class RequestConsumer:
-    """Consumes a Deployment's queue of requests while it is open, and settles their deliveries.
+    """Consumer of a Deployment's requests. While it is open, it takes requests.
 
-    ``sequences``: the replica's own queue, for the requests of its sequences. It is always consumed, because
-    no other replica can run them.
+    It settles their deliveries. ``sequences`` is the replica's own queue, for the requests of its sequences.
+    This queue is always consumed, because no other replica can run these requests.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class RequestConsumer:
         self._scheduler: BatchScheduler | None = None
         self._claim_fetcher = ClaimFetcher(claims, publisher, fetch_bytes, self._on_fetched, self.settle)
         self._suspects = SuspectConsumer(queue, publisher, self)
-        # No confirms are needed: a reply is sent before the ack of its request, and the broker keeps this
-        # order.
+        # No confirms are needed. A reply is sent before the ack of its request. So if the broker does not get
+        # the reply, it does not get the ack either, and delivers the request again.
         self.connection = Connection(
             amqp_url, "worker-in", self._on_setup, self._on_down, confirms=False, fast=True
         )
@@ -213,10 +213,10 @@ class RequestConsumer:
             self._scheduler.discard_waiting()
 
     async def _update_consumer(self) -> None:
-        """Start a consumer with the desired prefetch if this consumer is open. Else cancel it.
+        """Replace the AMQP consumer by one with the desired prefetch. If closed, only cancel it.
 
-        A broker that is short of memory reads nothing from this connection. Then return early: the consumer
-        changes when the broker reads again.
+        A broker that is short of memory reads nothing from this connection. Then return early. The consumer
+        is replaced when the broker reads again.
         """
         changing = self._tasks.start(self._replace_consumer())
         while not (await asyncio.wait({changing}, timeout=BLOCKED_POLL_S))[0]:
@@ -241,7 +241,7 @@ class RequestConsumer:
 
     @property
     def holds(self) -> int:
-        """Return how many requests to publish to keep this worker busy; 0 if not known yet."""
+        """Return how many requests the gateways should publish to keep this worker busy; 0 if unknown."""
         scheduler = self._scheduler
         if scheduler is None or not self._prefetch:
             return 0
@@ -323,7 +323,8 @@ class RequestConsumer:
 
     async def _retry(self, channel: Channel, delivery: Delivery, requests: list[Request]) -> None:
         for request in requests:
-            # The dead worker may not have started the request, or may have run other requests with it.
+            # The request did not surely run alone. The dead worker may not have started it, or may have run
+            # other requests with it.
             await self._publisher.retry_or_give_up(request, delivery.reply_to or "", alone=False)
         self._ack(channel, [delivery.tag])
 

@@ -69,7 +69,7 @@ class SuspectConsumer:
         await tasks.end(self._task)
 
     async def _run(self) -> None:
-        # When a worker starts, it runs the suspects that earlier workers have left.
+        # A new worker runs the suspects that are already in the queue.
         at_once = True
         while True:
             with contextlib.suppress(TimeoutError):
@@ -131,7 +131,10 @@ class SuspectConsumer:
     async def _run_one(
         self, channel: Channel, scheduler: BatchScheduler, delivery: Delivery
     ) -> asyncio.Task[None] | None:
-        """Run a suspect for up to ``HOLD_S`` seconds. Return its call if it still runs then, or None."""
+        """Start a suspect, and wait at most ``HOLD_S`` seconds for its end.
+
+        Return its call if the call still runs then, or None.
+        """
         item = await self._deliveries.read_suspect(channel, delivery)
         if item is None:
             return None

@@ -1,4 +1,4 @@
-"""Runs requests: take them from the backlog, call the model, reply, settle their deliveries.
+"""Runs requests: takes them from the backlog, calls the model, replies, and settles their deliveries.
 
 Deadlines, retries and cancellations apply to single requests, never to a whole message. A delivery is acked
 when each of its requests was answered, was cancelled, has expired, or was published again. It is never
@@ -58,8 +58,8 @@ class BatchScheduler:
     publisher sends the replies, and then ``settle`` is called.
 
     ``on_lost`` is called with a model whose server ended during a call. After that, no call starts until
-    :meth:`use` is called with a model. ``sequences``: the sequences of a stateful model; None: it is not
-    stateful.
+    :meth:`use` is called with a model. ``sequences`` describes the sequences of a stateful model. It is None
+    if the model is not stateful.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class BatchScheduler:
         self._settle = settle
         self._send_replies = send_replies
         self._limits = limits
-        # Copied from `limits`, because each call reads these values.
+        # Copied from `limits` to save time, because each call reads these values.
         self._max_rows = limits.max_rows
         self._max_concurrency = limits.max_concurrency
         self._window_s = limits.window_s
@@ -219,7 +219,7 @@ class BatchScheduler:
             self._on_lost(model)
 
     def take_waiting(self) -> list[QueuedRequest]:
-        """Remove and return the requests that are in no call. The caller sends them to other replicas."""
+        """Remove and return the requests that are in no call, so that other replicas can get them."""
         return [*self.backlog.take_all(), *self.streams.take_waiting()]
 
     def _open_calls(self) -> int:
@@ -239,10 +239,10 @@ class BatchScheduler:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Wait until no call is open. Then only :meth:`call_alone` can start a call in the ``async with``.
+        """Wait until no call is open. Inside the ``async with``, only :meth:`call_alone` can start a call.
 
-        If the model server is lost during this call, its request is to blame. After ``OTHERS_END_S`` seconds,
-        wait only until ``max_concurrency`` allows one more request.
+        If calls are still open after ``OTHERS_END_S`` seconds, wait only until ``max_concurrency`` allows one
+        more request.
         """
         async with self._isolating:
             self._paused = self.streams.paused = True
@@ -292,7 +292,7 @@ class BatchScheduler:
         self._cancelled = {id_: at for id_, at in self._cancelled.items() if now - at < CANCELLED_KEPT_S}
         self._cancelled |= dict.fromkeys(ids, now)
         for task, group in self._calls.items():
-            # The state of a sequence would be unknown after a cancelled call.
+            # A call of a sequence is not cancelled, because the sequence's state would be unknown after that.
             if group[0].sequence is None and all(item.request.id in self._cancelled for item in group):
                 self._cancelled_calls.add(task)
                 task.cancel()
@@ -415,7 +415,8 @@ class BatchScheduler:
             ledger.waste(mark, "cancelled", len(group))
             raise
         ledger.answered(mark, group, time.time() * 1e3, self._cancelled)
-        # Replies are sent first. The call is counted before `_publish_replies`, which waits for the broker.
+        # Send the replies first, because callers wait for them. Count the call before `_publish_replies`,
+        # because that may wait long for the broker.
         unsent = self._reply(group, replies)
         count_success(self.stats, group, started, spent)
         self._count("ok", group)
@@ -465,7 +466,7 @@ class BatchScheduler:
     def _reply(
         self, group: list[QueuedRequest], frames: Sequence[Buffer | Reply], *, answered: bool = True
     ) -> Mapping[str, Sequence[Buffer | Reply]]:
-        """Send the replies immediately. If that is impossible, return them by gateway; else return {}."""
+        """Send the replies immediately. If that is impossible, return them grouped by gateway; else {}."""
         by_gateway: dict[str, list[Buffer | Reply]] = defaultdict(list)
         for item, frame in zip(group, frames, strict=True):
             by_gateway[item.delivery.reply_to].append(frame)

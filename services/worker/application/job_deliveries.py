@@ -21,4 +21,4 @@ class JobDeliveries(Protocol):
         """Return True if the channel of the job's message is still open."""
 
     async def dead_letter(self, job: QueuedJob) -> None:
-        """Publish a job without attempts left to the router; return after the broker's confirm."""
+        """Publish a job that has no attempts left, for the router. Return after the broker's confirm."""

@@ -1,7 +1,7 @@
 """Leases for jobs that run longer than the broker's ack timeout, or that have lost their channel.
 
-A lease is a time in the job's record: until then, this worker has the job. The worker renews it while it
-lives. The message of a leased job is acked. If the lease expires, the router publishes the job again.
+A lease is a time in the job's record. Until that time, this worker has the job. The worker renews its leases
+while it lives. The message of a leased job is acked. If a lease expires, the router publishes the job again.
 """
 
 from __future__ import annotations
@@ -94,13 +94,14 @@ class JobLeases:
         await self._read_records([job for job in unread if not job.ended], now)
 
     def _is_current(self, job: QueuedJob, attempt: int) -> bool:
-        """Return True if this worker still has the job, and its attempt has not changed since the call."""
+        """Return True if this worker still has the job in this attempt. Both may change during a call."""
         return self._jobs.by_id.get(job.id) is job and job.attempt == attempt and not job.take_pending
 
     def _is_due(self, job: QueuedJob, now: float) -> bool:
         if job.leased_at is not None:
             return now - job.leased_at >= RENEW_S
-        # A job may wait for a long time. Without a lease, a restart of the host would count as a delivery.
+        # A job can wait for a long time, and its host can restart. Without a lease, the broker would then
+        # deliver the job again, and the number of deliveries is limited.
         return job.waits or now - job.delivered >= self._max_unacked_s or not self._deliveries.can_ack(job)
 
     async def _lease(self, job: QueuedJob, lease_s: float) -> bool:
@@ -108,9 +109,9 @@ class JobLeases:
         return await self._store.lease(job.id, job.attempt, self._replica, until_ms)
 
     def _apply(self, job: QueuedJob, ours: bool, now: float) -> None:
-        """Act on the store's answer to a lease. ``ours``: this worker has the lease."""
+        """Act on the store's answer to a lease. ``ours``: True if this worker has the lease."""
         if not ours:
-            if not job.ended:  # if the job has ended, the store will also reject the record of its end
+            if not job.ended:  # a job that has ended is dropped when the store rejects the record of its end
                 self._jobs.drop_lost(job)
             return
         if job.leased_at is None:

@@ -57,7 +57,7 @@ class JobRecords:
     async def take(self, group: Sequence[QueuedJob], *, alone: bool = False) -> list[Taken]:
         """Set the records of jobs to ``running`` in this worker. Return the store's outcome for each job.
 
-        ``alone``: the job will be alone in the model. Raises Unavailable.
+        ``alone``: True if the job will run alone in the model. Raises Unavailable if the store fails.
         """
         return await self._store.take(
             [

@@ -157,9 +157,10 @@ class JobScheduler:
             self._ack_and_forget([job])
 
     def release_waiting(self, received_before: float) -> list[QueuedJob]:
-        """Remove and return the waiting jobs that this worker received before a time of its monotonic clock.
+        """Remove and return the waiting jobs that this worker received at ``received_before`` or earlier.
 
-        A job stays if its record may say ``running``. Otherwise the next worker would count a lost attempt.
+        The time is one of the monotonic clock. A job whose record may say ``running`` stays here, because the
+        next worker would count a lost attempt.
         """
         return self._release(lambda job: job.received <= received_before and not job.take_pending)
 
@@ -183,7 +184,7 @@ class JobScheduler:
     # --- take ------------------------------------------------------------------------------------------
 
     async def _take(self, group: list[QueuedJob]) -> None:
-        """Set the records of jobs to ``running`` here. The jobs that may run then wait for a call."""
+        """Set the records of jobs to ``running``. The jobs that the store lets run then wait for a call."""
         group = [job for job in group if not job.ended]
         for job in group:
             job.started = job.take_pending = True
@@ -365,7 +366,7 @@ class JobScheduler:
     async def _wait_for_upstream(
         self, model: Model, group: list[QueuedJob], failure: CallFailure[QueuedJob]
     ) -> bool:
-        """Wait for an upstream that is away, then call the model again with the jobs that are left.
+        """Wait for an upstream that is away. Then call the model again with the jobs that have not ended.
 
         Return False, without a wait, if the jobs must fail now.
         """

@@ -221,14 +221,14 @@ class ReplicaLifecycle:
     # --- events of the model ---------------------------------------------------------------------------
 
     def _use(self, serving: ReplicaServing, model: Model) -> None:
-        """Call a model that was just loaded, and watch its processes."""
+        """Let the scheduler call a model that was just loaded, and watch the model's processes."""
         self._triton.watch(model)
         serving.scheduler.use(model)
         if self._assignment.version.format == "llm":
             self._engine.use(model)
 
     def _on_lost(self, model: Model) -> None:
-        """Find out if Triton still runs after a call was lost. The kernel may report its end only later."""
+        """Find out if Triton still runs after a call was lost. The kernel may report Triton's end later."""
         assert self._serving is not None
         self._triton.probe(model, self._serving.scheduler.use)
 

@@ -88,7 +88,7 @@ class LlmScheduler:
             jobs.wake, jobs.on_lost, jobs.alone = self._wake, self._on_model_lost, self._job_slot
         LLM_SLOTS.set(room.slots)
 
-    # A suspect never runs alone in a language model, so every loss counts.
+    # A suspect never runs alone in a language model. So no loss of the model server is excused by a suspect.
     suspect_died = False
     # A language model keeps no sequences of Triton.
     kept_sequences = sequence_slots = 0
@@ -197,7 +197,7 @@ class LlmScheduler:
             del self._cancelled[oldest]
 
     def take_waiting(self) -> list[QueuedRequest]:
-        """Remove and return the requests that have not started. The caller sends them to other replicas."""
+        """Remove and return the requests that have not started, so that other replicas can get them."""
         waiting = list(self._waiting)
         self._waiting.clear()
         return waiting
@@ -240,8 +240,8 @@ class LlmScheduler:
             if reason is None:
                 self._start(item, self._run(model, item), tokens)
             elif reason == "expired" and item.request.attempt:
-                # The request may have run on another worker before, so its caller may have a part of the
-                # answer.
+                # The request may have run on another worker before. Then its caller has a part of the answer,
+                # and must learn that the rest will not come.
                 self._start(item, self.answer_lost(item))
             else:
                 self._finish(item, reason)
@@ -355,7 +355,7 @@ class LlmScheduler:
 
 
 def _tokens(item: QueuedRequest) -> int:
-    """Return the estimated tokens of a request: its prompt and its answer; 0 if the gateway did not say."""
+    """Return the estimated number of tokens of a prompt and its answer; 0 if the gateway sent no estimate."""
     try:
         tokens = envelope.read_call_key(item.request.key).parameters.get(KV_TOKENS, 0)
     except envelope.Undecodable:

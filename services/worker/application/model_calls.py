@@ -152,7 +152,7 @@ def replies_to(
 def _reply_keys(
     group: Sequence[Queued], tensors: tuple[Tensor, ...], parameters: dict[str, Any]
 ) -> list[bytes]:
-    """Return the key of each reply: its outputs, and its share of the answer's parameters."""
+    """Return the key of each reply. It describes the reply's outputs, and has its part of the parameters."""
     if not parameters:
         return [envelope.result_key(tensors)] * len(group)
     shares = split_parameters(parameters, [item.request.rows for item in group])
@@ -195,10 +195,10 @@ def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spe
 
 
 def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: float, spent: float) -> None:
-    """Add a request that had one of a decoupled model's ``slots``.
+    """Add a request that had one of a decoupled model's ``slots`` to the statistics.
 
     Up to ``slots`` requests share the worker's time, so each adds its duration divided by ``slots``.
-    ``call_ms`` stays unknown, because a stream's duration does not predict its first chunk.
+    ``call_ms`` stays unknown, because a stream's duration does not predict when its first chunk comes.
     """
     stats.completed += 1
     stats.busy_s += spent / slots
@@ -209,7 +209,7 @@ def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: floa
 
 
 def count_stream_time(stats: WorkStats, mark: int, item: Queued, outcome: str | CallFailure[Any]) -> None:
-    """Add the time of a stream, or of a request to a language model, that began at ``mark``.
+    """Add the time of a stream, or of a request to a language model, to the statistics. It began at ``mark``.
 
     ``outcome``: the result of ``send_answers``.
     """

@@ -34,11 +34,14 @@ class ModelLoader:
         self.caveat = ""
 
     async def prepare(self) -> list[str]:
-        """Write the model repository; return the models to load, in order. Raises ModelFailed."""
+        """Write the model repository. Return the models in the order in which to load them.
+
+        Raises ModelFailed.
+        """
         return await asyncio.to_thread(self._write, replica_gpus(self._deployment.resources))
 
     async def load(self, client: TritonClient, models: Sequence[str], tail: Callable[[], str]) -> None:
-        """Load the models. ``tail`` returns the end of Triton's log. Raises ModelFailed."""
+        """Load the models. ``tail`` returns the end of Triton's log. Raises ModelFailed if a load fails."""
         try:
             await self._load(client, models, tail)
         except ModelFailed as error:

@@ -1,4 +1,4 @@
-"""Watches a replica's model: its processes may end or be stopped, and its answers may stop."""
+"""Watches a replica's model, because its processes can end or be stopped, and it can stop answering."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ class ModelWatchdog:
     def record_death(self, code: int, *, excused: bool = False) -> float:
         """Record that a model server ended with this exit code. Return the seconds until its next start.
 
-        ``excused``: a suspect ran alone in the server, so this request is to blame, not the model.
+        ``excused``: True if a suspect ran alone in the server, so that this request is to blame, not the
+        model.
         """
         assert self._triton is not None
         self.end()

@@ -32,8 +32,8 @@ log = telemetry.logger(__name__)
 class PreparedModel:
     """A written model repository, and the options of the Triton that will serve it.
 
-    ``models`` are loaded in this order. Requests go to the last one. ``embedded``: the recipe and
-    the samples in the file of a model of a lower precision.
+    ``models`` are loaded in this order. Requests go to the last one. ``embedded`` has the precision and the
+    samples that the file of a lower-precision model contains. It is None for other models.
     """
 
     install: TritonInstall
@@ -91,8 +91,8 @@ class Preparation:
     async def prepare(self, install: TritonInstall, registry_url: str, token: str) -> PreparedModel:
         """Fetch and check the artifact, and write the model repository.
 
-        ``token`` lets the replica download the artifact from the registry. If there are trusted keys, raise
-        ModelFailed unless a trusted key has signed the artifact.
+        ``token`` lets the replica download the artifact from the registry. Raises ModelFailed if the settings
+        name trusted signing keys, and none of them has signed the artifact.
         """
         self._on_step("fetching the artifact")
         with self._phases.measure("fetch"):

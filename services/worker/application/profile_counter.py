@@ -28,7 +28,10 @@ MAX_PREDICTIONS = 2500
 
 
 class ProfileCounter:
-    """Counts calls by column. Rows that are sampled before the bins are known are counted later."""
+    """Counts the values of sampled calls, separately for each column.
+
+    Rows that are sampled before the bins are known are counted later.
+    """
 
     def __init__(self, replica: str, redact: Collection[str] = (), keep_rows: int = 0) -> None:
         self._replica = replica
@@ -85,9 +88,9 @@ class ProfileCounter:
         return kept
 
     def take(self, rows_key: str = "", rows: int = 0) -> bytes | None:
-        """Return the counts since the last call, as a message; None if nothing was counted.
+        """Return what was counted since :meth:`take` was last called, as a message; None if nothing was.
 
-        ``rows_key``: the blob with the last ``rows`` raw rows.
+        ``rows_key`` is the key of the blob with the raw rows of this time, and ``rows`` is their number.
         """
         piece = ProfilePiece(self._replica, self._begin, time.time(), self._bins_id)
         piece.rows_key, piece.rows = rows_key, rows
@@ -103,7 +106,7 @@ class ProfileCounter:
         return piece.to_bytes()
 
     def _count_calls(self, calls: Sequence[SampledCall]) -> None:
-        """Count calls with the same key together, because numpy is slow with few rows."""
+        """Count calls that have the same call key together, because numpy is slow with few rows."""
         try:
             rows = rows_of(calls)
             columns = Columns(len(rows))

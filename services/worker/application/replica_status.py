@@ -8,7 +8,8 @@ from tidegate.kernel.protocol.presence import ReplicaState
 
 
 class ReplicaStatus:
-    """State and message of a worker. ``failed``: it could not serve, and its process exits with an error.
+    """State and message of a worker. ``failed`` is True if it could not serve. Then its process exits with an
+    error.
 
     While a replica drains, its state stays ``draining`` until it fails.
     """

@@ -1,4 +1,4 @@
-"""Sample the inputs and outputs of calls into profiles, without a delay of requests.
+"""Sample the inputs and outputs of calls into profiles, without delaying requests.
 
 The scheduler only adds references to a bounded buffer, while the limit of rows per second allows it. A thread
 counts the rows in batches, and a task publishes the counts. Rows that do not fit into the buffer are dropped,
@@ -32,12 +32,12 @@ T = TypeVar("T")
 BATCH_ROWS, BATCH_S = 256, 5.0
 # The counts are published after this many seconds, or after this many rows.
 PUBLISH_S, PUBLISH_ROWS = 10.0, 1000
-# Until the bins are known, the counts are published after this many seconds. The router computes the bins.
+# Until the router has computed the bins, the counts are published after this many seconds.
 LEARN_S = 2.0
 MAX_ROWS, MAX_BYTES = 2048, 16 * 2**20
-# Requests up to this many bytes are copied: a reference would keep a whole envelope in memory.
+# Requests up to this many bytes are copied, because a reference would keep a whole envelope in memory.
 COPIED_BYTES = 64 * 1024
-# The shortest time in seconds between two refills of the limit.
+# Seconds between two refills of the rows that may be sampled.
 REFILL_S = 0.1
 UNSENT_KEPT = 20
 # Raw rows are deleted after this many seconds, or when there are more than the Deployment keeps.
@@ -59,9 +59,9 @@ class Counter(Protocol):
         """Remove and return the raw rows to keep, as lines of JSON."""
 
     def take(self, rows_key: str = "", rows: int = 0) -> bytes | None:
-        """Return the counts since the last call, as a message; None if nothing was counted.
+        """Return what was counted since :meth:`take` was last called, as a message; None if nothing was.
 
-        ``rows_key``: the blob with the last ``rows`` raw rows.
+        ``rows_key`` is the key of the blob with the raw rows of this time, and ``rows`` is their number.
         """
 
     @property
@@ -88,7 +88,7 @@ class StreamSample:
 
 
 class Sampler:
-    """Samples up to ``rows_per_s``. ``wants`` is False while no more rows may be added.
+    """Samples up to ``rows_per_s`` rows a second. ``wants`` is False while no more rows may be added.
 
     ``counter_of`` creates the counter in the sampler's thread, because the import of numpy takes long.
     """
@@ -158,7 +158,7 @@ class Sampler:
         )
 
     def stream(self, trace: bytes) -> StreamSample | None:
-        """Return a sample of one stream; None if no more rows may be added now."""
+        """Return a new sample, which takes the answers of one stream; None if no row may be added now."""
         return StreamSample(self, trace) if self.wants else None
 
     def add_stream(self, sample: SampledStream) -> None:
@@ -218,7 +218,7 @@ class Sampler:
         return LEARN_S if self._learning else BATCH_S
 
     async def _count(self) -> None:
-        """Count the samples in the thread."""
+        """Count the waiting samples in the sampler's thread."""
         samples, rows = self._samples, self._rows
         if not samples:
             return
@@ -249,7 +249,10 @@ class Sampler:
             return
 
     async def _store_rows(self, counter: Counter) -> tuple[str, int]:
-        """Store the raw rows. Return their key and number; ("", 0) if there are none, or the store failed."""
+        """Store the raw rows in a blob. Return its key and the number of rows.
+
+        Return ("", 0) if there are no rows, or if the blob store failed.
+        """
         lines = await self._in_thread(counter.take_rows)
         if not lines:
             return "", 0

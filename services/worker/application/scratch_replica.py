@@ -1,8 +1,8 @@
 """A scratch replica: it loads a version in a separate Triton, checks it, measures it, and reports.
 
 It opens no queue, so it never gets a request. It reports in its heartbeats until the autoscaler ends it. If
-the version is verified, the worker may become the first replica of a Deployment. Then the worker and Triton
-do not start again.
+the version is verified, the worker can become the first replica of a Deployment. Then the worker and Triton
+just keep running.
 """
 
 from __future__ import annotations
@@ -106,7 +106,10 @@ class ScratchReplica:
         self.ended.set()
 
     async def wait(self) -> tuple[Assignment, TritonProcess] | None:
-        """Wait for the end. Return the replica to become, and the running Triton; None if it must exit."""
+        """Wait for the end. Return the replica that this worker becomes, and the running Triton.
+
+        Return None if the worker must exit.
+        """
         await self.ended.wait()
         if self._assigned is None or self._triton is None:
             return None
@@ -169,7 +172,8 @@ class ScratchReplica:
         try:
             return await self._verify(limit_s)
         except TimeoutError:
-            # If the model is not prepared yet, the cause may be a slow artifact store.
+            # The version is rejected only if its model was prepared. Before that, the cause may be a slow
+            # artifact store.
             return self._outcome_of(
                 "rejected" if self._models else "interrupted",
                 f"The version did not load within {limit_s:g} s; the last step: {self._status.message}.",
@@ -229,7 +233,10 @@ class ScratchReplica:
         return client
 
     async def _signature(self, client: TritonClient, model: str) -> Signature:
-        """Return the registered signature, or else Triton's. ``decoupled`` is always Triton's."""
+        """Return the registered signature; if there is none, Triton's.
+
+        Its field ``decoupled`` always comes from Triton.
+        """
         loaded = await client.signature(model)
         registered = self._assignment.version.signature or loaded
         return registered.model_copy(update={"decoupled": loaded.decoupled})

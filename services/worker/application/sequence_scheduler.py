@@ -1,4 +1,4 @@
-"""Run the requests of sequences in order. Each sequence has at most one call, with one request.
+"""Run the requests of sequences in order. Each sequence has at most one open call, with one request.
 
 The model server keeps the state. It may run requests of several sequences together. A request never runs
 twice, because that would change the state.
@@ -47,15 +47,16 @@ class Calls(Protocol):
 
 
 class SequenceScheduler:
-    """Runs the requests of the sequences that this replica keeps, at most ``slots`` at the same time.
+    """Runs the requests of the sequences that this replica keeps. It has room for ``slots`` sequences.
 
-    ``fetch`` fetches the tensors of a large request; it returns False if it has answered with an error.
+    ``fetch`` fetches the tensors of a large request. It returns False if it has answered with an error.
     """
 
     def __init__(
         self, spec: SequenceSpec, instances: int, calls: Calls, max_concurrency: int | None = None
     ) -> None:
-        # Each sequence has at most one call, so this also limits the calls.
+        # Each sequence has at most one open call. So with this number of sequences, the calls also stay
+        # within `max_concurrency`.
         self.slots = min(spec.slots * instances, max_concurrency or sys.maxsize)
         self._idle_s = spec.idle_ms / 1e3 + IDLE_MARGIN_S
         self._calls = calls
@@ -90,7 +91,7 @@ class SequenceScheduler:
     def add(self, item: QueuedRequest, *, again: bool = False) -> None:
         """Run a request after the earlier requests of its sequence.
 
-        ``again``: the broker has delivered the request again, because the connection was lost.
+        ``again``: True if the broker delivers the request again, because the connection was lost.
         """
         try:
             key = envelope.read_call_key(item.request.key)
@@ -227,7 +228,10 @@ class SequenceScheduler:
     # --- refuse ----------------------------------------------------------------------------------------
 
     def _take_over(self, item: QueuedRequest, kept: KeptSequence | None, mark: SequenceMark) -> None:
-        """Settle a request that this worker had before the connection was lost. It must not run twice."""
+        """Handle a request that this worker already had before the connection was lost.
+
+        The request must not run twice.
+        """
         current = kept.current if kept is not None else None
         if current is not None and current.request.id == item.request.id:
             current.delivery = item.delivery

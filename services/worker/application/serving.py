@@ -43,14 +43,14 @@ class Requests(Consumer, Protocol):
 
     @property
     def holds(self) -> int:
-        """Return how many requests to publish to keep this worker busy; 0 if not known yet."""
+        """Return how many requests the gateways should publish to keep this worker busy; 0 if unknown."""
 
     def requeue_waiting(self) -> None:
         """Publish the waiting requests to the queue again, if other replicas consume it."""
 
 
 class Scheduler(Protocol):
-    """The scheduler of the requests and jobs of a model. Language models have a separate scheduler."""
+    """The scheduler of a model's requests and jobs. Language models have another class of scheduler."""
 
     stats: WorkStats
     suspect_died: bool

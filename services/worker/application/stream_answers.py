@@ -1,4 +1,4 @@
-"""Sends the answers of a decoupled model to one request. Each is sent as a CHUNK as soon as it is made."""
+"""Sends all answers that a decoupled model gives to one request, each as a CHUNK as soon as it is made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_FACTS: Mapping[str, Any] = {}
 
 
 class Replies(Protocol):
-    """Sends replies to gateway processes, in the order of the calls."""
+    """Sends replies to gateway processes, in the order in which :meth:`reply` is called."""
 
     async def reply(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float) -> None:
         """Send replies to one gateway process. Return when the next reply may follow."""
@@ -40,7 +40,8 @@ async def send_answers(
 ) -> tuple[int, str | CallFailure[QueuedRequest]]:
     """Send each answer as soon as it is made. Return how many were sent, and "ok", "expired" or the failure.
 
-    ``began`` is on the worker's monotonic clock. ``first_facts`` are parameters to add to the first answer.
+    ``began`` is the start of the stream, in seconds of the worker's monotonic clock. ``first_facts`` are
+    parameters to add to the first answer.
     ``see`` is called with each answer.
     """
     loop = asyncio.get_running_loop()
@@ -72,7 +73,10 @@ async def send_answers(
 def _chunk(
     item: QueuedRequest, answer: ModelAnswer, seq: int, waited_s: float, made_s: float
 ) -> Buffer | Reply:
-    """Return an answer as a CHUNK: a frame, or a Reply if it is large. Raise ModelFailed for a long key."""
+    """Return an answer as a CHUNK: a frame, or a Reply if it is large.
+
+    Raises ModelFailed if the answer's key is too long for a frame.
+    """
     request = item.request
     rows, tensors = describe(answer.outputs, request.rows)
     data: list[Buffer] = [output.raw for output in answer.outputs]

@@ -35,7 +35,7 @@ log = telemetry.logger(__name__)
 class StreamScheduler:
     """Runs up to ``limit`` streams at the same time. Other streams wait.
 
-    ``taken`` returns how many of the ``limit`` slots jobs use. ``on_free`` is called when a slot is free.
+    ``taken`` returns the number of slots that jobs use. ``on_free`` is called when a slot is free.
     """
 
     def __init__(
@@ -143,7 +143,8 @@ class StreamScheduler:
     def _on_done(self, task: asyncio.Task[None]) -> None:
         item = self._running.pop(task)
         if task.cancelled():
-            # Otherwise the worker is stopping, and the broker queues the request again.
+            # If the caller has not cancelled the stream, the worker is stopping. Then the broker queues the
+            # request again.
             if task in self._cancelled_streams:
                 self._finish(item, "cancelled")
         elif (error := task.exception()) is not None:

@@ -32,9 +32,10 @@ BACKOFF_POLL_S = 0.05
 class TritonSupervisor:
     """The Triton that has the replica's model, and its restarts. Only one Triton runs at a time.
 
-    ``on_step`` is called with a text for each step of a start. ``on_death`` and ``caller_timeouts_s`` are
-    passed to :class:`ModelWatchdog`. ``triton`` is a Triton that was started earlier. This Triton is stopped
-    in any case, even if the model runs in another Triton.
+    ``on_step`` is called with a text for each step of a start. ``on_death`` is called just before Triton is
+    ended after a death of the model. ``caller_timeouts_s`` returns for each open call the timeout of its
+    callers. ``triton`` is a Triton that was started earlier. This Triton is stopped in any case, even if the
+    model runs in another Triton.
     """
 
     def __init__(
@@ -164,9 +165,9 @@ class TritonSupervisor:
         )
 
     async def _read_signature(self, client: TritonClient, models: Sequence[str]) -> Signature:
-        """Return the registered signature, or else Triton's.
+        """Return the registered signature; if there is none, Triton's.
 
-        ``decoupled`` and ``sequences`` are always Triton's.
+        Its fields ``decoupled`` and ``sequences`` always come from Triton.
         """
         loaded = await client.signature(models[-1])
         registered = self.signature or loaded
@@ -176,7 +177,7 @@ class TritonSupervisor:
 
     @property
     def sequences(self) -> SequenceSpec | None:
-        """Return the sequences of the loaded model; None if it keeps no state."""
+        """Return the settings of the loaded model's sequences; None if the model keeps no state."""
         return self.signature.sequences if self.signature is not None else None
 
     def watch(self, model: Model) -> None:
@@ -199,14 +200,14 @@ class TritonSupervisor:
             resume(model)
 
     async def wait(self) -> int:
-        """Wait until Triton has ended; return its exit code, negative for a signal."""
+        """Wait until Triton has ended. Return its exit code; -N if signal N killed it."""
         assert self._triton is not None
         return await self._triton.wait()
 
     def record_death(self, code: int, *, excused: bool) -> tuple[ModelDeath, float]:
         """Record that Triton ended. Return the death, and the seconds to wait before the next start.
 
-        ``excused``: a suspect ran alone in Triton, so this request is to blame, not the model.
+        ``excused``: True if a suspect ran alone in Triton, so that this request is to blame, not the model.
         """
         pause_s = self._watchdog.record_death(code, excused=excused)
         TRITON_RESTARTS.inc()
@@ -217,8 +218,7 @@ class TritonSupervisor:
     async def restart(self, pause_s: float, hurry: Callable[[], bool]) -> Model:
         """Clean up after a Triton that ended, wait ``pause_s``, start Triton again. Return the model to call.
 
-        If ``hurry`` returns True, this worker has requests that no other worker can finish, and the wait
-        ends. Raises TimeoutError, and the errors of :meth:`start`.
+        The wait ends early if ``hurry`` returns True. Raises TimeoutError, and the errors of :meth:`start`.
         """
         assert self._triton is not None
         await self._triton.stop(grace_s=0)

@@ -26,9 +26,10 @@ _MISSING = re.compile(r"No module named|ImportError|ModuleNotFoundError")
 
 
 class VersionCheck:
-    """The checks of one loaded model. ``largest``: the most rows in a call of its Deployment.
+    """The checks of one loaded model. ``largest`` is the most rows in a call of its Deployment.
 
-    ``stateful``: each call belongs to a sequence. So the model is called only with samples, and not measured.
+    ``stateful``: True if each call belongs to a sequence. Then the model is called only with samples, and is
+    not measured.
     """
 
     def __init__(
@@ -49,9 +50,9 @@ class VersionCheck:
         self.caveat = ""
 
     async def check(self, samples: Sequence[dict[str, Any]]) -> None:
-        """Call the model with the samples, or with zeros. Raise ModelFailed, with the reason.
+        """Call the model with the samples, or with zeros. Raise ModelFailed if an answer is wrong or missing.
 
-        If the model rejects zeros, they may be no valid input. Then only ``caveat`` is set.
+        If the model rejects zeros, they may be no valid input. Then set only ``caveat``.
         """
         if self._signature.decoupled:
             self.caveat = "The model is decoupled, so the check only loaded it and warmed it up."
@@ -144,5 +145,5 @@ class VersionCheck:
 
 
 def _is_certain(signature: Signature) -> bool:
-    """Return True if zeros match the signature exactly: only numbers, and only fixed sizes."""
+    """Return True if zeros are surely a valid input, because all inputs are numbers in fixed shapes."""
     return all(spec.datatype != "BYTES" and -1 not in spec.shape for spec in signature.inputs)

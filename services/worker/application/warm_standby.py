@@ -64,7 +64,10 @@ class WarmStandby:
         return self._connection.problem if self._status.state == "warm" else self._status.problem
 
     async def wait_for_assignment(self) -> tuple[Assignment, TritonProcess] | None:
-        """Return the replica to become, and the running Triton. After an error, report it and return None."""
+        """Return the replica that this worker becomes, and the running Triton.
+
+        After an error, report it and return None.
+        """
         self._heartbeat.start()
         try:
             triton = await self._start_triton()

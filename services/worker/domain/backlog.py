@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.tenant import weight_of
 
 # The priority of a request that states none. It is between urgent requests and requests that can wait.
 DEFAULT_PRIORITY = 4
-# How many empty tenants' queues are kept.
+# At most this many empty queues are kept, so that a tenant's next requests need no new queue.
 IDLE_KEPT = 64
 # A model is treated as shared for this many seconds after a request of another tenant.
 SHARED_S = 10.0
@@ -60,7 +60,7 @@ class QueuedRequest:
 
 
 class Backlog:
-    """A queue for each tenant. Tenants share the calls by weight; :class:`FairOrder` decides the order.
+    """A queue for each tenant. Tenants share the calls in proportion to their weights (:class:`FairOrder`).
 
     Within a tenant, the lowest priority number goes first. Free rows of a call are filled with requests of
     other priorities and tenants. Copies for shadow traffic go last. They share no call with requests, because
@@ -86,7 +86,7 @@ class Backlog:
         return len(self._copies)
 
     def add(self, item: QueuedRequest) -> None:
-        """Queue a request of its tenant at its priority."""
+        """Put a request into the queue of its tenant and priority."""
         if item.request.flags & COPY:
             self._copies.add(item)
             self._count += 1
@@ -128,9 +128,9 @@ class Backlog:
         return sum(other.next().rows_of(key_of(head)) for other in self._tenants.values())
 
     def take(self, max_rows: int) -> list[QueuedRequest]:
-        """Remove and return the requests of the next call. They have one key, and up to ``max_rows`` rows.
+        """Remove and return the requests of the next call. They have the same call key.
 
-        If the first request has more rows, it is returned alone.
+        They have at most ``max_rows`` rows in total. A first request with more rows is returned alone.
         """
         tenant = self._order.first()
         if tenant is None:
@@ -211,7 +211,7 @@ class _TenantQueue:
     def take_more(
         self, key: bytes, max_rows: int, *, but: CallKeyQueue[QueuedRequest] | None = None
     ) -> list[QueuedRequest]:
-        """Remove and return requests of a key while their rows fit. Skip the queue ``but``."""
+        """Remove and return requests with this call key while their rows fit. Skip the queue ``but``."""
         group: list[QueuedRequest] = []
         for queue in self._queues.values():
             if queue is not but:
@@ -237,7 +237,7 @@ def key_of(item: HasRequest) -> bytes:
 
 
 class CallKeyQueue(Generic[T]):
-    """A first-come, first-served queue over call keys; requests of one key share a call."""
+    """A queue that serves call keys in turn. Requests with the same call key share a call."""
 
     def __init__(self, key: Callable[[T], bytes]) -> None:
         self._key = key
