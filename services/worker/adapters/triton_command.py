@@ -19,9 +19,9 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEX
 class TritonOptions:
     """The options that differ between Tritons.
 
-    ``env`` has the variables of the Deployment; ``TIDEGATE_*`` are ignored. ``secrets`` has variables that no
-    log or report may show. ``response_cache_mb`` is the size of the response cache; 0 means no cache. What
-    the model prints beyond ``log_bytes_per_s`` is dropped and counted.
+    ``env`` has the Deployment's environment variables; ``TIDEGATE_*`` are ignored. ``secrets`` has variables
+    that no log or report may show. ``response_cache_mb`` is the size of the response cache; 0 means no cache.
+    What the model prints beyond ``log_bytes_per_s`` is dropped and counted.
     """
 
     replica: str
@@ -58,7 +58,7 @@ def environment(
 def arguments(
     install: TritonInstall, options: TritonOptions, repository: Path, region: str, metrics_port: int
 ) -> list[str]:
-    """Return the options of a tritonserver that serves a repository on Unix sockets in its working folder.
+    """Return the command-line options of a tritonserver that listens on Unix sockets in its working folder.
 
     ``region`` is the prefix for the names of Triton's shared memory.
     """

@@ -192,8 +192,8 @@ class TritonProcess:
         models = start_ticks(descendants(self.pid))
         if self.running and grace_s > 0:
             self._process.terminate()
-            # Wait only until the models' processes have ended. Triton would end up to a second later,
-            # because it looks only once a second whether they have ended.
+            # Wait only until the models' processes have ended, and then kill Triton. Triton would run for up
+            # to another second, because it looks for their end only once a second.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     while self.running and any(Path(f"/proc/{pid}").exists() for pid in models):

@@ -1,4 +1,4 @@
-"""Read the answers to a request to a decoupled model. Each request has a separate gRPC stream."""
+"""Read the answers of a decoupled model. Each request has a separate gRPC stream."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TritonStreams:
         await tasks.end(*self._leaving)
 
     async def answers(self, request: Any) -> AsyncGenerator[Any]:
-        """Yield each ``ModelInferResponse`` to a ``ModelInferRequest`` when the model sends it.
+        """Send a ``ModelInferRequest``. Yield each ``ModelInferResponse`` when the model sends it.
 
         Closing the generator cancels the request in Triton. Raises ModelFailed if Triton answers with an
         error, and ``AioRpcError`` if the call fails.

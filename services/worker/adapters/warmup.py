@@ -95,7 +95,7 @@ def batch_sizes(signature: Signature, max_batch: int | None = None) -> list[int]
 def zeros(model: str, signature: Signature, rows: int) -> Any:
     """Return a ``ModelInferRequest`` with zeros (for BYTES: empty strings). Dims that are not fixed are 1."""
     request = ModelInferRequest(model_name=model)
-    if signature.sequences is not None:  # each request is a whole sequence, so Triton keeps no state
+    if signature.sequences is not None:  # this request is a whole sequence, so Triton keeps no state
         request.parameters[ID].int64_param = WARM_UP_ID
         request.parameters[START].bool_param = request.parameters[END].bool_param = True
     for spec in signature.inputs:

@@ -2,8 +2,8 @@
 
 While the queues are empty, AMQP consumers wait for requests, so that a request starts without delay. If a
 request arrives while all slots are in use, the worker publishes it again and cancels the consumers. Then
-requests wait in the broker. When a slot is free, the worker takes the next request by the weights of the
-bands (``domain/llm_bands.py``).
+requests wait in the broker. When a slot is free, the worker takes one request. The bands take turns according
+to their weights (``domain/llm_bands.py``).
 
 A delivery is acked when its answer is complete. So if a worker dies, the broker delivers its requests to
 other workers. They answer that these requests were lost, and the gateway decides about a retry.
@@ -143,7 +143,7 @@ class LlmRequestConsumer:
         return self._scheduler.max_calls + 1
 
     def settle(self, group: list[QueuedRequest]) -> None:
-        """Settle requests, and ack the deliveries that have no open request left."""
+        """Settle requests, and ack each delivery whose requests are all settled."""
         self._claim_fetcher.release(group)
         for item in group:
             if item.settled:
@@ -233,7 +233,7 @@ class LlmRequestConsumer:
         self._scheduler.start_jobs()
 
     async def _take_next(self, channel: Channel) -> bool:
-        """Take the next request by the weights of the bands; return False if all queues are empty."""
+        """Take one request, from the band whose turn it is. Return False if all queues are empty."""
         for source in self._turns.order():
             if time.monotonic() - self._empty_since.get(source, -EMPTY_S) < EMPTY_S:
                 continue

@@ -94,7 +94,8 @@ class RequestConsumer:
         await tasks.end(self._retune_task)
         await self._suspects.stop()
         if self._sequences_queue is not None and self._channel is not None:
-            # If the deletion fails, the gateways see a queue without a consumer.
+            # If the deletion fails, the gateways still find out that this replica has ended, because its
+            # queue has no consumer.
             with contextlib.suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(BLOCKED_POLL_S):
                     await self._channel.delete(self._sequences_queue)
@@ -166,7 +167,7 @@ class RequestConsumer:
         return False  # the channel has ended or an alarm blocks it: nothing was written
 
     def settle(self, group: list[QueuedRequest]) -> None:
-        """Settle requests, and ack the deliveries that have no open request left."""
+        """Settle requests, and ack each delivery whose requests are all settled."""
         tags = []
         self._claim_fetcher.release(group)
         for item in group:
@@ -323,8 +324,8 @@ class RequestConsumer:
 
     async def _retry(self, channel: Channel, delivery: Delivery, requests: list[Request]) -> None:
         for request in requests:
-            # The request did not surely run alone. The dead worker may not have started it, or may have run
-            # other requests with it.
+            # It is not certain that the request ran alone. The dead worker may not have started it, or may
+            # have run other requests with it.
             await self._publisher.retry_or_give_up(request, delivery.reply_to or "", alone=False)
         self._ack(channel, [delivery.tag])
 
@@ -364,7 +365,8 @@ class RequestConsumer:
             return None
         unacked = UnackedDelivery(channel, delivery.tag, delivery.reply_to or "", 1)
         item = QueuedRequest(request, unacked, time.monotonic())
-        # No limit of fetched bytes applies here: the requests that use up the limit wait for this one.
+        # No limit of fetched bytes applies here. The requests that use up the limit wait for this one, so it
+        # must not wait for them.
         if request.flags & envelope.CLAIM and not await self._claim_fetcher.fetch(item):
             return None
         return item

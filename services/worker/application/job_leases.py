@@ -28,7 +28,7 @@ STOP_S = 1.0
 class JobLeases:
     """Checks once a second which running jobs need a lease, and leases them.
 
-    ``ack_timeout_s``: for how many seconds the broker lets a message stay unacked. A job keeps its lease
+    ``ack_timeout_s`` is the longest time that the broker lets a message stay unacked. A job keeps its lease
     until its end is recorded, because the record may have to wait for the blob store.
     """
 
@@ -94,7 +94,7 @@ class JobLeases:
         await self._read_records([job for job in unread if not job.ended], now)
 
     def _is_current(self, job: QueuedJob, attempt: int) -> bool:
-        """Return True if this worker still has the job in this attempt. Both may change during a call."""
+        """Return True if this worker still has the job, in this attempt. A call of the store takes time."""
         return self._jobs.by_id.get(job.id) is job and job.attempt == attempt and not job.take_pending
 
     def _is_due(self, job: QueuedJob, now: float) -> bool:
@@ -111,7 +111,7 @@ class JobLeases:
     def _apply(self, job: QueuedJob, ours: bool, now: float) -> None:
         """Act on the store's answer to a lease. ``ours``: True if this worker has the lease."""
         if not ours:
-            if not job.ended:  # a job that has ended is dropped when the store rejects the record of its end
+            if not job.ended:  # if it has ended, it is forgotten when the store rejects the record of its end
                 self._jobs.drop_lost(job)
             return
         if job.leased_at is None:

@@ -45,7 +45,7 @@ class AttemptEnd:
 class JobRecords:
     """Reads and writes the records and blobs of jobs, for the worker of ``replica``.
 
-    Results are kept for ``keep_s`` after a job's end.
+    Results are kept for ``keep_s`` seconds after a job's end.
     """
 
     def __init__(self, store: JobStore, claims: Claims, replica: str, *, keep_s: float) -> None:
@@ -92,8 +92,8 @@ class JobRecords:
     async def wait(self, group: Sequence[QueuedJob], pause_s: float) -> None:
         """Mark jobs as waiting in their records, wait ``pause_s`` seconds, and mark them as running again.
 
-        If this worker is lost during the wait, that does not count as an attempt. The jobs are marked as
-        running only when the store answers.
+        If this worker is lost during the wait, that does not count as an attempt. If the store does not
+        answer, wait until it has marked the jobs as running.
         """
         for job in group:
             job.waits = True

@@ -1,4 +1,4 @@
-"""Runs jobs: set their records to running, call the model, record results, and then ack their messages.
+"""Runs jobs: sets their records to running, calls the model, records results, then acks their messages.
 
 Jobs use the calls that requests do not need. A job is dropped if its record says that this worker no longer
 has it (it was cancelled, has expired, or another worker has it). While the store does not answer, jobs wait,
@@ -159,8 +159,8 @@ class JobScheduler:
     def release_waiting(self, received_before: float) -> list[QueuedJob]:
         """Remove and return the waiting jobs that this worker received at ``received_before`` or earlier.
 
-        The time is one of the monotonic clock. A job whose record may say ``running`` stays here, because the
-        next worker would count a lost attempt.
+        ``received_before`` is a time of the monotonic clock. A job whose record may say ``running`` stays
+        here, because the next worker would count a lost attempt.
         """
         return self._release(lambda job: job.received <= received_before and not job.take_pending)
 
@@ -334,7 +334,7 @@ class JobScheduler:
         )
 
     async def _call_llm(self, model: Model, job: QueuedJob, started: float, timeout_s: float) -> None:
-        """Run a job on a language model, in a slot. If the engine refuses the job, record its answer."""
+        """Run a job on a language model, in a slot. If the engine refuses the job, record the refusal."""
         ledger = self.stats.time
         mark = ledger.begin()
         try:

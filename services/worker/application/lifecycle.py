@@ -228,7 +228,7 @@ class ReplicaLifecycle:
             self._engine.use(model)
 
     def _on_lost(self, model: Model) -> None:
-        """Find out if Triton still runs after a call was lost. The kernel may report Triton's end later."""
+        """Find out if Triton still runs after a call was lost, because the kernel may report its end late."""
         assert self._serving is not None
         self._triton.probe(model, self._serving.scheduler.use)
 

@@ -49,8 +49,9 @@ SLOT_POLL_S = 0.01
 class LlmScheduler:
     """Runs requests in the slots of ``room``, and jobs in the slots that no request needs.
 
-    ``replica`` is this worker's name; the first part of each answer contains it. ``on_lost`` is called with a
-    model whose server ended during a call. ``on_change`` is called when :attr:`free` may have changed.
+    ``room`` counts the engine's slots and the tokens in its KV cache. ``replica`` is this worker's name; the
+    first part of each answer contains it. ``on_lost`` is called with a model whose server ended during a
+    call. ``on_change`` is called when :attr:`free` may have changed.
     ``fetching`` returns how many requests will need a slot when their tensors have been fetched. While
     ``requests_wait`` is True, no job starts.
     """

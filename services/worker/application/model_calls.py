@@ -122,7 +122,7 @@ def replies_to(
     """Return a reply for each request of a call: a frame, or a :class:`Reply` if it is large.
 
     ``started`` is in seconds of the worker's monotonic clock; ``spent`` is in seconds. Raises RowMismatch if
-    the answer cannot be divided, and ModelFailed if its parameters are too long.
+    the answer cannot be divided among the requests, and ModelFailed if its parameters are too long.
     """
     outputs = answer.outputs
     rows = sum(item.request.rows for item in group)
@@ -152,7 +152,10 @@ def replies_to(
 def _reply_keys(
     group: Sequence[Queued], tensors: tuple[Tensor, ...], parameters: dict[str, Any]
 ) -> list[bytes]:
-    """Return the key of each reply. It describes the reply's outputs, and has its part of the parameters."""
+    """Return the key of each reply.
+
+    A key describes the reply's outputs, and contains the reply's part of the answer's parameters.
+    """
     if not parameters:
         return [envelope.result_key(tensors)] * len(group)
     shares = split_parameters(parameters, [item.request.rows for item in group])
@@ -209,9 +212,9 @@ def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: floa
 
 
 def count_stream_time(stats: WorkStats, mark: int, item: Queued, outcome: str | CallFailure[Any]) -> None:
-    """Add the time of a stream, or of a request to a language model, to the statistics. It began at ``mark``.
+    """Add the time since ``mark`` to the statistics, for a stream or for a request to a language model.
 
-    ``outcome``: the result of ``send_answers``.
+    ``outcome`` is the outcome that ``send_answers`` returned.
     """
     if outcome == "ok":
         stats.time.answered(mark, [item])

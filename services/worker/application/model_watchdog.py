@@ -114,7 +114,7 @@ class ModelWatchdog:
         return False
 
     def record_death(self, code: int, *, excused: bool = False) -> float:
-        """Record that a model server ended with this exit code. Return the seconds until its next start.
+        """Record that a model server ended with this exit code. Return the seconds to wait before a start.
 
         ``excused``: True if a suspect ran alone in the server, so that this request is to blame, not the
         model.

@@ -90,7 +90,7 @@ class ProfileCounter:
     def take(self, rows_key: str = "", rows: int = 0) -> bytes | None:
         """Return what was counted since :meth:`take` was last called, as a message; None if nothing was.
 
-        ``rows_key`` is the key of the blob with the raw rows of this time, and ``rows`` is their number.
+        ``rows_key`` is the key of the blob with the raw rows that were stored last. ``rows`` is their number.
         """
         piece = ProfilePiece(self._replica, self._begin, time.time(), self._bins_id)
         piece.rows_key, piece.rows = rows_key, rows

@@ -8,10 +8,10 @@ from tidegate.kernel.protocol.presence import ReplicaState
 
 
 class ReplicaStatus:
-    """State and message of a worker. ``failed`` is True if it could not serve. Then its process exits with an
-    error.
+    """State and message of a worker.
 
-    While a replica drains, its state stays ``draining`` until it fails.
+    ``failed`` is True if the worker could not serve. Then its process exits with an error. While a replica
+    drains, its state stays ``draining``, unless it fails.
     """
 
     def __init__(self, message: str) -> None:

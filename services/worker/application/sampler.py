@@ -37,7 +37,7 @@ LEARN_S = 2.0
 MAX_ROWS, MAX_BYTES = 2048, 16 * 2**20
 # Requests up to this many bytes are copied, because a reference would keep a whole envelope in memory.
 COPIED_BYTES = 64 * 1024
-# Seconds between two refills of the rows that may be sampled.
+# Each refill of the row limit allows the rows of this many seconds.
 REFILL_S = 0.1
 UNSENT_KEPT = 20
 # Raw rows are deleted after this many seconds, or when there are more than the Deployment keeps.
@@ -61,7 +61,7 @@ class Counter(Protocol):
     def take(self, rows_key: str = "", rows: int = 0) -> bytes | None:
         """Return what was counted since :meth:`take` was last called, as a message; None if nothing was.
 
-        ``rows_key`` is the key of the blob with the raw rows of this time, and ``rows`` is their number.
+        ``rows_key`` is the key of the blob with the raw rows that were stored last. ``rows`` is their number.
         """
 
     @property

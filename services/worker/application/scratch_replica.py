@@ -144,8 +144,8 @@ class ScratchReplica:
     async def _offer(self) -> Assignment:
         """Claim the offered replica, and return it. This worker becomes that replica.
 
-        The model's processes must end before that. Otherwise the replica would count their end as a crash of
-        its own model.
+        The processes of the verified model must end before the claim. Otherwise the new replica would count
+        their end as a crash of its own model.
         """
         await self._unload()
         while self._triton is not None and model_processes(self._triton.pid, self._triton.descendants()):

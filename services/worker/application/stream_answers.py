@@ -41,8 +41,7 @@ async def send_answers(
     """Send each answer as soon as it is made. Return how many were sent, and "ok", "expired" or the failure.
 
     ``began`` is the start of the stream, in seconds of the worker's monotonic clock. ``first_facts`` are
-    parameters to add to the first answer.
-    ``see`` is called with each answer.
+    parameters to add to the first answer. ``see`` is called with each answer.
     """
     loop = asyncio.get_running_loop()
     left_s = max(item.request.deadline_ms / 1e3 - time.time(), 0.001)

@@ -30,12 +30,12 @@ BACKOFF_POLL_S = 0.05
 
 
 class TritonSupervisor:
-    """The Triton that has the replica's model, and its restarts. Only one Triton runs at a time.
+    """Runs the Triton that has the replica's model, and starts it again when it ends.
 
     ``on_step`` is called with a text for each step of a start. ``on_death`` is called just before Triton is
     ended after a death of the model. ``caller_timeouts_s`` returns for each open call the timeout of its
     callers. ``triton`` is a Triton that was started earlier. This Triton is stopped in any case, even if the
-    model runs in another Triton.
+    model runs in another Triton. Only one Triton runs at a time.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class TritonSupervisor:
     async def start(self) -> Model:
         """Start Triton unless it runs, load the models, and warm up. Return the model to call.
 
-        Raises Unavailable, ModelFailed.
+        Raises Unavailable if Triton does not run, and ModelFailed if the model does not load or fails.
         """
         assert self._triton is not None
         assert self._prepared is not None
@@ -216,7 +216,7 @@ class TritonSupervisor:
         return self._watchdog.last, pause_s
 
     async def restart(self, pause_s: float, hurry: Callable[[], bool]) -> Model:
-        """Clean up after a Triton that ended, wait ``pause_s``, start Triton again. Return the model to call.
+        """Clean up after a Triton that ended, wait ``pause_s``, and start it again. Return the model to call.
 
         The wait ends early if ``hurry`` returns True. Raises TimeoutError, and the errors of :meth:`start`.
         """

@@ -15,7 +15,7 @@ log = telemetry.logger(__name__)
 
 
 class UpstreamPatience:
-    """The waits of jobs for their upstream. Each job waits up to ``wait_s`` seconds in total."""
+    """Decides how long jobs wait for their upstream. Each job waits at most ``wait_s`` seconds in total."""
 
     def __init__(self, wait_s: float) -> None:
         self._wait_s = wait_s

@@ -33,7 +33,10 @@ STORE_RETRY_S = 0.1  # seconds between two tries to claim an offer, if the store
 
 
 class WarmStandby:
-    """Waits for the offer of a replica on ``warm.v1.<pool>``. It handles one offer at a time."""
+    """Waits for an offer to become a replica, on the queue ``warm.v1.<pool>``.
+
+    It handles one offer at a time.
+    """
 
     def __init__(
         self, settings: WorkerSettings, start: WarmAssignment, folder: Path, store: Store, http_port: int

@@ -34,7 +34,7 @@ class AckTracker:
         return self._open.pop(tag, False) is None
 
     def settle(self, tags: list[int]) -> list[Ack]:
-        """Return the acks to send, now that the deliveries ``tags`` are settled."""
+        """Remove the deliveries with these tags, because they are settled. Return the acks to send."""
         # Two calls may settle the same delivery. It is acked only once.
         done = [tag for tag in dict.fromkeys(tags) if tag in self._open]
         for tag in done:

@@ -40,7 +40,7 @@ class UnackedDelivery:
 
 
 class OfSequence(Protocol):
-    """The sequence of a request. ``error``: the failure of its last request."""
+    """The sequence of a request. ``error`` is the failure of the sequence's last request, or None."""
 
     error: TidegateError | None
 
@@ -110,7 +110,7 @@ class Backlog:
         return now - self._shared_at < SHARED_S
 
     def oldest(self) -> QueuedRequest | None:
-        """Return the oldest request of the requests at the heads of the queues."""
+        """Return the oldest of the requests at the heads of the queues."""
         heads = [head for queue in self._tenants.values() if (head := queue.next().oldest()) is not None]
         if not heads:
             return self._copies.oldest()
@@ -226,10 +226,10 @@ class _TenantQueue:
 
 
 def key_of(item: HasRequest) -> bytes:
-    """Return the key that requests of one call share.
+    """Return the call key of a request. Requests with the same call key can share a call.
 
-    A request has a separate key if it has no batch axis, or if this is not its first attempt. A request that
-    kills workers must not share its call with others.
+    A request has a key of its own if it has no batch axis. The same is true after its first attempt, because
+    it may kill workers and must not share its call.
     """
     request = item.request
     alone = request.rows == 0 or request.attempt > 0
@@ -250,7 +250,7 @@ class CallKeyQueue(Generic[T]):
         return sum(map(len, self._by_key.values()))
 
     def add(self, item: T) -> None:
-        """Queue a request behind the other requests of its key."""
+        """Queue a request behind the other requests with its call key."""
         self._by_key.setdefault(self._key(item), deque()).append(item)
 
     def remove(self, chosen: Callable[[T], bool]) -> list[T]:
@@ -294,7 +294,7 @@ class CallKeyQueue(Generic[T]):
         return group
 
     def take_more(self, key: bytes, max_rows: int) -> list[T]:
-        """Remove and return requests of a key, in order, while their rows fit into ``max_rows``."""
+        """Remove and return requests with this call key, in order, while their rows fit into ``max_rows``."""
         items = self._by_key.get(key)
         if items is None:
             return []
