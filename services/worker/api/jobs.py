@@ -63,7 +63,7 @@ class JobConsumer:
         return len(self._acks) if self._channel is not None else 0
 
     def start(self, scheduler: Scheduler) -> None:
-        """Connect; no job is consumed before :meth:`open`. The load of ``scheduler`` decides the prefetch."""
+        """Connect; no job is consumed before :meth:`open`. The prefetch follows the calls of ``scheduler``."""
         self._scheduler = scheduler
         self.connection.start()
         self._retune_task = asyncio.create_task(self._retune(), name="retune jobs")
@@ -113,7 +113,7 @@ class JobConsumer:
         if channel is None:
             return
         tags = [job.tag for job in group if job.channel is channel and job.leased_at is None]
-        with contextlib.suppress(Unavailable):  # the channel ended, so the broker redelivers all its messages
+        with contextlib.suppress(Unavailable):  # if the channel ended, the broker redelivers its messages
             for tag in tags:
                 if channel is self._channel and self._acks.nacked(tag):
                     channel.nack(tag)
@@ -127,7 +127,7 @@ class JobConsumer:
     def _flush_acks(self, channel: Channel) -> None:
         if channel is self._channel:
             tags, self._to_ack = self._to_ack, []
-            with contextlib.suppress(Unavailable):  # the channel ended, so the broker redelivers its messages
+            with contextlib.suppress(Unavailable):  # if the channel ended, the broker redelivers its messages
                 for tag, multiple in self._acks.settle(tags):
                     channel.ack(tag, multiple=multiple)
 

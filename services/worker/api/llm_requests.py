@@ -125,7 +125,7 @@ class LlmRequestConsumer:
         await self._step_now()
 
     def requeue_waiting(self) -> None:
-        """Give up the requests that have not started: publish them to the shared queues."""
+        """Send the requests that have not started back to the shared queues."""
         for item in self._scheduler.take_waiting():
             self._tasks.start(self._return(item), "return")
 
@@ -158,7 +158,7 @@ class LlmRequestConsumer:
         if self._channel is None or channel is not self._channel:
             return  # the broker redelivers the request; on the new channel, this tag is another delivery's
         self._unacked.discard(tag)
-        with contextlib.suppress(Unavailable):  # the channel ended, so the broker redelivers its messages
+        with contextlib.suppress(Unavailable):  # if the channel ended, the broker redelivers its messages
             self._channel.ack(tag)
 
     # --- channel ---------------------------------------------------------------------------------------
@@ -343,7 +343,8 @@ class LlmRequestConsumer:
     async def _return(self, item: QueuedRequest) -> None:
         """Publish a request to its band's shared queue, because no slot is free here.
 
-        A nack would mark the message as redelivered, which means that its worker was lost.
+        A nack would mark the message as redelivered. Then the next worker would answer that the request was
+        lost.
         """
         LLM_RETURNED.inc()
         await self._step()  # cancel the consumers first, or this worker could get the same request again

@@ -119,7 +119,7 @@ class RequestConsumer:
 
     async def _requeue_waiting(self) -> None:
         channel, scheduler = self._channel, self._scheduler
-        with contextlib.suppress(Unavailable):  # the channel ended, so the broker redelivers its messages
+        with contextlib.suppress(Unavailable):  # if the channel ended, the broker redelivers its messages
             if channel is None or scheduler is None or not await channel.consumers(self._queue):
                 return
             # If the model serves again, the requests run here.
@@ -184,7 +184,7 @@ class RequestConsumer:
     def _ack(self, channel: Channel, tags: list[int]) -> None:
         if channel is not self._channel:
             return  # the broker redelivers the requests; on the new channel, these tags are other deliveries'
-        with contextlib.suppress(Unavailable):  # the channel ended, so the broker redelivers its messages
+        with contextlib.suppress(Unavailable):  # if the channel ended, the broker redelivers its messages
             for tag, multiple in self._acks.settle(tags):
                 channel.ack(tag, multiple=multiple)
 
@@ -229,7 +229,7 @@ class RequestConsumer:
             channel, consumer = self._channel, self._consumer
             if channel is None:
                 return
-            with contextlib.suppress(Unavailable):  # the channel has ended, and the consumer with it
+            with contextlib.suppress(Unavailable):  # if the channel has ended, its consumer has too
                 if consumer is not None:
                     self._consumer = None
                     await channel.cancel(consumer)

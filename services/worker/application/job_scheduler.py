@@ -59,9 +59,9 @@ class JobScheduler:
 
     A job that was lost with its worker or model server is a suspect: it runs alone in the model.
 
-    ``slots``: the most requests that a decoupled model works on at the same time; 0: it is not decoupled.
-    ``sampler`` samples the calls; None: they are not sampled.
-    ``upstream_wait_s``: the most seconds that a job waits for an upstream that does not answer.
+    ``slots`` is the most requests that a decoupled model works on at the same time, or 0 for other models.
+    ``sampler`` samples the calls; None if they are not sampled.
+    ``upstream_wait_s`` is the longest time that a job waits for an upstream that does not answer.
     """
 
     sampler: Sampler | None = None

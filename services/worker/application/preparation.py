@@ -69,7 +69,7 @@ class Preparation:
         self._on_step = on_step
 
     async def install(self) -> TritonInstall:
-        """Return this machine's Triton, with an environment for the version if it has requirements.
+        """Return this machine's Triton, with a Python environment for the version if it has requirements.
 
         The first call on a host may be slow, because it downloads packages.
         """

@@ -49,7 +49,7 @@ class OfSequence(Protocol):
 class QueuedRequest:
     """A request of this worker; ``received`` is in seconds of the worker's monotonic clock.
 
-    ``sequence``: the sequence to which the request belongs; None for most requests.
+    ``sequence`` is the sequence to which the request belongs; None for most requests.
     """
 
     request: Request
