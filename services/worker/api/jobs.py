@@ -63,7 +63,10 @@ class JobConsumer:
         return len(self._acks) if self._channel is not None else 0
 
     def start(self, scheduler: Scheduler) -> None:
-        """Connect; no job is consumed before :meth:`open`. The prefetch follows the calls of ``scheduler``."""
+        """Connect; no job is consumed before :meth:`open`.
+
+        The prefetch depends on how long the calls of ``scheduler`` take, and on how many run.
+        """
         self._scheduler = scheduler
         self.connection.start()
         self._retune_task = asyncio.create_task(self._retune(), name="retune jobs")
