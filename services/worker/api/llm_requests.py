@@ -91,7 +91,7 @@ class LlmRequestConsumer:
         self._tasks = TaskSet()
         self._task: asyncio.Task[None] | None = None
         self._claim_fetcher = ClaimFetcher(claims, publisher, fetch_bytes, lambda _: None, self.settle)
-        # No confirms are needed, because nothing is published here.
+        # No confirms are needed, because nothing is published on this connection.
         self.connection = Connection(
             amqp_url, "worker-llm", self._on_setup, self._on_down, confirms=False, fast=True
         )

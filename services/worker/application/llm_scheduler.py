@@ -241,8 +241,8 @@ class LlmScheduler:
             if reason is None:
                 self._start(item, self._run(model, item), tokens)
             elif reason == "expired" and item.request.attempt:
-                # The request may have run on another worker before. Then its caller has a part of the answer,
-                # and must learn that the rest will not come.
+                # The request may have run on another worker before. Then its caller may have a part of the
+                # answer, and must learn that the rest will not come.
                 self._start(item, self.answer_lost(item))
             else:
                 self._finish(item, reason)

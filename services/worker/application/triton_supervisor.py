@@ -99,9 +99,9 @@ class TritonSupervisor:
 
     @property
     def caveat(self) -> str:
-        """Return why the models do not run on the replica's GPU, and the measured loss of a lower precision.
+        """Return why the models do not run on their GPU, and what was measured about a lower precision.
 
-        The text is empty if the models run on the GPU in their original precision.
+        The text is empty if there is nothing to say.
         """
         loader = self._prepared.loader.caveat if self._prepared else ""
         return "; ".join(filter(None, (loader, self._precision)))
