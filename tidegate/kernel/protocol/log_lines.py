@@ -1,6 +1,6 @@
-"""Parse the log lines of services and replicas, and find the logs that belong to a name.
+"""Parse the log lines of services and replicas, and find the logs of a service, Deployment or Endpoint.
 
-Pure: ``tidegate.kernel.log_files`` reads the files.
+This module is pure. ``tidegate.kernel.log_files`` reads the files.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-# The fields of a line that have the id of a request or job.
+# The names of the fields that can contain the id of a request or job.
 ID_FIELDS = ("request_id", "request", "job", "client_id", "trace_id", "id")
-# The fields with a second id of the same request. A search also finds lines that have only that id.
+# If a search finds a line, it also finds all lines with the ids in these fields of the line.
 _LINKED = ("request_id", "job")
 NEAR = 5
 
@@ -38,7 +38,10 @@ class LogEntry(NamedTuple):
 
 
 def log_of(file: str) -> str:
-    """Return the service or replica of a log file, also of a rotated one; empty for any other file."""
+    """Return which service or replica writes a file of this name; empty if the file is no log.
+
+    The name of a rotated log ends with a number.
+    """
     found = _FILE.fullmatch(file)
     return found["log"] if found else ""
 
@@ -66,15 +69,16 @@ def time_of(fields: Mapping[str, Any], otherwise: float) -> float:
 
 
 def deployment_of(replica: str) -> str:
-    """Return the Deployment in ``<deployment>-<slot>-<generation>``; empty for the name of a service."""
+    """Return the Deployment in a replica's name ``<deployment>-<slot>-<generation>``; empty: no replica."""
     found = _REPLICA.fullmatch(replica)
     return found["deployment"] if found else ""
 
 
 def meant(name: str, logs: Iterable[str], targets: Sequence[str] = ()) -> list[str]:
-    """Return the logs that a name means: a service or replica, or all replicas of a Deployment or Endpoint.
+    """Return the logs of one service or replica, or of all replicas of a Deployment or Endpoint.
 
-    ``NAME`` means the Deployments ``NAME`` and ``NAME-v<n>``, and those in ``targets``.
+    If ``name`` is no service and no replica, it means these Deployments: ``NAME``, ``NAME-v<n>`` and
+    ``targets``.
     """
     known = list(logs)
     if name in known:
@@ -85,7 +89,7 @@ def meant(name: str, logs: Iterable[str], targets: Sequence[str] = ()) -> list[s
 
 
 def near(name: str, logs: Iterable[str], others: Iterable[str] = ()) -> list[str]:
-    """Return the names most similar to ``name``, of services, Deployments, Endpoints and replicas."""
+    """Return the names of services, replicas, Deployments and Endpoints that are most similar to ``name``."""
     known = set(others)
     for log in logs:
         deployment = deployment_of(log)
@@ -94,9 +98,10 @@ def near(name: str, logs: Iterable[str], others: Iterable[str] = ()) -> list[str
 
 
 def since(text: str, now: float) -> float:
-    """Parse ``10m``, ``1h30m``, ``2d`` (before ``now``) or an ISO time. Return seconds since the epoch.
+    """Return the moment that a text means, in seconds since the epoch.
 
-    Raises ValueError.
+    The text is an ISO time, or a duration before ``now`` such as ``10m``, ``1h30m`` or ``2d``. Raises
+    ValueError for any other text.
     """
     found = _SPAN.fullmatch(text.strip())
     if found is not None and any(found.groups()):

@@ -1,4 +1,4 @@
-"""Read the description of an MLflow model, its file ``MLmodel``, and decide how to run it. Pure."""
+"""Read the file ``MLmodel``, which describes an MLflow model, and decide how to run the model. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import archives
 
 FILE = "MLmodel"
-# Largest size of the file, in bytes. A file with a thousand columns has 100 KB.
+# Largest size of the file, in bytes. A file that describes a thousand columns has 100 KB.
 MAX_FILE = 1024 * 1024
 MAX_VALUES = 100_000
 _MERGE = "tag:yaml.org,2002:merge"
@@ -25,7 +25,8 @@ PYFUNC, SKLEARN, XGBOOST, LIGHTGBM, ONNX, PYTORCH = (
     "onnx",
     "pytorch",
 )
-# Flavours that run without MLflow, and the key of their file in MLmodel.
+# The flavours that run without MLflow. Each value is the key in MLmodel that states the path of the model's
+# file.
 NATIVE = {ONNX: "data", XGBOOST: "data", LIGHTGBM: "data", SKLEARN: "pickled_model", PYTORCH: "model_data"}
 _SAFE_SUFFIXES = {
     ONNX: (".onnx",),
@@ -34,7 +35,7 @@ _SAFE_SUFFIXES = {
     SKLEARN: (".skops",),
     PYTORCH: (),
 }
-# Prefixes of the types that a skops file may contain without a special permission.
+# Prefixes of the types that a skops file may contain even if the publisher has not set `allow_pickle`.
 _TRUSTED = ("sklearn.", "numpy.", "scipy.", "xgboost.", "lightgbm.", "collections.OrderedDict")
 
 
@@ -52,7 +53,7 @@ class MlflowModel:
 
     @property
     def python_version(self) -> str:
-        """Return the release of Python that saved the model, or an empty string."""
+        """Return the version of Python with which the model was saved; empty if it is unknown."""
         return str(self.flavors.get(PYFUNC, {}).get("python_version") or "")
 
 
@@ -60,8 +61,9 @@ class MlflowModel:
 class Loading:
     """The plan to load an MLflow model.
 
-    ``file``: relative to the folder of ``MLmodel``; empty for MLflow's own loader.
-    ``pickled``: True if loading can run any code in the model's files.
+    ``file``: the path of the file to load, relative to the folder of ``MLmodel``. Empty: MLflow loads the
+    model.
+    ``pickled``: True if the model's files can contain any code, which runs when they are loaded.
     ``function``: the method that predicts.
     """
 
@@ -95,7 +97,7 @@ def parsed(text: str) -> MlflowModel:
 
 
 def yaml_of(text: str, name: str) -> Any:
-    """Return the contents of a YAML file of a model. Raise BadRequest; ``name`` is for its message."""
+    """Return the contents of a YAML file. Raise BadRequest, which names the file ``name``."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as problem:
@@ -108,10 +110,12 @@ def home_of(files: Collection[PurePosixPath]) -> PurePosixPath | None:
 
 
 def loading(model: MlflowModel, files: Collection[PurePosixPath]) -> Loading:
-    """Return how to load a model. ``files``: relative to the folder of ``MLmodel``. Raise BadRequest.
+    """Return how to load a model. Raise BadRequest if Tidegate cannot run it.
 
-    A flavour with a file that its own library reads runs without MLflow. All other models run with MLflow's
-    ``python_function``.
+    A model in a flavour of ``NATIVE`` runs without MLflow, because the flavour's own library reads its file.
+    All other models run with MLflow's ``python_function``.
+
+    ``files``: the paths of the model's files, relative to the folder of ``MLmodel``.
     """
     pyfunc = model.flavors.get(PYFUNC, {})
     module = str(pyfunc.get("loader_module") or "")
@@ -139,9 +143,10 @@ def loading(model: MlflowModel, files: Collection[PurePosixPath]) -> Loading:
 
 
 def takes_table(loading: Loading, *, named: bool) -> bool:
-    """Return True if the model gets a pandas DataFrame. ``named``: its inputs are columns of a table.
+    """Return True if the model gets a pandas DataFrame.
 
-    ONNX and PyTorch models get an array. MLflow also converts a table to an array for them.
+    ONNX and PyTorch models get an array, because MLflow also converts a table to an array for them.
+    ``named``: True if the model's inputs are the columns of a table.
     """
     return named and loading.engine not in (ONNX, PYTORCH)
 
@@ -180,7 +185,7 @@ def _file(
 
 
 def _trusted(settings: Mapping[str, Any]) -> bool:
-    """Return True unless a skops file needs types of other packages. Their code could do anything."""
+    """Return True if a skops file needs only types of ``_TRUSTED``. Code of other types could do anything."""
     return all(str(each).startswith(_TRUSTED) for each in settings.get("skops_trusted_types") or ())
 
 
@@ -189,7 +194,10 @@ def _text(value: Any) -> str | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader with a limit on the number of values, and without merge keys, which multiply values."""
+    """A safe YAML loader that limits the number of values.
+
+    It refuses merge keys, because a few of them can repeat values many times.
+    """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)

@@ -19,14 +19,17 @@ from tidegate.kernel.protocol.mlflow_model import (
 PIP, CONDA = "requirements.txt", "conda.yaml"
 FILES = frozenset({PIP, CONDA})
 _MLFLOW = frozenset({"mlflow", "mlflow-skinny", "mlflow-tracing"})
-# The package of each engine, if the model's own list lacks it.
+# The package that is added for each engine if the model's own list lacks it.
 _LIBRARY = {XGBOOST: "xgboost-cpu", LIGHTGBM: "lightgbm", PYTORCH: "torch"}
 _NUMPY_2 = re.compile(r"numpy\s*(==|>=|~=|>)\s*[2-9]", re.IGNORECASE)
 _AFTER_NAME = re.compile(r"[<>=!~;\[@ ]")
 
 
 def lines_in(texts: Mapping[str, str]) -> str:
-    """Return the lines for pip in a model's files: ``requirements.txt``, else those in ``conda.yaml``."""
+    """Return the lines for pip from ``requirements.txt``. If it is missing, read them from ``conda.yaml``.
+
+    ``texts``: the contents of the files, by name.
+    """
     if PIP in texts:
         return texts[PIP]
     if CONDA not in texts:
@@ -40,10 +43,10 @@ def lines_in(texts: Mapping[str, str]) -> str:
 def needed(
     lines: list[str], loading: Loading, mlflow_version: str, *, table: bool
 ) -> tuple[list[str], list[str]]:
-    """Return the lines for pip, and notes about lines that were left out.
+    """Return the lines to pass to pip, and notes about those of the model's ``lines`` that are left out.
 
-    MLflow itself is installed only for ``python_function``, and without its server. ``table``: the model gets
-    a table with named columns.
+    MLflow itself is installed only for ``python_function``, and without its server. ``table``: True if the
+    model's inputs are the columns of a table.
     """
     kept, notes = [], []
     for line in lines:

@@ -32,11 +32,11 @@ _HOW = (
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The inputs or outputs as MLflow describes them.
+    """The inputs or the outputs of a model, as MLflow describes them.
 
-    ``columns``: the type of each column of a table, in order; None: the model gets tensors and no table.
+    ``columns``: the type of each column of a table, by name and in the table's order; None: not a table.
     ``named``: True if the schema has names. Otherwise Tidegate chose the names.
-    ``batched``: the first axis of every tensor may have any size.
+    ``batched``: True if the first axis can have any size in every tensor. In a table, this axis is the rows.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -46,14 +46,15 @@ class Schema:
 
 
 def inputs_of(model: MlflowModel) -> Schema | None:
-    """Return the inputs; None if the model does not describe them. Raise BadRequest."""
+    """Return the model's inputs; None if none are described. Raise BadRequest for a wrong description."""
     return _schema(model, "inputs", "input")
 
 
 def columns_of(model: MlflowModel, signature: Signature) -> dict[str, str] | None:
     """Return the type of each column if the model gets a table; None if it gets tensors.
 
-    If the model does not describe its inputs, two or more inputs of the user's signature are columns.
+    If the model does not describe its inputs, two or more inputs of ``signature`` are read as columns, and a
+    single input is read as a tensor.
     """
     schema = inputs_of(model)
     if schema is not None:
@@ -64,10 +65,10 @@ def columns_of(model: MlflowModel, signature: Signature) -> dict[str, str] | Non
 
 
 def signature_of(model: MlflowModel, given: Signature | None, default_max_batch: int) -> Signature:
-    """Return the given signature, or that in ``MLmodel``. Raise BadRequest with a remedy.
+    """Return ``given`` if it is set, or else the signature in ``MLmodel``. Raise BadRequest with a remedy.
 
-    If the first axis of every tensor may have any size, it is the batch axis. A table's rows are its batch
-    axis.
+    If the first axis of every tensor in ``MLmodel`` may have any size, it is the batch axis. In a table, the
+    rows are the batch axis.
     """
     inputs = inputs_of(model)
     if given is not None:
@@ -136,7 +137,7 @@ def _tensors(entries: Sequence[Any], default: str) -> Schema:
 def _table(entries: Sequence[Any], default: str) -> Schema:
     named = all(entry.get("name") is not None for entry in entries)
     if not named and len(entries) > 1:
-        # Columns without names are one array with a row for each sample.
+        # Columns without names are served as one array, which has a row for each sample.
         kinds = {str(entry["type"]) for entry in entries}
         if len(kinds) != 1 or (kind := _COLUMNS.get(kinds.pop())) is None:
             raise ValueError("columns of different types have no names")

@@ -1,8 +1,11 @@
 """Read and make the bundles of OpenSSF Model Signing: signed lists of a model's files. Pure.
 
+"Signature" means a cryptographic signature here, not the inputs and outputs of a model.
+
 A bundle is a Sigstore bundle in JSON. It contains a DSSE envelope with an in-toto statement, which names each
-file of the model with its sha256. `model_signing sign key` writes such bundles, and verifies those of
-:func:`bundle_of`. Only signatures by a key are read here: certificates and keyless signing need a service.
+file of the model with its sha256. `model_signing sign key` writes such bundles, and `model_signing verify
+key` accepts those of :func:`bundle_of`. Signatures with certificates and keyless signatures are refused,
+because a check of them needs an external service.
 
 Specification: https://github.com/ossf/model-signing-spec
 """
@@ -24,9 +27,9 @@ from tidegate.kernel.errors import BadRequest
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://model_signing/signature/v1.0"
-# The name of a model that is one file.
+# The path that a bundle states for the file of a model with only one file.
 ONE_FILE = "."
-# A list of 10,000 files has about 2 MB. The statement is base64 in the bundle.
+# A list of 10,000 files has about 2 MB. Base64 in the bundle makes it a third larger.
 MAX_BUNDLE_BYTES = 8 * 2**20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -35,10 +38,10 @@ Files = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class ModelSignature:
-    """A signature as its bundle states it. It is not verified yet.
+    """A cryptographic signature of a model's files, as its bundle states it. It is not verified yet.
 
-    ``key``: the sha256 of the public key in PEM. ``message``: the bytes that were signed. ``files``: the
-    sha256 of each file, by path. The path of a model that is one file is ``"."``.
+    ``key``: the sha256 of the public key's PEM text. ``message``: the bytes that were signed. ``files``: the
+    sha256 of each file, by path. If the model has only one file, the path is ``"."``.
     """
 
     key: str
@@ -48,7 +51,7 @@ class ModelSignature:
 
 
 def read_bundle(bundle: Any) -> ModelSignature:
-    """Return the signature in a decoded bundle. Raise BadRequest for anything else."""
+    """Return the cryptographic signature in a bundle (parsed JSON). Raise BadRequest for anything else."""
     try:
         key = bundle["verificationMaterial"]["publicKey"]["hint"]
         envelope = bundle["dsseEnvelope"]
@@ -111,7 +114,7 @@ def bundle_of(statement: bytes, signature: bytes, key: str) -> dict[str, Any]:
 def difference(signed: Files, found: Files) -> str:
     """Return how a model's files differ from the signed files; empty if they are the same.
 
-    An archive may have all its files in one folder that the signature does not name.
+    If all files of an archive are in one folder, the signed paths need not contain this folder.
     """
     if len({path.partition("/")[0] for path in found}) == 1 and signed.keys() != found.keys():
         found = {path.partition("/")[2] or path: digest for path, digest in found.items()}

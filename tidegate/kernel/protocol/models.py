@@ -76,7 +76,7 @@ class Signature(Noun):
     """The inputs and outputs of a version.
 
     ``max_batch_size``: the most rows in a call; 0: the model has no batch axis.
-    ``decoupled``: the model returns any number of answers to one request (Triton's term).
+    ``decoupled``: True if the model can return any number of answers to one request (Triton's term).
     ``sequences``: set if the model keeps a state between the requests of a sequence.
     """
 
@@ -114,8 +114,8 @@ class VersionMetadata(Written):
 class Version(Noun):
     """An immutable artifact under a model's name.
 
-    ``requirements``: lines for pip: packages that the model needs and the models' environment lacks.
-    ``trusted``: names in a pickle or skops file that the publisher trusts.
+    ``requirements``: the packages that the model needs and the models' environment lacks, as lines for pip.
+    ``trusted``: the names in a pickle or skops file that the publisher has declared safe.
     """
 
     model: Name
@@ -144,8 +144,8 @@ class Resources(Written):
 
     ``memory_mb``, ``cpus``, ``shm_mb``: None means the launcher's setting.
     ``gpus``: the number of whole GPUs.
-    ``gpu_memory_mb``: the replica shares one GPU with others, and uses this much of its memory.
-    ``allow_cpu``: run a model on the CPU if it cannot use the GPU. Otherwise its replica fails to start.
+    ``gpu_memory_mb``: set if the replica shares one GPU with others: how much of the GPU's memory it may use.
+    ``allow_cpu``: if a model cannot use the GPU, True runs it on the CPU. False: its replica fails to start.
     ``response_cache_mb``: the limit of Triton's response cache, if the model's configuration enables it.
     """
 
@@ -175,12 +175,14 @@ class LlmSpec(Written):
     ``kv_tokens``: the most tokens that a worker puts into the engine's KV cache; None: the cache's size.
     ``arguments``: arguments that are passed to the engine unchanged, by the engine's own names.
     ``adapters``: the paths of LoRA adapters in the artifact, by name. Requests name them ``model:adapter``.
-    ``affinity_wait_ms``: the longest wait for the replica that has the prompt's beginning; 0: no wait.
+    ``affinity_wait_ms``: the longest wait for the replica that has the beginning of the prompt in its cache;
+    0: no wait.
     ``upstream``: the address of an OpenAI-compatible server, for the engine ``openai-url``.
     ``upstream_model``: the model's name at the upstream.
     ``credential``: the place of the upstream's key on the worker's host: ``env:NAME`` or ``file:PATH``.
     ``region``: where the upstream processes data.
-    ``requests_per_minute``, ``tokens_per_minute``: the most that a replica sends to the upstream.
+    ``requests_per_minute``, ``tokens_per_minute``: the most requests and tokens that a replica sends to the
+    upstream in a minute; None: no limit.
     ``upstream_timeout_s``: the longest wait for the beginning of the upstream's answer.
     """
 
@@ -232,7 +234,7 @@ class UpstreamSpec(Written):
     ``region``: where the upstream processes data.
     ``timeout_s``: the longest wait for an answer.
     ``requests_per_minute``: the most requests that one instance sends; None: no limit.
-    ``binary``: the upstream supports the binary tensor data extension.
+    ``binary``: True if the upstream supports the binary tensor data extension.
     """
 
     address: str = Field(pattern=r"^https?://[^/@\s]+/\S+$", max_length=2048)
@@ -247,15 +249,16 @@ class DeploymentSpec(Written):
     """One Version run by identical workers that share a queue.
 
     ``image``: the image of the workers if they are containers; None: the launcher's.
-    ``start_timeout_s``: the default is longer for vLLM, which compiles and measures at each start.
-    ``progress_timeout_s``: end the process of a model that answers no call for this time. None: a minute, or
-    the longest timeout of the waiting callers, if that is longer.
+    ``start_timeout_s``: the longest time that a replica's start may take. The default is longer for vLLM,
+    which compiles and measures at each start.
+    ``progress_timeout_s``: the process of a model ends if the model answers no call for this many seconds.
+    None: a minute, or the longest timeout of the waiting callers, if that is longer.
     ``llm``: only for versions of format ``llm``; None: the defaults of :class:`LlmSpec`.
     ``upstream``: only for versions of format ``oip``, which need it.
-    ``sampling``: rows per second that a replica samples into the version's profile; 0: none.
-    ``keep_rows``: the most sampled rows of which the blob store keeps the values; 0: none.
+    ``sampling``: the most rows per second that a replica samples into the version's profile; 0: none.
+    ``keep_rows``: the most sampled rows whose values the blob store keeps; 0: none.
     ``redact``: inputs and outputs of which no values are kept.
-    ``unverified``: the Deployment may run a version that is not verified, or that was rejected.
+    ``unverified``: True if the Deployment may run a version that is not verified, or that was rejected.
     """
 
     name: Name
@@ -312,7 +315,7 @@ class DeploymentSpec(Written):
 
 
 class Override(Noun):
-    """The number of replicas that an operator set. ``force``: it may be above the maximum."""
+    """The number of replicas that an operator set. ``force``: True if it may be above ``max_replicas``."""
 
     replicas: int = Field(ge=0, le=10_000)
     expires_at: datetime | None = None
@@ -330,21 +333,22 @@ class Deployment(DeploymentSpec):
 class EndpointSpec(Noun):
     """The stable public name of a model, and the Deployments that get its requests.
 
-    ``previous``: the targets that serve until one of ``targets`` has a ready replica.
-    ``allowed_regions``, ``forbidden_regions``: where requests may be processed. These apply to upstreams and
-    to Deployments with a region. An upstream without a region is never used if one of the lists is set.
+    ``previous``: the targets that serve until all ``targets`` with a share have a ready replica.
+    ``allowed_regions``, ``forbidden_regions``: the regions where requests may be processed, and those where
+    they must not. Both apply to upstreams and to Deployments with a region. If one of the lists is set, an
+    upstream without a region gets no requests.
     ``rules`` apply before ``sticky``, and both before the weights.
-    ``when_unready``: what to do if a target has no ready replica, but another target has one. ``wake``:
-    requests of the target wait for a replica, unless none can start. ``others``: its share goes to the other
-    targets. ``fail``: it keeps its share.
+    ``when_unready``: what happens to the share of a target without a ready replica while other targets have
+    one. ``wake``: its requests wait for a replica, unless none can start. ``others``: its share goes to the
+    other targets. ``fail``: its share never goes to the other targets.
     ``weight``: the endpoint's part of a Deployment that is busy and has several endpoints, in proportion to
     the other endpoints' weights. It is multiplied by the weight of the caller's key.
-    ``failover``: Deployments without a share, in order. They get the requests that an upstream cannot answer,
-    and all traffic if ``when_unready`` takes the share from every target.
+    ``failover``: Deployments without a share, in the order of preference. They get the requests that an
+    upstream cannot answer, and all traffic if ``when_unready`` takes the share from every target.
     ``reserved``: the number of additional replicas of the largest target that serve only this endpoint.
     ``slo``: the objectives; None: no objectives. ``alerts``: limits that differ from the defaults.
-    ``shadow``: copies of requests go to a Deployment without a share, for a comparison.
-    ``feedback``: answers get an id for feedback, also without a rollout or an experiment.
+    ``shadow``: the Deployment without a share that gets copies of requests, for a comparison.
+    ``feedback``: True if answers get an id for feedback even without a rollout or an experiment.
     """
 
     name: Name
@@ -373,7 +377,7 @@ class EndpointSpec(Noun):
 
     @property
     def compared(self) -> bool:
-        """Return True if the gateways count answers, failures and times by Deployment."""
+        """Return True if the gateways count answers, failures and times separately for each Deployment."""
         return any(each is not None and each.active for each in (self.rollout, self.experiment))
 
     def may_use(self, deployment: DeploymentSpec) -> bool:
@@ -423,8 +427,8 @@ class DesiredState(Noun):
 class Assignment(Noun):
     """Everything that a worker needs to start, except the artifact's bytes, which the registry sends.
 
-    An assignment is also sent as a message. So it contains no address and no credential; the worker's
-    settings have both. ``scratch``: the worker only verifies the version and opens no queue.
+    It contains no address and no credential, because a worker of a warm pool gets it as a message. The
+    worker's settings have both. ``scratch``: set if the worker only verifies the version and opens no queue.
     """
 
     replica: str

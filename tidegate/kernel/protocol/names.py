@@ -10,7 +10,7 @@ RULE = (
     f"use 1 to {LONGEST} letters (A-Z, a-z), digits, '_', '-' and '.', with a letter or digit first and not "
     "'-' or '.' last"
 )
-# ``GET /v2/models/stats`` is Triton's route for the statistics of every model.
+# A model of this name would hide ``GET /v2/models/stats``, Triton's route for the statistics of every model.
 RESERVED = frozenset({"stats"})
 _NAME = re.compile(PATTERN)
 

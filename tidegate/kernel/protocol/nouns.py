@@ -1,4 +1,4 @@
-"""The bases of Tidegate's objects, and the types that several of them share."""
+"""The base classes of Tidegate's objects, and the types that several objects use."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LARGEST = 2**31 - 1
 
 
 class Noun(BaseModel):
-    """The base of all objects. Unknown fields are refused, so that a misspelt option is not ignored."""
+    """The base class of all objects. Unknown fields are errors, so that a misspelt option is not ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Written(Noun):
-    """The base of user input. Numbers must be finite, because JSON cannot express infinity or NaN."""
+    """The base class of objects that users write. Numbers must be finite, because JSON has no others."""
 
     model_config = ConfigDict(allow_inf_nan=False)

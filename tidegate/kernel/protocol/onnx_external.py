@@ -1,6 +1,6 @@
-"""Find the weights that an ONNX file keeps in other files, from its protobuf. Pure.
+"""Find the weights that an ONNX file keeps in other files. Pure.
 
-Field numbers are those of onnx.proto3. A field may occur several times, and readers differ in which
+Field numbers are those of onnx.proto3. A field can occur several times, and ONNX libraries differ in which
 occurrence they use. So a tensor is treated as external if any occurrence marks it as external.
 """
 
@@ -25,7 +25,10 @@ MAX_NESTED_GRAPHS = 32
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """A tensor with its values in the file ``location``, up to the byte ``end``; 0 means the whole file."""
+    """A tensor whose values are in the file ``location``.
+
+    ``end``: the byte at which the values end, so the file cannot be shorter; 0: they end with the file.
+    """
 
     tensor: str
     location: str
@@ -33,7 +36,10 @@ class External:
 
 
 def externals(model: Message) -> Iterator[External]:
-    """Yield every tensor of a ModelProto with values in another file. Raise Malformed if it names no file."""
+    """Yield every tensor of a ModelProto whose values are in another file.
+
+    Raise Malformed if such a tensor names no file.
+    """
     for number, value in model.fields():
         if not isinstance(value, Message):
             continue
@@ -64,7 +70,7 @@ def _graph(graph: Message, depth: int) -> Iterator[External]:
 
 
 def _node(node: Message, depth: int) -> Iterator[External]:
-    """Yield the external tensors of a node: its constants, and the bodies of loops and branches."""
+    """Yield the external tensors among a node's constants, and in the bodies of its loops and branches."""
     if depth > MAX_NESTED_GRAPHS:
         raise Malformed(f"graphs are nested more than {MAX_NESTED_GRAPHS} levels deep")
     for attribute in node.messages(NODE_ATTRIBUTE):

@@ -1,8 +1,8 @@
 """The table of the scopes that open each route of each service.
 
 The gateway's proxy checks the table before it forwards a call. Each service checks the table again for the
-call's principal. A route that is missing here is closed: ``tests/unit/protocol/test_permissions.py`` compares
-the table with the routes of the services.
+call's principal. Nobody can call a route that is missing here. So
+``tests/unit/protocol/test_permissions.py`` compares the table with the routes of the services.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tidegate.kernel.protocol.access import ADMIN, INFER, METRICS, OPERATE, PUBL
 # Values that a route may have in place of scopes.
 OPEN = "open"  # no credential is needed
 ANY = "any"  # any valid credential opens the route, and the handler checks the rest
-INTERNAL = "internal"  # only Tidegate's own services, for their own calls and not for forwarded ones
+INTERNAL = "internal"  # only Tidegate's own services may call the route, and not on behalf of a caller
 
 Scopes = tuple[str, ...]
 
@@ -32,7 +32,7 @@ class Route:
 
 @dataclass(frozen=True)
 class RoutePermissions:
-    """The routes of a service: ``{"GET /v1/models/{name}": (PUBLISH, OPERATE)}``.
+    """The routes of a service, each with its scopes: ``{"GET /v1/models/{name}": (PUBLISH, OPERATE), ...}``.
 
     ``{name}`` is a segment of the path or a part of a segment. ``{rest:path}`` is the rest of the path.
     """
@@ -41,7 +41,7 @@ class RoutePermissions:
 
     @cached_property
     def by_path(self) -> dict[str, dict[str, Scopes]]:
-        """Return the scopes by path and method, the most literal paths first."""
+        """Return the scopes by path and method. ``/keys/table`` comes before ``/keys/{id}``."""
         found: dict[str, dict[str, Scopes]] = {}
         for line in sorted(self.table, key=lambda line: _precedence(line.partition(" ")[2])):
             method, _, path = line.partition(" ")
@@ -50,7 +50,10 @@ class RoutePermissions:
 
     @cached_property
     def _patterns(self) -> dict[int, tuple[re.Pattern[str], list[str]]]:
-        """Return one pattern for each number of segments in a path. Key 0 has the paths of any length."""
+        """Return patterns by the number of segments in a path, each with the table's paths that it matches.
+
+        Key 0 has the paths with ``{rest:path}``, which can match any number of segments.
+        """
         by_steps: dict[int, list[str]] = {}
         for path in self.by_path:
             by_steps.setdefault(0 if ":path}" in path else path.count("/"), []).append(path)
@@ -60,7 +63,7 @@ class RoutePermissions:
         }
 
     def methods(self, path: str) -> tuple[str, dict[str, Scopes]] | None:
-        """Return the table's path that matches a decoded path, with its methods; None if none matches."""
+        """Return the table's path that matches a decoded path, and its scopes by method; None: no match."""
         if path != "/" and any(step in ("", ".", "..") for step in path[1:].split("/")):
             return None
         for steps in (path.count("/"), 0):
@@ -80,7 +83,7 @@ class RoutePermissions:
 
 
 def has_control_character(path: str) -> bool:
-    """Return True if a path has a control character. Names have none, and routers disagree about them."""
+    """Return True if a path has a control character. No name has one, and routers treat it differently."""
     return not path.isprintable() and any(ord(each) < 0x20 or ord(each) == 0x7F for each in path)
 
 
@@ -105,7 +108,7 @@ def _pattern_of(path: str) -> str:
     )
 
 
-# The scopes that may read deployed models.
+# Callers with one of these scopes may read models, Deployments and Endpoints.
 LOOK: Scopes = (PUBLISH, OPERATE)
 
 _HEALTH: dict[str, Scopes] = {
@@ -123,7 +126,7 @@ REGISTRY = RoutePermissions(
     _OWN
     | {
         "PUT /v1/artifacts": (PUBLISH,),
-        # A replica reads its own artifact. The handler refuses all other artifacts.
+        # A replica reads its own artifact. The handler sends it no other artifact.
         "HEAD /v1/artifacts/{sha256}": (*LOOK, REPLICA),
         "GET /v1/artifacts/{sha256}": (*LOOK, REPLICA),
         "GET /v1/artifacts/{sha256}/signatures": (*LOOK, REPLICA),
@@ -153,7 +156,7 @@ REGISTRY = RoutePermissions(
         "GET /v1/models/{name}/versions/{number}/lineage": LOOK,
         "GET /v1/models/{name}/versions/{number}/stage": LOOK,
         "PUT /v1/models/{name}/versions/{number}/stage": (PUBLISH,),
-        # The stage states the scope that an approval needs.
+        # The handler requires the scope that the stage states for its approvals.
         "POST /v1/models/{name}/versions/{number}/approvals": LOOK,
         "DELETE /v1/models/{name}/versions/{number}/approvals/{stage}": LOOK,
         "PATCH /v1/models/{name}/policy": (PUBLISH,),
@@ -191,7 +194,8 @@ REGISTRY = RoutePermissions(
         "POST /v1/endpoints/{name}/rollout/promote": (PUBLISH,),
         "POST /v1/endpoints/{name}/rollout/pause": (PUBLISH,),
         "POST /v1/endpoints/{name}/rollout/resume": (PUBLISH,),
-        "POST /v1/endpoints/{name}/rollout/progress": (INTERNAL,),  # this call can promote a canary
+        # Only a service may make this call, because it can promote a canary.
+        "POST /v1/endpoints/{name}/rollout/progress": (INTERNAL,),
         "PUT /v1/endpoints/{name}/shadow": (PUBLISH,),
         "DELETE /v1/endpoints/{name}/shadow": (PUBLISH,),
         "POST /v1/endpoints/{name}/experiment": (PUBLISH,),
@@ -231,7 +235,7 @@ ROUTER = RoutePermissions(
         "GET /v1/quality/{name}": LOOK,
         "GET /v1/drift": LOOK,
         "GET /v1/drift/{name}": LOOK,
-        "GET /v1/drift/{name}/rows": (OPERATE,),  # sampled rows contain callers' values
+        "GET /v1/drift/{name}/rows": (OPERATE,),  # not PUBLISH, because the rows contain callers' values
         "POST /v1/drift/{name}/rebase": (PUBLISH,),
         "GET /v1/alerts": LOOK,
         "GET /v1/alerts/history": LOOK,
@@ -253,7 +257,8 @@ ROUTER = RoutePermissions(
         "POST /v1/dead/replay": (OPERATE,),
         "DELETE /v1/dead/{id}": (OPERATE,),
         "GET /v1/ledger": (OPERATE,),
-        # The caller's own secret. The handler requires the scope admin for another principal's.
+        # INFER is enough for the caller's own secret. For the secret of another principal, the handler
+        # requires the scope admin.
         "GET /v1/webhooks/secret": (INFER,),
     }
 )
@@ -263,7 +268,8 @@ AUTOSCALER = RoutePermissions(
     | {
         "GET /prometheus/workers": (METRICS, OPERATE),
         "GET /v1/settings/workers": (OPERATE,),
-        # A deploy reads the status while it waits, and reads `why` if the Deployment does not become ready.
+        # Not only for operators: `tidegate deploy` reads the status while it waits, and reads `why` if the
+        # Deployment does not become ready.
         "GET /v1/deployments": LOOK,
         "GET /v1/deployments/{name}": LOOK,
         "PUT /v1/deployments/{name}/replicas": (OPERATE,),
@@ -275,7 +281,7 @@ AUTOSCALER = RoutePermissions(
         "PATCH /v1/deployments/{name}/policy": (OPERATE,),
         "GET /v1/deployments/{name}/cold-starts": (OPERATE,),
         "GET /v1/cold-starts": (OPERATE,),
-        # The author of a model may read the model's output.
+        # The publisher of a model may read what the model writes to its log.
         "GET /v1/logs/{name}": LOOK,
         "GET /v1/requests/{id}/logs": (OPERATE,),
         "GET /v1/hosts": (OPERATE,),
@@ -284,7 +290,7 @@ AUTOSCALER = RoutePermissions(
         "GET /v1/replicas": (OPERATE,),
         "POST /v1/replicas/{replica}/drain": (OPERATE,),
         "GET /v1/warm": (OPERATE,),
-        # A deploy shows the step of the verification while it waits.
+        # Not only for operators: `tidegate deploy` shows the step of the verification while it waits.
         "GET /v1/verifications": LOOK,
         "GET /v1/decisions": (OPERATE,),
         "GET /v1/policy": (OPERATE,),
@@ -295,7 +301,7 @@ AUTOSCALER = RoutePermissions(
     }
 )
 
-# A worker shows only the metrics of its own model.
+# Metrics need no credential here, because a worker shows only those of its own model.
 WORKER = RoutePermissions(_HEALTH | {"GET /metrics": (OPEN,)})
 
 _MODEL = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
@@ -303,9 +309,10 @@ _MODEL = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 GATEWAY = RoutePermissions(
     _OWN
     | {
-        # The page shows what Tidegate is, and the models that the caller may use.
+        # The page shows what Tidegate is. If the request has a credential, it also lists the models that the
+        # caller may use.
         "GET /": (OPEN,),
-        "HEAD /": (OPEN,),  # Ollama's command line looks for a server with this call
+        "HEAD /": (OPEN,),  # Ollama's command line calls this to check that a server is there
         "GET /v2/health/live": (OPEN,),
         "GET /v2/health/ready": (OPEN,),
         "GET /v2": (INFER,),
@@ -315,7 +322,7 @@ GATEWAY = RoutePermissions(
         "POST /v2/repository/models/{model}/load": (OPERATE,),
         "POST /v2/repository/models/{model}/unload": (OPERATE,),
     }
-    # A caller sees and uses only the regions that it registered.
+    # A caller sees and uses only the shared memory regions that it registered.
     | {
         f"{method} /v2/{kind}sharedmemory{region}/{action}": (INFER,)
         for kind in ("system", "cuda")
@@ -333,7 +340,7 @@ GATEWAY = RoutePermissions(
         for path in ("/v2/logging", "/v2/trace/setting", "/v2/models/{model}/trace/setting")
     }
     | {f"GET {model}{part}": (INFER,) for model in _MODEL for part in ("", "/config", "/stats")}
-    # A deploy calls this until the model is ready.
+    # With PUBLISH, because `tidegate deploy` repeats this call until the model is ready.
     | {f"GET {model}/ready": (INFER, PUBLISH) for model in _MODEL}
     | {
         f"POST {model}/{part}": (INFER,)
@@ -346,7 +353,7 @@ GATEWAY = RoutePermissions(
         for part in ("chat/completions", "completions", "embeddings", "responses")
     }
     | {"GET /v1/models": (INFER,), "GET /v1/models/{model}": (INFER,)}
-    # TensorFlow Serving's API and KServe's first version, which share `/v1/models/{model}` with OpenAI's.
+    # The APIs of TensorFlow Serving and KServe V1. They share `/v1/models/{model}` with OpenAI's API.
     | {
         f"POST /v1/models/{{model}}{part}:{action}": (INFER,)
         for part in ("", "/versions/{version}", "/labels/{label}")
@@ -357,7 +364,7 @@ GATEWAY = RoutePermissions(
         for part in ("/metadata", "/versions/{version}", "/versions/{version}/metadata")
     }
     | {f"GET /v1/models/{{model}}/labels/{{label}}{part}": (INFER,) for part in ("", "/metadata")}
-    # TorchServe's API. POST and DELETE of /models only return the command to run instead.
+    # TorchServe's API. POST and DELETE of /models change nothing: they name the command of Tidegate to use.
     | {f"POST /predictions/{{model}}{part}": (INFER,) for part in ("", "/{version}")}
     | {f"GET /models{part}": (INFER,) for part in ("", "/{model}", "/{model}/{version}")}
     | {"POST /models": (INFER,), "DELETE /models/{model}": (INFER,)}
@@ -383,7 +390,7 @@ GATEWAY = RoutePermissions(
         "GET /health": (OPEN,),
         "GET /tgi/{model}/health": (INFER,),
     }
-    # Ollama's API. The routes from pull to blobs only return the command to run instead.
+    # Ollama's API. The routes from pull to blobs change nothing: they name the command of Tidegate to use.
     | {f"POST /api/{part}": (INFER,) for part in ("chat", "generate", "embed", "embeddings", "show")}
     | {f"POST /api/{part}": (INFER,) for part in ("pull", "push", "create", "copy", "blobs/{digest}")}
     | {"DELETE /api/delete": (INFER,), "HEAD /api/blobs/{digest}": (INFER,)}
@@ -418,11 +425,11 @@ GATEWAY = RoutePermissions(
         "DELETE /v1/files/{id}": (INFER,),
         "GET /v1/files/{id}/content": (INFER,),
         "GET /v1/webhooks/secret": (INFER,),
-        # A key may report on its own answers; with the scope operate, on all answers.
+        # With INFER, a key may report on the answers to its own requests. With OPERATE, on all answers.
         "POST /v1/feedback": (INFER, OPERATE),
     }
     | {
-        # The table of the service behind the proxy applies.
+        # The table of the service behind the proxy decides which scopes open these routes.
         f"{method} /api/{{service}}/{{rest:path}}": (ANY,)
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
     }

@@ -1,4 +1,4 @@
-"""The reports of workers and gateways about themselves, a few times a second."""
+"""The reports that workers and gateways write about themselves a few times a second."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class ModelDeath:
     """The last death of a replica's model. Times are seconds since the epoch.
 
     ``words``: a description for people, such as "the model's process ended (signal 9, out of memory?)".
-    ``status``: an exit code, or the negative number of a signal. None: unknown, or ended by the worker.
-    ``in_a_row``: the number of deaths in a row, each within a minute of a start.
+    ``status``: an exit code, or the negative number of a signal. None: it is unknown, or the worker ended the
+    process.
+    ``in_a_row``: the number of successive deaths, each less than a minute after a start.
     ``total``: the number of all deaths of this worker's model.
     """
 
@@ -76,8 +77,9 @@ class ReplicaReport:
     ``parallel``: the effective concurrency: the requests of a full call x instances, or, if a call has one
     request, the recent number of open calls.
     ``signature``: the model's signature as Triton reports it, in the form of a ``Signature``.
-    ``jobs``: the number of unacked messages of jobs.
-    ``gpu_utilization`` (0 to 1), ``gpu_memory_bytes``: the used part of the replica's GPUs; None: no GPU.
+    ``jobs``: the number of unacked deliveries of jobs.
+    ``gpu_utilization``: the share of time that the replica's GPUs were busy (0 to 1); None: no GPU.
+    ``gpu_memory_bytes``: the used memory of these GPUs; None: no GPU.
     ``device``: where the model runs, such as ``cpu`` or ``cuda:0 (NVIDIA H100 80GB HBM3)``. Several devices
     are separated by commas. Empty until the model is loaded.
     ``sandbox``: how the model's process is contained; empty: unknown.
@@ -164,10 +166,13 @@ class GatewayLoad:
 
 @dataclass(slots=True)
 class VariantCounts:
-    """One gateway's totals of one Deployment of an endpoint since the gateway's start.
+    """One gateway's counts of the requests that an endpoint sent to one Deployment.
 
-    ``failed``: requests that failed because of the Deployment.
-    ``times``: numbers of answered requests in each bucket of :mod:`tidegate.kernel.protocol.latency_buckets`.
+    They begin at the gateway's start.
+
+    ``failed``: the number of requests that failed because of the Deployment.
+    ``times``: the number of answered requests in each bucket of time. The buckets are those of
+    :mod:`tidegate.kernel.protocol.latency_buckets`.
     """
 
     failed: int = 0
@@ -178,7 +183,7 @@ class VariantCounts:
 class GatewayReport:
     """A gateway's heartbeat. ``at`` is seconds since the epoch on the gateway's clock.
 
-    ``traffic`` has the counts by endpoint and Deployment, for endpoints that compare Deployments.
+    ``traffic`` has the counts by endpoint and Deployment, for endpoints with a rollout or an experiment.
     ``shadows`` has the counts of shadow traffic by endpoint.
     """
 
@@ -211,7 +216,7 @@ class GatewayReport:
 
 @dataclass(slots=True)
 class GatewayView:
-    """All known gateways. ``missing``: gateways that do not report, so their load is unknown."""
+    """The reports of all gateways. ``missing``: known gateways without a report, so their load is unknown."""
 
     reports: list[GatewayReport] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -234,6 +239,6 @@ class ModelMetadata:
 
     @classmethod
     def from_json(cls, raw: bytes) -> Self:
-        """Return the metadata in JSON; unknown fields of a newer writer are ignored."""
+        """Read metadata from JSON. Unknown fields of a newer writer are ignored."""
         known = cls.__dataclass_fields__
         return cls(**{k: v for k, v in orjson.loads(raw).items() if k in known})

@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.models import Deployment
 # The entry for every GPU that the list does not name.
 ANY = "*"
 MIB_PER_GIB = 1024.0
-# Strict, because YAML reads `no` as False, and False is not a price.
+# Strict, because YAML reads `no` as False, which pydantic would otherwise accept as the price 0.
 _Price = Annotated[float, Field(ge=0, le=1e9, strict=True)]
 
 
@@ -21,14 +21,20 @@ class _Entry(BaseModel):
 
 
 class GpuPrice(_Entry):
-    """The price of one GPU for an hour. A replica that shares it pays for its part of ``memory_gib``."""
+    """The price of one GPU for an hour.
+
+    A replica that shares the GPU pays for the part of ``memory_gib`` that its Deployment reserves.
+    """
 
     per_hour: _Price
     memory_gib: float = Field(80.0, gt=0, le=100_000)
 
 
 class TokenPrice(_Entry):
-    """The prices of a provider's tokens, per million. ``cached``: prompt tokens that were in its cache."""
+    """The prices of one million tokens at a provider.
+
+    ``cached``: the price of prompt tokens that were in the provider's cache; None: the price ``input``.
+    """
 
     input: _Price = Field(0.0, alias="in")
     output: _Price = Field(0.0, alias="out")
@@ -37,12 +43,12 @@ class TokenPrice(_Entry):
     def cost(self, read: int, written: int, cached: int) -> float:
         """Return the cost of a request's tokens; ``read`` includes ``cached``."""
         price = self.input if self.cached is None else self.cached
-        cached = min(cached, read)  # a provider may report any numbers, but a cost is never negative
+        cached = min(cached, read)  # a provider can report wrong numbers, but a cost must not be negative
         return ((read - cached) * self.input + cached * price + written * self.output) / 1e6
 
 
 class ManagedPrice(_Entry):
-    """The prices of a managed service, for comparison. Each part is 0 if the service does not charge it."""
+    """The prices of a managed service, for comparison. A price is 0 if the service does not charge for it."""
 
     per_replica_hour: _Price = 0.0
     per_million_requests: _Price = 0.0
@@ -53,8 +59,9 @@ class ManagedPrice(_Entry):
 class PriceList(_Entry):
     """The prices of one installation. The defaults are typical prices of rented machines.
 
-    ``gpu_hour``: prices by a part of the GPU's name.
-    ``tokens``: prices by the name of a model. ``managed``: prices by a name of your choice.
+    ``gpu_hour``: the prices of GPUs. Each key is a GPU's name or a part of it.
+    ``tokens``: the prices of providers' tokens. Each key is the name of a model.
+    ``managed``: the prices of managed services. Each key is a name of your choice.
     ``cores``, ``memory_gib``: what a replica is charged for if its Deployment declares no resources.
     """
 
@@ -92,9 +99,10 @@ class PriceList(_Entry):
 
 
 class Rate(_Entry):
-    """The price of a replica per hour, and the resources that it is charged for.
+    """The price of a replica per hour, and the resources for which the replica is charged.
 
-    ``source``: ``prices``, or ``deployment`` if the Deployment has its own ``scaling.price_per_hour``.
+    ``source``: where the price comes from: ``prices`` (the price list), or ``deployment`` if the Deployment
+    has its own ``scaling.price_per_hour``.
     """
 
     per_hour: float

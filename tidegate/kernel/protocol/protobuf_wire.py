@@ -1,6 +1,6 @@
-"""Read protobuf's wire format in place. A skipped field costs only its header, and no memory.
+"""Read protobuf's wire format in place. Of a field that the reader skips, only the header is read.
 
-A message library would load the whole file with its weights before it returns an input's name.
+A protobuf library would load a whole model file, with its weights, only to return the name of an input.
 https://protobuf.dev/programming-guides/encoding/
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-# The highest valid field number. Some libraries accept higher ones, and others do not.
+# The highest valid field number. Higher ones are refused, because libraries differ in how they read them.
 MAX_NUMBER = 2**29 - 1
 
 
@@ -25,7 +25,7 @@ class Malformed(Exception):
 
 @dataclass(slots=True)
 class Budget:
-    """The number of fields that may still be read. Gigabytes of tiny fields must not block a thread."""
+    """The number of fields that may still be read. Without a limit, tiny fields could block a thread."""
 
     fields: int = 5_000_000
 
@@ -40,10 +40,11 @@ class Message:
     budget: Budget
 
     def fields(self) -> Iterator[tuple[int, int | Message]]:
-        """Yield field numbers with values: numbers as int, anything with a length as a Message.
+        """Yield the number and the value of each field: a Message if the value has a length, else an int.
 
-        A field may occur more than once. Protobuf merges all occurrences of a singular message. For a number,
-        the last occurrence with the field's wire type counts, cut to the field's width.
+        A field can occur more than once, and the caller decides which occurrence to use. Protobuf merges all
+        occurrences of a message that is not declared as repeated. Of a number, protobuf uses the last
+        occurrence with the declared wire type, and cuts it to the declared width.
         """
         at = self.start
         while at < self.end:
@@ -78,7 +79,7 @@ class Message:
                 yield value
 
     def text(self, limit: int = 4096) -> str:
-        """Return the bytes as text. Raises Malformed if they are not UTF-8, or more than ``limit``."""
+        """Return the bytes as text. Raises Malformed if they are not UTF-8, or more than ``limit`` bytes."""
         if self.end - self.start > limit:
             raise Malformed(f"it has a name of more than {limit} bytes")
         try:

@@ -13,9 +13,9 @@ from tidegate.model import DATATYPES
 
 Kind = Literal["array", "list", "scalar"]
 
-# A limit for aliases of aliases, which may form a circle.
+# The most aliases or nested types that are followed. Two aliases can refer to each other without an end.
 DEEPEST = 20
-# The most characters of an annotation in a message.
+# The most characters of an annotation that an error message shows.
 LONGEST = 200
 
 _SCALARS: dict[str, Datatype] = {
@@ -35,8 +35,8 @@ _LISTS = {"list", "List", "Sequence"}
 class Described:
     """A tensor as its annotation describes it.
 
-    ``shape`` is that of the whole array. ``kind`` is the type that ``predict`` gets: a numpy array, a
-    (nested) list, or a Python value for shape [1]. ``text``: the elements are str, not bytes.
+    ``shape`` has all axes, also the batch axis. ``kind`` is the type that ``predict`` gets: a numpy array, a
+    (nested) list, or a single Python value (shape [1]). ``text``: True if the elements are str, not bytes.
     """
 
     datatype: Datatype
@@ -136,7 +136,7 @@ def _subscript(node: ast.Subscript, scope: Scope, depth: int) -> Described:
 
 
 def _tensor(parts: list[ast.expr], scope: Scope) -> Described:
-    """Read ``Tensor["FP32", -1, 4]``. A mistake in it is always an error."""
+    """Read ``Tensor["FP32", -1, 4]``. Raise BadRequest for a mistake, even if the user passes a signature."""
     given = f"Tensor[{', '.join(map(written, parts[:LONGEST]))[:LONGEST]}]"
     datatype, text = _datatype(parts[0] if parts else None, scope)
     if datatype is None:
@@ -164,7 +164,7 @@ def _datatype(node: ast.expr | None, scope: Scope) -> tuple[Datatype | None, boo
 
 
 def _ndarray(node: ast.Subscript, parts: list[ast.expr], scope: Scope) -> Described:
-    """Read ``np.ndarray[tuple[int, Literal[4]], np.dtype[np.float32]]``, as numpy.typing writes it."""
+    """Read an annotation such as ``np.ndarray[tuple[int, Literal[4]], np.dtype[np.float32]]``."""
     shape, dtype = (resolved(part, scope) for part in parts)
     if not (isinstance(shape, ast.Subscript) and last_name(shape.value) in {"tuple", "Tuple"}):
         raise Unclear(f"is annotated {written(node)!r}, which says a datatype but not a shape")
@@ -188,7 +188,7 @@ def _axis(node: ast.expr, scope: Scope) -> int | None:
 
 
 def _size(node: ast.expr, scope: Scope) -> int | None:
-    """Return a size: a number of at least -1, or the number that the file assigns to a name."""
+    """Return the size of an axis: a number, or the number that the file assigns to a name; None: invalid."""
     if isinstance(node, ast.Name) and node.id in scope.values:
         node = scope.values[node.id]
     try:

@@ -49,10 +49,13 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file with ``predict``. ``entry`` is the class; None: ``predict`` is a function.
+    """The facts about a file with ``predict``.
 
-    ``max_size`` 0: one request is one call. If ``outputs`` is empty, ``why`` says what the annotation lacks.
-    ``load`` has the names of the arguments of the method ``load``; None: there is no such method.
+    ``entry``: the name of the class with the method ``predict``; None: ``predict`` is a function.
+    ``takes_any``: True if ``predict`` has a parameter ``**kwargs``.
+    ``outputs``: if it is empty, ``why`` says what their annotation lacks.
+    ``max_size``: the most rows in a call; 0: a call has one request.
+    ``load``: the names of the arguments of the method ``load``; None: there is no such method.
     """
 
     entry: str | None
@@ -213,7 +216,7 @@ def _value(arg: ast.arg, scope: Scope, *, optional: bool = False) -> Value:
 
 
 def _outputs(predict: Function, scope: Scope, *, streams: bool) -> tuple[list[Value], str]:
-    """Return the outputs from the annotation of ``predict``'s result, and the faults of the annotation."""
+    """Return the outputs that the annotation of ``predict``'s result describes, and what it lacks."""
     try:
         if predict.returns is None:
             raise Unclear("has no annotation")
@@ -226,7 +229,11 @@ def _outputs(predict: Function, scope: Scope, *, streams: bool) -> tuple[list[Va
 
 
 def _named(node: ast.expr, scope: Scope) -> list[tuple[str, ast.expr]]:
-    """Return the outputs of a dict, a class with fields, or a tuple. A single output is named ``output``."""
+    """Return the name and the annotation of each output of ``predict``.
+
+    The annotation ``node`` is a dict, a class with fields, or a tuple. Otherwise there is one output, named
+    ``output``.
+    """
     if isinstance(node, ast.Call) and last_name(node.func) == "TypedDict" and len(node.args) == 2:
         node = node.args[1]
     if isinstance(node, ast.Dict):

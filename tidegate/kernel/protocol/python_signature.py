@@ -1,4 +1,4 @@
-"""Build the signature of a Python file with ``predict``, and the plan to convert its arguments. Pure."""
+"""Build the signature of a Python file with ``predict``, and the plan to call this function. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LISTED = 8
 def signature_of(source: Source, given: Signature | None) -> Signature:
     """Return the signature from the annotations, or ``given`` if it fits the function.
 
-    Raises BadRequest, which says what is missing and the two ways to add it.
+    Raises BadRequest if annotations are missing and ``given`` is None, or if ``given`` does not fit.
     """
     if given is not None:
         return _fitting(source, given)
@@ -39,7 +39,7 @@ def signature_of(source: Source, given: Signature | None) -> Signature:
 
 
 def calling_plan(source: Source, signature: Signature) -> dict[str, Any]:
-    """Return the plan for the runtime in the model's Python, as a JSON document."""
+    """Return how to call ``predict``, as a JSON document for the process that runs the model's Python."""
     found = {value.name: value.found for value in source.inputs}
     axes = 1 if signature.max_batch_size else 0
     inputs = {}

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from tidegate.kernel.errors import ModelFailed, NoCapacity, TidegateError, Unavailable
 
-# An absolute path of at least two segments, at the start of a word. Paths of URLs and of the API are kept.
+# An absolute path of at least two segments, at the start of a word. URLs and paths of the API do not match,
+# because callers may see them.
 _PATH = re.compile(
     r"(?:(?<=[\s'\"`(\[{<=,;|])|(?<=:)(?!//)|^)/(?!v[12]/|api/|health/)"
     r"(?:[^\s'\"`:,;()<>|\[\]{}/]+/)+(?P<last>[^\s'\"`:,;()<>|\[\]{}/]*)",
@@ -32,7 +33,7 @@ def without_paths(text: str) -> str:
 
 
 def for_caller(error: TidegateError) -> str:
-    """Return an error's message for the caller. Paths are removed if the server failed, not the caller."""
+    """Return an error's message for the caller. Shorten its paths unless the error is the caller's fault."""
     if isinstance(error, ModelFailed | NoCapacity | Unavailable) or type(error) is TidegateError:
         return without_paths(error.message)
     return error.message

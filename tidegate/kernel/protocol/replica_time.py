@@ -2,8 +2,8 @@
 
     time of a replica = answered calls, by caller and endpoint + start-up + idle + wasted + open calls
 
-A worker writes this report every second. All numbers are totals since the replica's launch, so a lost report
-loses nothing.
+A worker writes this report every second. All numbers are totals since the replica's launch, so the next
+report replaces a lost one.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ BUSY, STARTING, IDLE, WASTED = "busy", "starting", "idle", "wasted"
 
 _OF_CALLS = frozenset({BUSY, WASTED})
 
-# Why the time of a call was wasted. ``retried``: the call failed, and its requests are called again.
+# Why the time of a call was wasted. ``retried``: the call failed, and its requests run again in another call.
 # ``expired`` and ``cancelled``: no caller waited any more. ``failed``: the caller got an error.
 # ``lost``: the model or the worker died during the call.
 WASTES = ("retried", "expired", "cancelled", "failed", "lost")
 
 
 class Spent(NamedTuple):
-    """Time in ns, and the requests, rows and tokens that shared it."""
+    """An amount of time in ns, and the numbers of requests, rows and tokens that shared it."""
 
     ns: int = 0
     requests: int = 0
@@ -57,7 +57,7 @@ class Part(NamedTuple):
 class ReplicaTime:
     """The report of a replica's time.
 
-    ``open_ns``: the time of calls that are not finished. ``ended``: this is the last report.
+    ``open_ns``: the time of calls that are not finished. ``ended``: True in the replica's last report.
     ``calls_ns``: the sum of the durations of all calls. It exceeds ``covered_ns`` if calls run at the same
     time.
     """
@@ -71,7 +71,7 @@ class ReplicaTime:
 
     @property
     def covered_ns(self) -> int:
-        """Return the time in which a call was open. Concurrent calls share it."""
+        """Return the time during which at least one call was open. Concurrent calls do not increase it."""
         return self.open_ns + sum(spent.ns for part, spent in self.parts.items() if part.kind in _OF_CALLS)
 
     @property

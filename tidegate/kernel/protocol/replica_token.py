@@ -1,8 +1,8 @@
-"""The token of one replica. It opens that replica's artifact at the registry, while the replica runs.
+"""The token of one replica. With it, the replica may read its own artifact at the registry while it runs.
 
 The token is ``trt_<replica>_<signature>``. The signature is an HMAC-SHA256 of the replica's name, keyed with
-the service token, so autoscaler and registry compute it without storing it. A valid signature alone opens
-nothing: the registry also checks that the replica runs (see :class:`Replicas`).
+the service token, so autoscaler and registry compute it without storing it. A valid signature is not enough:
+the registry also checks that the replica runs (see :class:`Replicas`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def issue(service_token: str, replica: str) -> str:
 
 
 def holder(service_token: str, authorization: bytes) -> str | None:
-    """Return the replica of the token in an Authorization header, or None without a valid token."""
+    """Return the replica whose token an Authorization header contains; None if the token is not valid."""
     if not service_token or not authorization.startswith(_BEARER + PREFIX.encode()):
         return None
     token = authorization[len(_BEARER) + len(PREFIX) :].decode("latin-1")

@@ -17,15 +17,15 @@ def reserve_of(deployment: str, endpoint: str) -> str:
 
 
 def fits(deployment: str, endpoint: str) -> bool:
-    """Return True if the name of the reserve is not too long."""
+    """Return True if the name from :func:`reserve_of` is not too long for a Deployment."""
     return len(reserve_of(deployment, endpoint)) <= LONGEST
 
 
 def reserved_targets(endpoint: EndpointSpec) -> list[str]:
-    """Return the Deployments with a reserve for an endpoint.
+    """Return the names of the Deployments that have reserved replicas for an endpoint.
 
-    These are the endpoint's largest target, and the largest of its previous targets until a new target
-    serves.
+    These are the target with the largest weight and, as long as ``previous`` has targets, the one with the
+    largest weight there.
     """
     if not endpoint.reserved:
         return []
@@ -45,12 +45,15 @@ def reserve_names(desired: DesiredState) -> frozenset[str]:
 
 
 def holders(desired: DesiredState) -> dict[str, str]:
-    """Return the Deployment of each reserve, by the reserve's name. A reserve shares its budgets."""
+    """Return the Deployment of each reserve, by the reserve's name.
+
+    The reserve is paid from the budgets of this Deployment.
+    """
     known = {each.name: (each.model, each.version) for each in desired.deployments}
     found = {
         reserve_of(name, each.name): name for each in desired.endpoints for name in reserved_targets(each)
     }
-    # A Deployment of another version may have the name of a reserve by chance.
+    # Compare the versions, because another Deployment can have the name of a reserve by chance.
     return {own: name for own, name in found.items() if own in known and known[own] == known.get(name)}
 
 
@@ -70,6 +73,7 @@ def with_reserves(desired: DesiredState) -> DesiredState:
 
 def _reserve(shared: Deployment, name: str, count: int) -> Deployment:
     paused = shared.override is not None and shared.override.replicas == 0
-    scaling = shared.scaling.model_copy(update={"schedule": []})  # a schedule would change the count
+    # No schedule, because it would change the number of replicas.
+    scaling = shared.scaling.model_copy(update={"schedule": []})
     fixed = {"min_replicas": count, "max_replicas": count, "scale_to_zero_after_s": None, "scaling": scaling}
     return shared.model_copy(update={"name": name, "override": shared.override if paused else None, **fixed})

@@ -19,11 +19,11 @@ class _Part(BaseModel):
 
 
 class ScheduleWindow(_Part):
-    """Bounds of the replicas that apply from each time of ``start`` until the next time of ``end``.
+    """A regular period with its own bounds on the number of replicas.
 
-    ``start`` and ``end`` are cron expressions of five fields in the local time of ``time_zone`` (an IANA
-    name). If a clock change skips a time, the window starts or ends right after the change. If a clock change
-    repeats a time, the window starts or ends only once.
+    ``start`` and ``end``: cron expressions of five fields that match when a period starts and ends, in the
+    local time of ``time_zone`` (an IANA name). If a clock change skips such a time, the period starts or ends
+    right after the change. If a clock change repeats it, the period starts or ends only once.
     """
 
     start: str
@@ -35,7 +35,7 @@ class ScheduleWindow(_Part):
     @field_validator("start", "end")
     @classmethod
     def _is_cron(cls, text: str) -> str:
-        # This import is here, because the command line uses these models without this library.
+        # This import is here, because users can install the command line without this library.
         from cronsim import CronSim, CronSimError
 
         if len(text.split()) != 5:
@@ -77,8 +77,8 @@ class Scaling(_Part):
     Each rule computes a number of replicas, and the highest number is used.
 
     ``aggressiveness``: sets the defaults of the other fields.
-    ``target_utilization``: the share of its time that a replica may be busy.
-    ``backlog_per_replica``: the number of unanswered requests for each replica.
+    ``target_utilization``: the share of time that a replica may be busy.
+    ``backlog_per_replica``: how many unanswered requests one replica should have.
     ``up_window_s``: scale up after a higher load has lasted for this many seconds.
     ``down_window_s``: scale down after a lower load has lasted for this many seconds.
     ``panic_factor``: scale up immediately if the load needs this many times the ready replicas, despite
@@ -86,8 +86,10 @@ class Scaling(_Part):
     ``max_cost_per_hour``: the most that replicas x ``price_per_hour`` may cost.
     ``max_cost_per_day``, ``max_cost_per_month``: the most that all replicas may cost in a calendar day and
     month (UTC).
-    ``over_budget``: after a used-up budget, keep the minimum of replicas, or stop all, until the period ends.
-    ``forecast``: may start replicas early, for the load of the same time on earlier days or weeks.
+    ``over_budget``: what to do when a budget is used up, until its day or month ends: ``minimum`` keeps
+    ``min_replicas``, ``stop`` stops all replicas.
+    ``forecast``: replicas may start early, if the load was high at the same time on earlier days (``daily``)
+    or in earlier weeks (``weekly``).
     """
 
     aggressiveness: Aggressiveness = "balanced"
@@ -130,12 +132,16 @@ class Scaling(_Part):
 
 @lru_cache(maxsize=4096)
 def _last(cron: str, zone: str, minute: int) -> datetime | None:
-    """Return the last time of a cron expression up to ``minute`` (minutes since the epoch), or None."""
+    """Return the last time up to ``minute`` that a cron expression matches, or None.
+
+    ``minute`` is in minutes since the epoch.
+    """
     from cronsim import CronSim
 
     now = datetime.fromtimestamp(minute * 60, timezone.utc)
     local = datetime.fromtimestamp((minute + 1) * 60, _zone(zone))  # CronSim excludes its start
-    if local.fold:  # in a repeated hour, an earlier time can show a later clock time
+    # The clock repeats this hour, so an earlier moment can have a later clock time. Start the search later.
+    if local.fold:
         local += timedelta(hours=2)
     times = (found.astimezone(timezone.utc) for found in CronSim(cron, local, reverse=True))
     return next((found for found in times if found <= now), None)

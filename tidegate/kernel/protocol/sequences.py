@@ -17,7 +17,7 @@ DEFAULT_IDLE_US = 1_000_000
 
 
 class SequenceMark(NamedTuple):
-    """The sequence of a request: its id, and if the request is its first or its last one."""
+    """The parameters of a request that name its sequence, and say if the request starts or ends it."""
 
     id: int | str
     start: bool
@@ -29,7 +29,10 @@ class SequenceMark(NamedTuple):
 
 
 def read_mark(parameters: Mapping[str, Any]) -> SequenceMark | None:
-    """Return the sequence in a request's parameters, which a gateway has checked; None without a sequence."""
+    """Return the sequence that a request's parameters state; None: no sequence.
+
+    A gateway has already checked the parameters.
+    """
     id_ = parameters.get(ID)
     if not id_:
         return None

@@ -14,15 +14,15 @@ DIFFERING_KEPT = 10
 
 @dataclass(slots=True)
 class OutputCounts:
-    """The comparisons of one output.
+    """The results of the comparisons of one output. All fields except ``max_*`` and ``edits`` are counts.
 
-    ``agreed``: all values were within the tolerance.
-    ``unlike``: the shapes or datatypes differed, or one answer lacked the output.
+    ``compared``, ``agreed``: the comparisons, and those with all values within the tolerance.
+    ``unlike``: comparisons with different shapes or datatypes, or with an answer that lacked the output.
     ``rows``, ``top1``: compared rows of scores, and the rows with the same best class in both answers.
     ``max_abs``, ``max_rel``: the largest absolute and relative difference of numbers.
-    ``texts``, ``exact``: compared strings, and equal strings.
-    ``edited``, ``edits``: strings with a measured edit distance, and the sum of these distances, each divided
-    by the length.
+    ``texts``, ``exact``: compared pairs of strings, and pairs of equal strings.
+    ``edited``: pairs of strings with a measured edit distance. ``edits``: the sum of these distances, each
+    divided by the length of the longer string.
     """
 
     compared: int = 0
@@ -63,12 +63,13 @@ class ShadowCounts:
     """One gateway's counts of an endpoint's shadow traffic, since the shadow began.
 
     ``key``: identifies the shadow. A new shadow starts with new counts.
-    ``offered``: answered requests that the rate chose. Each was ``copied``, or ``refused`` for a reason.
-    ``answered``, ``failed``: the results of copies. Copies without a result are in flight.
-    ``compared``, ``agreed``: compared answers, and those with agreement in all outputs.
-    ``primary``, ``shadow``: whole times of copied requests and of their copies, as counts in the buckets of
-    :mod:`tidegate.kernel.protocol.latency_buckets`. ``primary_call``, ``shadow_call``: times of the model
-    calls.
+    ``offered``: the number of answered requests that were chosen at the shadow's rate. Each was ``copied``,
+    or ``refused`` for a reason.
+    ``answered``, ``failed``: the numbers of copies with each result. Copies without a result are in flight.
+    ``compared``, ``agreed``: the numbers of compared answers, and of those that agree in all outputs.
+    ``primary``, ``shadow``: the total times of copied requests and of their copies, as counts in the buckets
+    of :mod:`tidegate.kernel.protocol.latency_buckets`. ``primary_call`` and ``shadow_call`` have the times of
+    only the model calls.
     """
 
     key: str = ""

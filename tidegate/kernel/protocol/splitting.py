@@ -11,7 +11,7 @@ from tidegate.kernel.protocol.nouns import LARGEST, Name, Noun, Written
 
 
 class Target(Noun):
-    """A share of an endpoint's traffic."""
+    """A Deployment and its share of an endpoint's traffic, in proportion to the weights of all targets."""
 
     deployment: Name
     weight: int = Field(100, ge=0, le=1_000_000)
@@ -37,9 +37,9 @@ class TrafficRule(Noun):
 
 
 class StickyTraffic(Noun):
-    """The key that keeps requests at one target: a header, a request parameter, or the caller's key.
+    """The sticky key: a header, a request parameter, or the caller's key.
 
-    Requests without this key are split by the weights.
+    Requests with the same value stay at one target. Requests without the key are split by the weights.
     """
 
     by: Literal["header", "parameter", "key"]
@@ -55,12 +55,13 @@ class StickyTraffic(Noun):
 class CanaryOptions(Written):
     """The rules of a canary.
 
-    ``steps``: percent of the traffic, rising. The last step is the promotion.
-    ``hold_s``, ``min_samples``: the shortest time of a step, and the fewest requests of the canary in it.
+    ``steps``: the canary's percent of the traffic, rising. The last step is the promotion.
+    ``hold_s``: the shortest duration of a step.
+    ``min_samples``: the number of requests that the canary must get in a step before the next step begins.
     ``alpha``: the accepted probability of rolling back a canary that is as good as its baseline.
-    ``tolerance``: how much higher than the baseline's the share of failed or slow requests may be.
-    ``patience_s``: a canary without enough evidence pauses after this time in a step.
-    ``full_capacity``: start with all replicas of the canary's minimum, instead of the step's share of them.
+    ``tolerance``: the share of failed or slow requests may exceed that of the baseline by this much.
+    ``patience_s``: a canary without enough evidence pauses after this many seconds in a step.
+    ``full_capacity``: True starts all replicas of the canary's minimum, instead of the step's share of them.
     ``metric``: a metric of reported outcomes that is judged as well. ``direction``: ``up`` if higher outcomes
     are better.
     """
@@ -97,7 +98,7 @@ class RolloutEvent(Noun):
 
 
 class Rollout(Noun):
-    """A canary of ``deployment`` against the ``base`` targets of an endpoint.
+    """A canary: ``deployment`` is compared with the ``base`` targets of an endpoint.
 
     ``step``: the index of the present step. ``history``: the last events, oldest first.
     ``min_replicas``: the canary's minimum after a promotion; None: the rollout does not change it.
@@ -121,7 +122,7 @@ class Rollout(Noun):
 
 
 class Tolerance(Written):
-    """The difference that two numbers may have: ``atol`` + ``rtol`` x the primary's absolute value."""
+    """The most by which two numbers may differ: ``atol`` + ``rtol`` x the primary's absolute value."""
 
     atol: float = Field(1e-6, ge=0)
     rtol: float = Field(1e-4, ge=0)
@@ -130,11 +131,11 @@ class Tolerance(Written):
 class Shadow(Written):
     """Shadow traffic: copies of an endpoint's answered requests go to idle replicas of ``deployment``.
 
-    ``rate``: percent of the requests.
+    ``rate``: the percent of the requests that are copied.
     ``max_per_s``: the most copies per second of each gateway process; None: no limit.
-    ``wake``: copies may also start a replica, and keep it running.
-    ``until``: the time of the last copy; None: until it is stopped.
-    ``id``: new for each shadow.
+    ``wake``: True if copies also start a replica, and keep it running.
+    ``until``: when the shadow ends; None: only when somebody stops it.
+    ``id``: identifies this shadow. The next shadow of the endpoint gets a new id.
     """
 
     deployment: Name

@@ -1,9 +1,10 @@
 """A model's statistics in Triton's schema, and the flat counts behind them.
 
 Workers add named counts to one hash per Deployment, and a gateway shows the sums. Durations are in ns.
-``success``, ``fail`` and ``queue`` count requests, from the worker's receipt to its answer. A request that
-shared a model call has that call's full ``compute_*``, as in Triton. ``execution_count``, ``batch_stats``,
-``cache_hit`` and ``cache_miss`` (of Triton's response cache) count calls.
+``success``, ``fail``, ``queue`` and ``compute_*`` count requests. ``success`` and ``fail`` have the time from
+the worker's receipt of a request to its answer. If several requests share a model call, ``compute_*`` has the
+call's whole duration for each of them, as in Triton. ``execution_count``, ``batch_stats``, ``cache_hit`` and
+``cache_miss`` (of Triton's response cache) count calls.
 """
 
 from __future__ import annotations

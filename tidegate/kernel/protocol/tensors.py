@@ -1,7 +1,8 @@
 """Datatypes of the Open Inference Protocol, and conversion between raw bytes and JSON values.
 
-Raw bytes are little-endian and row-major. A BYTES element is a 32-bit length and its bytes, as in the
-protocol's binary data extension. No code here loops in Python over the elements of a numeric tensor.
+Raw bytes are little-endian and row-major. A BYTES element is a 32-bit length, followed by so many bytes, as
+in the protocol's binary data extension. A numeric tensor is converted without a loop over its elements in
+Python, which would be slow.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from tidegate.kernel.protocol.bounded_json import shown
 
 @dataclass(frozen=True, slots=True)
 class Datatype:
-    """A datatype: its code on the wire, its bytes per element (0 means variable), and its codes in Python."""
+    """A datatype of tensors.
+
+    ``code``: its code in frames. ``size``: the bytes of an element; 0: they vary.
+    ``array_code``, ``numpy``: its names in Python's ``array`` and in numpy; empty: they have no such type.
+    """
 
     name: str
     code: int
@@ -52,7 +57,8 @@ BY_CODE: dict[int, Datatype] = {d.code: d for d in DATATYPES.values()}
 _LENGTH = struct.Struct("<I")
 # The number of values that are checked together in the search for a wrong value.
 _SLICE = 1024
-# Only strings need a loop over their elements, which blocks the event loop: 0.1 s for this many.
+# The most strings in a tensor. Only strings need a loop over the elements: so many of them block the event
+# loop for 0.1 s.
 MAX_STRINGS = 2**20
 
 # JSON numbers cannot show these narrow types exactly. Triton refuses them in JSON as well.
@@ -138,9 +144,9 @@ def _flatten(name: str, data: list[Any]) -> list[Any]:
 
 
 def to_json(datatype: Datatype, raw: bytes | memoryview) -> Any:
-    """Return raw bytes as a flat sequence for orjson (numpy arrays with OPT_SERIALIZE_NUMPY).
+    """Return raw bytes as a flat list of strings, or as a numpy array for orjson's OPT_SERIALIZE_NUMPY.
 
-    Return None if JSON cannot carry them, because their strings are not UTF-8.
+    Return None for strings that are not UTF-8, because JSON cannot carry them.
     """
     if datatype.name == "BYTES":
         try:

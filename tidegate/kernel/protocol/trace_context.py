@@ -1,4 +1,4 @@
-"""The trace context of a request (W3C Trace Context), and its way through the broker. Pure.
+"""The trace context of a request (W3C Trace Context), and how request frames carry it. Pure.
 
 The field ``trace`` of a request frame has the caller's request id. If the request is traced, a separator and
 a ``traceparent`` follow in the same field.
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tidegate.kernel.protocol.request_ids import LONGEST_ID
 
-# No header of HTTP has this character.
+# No request id contains this character, because HTTP headers cannot.
 SEPARATOR = b"\x1f"
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from tidegate.kernel.protocol.latency_buckets import COUNT, FIRST_S, RATIO
 
-# The rows of a matrix of histograms: the total, then the parts of the time ledger.
+# The times of a request that have a histogram: its total time, then the parts of this time.
 TOTAL = "total"
 LEDGER = ("decode", "transit", "wait", "compute", "encode")
 ROWS = (TOTAL, *LEDGER)
@@ -28,7 +28,10 @@ _OFFSETS = np.arange(len(ROWS)) * COUNT
 
 
 def histograms_of(seconds: np.ndarray) -> np.ndarray:
-    """Return the histograms of a matrix of times (requests x ``ROWS``), as ``ROWS`` x buckets."""
+    """Return the histograms of the columns of ``seconds``, as an array of shape ``ROWS`` x buckets.
+
+    ``seconds``: times, as an array of shape requests x ``ROWS``.
+    """
     scaled = np.log(np.maximum(seconds, FIRST_S) / FIRST_S) / _LOG_RATIO
     at = np.minimum(scaled.astype(np.int64), COUNT - 1) + _OFFSETS
     return np.bincount(at.ravel(), minlength=len(ROWS) * COUNT).reshape(len(ROWS), COUNT)
@@ -40,7 +43,7 @@ def no_times() -> np.ndarray:
 
 
 def sparse(histograms: np.ndarray) -> list[SparseRow]:
-    """Return histograms as short lists."""
+    """Return histograms in the short form of ``SparseRow``."""
     found: list[SparseRow] = []
     for row in histograms:
         used = np.flatnonzero(row)
@@ -49,7 +52,7 @@ def sparse(histograms: np.ndarray) -> list[SparseRow]:
 
 
 def dense(rows: Sequence[SparseRow]) -> np.ndarray:
-    """Return histograms from short lists. Rows and buckets that do not exist are ignored."""
+    """Return histograms from the short form of ``SparseRow``. Unknown rows and buckets are ignored."""
     found = no_times()
     for into, row in zip(found, rows, strict=False):
         if len(row) > 1 and 0 <= row[0] < COUNT:
@@ -60,11 +63,11 @@ def dense(rows: Sequence[SparseRow]) -> np.ndarray:
 
 @dataclass(slots=True)
 class EndpointTraffic:
-    """One gateway's totals of an endpoint.
+    """One gateway's totals of the requests to an endpoint.
 
-    ``outcomes``: numbers of requests by outcome, which is ``ok`` or the reason of the error.
-    ``failed``: requests that failed because of the service (status 500 or more).
-    ``times``: histograms of the answered requests, by Deployment.
+    ``outcomes``: the number of requests with each outcome, which is ``ok`` or the reason of the error.
+    ``failed``: the number of requests that failed because of the service (status 500 or more).
+    ``times``: for each Deployment, the histograms of the times of its answered requests.
     """
 
     outcomes: dict[str, int] = field(default_factory=dict)
@@ -74,7 +77,10 @@ class EndpointTraffic:
 
 @dataclass(slots=True)
 class TrafficReport:
-    """The totals of one gateway process, by endpoint. ``at``: seconds since the epoch on its clock."""
+    """The totals of one gateway process, by endpoint.
+
+    ``at``: when the report was made, in seconds since the epoch on the gateway's clock.
+    """
 
     incarnation: str
     at: float

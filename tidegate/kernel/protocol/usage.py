@@ -31,8 +31,9 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """A gateway process's new counts. ``(incarnation, seq)`` identifies a report; a repeat is ignored.
+    """The counts of a gateway process since its previous report.
 
+    ``(incarnation, seq)`` identifies the report. The registry ignores a report that it has received before.
     Each value of ``counts`` is a tuple in the order of ``COUNTS``.
     """
 
@@ -60,12 +61,12 @@ class UsageReport:
 
 
 def tokens(parameters: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the tokens read and written; 0 if the model does not report them."""
+    """Return how many tokens the model read and wrote; 0 if it does not report a number."""
     return (_count(parameters, TOKENS_IN), _count(parameters, TOKENS_OUT)) if parameters else (0, 0)
 
 
 def is_count(value: object) -> bool:
-    """Return True if a parameter is a number of tokens."""
+    """Return True if a parameter's value can be a number of tokens, which is a positive integer."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

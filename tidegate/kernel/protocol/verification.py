@@ -20,7 +20,10 @@ MAX_SAMPLES = 100
 
 
 class BatchFigures(Noun):
-    """The measured calls of one batch size: milliseconds of a call, and rows per second of all calls."""
+    """The measurements of calls with ``rows`` rows.
+
+    ``p50_ms``, ``p99_ms``: the duration of a call. ``rows_per_s``: the rows of all calls per second.
+    """
 
     rows: int = Field(ge=1, le=LARGEST)
     p50_ms: float
@@ -31,8 +34,8 @@ class BatchFigures(Noun):
 class CapacityCard(Noun):
     """The figures of a version that a scratch replica measured, on a machine with ``cpu`` and ``cores``.
 
-    ``requests_per_s``: answered requests of one row per second, with the best of ``batches``; None: the model
-    was not called.
+    ``requests_per_s``: how many requests with one row are answered per second, at the best of ``batches``.
+    None: the model was not called.
     ``memory_mb``: the memory of the replica's processes.
     ``start_s``: seconds from the launch until the model was warm, without the installation of requirements.
     ``load_ms``: the part of the start in which Triton loaded the model.
@@ -50,7 +53,7 @@ class CapacityCard(Noun):
 
     @property
     def expected_rps(self) -> float | None:
-        """Return the expected requests per second of a new replica, with up to ``USUAL_ROWS`` in a call."""
+        """Return a new replica's expected requests per second, in calls of at most ``USUAL_ROWS`` rows."""
         usual = [each.rows_per_s for each in self.batches if each.rows <= USUAL_ROWS]
         return max(usual, default=self.requests_per_s)
 
@@ -58,8 +61,8 @@ class CapacityCard(Noun):
 class Verification(Noun):
     """The verification of a version.
 
-    ``state``: ``unchecked`` was never verified, ``pending`` waits for its scratch replica, ``verified`` and
-    ``rejected`` were checked, and ``skipped`` cannot be checked.
+    ``state``: an ``unchecked`` version was never checked. A ``pending`` one waits for its scratch replica. A
+    ``verified`` one passed the check, and a ``rejected`` one failed it. A ``skipped`` one cannot be checked.
     ``message``: the reason of the state, with Triton's own message.
     ``round``: the number of verifications of the version. ``at``: the time of the last change.
     """
@@ -79,7 +82,7 @@ class Verification(Noun):
 class VerificationOptions(Written):
     """The options of a publisher for the verification of a version.
 
-    ``deployment``: options of the Deployment, such as ``env`` and ``resources``.
+    ``deployment``: options of the scratch replica's Deployment, such as ``env`` and ``resources``.
     ``samples``: inference requests that the version must answer. Each may have ``expected`` outputs and a
     ``tolerance``.
     """
@@ -89,7 +92,7 @@ class VerificationOptions(Written):
 
 
 class VerificationResult(Noun):
-    """The result of one round: ``verified``, ``rejected`` or ``skipped``, with its reason."""
+    """The result of one round of a verification: ``verified``, ``rejected`` or ``skipped``, and why."""
 
     round: int = Field(ge=0, le=LARGEST)
     state: Literal["verified", "rejected", "skipped"]
@@ -98,7 +101,7 @@ class VerificationResult(Noun):
 
 
 class ScratchTask(Noun):
-    """The samples that a scratch replica checks in one round. A scratch replica never gets a request."""
+    """The samples that a scratch replica checks in one round of a verification."""
 
     round: int = Field(ge=0, le=LARGEST)
     samples: list[dict[str, Any]] = Field(default_factory=list)
@@ -108,8 +111,8 @@ class ScratchOutcome(Noun):
     """The outcome that a scratch replica reports in its heartbeats.
 
     ``rejected``: the model is wrong, and another round would fail as well.
-    ``died``: a process of the model ended.
-    ``interrupted``: the cause is unknown, so the round is repeated.
+    ``died``: a process of the model ended unexpectedly.
+    ``interrupted``: the round ended early for an unknown reason, so it is repeated.
     ``unavailable``: a part of the platform failed, so the round is repeated until that part works.
     """
 

@@ -10,8 +10,8 @@ from tidegate.kernel.protocol.models import Name, Noun, Resources
 class WarmPoolSpec(Noun):
     """A warm pool: how many workers wait without a model, with which image, resources and threads.
 
-    A Deployment with the same ``image`` and ``resources`` can use such a worker. If its ``threads`` differ or
-    it has an ``env``, the worker restarts its Triton.
+    A Deployment with the same ``image`` and ``resources`` can use such a worker. If the Deployment has an
+    ``env`` or other ``threads``, the worker restarts its Triton.
     """
 
     workers: int = Field(1, ge=0, le=1000)
@@ -22,9 +22,10 @@ class WarmPoolSpec(Noun):
 
 
 class WarmAssignment(Noun):
-    """Everything that a worker of a warm pool needs to start. It gets its :class:`Assignment` later.
+    """Everything that a worker of a warm pool needs to start without a model.
 
-    In JSON, the field ``pool_name`` is called ``flavour``, because workers of earlier versions read it.
+    The worker gets an :class:`Assignment` when it becomes a replica. In JSON, the field ``pool_name`` is
+    called ``flavour``, because workers of earlier versions read this name.
     """
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)

@@ -16,10 +16,10 @@ _URL = re.compile(
     r"(?P<path>/[^#]*|\?[^#]*)?"
 )
 _PORTS = {"http": 80, "https": 443}
-# Public names resolve only to global unicast addresses in IPv6.
+# In IPv6, public names resolve only to global unicast addresses. So no other IPv6 address is public.
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-# Exceptions: addresses that reach an IPv4 network through a tunnel, and addresses for documentation (RFC
-# 9637).
+# The exceptions in this network: addresses that reach an IPv4 network through a tunnel, and addresses for
+# documentation (RFC 9637).
 _NO_RECEIVER = (IPv6Network("2001::/32"), IPv6Network("2002::/16"), IPv6Network("3fff::/20"))
 # The well-known prefix of NAT64 translators: the IPv4 address is in the last four bytes. In 64:ff9b:1::/48 it
 # may be elsewhere and private, so no address in that network counts as public (RFC 8215).
@@ -50,7 +50,10 @@ class WebhookTarget:
 
 
 def read_url(url: str) -> WebhookTarget | None:
-    """Return the parts of a webhook's URL, or None unless it is http or https with a host and no user."""
+    """Return the parts of a webhook's URL; None if it is invalid.
+
+    A valid URL begins with http or https, has a host, and has no user.
+    """
     found = _URL.fullmatch(url) if len(url) <= LONGEST_URL and url.isascii() and url.isprintable() else None
     if found is None or " " in url:
         return None
@@ -69,7 +72,7 @@ def is_public(address: Address) -> bool:
     """Return True if an address is public.
 
     Addresses of this machine, private addresses and link-local addresses (the metadata services of clouds)
-    are not public. The same applies if an IPv6 address contains one of them.
+    are not public. An IPv6 address that contains one of these is not public either.
     """
     if isinstance(address, IPv6Address):
         carried = _carried(address)
