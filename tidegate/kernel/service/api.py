@@ -68,10 +68,10 @@ def create_app(
 
     ``identify``: returns the principal of a request's headers; None: only the service token is accepted.
     ``permissions``: the table of scopes; None: that of the service ``name``.
-    ``front``: the OpenAPI paths of routes that are served before the app.
+    ``front``: the OpenAPI paths of routes that another layer answers before a request reaches the app.
     ``body_bytes``: the largest body; None: the limit in the settings.
     ``larger_bodies``: paths with other limits, see :class:`BodyLimit`.
-    ``origins``: browser pages that may call the app.
+    ``origins``: the origins of browser pages that may call the app.
     ``answer_error``: answers requests that the guard refuses; None: use Tidegate's format.
     ``error_forms``: for each tag of routes that follow another API, the form of their errors.
     """
@@ -84,8 +84,8 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # because the guard removes one trailing slash
     )
-    # Add the limit before the guard. Then it runs after the guard, and the body of a refused request is not
-    # read.
+    # The middleware that is added last runs first. So add the limit before the guard: then the guard runs
+    # first, and the body of a refused request is not read.
     most = settings.max_api_body_bytes if body_bytes is None else body_bytes
     app.add_middleware(BodyLimit, most=most, larger=larger_bodies)
     furnish(
@@ -164,7 +164,7 @@ _WORDS: dict[str, Callable[[Any], str]] = {
 
 
 def explain_validation(found: Sequence[Any]) -> str:
-    """Return pydantic's list of findings as one sentence: the field, the error, and the value."""
+    """Return pydantic's list of findings as one text: the field, the error and the value of each finding."""
     parts = []
     for finding in found[:5]:
         if (known := _WORDS.get(finding["type"])) is not None:

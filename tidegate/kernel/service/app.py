@@ -54,7 +54,7 @@ class Health:
         self._checks[name] = check
 
     def problems(self) -> dict[str, str]:
-        """Return the current problems, by check."""
+        """Return the current problems, by the name of the check."""
         found = {name: check() for name, check in self._checks.items()}
         return {name: problem for name, problem in found.items() if problem is not None}
 
@@ -142,7 +142,7 @@ async def _on_tidegate_error(request: Request, error: Exception) -> Response:
 
 
 def answered(request: Request, error: TidegateError) -> Response:
-    """Return an error as an answer, in the format of the request's path."""
+    """Return an error as an answer, in the format of the API to which the request's path belongs."""
     rid, answer_error = telemetry.request_id.get(), request.app.state.answer_error
     if answer_error is None:
         return error_response(error, rid)
@@ -171,8 +171,9 @@ def run(
     """Serve until SIGTERM or SIGINT. Requests in flight get up to 30 s, then ``lifespan`` shuts down.
 
     ``sock`` is a bound socket to use instead of ``port``. ``protocol`` is a factory of the service's own
-    :class:`Protocol`. ``on_stop`` runs first, while connections are still served. With ``tls`` the service
-    speaks TLS. ``other_connections`` is the number of connections on other ports.
+    :class:`Protocol`. ``on_stop`` runs before the shutdown, while connections are still served. With ``tls``
+    the service speaks TLS. ``other_connections`` is the most connections that this process may have on other
+    ports.
     """
     prepare(settings)
     server = server_of(
@@ -188,7 +189,7 @@ def run(
 
 
 def prepare(settings: Settings) -> None:
-    """Prepare this process for serving."""
+    """Set the AMQP driver and the umask of this process."""
     broker.use_driver(settings.amqp_driver)
     os.umask(0o077)  # only this process's user may read files that it creates
 
@@ -204,7 +205,10 @@ def server_of(
     other_connections: int = 0,
     signals: bool = True,
 ) -> Server:
-    """Return a server that is not started; see :func:`run`. ``signals``: stop on SIGTERM and SIGINT."""
+    """Return a server that is not started; see :func:`run`.
+
+    ``signals``: True if the server stops on SIGTERM and SIGINT.
+    """
     connections = Connections(HttpLimits.of(settings))
     connections.fit_files(other_connections)
     config = uvicorn.Config(
@@ -261,7 +265,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Drop the signal after an orderly stop: if it were raised again, a supervisor would see a crash."""
+        """Drop the signal after an orderly stop, because a supervisor would take it for a crash."""
         if not self._signals:
             yield
             return

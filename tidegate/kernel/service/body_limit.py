@@ -19,7 +19,7 @@ _BODY_HEADERS = (b"content-length", b"transfer-encoding")
 class BodyLimit:
     """ASGI middleware that reads a request's whole body, up to a limit, and passes the body on in one piece.
 
-    ``larger`` has the limits of some paths, by regular expression. None: the route itself limits the body.
+    ``larger``: other limits, by a regular expression for their paths; None: the route itself limits the body.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, larger: Mapping[str, int | None]) -> None:
@@ -52,7 +52,10 @@ class BodyLimit:
 
 
 async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | None:
-    """Return the whole body, or None if the caller disconnected. Raises PayloadTooLarge at the limit."""
+    """Return the whole body, or None if the caller disconnected.
+
+    Raises PayloadTooLarge for a body that is larger than ``limit``, or that has too many JSON values.
+    """
     if (_declared(scope) or 0) > limit:
         raise _too_large(limit)
     # One buffer, because a list for a body that arrives byte by byte would have millions of objects.
@@ -82,7 +85,7 @@ def _too_large(limit: int) -> PayloadTooLarge:
 
 
 def _once(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that first returns the body that was read, and later the caller's disconnect."""
+    """Return a ``receive`` whose first call returns ``body``. Later calls go to the given ``receive``."""
     given = False
 
     async def replayed() -> Message:

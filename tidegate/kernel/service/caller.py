@@ -80,9 +80,10 @@ def require(*scopes: str) -> Principal:
 
 
 def permit(principal: Principal, scopes: tuple[str, ...]) -> Principal:
-    """Return ``principal`` if it has one of these scopes, or if the route is open or internal.
+    """Return ``principal`` if it has one of these scopes, or if the route needs no scope.
 
-    Raises Forbidden, or Unauthorized for an unknown caller.
+    Only Tidegate's own services may call an internal route. Raises Forbidden, or Unauthorized for an unknown
+    caller.
     """
     if INTERNAL in scopes:
         if principal is SERVICE:

@@ -27,9 +27,10 @@ QUIET = ("/health/", "/metrics", "/docs", "/openapi.json")
 LONGEST_PATH = 500
 
 
-# Return the principal of a request's headers. Raises Unauthorized.
+# A function that returns the principal of a request's headers, or raises Unauthorized.
 Identify = Callable[[dict[bytes, bytes]], Principal]
-# Return the answer for an error at a path. The last argument is the request's id.
+# A function that returns the answer to a failed request. Its arguments are the request's path, the error and
+# the request's id.
 AnswerError = Callable[[str, TidegateError, str], Response]
 
 
@@ -66,7 +67,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["path"] = without_slash(scope["path"])  # changed in place for an outer middleware that reads it
+        # Change the scope itself and no copy, because an outer middleware reads the path later.
+        scope["path"] = without_slash(scope["path"])
         headers = without_page(dict(scope["headers"]), self._origins)
         rid = telemetry.shown_id(headers.get(b"x-request-id", b"")) or new_request_id()
         mark, caller_mark = telemetry.request_id.set(rid), caller.current.set(caller.OWN_WORK)

@@ -1,4 +1,4 @@
-"""Build the OpenAPI document of a service: FastAPI's, with the errors and credentials of all routes."""
+"""Build the OpenAPI document of a service: FastAPI's document, plus errors and credentials of all routes."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ def document(
 ) -> dict[str, Any]:
     """Return the whole document.
 
-    ``error_forms`` has the forms of errors by the tag of a route. ``front`` has the paths of routes that are
-    served before the app. An app with such routes calls models, so its routes also list the errors of models.
+    ``error_forms``: the form of errors for each tag of a route. ``front``: the paths of routes that another
+    layer answers before a request reaches the app. Only the gateway has such routes. It calls models, so all
+    its routes also list the errors of models.
     """
     made = get_openapi(title=app.title, version=app.version, routes=app.routes)
     models = bool(front)
@@ -111,7 +112,7 @@ def _complete(
 
 
 def _statuses(method: str, path: str, scopes: Scopes, models: bool) -> list[str]:
-    # Every server refuses unreadable requests, and requests from pages of other sites, for every route.
+    # Every route can answer 400 to an unreadable request, 403 to one from a page of another site, and 503.
     found = ["400", "403", "503"]
     if scopes != (OPEN,):
         found.append("401")
@@ -127,7 +128,7 @@ def _statuses(method: str, path: str, scopes: Scopes, models: bool) -> list[str]
 
 
 def inlined(model: type[BaseModel]) -> dict[str, Any]:
-    """Return a model's JSON schema with its definitions inlined, so that it can be used anywhere."""
+    """Return a model's JSON schema with its definitions inlined, so that any document can contain it."""
     whole = model.model_json_schema()
     definitions = whole.pop("$defs", {})
 

@@ -1,7 +1,7 @@
 """Settings that more than one service needs, from ``TIDEGATE_*`` in the environment or in the state folder.
 
-``docs/settings.md`` is the one list for users. A service subclasses :class:`Settings` in its own
-``settings.py`` and only its ``app.py`` reads it.
+``docs/settings.md`` is the one list for users. Each service has a subclass of :class:`Settings` in its own
+``settings.py``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing_extensions import Self
 from tidegate.kernel import credentials
 from tidegate.kernel.settings import file as settings_file
 
-# The name of each server, by the setting with its URL.
+# The name of each server, by the setting that has the server's URL.
 SERVERS = {
     "amqp_url": credentials.RABBITMQ,
     "redis_url": credentials.VALKEY,
@@ -60,7 +60,8 @@ def secrets_in(url: str) -> bool:
 DEFAULT, COMPUTED, FILE, ENVIRONMENT = "default", "computed", "file", "environment"
 """The sources of a setting's value. A computed one follows from others."""
 
-# JSON with the source of each setting that `tidegate up` passes to the services, by variable.
+# `tidegate up` passes settings to the services as environment variables. This variable has the source of each
+# of them, as a JSON object by variable.
 SOURCES = "TIDEGATE_SETTING_SOURCES"
 
 _environ: ContextVar[Mapping[str, str] | None] = ContextVar("environ", default=None)
@@ -127,7 +128,7 @@ class Settings(BaseSettings):
     scrape_interval_s: float = Field(
         10.0,
         ge=0.5,
-        le=15,  # the rules compute rates over one minute
+        le=15,  # the rules compute rates over one minute, so they need several values in a minute
         description="Seconds between two reads of every metric by the stack's Prometheus.",
     )
     alertmanager_url: str = Field(
@@ -355,7 +356,8 @@ class Settings(BaseSettings):
             stated: str = getattr(self, field)
             url = stated or embedded[field]
             self._server_urls[field] = stated
-            # The URL of an external server names the account itself, unless a folder of secrets is set.
+            # The URL of an external server contains the user and the password, unless a folder of secrets is
+            # set.
             if self.secrets_dir is not None or not stated:
                 url = credentials.logged_in(url, self.secrets_path, server, self.service)
             setattr(self, field, url)

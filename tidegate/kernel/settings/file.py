@@ -13,7 +13,7 @@ NAME = "tidegate.env"
 
 
 def read(state: Path) -> dict[str, str]:
-    """Return the settings in the file, by variable; empty if the file cannot be read."""
+    """Return the settings in the file, by variable; empty if the file is unreadable or not trusted."""
     path = state / NAME
     try:
         if not path.is_file() or not is_trusted(path.stat().st_uid, os.geteuid()):
@@ -29,10 +29,9 @@ def read(state: Path) -> dict[str, str]:
 def is_trusted(owner: int, user: int) -> bool:
     """Return True if ``user`` may trust a file of ``owner``.
 
-    A settings file can name the server that gets an API key.
-
-    In a shared folder such as /tmp, any user could put such a file. Root trusts all files, because root
-    manages the stacks of other users.
+    A settings file can name the server to which the API key is sent. In a shared folder such as /tmp, another
+    user could have written the file. So users trust only their own files and those of root. Root trusts all
+    files, because root manages the stacks of other users.
     """
     return owner in (user, 0) or user == 0
 

@@ -20,8 +20,8 @@ MASK = "********"
 def report(settings: Settings) -> dict[str, Any]:
     """Return ``items``, one for each setting, and ``problem``, the error that a restart would cause.
 
-    ``on_restart`` of an item is its value after a restart in the same environment, or None if it would not
-    change.
+    ``on_restart`` of an item: the setting's value after a restart in the same environment; None: the same
+    value as now.
     """
     fresh, problem = _after_restart(settings)
     sources = settings.sources()
@@ -78,7 +78,7 @@ def _value(settings: Settings, name: str) -> str:
 
 
 def shown(name: str, value: str, source: str) -> str:
-    """Return a value without secrets: tokens, and passwords within URLs."""
+    """Return a value with its secrets masked: a whole token, or the passwords in a URL."""
     if name.endswith(("token", "password", "secret", "key")) and name != "tls_key":
         return MASK if value else ""
     if "://" not in value:
