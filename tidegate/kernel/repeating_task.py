@@ -1,4 +1,4 @@
-"""A background loop that repeats one step, with a pause between two steps."""
+"""A background loop that repeats one step, with a pause between two runs of the step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RepeatingTask:
         self._task = asyncio.create_task(self._run(after_s), name=self._name)
 
     def wake(self) -> None:
-        """End the pause. If the step is running now, it runs again immediately after that."""
+        """End the pause. If the step is running now, it runs again immediately after this run."""
         self._wake.set()
 
     async def stop(self) -> None:

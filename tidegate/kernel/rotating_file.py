@@ -1,4 +1,4 @@
-"""A log file of several processes, rotated by size and age: ``x.log``, ``x.log.1``, ``x.log.2``."""
+"""A log file that several processes write. It is rotated by size and age: ``x.log``, ``x.log.1``, ..."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class Part(NamedTuple):
 
 
 def overdue(parts: Sequence[Part], now: float, keep_s: float) -> list[int]:
-    """Return the numbers of the parts to delete: too old, or too many after the next rotation."""
+    """Return the numbers of the parts to delete before a rotation.
+
+    These are the parts that are too old, and those that would exceed ``PARTS`` after the rotation.
+    """
     return [part.number for part in parts if part.number >= PARTS - 1 or now - part.written_at > keep_s]
 
 
@@ -62,7 +65,7 @@ class RotatingFile:
             self._file = -1
 
     def _open(self) -> None:
-        """Open the file of this name again, because another process may have rotated it."""
+        """Open the file if it is not open. Open it again if another process has rotated it."""
         if self._file >= 0 and self._is_current():
             return
         self.close()
