@@ -32,6 +32,9 @@ def status(ready: int, **conditions: tuple[bool, str, str]) -> dict[str, Any]:
 FAILED = status(0, Ready=(False, "NoReplica", "none"), Loaded=(False, "LoadFailed", "bad model"))
 LAUNCH = status(0, Ready=(False, "NoReplica", "none"), Loaded=(False, "LaunchFailed", "no python"))
 ASLEEP = status(0, Ready=(True, "Asleep", ""))
+FULL = status(0, Ready=(True, "Asleep", ""), Placeable=(False, "HostFull", "the host is full"))
+CORDONED = status(0, Ready=(True, "Asleep", ""), Placeable=(False, "Cordoned", "cordoned"))
+NO_HOST = status(0, Ready=(False, "NoReplica", "none"), Placeable=(False, "Cordoned", "cordoned"))
 READY = status(1, Ready=(True, "Ready", ""))
 # The replica that serves has the options of before.
 OTHER_OPTIONS = status(1, Ready=(True, "Ready", ""), Current=(False, "RollingOut", "1 replica still runs"))
@@ -48,6 +51,10 @@ NO_GPU = status(
     [
         (None, STILL, "waiting", "not seen the deployment yet"),
         (FAILED, STILL, "failed", "bad model"),
+        (FULL, STILL, "starting", "the host is full"),
+        (CORDONED, STILL, "ready", "asleep; the first request starts it"),
+        (NO_HOST, STILL, "starting", "cordoned"),
+        (FULL, MOVING, "starting", "the host is full"),
         (LAUNCH, STILL, "starting", "no python"),
         (ASLEEP, MOVING, "starting", "it gets traffic when"),
         (ASLEEP, STILL, "ready", "asleep"),
