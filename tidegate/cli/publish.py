@@ -172,9 +172,13 @@ def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[flo
         return Look("failed", loaded["message"])
     asleep = ready is not None and ready["ok"] and ready["reason"] in {"Asleep", "Paused"}
     placeable = conditions.get("Placeable")
-    if placeable is not None and not placeable["ok"] and not status["ready"]:
-        if placeable["reason"] == "HostFull" or not asleep:
-            return Look("starting", placeable["message"])
+    if (
+        placeable is not None
+        and not placeable["ok"]
+        and not status["ready"]
+        and (placeable["reason"] == "HostFull" or not asleep)
+    ):
+        return Look("starting", placeable["message"])
     if asleep and endpoint["previous"] and ready is not None and ready["reason"] == "Asleep":
         # A deploy always starts a replica, so this status is older than the deploy.
         return Look("starting", "the Deployment was asleep; it gets traffic when a replica is ready")
