@@ -184,7 +184,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack, with nothing deployed. At the end no process of it is left."""
     folder = tmp_path_factory.mktemp("stack")
     # How many files share this stack depends on the speed of the machine. Their models may be more than 32.
-    fields = {"async_url": f"file://{folder}/async", "autoscaler_replicas_per_core": 64}
+    fields: dict[str, float | str] = {
+        "async_url": f"file://{folder}/async",
+        "autoscaler_replicas_per_core": 64,
+    }
     with running_stack(folder / "state", **fields) as found:
         yield found
 
