@@ -1,4 +1,4 @@
-"""Names to use in a model's file: ``Tensor`` annotates arrays, ``batched`` lets requests share a call.
+"""Names for a model's file: ``Tensor`` annotates arrays, and ``batched`` lets requests share a call.
 
     import numpy as np
     from tidegate import Tensor, batched
@@ -49,7 +49,7 @@ class Tensor:
         self.shape = shape
 
     def __class_getitem__(cls, item: Any) -> Any:
-        """Return ``Annotated[Any, Tensor(...)]``, because ``| None`` works on it."""
+        """Return ``Annotated[Any, Tensor(...)]``, so that ``| None`` can follow it."""
         parts = item if isinstance(item, tuple) else (item,)
         return Annotated[Any, cls(*parts)]
 

@@ -1,4 +1,7 @@
-"""Verify and make signatures of models with elliptic keys: P-256, P-384 and P-521, in PEM."""
+"""Sign models, and check their cryptographic signatures.
+
+Keys are elliptic (P-256, P-384 or P-521), in PEM files.
+"""
 
 from __future__ import annotations
 
@@ -39,18 +42,18 @@ class BadKey(ValueError):
 
 
 class BadSignature(ValueError):
-    """No signature of a model can be trusted. The message says why."""
+    """An artifact has no signature by a trusted key, or cannot be read. The message says why."""
 
 
 class TrustedKeys:
-    """Public keys by their ids. Signatures by these keys are trusted."""
+    """A set of trusted public keys, each with its id. A signature is trusted if one of them made it."""
 
     def __init__(self, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
         self._keys = keys
 
     @classmethod
     def read(cls, path: Path) -> TrustedKeys:
-        """Read a PEM file with one key or more, or all files ``*.pem`` and ``*.pub`` of a folder.
+        """Read the public keys in a PEM file, or in all files ``*.pem`` and ``*.pub`` of a folder.
 
         Raise BadKey if no key is found, or if a key cannot be used.
         """
@@ -84,9 +87,11 @@ class TrustedKeys:
         return True
 
     def check(self, bundles: Iterable[Any], artifact: Path, sha256: str) -> str:
-        """Return the id of the key that signed an artifact. Blocks, because it reads the files of an archive.
+        """Return the id of the trusted key that signed an artifact.
 
-        ``sha256``: the artifact's digest, which the caller has checked. Raise BadSignature.
+        ``bundles``: the artifact's signatures. ``sha256``: the artifact's digest, which the caller has
+        compared with the file. Raise BadSignature if no trusted key signed it. The call blocks, because it
+        reads all files of an archive.
         """
         problem = "the artifact has no signature"
         for bundle in bundles:
@@ -101,7 +106,10 @@ class TrustedKeys:
 
 
 def mismatch(signed: Files, artifact: Path, sha256: str) -> str:
-    """Return how an artifact differs from the signed files; empty if it does not differ. Blocks."""
+    """Return a text that says how an artifact differs from the signed files; empty if it does not differ.
+
+    The call blocks.
+    """
     if signed == {ONE_FILE: sha256}:
         return ""
     if not archives.is_archive(artifact):
@@ -128,7 +136,7 @@ def digests_of(archive: Path) -> dict[str, str]:
 
 
 def digests_in(path: Path) -> dict[str, str]:
-    """Return the sha256 of a file under the path ``"."``, or of each file below a folder, by path."""
+    """Return the path and the sha256 of each file below a folder. A single file has the path ``"."``."""
     if path.is_file():
         with path.open("rb") as file:
             return {ONE_FILE: _digest(file)}
@@ -141,7 +149,10 @@ def digests_in(path: Path) -> dict[str, str]:
 
 
 def sign(name: str, files: Files, private_key: Path, password: str | None = None) -> dict[str, Any]:
-    """Sign a model's files. Return the bundle with the signature. Raise BadKey."""
+    """Sign a model's files, and return the bundle with the signature.
+
+    Raise BadKey if the private key cannot be read or used.
+    """
     try:
         key = serialization.load_pem_private_key(
             private_key.read_bytes(), None if password is None else password.encode()
@@ -161,7 +172,7 @@ def sign(name: str, files: Files, private_key: Path, password: str | None = None
 
 
 def key_id(key: ec.EllipticCurvePublicKey) -> str:
-    """Return the id of a public key, as bundles name it: the sha256 of its PEM."""
+    """Return the id of a public key, which is the sha256 of its PEM text. Bundles contain this id."""
     pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(pem).hexdigest()
 

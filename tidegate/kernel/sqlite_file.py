@@ -1,7 +1,7 @@
-"""A small SQLite database with one writer and short calls, which several threads may use.
+"""A small SQLite database that several threads can share. It runs one call at a time.
 
-Services can work without the histories in these files. So a damaged file is renamed, and the service starts
-with a new one.
+Services keep histories in such databases, and can work without them. So if the file is damaged, it is
+renamed, and the service starts with a new file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# Files with more bytes than this are not checked at the start, because that takes longer than a second.
+# Files with more bytes than this are not checked for damage, because a check would delay the start by more
+# than a second.
 CHECKED_BYTES = 256 * 2**20
 
 Row = tuple[Any, ...]
@@ -37,7 +38,7 @@ class Database:
         self._lock = threading.Lock()
         try:
             self._db = _opened(path, schema, timeout_s)
-        except sqlite3.OperationalError:  # the file is locked or the disk is full; the file is not damaged
+        except sqlite3.OperationalError:  # a locked file or a full disk; the file is not damaged, so keep it
             raise
         except sqlite3.DatabaseError as error:
             aside = _set_aside(path)
@@ -61,7 +62,7 @@ class Database:
             raise Unavailable(f"The {self._owner}'s database cannot be read: {error}.") from error
 
     def write(self, *statements: tuple[str, Sequence[Row]]) -> None:
-        """Run each statement for each of its rows, in one transaction."""
+        """Run each statement once with each of its rows of values. Use one transaction for all statements."""
         try:
             with self._lock, self._db:
                 for statement, rows in statements:
@@ -72,7 +73,8 @@ class Database:
 
 def _opened(path: Path, schema: str, timeout_s: float) -> sqlite3.Connection:
     """Open a file and check it. Raise DatabaseError if it is damaged."""
-    path.touch(mode=0o600)  # a Deployment's environment may hold secrets
+    # Only the owner may read the file, because a Deployment's environment can contain secrets.
+    path.touch(mode=0o600)
     db = sqlite3.connect(path, timeout=timeout_s, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode=WAL")
@@ -89,7 +91,10 @@ def _opened(path: Path, schema: str, timeout_s: float) -> sqlite3.Connection:
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename a file and its log, so that a new file can take its name. Return the new path."""
+    """Rename a database file and its write-ahead log, so that a new file can have its name.
+
+    Return the new path.
+    """
     aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
     path.rename(aside)
     for suffix in ("-wal", "-shm"):

@@ -53,6 +53,7 @@ def configure(service: str, level: str = "INFO") -> None:
     # These libraries log each request or frame at INFO. Our own lines have the same facts and the request id.
     for noisy in ("httpx", "httpcore", "uvicorn.access", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # These libraries log tracebacks for each lost connection and each attempt. We log one line.
+    # These libraries log a traceback for each lost connection and each failed reconnect. Our own code logs
+    # one line instead.
     for repeating in ("aio_pika", "aiormq"):
         logging.getLogger(repeating).setLevel(logging.CRITICAL)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class TokenBucket:
-    """A limit of ``per_s`` events per second after a burst. ``dropped`` counts events above the limit."""
+    """A limit of ``per_s`` events per second, after a burst of up to ``burst`` events.
+
+    ``dropped``: the number of rejected events since the last call of :meth:`settled`.
+    """
 
     def __init__(self, per_s: float, burst: float) -> None:
         self._per_s = per_s

@@ -29,10 +29,11 @@ log = telemetry.logger(__name__)
 Kind = Literal["server", "producer", "consumer", "client"]
 Attributes = Mapping[str, str | int | float | bool]
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-# The longest wait for the last spans at the end of a process, because the receiver may not answer.
+# How many seconds a process waits at its end for the export of its last spans. The limit is needed, because
+# the receiver may never answer.
 CLOSE_S = 2.0
-# How often the clocks are read for one offset. Several readings are needed, because a reading is wrong if the
-# process is preempted during it.
+# How many times the clocks are read for one offset. Several readings are needed, because a reading is wrong
+# if the process is preempted during it.
 READINGS = 5
 
 
@@ -51,7 +52,7 @@ class Span(NamedTuple):
 
 
 def wanted(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return True if the variables name a receiver of traces."""
+    """Return True if the variables ``OTEL_*`` name a receiver of traces."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     if environment.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
@@ -70,8 +71,8 @@ def epoch_ahead(
     """Return how many seconds the wall clock is ahead of the monotonic clock.
 
     The wall clock is read ``READINGS`` times, each time between two readings of the monotonic clock. The
-    result is the offset with the shortest time between these two. Use one offset for all spans of a request,
-    so that their order is exact. ``time.monotonic`` and ``time.perf_counter`` are the same clock.
+    offset with the shortest time between these two readings is returned. Use one offset for all spans of a
+    request, so that their order is exact. ``time.monotonic`` and ``time.perf_counter`` are the same clock.
     """
     readings = []
     for _ in range(READINGS):
@@ -88,7 +89,7 @@ class SpanExport:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        # The SDK logs each attempt. One line for each lost batch is enough.
+        # The SDK logs each failed attempt to export. One line for each lost batch is enough.
         logging.getLogger("opentelemetry").setLevel(logging.ERROR)
         own = {"service.namespace": "tidegate", "service.name": service, **resource}
         if "OTEL_SERVICE_NAME" in os.environ:
@@ -120,7 +121,7 @@ class SpanExport:
         )
 
     def close(self) -> None:
-        """Send the last spans. Blocking, but not longer than ``CLOSE_S`` seconds."""
+        """Send the last spans. Block for at most ``CLOSE_S`` seconds."""
         closing = threading.Thread(target=self._shutdown, daemon=True)
         closing.start()
         closing.join(CLOSE_S)

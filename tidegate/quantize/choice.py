@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 Wanted = Literal["auto", "int8"]
 ORIGINAL = "fp32"
-# Latencies within this factor are treated as equal. Among equal recipes, one that is exact on every CPU is
-# preferred, then the one with the smallest loss.
+# Latencies within this factor are treated as equal. Among equally fast recipes, those that are exact on every
+# CPU are preferred, and among these the one with the smallest loss.
 SAME_MS = 1.05
 
 
@@ -62,9 +62,10 @@ class Choice:
 def choose(
     results: Sequence[Measured], max_loss: float, wanted: Wanted = "auto", *, portable: bool = False
 ) -> Choice:
-    """Return the fastest recipe within ``max_loss``. With ``auto`` it must also be faster than the original.
+    """Return the fastest recipe with a loss of at most ``max_loss``, or the original if no recipe qualifies.
 
-    ``portable``: refuse recipes that are exact only on some CPUs.
+    With ``auto``, a recipe must also be faster than the original. ``portable``: refuse recipes that are exact
+    only on some CPUs.
     """
     original = next(each for each in results if each.name == ORIGINAL)
     reasons, able = {}, []
@@ -100,7 +101,7 @@ def _refusal(
 ) -> str | None:
     if each.problem is not None or each.ms is None:
         return f"failed: {each.problem or 'it was not measured'}"
-    # Floating-point rounding must not refuse a loss of exactly the limit.
+    # The small addend accepts a loss of exactly the limit, although it may be rounded up.
     if not each.loss <= max_loss + 1e-9:
         return f"its loss of {percent(each.loss)} is above {percent(max_loss)}"
     if portable and each.full_range:
@@ -111,5 +112,5 @@ def _refusal(
 
 
 def percent(fraction: float) -> str:
-    """Format a fraction: ``0.5 %``."""
+    """Format a fraction as a percentage: 0.005 becomes ``0.5 %``."""
     return f"{round(fraction * 100, 2):g} %"

@@ -1,4 +1,4 @@
-"""Choose among GGUF files of one model by memory: the largest that fits is the most exact. Pure."""
+"""Choose the largest GGUF file of a model that fits into memory, because it is the most exact. Pure."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Fit:
 def candidate(name: str, size: int, header: GgufHeader, slots: int, context: int | None) -> Candidate:
     """Return the memory that a replica with this file needs.
 
-    ``size``: bytes of the file. ``context``: the tokens of the context; None: the number in the header, cut
-    to the default.
+    ``size``: bytes of the file. ``slots``: how many requests run at the same time. ``context``: the most
+    tokens of a request; None: the number in the header, but at most the default.
     """
     tokens = kv_tokens_of(context_of(header, context), slots, stated=context is not None)
     return Candidate(name, size, tokens * kv_bytes_per_token(header))

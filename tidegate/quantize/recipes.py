@@ -1,11 +1,11 @@
-"""Quantise an ONNX file by several recipes, and measure each on samples.
+"""Quantise an ONNX file with several recipes, and measure each recipe on samples.
 
     <runtime>/model-env/bin/python3 tidegate/quantize/recipes.py MODEL.onnx SAMPLES.npz FOLDER [options]
 
 This script runs in the models' environment, which has onnx, onnxruntime and numpy, but not Tidegate. The
 script prints one JSON document per line: ``{"step": TEXT}`` for progress, and at the end ``{"result": ...}``
 or ``{"problem": TEXT}``. It writes the file of each recipe to ``FOLDER``. It also writes ``samples.npz``: a
-few rows and the original's answers.
+few rows and the original model's answers to them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Problem(Exception):
 class Recipe:
     """A way to convert a model to int8.
 
-    ``full_range``: the recipe uses 8-bit weights, so sums of products saturate on some CPUs.
+    ``full_range``: True if sums of products can saturate on some CPUs, because weights use all 8 bits. On
+    these CPUs, the model is not exact.
     """
 
     name: str
@@ -57,7 +58,10 @@ class Recipe:
 def static(
     *, per_channel: bool, reduce_range: bool, unsigned: bool = False, only: tuple[str, ...] | None = None
 ) -> Callable[[Path, Path, Samples], None]:
-    """Return a recipe that computes value ranges from samples. ``only``: the operators that it changes."""
+    """Return a recipe that computes value ranges from samples.
+
+    ``only``: the operators that the recipe quantises; None: all that it can.
+    """
 
     def make(source: Path, target: Path, samples: Samples) -> None:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -86,7 +90,7 @@ def dynamic(*, per_channel: bool) -> Callable[[Path, Path, Samples], None]:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         # Use unsigned weights for convolutions, because onnxruntime has no dynamic convolution with signed
-        # ones.
+        # weights.
         operators = {node.op_type for node in onnx.load(str(source), load_external_data=False).graph.node}
         kind = QuantType.QUInt8 if "Conv" in operators else QuantType.QInt8
         quantize_dynamic(
@@ -244,7 +248,7 @@ def session_of(path: Path, threads: int) -> Any:
 
 
 def answers(session: Any, samples: Samples) -> dict[str, Any]:
-    """Return the model's outputs for all rows on which the loss is measured."""
+    """Return the model's outputs for all rows that are used to measure the loss."""
     names = [each.name for each in session.get_outputs()]
     parts = [session.run(names, feed) for feed in chunks(samples.inputs, samples.batch)]
     return {name: np.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
@@ -269,7 +273,7 @@ def latencies(sessions: Mapping[str, Any], samples: Samples, seconds: float) -> 
 
 
 def prepared(model: Path, folder: Path) -> Path:
-    """Write a copy of the model with inferred shapes, which recipes need, and return its path.
+    """Infer the shapes of tensors, which recipes need. Return the path of a copy of the model with them.
 
     Return ``model`` if the shapes cannot be inferred.
     """
@@ -313,7 +317,7 @@ def add_types(path: Path) -> None:
     onnx.save(probe, str(probed))
     for each in session_of(probed, 1).get_outputs():
         if each.name in missing and each.type in TYPES:
-            # An empty shape means an unknown shape or a scalar.
+            # An empty shape can mean a scalar or an unknown shape. So treat it as unknown.
             described = onnx.helper.make_tensor_value_info(each.name, TYPES[each.type], each.shape or None)
             graph.value_info.append(described)
     onnx.save(model, str(path))
@@ -390,7 +394,7 @@ def total_size(model: Path) -> int:
 
 
 def judged(found: Any, expected: Any, samples: Samples, measure: Any, output: str) -> dict[str, Any]:
-    """Return the likeness, loss, SQNR and accuracy of a recipe's answers, against the original's answers."""
+    """Compare a recipe's answers with the original's. Return likeness, loss, SQNR and accuracy."""
     likeness = comparing.likeness(measure, expected[output], found[output])
     accuracy, loss = None, 1.0 - likeness
     if samples.labels is not None and measure == "agreement":
@@ -403,14 +407,14 @@ def judged(found: Any, expected: Any, samples: Samples, measure: Any, output: st
 
 
 def accuracy_of(values: Any, labels: Any) -> float:
-    """Return the share of rows with the right class (0 to 1)."""
+    """Return the fraction of rows with the right class, from 0 to 1."""
     return float((comparing.classes(values).reshape(-1) == np.asarray(labels).reshape(-1)).mean())
 
 
 def keep_samples(path: Path, samples: Samples, expected: Mapping[str, Any]) -> None:
-    """Write a few rows with the original's answers. A worker uses them to measure the loss on its own CPU.
+    """Write a few rows with the original model's answers, so that a worker can measure the loss on its CPU.
 
-    Write nothing if one row is too large, or if the rows contain texts.
+    Write nothing if a single row is too large, or if the rows contain texts.
     """
     rows = samples.batch if samples.fixed else min(samples.rows, KEPT_ROWS)
     arrays = {f"in:{name}": values for name, values in samples.inputs.items()}

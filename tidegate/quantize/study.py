@@ -34,7 +34,7 @@ class Options:
 
     ``labels``: the name of the array with labels; None: choose it from the samples.
     ``measure``: how to compare answers; None: choose it from the answers.
-    ``threads``: the threads of each model. ``seconds``: the time for measuring latencies.
+    ``threads``: the number of threads of each model. ``seconds``: how long latencies are measured.
     """
 
     labels: str | None = None
@@ -47,8 +47,8 @@ class Options:
 class Study:
     """The measurements of all recipes, and the folder with their files.
 
-    ``rows``, ``batch``: the number of rows on which the loss was measured, and the rows in a call.
-    ``shared``: True if the same rows were used for calibration.
+    ``rows``: the number of rows on which the loss was measured. ``batch``: the number of rows in a call.
+    ``shared``: True if the same rows were also used for calibration.
     ``measure``, ``output``: how answers were compared, and the compared output.
     ``labels``: True if the samples have labels.
     """
@@ -67,15 +67,18 @@ class Study:
         return self.folder / f"{recipe}.onnx"
 
     def samples(self) -> bytes | None:
-        """Return a few rows and the original's answers, as an npz file; None if they are too large."""
+        """Return an npz file with a few rows and the original model's answers.
+
+        Return None if the rows are too large or contain texts.
+        """
         path = self.folder / "samples.npz"
         return path.read_bytes() if path.exists() else None
 
 
 def python_of(runtime: Path, own: str = sys.executable) -> str:
-    """Return a Python with the packages for quantisation: the models' environment, or this one.
+    """Return the path of a Python that has the packages for quantisation.
 
-    Raise StudyFailed.
+    Prefer the Python of the models' environment to the running one. Raise StudyFailed if neither has them.
     """
     for python in (str(runtime / "model-env" / "bin" / "python3"), own):
         if os.access(python, os.X_OK) and _has_packages(python):
@@ -95,9 +98,9 @@ def _has_packages(python: str) -> bool:
 def studied(
     python: str, model: Path, samples: Path, options: Options, on_step: Callable[[str], None]
 ) -> Iterator[Study]:
-    """Yield the study of a model. Its files are deleted after the block. Raise StudyFailed.
+    """Study a model and yield the result. After the block, delete the study's files. Raise StudyFailed.
 
-    If the study is interrupted, its process is killed.
+    An interrupt also ends the study's process.
     """
     with tempfile.TemporaryDirectory(prefix="tidegate-") as name:
         folder = Path(name)
@@ -114,7 +117,7 @@ def studied(
 
 
 def _result(command: Sequence[str], on_step: Callable[[str], None]) -> dict[str, Any]:
-    """Run the command, pass on its steps, and return its result."""
+    """Run the command, pass its steps to ``on_step``, and return its result."""
     with tempfile.TemporaryFile("w+", errors="replace") as errors, _process(command, errors) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -14,15 +14,15 @@ from tidegate.kernel import credentials
 from tidegate.kernel.broker.permissions import BROKER, JOB_STORE, LIVE_STORE
 
 VHOST = "/"
-# Users with well-known passwords, which are locked: RabbitMQ's default user (guest), and the user of earlier
-# releases in containers (tidegate).
+# Users to lock, because their passwords are well known: RabbitMQ's default user (guest), and the user of
+# earlier releases in containers (tidegate).
 LOCKED = ("guest", "tidegate")
 
 
 def rabbitmq_definitions(passwords: Mapping[str, str]) -> str:
     """Return RabbitMQ's definitions: a user for each service, with only the permissions that it needs.
 
-    ``passwords`` are by service name. The same passwords always result in the same text.
+    ``passwords``: the password of each service. The same passwords always result in the same text.
     """
     users = [
         {
@@ -54,7 +54,8 @@ def rabbitmq_definitions(passwords: Mapping[str, str]) -> str:
 def valkey_users(passwords: Mapping[str, str], rules: Mapping[str, str]) -> str:
     """Return Valkey's ACL file: a user for each service, with its rules, and no other user.
 
-    ``passwords`` and ``rules`` are by service name (``tidegate.kernel.broker.permissions``).
+    ``passwords``, ``rules``: the password and the rule of each service
+    (:mod:`tidegate.kernel.broker.permissions`).
     """
     lines = ["user default off resetkeys resetchannels -@all"]
     for service, password in passwords.items():

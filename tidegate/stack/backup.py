@@ -26,8 +26,8 @@ OnStep = Callable[[str, str], None]
 
 DATABASE = {databases.SQLITE: "database.sqlite", databases.POSTGRESQL: "database.dump"}
 STATE, ARTIFACTS, BLOBS, JOBS = "state", "artifacts", "blobs", "jobs"
-# Folders below `data` that are not copied as files: they are copied in another way, or are useless on another
-# machine.
+# Folders below `data` that _state() does not copy. Other functions copy jobs, artifacts and blobs. A backup
+# leaves out the other folders, because their files are useless on another machine.
 _NOT_AS_FILES = ("rabbitmq", "valkey", "jobs", "artifacts", "blobs", "prometheus")
 _TRIES = 3
 
@@ -56,7 +56,7 @@ def local_folder(url: str) -> Path | None:
 def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifest:
     """Write a backup of the stack of these settings to ``place``. Raise BackupError.
 
-    The backup contains everything that was acknowledged before the call.
+    The backup contains every change that a service had confirmed before the call.
     """
     state = settings.state_path
     if not (state / "data").is_dir():
@@ -74,7 +74,7 @@ def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifes
 
 
 class _MissedArtifact(Exception):
-    """A version in the copied database has no artifact, because it was deleted during the backup."""
+    """The artifact of a version in the copied database was deleted during the backup."""
 
 
 def _backup(settings: Settings, place: Path, on_step: OnStep) -> Manifest:
@@ -103,7 +103,7 @@ def _backup(settings: Settings, place: Path, on_step: OnStep) -> Manifest:
 
 
 def _database(settings: Settings, aside: Path, writer: Writer) -> set[str]:
-    """Add the registry's database. Return the digests of the artifacts that it needs.
+    """Add the registry's database. Return the digests of the artifacts that the database names.
 
     The set is empty for PostgreSQL, because its dump is not read.
     """
@@ -153,7 +153,7 @@ def _jobs(settings: Settings, writer: Writer) -> None:
     """Add the append-only log of the jobs' Valkey.
 
     All files are opened first, so a file that the server replaces during the copy stays readable. The copy
-    may end with an incomplete command, which the server ignores.
+    can end with an incomplete command. The restored server ignores this command.
     """
     if not is_embedded(settings.jobs_url, settings.jobs_port):
         writer.manifest.left_out[JOBS] = (

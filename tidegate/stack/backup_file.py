@@ -39,7 +39,10 @@ class Stored:
 
 @dataclass(slots=True)
 class Manifest:
-    """The files of a backup, and the versions that made it. ``left_out``: missing parts and the reasons."""
+    """The list of a backup's files, with facts about its origin.
+
+    ``left_out``: for each part that the backup lacks, the reason.
+    """
 
     format: int = FORMAT
     tidegate: str = ""
@@ -58,7 +61,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, raw: bytes) -> Manifest:
-        """Return the manifest from its JSON. Raise BackupError."""
+        """Return the manifest from its JSON. Raise BackupError if it is unreadable or has another format."""
         try:
             document = json.loads(raw)
             number = document["format"]
@@ -123,8 +126,8 @@ def written(place: Path, manifest: Manifest) -> Iterator[Writer]:
 
     The file is compressed if its name ends with ``.gz`` or ``.tgz``.
     """
-    # The temporary name is random. Otherwise, other users who can write to the folder could create a link
-    # with that name.
+    # The temporary name is random. Otherwise, another user with access to the folder could create a link with
+    # this name, and so choose where the backup is written.
     descriptor, made = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
     part = Path(made)
     try:
@@ -209,7 +212,7 @@ def _members(place: Path) -> Iterator[tuple[str, IO[bytes], int]]:
     try:
         with tarfile.open(place, mode="r|*") as tar:
             for member in tar:
-                # Refuse sparse files: with few bytes they can claim any size. A backup never has one.
+                # Refuse sparse files, because a few bytes can claim any size. Backups contain none.
                 plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
                 file = tar.extractfile(member) if plain else None
                 if file is None:

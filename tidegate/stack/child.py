@@ -1,4 +1,4 @@
-"""A process of the stack as a value: its command, readiness probe and stop order."""
+"""The description of a process of the stack: its command, readiness probe and stop order."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A readiness probe in the child's own protocol. ``path``: for ``http`` and ``https``.
+    """A readiness probe in the child's own protocol.
 
-    ``login``: a user and the file with its password, for a server that requires one.
+    ``path``: the path of the URL; only for ``http`` and ``https``.
+    ``login``: a user and the file with the user's password, if the server requires a login.
     """
 
     kind: Literal["tcp", "amqp", "valkey", "http", "https"]
@@ -41,11 +42,11 @@ class Probe:
 class Child:
     """One process of the stack.
 
-    ``probe``: None for a step, which runs once and must exit with 0.
+    ``probe``: None for a process that runs once at the start and must exit with 0.
     ``after``: the children that must be ready first. ``stop_order``: children stop in ascending order.
     ``after_stop``: a command that runs after the child has ended.
-    ``files``, ``links`` (link to target): written and created before each start.
-    ``optional``: the start of the stack does not wait for the child. Failed starts are repeated.
+    ``files``: the texts of files to write before each start. ``links``: links to create, with their targets.
+    ``optional``: True if the start of the stack does not wait for the child. A failed start is repeated.
     """
 
     name: str

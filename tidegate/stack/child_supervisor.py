@@ -21,7 +21,7 @@ STEADY_S = 60.0
 
 
 def backoff_s(deaths: int) -> float:
-    """Return the seconds to wait before a restart. ``deaths``: the quick deaths in a row, at least 1."""
+    """Return the seconds to wait before a restart. ``deaths``: the number of quick deaths in a row (>= 1)."""
     return BACKOFF_S[min(deaths, len(BACKOFF_S)) - 1]
 
 
@@ -40,7 +40,8 @@ class ChildSupervisor:
     async def run(self) -> None:
         """Keep the child running until cancelled.
 
-        Raise ChildFailed if the child ends before it was ever ready, unless it is optional.
+        Return when a child without a probe has exited with 0. Raise ChildFailed if the child ends, or its
+        time limit ends, before it was ever ready. An optional child is restarted instead.
         """
         for name in self.child.after:
             self._report("waiting", detail=f"for {name}")
@@ -97,8 +98,8 @@ class ChildSupervisor:
         await asyncio.sleep(delay)
 
     def _kill_group(self) -> None:
-        # Processes that are left in the group, such as helpers of the Erlang VM, would keep the child's
-        # ports.
+        # Other processes of the group, such as helpers of the Erlang VM, can survive the child. They would
+        # keep the child's ports, and the restart would fail.
         if self.process:
             processes.kill_group(self.process.pid)
 

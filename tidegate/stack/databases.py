@@ -32,7 +32,7 @@ def copy_sqlite(source: Path, target: Path) -> None:
     try:
         with closing(sqlite3.connect(source, timeout=30)) as live, closing(sqlite3.connect(target)) as copy:
             live.backup(copy)
-            # Without a write-ahead log, the copy is a single file.
+            # Switch off the write-ahead log, so that the copy is a single file.
             copy.execute("PRAGMA journal_mode=DELETE")
             (state,) = copy.execute("PRAGMA quick_check").fetchone()
     except sqlite3.Error as error:
@@ -74,7 +74,7 @@ def dump_postgresql(url: str, target: Path) -> None:
 
 
 def load_postgresql(url: str, source: Path, *, replace: bool) -> None:
-    """Load a dump into the database, in one transaction. ``replace``: drop existing tables first."""
+    """Load a dump into the database, in one transaction. ``replace``: True to drop existing tables first."""
     place, environment = _connection(url)
     options = ["--no-owner", "--single-transaction", "--exit-on-error", f"--dbname={place}"]
     _run("pg_restore", [*options, *(["--clean", "--if-exists"] if replace else []), str(source)], environment)
@@ -95,7 +95,7 @@ def _connection(url: str) -> tuple[str, dict[str, str]]:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     user = f"{parts.username}@" if parts.username else ""
-    # The registry's driver and PostgreSQL's programs have different names for this option.
+    # Rename the option `ssl` of the registry's driver, because PostgreSQL's programs call it `sslmode`.
     options = [("sslmode" if name == "ssl" else name, value) for name, value in parse_qsl(parts.query)]
     place = urlunsplit(("postgresql", f"{user}{host}", parts.path, urlencode(options, safe="/"), ""))
     password = {"PGPASSWORD": unquote(parts.password)} if parts.password else {}

@@ -19,7 +19,7 @@ def spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
         path.write_text(text)
     for place, target in child.links.items():
         if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)  # a copied state folder can have a real folder here
+            shutil.rmtree(place)  # in a copy of a state folder, the link can be a real folder
         place.unlink(missing_ok=True)
         place.symlink_to(target)
     with log.open("ab") as output:
@@ -34,7 +34,7 @@ def spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
 
 
 def tail(log: Path, *, start: int = 0, lines: int = TAIL_LINES) -> str:
-    """Return the last lines of a log, without the first ``start`` bytes."""
+    """Return the last lines of a log. Leave out the first ``start`` bytes of the log."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)

@@ -21,16 +21,16 @@ SERVICES = ("registry", "router", "autoscaler", "gateway")
 
 CONTROL = "control"
 
-# A lower number stops earlier. The autoscaler stops first, so that it starts no replica while replicas stop.
-# The gateway stops before the services that it needs.
+# A service with a lower number stops earlier. The autoscaler stops first, so that it starts no replica while
+# replicas stop. The gateway stops before the services that it needs.
 STOP_ORDER = {"autoscaler": 10, "gateway": 20, "router": 30, "registry": 40}
 SWEEP_LIMIT_S = 60.0
-# On SIGTERM the gateway answers the requests in flight, for up to 30 s.
+# The gateway gets more time to stop, because on SIGTERM it answers the requests in flight, for up to 30 s.
 GRACE_S = {"gateway": 40.0}
 
 
 def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
-    """Return the processes of the stack in the order of their start, without external servers."""
+    """Return the processes of the stack in the order of their start. Leave out external servers."""
     state = settings.state_path
     env = _environment(settings, environ)
     servers: list[Child] = []
@@ -123,7 +123,7 @@ def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tupl
         probe=Probe("https" if name == "gateway" and settings.tls_cert else "http", port, probe_host),
         stop_order=STOP_ORDER[name],
         ports=ports,
-        # The registry starts at the same time as RabbitMQ, and waits for RabbitMQ itself. The other services
+        # The registry starts before the servers are ready, and its code waits for them. The other services
         # start when the registry is ready.
         after=("migrate",) if name == "registry" else (*needed, "registry"),
         after_stop=(*_module("services.autoscaler"), "sweep") if name == "autoscaler" else (),
@@ -136,7 +136,7 @@ def _login(settings: Settings, server: str) -> tuple[str, Path]:
 
 
 def _module(name: str) -> tuple[str, ...]:
-    # The option -P prevents imports from the current folder.
+    # The option -P prevents imports from the current folder, where a file can have the name of a module.
     return (sys.executable, "-P", "-m", name)
 
 
@@ -147,8 +147,8 @@ def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, st
     # The URLs contain no passwords, because each child reads its own password.
     values |= settings.server_urls
     ours = {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
-    # Pass the current settings of the file. A child that is restarted later gets the same ones, even if the
-    # file has changed.
+    # Copy the settings file's present values to the environment. So a child that is restarted later gets the
+    # same values, even if the file has changed.
     file = {name: value for name, value in settings.file_values.items() if value and not environ.get(name)}
     sources = json.loads(environ.get(SOURCES) or "{}") | dict.fromkeys(file, FILE)
     for name, source in settings.sources().items():

@@ -13,7 +13,7 @@ from tidegate.stack import processes
 from tidegate.stack.child import MARK, Port
 from tidegate.stack.errors import PortBusy
 
-# The first candidate. It is below the range from which the kernel assigns ports to outgoing connections.
+# The lowest candidate. It is below the range from which the kernel assigns ports to outgoing connections.
 _FIRST = 10_000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _APART = 997  # the distance between the first candidates of processes with consecutive pids

@@ -1,4 +1,4 @@
-"""Probe readiness in each server's own protocol, because an open port does not mean that it answers."""
+"""Probe readiness in each server's own protocol, because a server with an open port may not answer yet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ def problem(probe: Probe) -> str | None:
             case "amqp":
                 return _answers(probe, b"AMQP\x00\x00\x09\x01", b"\x01\x00\x00")
             case "valkey":
-                # While Valkey loads its data, it answers -LOADING.
                 return _valkey(probe)
             case "http" | "https":
                 return _http(probe)
@@ -42,14 +41,14 @@ def _valkey(probe: Probe) -> str | None:
     if probe.login is None:
         return _answers(probe, b"PING\r\n", b"+PONG")
     user, password = probe.login[0], probe.login[1].read_text().strip()
-    # While Valkey loads its data, AUTH succeeds but PING does not.
+    # Also send PING: while Valkey loads its data, AUTH succeeds, but PING is answered with -LOADING.
     return _answers(probe, f"AUTH {user} {password}\r\nPING\r\n".encode(), b"+OK\r\n+PONG")
 
 
 def _http(probe: Probe) -> str | None:
     connection = http.client.HTTPConnection(probe.host, probe.port, timeout=TIMEOUT_S)
     if probe.kind == "https":
-        # No secret is sent, and the certificate need not be valid for this address.
+        # Do not verify the certificate. It need not name this address, and the request contains no secret.
         unverified = ssl._create_unverified_context()
         connection = http.client.HTTPSConnection(
             probe.host, probe.port, timeout=TIMEOUT_S, context=unverified

@@ -1,4 +1,4 @@
-"""Profiles of a stack: the settings that differ on a small machine. Pure."""
+"""The stack's profile ``edge``: the settings that differ on a small machine. Pure."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PROCESS = {"MALLOC_ARENA_MAX": "1"}
 
 
 def defaults(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the profile's settings, by variable, without settings that the user has set."""
+    """Return the names and values of the profile's settings. Leave out settings that the user has set."""
     if settings.profile != EDGE:
         return {}
     given = {name for name, value in (*environ.items(), *settings.file_values.items()) if value}
@@ -52,7 +52,7 @@ def defaults(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def process_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the profile's other variables, such as malloc's, without variables that the user has set."""
+    """Return the profile's other variables, such as malloc's. Leave out variables that the user has set."""
     if settings.profile != EDGE:
         return {}
     return {name: value for name, value in _PROCESS.items() if not environ.get(name)}

@@ -29,10 +29,12 @@ MISSING = (
 # The files with Tidegate's recording rules and alerts. A missing file is not an error.
 _FOLDER = Path(__file__).parents[2] / "deploy" / "monitoring"
 RECORDING, ALERTS = _FOLDER / "rules.yml", _FOLDER / "alerts.yml"
-# The first release that knows the field `keep_firing_for` of alerts. Earlier releases get no alerts.
+# The first release that knows the field `keep_firing_for` of alerts. Earlier releases get no file of alerts,
+# because they would refuse to start with it.
 ALERTS_SINCE = (2, 42)
 SERVICES = ("gateway", "registry", "router", "autoscaler")
-# Used if no hash can be made. Prometheus refuses to start with it, so it never runs without a password.
+# Replaces a password hash that cannot be made. Prometheus refuses to start with this value, so it never runs
+# without a password.
 _NO_HASH = "!"
 VERSION_LIMIT_S = 10.0
 # The most samples that a query may read. A sample needs 16 bytes. Prometheus's default is 50 million.
@@ -45,7 +47,7 @@ PAGE_SAMPLES = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The port, the targets and the limits of Prometheus. It writes only to ``home``."""
+    """The port, the targets and the limits of Prometheus. Prometheus writes only to ``home``."""
 
     home: Path
     port: int
@@ -114,7 +116,8 @@ def child(program: str, place: Place, environ: Mapping[str, str]) -> Child:
             f"--storage.tsdb.retention.size={place.max_mb}MB",
             f"--web.config.file={access}",
             f"--web.listen-address=127.0.0.1:{place.port}",
-            # By default, any web site in a browser on this machine could read the metrics.
+            # Allow only Prometheus's own pages. By default, any web site in a browser on this machine could
+            # read the metrics.
             f"--web.cors.origin={own}",
             f"--query.max-samples={MOST_SAMPLES}",
             "--query.timeout=30s",
@@ -132,10 +135,9 @@ def child(program: str, place: Place, environ: Mapping[str, str]) -> Child:
 
 
 def web_config(token_file: Path) -> str:
-    """Return the configuration of Prometheus's own pages, with the metrics token as their password.
+    """Return the configuration of Prometheus's web pages, with the metrics token as their password.
 
-    Without a password, every user and every model on this machine could read all metrics there, although
-    `/metrics` requires the token.
+    Without this password, every user and every model on this machine could read all metrics on these pages.
     """
     hashed = _bcrypt(token_file.read_text().strip()) if token_file.is_file() else _NO_HASH
     return yaml.safe_dump({"basic_auth_users": {USER: hashed}})
@@ -146,7 +148,8 @@ def _bcrypt(password: str) -> str:
         # `crypt` is deprecated and missing in Python 3.13, but the services run on 3.11 and 3.12.
         warnings.simplefilter("ignore", DeprecationWarning)
         import crypt
-    # The password has 256 random bits, so the lowest cost is enough. The same password gets the same hash.
+    # The lowest cost is enough, because the password has 256 random bits. The salt is derived from the
+    # password, so that the same password always has the same hash.
     salt = hashlib.sha256(password.encode()).hexdigest()[:22]
     return crypt.crypt(password, f"$2b$04${salt}") or _NO_HASH
 
@@ -201,7 +204,7 @@ def _service(name: str, place: Place, token: Mapping[str, str]) -> dict[str, Any
         "static_configs": [{"targets": [place.targets[name]]}],
     }
     if name in place.tls:
-        # Do not verify the certificate: it is for the gateway's public name, and requests stay on this
-        # machine.
+        # Do not verify the certificate, because it names the gateway's public address. This is safe, because
+        # the requests stay on this machine.
         found |= {"scheme": "https", "tls_config": {"insecure_skip_verify": True}}
     return found

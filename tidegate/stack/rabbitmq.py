@@ -12,11 +12,13 @@ from pathlib import Path
 from tidegate.stack.child import Child, Port, Probe
 from tidegate.stack.errors import MissingPart
 
-# The scripts behind the wrapper in /usr/sbin. The wrapper itself would switch to the user `rabbitmq`.
+# The scripts that the wrapper in /usr/sbin calls. The wrapper is not used, because it switches to the user
+# `rabbitmq`.
 DEBIANS = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 PLACES = (DEBIANS, Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 
-# Quorum queues keep their log in memory until the log's file is full. The default size is 512 MB.
+# raft.wal_max_size_bytes: quorum queues keep their log in memory until the log's file is full. A smaller file
+# than the default of 512 MB saves memory.
 CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 log.console = true
@@ -63,13 +65,14 @@ def children(
 ) -> tuple[Child, Child]:
     """Return epmd (Erlang's name server) and the node. They write only below ``home``.
 
-    ``small``: the node uses 30 MB less memory, and only one core. ``definitions``: the node's users
-    (``accounts.py``); empty means RabbitMQ's default user.
+    ``small``: True if the node must use only one core, and 30 MB less memory. ``definitions``: the node's
+    users (``accounts.py``); empty means RabbitMQ's default user.
     """
     ours = {"HOME": str(home), "ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
     env = {k: v for k, v in environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))} | ours
     server = _server()
-    # RabbitMQ treats a ':' in the path of the plugins as a separator.
+    # RabbitMQ treats a ':' in the path of the plugins as a separator. So a home with ':' in its path cannot
+    # contain the plugins.
     usual = server == DEBIANS and ":" not in str(home)
     quick = _quick_start(server.resolve().parents[1] / "plugins") if usual else None
     epmd = Child(
@@ -169,7 +172,7 @@ def _node_environment(
     if quick is not None:
         env["RABBITMQ_PLUGINS_DIR"] = str(home / "plugins")
         if quick.code:
-            # -pa puts each folder before the folders that were named earlier
+            # reversed, because -pa puts each folder before the folders that were named earlier
             env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += " -pa " + " ".join(map(str, reversed(quick.code)))
     return env
 

@@ -38,7 +38,7 @@ class ChildRecord:
 
 @dataclass(frozen=True, slots=True)
 class StackRecord:
-    """The whole stack. ``error`` is set if ``phase`` is ``failed``."""
+    """The state of the whole stack. ``error`` is set if ``phase`` is ``failed``."""
 
     phase: StackPhase = "stopped"
     supervisor: Process | None = None

@@ -1,4 +1,4 @@
-"""Restore a backup into a state folder: verify it, write it to temporary folders, then rename these."""
+"""Restore a backup into a state folder: verify it, write it to temporary folders, then rename the folders."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Layout:
         return DATABASE[databases.POSTGRESQL] in self.manifest.files
 
     def target(self, name: str) -> Path:
-        """Return the path to which a file of the backup is restored. Raise BackupError."""
+        """Return the path to which a file of the backup is restored. Raise BackupError if it is unknown."""
         part, _, rest = name.partition("/")
         if name == DATABASE[databases.SQLITE]:
             return databases.sqlite_path(self.database_url)
@@ -159,7 +159,10 @@ def _carry_out(layout: Layout, place: Path, there: list[Path | str], *, force: b
 
 
 def _move_aside(layout: Layout, there: list[Path], stamp: str) -> Path | None:
-    """Move existing data aside, so that nothing is lost. Return the new folder in the state folder."""
+    """Move existing data aside, so that nothing is lost. Return the new folder; None without existing data.
+
+    Data outside of the state folder is renamed in its own folder.
+    """
     if not there:
         return None
     old = layout.state / f"before-restore-{stamp}"

@@ -40,8 +40,8 @@ def stop_children(
 def sweep(state: Path) -> list[Process]:
     """End every process with the stack's mark. Return the processes that were found.
 
-    Also end the processes of the users that models run as. Without CAP_SYS_PTRACE, the mark of these
-    processes cannot be read.
+    Also end the processes of the users that models run as, because their marks cannot be read without
+    CAP_SYS_PTRACE.
     """
     found = processes.marked(state)
     processes.stop(found, LEFTOVER_GRACE_S)
@@ -57,7 +57,7 @@ def _after(child: Child, state: Path, report: Report) -> None:
     try:
         process.wait(SWEEP_LIMIT_S)
     except subprocess.TimeoutExpired:
-        # sweep() ends the processes that are left
+        # sweep() will end the replicas that still run
         process.kill()
         process.wait()
 

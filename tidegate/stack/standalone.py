@@ -68,7 +68,7 @@ def jobs_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
 
 
 def stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """Stop a child of this process, and all other processes of its group."""
+    """Stop a child of this process. If it still runs after ``grace_s`` seconds, kill its whole group."""
     identity = processes.find(process.pid)
     if process.poll() is None and identity:
         processes.stop([identity], grace_s)

@@ -23,7 +23,8 @@ from tidegate.stack.ports import check_free
 from tidegate.stack.record import ChildPhase, ChildRecord, RunFolder, StackRecord
 
 POLL_S = 0.1
-# Longer than the limit of every child, so that the supervisor can report the reason before this limit ends.
+# The most seconds that `up` waits. This is longer than every child's limit, so that the supervisor can first
+# report which child failed.
 LIMIT_S = 300.0
 GRACE_S = 15.0
 

@@ -12,8 +12,8 @@ from tidegate.stack.plan import SWEEP_LIMIT_S, plan
 from tidegate.stack.record import RunFolder
 from tidegate.stack.starting import OnProgress, ProgressReporter, ignore
 
-# The limit for a stop: the sum of all grace times and the time to end the replicas. Usually seconds are
-# enough.
+# The most seconds that a stop takes: all grace times and the time to end the replicas. Usually a few seconds
+# are enough.
 LIMIT_S = 150.0 + SWEEP_LIMIT_S
 
 

@@ -26,7 +26,7 @@ log = telemetry.logger(__name__)
 
 
 class Supervisor:
-    """The supervisor of all children. It runs until a signal, and keeps ``stack.json`` up to date."""
+    """The supervisor of all children. It keeps ``stack.json`` up to date."""
 
     def __init__(
         self, children: Sequence[Child], state: Path, notify: Notify = systemd_notify.ignore

@@ -60,7 +60,8 @@ _ORDER = """\
 Wants=network-online.target
 After=network-online.target nvidia-persistenced.service
 """
-# These options need mounts. On some systems, the service manager of a user cannot create mounts.
+# Only a system-wide unit has these options, because they need mounts. On some systems, the service manager of
+# a user cannot create mounts.
 _SYSTEM_HARDENING = """\
 ProtectSystem=full
 ProtectHostname=yes
@@ -130,7 +131,7 @@ def _command(words: Sequence[str]) -> str:
 def _quoted(word: str) -> str:
     """Return a word quoted for systemd, where `%` begins a specifier and blanks separate words."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    # Escape line breaks: the text after a line break would become another option.
+    # Escape line breaks, because systemd would read the text after a line break as another option.
     escaped = re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", escaped)
     return f'"{escaped}"' if re.search(r"[\s\"'\\;]", word) else escaped
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tidegate.stack.child import Child, Port, Probe
 from tidegate.stack.errors import MissingPart
 
-# `set-proc-title no`: a process title would overwrite the stack's mark in /proc.
+# `set-proc-title no`, because a process title would overwrite the stack's mark in /proc.
 CONFIG = """\
 bind 127.0.0.1
 protected-mode yes
@@ -22,7 +22,8 @@ save ""
 
 # The services write live facts again within seconds, so nothing is stored on disk.
 LIVE = "appendonly no\n"
-# A job's record is a hash with thirty fields, one of them JSON. These limits keep small records compact.
+# A job's record is a hash with thirty fields, one of them JSON. Up to these limits, Valkey stores a record in
+# its compact format, which saves memory.
 JOBS = """\
 appendonly yes
 appendfsync always
@@ -34,8 +35,8 @@ maxmemory-policy noeviction
 
 
 # The wheel's server uses glibc's malloc. A Lua script frees more small blocks at a time than malloc caches by
-# default, so a larger cache saves a fifth of a job's CPU time. Large blocks must not be cached, because the
-# process grew to several times its data.
+# default, so a larger cache saves a fifth of a job's CPU time. Only blocks of at most 128 bytes are cached.
+# With a cache of larger blocks, the process grew to several times the size of its data.
 MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000:glibc.malloc.tcache_max=128"}
 
 
@@ -93,7 +94,7 @@ def _child(
         ports=(Port(port, setting),),
         folders=(home,),
         files=files,
-        # Reading a log of many jobs takes a long time.
+        # At the start, Valkey reads the log of all jobs, which can take a long time.
         start_limit_s=180.0,
     )
 

@@ -10,7 +10,8 @@ from typing import Any
 from tidegate.kernel.protocol.capacity import Capacity
 from tidegate.tune.grid import BatchSetting
 
-# Two runs of the same setting can differ by this share. Among points that differ less, the lowest p99 wins.
+# The throughput of two runs with the same setting can differ by this fraction. Points within this fraction of
+# the best throughput are treated as equal, and the lowest p99 among them wins.
 NOISE = 0.03
 
 

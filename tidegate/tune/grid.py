@@ -21,15 +21,15 @@ class BatchSetting:
         return f"batch {self.max_batch}{window}"
 
     def to_json(self) -> dict[str, float]:
-        """Return the ``batching`` of a Deployment."""
+        """Return the setting as the ``batching`` of a Deployment."""
         return {"max_batch": self.max_batch, "window_ms": self.window_ms}
 
 
 def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
     """Return the batch sizes to try: one request's ``rows``, then twice as many each time.
 
-    The last size is the model's ``limit``, or the rows of all concurrent callers if they are fewer. ``limit``
-    0: the model has no batch axis.
+    The last size is the model's ``limit``, or the number of rows that all connections send at the same time,
+    if this is smaller. ``limit`` 0: the model has no batch axis.
     """
     if limit == 0:
         return [1]
@@ -41,9 +41,10 @@ def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
 
 
 def settings(batches: Iterable[int], windows_ms: Iterable[float], rows: int) -> list[BatchSetting]:
-    """Return the settings to measure. Settings without a window come first, in case the time runs out.
+    """Return the settings to measure. ``windows_ms``: how long a call waits for more rows.
 
-    A batch size of one request never waits for more rows, so it is tried only with a window of 0.
+    Settings with a wait of 0 come first, in case the time for the measurement runs out. A batch size of one
+    request never waits for more rows, so it is tried only with a wait of 0.
     """
     found = {
         BatchSetting(window_ms if batch > rows else 0.0, batch)

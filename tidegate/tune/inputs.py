@@ -26,7 +26,7 @@ def zeros(signature: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def rows_of(tensors: list[Tensor], max_batch_size: int) -> int:
-    """Return the number of rows along the batch axis; 1 for a model without one."""
+    """Return the number of rows along the batch axis; 1 for a model without a batch axis."""
     if not max_batch_size or not tensors or not tensors[0].array.ndim:
         return 1
     return max(1, int(tensors[0].array.shape[0]))

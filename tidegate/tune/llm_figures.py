@@ -18,8 +18,9 @@ class CallRecord:
     """One request. Times are seconds since the load began.
 
     ``token_times``: when each event with text arrived.
-    ``tokens``: the answer's tokens as the engine counted them; without a count, the number of events.
-    ``cut``: the load ended before the answer was complete.
+    ``tokens``: the number of tokens in the answer, as the engine counted them; without its count, the number
+    of events with text.
+    ``cut``: True if the load ended before the answer was complete.
     """
 
     started: float
@@ -62,8 +63,8 @@ class Spread:
 class LlmFigures:
     """The result of a load that took ``seconds``.
 
-    ``first_token`` and ``between_tokens`` include requests that were cut off; ``whole`` has only complete
-    answers.
+    ``first_token`` and ``between_tokens`` include requests that were cut off. ``whole`` includes only
+    complete answers.
     """
 
     seconds: float
@@ -90,9 +91,9 @@ class LlmFigures:
 
 
 def figures_of(records: Sequence[CallRecord], began: float, ended: float) -> LlmFigures:
-    """Return the figures of a window of time, given in seconds since the load began.
+    """Return the figures for the time from ``began`` to ``ended``, in seconds since the load began.
 
-    Only tokens that arrived in the window count. The answer's tokens are divided equally among its events.
+    Count only tokens that arrived in this time. For this, divide an answer's tokens equally among its events.
     """
     seen = [each for each in records if (each.ended or ended) > began and each.started < ended]
     done = [each for each in seen if each.good and (each.ended or 0) <= ended]

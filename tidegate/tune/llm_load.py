@@ -13,7 +13,7 @@ from typing import Any
 from tidegate.tune.http_call import HttpAnswer, Target, posted
 from tidegate.tune.llm_figures import CallRecord, LlmFigures, figures_of
 
-# If the server sends nothing for this many seconds, not even a keep-alive, the request has failed.
+# A request has failed if its answer is not complete after this many seconds.
 SILENCE_S = 600.0
 
 
@@ -40,7 +40,8 @@ class LlmLoadPlan:
 class LlmLoad:
     """A load that runs or has ended. ``records``: every request that was sent.
 
-    ``began``: the start, by ``time.perf_counter``. ``duration``: seconds, or 0 while the load runs.
+    ``began``: the value of ``time.perf_counter`` at the start. ``duration``: how many seconds the load took;
+    0 while it runs.
     """
 
     plan: LlmLoadPlan

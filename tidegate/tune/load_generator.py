@@ -37,7 +37,7 @@ class LoadPlan:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """The result of ``seconds`` of load. ``problem``, ``status``: the first error and its HTTP status."""
+    """The result of a load that took ``seconds``. ``problem``, ``status``: the first error and its status."""
 
     answers: int
     failed: int
@@ -50,7 +50,10 @@ class LoadResult:
 
 @dataclass(slots=True)
 class LoadCounters:
-    """Counters of all connections. ``counts``: count responses. ``open``: keep sending requests."""
+    """The counters that all connections share.
+
+    ``open``: True while connections send requests. ``counts``: True while correct responses are counted.
+    """
 
     open: bool = True
     counts: bool = False
@@ -92,7 +95,7 @@ class LoadConnection(asyncio.Protocol):
         """Send the first request."""
         self._transport = cast(
             asyncio.Transport, transport
-        )  # no isinstance check: uvloop's transports do not inherit from asyncio.Transport
+        )  # not isinstance, because uvloop's transports do not inherit from asyncio.Transport
         self._send()
 
     def _send(self) -> None:

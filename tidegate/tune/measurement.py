@@ -30,7 +30,7 @@ class GatewayAddress:
 
     @classmethod
     def of(cls, url: str) -> GatewayAddress:
-        """Return the parts of a URL. Raise BadRequest."""
+        """Return the address in a gateway's URL. Raise BadRequest if the URL is not valid."""
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise BadRequest(f"TIDEGATE_GATEWAY_URL is not an http(s) URL: {url!r}.")
@@ -58,7 +58,8 @@ def measure(address: GatewayAddress, request: bytes, connections: int, seconds: 
     """Load the endpoint for ``seconds`` after a short warm-up. Raise BadAnswer if there is no result."""
     warm_s = min(0.5, seconds / 4)
     plan = LoadPlan(address.host, address.port, address.tls, connections, warm_s, seconds)
-    # A new session: Ctrl-C reaches only this process, which then ends the load generator.
+    # In a session of its own, the load generator gets no Ctrl-C. Only this process gets it, and ends the load
+    # generator.
     child = subprocess.Popen(
         [sys.executable, "-m", "tidegate.tune.load_generator"],
         stdin=subprocess.PIPE,

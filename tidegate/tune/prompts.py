@@ -48,16 +48,17 @@ class Prompts:
 
 
 def fitted(words: int, measured: int, wanted: int) -> int:
-    """Return the number of words for a prompt of ``wanted`` tokens, if ``words`` made ``measured`` tokens.
+    """Return the number of words for a prompt of ``wanted`` tokens.
 
-    The chat template and the task add tokens. Each word is assumed to be one token.
+    An earlier prompt of ``words`` words had ``measured`` tokens, because the chat template and the task add
+    tokens. Each word is assumed to be one token.
     """
     return max(1, words + wanted - measured)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatBodies:
-    """The bodies of chat requests with these prompts. ``options``: other members of each body."""
+    """The bodies of chat requests with these prompts. ``options``: more members for each body."""
 
     model: str
     prompts: Prompts

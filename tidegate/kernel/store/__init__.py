@@ -1,6 +1,6 @@
 """Access to Valkey or Redis. In the kernel, only this package imports the library redis.
 
-:mod:`~tidegate.kernel.store.live` holds the live facts, which may be lost.
+:mod:`~tidegate.kernel.store.live` holds the live facts. After a loss, services write them again.
 :mod:`~tidegate.kernel.store.jobs` holds the jobs, which must not be lost.
 """
 

@@ -23,9 +23,9 @@ class StoreUnavailable(Unavailable):
 
 
 class PackingConnection(Connection):
-    """A connection that packs commands in C.
+    """A connection that encodes commands in C.
 
-    This saves time, because a script's call for many jobs has hundreds of arguments.
+    A script's call for many jobs has hundreds of arguments. Encoding them in Python would be slow.
     """
 
     _packer = HiredisRespSerializer()
@@ -40,7 +40,7 @@ def connect(url: str) -> Redis:
     """Return a client of the server at ``url``. It connects on first use.
 
     The client runs up to ``CONNECTIONS`` calls at the same time. Further calls wait until others have ended.
-    For a URL with TLS, it packs commands in Python.
+    With TLS, the client does not use :class:`PackingConnection`, and encodes commands in Python.
     """
     pool = BlockingConnectionPool.from_url(
         url,
@@ -79,6 +79,7 @@ async def answer(operation: Awaitable[Any]) -> Any:  # Any, because the type hin
     except (RedisError, OSError, TimeoutError) as error:
         raise StoreUnavailable(f"The store does not answer: {error or type(error).__name__}.") from error
     if task is not None and task.cancelling() > cancels:
-        # On Python 3.11, the client's wait_for may ignore a cancellation and return the answer.
+        # On Python 3.11, the client's wait_for can ignore a cancellation and return the answer. So raise the
+        # cancellation here.
         raise asyncio.CancelledError
     return found

@@ -1,11 +1,12 @@
 """The stream of accepted feedback in the store of jobs. Gateways write it. Each reader has its own position.
 
 tidegate:feedback:stream               the last records, oldest first; the field ``r`` is a FeedbackRecord
-tidegate:feedback:seen:<hour>:<part>   set of hashes: the counted outcomes of this hour's answers
-tidegate:feedback:names:<hour>:<part>  hash: for each answer, the number of metrics that callers named
+tidegate:feedback:seen:<hour>:<part>   set with a hash of each stored outcome of an answer of this hour
+tidegate:feedback:names:<hour>:<part>  hash: for each answer, how many unusual metrics it has
 
 A reader stores its position together with its results, in one write. So it counts each record once, also
-after a crash. The length of the stream is limited. :meth:`FeedbackStore.lost` shows if a reader was too slow.
+after a crash. The length of the stream is limited, so a slow reader can miss records.
+:meth:`FeedbackStore.lost` shows whether it did.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ log = telemetry.logger(__name__)
 PREFIX = "tidegate:feedback:"
 STREAM, SEEN, NAMES = f"{PREFIX}stream", f"{PREFIX}seen:", f"{PREFIX}names:"
 START = "0-0"
-# The most records in the stream, about 300 bytes each.
+# The stream is cut to about this many records, of about 300 bytes each.
 KEPT = 200_000
 # The hashes of one hour are divided among this many sets, because small sets of integers need less memory.
 _PARTS = 256
@@ -68,7 +69,7 @@ _ADDED: dict[int, Added] = {1: "added", 0: "repeated", -1: "too_many"}
 
 
 class FeedbackStore(Connected):
-    """Typed access to the stream. Every failure raises ``StoreUnavailable``."""
+    """Typed access to the stream of feedback. Every failure raises ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis, kept: int = KEPT) -> None:
         super().__init__(redis)
@@ -80,7 +81,7 @@ class FeedbackStore(Connected):
 
         Return for each record ``added``, or one of these:
         ``repeated``: the record was added before, and its first value stays.
-        ``too_many``: a caller named the metric, and the answer has ``MOST_NAMES`` such metrics already.
+        ``too_many``: the metric is not a usual one, and the answer has ``MOST_NAMES`` such metrics already.
 
         ``window_ms``: how long after an answer its feedback is accepted.
         """
@@ -98,7 +99,10 @@ class FeedbackStore(Connected):
         return [_ADDED[each] for each in found]
 
     async def read(self, after: str, count: int = 1000) -> list[tuple[str, FeedbackRecord]]:
-        """Return the next records after a position, each with its own position. Begin with ``START``."""
+        """Return up to ``count`` records after a position, each with its own position.
+
+        ``START`` is the position before the first record.
+        """
         entries = await answer(self._redis.xrange(STREAM, min=f"({after}", count=count))
         found = []
         for position, fields in entries:

@@ -1,4 +1,4 @@
-"""Group concurrent requests into one call. While a call runs, items gather for the next one."""
+"""Group items of concurrent callers into one call. Items that arrive during a call wait for the next call."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Grouped(Generic[T, R]):
     """A queue that passes its items to ``run`` in groups. ``run`` returns an answer for each item, in order.
 
     An error of ``run`` is raised for all items of that call. ``size`` returns the bytes of an item. A call
-    gets items of up to ``MOST_BYTES`` together, but at least one item. An item is not removed from its call
-    if the caller is cancelled.
+    gets up to ``MOST_ITEMS`` items of ``MOST_BYTES`` in total, but at least one item. If a caller is
+    cancelled, ``run`` still gets its item.
     """
 
     def __init__(

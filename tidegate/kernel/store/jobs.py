@@ -1,4 +1,6 @@
-"""The durable store of jobs. A confirmed change is on disk: the server runs with ``appendfsync always``.
+"""The durable store of jobs.
+
+A confirmed change is on disk, because the server runs with ``appendfsync always``.
 
 Every transition is one Lua call (``lua/``) with a compare-and-set for each of its jobs. So the first terminal
 state of a job is final. If a call is repeated because its answer was lost, the second call changes nothing.
@@ -41,7 +43,8 @@ LOG, CHANGED, ACKNOWLEDGED = f"{PREFIX}log:", f"{PREFIX}changed:", f"{PREFIX}ack
 IDEMPOTENCY = f"{PREFIX}idem:"
 WAITING = f"{PREFIX}waiting:"
 
-# Inside a class with a method `list`, the name `list` means that method and not the builtin type.
+# Inside a class with a method `list`, the name `list` means that method and not the builtin type. So these
+# types are defined outside of the class.
 Jobs: TypeAlias = list[Job]
 MaybeJobs: TypeAlias = list[Job | None]
 Events: TypeAlias = list[JobEvent]
@@ -75,13 +78,13 @@ class JobStore:
         """Wait until the store answers."""
         await answer(self._redis.ping())
 
-    # --- the way of a job ------------------------------------------------------------------------------
+    # --- transitions -----------------------------------------------------------------------------------
 
     async def accept(self, new: NewJob) -> Accepted:
-        """Record a job as ``accepting`` and return it.
+        """Record a new job as ``accepting``. Return its id, and True because it is new.
 
-        If its idempotency key was used with the same body, return the existing job. Raises :class:`Conflict`
-        if the key was used with another body.
+        If the idempotency key was used with the same body, return the existing job's id and False. Raises
+        :class:`Conflict` if the key was used with another body.
         """
         found = await self._transitions.accept.do(records.to_accept(new))
         if found[:1] == b"c":
@@ -93,23 +96,27 @@ class JobStore:
         await self._transitions.queued.do_all(ids)
 
     async def take(self, claims: Sequence[Take]) -> AllTaken:
-        """Record that workers run jobs now. Return for each claim if it may run, and as which attempt."""
+        """Let workers take jobs to run now. Return for each claim whether its worker may run the job."""
         return await self._transitions.take.do_all(claims)
 
     async def finish(self, ends: Sequence[Finish]) -> Ends:
-        """Record how attempts ended. Return False for an attempt that has lost its job: drop its result."""
+        """Record how attempts ended. Return for each whether its job accepts the result.
+
+        False means that another attempt has the job.
+        """
         return await self._transitions.finish.do_all([records.to_finish(end) for end in ends])
 
     async def lease(self, id: bytes, attempt: int, worker: str, until_ms: int) -> bool:
         """Lease a job to ``worker`` until ``until_ms`` (since the epoch), so that its message can be acked.
 
-        A time in the past ends the lease. ``attempt`` must be that of the record (0: no worker has taken it).
-        Return False if the job is over, or if another attempt or worker has it. Then stop working on the job.
+        A time in the past ends the lease. ``attempt``: the attempt in the job's record, or 0 if no worker has
+        taken the job. Return False if the job is over, or if another attempt or worker has it. Then the
+        caller must stop working on the job.
         """
         return await self._transitions.lease.do(JobLease(id, attempt, worker, until_ms))
 
     async def waits(self, waits: Sequence[JobWait]) -> Ends:
-        """Record that running jobs wait for their upstream or engine, or run again.
+        """Record that running jobs wait for their upstream or engine, or that their wait is over.
 
         While a job waits, the loss of its worker does not count as an attempt. Return False for each job that
         is over, or that another attempt has.
@@ -148,9 +155,9 @@ class JobStore:
         return found
 
     async def request(self, id: bytes) -> bytes | None:
-        """Return a job's request frame.
+        """Return a job's request frame, or None if it was deleted.
 
-        The frame is kept until the job ends. If the job failed, it is kept until the job is removed.
+        The end of a job deletes the frame, except for a failed job. Its frame stays until the job is removed.
         """
         found: bytes | None = await answer(self._redis.get(REQUEST.encode() + id))
         return found
@@ -188,7 +195,7 @@ class JobStore:
         return jobs
 
     async def log(self, id: bytes, after: int = 0) -> Events:
-        """Return the events of a job that come after number ``after``."""
+        """Return the events of a job that come after event number ``after``."""
         lines = await answer(self._redis.lrange(LOG.encode() + id, after, -1))
         return [records.event(after + n, line) for n, line in enumerate(lines, 1)]
 
@@ -199,7 +206,7 @@ class JobStore:
         return self._watch
 
     async def counts(self) -> Counts:
-        """Return the counts of all records, taken at one moment."""
+        """Count all jobs, by state and by Deployment, and the events of the ledger, all at one moment."""
         states, deployments, ledger, acknowledged, watched = await self._scripts.run("counts", [])
         return Counts(
             states=dict(zip(STATES, states, strict=True)),
@@ -228,34 +235,36 @@ class JobStore:
     async def stale(self, now_ms: int, limit: int) -> Jobs:
         """Return jobs whose messages are probably lost: unconfirmed for 10 s, or with an expired lease.
 
-        Call this every few seconds. After a longer gap between two calls, expired leases stay valid for a
-        while, because workers could not renew them if the store was down.
+        Call this every few seconds. After a longer gap between two calls, jobs with expired leases are left
+        out for a while. Perhaps the store was down, and their workers could not renew the leases.
         """
         ids = await self._scripts.run("stale", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None and not job.terminal]
 
     async def revive(self, deployment: str, before_ms: int, *, orphans: bool) -> int:
-        """Let :meth:`stale` return the waiting jobs of a Deployment, because their messages are lost.
+        """Let :meth:`stale` return a Deployment's waiting jobs. Call this when their messages are lost.
 
-        This marks only jobs that were created before ``before_ms``. With ``orphans``, it also marks running
-        jobs without a lease. A call marks up to some thousands of jobs, and returns their number.
+        This marks only jobs that were created before ``before_ms``. ``orphans``: also mark running jobs
+        without a lease. One call marks at most some thousands of jobs. Return how many it marked.
         """
         before = before_ms.to_bytes(6, "big")
         found: int = await self._scripts.run("revive", [deployment, before, int(orphans)])
         return found
 
     async def claim_republish(self, id: bytes, attempt: int, state: State) -> bytes | None:
-        """Claim to publish a job's message again. Return its request frame, with the attempt of the record.
+        """Claim the right to publish a job's message again. Return the request frame for this message.
 
-        For the next 10 s, :meth:`stale` does not return the job. Return None if the job has changed, if
-        another router publishes it, if its request is gone, or if it may not run again. In the last case, its
-        record is ``failed`` now. Call :meth:`queued` after the broker's confirm.
+        For the next 10 s, :meth:`stale` does not return the job. Call :meth:`queued` after the broker's
+        confirm.
+
+        Return None if the job has changed, if another router has the claim, or if the request was deleted.
+        Also return None if the job may not be retried; then this call has marked it as ``failed``.
         """
         frame: bytes | None = await self._scripts.run("republish", [id, attempt, state])
         return frame
 
     async def expire(self, now_ms: int, limit: int) -> Jobs:
-        """Mark jobs past their time as expired, and return these jobs."""
+        """Mark jobs as expired after their deadlines, at most ``limit``. Return these jobs."""
         ids = await self._scripts.run("expire", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None]
 
@@ -269,9 +278,10 @@ class JobStore:
         return int(memory["used_memory"]), records_, over
 
     async def retire(self, now_ms: int, keep_ms: int, keep_count: int, limit: int) -> int:
-        """Remove ended jobs that are older than ``keep_ms`` or exceed ``keep_count``, the oldest first.
+        """Remove jobs that ended more than ``keep_ms`` ago. Return how many were removed.
 
-        Remove up to ``limit`` jobs, and return how many were removed.
+        If more than ``keep_count`` ended jobs exist, also remove the oldest of them. One call removes at most
+        ``limit`` jobs.
         """
         removed: int = await self._scripts.run("retire", [now_ms - keep_ms, keep_count, limit])
         return removed

@@ -1,7 +1,7 @@
 """The lease of the leading router. The lease is on disk, beside the jobs, so a restart of the store keeps it.
 
-Each new lease has a greater epoch than all earlier ones. The leader's writes elsewhere carry this epoch. So a
-former leader cannot overwrite the work of its successor.
+Each new lease has a greater epoch than all earlier ones. The leader sends this epoch with everything that it
+writes elsewhere. So a former leader cannot overwrite the work of its successor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tidegate.kernel.store.scripts import Scripts
 
 
 class LeaderLease(NamedTuple):
-    """The stored lease. It ends after ``lasts_s`` seconds unless ``holder`` renews it."""
+    """The leader's lease in the store. It ends after ``lasts_s`` seconds unless ``holder`` renews it."""
 
     holder: str
     epoch: int
@@ -23,7 +23,7 @@ class LeaderLease(NamedTuple):
 
 
 class LeaderStore(Connected):
-    """Typed access to the lease. Every failure raises ``StoreUnavailable``."""
+    """Typed access to the leader's lease. Every failure raises ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
@@ -32,8 +32,8 @@ class LeaderStore(Connected):
     async def claim(self, candidate: str, lease_s: float, seen: int, dead: str = "") -> LeaderLease:
         """Take the lease if it is free, or renew it if ``candidate`` holds it. Return the current lease.
 
-        ``seen`` is the highest epoch that ``candidate`` has seen; a new lease gets a greater one. A lease of
-        the holder ``dead`` is treated as free.
+        ``seen``: the highest epoch that ``candidate`` has seen. A new lease gets a greater epoch.
+        ``dead``: a holder that has ended, so its lease is treated as free.
         """
         holder, epoch, lasts_ms = await self._scripts.run("lead", [candidate, int(lease_s * 1e3), seen, dead])
         return LeaderLease(holder.decode(), epoch, max(0, lasts_ms) / 1e3)

@@ -1,6 +1,6 @@
 """The live facts in Valkey or Redis: each key, with the service that writes it.
 
-All facts may be lost at any moment. They return within seconds, because each writer repeats its writes. So
+The store can lose facts at any moment. They return within seconds, because each writer repeats its writes. So
 for a reader, a missing fact is unknown, and not zero.
 """
 
@@ -21,26 +21,28 @@ from tidegate.kernel.protocol.statistics import LAST_INFERENCE
 from tidegate.kernel.protocol.traffic import TrafficReport
 from tidegate.kernel.store.connection import Connected, answer
 
+# A constant that ends with ":" is the beginning of a key. A comment such as "+ replica" names the rest.
 ROUTES = "tidegate:routes"  # the route table, written by the router
 ROUTES_CHANGED = "tidegate:routes:changed"  # channel on which the router announces a new route table
 REPLICA = "tidegate:replica:"  # + replica: the worker's heartbeat, written by the worker
 GATEWAY = "tidegate:gateway:"  # + incarnation: the gateway's heartbeat, written by the gateway
-GATEWAYS = "tidegate:gateways"  # sorted set of incarnations by their last heartbeats, written by gateways
+GATEWAYS = "tidegate:gateways"  # sorted set of incarnations by time of last heartbeat, written by gateways
 TIME = "tidegate:time:"  # + replica: how the replica has spent its time (ReplicaTime), written by the worker
-COSTS = "tidegate:costs"  # the rates of Deployments (CostFacts), written by the autoscaler
+COSTS = "tidegate:costs"  # the cost rates of Deployments (CostFacts), written by the autoscaler
 STATUSES = "tidegate:statuses"  # DeploymentStatus by name, written by the autoscaler
 MODEL = "tidegate:model:"  # + deployment: ModelMetadata, written by its workers every 10 s
-CLAIM = "tidegate:claim:"  # + replica: the worker that becomes this replica, written by the first claimant
-OFFER = "tidegate:offer:"  # + scratch replica: the Assignment that the autoscaler offers to it
-TRAFFIC = "tidegate:traffic:"  # + incarnation: the totals by endpoint (TrafficReport), written by the gateway
-CALLERS = "tidegate:callers:"  # + number of the 10 s slot + endpoint: HyperLogLog of callers, by gateways
-CALLERS_OF_DAY = "tidegate:callers-day:"  # + day + endpoint: the callers of a day, written by the router
+CLAIM = "tidegate:claim:"  # + replica: the first worker that claimed this replica, written by this worker
+OFFER = "tidegate:offer:"  # + scratch replica: the Assignment that the autoscaler offers to this replica
+TRAFFIC = "tidegate:traffic:"  # + incarnation: totals per endpoint (TrafficReport), written by the gateway
+CALLERS = "tidegate:callers:"  # + 10 s slot + endpoint: HyperLogLog of callers, written by gateways
+CALLERS_OF_DAY = "tidegate:callers-day:"  # + day + endpoint: HyperLogLog of callers, written by the router
 STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, to which its workers add
 
 REPLICA_TTL_MS = 6_000
 FAILED_TTL_MS = 120_000
 GATEWAY_TTL_MS = 3_000
-# Metadata and counts are kept for this many seconds, because a Deployment without replicas also needs them.
+# Metadata and counts expire this many seconds after the last write. Until then, a Deployment without replicas
+# can also show them.
 MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
 CLAIM_TTL_S = 3600
 # The last report of a replica is kept for this many seconds, so that a restarted autoscaler can read it.
@@ -51,12 +53,12 @@ TRAFFIC_TTL_S = 60
 CALLERS_SLOT_S = 10
 CALLERS_TTL_S = 120
 CALLERS_DAY_TTL_S = 3 * 86_400
-# A gateway that has been silent for this many seconds is treated as gone, and until then as missing.
+# A silent gateway is listed as missing for this many seconds, and then forgotten.
 GATEWAY_GONE_S = 30.0
 
-# Sets the route table and returns false, unless the stored table has a greater revision. Then it returns the
-# epoch of the stored table. It reads only the start of the stored table, which has the revision. A value
-# without a revision is overwritten.
+# If the stored route table has a greater revision, returns that table's epoch. Otherwise, replaces the table
+# and returns false. To find the revision, reads only the start of the stored table. Overwrites a table
+# without a revision.
 PUBLISH_ROUTES = """
 local function revision(head)
   return string.match(head, '^{"epoch":"(%d+)","n":(%d+)')
@@ -80,15 +82,15 @@ class Store(Connected):
         await answer(self._redis.ping())
 
     async def publish_routes(self, table: bytes) -> int | None:
-        """Set the route table and notify its watchers.
+        """Replace the route table, notify its watchers, and return None.
 
-        Return None. If the stored table has a greater revision, keep it and return its epoch.
+        If the stored table has a greater revision, keep the stored table and return its epoch instead.
         """
         newer = await answer(self._redis.eval(PUBLISH_ROUTES, 2, ROUTES, ROUTES_CHANGED, table))
         return None if newer is None else int(newer)
 
     async def read_routes(self) -> bytes | None:
-        """Return the route table. None means that the store has no table, which is not an empty table."""
+        """Return the route table; None if the store has none."""
         value: bytes | None = await answer(self._redis.get(ROUTES))
         return value
 
@@ -105,7 +107,10 @@ class Store(Connected):
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
 
     async def report_replica(self, report: ReplicaReport) -> None:
-        """Write a worker's heartbeat. A failed worker's heartbeat expires later, so that it can be read."""
+        """Write a worker's heartbeat.
+
+        A failed worker's heartbeat expires later, so that the autoscaler can read why the worker failed.
+        """
         ttl = FAILED_TTL_MS if report.state == "failed" else REPLICA_TTL_MS
         await answer(self._redis.set(REPLICA + report.replica, report.to_json(), px=ttl))
 
@@ -118,26 +123,26 @@ class Store(Connected):
         await answer(self._redis.set(TIME + report.replica, report.to_json(), ex=TIME_TTL_S))
 
     async def times(self) -> dict[str, ReplicaTime]:
-        """Return the last report of each replica about its time. Replicas that have ended are included."""
+        """Return the last report of how each replica has spent its time. Include replicas that have ended."""
         reports = [ReplicaTime.from_json(raw) for raw in await self._scan(TIME)]
         return {report.replica: report for report in reports}
 
     async def forget_times(self, replicas: Sequence[str]) -> None:
-        """Delete the reports of replicas whose time has been booked."""
+        """Delete the reports of replicas whose time is in the cost ledger."""
         if replicas:
             await answer(self._redis.delete(*(TIME + replica for replica in replicas)))
 
     async def publish_cost_facts(self, facts: CostFacts) -> None:
-        """Replace the rates of Deployments."""
+        """Replace the cost rates of all Deployments."""
         await answer(self._redis.set(COSTS, facts.to_json()))
 
     async def cost_facts(self) -> CostFacts | None:
-        """Return the rates of Deployments; None if no rates were written."""
+        """Return the cost rates of Deployments; None if none were written."""
         raw = await answer(self._redis.get(COSTS))
         return CostFacts.from_json(raw) if raw is not None else None
 
     async def claim_replica(self, replica: str, by: str) -> str:
-        """Claim ``replica`` for the worker ``by``. Return the first claimant, which may be another worker."""
+        """Claim ``replica`` for the worker ``by``. Return the worker that claimed it first."""
         key = CLAIM + replica
         await answer(self._redis.set(key, by, nx=True, ex=CLAIM_TTL_S))
         return await self.claimant(replica) or by
@@ -161,7 +166,7 @@ class Store(Connected):
         return [ReplicaReport.from_json(raw) for raw in await self._scan(REPLICA)]
 
     async def report_gateway(self, report: GatewayReport) -> None:
-        """Write a gateway's heartbeat and keep it in the list of known gateways."""
+        """Write a gateway's heartbeat, and add the gateway to the list of known gateways."""
         now = await self._now()
         pipe = self._redis.pipeline(transaction=False)
         pipe.set(GATEWAY + report.incarnation, report.to_json(), px=GATEWAY_TTL_MS)
@@ -169,14 +174,14 @@ class Store(Connected):
         await answer(pipe.execute())
 
     async def forget_gateway(self, incarnation: str) -> None:
-        """Remove a gateway that stops normally, so that it does not count as missing."""
+        """Remove a gateway that stops normally, so that it is not listed as missing."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.delete(GATEWAY + incarnation)
         pipe.zrem(GATEWAYS, incarnation)
         await answer(pipe.execute())
 
     async def gateways(self) -> GatewayView:
-        """Return the heartbeats of all gateways, and the names of those whose heartbeat is missing."""
+        """Return the heartbeats of all gateways, and the names of known gateways without a heartbeat."""
         now = await self._now()
         await answer(self._redis.zremrangebyscore(GATEWAYS, "-inf", now - GATEWAY_GONE_S))
         known = {name.decode() for name in await answer(self._redis.zrange(GATEWAYS, 0, -1))}
@@ -184,7 +189,7 @@ class Store(Connected):
         return GatewayView(reports, sorted(known - {report.incarnation for report in reports}))
 
     async def report_traffic(self, report: TrafficReport, callers: Mapping[str, Iterable[str]]) -> None:
-        """Write a gateway's totals, and add its recent callers by endpoint."""
+        """Write a gateway's totals, and add the recent callers of each endpoint."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.set(TRAFFIC + report.incarnation, report.to_json(), ex=TRAFFIC_TTL_S)
         slot = int(report.at // CALLERS_SLOT_S)
@@ -199,9 +204,10 @@ class Store(Connected):
         return [TrafficReport.from_json(raw) for raw in await self._scan(TRAFFIC)]
 
     async def count_callers(self, endpoints: Sequence[str], day_s: float, now: float) -> dict[str, int]:
-        """Add the callers of the last minute to those of this day. Return the number of distinct callers.
+        """Return how many distinct callers each endpoint had on this day.
 
-        ``day_s``: the seconds of a day.
+        First add the callers of the last minute to the day's callers. ``day_s``: the length of a day in
+        seconds.
         """
         if not endpoints:
             return {}
@@ -233,7 +239,7 @@ class Store(Connected):
         await answer(self._redis.set(MODEL + deployment, metadata.to_json(), ex=MODEL_TTL_S))
 
     async def models(self, deployments: Sequence[str]) -> dict[str, ModelMetadata]:
-        """Return the metadata of these Deployments' models. Unknown ones are left out."""
+        """Return the metadata of these Deployments' models. Leave out Deployments without metadata."""
         if not deployments:
             return {}
         found = await answer(self._redis.mget([MODEL + name for name in deployments]))

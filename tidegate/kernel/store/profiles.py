@@ -1,9 +1,11 @@
-"""Profiles of sampled requests, which workers send to the router, and bins, which the router sends back.
+"""Carry profiles of samples from workers to the router, and bins back to the workers.
+
+A profile counts the values of a column in bins, which are intervals or categories.
 
 tidegate:profile:<deployment>   list of ProfilePiece, from its workers to the leading router
 tidegate:bins:<deployment>      PublishedBins, written by the router
 
-Both may be lost. Then at most the pieces of the last seconds are missing, and the router writes the bins
+If the store loses them, at most the pieces of the last seconds are missing, and the router writes the bins
 again.
 """
 
@@ -14,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from tidegate.kernel.store.connection import Connected, answer
 
 PROFILE, BINS = "tidegate:profile:", "tidegate:bins:"
-# The most pieces of a Deployment's profile in the list. If no router takes them, the oldest are dropped.
+# A Deployment's list has at most this many pieces. If no router takes them, the oldest pieces are dropped.
 PIECES_KEPT = 100
 PIECES_TTL_S = 3600
 BINS_TTL_S = 86_400
@@ -32,7 +34,7 @@ class ProfileStore(Connected):
         await answer(pipe.execute())
 
     async def take(self, deployments: Sequence[str], count: int = PIECES_KEPT) -> dict[str, list[bytes]]:
-        """Remove and return up to ``count`` pieces of each Deployment. Those without pieces are left out."""
+        """Remove and return up to ``count`` pieces of each Deployment, without Deployments that have none."""
         if not deployments:
             return {}
         pipe = self._redis.pipeline(transaction=False)
@@ -51,6 +53,6 @@ class ProfileStore(Connected):
         await answer(pipe.execute())
 
     async def bins(self, deployment: str) -> bytes | None:
-        """Return a Deployment's bins, or None without bins."""
+        """Return a Deployment's bins; None if it has none."""
         raw: bytes | None = await answer(self._redis.get(BINS + deployment))
         return raw

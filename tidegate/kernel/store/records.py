@@ -1,4 +1,4 @@
-"""Convert jobs to arguments of the scripts, and records to jobs. Pure."""
+"""Convert jobs to arguments of the Lua scripts, and the store's records to jobs. Pure."""
 
 from __future__ import annotations
 
@@ -120,11 +120,11 @@ def event(seq: int, line: bytes) -> JobEvent:
 
 
 def taken(text: str) -> Taken:
-    """Return one answer of ``take.lua``."""
+    """Return the outcome and the attempt from one answer of ``take.lua``."""
     outcome, attempt = text.split(" ")
     return Taken(_OUTCOMES[outcome], int(attempt))
 
 
 def totals(flat: Sequence[bytes]) -> dict[str, int]:
-    """Return a hash of counts from a flat sequence of names and values."""
+    """Return counts by name from a flat sequence of names and values."""
     return {name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}

@@ -1,4 +1,4 @@
-"""Run the Lua scripts beside this file. Each begins with ``head.lua``, which has the keys and transitions."""
+"""Run the Lua scripts in ``lua/``. Each runs after ``head.lua``, which defines the keys and transitions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Argument = bytes | str | int
 
 
 class Scripts:
-    """The scripts of a server, by name. A call is atomic, and its effect is on disk when the call returns."""
+    """The Lua scripts on one server. A call is atomic, and its effect is on disk when the call returns."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis

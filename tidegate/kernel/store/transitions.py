@@ -1,4 +1,4 @@
-"""The frequent transitions of jobs, as grouped calls of their scripts."""
+"""Group the frequent transitions of jobs. Concurrent transitions of one kind share a call of their script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tidegate.kernel.store.scripts import Argument, Scripts
 
 
 class JobLease(NamedTuple):
-    """A worker's request to lease a job until a time, in milliseconds since the epoch."""
+    """The lease that a worker wants for a job. ``until_ms``: its end, in milliseconds since the epoch."""
 
     id: bytes
     attempt: int
@@ -21,7 +21,7 @@ class JobLease(NamedTuple):
 
 
 class JobWait(NamedTuple):
-    """A worker's note that an attempt of a job waits for its upstream or engine, or runs again."""
+    """A worker's note that a job waits for its upstream or engine, or that this wait is over."""
 
     id: bytes
     attempt: int
@@ -29,9 +29,10 @@ class JobWait(NamedTuple):
 
 
 class Transitions:
-    """One grouped call for each kind of transition, used by :class:`tidegate.kernel.store.jobs.JobStore`.
+    """The grouped calls of :class:`tidegate.kernel.store.jobs.JobStore`, one for each kind of transition.
 
-    The caller encodes user data to arguments first, so a job that cannot be encoded fails alone.
+    The caller encodes user data before it calls. So if a job cannot be encoded, the other jobs of the group
+    do not fail.
     """
 
     def __init__(self, scripts: Scripts) -> None:

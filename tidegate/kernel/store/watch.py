@@ -41,7 +41,8 @@ class JobChanges:
 class JobWatch:
     """A subscription to changes of jobs.
 
-    The subscription connects on first use and always reconnects. After that, it notifies every watcher.
+    It connects on first use. After a lost connection, it reconnects and notifies every watcher, because
+    changes may have been missed.
     """
 
     def __init__(self, url: str, channel: bytes) -> None:
@@ -49,7 +50,7 @@ class JobWatch:
         self._channel = channel
         self._watchers: dict[bytes, set[JobChanges]] = {}
         self._confirmed: dict[bytes, asyncio.Event] = {}
-        self._open: Counter[bytes] = Counter()  # subscriptions that are requested but not confirmed
+        self._open: Counter[bytes] = Counter()  # by job: the number of unconfirmed SUBSCRIBE commands
         self._connection: Any = None
         self._task: asyncio.Task[None] | None = None
 
@@ -91,7 +92,7 @@ class JobWatch:
 
     async def _send(self, command: str, ids: list[bytes]) -> None:
         if self._connection is None:
-            return  # the reconnect subscribes to all watched jobs
+            return  # send nothing: the reconnect will subscribe to all watched jobs
         if command == "SUBSCRIBE":
             self._open.update(ids)
         with contextlib.suppress(RedisError, OSError, TimeoutError):
@@ -103,7 +104,7 @@ class JobWatch:
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 async with connect(self._url) as redis:
                     await self._listen(redis)
-            # The connection worked before, so connect again soon.
+            # Reconnect soon if the connection worked. Otherwise, wait longer after each failure.
             delay = BACKOFF_S[0] if self._connection is not None else min(delay * 2, BACKOFF_S[1])
             self._connection = None
             await asyncio.sleep(delay)

@@ -1,8 +1,8 @@
 """The schedule of webhooks in the store of jobs: due webhooks, claimed ones, and the result of each try.
 
-The transition that ends a job schedules its webhook in the same call. A dispatcher claims webhooks for a
-limited time, so two dispatchers never have the same webhook. A webhook that is not settled in this time is
-due again.
+The transition that ends a job schedules its webhook in the same call. A dispatcher claims a webhook for a
+limited time, in which no other dispatcher gets it. If the webhook is not settled in this time, it is due
+again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DELIVERIES = b"tidegate:job:deliveries:"
 
 
 class Due(NamedTuple):
-    """A claimed webhook: its job, the claim that settles it, and the number of earlier tries."""
+    """A claimed webhook: its job, the claim that :class:`Settled` needs, and the number of earlier tries."""
 
     id: bytes
     claim: int
@@ -34,7 +34,7 @@ class Settled:
 
     ``logged``: the log entry of the try; None: no try was made.
     ``again_ms``: milliseconds until the webhook is due again; None: this was the last try.
-    ``counted``: after the last try, ``delivered`` or ``given_up``.
+    ``counted``: ``delivered`` or ``given_up`` after the last try; empty before.
     """
 
     id: bytes
@@ -45,14 +45,17 @@ class Settled:
 
 
 class WebhookStore(Connected):
-    """Typed access to the schedule. Every failure raises ``StoreUnavailable``."""
+    """Typed access to the schedule of webhooks. Every failure raises ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
         self._scripts = Scripts(redis)
 
     async def claim(self, limit: int, lease_ms: int) -> tuple[list[Due], int]:
-        """Claim up to ``limit`` due webhooks for ``lease_ms``. Return them and the number of waiting ones."""
+        """Claim up to ``limit`` due webhooks for ``lease_ms``.
+
+        Return them, and the number of all scheduled webhooks.
+        """
         waiting, claim, *flat = await self._scripts.run("webhooks_claim", [limit, lease_ms])
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return [Due(id_, claim, tries) for id_, tries in pairs], waiting
