@@ -16,7 +16,7 @@ class TokenBucket:
         self.dropped = 0
 
     def take(self, now: float) -> bool:
-        """Return True if one more event may pass at ``now``, in seconds of a monotonic clock."""
+        """Return True if one more event is allowed at ``now``, in seconds of a monotonic clock."""
         self._left = min(self._most, self._left + max(0.0, now - self._at) * self._per_s)
         self._at = now
         if self._left < 1:

@@ -17,7 +17,8 @@ SAME_MS = 1.05
 class Measured:
     """The measurements of one recipe. ``loss`` is a fraction; ``ms`` is the median time of a call.
 
-    ``problem``: why the recipe has no measurements. ``full_range``: the recipe is exact only on some CPUs.
+    ``problem``: why the recipe has no measurements. ``full_range``: True if the recipe is exact only on some
+    CPUs.
     """
 
     name: str
@@ -64,8 +65,8 @@ def choose(
 ) -> Choice:
     """Return the fastest recipe with a loss of at most ``max_loss``, or the original if no recipe qualifies.
 
-    With ``auto``, a recipe must also be faster than the original. ``portable``: refuse recipes that are exact
-    only on some CPUs.
+    With ``auto``, a recipe must also be faster than the original. ``portable``: True to refuse recipes that
+    are exact only on some CPUs.
     """
     original = next(each for each in results if each.name == ORIGINAL)
     reasons, able = {}, []
@@ -101,7 +102,7 @@ def _refusal(
 ) -> str | None:
     if each.problem is not None or each.ms is None:
         return f"failed: {each.problem or 'it was not measured'}"
-    # The small addend accepts a loss of exactly the limit, although it may be rounded up.
+    # Add a little to the limit. Otherwise, rounding could refuse a loss of exactly the limit.
     if not each.loss <= max_loss + 1e-9:
         return f"its loss of {percent(each.loss)} is above {percent(max_loss)}"
     if portable and each.full_range:

@@ -139,7 +139,7 @@ class Reader:
 class Samples:
     """The rows of a file, split into rows for calibration and rows for measuring the loss.
 
-    A call has at most ``batch`` rows. ``fixed``: the model accepts only calls of exactly ``batch`` rows.
+    A call has at most ``batch`` rows. ``fixed``: True if the model accepts only calls of ``batch`` rows.
     ``shared``: True if there are too few rows to split. Then both purposes use all rows.
     """
 
@@ -171,7 +171,7 @@ def chunks(inputs: Mapping[str, Any], size: int) -> Iterator[dict[str, Any]]:
 
 
 def read_samples(path: Path, session: Any, label_name: str | None) -> Samples:
-    """Return the samples of an npz or npy file for a model. Raise Problem."""
+    """Return the samples of an npz or npy file. Raise Problem if they do not fit the model."""
     expected = {each.name: each for each in session.get_inputs()}
     try:
         found = np.load(path, allow_pickle=False)
@@ -223,7 +223,7 @@ NUMPY = {
 
 
 def fitted(values: Any, tensor: Any) -> Any:
-    """Return the values in the input's datatype. Raise Problem if their shape does not fit."""
+    """Convert the values to the input's datatype. Raise Problem if their shape does not fit."""
     shape = [size if isinstance(size, int) else -1 for size in tensor.shape]
     fits = values.ndim == len(shape) and all(
         want in (-1, have) for want, have in zip(shape[1:], values.shape[1:], strict=True)
@@ -336,7 +336,10 @@ def check_operators(model: Path) -> None:
 
 
 def study(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Apply and measure every recipe. Return the measurements. Raise Problem."""
+    """Apply and measure every recipe. Return the measurements.
+
+    Raise Problem if the model or the samples cannot be used.
+    """
     model, folder = arguments.model, arguments.folder
     check_operators(model)
     original = session_of(model, arguments.threads)
@@ -438,7 +441,7 @@ def say(**document: Any) -> None:
 
 
 def main() -> int:
-    """Run the study. Return 1 if it cannot be made."""
+    """Run the study. Return 0, or 1 if the study cannot be made."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("samples", type=Path)

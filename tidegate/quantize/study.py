@@ -98,9 +98,9 @@ def _has_packages(python: str) -> bool:
 def studied(
     python: str, model: Path, samples: Path, options: Options, on_step: Callable[[str], None]
 ) -> Iterator[Study]:
-    """Study a model and yield the result. After the block, delete the study's files. Raise StudyFailed.
+    """Study a model and yield the result. After the block, delete the study's files.
 
-    An interrupt also ends the study's process.
+    An interrupt also ends the study's process. Raise StudyFailed if the study cannot be made.
     """
     with tempfile.TemporaryDirectory(prefix="tidegate-") as name:
         folder = Path(name)

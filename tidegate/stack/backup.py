@@ -54,9 +54,10 @@ def local_folder(url: str) -> Path | None:
 
 
 def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifest:
-    """Write a backup of the stack of these settings to ``place``. Raise BackupError.
+    """Write a backup of the stack with these settings to ``place``.
 
-    The backup contains every change that a service had confirmed before the call.
+    The backup contains every change that a service had confirmed before the call. Raise BackupError if a part
+    cannot be copied.
     """
     state = settings.state_path
     if not (state / "data").is_dir():

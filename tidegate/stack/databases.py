@@ -23,12 +23,12 @@ def kind_of(url: str) -> str:
 
 
 def sqlite_path(url: str) -> Path:
-    """Return the file of an SQLite URL. A relative path follows three slashes, an absolute path four."""
+    """Return the path in an SQLite URL. A relative path follows three slashes, an absolute path four."""
     return Path(unquote(url.partition("://")[2].partition("?")[0].removeprefix("/"))).absolute()
 
 
 def copy_sqlite(source: Path, target: Path) -> None:
-    """Make a consistent copy of a database, even if it is in use. Raise BackupError."""
+    """Make a consistent copy of a database, even if it is in use. Raise BackupError if this fails."""
     try:
         with closing(sqlite3.connect(source, timeout=30)) as live, closing(sqlite3.connect(target)) as copy:
             live.backup(copy)
@@ -68,7 +68,7 @@ def artifacts(path: Path) -> set[str]:
 
 
 def dump_postgresql(url: str, target: Path) -> None:
-    """Write a dump of the database in PostgreSQL's own format. Raise BackupError."""
+    """Write a dump of the database in PostgreSQL's own format. Raise BackupError if this fails."""
     place, environment = _connection(url)
     _run("pg_dump", ["--format=custom", "--no-owner", f"--file={target}", f"--dbname={place}"], environment)
 

@@ -1,4 +1,4 @@
-"""Measure the resident memory of a stack, by part, from /proc."""
+"""Read from /proc how much resident memory each part of a stack uses."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _FIELD = re.compile(r"^(Pss|Rss):\s+(\d+) kB", re.MULTILINE)
 class PartMemory:
     """The memory of a part of the stack in bytes.
 
-    ``pss``: a page that several processes share is divided among them, so all parts can be added up.
-    ``rss``: a shared page counts fully for each process.
+    ``pss``: a page that several processes share is divided among them, so the sum of all parts is exact.
+    ``rss``: a shared page is added in full for each process.
     """
 
     name: str

@@ -176,5 +176,5 @@ def is_embedded(url: str, port: int) -> bool:
 
 
 def log_file(state: Path, name: str) -> Path:
-    """Return the log of a child."""
+    """Return the path of a child's log."""
     return state / "log" / f"{name}.log"

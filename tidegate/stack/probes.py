@@ -1,4 +1,4 @@
-"""Probe readiness in each server's own protocol, because a server with an open port may not answer yet."""
+"""Probe readiness in each server's own protocol, because a server opens its port before it is ready."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ SERVICES = ("gateway", "registry", "router", "autoscaler")
 # without a password.
 _NO_HASH = "!"
 VERSION_LIMIT_S = 10.0
-# The most samples that a query may read. A sample needs 16 bytes. Prometheus's default is 50 million.
+# A query can read at most this many samples, of 16 bytes each. Prometheus's default is 50 million.
 MOST_SAMPLES = 5_000_000
 # Prometheus refuses a target's page with more samples, so that no target can fill its memory. A gateway's
 # page has 121 samples for each Deployment (241 for a language model) and about 10 for each endpoint. So the

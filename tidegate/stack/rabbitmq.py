@@ -124,10 +124,10 @@ def _quick_start(plugins: Path) -> _QuickStart | None:
     """Return folders that halve the start time of a node; None if they are not as in Debian's packages.
 
     A start loads about 600 modules. For each module Erlang tries one folder after another: first the folders
-    of 70 disabled plugins, then its own. About 20,000 of these tries fail. So the node gets a plugins folder
-    with only the main plugin, and the largest code folders come first. Erlang 26 and later cache the content
-    of their own folders, but not of folders that are named explicitly. So for these releases, no code folders
-    are returned.
+    of 70 disabled plugins, then Erlang's own. About 20,000 of these tries fail. So the node gets a plugins
+    folder with only the main plugin, and the largest code folders come first. Erlang 26 and later cache the
+    content of their own folders, but not of folders that are named explicitly. So for these releases, no code
+    folders are returned.
     """
     broker = next(plugins.glob("rabbit-*"), None)
     erl = shutil.which("erl")

@@ -20,9 +20,10 @@ StackPhase = Literal["starting", "running", "stopping", "stopped", "failed", "un
 
 @dataclass(frozen=True, slots=True)
 class ChildRecord:
-    """One child: its state, the time of the last change (seconds since the epoch), and a short reason.
+    """The state of one child. ``detail``: the reason for the state in a few words.
 
-    The start of the stack does not wait for an ``optional`` child.
+    ``since``: when the state began, in seconds since the epoch. ``optional``: True if the start of the stack
+    does not wait for the child.
     """
 
     name: str

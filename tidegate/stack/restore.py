@@ -31,7 +31,7 @@ def restore(settings: Settings, place: Path, *, force: bool = False, on_step: On
     """Write a backup into the state folder, the database and the stores of these settings.
 
     Raise BackupError if the backup is damaged, if the stack runs, or if data exists.
-    ``force``: stop a running stack and move existing data aside.
+    ``force``: True to stop a running stack and move existing data aside instead.
     """
     manifest = verified(place)
     on_step("checksums", f"{len(manifest.files)} files agree")

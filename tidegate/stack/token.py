@@ -15,14 +15,14 @@ METRICS_TOKEN = Path("metrics") / "token"
 
 
 def ensure(state: Path) -> Path:
-    """Write a new 256-bit token to ``<state>/token`` unless the file exists. Return the file."""
+    """Write a new 256-bit token to ``<state>/token`` unless the file exists. Return the file's path."""
     path = state / "token"
     credentials.write_once(path, secrets.token_urlsafe(32))
     return path
 
 
 def write_metrics_token(state: Path, service_token: str, mode: int = 0o600) -> Path:
-    """Write the token for this stack's metrics to ``<state>/metrics/token``. Return the file."""
+    """Write the token for this stack's metrics to ``<state>/metrics/token``. Return the file's path."""
     path = state / METRICS_TOKEN
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"token.{os.getpid()}")

@@ -68,7 +68,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 def choose(points: Sequence[Point], latency_ms: float) -> Point | None:
     """Return the point with the highest throughput and a p99 within ``latency_ms``, or None.
 
-    If points differ only by noise, return the one with the lowest p99.
+    If the throughput of several points differs only by noise, return the one with the lowest p99.
     """
     fitting = [point for point in points if point.fits(latency_ms)]
     if not fitting:

@@ -22,7 +22,7 @@ class LlmLoadPlan:
     """A load of ``callers`` (closed loop) or of ``rate`` requests per second at random times (open loop).
 
     The load ends after ``seconds`` or ``requests``. ``body`` returns the body of the request with a given
-    number. ``keep_text``: keep the text of the answers in the records.
+    number. ``keep_text``: True to keep the text of the answers in the records.
     """
 
     target: Target

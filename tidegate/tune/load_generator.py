@@ -37,7 +37,10 @@ class LoadPlan:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """The result of a load that took ``seconds``. ``problem``, ``status``: the first error and its status."""
+    """The result of a load that took ``seconds``.
+
+    ``problem``: the first error. ``status``: the HTTP status of this error; 0 if it has none.
+    """
 
     answers: int
     failed: int
@@ -105,7 +108,7 @@ class LoadConnection(asyncio.Protocol):
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """Collect a response; when it is complete, count it and send the next request."""
+        """Collect a part of a response. When the response is complete, count it and send the next request."""
         self._answer += data
         if not self._whole:
             self._head = self._answer.find(b"\r\n\r\n") + 4

@@ -15,7 +15,7 @@ from tidegate.client.errors import BadAnswer
 from tidegate.kernel.errors import BadRequest
 from tidegate.tune.load_generator import CONNECT_TIMEOUT_S, LINGER_S, LoadPlan, LoadResult
 
-# The most seconds that the child process needs to start while the model keeps the machine busy.
+# How many seconds the child process has to start. This is long, because the model keeps the machine busy.
 START_LIMIT_S = 20.0
 
 

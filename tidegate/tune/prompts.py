@@ -25,7 +25,7 @@ TASK = "Write a long story with these words:"
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The prompts of a load: the ``given`` ones in turn, or prompts of ``words`` random words.
+    """The prompts of a load: the prompts in ``given`` in turn, or prompts of ``words`` random words.
 
     Random prompts contain the request's number, so that an engine cannot reuse its KV cache for the text
     after the number. The first ``shared`` words are the same in all prompts, like a system prompt.

@@ -32,7 +32,7 @@ KEPT = 200_000
 _PARTS = 256
 _HOUR_MS = 3_600_000
 
-# The usual metrics, which are always accepted. Callers may name only a few other metrics per answer, so that
+# The usual metrics, which are always accepted. An answer can have only a few other metrics, so that their
 # names cannot fill the store.
 _USUAL = {"score", "reward", "label"}
 MOST_NAMES = 16

@@ -118,8 +118,8 @@ class JobStore:
     async def waits(self, waits: Sequence[JobWait]) -> Ends:
         """Record that running jobs wait for their upstream or engine, or that their wait is over.
 
-        While a job waits, the loss of its worker does not count as an attempt. Return False for each job that
-        is over, or that another attempt has.
+        The loss of a worker does not use up an attempt of a job that waits. Return False for each job that is
+        over, or that another attempt has.
         """
         return await self._transitions.waits.do_all(waits)
 
@@ -233,10 +233,11 @@ class JobStore:
     # --- maintenance -----------------------------------------------------------------------------------
 
     async def stale(self, now_ms: int, limit: int) -> Jobs:
-        """Return jobs whose messages are probably lost: unconfirmed for 10 s, or with an expired lease.
+        """Return up to ``limit`` jobs whose messages are probably lost.
 
-        Call this every few seconds. After a longer gap between two calls, jobs with expired leases are left
-        out for a while. Perhaps the store was down, and their workers could not renew the leases.
+        The broker has not confirmed such a message for 10 s, or the job's lease has expired. Call this every
+        few seconds. After a longer gap between two calls, jobs with expired leases are left out for a while.
+        Perhaps the store was down, and workers could not renew these leases.
         """
         ids = await self._scripts.run("stale", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None and not job.terminal]
@@ -264,7 +265,7 @@ class JobStore:
         return frame
 
     async def expire(self, now_ms: int, limit: int) -> Jobs:
-        """Mark jobs as expired after their deadlines, at most ``limit``. Return these jobs."""
+        """Mark jobs whose deadlines have passed as ``expired``. Return these jobs, at most ``limit``."""
         ids = await self._scripts.run("expire", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None]
 

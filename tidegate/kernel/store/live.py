@@ -95,7 +95,7 @@ class Store(Connected):
         return value
 
     async def watch_routes(self) -> AsyncIterator[None]:
-        """Yield once per change of the route table. Raises ``StoreUnavailable`` if the connection breaks."""
+        """Yield after each change of the route table. Raises ``StoreUnavailable`` if the connection ends."""
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         try:
             await answer(pubsub.subscribe(ROUTES_CHANGED))
@@ -247,7 +247,10 @@ class Store(Connected):
         return {name: ModelMetadata.from_json(raw) for name, raw in pairs if raw is not None}
 
     async def add_statistics(self, deployment: str, counts: Mapping[str, int], last_ms: int) -> None:
-        """Add to a Deployment's counts. ``last_ms`` is when its model last ran, in ms since the epoch."""
+        """Add to a Deployment's counts.
+
+        ``last_ms``: when the model last ran, in milliseconds since the epoch; 0 if it has not run.
+        """
         pipe = self._redis.pipeline()
         for name, count in counts.items():
             pipe.hincrby(STATISTICS + deployment, name, count)

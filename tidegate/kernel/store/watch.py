@@ -41,8 +41,8 @@ class JobChanges:
 class JobWatch:
     """A subscription to changes of jobs.
 
-    It connects on first use. After a lost connection, it reconnects and notifies every watcher, because
-    changes may have been missed.
+    It connects on first use. After each reconnect, it notifies every watcher, because it missed changes while
+    it had no connection.
     """
 
     def __init__(self, url: str, channel: bytes) -> None:
