@@ -273,9 +273,9 @@ def latencies(sessions: Mapping[str, Any], samples: Samples, seconds: float) -> 
 
 
 def prepared(model: Path, folder: Path) -> Path:
-    """Infer the shapes of tensors, which recipes need. Return the path of a copy of the model with them.
+    """Write a copy of the model to which the shapes of tensors are added, and return the copy's path.
 
-    Return ``model`` if the shapes cannot be inferred.
+    Recipes need these shapes. If they cannot be inferred, return ``model``.
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

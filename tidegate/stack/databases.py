@@ -52,7 +52,7 @@ def counts(path: Path) -> dict[str, int]:
 
 
 def schema(path: Path) -> str | None:
-    """Return the schema revision of a copy of the registry's database; None if it has no tables."""
+    """Return the schema revision of a copy of the registry's database; None if the copy has no tables."""
     with closing(sqlite3.connect(path)) as copy:
         try:
             row = copy.execute("SELECT version_num FROM alembic_version").fetchone()

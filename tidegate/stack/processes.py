@@ -18,7 +18,7 @@ POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process: its pid, and the clock ticks after boot at which it started."""
+    """A process: its pid, and the time of its start in clock ticks after boot."""
 
     pid: int
     started: int

@@ -102,7 +102,7 @@ def place(settings: Settings, version: tuple[int, ...] = ALERTS_SINCE) -> Place:
 
 
 def child(program: str, place: Place, environ: Mapping[str, str]) -> Child:
-    """Return the process of Prometheus. It starts after the gateway to delay no service, and stops first."""
+    """Return the process of Prometheus. It starts last, so that it delays no service, and stops first."""
     token_file = place.token_file
     own = f"http://(127[.]0[.]0[.]1|localhost):{place.port}"
     file, access = place.home / "prometheus.yml", place.home / "web.yml"
@@ -145,7 +145,8 @@ def web_config(token_file: Path) -> str:
 
 def _bcrypt(password: str) -> str:
     with warnings.catch_warnings():
-        # `crypt` is deprecated and missing in Python 3.13, but the services run on 3.11 and 3.12.
+        # Ignore that `crypt` is deprecated. It is missing only from Python 3.13, and the services run on
+        # 3.11 and 3.12.
         warnings.simplefilter("ignore", DeprecationWarning)
         import crypt
     # The lowest cost is enough, because the password has 256 random bits. The salt is derived from the
@@ -204,7 +205,7 @@ def _service(name: str, place: Place, token: Mapping[str, str]) -> dict[str, Any
         "static_configs": [{"targets": [place.targets[name]]}],
     }
     if name in place.tls:
-        # Do not verify the certificate, because it names the gateway's public address. This is safe, because
+        # Do not verify the certificate, because it contains the gateway's public name. This is safe, because
         # the requests stay on this machine.
         found |= {"scheme": "https", "tls_config": {"insecure_skip_verify": True}}
     return found

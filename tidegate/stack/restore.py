@@ -91,7 +91,7 @@ class Layout:
         return DATABASE[databases.POSTGRESQL] in self.manifest.files
 
     def target(self, name: str) -> Path:
-        """Return the path to which a file of the backup is restored. Raise BackupError if it is unknown."""
+        """Return the path to which a file is restored. Raise BackupError for an unknown name."""
         part, _, rest = name.partition("/")
         if name == DATABASE[databases.SQLITE]:
             return databases.sqlite_path(self.database_url)
@@ -161,7 +161,7 @@ def _carry_out(layout: Layout, place: Path, there: list[Path | str], *, force: b
 def _move_aside(layout: Layout, there: list[Path], stamp: str) -> Path | None:
     """Move existing data aside, so that nothing is lost. Return the new folder; None without existing data.
 
-    Data outside of the state folder is renamed in its own folder.
+    Data outside of the state folder stays where it is, with another name.
     """
     if not there:
         return None

@@ -28,7 +28,7 @@ class Target:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def request(self, body: bytes) -> bytes:
-        """Return the bytes of a request. Its connection closes after the answer."""
+        """Return the bytes of a request. It asks the server to close the connection after the answer."""
         address = self.address
         host = f"[{address.host}]" if ":" in address.host else address.host
         lines = (

@@ -157,7 +157,7 @@ class JobStore:
     async def request(self, id: bytes) -> bytes | None:
         """Return a job's request frame, or None if it was deleted.
 
-        The end of a job deletes the frame, except for a failed job. Its frame stays until the job is removed.
+        The end of a job deletes the frame. Only a failed job keeps its frame until the job is removed.
         """
         found: bytes | None = await answer(self._redis.get(REQUEST.encode() + id))
         return found
