@@ -20,7 +20,7 @@ def ignore(_: str) -> None:
 def to(place: str) -> Notify:
     """Return a function that sends lines to the socket ``place``, or does nothing if ``place`` is empty.
 
-    A name that begins with ``@`` is an abstract socket. A socket without a listener is not an error.
+    A ``place`` that begins with ``@`` is an abstract socket. A socket without a listener is not an error.
     """
     if not place:
         return ignore

@@ -61,7 +61,7 @@ class HttpAnswer:
         return b"".join([piece async for piece in self._pieces()])
 
     async def lines(self) -> AsyncGenerator[bytes]:
-        """Yield each line of the body without its end. Raise EOFError if the body is cut off."""
+        """Yield each line of the body without its line break. Raise EOFError if the body is cut off."""
         left = b""
         async for piece in self._pieces():
             *whole, left = (left + piece).split(b"\n")

@@ -1,4 +1,4 @@
-"""Load a language model or another endpoint, in a closed loop of callers or an open loop of arrivals."""
+"""Send load to a language model or another endpoint, in a closed loop of callers or at random times."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def _error_of(body: bytes) -> str:
 
 
 async def run(plan: LoadPlan, request: bytes) -> LoadResult:
-    """Load the gateway as planned. Raise OSError if it does not accept connections."""
+    """Send the planned load to the gateway. Raise OSError if the gateway does not accept connections."""
     loop, count = asyncio.get_running_loop(), LoadCounters()
     host = f"[{plan.host}]" if ":" in plan.host else plan.host
     context = trusted(f"https://{host}") if plan.tls else None

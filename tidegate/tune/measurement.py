@@ -55,11 +55,14 @@ def request_bytes(
 
 
 def measure(address: GatewayAddress, request: bytes, connections: int, seconds: float) -> LoadResult:
-    """Load the endpoint for ``seconds`` after a short warm-up. Raise BadAnswer if there is no result."""
+    """Send load to the endpoint for ``seconds`` after a short warm-up. Return the result.
+
+    Raise BadAnswer if the load generator returns none.
+    """
     warm_s = min(0.5, seconds / 4)
     plan = LoadPlan(address.host, address.port, address.tls, connections, warm_s, seconds)
-    # In a session of its own, the load generator gets no Ctrl-C. Only this process gets it, and ends the load
-    # generator.
+    # In its own process group, the load generator gets no Ctrl-C. Only this process gets it, and then ends
+    # the load generator.
     child = subprocess.Popen(
         [sys.executable, "-m", "tidegate.tune.load_generator"],
         stdin=subprocess.PIPE,
