@@ -69,7 +69,7 @@ def replay(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verify(path: str, since: float, until: float, deployment: str | None) -> dict[str, Any]:
-    """Decide the rounds recorded between two times once more, and compare with the recorded decisions."""
+    """Decide again each round recorded from ``since`` to ``until``. Compare with the recorded decisions."""
     recordings, counts = Recordings(Path(path), 0), Counter[str]()
     different: list[dict[str, Any]] = []
     first = last = None

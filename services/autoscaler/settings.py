@@ -55,7 +55,8 @@ class AutoscalerSettings(Settings):
         16.0,
         gt=0,
         le=1000,
-        description="Most replicas per core of the host. A replica with `cpus` counts as that many replicas.",
+        description="Maximum number of replicas per core of the host. A replica with `cpus` counts as "
+        "that many replicas.",
     )
     autoscaler_replica_memory_mb: int = Field(
         256,

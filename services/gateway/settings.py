@@ -51,21 +51,23 @@ class GatewaySettings(Settings):
     )
     max_inflight_bytes: int = Field(
         512 * 2**20,
-        description="Most bytes of request bodies in memory per gateway process; the same limit "
+        description="Maximum number of bytes of request bodies in memory per gateway process; the same limit "
         "applies to answers.",
     )
     max_grpc_connections: int = Field(
         4096,
         ge=1,
         description=(
-            "Most gRPC connections of a gateway process. Above this number, a new connection replaces an "
-            "idle one."
+            "Maximum number of gRPC connections of a gateway process. Above this number, a new connection "
+            "replaces an idle one."
         ),
     )
     max_waiting_jobs: int = Field(
         1_000_000,
         ge=1,
-        description=("Most jobs that wait for one Deployment; further jobs are refused with 503."),
+        description=(
+            "Maximum number of jobs that wait for one Deployment; further jobs are refused with 503."
+        ),
     )
     max_batch_bytes: int = Field(
         2**31,
@@ -75,14 +77,21 @@ class GatewaySettings(Settings):
     max_batch_line_bytes: int = Field(
         16 * 2**20, ge=1, description="Longest line in the file of a batch, in bytes."
     )
-    max_batch_lines: int = Field(1_000_000, ge=1, description="Most lines in the file of a batch.")
+    max_batch_lines: int = Field(
+        1_000_000, ge=1, description="Maximum number of lines in the file of a batch."
+    )
     max_files: int = Field(
         1000,
         ge=1,
-        description=("Most files of OpenAI's API that one caller keeps; further files are refused with 429."),
+        description=(
+            "Maximum number of files of OpenAI's API that one caller keeps; further files are refused "
+            "with 429."
+        ),
     )
     max_files_bytes: int = Field(
-        10 * 2**30, ge=1, description="Most bytes of the files of OpenAI's API that one caller keeps."
+        10 * 2**30,
+        ge=1,
+        description="Maximum number of bytes of the files of OpenAI's API that one caller keeps.",
     )
     file_retention_s: float = Field(
         30 * 86_400.0,
@@ -122,12 +131,12 @@ class GatewaySettings(Settings):
         200,
         ge=1,
         description=(
-            "Most failed requests per second that each gateway process logs. A burst may have ten times as "
-            "many. One more line states how many were left out."
+            "Maximum number of failed requests per second that each gateway process logs. A burst may "
+            "have ten times as many. One more line states how many were left out."
         ),
     )
     access_log_mb: int = Field(
-        256, ge=1, description="Most disk space for the access log and its rotated parts, in MiB."
+        256, ge=1, description="Maximum disk space for the access log and its rotated parts, in MiB."
     )
     access_log_days: float = Field(
         7.0, gt=0, description="How long a rotated part of the access log is kept, in days."

@@ -20,7 +20,7 @@ class RegistrySettings(Settings):
     max_unpacked_bytes: int = Field(
         32 * GIB, ge=1, description="Largest size of an unpacked archive, in bytes."
     )
-    max_archive_members: int = Field(10_000, ge=1, description="Most entries of an archive.")
+    max_archive_members: int = Field(10_000, ge=1, description="Maximum number of entries of an archive.")
     max_archive_ratio: int = Field(
         100, ge=1, description="Highest ratio of an archive's unpacked size to its packed size."
     )
@@ -46,9 +46,13 @@ class RegistrySettings(Settings):
         gt=0,
         description="Seconds between two checks of the database and the artifact store.",
     )
-    max_uploads_per_caller: int = Field(32, ge=1, description="Most unfinished uploads of one caller.")
+    max_uploads_per_caller: int = Field(
+        32, ge=1, description="Maximum number of unfinished uploads of one caller."
+    )
     max_upload_bytes_per_caller: int = Field(
-        64 * GIB, ge=1, description="Most bytes that the unfinished uploads of one caller may have together."
+        64 * GIB,
+        ge=1,
+        description="Maximum number of bytes that the unfinished uploads of one caller may have together.",
     )
     upload_idle_s: float = Field(
         86_400.0,

@@ -42,7 +42,9 @@ class RouterSettings(Settings):
         7 * 86_400, ge=1, description="Seconds for which a dead letter and its payload are kept."
     )
     dead_letter_bytes: int = Field(
-        2**30, ge=0, description="Most bytes of all dead letters' payloads; the oldest are deleted first."
+        2**30,
+        ge=0,
+        description="Maximum number of bytes of all dead letters' payloads; the oldest are deleted first.",
     )
     job_sweep_interval_s: float = Field(
         1.0,
@@ -56,7 +58,7 @@ class RouterSettings(Settings):
     jobs_kept_bytes: int = Field(
         512 * 2**20,
         ge=0,
-        description="Most bytes of memory of the jobs' store. "
+        description="Maximum number of bytes of memory of the jobs' store. "
         "Above this limit, the oldest finished jobs are deleted. 0: no limit.",
     )
     jobs_kept_min_s: float = Field(
@@ -105,8 +107,12 @@ class RouterSettings(Settings):
     webhook_give_up_s: float = Field(
         43_200.0, gt=0, description="Seconds after the end of a job for which its webhook is retried."
     )
-    webhooks_at_once: int = Field(64, ge=1, le=1024, description="Most webhooks in flight at the same time.")
-    webhooks_per_host: int = Field(4, ge=1, le=1024, description="Most webhooks in flight to one host.")
+    webhooks_at_once: int = Field(
+        64, ge=1, le=1024, description="Maximum number of webhooks in flight at the same time."
+    )
+    webhooks_per_host: int = Field(
+        4, ge=1, le=1024, description="Maximum number of webhooks in flight to one host."
+    )
 
     drift_window_rows: int = Field(
         3000, ge=100, description="Sampled rows in a window of drift. A window with fewer rows is not judged."
@@ -126,7 +132,8 @@ class RouterSettings(Settings):
     quality_predictions: int = Field(
         50_000,
         ge=0,
-        description="Most sampled predictions of a version that wait for labels; the oldest are dropped.",
+        description="Maximum number of sampled predictions of a version that wait for labels; the oldest "
+        "are dropped.",
     )
 
     def quality_limits(self) -> QualityLimits:

@@ -30,7 +30,8 @@ class WorkerSettings(Settings):
         "in the state folder.",
     )
     environment_timeout_s: float = Field(
-        1800.0, description="Most seconds that the installation of a version's requirements may take."
+        1800.0,
+        description="Longest time in seconds that the installation of a version's requirements may take.",
     )
     shared_memory_above_bytes: int = Field(
         128 * 1024,
@@ -39,21 +40,23 @@ class WorkerSettings(Settings):
     )
     max_fetched_bytes: int = Field(
         512 * 2**20,
-        description="Most bytes of large requests that a worker fetches before their model calls. Also the "
-        "most bytes of one answer of an upstream with the Open Inference Protocol.",
+        description="Maximum number of bytes of large requests that a worker fetches before their model "
+        "calls. Also the most bytes of one answer of an upstream with the Open Inference "
+        "Protocol.",
     )
     heartbeat_interval_s: float = Field(0.5, description="Seconds between two heartbeats of a worker.")
     model_log_bytes_per_s: int = Field(
         64 * 1024,
         ge=1024,
-        description="Most bytes of its model's output that a replica logs in a second; in a burst, 16 times "
-        "as many. Each line is counted as 64 bytes longer than its text. Output above the limit is dropped.",
+        description="Maximum number of bytes of its model's output that a replica logs in a second; in a "
+        "burst, 16 times as many. Each line is counted as 64 bytes longer than its text. "
+        "Output above the limit is dropped.",
     )
     upstream_wait_s: float = Field(
         0.0,
         ge=0,
-        description="Most seconds that a job waits for an upstream that does not answer. 0: the job fails "
-        "without a wait.",
+        description="Longest time in seconds that a job waits for an upstream that does not answer. 0: "
+        "the job fails without a wait.",
     )
     worker_port: int = Field(
         0,

@@ -38,7 +38,7 @@ def deploy(
         typer.Option("--min", min=0, help="Fewest replicas; 0 allows scale to zero.", rich_help_panel=_SCALE),
     ] = None,
     max_replicas: Annotated[
-        int | None, typer.Option("--max", min=1, help="Most replicas.", rich_help_panel=_SCALE)
+        int | None, typer.Option("--max", min=1, help="Maximum number of replicas.", rich_help_panel=_SCALE)
     ] = None,
     scale_to_zero_after: Annotated[
         str | None,
@@ -122,7 +122,9 @@ def deploy(
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(min=16, help="Most tokens of a prompt and its answer together.", rich_help_panel=_LLM),
+        typer.Option(
+            min=16, help="Maximum number of tokens of a prompt and its answer together.", rich_help_panel=_LLM
+        ),
     ] = None,
     affinity_wait_ms: Annotated[
         float | None,

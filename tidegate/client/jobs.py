@@ -1,4 +1,7 @@
-"""The flows (:mod:`tidegate.client.flow`) of durable jobs, for ``JobHandle`` and ``AsyncJobHandle``."""
+"""The calls about one durable job, without I/O. ``JobHandle`` and ``AsyncJobHandle`` run them.
+
+Each is a generator as in :mod:`tidegate.client.flow`.
+"""
 
 from __future__ import annotations
 

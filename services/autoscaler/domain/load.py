@@ -126,7 +126,7 @@ def _arrivals(
 
 
 def _followed(memory: LoadMemory, sample: Sample, policy: Policy) -> LoadMemory:
-    """Return ``memory`` with ``sample`` in its trail and the new trend. Skip a sample that comes too soon."""
+    """Add ``sample`` to the trail, and compute the trend. Skip a sample too soon after the last one."""
     if memory.trail and sample.at - memory.trail[-1].at < policy.trail_every_s:
         return memory
     trail = _window((*memory.trail, sample), sample.at - policy.trail_s)

@@ -11,7 +11,8 @@ from tidegate.kernel.protocol.models import DesiredState
 def artifacts_of(running: Iterable[Running], desired_state: DesiredState | None) -> dict[str, str]:
     """Return the sha256 of each live replica's artifact, by the name that its worker was started with.
 
-    Replicas of deleted Deployments or versions are left out, because they have already loaded their models.
+    Replicas of deleted Deployments or versions are left out. They have already loaded their models, so they
+    need no artifact any more.
     """
     if desired_state is None:
         return {}

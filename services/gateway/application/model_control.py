@@ -82,7 +82,9 @@ class ModelControl:
     async def scale(
         self, model: str, version: str, replicas: int, principal: Principal, *, wait: bool
     ) -> None:
-        """Hold a version at a number of replicas; without a version, every target. Raise TidegateError.
+        """Hold a version at a number of replicas. Raise TidegateError.
+
+        If ``version`` is empty, hold every target of the model's Endpoint at that number.
 
         With ``wait``, return when that many replicas are ready.
         """

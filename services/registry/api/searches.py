@@ -42,7 +42,8 @@ def _search(
 
 def _named_page(
     limit: Annotated[
-        int | None, Query(ge=1, le=pages.MOST, description="Most objects on a page; default: all objects.")
+        int | None,
+        Query(ge=1, le=pages.MOST, description="Maximum number of objects on a page; default: all objects."),
     ] = None,
     cursor: Annotated[str | None, Query(description="The `next` of the previous page.")] = None,
 ) -> NamedPage:

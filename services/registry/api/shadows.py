@@ -40,7 +40,7 @@ class ShadowBody(Written):
     deployment: Name | None = Field(None, description="An existing Deployment, instead of a version.")
     rate: float = Field(100.0, gt=0, le=100, description="Percent of the requests that are copied.")
     max_per_s: float | None = Field(
-        None, gt=0, le=LARGEST, description="Most copies per second from each gateway process."
+        None, gt=0, le=LARGEST, description="Maximum number of copies per second from each gateway process."
     )
     tolerance: Tolerance = Tolerance(atol=1e-6, rtol=1e-4)
     wake: bool = Field(

@@ -37,7 +37,11 @@ async def get_verification(
     number: Number,
     wait_s: Annotated[
         float,
-        Query(ge=0, le=60, description="Most seconds to wait for the result of a pending verification."),
+        Query(
+            ge=0,
+            le=60,
+            description="Longest time in seconds to wait for the result of a pending verification.",
+        ),
     ] = 0.0,
 ) -> Verification:
     """Return the verification of a version, with its capacity card."""

@@ -35,10 +35,10 @@ class TokenLimits(Noun):
     """Limits of the tokens that a key may use, in prompts and answers together. None means no limit."""
 
     tokens_per_minute: int | None = Field(
-        None, ge=1, le=MOST_TOKENS, description=("Most tokens in any 60 seconds.")
+        None, ge=1, le=MOST_TOKENS, description=("Maximum number of tokens in any 60 seconds.")
     )
     tokens_per_day: int | None = Field(
-        None, ge=1, le=MOST_TOKENS, description="Most tokens in a calendar day (UTC)."
+        None, ge=1, le=MOST_TOKENS, description="Maximum number of tokens in a calendar day (UTC)."
     )
 
     def token_allowance(self) -> access.TokenAllowance:
@@ -61,11 +61,15 @@ class KeySpec(TokenLimits):
         None,
         ge=1,
         le=10**7,
-        description=("Most requests in a burst; None: as many as the rate allows in a second."),
+        description=("Maximum number of requests in a burst; None: as many as the rate allows in a second."),
     )
-    concurrency: int | None = Field(None, ge=1, le=10**6, description="Most requests in flight.")
-    day: int | None = Field(None, ge=1, le=10**12, description="Most requests in a calendar day (UTC).")
-    month: int | None = Field(None, ge=1, le=10**12, description="Most requests in a calendar month (UTC).")
+    concurrency: int | None = Field(None, ge=1, le=10**6, description="Maximum number of requests in flight.")
+    day: int | None = Field(
+        None, ge=1, le=10**12, description="Maximum number of requests in a calendar day (UTC)."
+    )
+    month: int | None = Field(
+        None, ge=1, le=10**12, description="Maximum number of requests in a calendar month (UTC)."
+    )
     weight: int = Field(
         1, ge=1, le=100, description="Share of a busy Deployment, in proportion to other callers' weights."
     )
@@ -82,10 +86,13 @@ class KeySpec(TokenLimits):
         description="Highest cost in a calendar month (UTC), in the price list's currency.",
     )
     max_versions: int | None = Field(
-        None, ge=0, le=10**9, description="Most versions that the key may register and keep."
+        None, ge=0, le=10**9, description="Maximum number of versions that the key may register and keep."
     )
     max_artifact_bytes: int | None = Field(
-        None, ge=0, le=10**18, description="Most bytes of all artifacts that the key may register and keep."
+        None,
+        ge=0,
+        le=10**18,
+        description="Maximum number of bytes of all artifacts that the key may register and keep.",
     )
     endpoint_tokens: dict[Name, TokenLimits] = Field(
         default_factory=dict,

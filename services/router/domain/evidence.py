@@ -127,7 +127,10 @@ class Evidence:
 def _added(
     sums: tuple[float, ...], steps: tuple[tuple[float, float], ...], tick: Tick, most: float
 ) -> tuple[float, ...]:
-    """Return the sum of each alternative hypothesis after one more tick, which adds at most ``most``."""
+    """Return the log-likelihood ratio of each alternative hypothesis after one more tick.
+
+    The tick adds at most ``most`` to each.
+    """
     bad, base_bad = tick.canary_bad, tick.base_bad
     found = []
     for total, (ours, theirs) in zip(sums, steps, strict=True):

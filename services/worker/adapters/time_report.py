@@ -15,9 +15,9 @@ PARTS_A_SECOND = 200
 
 
 class TimeReport:
-    """Reports totals every second, or less often if there are many callers.
+    """Writes the totals of a replica's times to the store, every second or less often with many callers.
 
-    If the store does not answer, the next report includes the time that was not reported.
+    If the store does not answer, nothing is lost, because the next report contains the totals again.
     """
 
     def __init__(self, store: Store, replica: str, deployment: str) -> None:

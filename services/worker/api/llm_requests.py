@@ -45,8 +45,8 @@ log = telemetry.logger(__name__)
 # that nobody has used for a few minutes.
 RENEW_S = 15.0
 RETRY_S = 0.2
-# After a queue was empty, it is not read again for this many seconds, because each read is a round trip to
-# the broker. The free slot stays unused during that round trip.
+# A queue that was found empty is not read again for this many seconds. Each read is a round trip to the
+# broker. During that round trip, a free slot of the engine stays unused.
 EMPTY_S = 0.1
 BLOCKED_POLL_S = 1.0
 # The broker adds this header when it moves a message to a shared queue. It moves messages that waited too

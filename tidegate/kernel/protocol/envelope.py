@@ -84,7 +84,10 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CallKey:
-    """A parsed key of a request. Empty ``outputs``: all outputs."""
+    """The parsed key of a request's frame: its tensors, the outputs that it wants, and its parameters.
+
+    Empty ``outputs``: all outputs.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[str, ...]

@@ -101,15 +101,16 @@ class LlmRequest:
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """Facts about the events of one answer.
+    """Facts about the events of one chunk.
 
     ``status``: the engine's HTTP status if it refused the request. Then the only event is its error body.
     ``retry_after_s``: the seconds until a retry, if the engine or the provider states them.
-    ``usage``: prompt tokens, answer tokens and cached prompt tokens of the stream up to this answer; None:
+    ``usage``: prompt tokens, answer tokens and cached prompt tokens of the stream up to this chunk; None:
     not reported yet.
-    ``prompt_ids``: the prompt's tokens, in one of the first answers of a stream that can be continued.
-    ``ids``: the answer's tokens in these events, for a stream that can be continued. It can be continued only
-    while the number of all its ``ids`` so far equals the number of answer tokens in ``usage``.
+    ``prompt_ids``: the prompt's tokens, in one of the first chunks of a stream that can be continued.
+    ``ids``: the answer's tokens in this chunk, for a stream that can be continued.
+
+    A stream can be continued only while it has sent as many ``ids`` as ``usage`` counts answer tokens.
     """
 
     status: int = 200

@@ -107,7 +107,7 @@ class ShadowCounts:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> ShadowCounts:
-        """Return the counts from a document. Unknown members of a newer writer are ignored."""
+        """Return the counts in a document. Ignore members that only later releases know."""
         known = {each.name for each in fields(cls)}
         found = {name: value for name, value in document.items() if name in known}
         outputs = {

@@ -123,7 +123,7 @@ class Settings(BaseSettings):
         15.0, gt=0, description="Days for which the stack's Prometheus keeps metrics."
     )
     prometheus_max_mb: int = Field(
-        1024, ge=64, description="Most megabytes of metrics that the stack's Prometheus keeps."
+        1024, ge=64, description="Maximum number of megabytes of metrics that the stack's Prometheus keeps."
     )
     scrape_interval_s: float = Field(
         10.0,
@@ -235,7 +235,9 @@ class Settings(BaseSettings):
     http_head_bytes: int = Field(
         64 * 1024, ge=1024, description="Largest head of an HTTP request in bytes, including trailers."
     )
-    http_head_fields: int = Field(100, ge=10, description="Most fields in the head of an HTTP request.")
+    http_head_fields: int = Field(
+        100, ge=10, description="Maximum number of fields in the head of an HTTP request."
+    )
     http_header_timeout_s: float = Field(
         10.0, gt=0, description="Seconds within which the whole head of an HTTP request must arrive."
     )
@@ -253,16 +255,17 @@ class Settings(BaseSettings):
     http_connections: int = Field(
         16_384,
         ge=16,
-        description="Most HTTP connections of one process. If there are more, the oldest unused ones are "
-        "closed.",
+        description="Maximum number of HTTP connections of one process. If there are more, unused ones are "
+        "closed, oldest first.",
     )
     http_connections_per_peer: int = Field(
         8_192,
         ge=8,
-        description="Most HTTP connections of one client address (IPv6: one /64 network) per process.",
+        description="Maximum number of HTTP connections of one client address (IPv6: one /64 network) per "
+        "process.",
     )
     http_pending_head_bytes: int = Field(
-        64 * 2**20, ge=2**20, description="Most bytes of incomplete heads in memory per process."
+        64 * 2**20, ge=2**20, description="Maximum number of bytes of incomplete heads in memory per process."
     )
     log_level: str = Field("INFO", description="Lowest level of log lines: DEBUG, INFO, WARNING or ERROR.")
 
