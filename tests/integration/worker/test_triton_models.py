@@ -109,7 +109,9 @@ async def test_sklearn_describes_itself(run: Run, models: Path) -> None:
     assert np.array_equal(np.frombuffer(raw["probabilities"], "<f8").reshape(-1, 2), probabilities)
 
 
-async def test_python_model_and_its_errors(run: Run, example: Example) -> None:
+async def test_python_model_and_its_errors(
+    run: Run, example: Example, until: Callable[..., Awaitable[Any]]
+) -> None:
     running = await run("python", *example("sleep"), "sleep", env={"LANG": "C.UTF-8"})
     slept = await ask(running.client, request("sleep", "ms", np.array([[1], [5]], "f4")))
     assert slept["slept"].tolist() == [[1], [5]]
@@ -118,8 +120,11 @@ async def test_python_model_and_its_errors(run: Run, example: Example) -> None:
     with pytest.raises(DeadlinePassed):
         await ask(running.client, request("sleep", "ms", np.array([[500]], "f4")), timeout_s=0.05)
     assert await running.client.ready("sleep")
-    statistics = await running.client.statistics("sleep")
-    assert statistics.inference_count >= 2
+
+    async def counted() -> bool:
+        return bool((await running.client.statistics("sleep")).inference_count >= 2)
+
+    await until(counted, "Triton counts an inference after it has answered")
 
 
 async def test_a_load_that_fails_carries_the_exception(run: Run, example: Example, tmp_path: Path) -> None:
