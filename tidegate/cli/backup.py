@@ -66,14 +66,18 @@ def restore(
         typer.Option("--into", metavar="DIR", help="The state folder; default: the folder in the settings."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Stop a running stack, and move its data aside.")
+        bool,
+        typer.Option(
+            "--force", help="Stop a running stack, and move its files aside. Replace tables in PostgreSQL."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
     """Restore a backup into a state folder. To start the stack afterwards, run `tidegate up`.
 
     The checksums are verified first. A folder that has data is refused. With --force, the folder's data is
-    moved aside, not deleted. Example: tidegate restore friday.tgz --into /srv/tidegate
+    moved aside, not deleted, but tables in PostgreSQL are replaced.
+    Example: tidegate restore friday.tgz --into /srv/tidegate
     """
     source_checkout.require("restore")
     from tidegate import stack

@@ -31,7 +31,7 @@ def restore(settings: Settings, place: Path, *, force: bool = False, on_step: On
     """Write a backup into the state folder, the database and the stores of these settings.
 
     Raise BackupError if the backup is damaged, if the stack runs, or if data exists.
-    ``force``: True to stop a running stack and move existing data aside instead.
+    ``force``: True to stop a running stack instead, move its data aside, and replace tables in PostgreSQL.
     """
     manifest = verified(place)
     on_step("checksums", f"{len(manifest.files)} files agree")
@@ -49,7 +49,7 @@ def restore(settings: Settings, place: Path, *, force: bool = False, on_step: On
     if there and not force:
         raise BackupError(
             f"Data exists already: {', '.join(map(str, there[:4]))}. Restore into another folder "
-            "(--into DIR), or use --force to move the existing data aside."
+            "(--into DIR), or use --force. It moves files aside, but it replaces tables in PostgreSQL."
         )
     before = os.umask(0o077)
     try:

@@ -309,7 +309,7 @@ class DeploymentSpec(Written):
             there = "a share of one" if shared else f"{self.resources.gpus}"
             raise ValueError(
                 f"the engine's arguments divide the model among {count} GPUs, but resources has {there}: set "
-                f"resources.gpus to {count}, or change {' x '.join(PARALLEL_SIZES[:2])}"
+                f"resources.gpus to {count}, or change {' x '.join(PARALLEL_SIZES)}"
             )
         return self
 
