@@ -1,4 +1,6 @@
-"""``python3 -m deploy.compose up|down|missing``: run a command for the stack in containers."""
+"""``python3 -m deploy.compose up|down|missing``: start or stop the stack in containers, or print
+what this machine lacks for it.
+"""
 
 from __future__ import annotations
 

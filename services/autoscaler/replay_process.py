@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def replay(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the comparison of policies on the requested arrivals. Raise BadRequest."""
+    """Compare the policies on the arrivals that ``request`` describes. Raise BadRequest if it is wrong."""
     times, seconds = _arrivals(request["arrivals"], request["seed"])
     found = compare(
         Comparison(

@@ -181,9 +181,9 @@ class GatewaySettings(Settings):
     header_forward_pattern: str = Field(
         "",
         description=(
-            "Regular expression for names of request headers, in lower case. A header whose whole name "
+            "Regular expression for names of request headers in lower case. A header whose whole name "
             "matches becomes a parameter of the request for the model; credentials never become one. Empty: "
-            "no header. Requests with different values do not share a model call."
+            "no header. Requests whose parameters differ do not share a model call."
         ),
     )
     usage_interval_s: float = Field(

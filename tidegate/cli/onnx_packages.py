@@ -54,8 +54,8 @@ def _inside(model: Path, location: str) -> PurePosixPath:
     if any(step.startswith(".") for step in path.parts):
         # A downloaded model could name a private key in the user's home folder, so hidden files are refused.
         raise UsageError(
-            f"{model} keeps weights in {location[:80]!r}, a hidden file, which is not uploaded. If these are "
-            "weights, save the model again with another location."
+            f"{model} names {location[:80]!r} as a file of weights. That is a hidden file, and hidden files are "
+            "not uploaded. If it really has weights, save the model again with another location."
         )
     if not (model.parent / path).is_file():
         raise UsageError(

@@ -34,7 +34,7 @@ class Fit:
 
 
 def candidate(name: str, size: int, header: GgufHeader, slots: int, context: int | None) -> Candidate:
-    """Return the memory that a replica with this file needs.
+    """Return a file as a candidate, with the memory that a replica with this file needs.
 
     ``size``: bytes of the file. ``slots``: how many requests run at the same time. ``context``: the most
     tokens of a request; None: the number in the header, but at most the default.

@@ -70,7 +70,7 @@ class Policy:
     """The windows and limits of the service that decisions depend on, in seconds unless said otherwise."""
 
     down_window_s: float = 30.0
-    idle_s: float = 60.0  # idle time before scale to zero, if the Deployment has none
+    idle_s: float = 60.0  # idle time before scale to zero, if the Deployment sets none
     hint_hold_s: float = 10.0  # seconds for which a demand event counts as one request
     # The shortest window for arrival rates. Slow models and slow starts need a longer one (``load.py``).
     rate_window_s: float = 10.0

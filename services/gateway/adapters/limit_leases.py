@@ -84,7 +84,7 @@ class LimitLeases:
                 await self._store.settle(self._process, requests)
 
     def replace(self, allowances: dict[str, Allowance]) -> None:
-        """Set the limits of all callers. A caller that had limits before keeps its tokens and its usage."""
+        """Set the limits of all callers. A caller that had limits before keeps its usage."""
         kept: dict[str, KeyLimiter] = {}
         now = time.monotonic()
         for principal, allowance in allowances.items():

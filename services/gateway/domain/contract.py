@@ -239,7 +239,7 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
     if len(set(outputs)) < len(outputs):
         (twice, _), *_ = Counter(outputs).most_common(1)
         raise BadRequest(f"Duplicate output name {twice!r} is not allowed in a request: send each name once")
-    size = 2 * names  # the key's least size, because call_key fails for more names than 16 bits can count
+    size = 2 * names  # the smallest possible size of the key: call_key fails for more than 65,535 names
     if size <= MAX_KEY:
         key = call_key(inputs, outputs, parameters)
         if len(key) <= MAX_KEY:

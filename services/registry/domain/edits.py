@@ -123,7 +123,7 @@ def _identified(stored: Shadow | None, stated: Shadow | None) -> Shadow | None:
 
 
 def ended_by_hand(rollout: Rollout | None, reason: str) -> Rollout | None:
-    """Return an Endpoint's rollout after an operator has set the targets. Abort an active rollout."""
+    """Return the rollout as it is once an operator has changed the Endpoint: aborted if it was active."""
     if rollout is None or not rollout.active:
         return rollout
     return rollout.model_copy(update={"phase": "aborted", "reason": reason})

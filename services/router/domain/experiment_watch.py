@@ -142,7 +142,7 @@ class ExperimentWatch:
         return Moments() if found is None else found.moments()
 
     def enough_units(self, variant: str, metric: ExperimentMetric) -> bool:
-        """Return True if the outcomes of a variant come from enough different units."""
+        """Return True if the outcomes of a variant come from enough different units, or if there are none."""
         found = self.outcomes.get(variant, {}).get(metric.name)
         return found is None or found.enough_units
 

@@ -77,7 +77,7 @@ class ModelWatchdog:
         await tasks.end(task)
 
     def check(self) -> None:
-        """Check once for a stopped process and for a model that hangs, because no event reports them."""
+        """Look once for a stopped process and for a model that hangs. No event reports these."""
         if self._processes is None or self._model is None or self._death is not None:
             return
         if self._processes.look():

@@ -55,8 +55,8 @@ class SequenceScheduler:
     def __init__(
         self, spec: SequenceSpec, instances: int, calls: Calls, max_concurrency: int | None = None
     ) -> None:
-        # Each sequence has at most one open call. So with this number of sequences, the calls also stay
-        # within `max_concurrency`.
+        # Each sequence has at most one open call. So with this number of sequences, the calls stay within
+        # `max_concurrency`.
         self.slots = min(spec.slots * instances, max_concurrency or sys.maxsize)
         self._idle_s = spec.idle_ms / 1e3 + IDLE_MARGIN_S
         self._calls = calls

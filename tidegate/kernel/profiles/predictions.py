@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.tensors import unpack_strings
 MAX_CLASSES = 1000
 # Sums of 32-bit probabilities differ from 1 by less than this.
 TOLERANCE = 0.01
-# An output with more elements in a row than this gets no columns, because they would cost too much.
+# An output whose rows have more elements than this gets no columns in a profile. They would cost too much.
 MAX_OUTPUTS = 16
 
 PREDICTION, CONFIDENCE, SCORE = "prediction", "confidence", "score"

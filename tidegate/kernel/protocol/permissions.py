@@ -50,9 +50,9 @@ class RoutePermissions:
 
     @cached_property
     def _patterns(self) -> dict[int, tuple[re.Pattern[str], list[str]]]:
-        """Return patterns by the number of segments in a path, each with the table's paths that it matches.
+        """Return for each number of segments one pattern, and the path templates that it combines.
 
-        Key 0 has the paths with ``{rest:path}``, which can match any number of segments.
+        Key 0 is for templates with ``{rest:path}``, because they match any number of segments.
         """
         by_steps: dict[int, list[str]] = {}
         for path in self.by_path:

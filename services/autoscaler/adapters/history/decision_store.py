@@ -1,8 +1,8 @@
 """The autoscaler's durable state: ``<state>/data/autoscaler.db`` (SQLite).
 
-It has the last generation of each slot, so that no replica name is used twice. It also has overrides that
-wait for the registry, cordoned hosts, claims of warm pool workers, and a limited number of decisions and cold
-starts. A call takes well under a millisecond. A failed call raises ``Unavailable``.
+It has the last generation of each place for a replica, so that no replica name is used twice. It also has
+the cordoned hosts, the workers of the warm pool that became replicas, the overrides that the registry has not
+received yet, and a limited number of decisions and cold starts. A call takes well under a millisecond. A failed call raises ``Unavailable``.
 """
 
 from __future__ import annotations

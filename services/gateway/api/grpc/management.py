@@ -121,7 +121,7 @@ class ManagementMethods:
 
 
 def _trace_value(setting: Any, present: Any) -> Any:
-    """Return the value that an update sets. An empty list means the default, so return the present value."""
+    """Return the value that an update sets. An empty list leaves the setting as it is."""
     values = list(setting.value)
     if not values:
         return present

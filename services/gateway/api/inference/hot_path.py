@@ -282,7 +282,7 @@ class HotPathProtocol(Protocol):
         self._unsent = 0
 
     def resume_writing(self) -> None:
-        """Stop counting the responses against the budget, because the socket's buffer is nearly empty."""
+        """Release the memory of the responses, because the client has read nearly all of their bytes."""
         super().resume_writing()
         self._release_unsent()
 

@@ -22,7 +22,8 @@ _REFUSED = (
     "guided_choice", "guided_grammar", "logprobs", "top_logprobs", "prompt_logprobs", "frequency_penalty",
     "presence_penalty", "echo", "use_beam_search", "suffix",
 )  # fmt: skip
-# The most ids that have no text yet: their character is incomplete, or they may begin a stop word.
+# At most this many token ids wait for their text. An id waits while its character is incomplete, or while it
+# may begin a stop word.
 MAX_HELD_BACK = 32
 
 
