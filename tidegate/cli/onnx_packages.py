@@ -54,7 +54,7 @@ def _inside(model: Path, location: str) -> PurePosixPath:
     if any(step.startswith(".") for step in path.parts):
         # A downloaded model could name a private key in the user's home folder, so hidden files are refused.
         raise UsageError(
-            f"{model} names {location[:80]!r} as a file of weights. That is a hidden file, and hidden files are "
+            f"{model} names {location[:80]!r} as a file of weights, but hidden files are "
             "not uploaded. If it really has weights, save the model again with another location."
         )
     if not (model.parent / path).is_file():

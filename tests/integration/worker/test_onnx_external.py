@@ -108,7 +108,7 @@ def test_what_the_cli_refuses(model: Path) -> None:
     for location, words in (
         (b"../../w.dat", "not below its folder"),
         (b"deep/x.data", "is missing"),
-        (b".ssh/id_rsa", "a hidden file"),
+        (b".ssh/id_rsa", "hidden files are not"),
     ):
         other = model.with_name("other.onnx")
         other.write_bytes(model.read_bytes().replace(b"deep/w.data", location))

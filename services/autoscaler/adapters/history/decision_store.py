@@ -2,7 +2,9 @@
 
 It has the last generation of each place for a replica, so that no replica name is used twice. It also has
 the cordoned hosts, the workers of the warm pool that became replicas, the overrides that the registry has not
-received yet, and a limited number of decisions and cold starts. A call takes well under a millisecond. A failed call raises ``Unavailable``.
+received yet, and a limited number of decisions and cold starts.
+
+A call takes well under a millisecond. A failed call raises ``Unavailable``.
 """
 
 from __future__ import annotations
