@@ -119,9 +119,14 @@ def test_triton_is_killed_under_its_jobs(stack: Stack, client: Client, sleeper: 
 
 def test_more_urgent_jobs_go_first(client: Client, sleeper: str):
     """While one runs others gather: 6 that can wait, then 6 that are urgent."""
-    first = client.submit(sleeper, ms(4000.0))
-    low = [client.submit(sleeper, ms(20.0), priority="low") for _ in range(6)]
-    high = [client.submit(sleeper, ms(20.0), priority="high") for _ in range(6)]
+    for running_ms in (4000.0, 20_000.0, 60_000.0):  # a slow machine needs longer to submit the others
+        first = client.submit(sleeper, ms(running_ms))
+        while first.status() == "queued":
+            time.sleep(0.01)
+        low = [client.submit(sleeper, ms(20.0), priority="low") for _ in range(6)]
+        high = [client.submit(sleeper, ms(20.0), priority="high") for _ in range(6)]
+        if first.status() == "running":
+            break
     assert {job.wait(PATIENCE_S) for job in [first, *low, *high]} == {"succeeded"}
     ends = {job.id: job.document["finished_at"] for job in [*low, *high]}
     order = sorted(ends, key=lambda id_: ends[id_])
