@@ -380,7 +380,7 @@ async def test_draining(start, caller, make, left, until):
     worker.model.open.set()
     await until(lambda: worker.scheduler.in_hand == 0)
     await until(lambda: worker.requests.unsettled == 0)
-    assert caller.reply(taken)
+    await until(lambda: caller.reply(taken))
     assert await left() == 1
     await worker.requests.open()
     await until(lambda: len(caller.replies) == 2)
