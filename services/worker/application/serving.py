@@ -140,8 +140,9 @@ class ReplicaServing:
         An upstream may be away for days. So a job that waits for it, and the jobs behind it, do not count.
         """
         scheduler, stuck = self.scheduler, self._stuck_jobs()
-        unsettled = self.unsettled - sum(job.leased_at is None for job in stuck)
-        return bool(unsettled or scheduler.in_hand > len(stuck) or scheduler.kept_sequences)
+        in_hand = scheduler.in_hand - len(stuck)
+        unsettled_jobs = self.unsettled_jobs - sum(job.leased_at is None for job in stuck)
+        return in_hand > 0 or unsettled_jobs > 0 or bool(self.requests.unsettled or scheduler.kept_sequences)
 
     def _stuck_jobs(self) -> list[QueuedJob]:
         jobs = list(self.jobs.scheduler.by_id.values()) if self.jobs else []
