@@ -1,6 +1,7 @@
-"""``python -m deploy.docstring_check``: every docstring of a function begins with a verb in the imperative.
+"""``python -m deploy.docstring_check``: check the first word of each docstring.
 
-A docstring is wrong if its first word is in a list of words that are no verbs, or if it begins with a symbol.
+A function's docstring must begin with a verb in the imperative. It is wrong if its first word is in a list of
+words that are not verbs, or if it begins with a symbol. A class's docstring must not begin with a clause.
 Properties and ``__init__`` are not checked, because their docstrings may begin with a noun.
 """
 
@@ -22,7 +23,7 @@ that the their them then there these they this those three to true false two und
 whatever when where whether which while who whoever whom whose why will with within without your
 """
 NO_VERBS = frozenset(_WORDS.split())
-# The docstring of a class begins with a noun or with a verb in the third person, not with a clause.
+# A class's docstring must not begin with one of these words, because they begin a clause.
 CLAUSES = frozenset(["how", "what", "when", "where", "whether", "which", "who", "whoever", "why"])
 _PROPERTIES = ("property", "cached_property", "computed_field", "fixture", "overload")
 
@@ -34,7 +35,7 @@ def first_word(text: str) -> str:
 
 
 def complaints(path: Path) -> Iterator[str]:
-    """Yield the place and the first line of each docstring that does not begin with a verb."""
+    """Yield the file, line number and first line of each docstring with a wrong first word."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ClassDef):
             text = ast.get_docstring(node)
@@ -52,7 +53,7 @@ def complaints(path: Path) -> Iterator[str]:
 
 
 def main() -> int:
-    """Print the complaints; return 1 if there are any."""
+    """Print the docstrings with a wrong first word. Return 1 if there are any, else 0."""
     root = Path.cwd()
     paths = [path.relative_to(root) for path in python_files(root)]
     found = [each for path in paths if path.parts[0] in FOLDERS for each in complaints(path)]

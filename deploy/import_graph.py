@@ -1,8 +1,9 @@
 """``python -m deploy.import_graph``: print how the rooms (folders) of each service import each other.
 
-For each service it prints how often one room imports another. For the whole source it prints the import
-cycles. It fails if a cycle exists, or if a room imports a room above it or a module beside ``app.py``.
-``--rev REVISION`` examines another revision. The rules are in ``.importlinter``.
+For each service, it prints the number of imports from each room to each other room. For the whole source, it
+prints the import cycles. It fails if there is a cycle, or if a room imports a room of a higher level or a
+module beside ``app.py``. ``--rev REVISION`` examines another Git revision. The rules are in
+``.importlinter``.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ Graph = Mapping[str, Iterable[str]]
 
 
 def read(folder: Path) -> dict[str, set[str]]:
-    """Return each module below ``folder`` with all its imports, also imports in functions and for types."""
-    # grimp reads a loaded package from the folder of its first import, so unload the packages.
+    """Return the imports of each module below ``folder``.
+
+    Imports inside functions and imports only for types are included.
+    """
+    # If a package is loaded, grimp reads the folder from which Python loaded it, instead of ``folder``. So
+    # unload the packages.
     for package in PACKAGES:
         sys.modules.pop(package, None)
     sys.path.insert(0, str(folder))
@@ -41,7 +46,10 @@ def read(folder: Path) -> dict[str, set[str]]:
 
 
 def room(module: str, service: str) -> str | None:
-    """Return a module's room: its folder, or "root" beside ``app.py``. None: another service's module."""
+    """Return the room of a module: the name of its folder, or "root" for a module beside ``app.py``.
+
+    Return None for a module of another service.
+    """
     below = module.removeprefix(f"services.{service}.")
     if below == module:
         return None
@@ -52,7 +60,8 @@ def room(module: str, service: str) -> str | None:
 def rooms(graph: Graph, service: str) -> dict[str, str]:
     """Return the room of every module of a service.
 
-    A module is "loose" if it lies beside ``app.py`` although a room imports it.
+    A module beside ``app.py`` has the room "root". Its room becomes "loose" if a module of another room
+    imports it. The modules ``app``, ``__main__`` and ``settings`` always stay in "root".
     """
     found = {module: each for module in graph if (each := room(module, service)) is not None}
     while True:
@@ -105,7 +114,7 @@ def report_service(graph: Graph, service: str) -> int:
             there = found.get(other, here)
             if here != there:
                 arrows[here, there] += 1
-            # The composition root passes the settings to the rooms, so any room may import their type.
+            # ``app.py`` passes the settings to all rooms, so any room may import the settings class.
             if LEVEL[there] > LEVEL[here] and not other.endswith(".settings"):
                 upward.append(f"{module} -> {other}")
     sizes = Counter(found.values())

@@ -29,7 +29,7 @@ def names() -> dict[str, tuple[str, ...]]:
 
 
 def unknown(name: str) -> str:
-    """Return the message for an unknown name of a setting."""
+    """Return the error message for a name that is not a setting."""
     near = difflib.get_close_matches(name, names(), 3, 0.6)
     meant = f" Did you mean {' or '.join(near)}?" if near else " `tidegate settings` lists all of them."
     return f"There is no setting {name}.{meant}"

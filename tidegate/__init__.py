@@ -92,7 +92,8 @@ _MODEL = {"Tensor", "batched"}
 
 
 def __getattr__(name: str) -> Any:
-    # Import these names on first use, because the services import this package too and need no HTTP client.
+    # Import these names on first use. The services import this package too, and must not load the HTTP
+    # client.
     if name in _CLIENT:
         from tidegate import client
 

@@ -49,7 +49,7 @@ class Tensor:
         self.shape = shape
 
     def __class_getitem__(cls, item: Any) -> Any:
-        """Return ``Annotated[Any, Tensor(...)]``, so that ``| None`` can follow it."""
+        """Return ``Annotated[Any, Tensor(...)]``, so that ``Tensor[...] | None`` is a valid annotation."""
         parts = item if isinstance(item, tuple) else (item,)
         return Annotated[Any, cls(*parts)]
 

@@ -1,4 +1,5 @@
-"""The installation at the start of `make up`: system packages, virtual environments, Triton.
+"""Install what `make up` needs: system packages, virtual environments, Triton.
 
-It needs only the standard library. It can be repeated, because it skips steps that are done.
+This package needs only the standard library. The installation can be repeated, because it skips steps that
+are done.
 """

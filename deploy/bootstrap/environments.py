@@ -42,7 +42,11 @@ def usable(env: Path, module: str) -> bool:
 
 
 def create(paths: Paths, env: Path, runner: Runner, *, log: Path, pip: bool) -> None:
-    """Delete the environment and create it again. Raise StepFailed if the folder is not an environment."""
+    """Delete the environment and create it again.
+
+    Raise StepFailed if the folder contains files but is not a virtual environment, so that no other files are
+    deleted.
+    """
     if env.exists() and any(env.iterdir()) and not (env / "pyvenv.cfg").exists():
         raise StepFailed(
             f"{env} exists and is not a virtual environment.",
@@ -56,7 +60,11 @@ def create(paths: Paths, env: Path, runner: Runner, *, log: Path, pip: bool) -> 
 def install(
     paths: Paths, env: Path, lock: Path, stamp: Path, runner: Runner, log: Path, report: Report
 ) -> None:
-    """Install the packages of a lock file with the services' pip. Write ``stamp`` for :func:`filled`."""
+    """Install the packages of a lock file in the environment ``env``.
+
+    The services' pip installs them. The file ``stamp`` records the lock file, so that :func:`filled` can
+    check it.
+    """
     pinned, seen = len(pins(lock)), 0
 
     def on_line(line: str) -> None:
@@ -87,7 +95,10 @@ def lock_fingerprint(lock: Path) -> str:
 
 
 def pins(lock: Path) -> list[tuple[str, str]]:
-    """Return (name, version) of each package in a lock file. Skip packages with an environment marker."""
+    """Return the name and version of each package in a lock file.
+
+    Packages with an environment marker are skipped, because pip may not install them on this machine.
+    """
     return re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+) *\\?$", lock.read_text(), re.MULTILINE)
 
 

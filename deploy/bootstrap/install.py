@@ -66,7 +66,8 @@ def steps(paths: Paths, runner: Runner, *, dev: bool) -> list[Step]:
             Step(
                 "postgres",
                 "PostgreSQL, for the tests",
-                # Without root, this step does not run, and tests that need PostgreSQL are skipped.
+                # Without root, PostgreSQL cannot be installed. Then this step counts as done, and tests that
+                # need PostgreSQL are skipped.
                 done=lambda: not system.postgres_missing() or not system.can_install(),
                 work=partial(packages.install_for_tests, system.postgres_missing, "postgres-package"),
                 after=("rabbitmq",),
@@ -179,7 +180,7 @@ def _undone(wanted: Sequence[Step]) -> list[Step]:
 
 
 def explain_failure(error: BaseException) -> int:
-    """Print why the installation ended and what to do. Return the exit code."""
+    """Print why the installation stopped and what the user must do. Return the exit code."""
     if isinstance(error, KeyboardInterrupt):
         print("\nInterrupted. The same command continues where it stopped.", file=sys.stderr)
         return 130

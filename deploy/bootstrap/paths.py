@@ -18,8 +18,8 @@ class Paths:
     root: Path
     venv: Path
     runtime: Path
-    # If this Python runs in an environment, this is the environment's base interpreter, because the
-    # bootstrap may delete the environment.
+    # The interpreter that creates environments. Inside a virtual environment, it is the base interpreter,
+    # because the bootstrap may delete that environment.
     python: Path = Path(getattr(sys, "_base_executable", sys.executable))
 
     @property

@@ -33,8 +33,9 @@ def optimized():
     # type: () -> bool
     """Return True if this Python was compiled with profile-guided optimization.
 
-    Without it, loops take twice as long. pyenv does not use it by default. Linux distributions use it, but
-    the configuration of their Python does not show it. So the result for a Python in /usr is always True.
+    In a Python without this optimization, loops take twice as long. pyenv compiles without it by default.
+    Linux distributions compile with it, but their Python does not report it. So the result is True for every
+    Python in /usr.
     """
     return sys.base_prefix == "/usr" or "--enable-optimizations" in (
         sysconfig.get_config_var("CONFIG_ARGS") or ""
@@ -43,7 +44,7 @@ def optimized():
 
 def suitability():
     # type: () -> int
-    """Return the exit status for this Python."""
+    """Return the exit status for this Python: GOOD, USABLE or UNFIT."""
     if sys.version_info[:2] not in SUPPORTED:
         return UNFIT
     from deploy.bootstrap.system import python_lacks

@@ -16,13 +16,12 @@ from deploy.bootstrap.step import Report, StepFailed
 
 RABBITMQ = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 POSTGRES = Path("/usr/lib/postgresql")
-# Packages whose server systemd starts after the installation.
+# Packages that contain a server. After a normal installation, systemd starts this server.
 SERVERS = ("rabbitmq-server", "prometheus")
 
-# The script neither starts nor enables the services of RabbitMQ's and Prometheus's packages. The stack starts
-# its own RabbitMQ and Prometheus. The packages' services would only use memory and the standard ports.
-# The script also keeps PostgreSQL's package from creating a database cluster that starts at each boot. The
-# tests create their own clusters.
+# The stack starts its own RabbitMQ and Prometheus. So the script neither starts nor enables the services of
+# these packages: they would only use memory and the standard ports. The tests create their own PostgreSQL
+# clusters. So the script also prevents PostgreSQL's package from creating a cluster that starts at each boot.
 INSTALL = """
 set -e
 export DEBIAN_FRONTEND=noninteractive
@@ -81,7 +80,10 @@ def can_install() -> bool:
 
 
 def python_missing(paths: Paths) -> list[str]:
-    """Return the missing Debian packages for Python, without that for venv if the environment exists."""
+    """Return the Debian packages that Python still needs.
+
+    If the virtual environment exists already, the package for venv is left out.
+    """
     there = paths.venv_python.exists()
     return [name for name in python_lacks() if not (there and name.endswith("-venv"))]
 
@@ -142,7 +144,10 @@ class Packages:
 
 
 def _as_root(packages: Sequence[str]) -> list[str]:
-    """Return the prefix that runs a command as root. Raise StepFailed if apt-get or root is missing."""
+    """Return the words that run a command as root: none for root, otherwise ``sudo -n``.
+
+    Raise StepFailed if apt-get is missing, or if this user cannot become root. The error names ``packages``.
+    """
     names = " ".join(packages)
     if shutil.which("apt-get") is None:
         raise StepFailed(
@@ -177,7 +182,7 @@ def _without_apt(packages: Sequence[str]) -> str:
 
 
 def check_platform() -> None:
-    """Raise StepFailed on a machine that cannot run the stack."""
+    """Raise StepFailed if this machine cannot run the stack."""
     machine = f"{platform.system()} {platform.machine()}"
     if machine not in {"Linux x86_64", "Linux aarch64"}:
         raise StepFailed(

@@ -50,7 +50,7 @@ def server(triton: Path) -> Path:
 
 
 def _lay_out(triton: Path) -> None:
-    """Put the Python backend, with its program ("stub") for this Python, where Triton looks for it."""
+    """Put the Python backend and its stub program for this Python into Triton's folder of backends."""
     wheel = triton / "pytriton" / "tritonserver"
     backend = triton / "backends" / "python"
     backend.mkdir(parents=True)
@@ -67,7 +67,10 @@ def _lay_out(triton: Path) -> None:
 
 
 def _check_libraries(triton: Path, log: Path) -> None:
-    """Raise StepFailed if a library is missing. Without this check, the first model would fail later."""
+    """Raise StepFailed if Triton needs a library that this machine does not have.
+
+    Without this check, the error would appear only when the first model starts.
+    """
     own = own_library_folder()
     folders = [str(triton / "nvidia_pytriton.libs"), *([str(own)] if own else [])]
     env = environment() | {"LD_LIBRARY_PATH": ":".join(folders)}

@@ -1,7 +1,7 @@
-"""Choose each image of the stack: the configured one, otherwise the official one.
+"""Choose each image of the stack: the configured image, otherwise the official image or a stand-in.
 
-On a machine that cannot pull images, the container engine may have a stand-in but not the official image.
-Then choose the stand-in.
+A stand-in replaces an official image on a machine that cannot pull images. It is chosen if the container
+engine has the stand-in but not the official image.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ STAND_INS = {
 
 
 def stand_ins(environ: Mapping[str, str], have: Collection[str]) -> dict[str, str]:
-    """Return the environment variables that select stand-ins. ``have``: the images of the engine."""
+    """Return the environment variables that select stand-ins, each with its image.
+
+    ``have``: the images that the container engine has.
+    """
     return {
         variable: image
         for variable, image in STAND_INS.items()

@@ -44,7 +44,10 @@ def wait(tool: Tool, timeout_s: float = WAIT_S) -> None:
 
 
 def states(containers: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return each container's name and state: healthy, waiting or broken. Skip launched workers."""
+    """Return each container's name and state: healthy, waiting or broken.
+
+    Workers that the autoscaler launched are left out.
+    """
     return [
         (each["Name"].lstrip("/"), _state(each))
         for each in containers
@@ -84,9 +87,9 @@ def down(tool: Tool, *, volumes: bool) -> None:
 
 
 def write_environment(tool: Tool, folder: Path) -> Path:
-    """Write the CLI's variables for this stack to a file that only its owner can read. Return the file.
+    """Write the CLI's environment variables for this stack to the file ``env``. Return the file's path.
 
-    The key in the file is the stack's service token, which has all rights.
+    Only the file's owner can read it, because it contains the stack's service token, which has all rights.
     """
     gateway = next(each for each in tool.containers() if each["Config"]["Labels"].get(SERVICE) == "gateway")
     ports = gateway["NetworkSettings"]["Ports"]
@@ -119,6 +122,6 @@ def example(tool: Tool) -> None:
         "--out", f"{STATE}/examples/digits",
     )  # fmt: skip
     output = tool.engine("exec", name, "python", "-P", "-m", "tidegate.cli.example")
-    # The rest of the output is correct only in the container. Calls from outside need another address and a
-    # key.
+    # The rest of the output shows calls that work only in the container. Calls from outside need another
+    # address and a key.
     print(output.partition("Ask it yourself:")[0].rstrip())

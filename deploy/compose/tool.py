@@ -25,7 +25,10 @@ class ComposeFailed(Exception):
 
 @dataclass(frozen=True)
 class Tool:
-    """Runs compose and the container engine for one project. ``environ``: the environment of the commands."""
+    """Runs compose and the container engine for one project.
+
+    ``environ``: the environment variables of the commands.
+    """
 
     command: tuple[str, ...]
     project: str
@@ -86,7 +89,7 @@ def missing(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def find(environ: Mapping[str, str] = os.environ) -> Tool:
-    """Return the tool for the project COMPOSE_PROJECT_NAME.
+    """Return the tool for the compose project that COMPOSE_PROJECT_NAME names (default: tidegate).
 
     Raise ComposeFailed if there is no container engine or no compose.
     """

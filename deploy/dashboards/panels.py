@@ -148,7 +148,10 @@ def _variable(variable: Variable) -> Json:
 
 
 def _placed(items: Sequence[Panel | Row]) -> list[Json]:
-    """Return the panels with their positions. If a line is full, the next panel begins a new line."""
+    """Return the panels with their positions on the dashboard.
+
+    A heading begins a new line, and so does a panel that does not fit in the current line.
+    """
     found: list[Json] = []
     x = y = tallest = 0
     for number, item in enumerate(items, start=1):

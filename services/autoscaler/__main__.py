@@ -1,4 +1,4 @@
-"""Run the autoscaler, end all its replicas (``sweep``), or run the proxy of an engine (``engine-proxy``)."""
+"""Run the autoscaler, end all replicas (``sweep``), or run the engine's proxy (``engine-proxy``)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sweep(settings: AutoscalerSettings, grace_s: float) -> int:
-    """End all replicas and return 0. Return 1 if an autoscaler runs, or if a process does not die."""
+    """End all replicas and return 0. Return 1 if an autoscaler is running, or if a process does not die."""
     from services.autoscaler.adapters.leader_lock import LeaderLock
     from services.autoscaler.adapters.process import procfs
     from services.autoscaler.application.end_replicas import end_replicas

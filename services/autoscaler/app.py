@@ -1,4 +1,4 @@
-"""Composition root of the autoscaler."""
+"""Create the parts of the autoscaler and connect them (composition root)."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ async def _prune_logs(kept: ReplicaLogs, replicas: Path) -> None:
 
 
 async def _book(ledger: CostLedger, leads: asyncio.Event) -> None:
-    """Wait until this process leads. Then book the costs of replicas."""
+    """Wait until this process leads. Then write the costs of replicas to the cost ledger."""
     await leads.wait()
     await ledger.run()
 

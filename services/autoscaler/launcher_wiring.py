@@ -14,25 +14,25 @@ from services.autoscaler.settings import ROOT, AutoscalerSettings
 from tidegate.kernel import credentials
 from tidegate.kernel.protocol.access import engine_token
 
-# Settings that workers share with the autoscaler.
+# Settings of the autoscaler that each worker gets as environment variables.
 SHARED = {
     "registry_url", "blob_url", "claim_above_bytes", "ack_timeout_s", "job_ttl_s", "job_retention_s",
     "log_level", "model_sandbox",
 }  # fmt: skip
 
-# Variables that a worker does not inherit, because its model could read them.
+# A worker does not inherit these variables, because its model could read the secrets in them.
 WITHHELD = frozenset({"TIDEGATE_SERVICE_TOKEN", "TIDEGATE_API_KEY", "TIDEGATE_DATABASE_URL"})
 
 
 def launcher_of(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
-    """Return the launcher that the settings choose, and the probe of its host."""
+    """Return the launcher that the settings choose, and the probe that reads the resources of its host."""
     if settings.launcher == "docker":
         return docker_launcher(settings)
     return process_launcher(settings), MachineProbe()
 
 
 def worker_environment(settings: AutoscalerSettings) -> dict[str, str]:
-    """Return the environment of a worker that is started now."""
+    """Return the environment variables for a new worker."""
     if settings.launcher == "docker":
         path = {"PATH": os.environ.get("PATH", "")}
         return {**path, **_traces(), **_shared(settings), **settings.docker_environment}
@@ -47,7 +47,10 @@ def worker_environment(settings: AutoscalerSettings) -> dict[str, str]:
 
 
 def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
-    """Return the launcher of processes, which run this installation and inherit most of its environment."""
+    """Return the launcher that starts workers as processes.
+
+    The processes run this installation and inherit most of the autoscaler's environment.
+    """
     # -P keeps the current folder off the import path, so that a file there cannot replace a module.
     command = [sys.executable, "-P", "-m", "services.worker", "--replica-dir"]
     plan = ProcessPlan(
@@ -61,8 +64,8 @@ def process_launcher(settings: AutoscalerSettings) -> ProcessLauncher:
 
 
 def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
-    """Return the launcher of containers, and the probe of the engine's machine."""
-    # These imports are here, so that the embedded stack starts without the engine's SDK.
+    """Return the launcher of containers, and the probe that reads the resources of Docker's host."""
+    # These imports are here, so that the embedded stack starts without Docker's SDK.
     from services.autoscaler.adapters.docker.container_spec import DockerPlan
     from services.autoscaler.adapters.docker.engine import Engine
     from services.autoscaler.adapters.docker.engine_probe import EngineProbe
@@ -88,8 +91,8 @@ def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
         log_options=settings.docker_log_options,
         compose_project=settings.docker_compose_project,
     )
-    # Only the proxy checks a token. The engine's own socket gets none, because a secret goes only where it is
-    # needed.
+    # The proxy in front of Docker checks a token. Docker's own socket does not, so the token is not sent
+    # there.
     behind_proxy = not settings.docker_host.startswith("unix:")
     token = engine_token(settings.service_token) if behind_proxy else ""
     engine = Engine(settings.docker_host, token)
@@ -103,12 +106,12 @@ def _traces() -> dict[str, str]:
 
 def _shared(settings: AutoscalerSettings) -> dict[str, str]:
     values = settings.model_dump(include=SHARED)
-    # These are the URLs as configured, without the autoscaler's passwords. A worker adds its own passwords.
+    # ``server_urls`` has the URLs without the autoscaler's passwords. Each worker adds its own passwords.
     values |= {name: url for name, url in settings.server_urls.items() if url}
     return {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
 
 
 def worker_secrets(folder: Path) -> dict[str, bytes]:
-    """Return the files of a secrets folder that a worker needs: its passwords, by relative path."""
+    """Return a worker's passwords from the secrets folder, each under the relative path of its file."""
     found = {f"{server}/worker": credentials.read(folder, server, "worker") for server in credentials.SERVERS}
     return {path: password.encode() for path, password in found.items() if password}

@@ -1,7 +1,7 @@
 """Run a replay, or verify recorded decisions: ``python -m services.autoscaler.replay_process``.
 
-Reads a request from stdin and writes ``{"result": ...}`` or ``{"error": ...}`` to stdout. It is a separate
-process, because it computes for seconds and must not delay the control loop.
+Reads a JSON request from stdin and writes ``{"result": ...}`` or ``{"error": ...}`` to stdout. A replay
+computes for seconds, so it runs in a separate process and does not delay the control loop.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def main() -> int:
 
 
 def replay(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare the policies on the arrivals that ``request`` describes. Raise BadRequest if it is wrong."""
+    """Compare scaling policies on the arrivals that ``request`` describes.
+
+    Raise BadRequest if the arrivals are invalid, or if none were recorded.
+    """
     times, seconds = _arrivals(request["arrivals"], request["seed"])
     found = compare(
         Comparison(
@@ -69,7 +72,7 @@ def replay(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verify(path: str, since: float, until: float, deployment: str | None) -> dict[str, Any]:
-    """Decide again each round recorded from ``since`` to ``until``. Compare with the recorded decisions."""
+    """Compute the decisions recorded from ``since`` to ``until`` again, and return the differences."""
     recordings, counts = Recordings(Path(path), 0), Counter[str]()
     different: list[dict[str, Any]] = []
     first = last = None

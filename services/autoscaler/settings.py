@@ -159,7 +159,7 @@ class AutoscalerSettings(Settings):
     @field_validator("autoscaler_warm", mode="before")
     @classmethod
     def _expand_numbers(cls, value: Any) -> Any:
-        """Read ``{"cpu": 1}`` as ``{"cpu": {"workers": 1}}``."""
+        """Accept a plain number of workers: read ``{"cpu": 1}`` as ``{"cpu": {"workers": 1}}``."""
         if not isinstance(value, dict):
             return value
         return {name: {"workers": it} if isinstance(it, int) else it for name, it in value.items()}
@@ -179,7 +179,7 @@ class AutoscalerSettings(Settings):
         return LogLimits(self.worker_log_days * 86_400, self.worker_log_mb * 2**20)
 
     def policy(self) -> Policy:
-        """Return the part of the settings that decisions depend on."""
+        """Return the settings that the autoscaler's decisions depend on."""
         limit = self.docker_memory_mb if self.launcher == "docker" else 0
         return Policy(
             down_window_s=self.autoscaler_down_window_s,

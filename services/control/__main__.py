@@ -1,8 +1,7 @@
 """Run registry, autoscaler and router in one process: ``python -m services.control``.
 
 The three services share the interpreter, the libraries and one event loop, which saves the memory of two
-processes. Each service keeps its port, its accounts and its routes, so nothing changes for the rest of the
-stack.
+processes. Each service keeps its own port, credentials and HTTP routes, so the other services need no change.
 """
 
 from __future__ import annotations

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 
 class AccessWiring:
-    """The parts that control access. They start before the first request and stop after the last."""
+    """The keys, limits, usage counts and control-plane proxy of a gateway.
+
+    Start them before the first request, and stop them after the last.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class AccessWiring:
         processes: Callable[[], int],
         costs: RequestCosts,
     ) -> None:
-        """``processes``: how many gateway processes share the limits."""
+        """``processes``: returns the number of gateway processes that share the limits."""
         self._store = LimitAccounts.connect(settings.redis_url)
         self._live = Store.connect(settings.redis_url)
         self._cost_facts = CostFactsReader(self._live, costs)
@@ -60,7 +63,8 @@ class AccessWiring:
         )
         self._jwks = _jwks(settings)
         self.access = Access(
-            # Callers from other machines always need a credential, whatever the settings say.
+            # If the gateway listens on an address that other machines can reach, every caller needs a
+            # credential, whatever the settings say.
             required=settings.auth == "required" or settings.host not in LOOPBACK,
             service_token=settings.service_token,
             count=self._usage.counts,
@@ -84,7 +88,7 @@ class AccessWiring:
             )
 
     def watch_callers(self, seen: Callable[[Iterable[tuple[str, str]]], None]) -> None:
-        """Call ``seen`` with the active callers and their endpoints, at most every few seconds."""
+        """Call ``seen`` at each usage report with the callers in it and the endpoints that they called."""
         self._usage.on_callers = seen
 
     async def start(self, app: FastAPI) -> None:

@@ -63,11 +63,11 @@ from tidegate.kernel.store import Store
 from tidegate.kernel.tracing import SpanExport
 
 # The limit for a gRPC message is this many bytes higher than the limit for bodies, because a message also has
-# other fields.
+# fields other than the tensors.
 HEAD_BYTES = 64 * 1024
 
-# The STREAMED paths have separate limits for bodies. Other paths have this low limit, because the memory
-# budget does not count their bodies. Callers on loopback even need no credential for them.
+# The most bytes of a body, except on the STREAMED paths, which have their own limits. It is low, because the
+# memory budget does not count these bodies, and callers on loopback can send them without a credential.
 API_BODY_BYTES = 64 * 1024
 STREAMED = (
     {
@@ -129,7 +129,8 @@ def build(settings: GatewaySettings) -> Gateway:
     tls = None if certificate is None else certificate.context("http/1.1")
 
     async def drain() -> None:
-        # The lifespan ends only after the last HTTP request, and gRPC must stop accepting calls earlier.
+        # The lifespan ends only after the last HTTP request. That is too late for gRPC, which would accept
+        # new calls until then.
         app.state.grpc.drain()
 
     return Gateway(AsgiFallback(app, handler), partial(HotPathProtocol, handler), tls, drain)
@@ -152,8 +153,8 @@ def _rest_app(
             models.router,
             generate.router,
             *parts.triton.routers,
-            # OpenAI's routers also have the path of one model. These routers come first, because they pass
-            # requests for language models on to OpenAI's.
+            # These routers and OpenAI's routers share the path ``/v1/models/NAME``. These come first, because
+            # they pass requests for language models on to OpenAI's routers.
             *rows_routers(
                 parts.core,
                 access,

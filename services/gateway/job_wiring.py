@@ -44,7 +44,7 @@ from tidegate.kernel.store.webhooks import WebhookStore
 
 
 class JobWiring:
-    """The parts for jobs. They need the dispatcher, so they start after it and stop before it."""
+    """The parts for jobs. Start them after the dispatcher of requests, and stop them before it."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class JobWiring:
         limits: BodyLimits,
         log: AccessLog,
     ) -> None:
-        """``labels`` returns the names of a Deployment's classes."""
+        """Build the parts. ``labels`` returns the class names of a Deployment's outputs."""
         self._store, self._queue = JobStore.connect(settings.jobs_url), JobQueue(settings.amqp_url)
         # The store of jobs keeps its data in memory, so large tensors go to the blob store.
         claims = Claims(blobs, min(settings.claim_above_bytes, LARGE))

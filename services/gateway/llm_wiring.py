@@ -19,7 +19,8 @@ from services.gateway.application.llm.accounting import LlmAccounting
 from services.gateway.application.llm.core import LlmCore
 from services.gateway.settings import GatewaySettings
 
-# Paths for STREAMED in app.py. Their routes limit the size of bodies themselves.
+# URL paths of language models for ``STREAMED`` in app.py, so that their bodies may be larger than on other
+# paths. None: the route limits the size itself.
 LLM_BODIES: dict[str, int | None] = {
     r"/v1/(chat/completions|completions|embeddings|responses)": None,
     r"/|/generate|/generate_stream|/tgi/.*": None,

@@ -65,7 +65,7 @@ class Members:
                 self._alive[member] = time.monotonic()
             time.sleep(POLL_S)
             self._replace_dead()
-        self._stop()  # a process that was just starting did not get the signal
+        self._stop()  # for a process that started during the signal and did not get it
         codes = [member.wait() for member in self._alive]
         return max(map(abs, codes), default=0)
 
@@ -94,5 +94,5 @@ def _forget_metrics(pid: int, metrics_dir: Path) -> None:
     """Remove the gauges of a dead process from the shared metrics, and keep its counters."""
     from prometheus_client import multiprocess
 
-    # The path is needed, because METRICS is set only in the child processes.
+    # Pass the folder, because its environment variable (METRICS) is set only in the child processes.
     multiprocess.mark_process_dead(pid, str(metrics_dir))  # type: ignore[no-untyped-call]

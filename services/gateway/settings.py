@@ -230,8 +230,8 @@ class GatewaySettings(Settings):
 
     @model_validator(mode="after")
     def _tokens_are_for_us(self) -> Self:
-        # An issuer signs tokens for many applications. If a setting is missing, tokens for other applications
-        # would be accepted.
+        # An issuer signs tokens for many applications. Without the issuer and the audience, tokens for other
+        # applications would be accepted.
         if self.jwks_url and not (self.jwt_issuer and self.jwt_audience):
             raise ValueError("TIDEGATE_JWKS_URL needs TIDEGATE_JWT_ISSUER and TIDEGATE_JWT_AUDIENCE")
         return self

@@ -61,6 +61,6 @@ def _regions(settings: GatewaySettings, limits: BodyLimits) -> SharedRegions | N
     if settings.shared_memory == "off":
         return None
     several = processes.MEMBER in os.environ
-    # The gateway gets a new parent process and so a new table at each start.
+    # The name has the parent's process id, so each start of the gateway begins with an empty table.
     table = settings.state_path / "run" / f"shared-memory-{os.getppid()}.json" if several else None
     return SharedRegions(limits.bodies, settings.max_body_bytes, table)

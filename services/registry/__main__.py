@@ -47,7 +47,10 @@ def main(arguments: list[str]) -> None:
 
 
 def _share_arenas() -> None:
-    """Limit glibc's malloc to two arenas. With an arena for each thread, all would hold freed memory."""
+    """Limit glibc's malloc to two arenas.
+
+    By default, each thread has an arena, and each arena keeps freed memory.
+    """
     with contextlib.suppress(AttributeError, OSError):  # the C library is not glibc
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 

@@ -39,8 +39,8 @@ def main() -> int:
 def take_lock(folder: Path) -> int:
     """Lock the replica's folder until this process ends. Return the descriptor of the lock file.
 
-    The file contains the pid of this process. The process exits if another worker has the lock, so that two
-    workers never run the same replica.
+    The pid of this process is written to the file. If another worker has the lock, this process exits, so
+    that two workers never run the same replica.
     """
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

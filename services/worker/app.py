@@ -1,4 +1,4 @@
-"""Creates the parts of the worker: a replica, or a worker of the warm pool that becomes a replica."""
+"""Create the parts of a worker, which is a replica or waits in the warm pool to become one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,10 @@ class Worker:
         await job_store.close()
 
     async def _run(self, store: Store, job_store: JobStore) -> None:
-        """Wait until the replica has ended or the warm worker has failed. Then send this process SIGTERM."""
+        """Run until the replica has ended or the warm worker has failed. Then send this process SIGTERM.
+
+        When a warm worker or a scratch replica gets an assignment, start the replica.
+        """
         if self._standby is not None:
             assigned = await self._standby.wait_for_assignment()
             if assigned is not None:

@@ -1,4 +1,4 @@
-"""Create the parts of a replica: those that serve requests and jobs, and its lifecycle."""
+"""Create a replica, with the parts that serve its requests and jobs."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def build_serving(
     sampler: Sampler | None = None,
     sequences: SequenceSpec | None = None,
 ) -> ReplicaServing:
-    """Return the parts that run the requests of ``queue``. With ``jobs`` they also run jobs.
+    """Return the parts that run the requests of ``queue``. If ``jobs`` is given, they also run jobs.
 
-    ``fetch_bytes``: the most bytes of fetched tensors in memory. They are fetched from the blob store before
-    their request enters the backlog. ``sequences``: the sequences of a stateful model; None: the model is not
-    stateful.
+    ``fetch_bytes``: the maximum number of bytes of tensors that are fetched from the blob store and in memory
+    at the same time. These tensors are fetched before their request enters the backlog. ``sequences``: the
+    sequence settings of a stateful model; None: the model is not stateful.
     """
     if jobs is not None:
         jobs.scheduler.sampler = sampler
@@ -82,7 +82,7 @@ def build_llm_serving(
     jobs: JobServing | None = None,
     sampler: Sampler | None = None,
 ) -> ReplicaServing:
-    """Return the parts that run the requests to a language model. With ``jobs`` they also run jobs."""
+    """Return the parts that run requests to a language model. If ``jobs`` is given, they also run jobs."""
     requests = LlmRequestConsumer(
         amqp_url, deployment, replica, publisher, claims=claims, fetch_bytes=fetch_bytes
     )
@@ -100,7 +100,7 @@ def build_llm_serving(
 
 
 def llm_room(deployment: Deployment) -> LlmRoom:
-    """Return the slots and the KV tokens for requests to a language model, from its Deployment."""
+    """Return the engine slots and the KV cache tokens that requests to a language model may use."""
     spec = deployment.llm or LlmSpec()
     return LlmRoom(min(spec.slots, deployment.max_concurrency or spec.slots), spec.kv_tokens)
 
@@ -120,7 +120,9 @@ def build_job_serving(
 ) -> JobServing:
     """Return the parts that run a Deployment's jobs.
 
-    Results are kept for ``keep_s`` seconds. Jobs wait up to ``upstream_wait_s`` for an upstream that is away.
+    ``keep_s``: the seconds for which results are stored. ``upstream_wait_s``: the maximum seconds that a job
+    waits for an upstream that is away. ``ack_timeout_s``: the broker's limit for an unacked delivery, in
+    seconds.
     """
     records = JobRecords(store, claims, replica, keep_s=keep_s)
     scheduler = JobScheduler(

@@ -74,7 +74,7 @@ async def _serving(
     sandbox = sandbox_of(settings, folder)
     preparation = Preparation(settings, assignment, folder, sandbox, Phases(time.perf_counter), _say)
     install = await preparation.install()
-    operator = Settings()  # this is no replica, so it has no token of its own
+    operator = Settings()  # this process is no replica, so it uses the operator's token
     prepared = await preparation.prepare(install, operator.registry_url, operator.service_token)
     _enable_faulthandler(prepared.repository)
     models = prepared.models
@@ -103,7 +103,7 @@ def _enable_faulthandler(repository: Path) -> None:
     Triton's Python ignores PYTHONFAULTHANDLER. So add code to the models' files in this Triton's repository.
     """
     for path in repository.glob("*/*/model.py"):
-        if path.resolve().is_relative_to(repository.resolve()):  # else the cached artifact would change
+        if path.resolve().is_relative_to(repository.resolve()):  # skip links to the cached artifact
             code = path.read_bytes()
             path.unlink()  # the file may be a hard link to the cached artifact
             path.write_bytes(code + FAULTHANDLER)
@@ -164,7 +164,7 @@ def _print_answer(answer: ModelAnswer) -> None:
 
 
 def _values(datatype: str, raw: bytes) -> str:
-    """Return a tensor's first values as text; of datatypes that are not simple numbers, the raw bytes."""
+    """Return a tensor's first values as text, or its raw bytes if the datatype is no simple number."""
     form = {"FP32": "f", "FP64": "d", "BOOL": "?", "INT8": "b", "UINT8": "B", "INT16": "h", "UINT16": "H"}
     form |= {"INT32": "i", "UINT32": "I", "INT64": "q", "UINT64": "Q"}
     size = DATATYPES[datatype].size

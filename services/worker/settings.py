@@ -14,8 +14,8 @@ class WorkerSettings(Settings):
     """The worker's settings: the common ones, and those that only the worker has."""
 
     service: ClassVar[str] = "worker"
-    # A worker runs the code of users. So it has only the replica's token, which allows the download of one
-    # artifact.
+    # A worker runs the code of users, so it must not get the service token. It gets only its replica's token,
+    # which allows the download of one artifact.
     holds_service_token: ClassVar[bool] = False
 
     triton_server: Path | None = Field(

@@ -61,7 +61,7 @@ class Service:
         return httpx.Client(**arguments, timeout=TIMEOUT_S, transport=self._transport)
 
     def get(self, path: str, **query: Any) -> Any:
-        """Send GET; query values of None are left out."""
+        """Send GET and return the answer's JSON. Query values of None are left out."""
         # Request JSON, because a job's result can also be binary.
         return self._send("GET", path, params=_given(query), headers={"Accept": "application/json"})
 
@@ -163,7 +163,10 @@ class Service:
                 take(piece)
 
     def exists(self, path: str) -> bool:
-        """Return True if HEAD finds the path, False for 404. For any other error, raise what GET raises."""
+        """Return True if the path exists, False for a 404.
+
+        For any other error, send GET and raise its error, because an answer to HEAD has no message.
+        """
         try:
             self._send("HEAD", path)
         except NotFound:
@@ -265,7 +268,7 @@ class Control:
 
 
 def control() -> Control:
-    """Return the control plane of the settings in force. Raise Unreachable without a key or token."""
+    """Return the control plane that the settings name. Raise Unreachable without a key or token."""
     found = settings()
     if not token_of(found):
         raise no_stack(found)

@@ -98,7 +98,7 @@ class BatchingSweep:
         return signature
 
     def _settings(self, signature: Doc) -> list[BatchSetting]:
-        """Build the request. Return the settings in the order in which they are measured."""
+        """Build the request. Return the batching settings in the order of their measurement."""
         if signature.get("decoupled"):
             raise BadRequest(
                 "The model is decoupled (many answers to a request), so it has no batch to tune."

@@ -166,9 +166,9 @@ def _lines(file: Path | None) -> list[str]:
 def _first_call(
     found: Settings, name: str, prompts: Any, options: dict[str, Any], wanted: int, limit_s: float
 ) -> Any:
-    """Start the model with one request. Return prompts of about ``wanted`` tokens.
+    """Send one request, which also starts the model. Return prompts of about ``wanted`` tokens.
 
-    The request's token count tells how many words such a prompt needs.
+    The answer reports the tokens of its prompt. They show how many words a prompt of ``wanted`` tokens needs.
     """
     from dataclasses import replace
 

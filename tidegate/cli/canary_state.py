@@ -1,4 +1,4 @@
-"""Read the state of a rollout, and put it into words."""
+"""Read the state of a rollout, and describe it in text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENDED = ("promoted", "rolled_back", "aborted")
 def read(plane: Control, name: str) -> Doc:
     """Return the rollout with its evidence, and the shadow if it exists.
 
-    If the router still knows only an older rollout, the evidence is left out.
+    If the router has not read this rollout yet, it returns the evidence of an older one, which is left out.
     """
     from tidegate.cli import shadow
 

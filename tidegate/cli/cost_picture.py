@@ -47,7 +47,7 @@ def svg(found: Mapping[str, Any]) -> str:
 
 
 def _legend(found: Mapping[str, Any]) -> list[str]:
-    """Return a coloured square, a name and a share for each part of the replicas' time."""
+    """Return the legend: a coloured square, a name and a percentage for each use of the replicas' time."""
     parts, x = [], 20.0
     seconds, whole = found["total"]["seconds"], found["replica_seconds"] or 1.0
     for name, colour in COLOURS.items():

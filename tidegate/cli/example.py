@@ -71,7 +71,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """The digits example on the stack of these settings. It skips steps that were done before."""
+    """Run the digits example on the stack of ``settings``. Steps that were done before are skipped."""
 
     settings: Settings
     steps: Steps

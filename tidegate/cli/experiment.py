@@ -138,7 +138,10 @@ def moment_of(text: str) -> datetime:
 
 
 def read(plane: Control, name: str) -> Doc:
-    """Return the report. It has no outcomes if the router still knows only an older experiment."""
+    """Return an experiment's report.
+
+    If the router has not read this experiment yet, it returns an older one. Then the report has no outcomes.
+    """
     stated = plane.registry.get(f"/v1/endpoints/{part(name)}").get("experiment")
     shown: Doc = plane.router.get(f"/v1/experiments/{part(name)}")
     if stated is not None and (shown["experiment"] or {}).get("id") != stated["id"]:
@@ -147,7 +150,10 @@ def read(plane: Control, name: str) -> Doc:
 
 
 def _variant(plane: Control, endpoint: Doc, text: str) -> str:
-    """Return the name of the variant that ``text`` names by version or by name; else ``text`` itself."""
+    """Return the name of the variant that ``text`` names by its name or version.
+
+    If there is not exactly one such variant, return ``text`` unchanged.
+    """
     stated = endpoint.get("experiment") or {}
     variants = [stated.get("control", ""), *stated.get("treatments", ())]
     if text in variants:
@@ -258,7 +264,10 @@ def _percent(value: float | None) -> str:
 
 
 def _interval(compared: Mapping[str, Any], control: float | None) -> str:
-    """Return the interval of the lift, or of the difference if the control's mean is 0."""
+    """Return the interval of the relative difference in percent.
+
+    If the control's mean is 0 or unknown, return the interval of the absolute difference.
+    """
     low, high = compared["low"], compared["high"]
     if low is None or high is None:
         return "unknown"

@@ -9,7 +9,7 @@ from typing import Any
 from tidegate.cli.canary_picture import BASE, CANARY, FAINT, GAP, INK, LEFT, PANEL, TOP, WIDTH, page
 
 _COLOURS = (CANARY, BASE, "#edae49", "#66a182", "#8d6a9f")
-# The axis shows this multiple of the last interval. The first intervals are wider, and are cut off.
+# The vertical axis shows this multiple of the last interval. The first intervals are wider and are cut off.
 _ZOOM = 3.0
 
 
@@ -42,7 +42,7 @@ def svg(found: Mapping[str, Any]) -> str:
 def _series(
     points: Sequence[Mapping[str, Any]], metric: str, treatment: str
 ) -> list[tuple[float, float, float, float]]:
-    """Return time, difference, low and high of each point with an interval."""
+    """Return (time, difference, lower bound, upper bound) for each measurement that has an interval."""
     found = []
     for point in points:
         values = point["differences"].get(metric, {}).get(treatment)

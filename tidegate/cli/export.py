@@ -16,7 +16,7 @@ from tidegate.kernel.errors import NotFound
 Fields = Mapping[str, Any]
 # Fields of a stored object that `apply` does not accept.
 _STORED = ("revision", "created_at", "override", "previous")
-# Fields that are written even if they have their defaults, because readers look for them.
+# Fields that are always written, even with their default values, because people look for them in the file.
 _ALWAYS = ("min_replicas", "max_replicas")
 
 
@@ -52,7 +52,11 @@ def selected(intention: Fields, name: str | None) -> dict[str, list[dict[str, An
 
 
 def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) -> str:
-    """Return the selection as YAML. Comments list the needed versions and the overrides that are left out."""
+    """Return the selection as YAML for `tidegate apply`.
+
+    Comments list the versions that must be registered, and the overrides by `tidegate scale`. The file does
+    not contain these overrides.
+    """
     import yaml
 
     names = {each["name"] for each in stated["deployments"]}
@@ -73,7 +77,7 @@ def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) 
 
 
 def _models(registry: Service, intention: Fields, names: set[str]) -> list[dict[str, Any]]:
-    """Return the aliases and policies of these models, without those that have neither."""
+    """Return the aliases and the policy of each model in ``names``. Leave out models that have neither."""
     found = []
     for name in sorted(names):
         policy = registry.get(f"/v1/models/{part(name)}/policy")
@@ -86,7 +90,10 @@ def _models(registry: Service, intention: Fields, names: set[str]) -> list[dict[
 
 
 def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Return the Deployments and Endpoints of an endpoint, deployment or model with this name."""
+    """Return the Deployments and Endpoints to export for one name.
+
+    ``name``: the name of an endpoint, a deployment or a model.
+    """
     by_name = {each["name"]: each for each in deployments}
     for endpoint in endpoints:
         if endpoint["name"] == name:
@@ -106,9 +113,9 @@ def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[lis
 
 
 def _before_rollout(endpoint: Fields) -> Fields:
-    """Return an endpoint with the targets that it had before a running rollout, and with the canary.
+    """Return an endpoint with the targets from before its running rollout, and with the canary.
 
-    Leave out a rollout that has ended.
+    If the rollout has ended, leave it out and keep the present targets.
     """
     rollout = endpoint.get("rollout")
     if rollout is None:

@@ -20,7 +20,11 @@ _PART = re.compile(r".*-\d{5}-of-\d{5}\.gguf", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class FitOfFolder:
-    """The GGUF file of a folder that fits into ``memory`` bytes, and the folder's other GGUF files."""
+    """The choice of a GGUF file that fits into ``memory`` bytes.
+
+    ``candidates``: all GGUF files of the folder. ``fit``: the chosen file and the reasons. ``stated``: True
+    if the user gave the memory.
+    """
 
     path: Path
     memory: int
@@ -111,7 +115,7 @@ def size_of(text: str) -> int:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that this machine has free. Raise UsageError if it is unknown."""
+    """Return this machine's available memory in bytes. Raise UsageError if it is unknown."""
     try:
         text = Path("/proc/meminfo").read_text()
         return int(re.findall(r"MemAvailable:\s+(\d+) kB", text)[0]) * 1024

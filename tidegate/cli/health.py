@@ -55,7 +55,7 @@ class Overview:
 
     @property
     def forbidden(self) -> bool:
-        """Return True if the key in force has no right to use the control plane."""
+        """Return True if the API key in use has no right to use the control plane."""
         return any(s["state"] == NOT_ALLOWED for s in self.services)
 
     def _ask(self, call: Callable[[], list[Doc]]) -> list[Doc] | None:
@@ -118,7 +118,7 @@ class Overview:
         return {**service, "url": f"{service['url']}, gRPC {grpc}"} if grpc else service
 
 
-# A status lists ends and their causes in `ended`. With this cause, the model died and its replica lives.
+# The cause of an entry in a status's list `ended` after which the replica still runs: only its model died.
 MODEL_DIED = "model died"
 REMEMBERED_S = 600.0
 _SERVICE = ("service", "state", "where", "detail")
@@ -129,9 +129,10 @@ _DEPLOYMENT = (
 
 
 def _health(service: Service) -> Doc:
-    """Return a service's state: ready, not ready, not allowed, or no answer.
+    """Return the state of a service: ready, not ready, not allowed, or no answer.
 
-    ``detail`` is the reason. For "not allowed", ``refusal`` is the reason.
+    The field ``detail`` contains the reason. If the state is "not allowed", the field ``refusal`` contains
+    it.
     """
     told = {"name": service.name, "url": service.url, "state": "ready", "detail": ""}
     try:
@@ -195,7 +196,10 @@ def remark(status: Doc) -> str:
 
 
 def last_death(status: Doc, now: float) -> str:
-    """Describe the last death of a model that serves again; "" for none in the last ten minutes."""
+    """Describe the last death of a model that is running again.
+
+    Return "" if no model died in the last ten minutes.
+    """
     died = [end for end in status.get("ended", ()) if end["cause"] == MODEL_DIED]
     if not died or now - died[0]["at"] > REMEMBERED_S:
         return ""

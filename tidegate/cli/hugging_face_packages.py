@@ -8,7 +8,8 @@ from pathlib import Path
 from tidegate.kernel.protocol.hugging_face_task import CONFIG, ONNX, task_of_config
 
 _SKIPPED = {"__pycache__", ".git", ".DS_Store", ".cache", ".gitattributes"}
-# Other copies of the weights. Tidegate does not read them if there are safetensors or an ONNX file.
+# Copies of the weights in other formats. Formats in ``_OTHERS`` are never packed. Formats in ``_PICKLED`` are
+# left out if safetensors are packed or an ONNX file replaces them.
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _OTHERS = (".h5", ".msgpack", ".ot", ".tflite", ".mlmodel", ".xml")
 

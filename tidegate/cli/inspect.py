@@ -129,7 +129,7 @@ def routes(json: Json = False) -> None:
 
 
 def route_rows(found: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Return one row for each endpoint and target."""
+    """Return a row for each target of each endpoint."""
     deployments = found["deployments"]
     rows = []
     for name, endpoint in sorted(found["endpoints"].items()):
@@ -168,7 +168,7 @@ def replicas(json: Json = False) -> None:
 
 
 def memory_of(replica: Mapping[str, Any]) -> str:
-    """Return the memory of a replica's processes, and the limit of its model. Leave out an unknown part."""
+    """Format the memory of a replica's processes and its memory limit. Leave out an unknown value."""
     taken, limit = replica.get("memory_mb"), replica.get("memory_limit")
     return "; ".join([*([f"{taken} MiB"] if taken else []), *([f"limit {limit}"] if limit else [])])
 
@@ -199,7 +199,7 @@ def cold_starts(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show the phases of each cold start, in milliseconds."""
+    """Show the phases of each cold start, in milliseconds. Without NAME, summarise each deployment."""
     plane = control()
     if name is None:
         _cold_start_report(plane.autoscaler.items("/v1/cold-starts"), json)

@@ -12,7 +12,7 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Interrupt the ``with`` block on SIGTERM and SIGHUP, as Ctrl-C does."""
+    """Raise KeyboardInterrupt in the ``with`` block on SIGTERM and SIGHUP, as on Ctrl-C."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

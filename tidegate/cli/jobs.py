@@ -82,7 +82,7 @@ def job(
 
 
 def gateway() -> Service:
-    """Return the gateway. Without a key, the service token is used; it can read all callers' jobs."""
+    """Return the gateway's API. Without a key, use the service token, which may read all callers' jobs."""
     found = api.settings()
     return api.Service("gateway", found.gateway_url, api.token_of(found))
 

@@ -291,7 +291,7 @@ def _token_fields(per_minute: list[str] | None, per_day: list[str] | None) -> Do
 
 
 def _shown_limits(key: Doc) -> Doc:
-    """Return the limits that are set for a key, for the table."""
+    """Return the limits that a key has, as a cell of the table."""
     shown = {name: key[name] for name in (*_LIMITS, *_TOKENS) if key.get(name) is not None}
     if key.get("weight", _USUAL_WEIGHT) != _USUAL_WEIGHT:
         shown["weight"] = key["weight"]
@@ -301,7 +301,10 @@ def _shown_limits(key: Doc) -> Doc:
 
 
 def _id_of(registry: Service, key: str) -> str:
-    """Return the id of the key with this id or name. Raise NotFound, or UsageError for several keys."""
+    """Return the id of the key with this id or name.
+
+    Raise NotFound if there is no such key, UsageError if several keys have this name.
+    """
     items = registry.items("/v1/keys", all="true")
     if any(item["id"] == key.removeprefix("tg_") for item in items):
         return key.removeprefix("tg_")

@@ -19,7 +19,7 @@ Of = Annotated[
 
 
 def ledger(json: Json = False) -> None:
-    """Count jobs by state and place. Exit code 1: a job is lost; 6: the count is unknown at present."""
+    """Count jobs, and find lost ones. Exit code 1: a job is lost; 6: the count is incomplete."""
     found = control().router.get("/v1/ledger")
     output.show(found, json, lambda: _show(found))
     if found["unaccounted"]:
@@ -55,6 +55,6 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def webhook_secret(of: Of = "anonymous", json: Json = False) -> None:
-    """Print the secret that signs webhooks. Any verifier of Standard Webhooks accepts it."""
+    """Print the secret that signs webhooks. Any Standard Webhooks library can verify them with it."""
     found = control().router.get("/v1/webhooks/secret", principal=of)
     output.show(found, json, lambda: output.line(found["secret"]))

@@ -31,7 +31,7 @@ SLOTS = 4
 
 @dataclass(frozen=True, slots=True)
 class ExampleAnswer:
-    """The answer of the example, and the address to call."""
+    """The model's answer in the example, and the address at which to call the model."""
 
     turn: Turn
     gateway_url: str
@@ -66,7 +66,7 @@ for chunk in client.chat.completions.create(model="{NAME}", messages=messages, s
 
 @dataclass(frozen=True, slots=True)
 class LlmExample:
-    """The language model on the stack of these settings. Steps that were done before are skipped."""
+    """Deploy the example's language model and ask it a question. Steps that are already done are skipped."""
 
     settings: Settings
     steps: Steps

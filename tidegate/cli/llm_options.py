@@ -1,4 +1,4 @@
-"""The options of ``tidegate deploy`` for language models, as a part of the Deployment."""
+"""Convert the language-model options of ``tidegate deploy`` to fields of the Deployment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.llm_packages import adapter_path
 from tidegate.cli.options import pairs
 
-# Requests to an upstream need no engine memory here, so a replica can have more requests in flight.
+# The default number of engine slots of a replica that calls an upstream. The number is high, because these
+# requests need no engine memory on this host.
 UPSTREAM_SLOTS = 64
 _ONLY_UPSTREAM = (
     "upstream", "upstream_model", "credential", "requests_per_minute", "tokens_per_minute",
@@ -32,10 +33,10 @@ def llm_fields(
     affinity_wait_ms: float | None = None,
     upstream: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Return the given options as fields of ``LlmSpec``; None without options.
+    """Return the given options as fields of ``LlmSpec``; None if no option is given.
 
     ``upstream``: the options of an upstream, by field name. Raise UsageError for an unknown engine, or an
-    option that is not ``K=V``.
+    engine argument that is not ``K=V``.
     """
     upstream = {key: value for key, value in (upstream or {}).items() if value is not None}
     engine = engine or ("openai-url" if "upstream" in upstream else None)
@@ -53,7 +54,7 @@ def llm_fields(
     if engine == "openai-url":
         given.setdefault("slots", UPSTREAM_SLOTS)
     elif engine is not None:
-        # Reset these options, because an earlier Deployment may have had an upstream.
+        # Clear the options of an upstream: the Deployment may have them from an earlier deploy.
         given |= dict.fromkeys(_ONLY_UPSTREAM)
     return given or None
 
@@ -68,7 +69,7 @@ def upstream_artifact(address: str, model: str | None) -> Iterator[Path]:
 
 
 def adapter_files(values: Sequence[str] | None) -> dict[str, Path]:
-    """Return the files of ``--adapter NAME=PATH`` options by name. Raise UsageError for other options."""
+    """Parse ``--adapter NAME=PATH`` options as paths by name. Raise UsageError for other forms."""
     return {name: Path(path) for name, path in pairs("--adapter", values).items()}
 
 

@@ -1,4 +1,4 @@
-"""Pack a language model: a Hugging Face folder, or a GGUF file with its adapters, as one tar."""
+"""Pack a language model and its adapters as one tar, from a Hugging Face folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tidegate.cli.exit_codes import UsageError
 MAGIC = b"GGUF"
 ADAPTERS = "adapters"
 _SKIPPED = {"__pycache__", ".git", ".DS_Store", ".cache", ".gitattributes"}
-# Other copies of the weights. No engine of Tidegate reads them if the folder has safetensors.
+# The same weights in other formats. If the folder has safetensors, no engine reads these files, so they are
+# not packed.
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".tflite")
 
 
@@ -55,8 +56,8 @@ def adapter_path(name: str, source: Path) -> str:
 def packed(path: Path, adapters: Mapping[str, Path]) -> Iterator[tuple[BinaryIO, str]]:
     """Yield a tar of a model and its adapters, and the tar's name. Equal files make equal tars.
 
-    The tar is not compressed, because weights hardly become smaller, and gigabytes would take minutes. Raise
-    UsageError if a file is missing or cannot be read.
+    The tar is not compressed: compression takes minutes for gigabytes, and weights hardly become smaller.
+    Raise UsageError if a file is missing or cannot be read.
     """
     files = files_of(path) if path.is_dir() else {path.name: path}
     if not files:

@@ -1,4 +1,4 @@
-"""Run a load with its progress on stderr, and print its figures."""
+"""Send a load to a language model, show the progress on stderr, and print the measurements."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUIET_S = 5.0
 
 
 def run(plan: LlmLoadPlan) -> tuple[LlmFigures, bool]:
-    """Run the load to its end or to Ctrl-C. Return its figures, and True after Ctrl-C."""
+    """Run the load to its end or to Ctrl-C. Return the measurements, and True if Ctrl-C ended it."""
     return asyncio.run(_run(plan))
 
 

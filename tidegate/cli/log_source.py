@@ -53,7 +53,10 @@ class Local:
         return [each.shown() for each in self._folder.of_request(id_)]
 
     def _endpoint(self, name: str) -> tuple[list[str], list[str]]:
-        """Return an Endpoint's Deployments, and all Endpoints; both empty if the registry does not answer."""
+        """Return the names of an Endpoint's Deployments, and the names of all Endpoints.
+
+        If the registry does not answer, return two empty lists.
+        """
         try:
             found = Control(self._settings).registry.pages("/v1/endpoints")
         except TidegateError:

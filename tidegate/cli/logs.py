@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 POLL_S = 0.25
 FOLLOW_S = 0.5
 BLOCK = 64 * 1024
-# A moment after all log lines, in seconds since 1970.
+# A time in the far future, in seconds since 1970. As an end, it excludes no log line.
 EVER = 1e11
 
 
@@ -120,7 +120,7 @@ def _show_merged(found: Source, name: str, lines: int, after: float, *, follow: 
         try:
             _show_lines(found.read(name, since=before, until=until, lines=10_000))
         except (NotFound, Unavailable):
-            until = before  # the logs may come back: after a restart, or when another replica starts
+            until = before  # read this time span again: the logs return with a restart or a new replica
 
 
 def _show_request(found: Source, id_: str, *, json: bool) -> None:
@@ -199,7 +199,7 @@ def _parsed(text: str) -> Any:
 
 
 def prefixed(line: dict[str, Any]) -> str:
-    """Format a line of merged logs as ``time log | rest``. For the model's own output, rest is its text."""
+    """Format a line of merged logs as ``time log | text``, with the name of the log."""
     log, fields = str(line["log"]), {key: value for key, value in line.items() if key != "log"}
     if fields.get("source") == "model":
         return f"{_clock(fields)} {log} | {fields['message']}"

@@ -62,7 +62,7 @@ def scale(
 
 
 def _way_out(name: str, replicas: int, bounded_by: str | None) -> str:
-    """Return commands that allow more replicas; empty if only the host limits them."""
+    """Return a text with commands that allow more replicas; empty if the host has no more capacity."""
     if bounded_by in (None, "host"):
         return ""
     raised = f"`tidegate policy {name} --set max_replicas={replicas}` raises the maximum; "
@@ -223,7 +223,7 @@ def _everything(plane: Control, name: str) -> Removal:
 
 
 def confirm(warning: str) -> None:
-    """Let the user confirm an action that cannot be undone. End the command unless the answer is yes."""
+    """Ask the user to confirm an action that cannot be undone. If the answer is not yes, end the command."""
     if not sys.stdin.isatty():
         raise UsageError(f"{warning}. To confirm without a terminal, repeat the command with --yes.")
     if not typer.confirm(f"{warning}. Go on?", err=True):

@@ -1,4 +1,4 @@
-"""Options that describe a version, and the metadata that they state."""
+"""Command-line options that describe a version, and their conversion to metadata."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ NAME = "prometheus"
 
 
 def enabled(found: Settings, record: StackRecord) -> Settings:
-    """Install Prometheus if it is missing. Return the settings of a start that requires it.
+    """Install Prometheus if it is missing. Return the settings to start the stack with Prometheus.
 
-    Raise StackFailed if it cannot be installed, or if the stack runs without it.
+    Raise StackFailed if Prometheus cannot be installed, or if the stack already runs without it.
     """
     if record.supervisor is not None:
         if url(record) is None:

@@ -15,7 +15,8 @@ from tidegate.cli.deploy_request import DeployRequest
 from tidegate.cli.exit_codes import UsageError
 
 TIMEOUT_S = 10.0
-# An instance sends one request at a time and mostly waits. So a replica has several instances.
+# The default number of instances in a replica. Each sends one request at a time and mostly waits for the
+# upstream.
 INSTANCES = 4
 _FIELDS = {
     "credential": "credential",
@@ -34,8 +35,8 @@ def is_oip(address: str) -> bool:
 def described(address: str, credential: str | None) -> tuple[dict[str, Any], bool]:
     """Return the signature of an upstream's model, and True if the server accepts binary tensors.
 
-    ``credential``: only ``env:NAME`` is read here. ``file:PATH`` is a file on the worker's host. Raise
-    UsageError if the upstream does not answer.
+    ``credential``: where the secret is. Only ``env:NAME`` is read here, because ``file:PATH`` is a file on
+    the worker's host. Raise UsageError if the upstream does not describe its model.
     """
     address = address.rstrip("/")
     kind, _, name = (credential or "").partition(":")
@@ -51,7 +52,7 @@ def described(address: str, credential: str | None) -> tuple[dict[str, Any], boo
     try:
         most = int(_get(f"{address}/config", secret)["max_batch_size"])
     except (OSError, ValueError, KeyError, TypeError):
-        most = 0  # Only Triton has this path. The shapes of other servers are used unchanged.
+        most = 0  # only Triton has this URL path; other servers' shapes stay unchanged
     try:
         signature = signature_of(model, most)
     except (KeyError, TypeError) as problem:
@@ -64,7 +65,8 @@ def described(address: str, credential: str | None) -> tuple[dict[str, Any], boo
 def signature_of(model: dict[str, Any], max_batch: int) -> dict[str, Any]:
     """Build a signature from the metadata of a model. Raise KeyError or TypeError for wrong metadata.
 
-    If the model batches, its metadata contains the batch axis. A signature leaves out the batch axis.
+    If ``max_batch`` is not 0, the first axis of each shape is the batch axis. Remove it, because a signature
+    has no batch axis.
     """
     first = 1 if max_batch else 0
     tensors = {
@@ -86,8 +88,8 @@ def oip_request(
 ) -> DeployRequest:
     """Return the request that deploys an upstream.
 
-    ``options``: the options of the command. Those for upstreams are in ``options["llm"]``. Raise UsageError
-    for an option that is only for language models, or if the upstream does not describe its model.
+    ``options``: the options of the command, with the upstream's options in ``options["llm"]``. Raise
+    UsageError for an option that is only for language models, or if the upstream does not describe its model.
     """
     given = dict(options.pop("llm", None) or {})
     upstream = {field: given.pop(option) for option, field in _FIELDS.items() if option in given}
@@ -106,7 +108,7 @@ def oip_request(
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A handler of redirects that lets urllib raise HTTPError."""
+    """A handler that follows no redirect. urllib then raises HTTPError."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         """Return None, so that the redirect is not followed."""

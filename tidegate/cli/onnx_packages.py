@@ -12,10 +12,9 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 
 def model_in(path: Path) -> Path | None:
-    """Return the ONNX file to pack with its external data; None if the path is packed in another way.
+    """Return the ONNX file that must be packed as a tar; None for any other path.
 
-    The file is ``path`` itself if it has external data, or the only ONNX file of the folder ``path`` if no
-    other kind of model is in the folder.
+    ``path`` is an ONNX file with external data, or a folder with one ONNX file and no other kind of model.
     """
     if not path.is_dir():
         return path if path.suffix.lower() == ".onnx" and path.is_file() and external_files(path) else None
@@ -26,10 +25,10 @@ def model_in(path: Path) -> Path | None:
 
 
 def external_files(model: Path) -> list[str]:
-    """Return the paths of an ONNX file's external data, relative to its folder.
+    """Return the paths of an ONNX file's external data, relative to the folder of the ONNX file.
 
-    Raise UsageError for a path outside of the folder, a hidden file or a missing file. Return an empty list
-    for a file that is not ONNX. The registry reports that error.
+    Raise UsageError for a path outside of this folder, a hidden file or a missing file. Return an empty list
+    for a file that is not ONNX, because the registry reports this error.
     """
     try:
         if not model.stat().st_size:

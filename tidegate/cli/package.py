@@ -1,6 +1,6 @@
-"""Make one file of a model to upload: the file itself, or a folder as a tar.gz.
+"""Prepare a model for upload: a file as it is, a folder as an archive.
 
-A folder's archive depends only on names and contents, so the same folder makes the same artifact.
+The archive depends only on names and contents, so the same folder always gives the same SHA-256.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Package:
 def packed(path: Path, adapters: Mapping[str, Path] | None = None) -> Iterator[Package]:
     """Yield the package of a file or folder. Raise UsageError if there is nothing to pack.
 
-    ``adapters``: files to pack beside a language model, by name.
+    ``adapters``: the LoRA adapters to pack with a language model, by name.
     """
     if adapters or (path.is_dir() and format_of(path) == "llm"):
         with llm_packages.packed(path, adapters or {}) as (archive, name):
@@ -102,7 +102,7 @@ def pack(folder: Path, target: BinaryIO) -> None:
     members = list(_members(folder))
     if not members:
         raise UsageError(f"{folder} has no files.")
-    # mtime 0 and no name, so that gzip's header does not differ either.
+    # Set mtime 0 and no name, so that the gzip header is the same for the same folder.
     with (
         gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0, compresslevel=6) as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,

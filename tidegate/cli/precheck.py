@@ -47,7 +47,10 @@ def check_here(request: DeployRequest) -> None:
 
 
 def _read(path: Path, given: str | None) -> tuple[str, ast.Module | None]:
-    """Return the format, and the syntax tree of a Python model. Raise UsageError for a bad model.py."""
+    """Return the format, and the syntax tree of a Python model; None as the tree for other formats.
+
+    Raise UsageError if the Python file cannot be read or parsed.
+    """
     if path.is_dir():
         kind, source = given or format_of(path), path / _MODEL
     else:
@@ -64,7 +67,7 @@ def _read(path: Path, given: str | None) -> tuple[str, ast.Module | None]:
 
 
 def _check_functions(tree: ast.Module, given: Doc | None) -> None:
-    """Raise BadRequest if the signature of ``predict`` is unclear or contradicts the function."""
+    """Raise BadRequest if the annotations of ``predict`` are unclear, or if ``given`` does not fit."""
     from pydantic import ValidationError
 
     from tidegate.kernel.protocol import python_model, python_signature

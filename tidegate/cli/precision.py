@@ -1,4 +1,4 @@
-"""Study the precision of an ONNX model for ``tidegate quantize`` and ``tidegate deploy --precision``."""
+"""Measure int8 variants of an ONNX model, for ``tidegate quantize`` and ``deploy --precision``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Wish:
     seconds: float = 2.0
 
     def check(self, path: Path) -> Path:
-        """Return the file with samples. Raise UsageError unless the options and the files can be used."""
+        """Check the options and files. Return the file with samples. Raise UsageError if one is wrong."""
         if self.precision not in PRECISIONS:
             raise UsageError(f"--precision {self.precision}: choose one of {', '.join(PRECISIONS)}.")
         if self.measure is not None and self.measure not in MEASURES:
@@ -59,7 +59,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """The result of a study. ``file`` is the chosen model; None if the model stays fp32."""
+    """The measurements of a study, and its choice. ``file``: the int8 model; None if the model stays fp32."""
 
     study: Study
     choice: Choice
@@ -233,9 +233,9 @@ def sibling_metadata(found: Quantised, parent: str, metadata: dict[str, Any]) ->
 def registered_smaller(
     control: Control, request: DeployRequest, wish: Wish, steps: Steps
 ) -> tuple[Doc, Quantised]:
-    """Study a model. Register the model and the smaller version, if one was chosen.
+    """Study a model. Register it, and also its int8 version if the study chose one.
 
-    Return the version to serve, and the result of the study. Nothing is registered if the study fails. Raise
+    Return the version to serve, and the result of the study. If the study fails, register nothing. Raise
     UsageError, StudyFailed, and the errors of registration.
     """
     from tidegate.cli.publish import registered

@@ -81,7 +81,7 @@ class Steps:
 
 @contextmanager
 def transfer(name: str, total: int, doing: str = "uploading") -> Iterator[Callable[[int], None]]:
-    """Show a progress bar for ``total`` bytes on a terminal; yield the function that counts bytes."""
+    """Show a progress bar on a terminal. Yield a function to call with each number of bytes sent."""
     if not console(stderr=True).is_terminal:
         yield lambda _: None
         return

@@ -35,7 +35,10 @@ HOPELESS = {"LoadFailed", "StartTimeout"}
 
 
 def publish(control: Control, request: DeployRequest, steps: Steps) -> Doc:
-    """Check, upload, register and deploy; return the registry's ``{version, deployment, endpoint}``."""
+    """Check, upload and register a file, wait for the verification, and deploy the version.
+
+    Return the registry's ``{version, deployment, endpoint}``.
+    """
     version = registered(control, request, steps)
     if not request.options.get("unverified"):
         version = wait_verified(control, version, request.timeout_s, steps)
@@ -82,7 +85,7 @@ def set_baseline(control: Control, version: Doc, path: Path, steps: Steps) -> No
 def place(control: Control, version: Doc, options: Doc, steps: Steps, *, traffic: bool = True) -> Doc:
     """Deploy a version; return ``{version, deployment, endpoint}``.
 
-    With ``traffic`` False the Deployment is created, and the endpoint does not change.
+    If ``traffic`` is False, only create the Deployment. The endpoint then sends it no requests.
     """
     body: Doc = {
         "model": version["model"],
@@ -138,7 +141,8 @@ def _says(held: Doc, given: Doc) -> bool:
 
 def _is_same(key: str, held: Any, given: Any) -> bool:
     if key == "parent" and held is not None:
-        # The registry has replaced an alias, as in `digits@champion`, by the number that it had then.
+        # The registry stores `digits@champion` with the alias's version number of that time. So compare only
+        # the model.
         model, at, version = str(given).rpartition("@")
         if at and not version.isdigit():
             return bool(str(held).startswith(f"{model}@"))
@@ -146,7 +150,7 @@ def _is_same(key: str, held: Any, given: Any) -> bool:
 
 
 def _moment(text: Any) -> Any:
-    # The same time can be written in several ways.
+    # Compare times instead of texts, because the same time can be written in several ways.
     return parsed(text) if isinstance(text, str) else text
 
 
@@ -198,7 +202,8 @@ def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[flo
 def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) -> Doc:
     """Wait until the endpoint serves the deployment; return its status.
 
-    Raise ModelFailed with Triton's message, DeadlinePassed, or Conflict if another deploy took the endpoint.
+    Raise ModelFailed with Triton's message, DeadlinePassed after ``timeout_s`` seconds, or Conflict if
+    another deploy has replaced the endpoint's targets.
     """
     path, endpoint = f"/v1/endpoints/{part(placed['endpoint']['name'])}", placed["endpoint"]["name"]
 

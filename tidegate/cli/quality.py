@@ -78,7 +78,7 @@ def line_of(version: Mapping[str, Any]) -> str:
 
 
 def estimate_of(version: Mapping[str, Any]) -> str:
-    """Describe the estimate without labels."""
+    """Describe the accuracy that is estimated without labels, or say why there is no estimate."""
     found = version["estimate"]
     if found is None:
         return "no estimate yet: no window of samples is full, or the model returns no probabilities"

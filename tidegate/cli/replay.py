@@ -103,10 +103,10 @@ def replay(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Replay arrivals under the deployment's policy and others. Compare waits, late requests and cost.
+    """Replay arrivals with the deployment's scaling policy and with others, and compare the results.
 
-    Arrivals are generated (--shape), read from a file, or recorded. The autoscaler's own code makes the
-    decisions.
+    The results are waits, late requests and cost. Arrivals are generated (--shape), read from a file, or
+    recorded. The autoscaler's own code makes the decisions.
     """
     plane = control()
     deployment = plane.deployment_of(name)

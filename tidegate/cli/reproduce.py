@@ -30,7 +30,7 @@ def reproduce(
     ] = None,
     timeout: Annotated[str, typer.Option(help="Longest time for the request.")] = "60s",
 ) -> None:
-    """Run a dead letter's request again on this machine, in the foreground, apart from all traffic.
+    """Run a dead letter's request again on this machine, in a separate worker without other requests.
 
     Exit code 0: the request was answered; 1: it failed; 3: it killed the model's process, Triton or the
     worker.
@@ -71,7 +71,7 @@ def _run(folder: Path, timeout_s: float) -> int:
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            # The terminal also sent Ctrl-C to the worker's process, and the worker now stops its Triton.
+            # The worker also got Ctrl-C from the terminal. Wait until it has stopped its Triton.
             code = _ended(process)
             raise
         finally:

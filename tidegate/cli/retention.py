@@ -1,4 +1,4 @@
-"""Commands that restore deleted versions and limit how many are kept: ``undelete`` and ``retention``."""
+"""Restore deleted versions (``undelete``), and limit the versions that a model keeps (``retention``)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def undelete(
 ) -> None:
     """Restore a deleted version, or all deleted versions of a model: `tidegate undelete digits@3`.
 
-    `tidegate versions NAME --deleted` lists them. Deployments and endpoints stay deleted.
+    `tidegate versions NAME --deleted` lists the deleted versions. Deployments and endpoints stay deleted.
     """
     name, at, number = version.partition("@")
     if at and not number.isdecimal():
@@ -88,7 +88,7 @@ def retention(
 def _patch(
     keep_last: int | None, max_age: str | None, sleeping: bool | None, *, off: bool
 ) -> dict[str, Any] | None:
-    """Return the change of the retention; None if no option names one.
+    """Return the retention fields to change; None if no option changes the retention.
 
     Raise UsageError for --off with another option.
     """

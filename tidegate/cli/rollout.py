@@ -75,8 +75,9 @@ def split(
 ) -> None:
     """Share an endpoint's traffic among versions, as for a canary.
 
-    Each version gets its share of the sum; versions that are not named get no traffic. The current versions
-    serve until each version with a share has a ready replica. Example: tidegate split digits v1=90 v2=10
+    The traffic of a version is its share divided by the sum of all shares. Versions that are not named get no
+    traffic. The current versions serve until each version with a share has a ready replica. Example: tidegate
+    split digits v1=90 v2=10
     """
     wanted, limit_s = weights(shares), seconds(timeout) if wait else None
     plane = control()
@@ -94,9 +95,9 @@ def split(
 
 
 def weights(shares: Sequence[str]) -> dict[str, int]:
-    """Parse ``v1=90`` arguments. Return whole weights by version or Deployment.
+    """Parse ``v1=90`` arguments. Return a whole-number weight for each version or Deployment.
 
-    Raise UsageError for a wrong or a too small share.
+    Raise UsageError for a share that is wrong or too small.
     """
     found: dict[str, Decimal] = {}
     for text in shares:
@@ -135,11 +136,13 @@ def _targets(plane: Control, name: str, wanted: Mapping[str, int]) -> list[Doc]:
 
 
 def chosen(endpoint: Doc, held: Sequence[Doc], wanted: Mapping[str, int]) -> list[Doc]:
-    """Return an endpoint's targets. ``wanted`` maps ``v2``, ``2`` or a Deployment's name to a weight.
+    """Return the targets of an endpoint: a Deployment and a weight for each entry of ``wanted``.
 
-    For a version, take the Deployment that the endpoint uses, else the one that ``deploy`` made, else the
-    only one. Raise BadRequest for a version with no Deployment, or with several Deployments of which none is
-    preferred. Raise UsageError for two shares of one Deployment.
+    ``wanted``: weights by version (``v2`` or ``2``) or by Deployment name. ``held``: all Deployments. For a
+    version, take the Deployment that the endpoint uses, else the one that ``deploy`` made, else the only one.
+
+    Raise BadRequest if a version has no Deployment, or has several and none of them is preferred. Raise
+    UsageError for two shares of one Deployment.
     """
     by_name = {deployment["name"]: deployment for deployment in held}
     named = [target["deployment"] for target in [*endpoint["targets"], *endpoint["previous"]]]

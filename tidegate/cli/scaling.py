@@ -42,7 +42,7 @@ def deployment_row(status: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def why(name: Name, json: Json = False) -> None:
-    """Explain a deployment's number of replicas: rule, bounds, signals, recent ends and decisions."""
+    """Explain a deployment's number of replicas: rule, bounds, signals, ended replicas and decisions."""
     plane = control()
     found = plane.autoscaler.get(f"/v1/deployments/{part(plane.deployment_of(name))}/why")
     output.show(found, json, lambda: _tell(found))

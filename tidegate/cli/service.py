@@ -61,7 +61,7 @@ def install(
     print_: Annotated[bool, typer.Option("--print", help="Only print the unit.")] = False,
     json: Json = False,
 ) -> None:
-    """Write and enable the unit of the stack. The unit has this shell's TIDEGATE_ settings but no secrets."""
+    """Write and enable the stack's systemd unit, with this shell's TIDEGATE_ settings but no secrets."""
     from tidegate.stack.unit import text_of
 
     unit, left_out = described(user, name, run_as)
@@ -152,7 +152,10 @@ def run() -> None:
 
 
 def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, list[str]]:
-    """Return the stack's unit, and the names of the secret settings that it leaves out. Raise UsageError."""
+    """Return the stack's unit, and the names of the secret settings that the unit leaves out.
+
+    Raise UsageError if an option or a setting cannot be used in a unit.
+    """
     source_checkout.require("service install")
     from tidegate.cli.own_stack import own as own_settings
     from tidegate.client import started

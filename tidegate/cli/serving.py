@@ -1,4 +1,4 @@
-"""Serve a registered version: with traffic immediately, after a check, or without traffic."""
+"""Register and serve a version: with traffic immediately, after a check, or without traffic."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to serve a version: with or without traffic, after a check or not, with or without a wait.
+    """The options for serving a version: traffic, the check before it, and the wait for a ready replica.
 
-    ``check`` is a file of samples. If ``only_register`` is True, the version is not served.
+    ``check``: a file of samples that the version must answer first. ``only_register``: if True, the version
+    is registered and not served.
     """
 
     timeout_s: float
@@ -34,7 +35,10 @@ class Way:
 
 
 def publish_and_serve(request: DeployRequest, way: Way, json: bool, wish: Wish | None = None) -> None:
-    """Upload and register a file, and serve it (``deploy FILE``). ``wish``: the precision to serve it in."""
+    """Upload and register a file, and serve it (``deploy FILE``).
+
+    ``wish``: the wanted precision and its highest loss; None: serve the file as it is.
+    """
     from tidegate.cli.precision import registered_smaller
     from tidegate.cli.publish import registered
 
@@ -53,7 +57,10 @@ def publish_and_serve(request: DeployRequest, way: Way, json: bool, wish: Wish |
 
 
 def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str | None]:
-    """Split a reference such as ``digits@champion`` into name and version. Return all else unchanged."""
+    """Split a reference such as ``digits@champion`` into name and version.
+
+    Return the arguments unchanged if there is no ``@``, if ``version`` is given, or if ``path`` exists.
+    """
     if path is None or version is not None or "@" not in path.name or path.exists():
         return path, version
     name, _, stated = str(path).partition("@")
@@ -96,9 +103,10 @@ def serve_version(name: str, version: str, options: Doc, way: Way, json: bool) -
 
 
 def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
-    """Return the model's name for ``deploy --version``. Raise UsageError if it is missing or unclear.
+    """Return the model's name for ``deploy --version``.
 
-    ``said`` is True if the user gave an option that only a new version can have. This is a UsageError, too.
+    ``said``: True if the user gave an option that only a new version can have. In this case raise UsageError.
+    Also raise UsageError if the name is missing or unclear.
     """
     if said:
         raise UsageError(

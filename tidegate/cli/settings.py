@@ -49,8 +49,8 @@ def listed(
 ) -> None:
     """List the settings in force in the running services. If none runs, list those of the next start.
 
-    The column `from` says default, computed (from other settings), file (tidegate.env in the state folder)
-    or environment.
+    The column `from` is the source of a value: default, computed (from other settings), file (tidegate.env in
+    the state folder) or environment.
     """
     if context.invoked_subcommand is not None:
         return
@@ -131,7 +131,8 @@ def merged(reports: Iterable[Doc]) -> list[Doc]:
 def fits(item: Doc, word: str | None, *, changed: bool) -> bool:
     """Return True if the name or the description of the item contains the word.
 
-    With ``changed``, the value must also differ from the default, or a restart must change it.
+    If ``changed`` is True, the setting must also come from the file or the environment, or change at a
+    restart.
     """
     if changed and item["source"] in {"default", "computed"} and item["on_restart"] is None:
         return False
@@ -140,7 +141,10 @@ def fits(item: Doc, word: str | None, *, changed: bool) -> bool:
 
 
 def _reports() -> tuple[list[Doc], list[str], bool]:
-    """Return the services' reports, the error messages, and True if a service runs."""
+    """Return the settings reports, the error messages, and False if the reports are on the next start.
+
+    If no service answers and Tidegate's source is here, the reports are on the next start.
+    """
     from tidegate.cli.api import Control, settings
 
     found = settings()

@@ -49,7 +49,7 @@ def shadow(
 
 
 def _waited(plane: Control, name: str, timeout_s: float) -> Doc:
-    """Wait for the verdict or the end of the shadow, at most ``timeout_s``. Return the shadow."""
+    """Wait until the shadow has a verdict or ends, at most ``timeout_s`` seconds. Return its last state."""
     end = time.monotonic() + timeout_s
     with Steps().shown() as steps:
         while True:
@@ -70,9 +70,9 @@ def start(plane: Control, name: str, to: str, options: Doc) -> None:
 
 
 def read(plane: Control, name: str) -> Doc:
-    """Return the registry's shadow with the router's report on it.
+    """Return an endpoint's shadow from the registry, with the router's report on it.
 
-    The report is missing while the router still knows only an older shadow.
+    If the router's report is still about an earlier shadow, ``report`` is None.
     """
     stated = plane.registry.get(f"/v1/endpoints/{part(name)}").get("shadow")
     shown: Doc = plane.router.get(f"/v1/shadows/{part(name)}")
@@ -84,7 +84,10 @@ def read(plane: Control, name: str) -> Doc:
 def options_of(
     rate: float | None, max_per_s: float | None, tolerance: str | None, lasts: str | None, *, wake: bool
 ) -> dict[str, Any]:
-    """Return a shadow's options; raise UsageError. ``lasts``: the time after which the copies end."""
+    """Return a shadow's options in the registry's format.
+
+    ``lasts``: the duration of the shadow, such as ``2h``. Raise UsageError for a wrong tolerance or duration.
+    """
     options: dict[str, Any] = {"wake": wake}
     if rate is not None:
         options["rate"] = rate

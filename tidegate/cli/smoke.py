@@ -25,7 +25,10 @@ class CheckFailed(ModelFailed):
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Return the samples of a JSON file with one OIP request or a list of them. Raise UsageError."""
+    """Return the samples of a JSON file with one OIP request or a list of them.
+
+    Raise UsageError if the file has no sample or a wrong one.
+    """
     found = read_json(path)
     documents = found if isinstance(found, list) else [found]
     if not documents:
@@ -34,7 +37,10 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def samples_of(path: Path) -> list[Doc]:
-    """Return the samples of a JSON file, in the registry's format. Raise UsageError."""
+    """Return the samples of a JSON file, in the registry's format.
+
+    Raise UsageError if the file has no sample or a wrong one.
+    """
     return [
         {**each.request, "expected": dict(each.expected), "tolerance": each.tolerance}
         for each in read_samples(path)
@@ -53,8 +59,8 @@ def checked(
 ) -> None:
     """Send the samples to a version, in a Deployment without other traffic.
 
-    Raise CheckFailed, ModelFailed or DeadlinePassed. After an error, Ctrl-C or SIGTERM, delete a new
-    Deployment, and restore the old options of one that existed before.
+    Raise CheckFailed, ModelFailed or DeadlinePassed. After an error, Ctrl-C or SIGTERM, delete the Deployment
+    if it is new; otherwise restore its old options.
     """
     before = {
         each["name"]: each for each in control.registry.pages("/v1/deployments", model=version["model"])
@@ -80,7 +86,7 @@ def checked(
 
 @contextmanager
 def _probe(control: Control, model: str, deployment: str, timeout_s: float) -> Iterator[str]:
-    """Create an endpoint with a random name, and delete it after the block."""
+    """Create a temporary endpoint for the check. Delete it after the ``with`` block."""
     ending = f"-check-{secrets.token_hex(3)}"
     name = model[: 63 - len(ending)].rstrip("-") + ending
     fields = {"targets": [{"deployment": deployment}], "default_timeout_ms": max(int(timeout_s * 1e3), 1)}

@@ -22,7 +22,7 @@ def root() -> Path | None:
 
 
 def require(command: str) -> None:
-    """Raise NeedsSource unless the services and their packages are installed."""
+    """Raise NeedsSource if the services or their packages are not installed."""
     if root() is None:
         raise NeedsSource(
             f"`tidegate {command}` needs Tidegate's source, and this installation is only the client. "

@@ -55,8 +55,8 @@ def up(
 ) -> None:
     """Start the stack on this machine and wait until it is ready. A running stack is left as it is.
 
-    Prometheus is a part of the stack if it is installed (TIDEGATE_MONITORING=off: never).
-    Examples: tidegate up --with-monitoring, tidegate up --profile edge
+    If Prometheus is installed, the stack also starts it. TIDEGATE_MONITORING=off prevents this. Examples:
+    tidegate up --with-monitoring, tidegate up --profile edge
     """
     source_checkout.require("up")
     from tidegate import stack
@@ -126,7 +126,10 @@ def up(
 def _with_options(
     found: Settings, profile: str | None, with_monitoring: bool, record: StackRecord
 ) -> Settings:
-    """Return the settings of a start with these options. Raise UsageError, StackFailed."""
+    """Return the settings to start the stack with these options.
+
+    Raise UsageError for options that exclude each other, StackFailed if an option cannot be applied.
+    """
     if profile is not None:
         found = edge_profile.chosen(found, profile, record)
     if not with_monitoring:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def memory_of(found: Settings, record: StackRecord) -> Doc | None:
-    """Return the memory of each part in bytes, and the sum. Return None if no memory can be read here."""
+    """Return the memory of each part of the stack, and the sum, in bytes; None if it cannot be read."""
     from dataclasses import asdict
 
     from tidegate.stack import memory

@@ -28,9 +28,9 @@ def stages(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show or set the stages of a model, and what a version needs to enter each. Setting requires `admin`.
+    """Show or set the stages of a model, and the requirements of each stage.
 
-    Example: `tidegate stages digits --set stages.yaml`
+    Setting stages requires the scope `admin`. Example: `tidegate stages digits --set stages.yaml`
     """
     from tidegate.cli.metadata_options import read_metadata
 

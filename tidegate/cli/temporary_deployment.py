@@ -16,7 +16,7 @@ from tidegate.tune.grid import BatchSetting
 
 SUFFIX = "-tune"
 POLL_S = 0.25
-# Seconds that autoscaler and router can need in addition to the Deployment's limits for start and drain.
+# Seconds that the autoscaler and the router may need, in addition to the Deployment's start and drain limits.
 PATIENCE_S = 30.0
 REMOVAL_TRIES = 5
 REMOVAL_PAUSE_S = 1.0
@@ -44,7 +44,7 @@ def name_for(model: str) -> str:
 
 
 class TemporaryDeployment:
-    """A Deployment with one replica like those of ``source``, and a separate Endpoint."""
+    """A Deployment with one replica like those of ``source``, and an Endpoint only for this Deployment."""
 
     def __init__(self, control: Control, source: Doc, steps: Steps) -> None:
         self.name = name_for(str(source["model"]))
@@ -57,9 +57,9 @@ class TemporaryDeployment:
 
     @contextmanager
     def running(self, setting: BatchSetting | None) -> Iterator[TemporaryDeployment]:
-        """Run the body with a ready replica. If ``setting`` is None, use the source's batching.
+        """Run the ``with`` block with a ready replica. ``setting``: the batching; None: that of the source.
 
-        Deployment and Endpoint are deleted afterwards, also after an error, Ctrl-C or SIGTERM.
+        Delete the Deployment and the Endpoint afterwards, also after an error, Ctrl-C or SIGTERM.
         """
         paths = [f"/v1/{kind}/{part(self.name)}" for kind in ("deployments", "endpoints")]
         self._check_free(paths)
@@ -72,7 +72,7 @@ class TemporaryDeployment:
                     self._remove(paths)
 
     def use(self, setting: BatchSetting) -> None:
-        """Change the setting. Wait until a replica with it is ready and all others have ended."""
+        """Change the batching. Wait until a replica with it is ready and all other replicas have ended."""
         if setting == self._setting:
             return
         path = f"/v1/deployments/{part(self.name)}"

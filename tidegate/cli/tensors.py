@@ -15,7 +15,10 @@ from tidegate.client.codec import Array
 
 
 def from_json(text: str | bytes) -> Any:
-    """Return inputs from JSON: an object by input name, an OIP request, or an array. Raise UsageError."""
+    """Parse inputs from JSON: an object by input name, an OIP request, or an array.
+
+    Raise UsageError if the text is not JSON, or if a tensor of an OIP request is wrong.
+    """
     try:
         found = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -34,7 +37,10 @@ def _tensor(given: Any) -> tuple[str, Array]:
 
 
 def from_file(path: Path) -> Any:
-    """Return inputs from a .json, .npy (one array) or .npz (arrays by name) file. Raise UsageError."""
+    """Read inputs from a .json, .npy (one array) or .npz (arrays by name) file.
+
+    Raise UsageError if the file cannot be read or has another extension.
+    """
     try:
         if path.suffix == ".json":
             return from_json(path.read_bytes())
@@ -49,7 +55,10 @@ def from_file(path: Path) -> Any:
 
 
 def save(outputs: Mapping[str, Array], path: Path) -> None:
-    """Write outputs to a .npz or .json file, or a single output to .npy. Raise UsageError."""
+    """Write outputs to a .npz or .json file, or a single output to a .npy file.
+
+    Raise UsageError if the file cannot be written or has another extension.
+    """
     plain = {name: _plain(array) for name, array in outputs.items()}
     try:
         match path.suffix:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-# The sort order of the lines that each key on the keyboard selects.
+# The ways to sort the endpoints, by the key to press: a title and a sort function.
 ORDERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
     "r": ("rate", lambda item: -item["rate"]),
     "p": ("p99", lambda item: -(item["p99_ms"] or 0.0)),
@@ -34,9 +34,9 @@ HELP = "q quit   sort by: r rate, p p99, e errors, u queue, n name"
 NONE = "No endpoint exists. Deploy a model: tidegate deploy FILE"
 BARS = "▁▂▃▄▅▆▇█"
 POINTS = 20
-# At the start, the past rates of at most this many endpoints are read: each takes a request of its own.
+# At the start, read the past rates of at most this many endpoints, because each needs a separate request.
 MOST_FILLED = 50
-# The terminal width, in characters, from which each of these columns is shown.
+# The smallest terminal width at which each of these columns is shown, in characters.
 _WIDTHS = {"cost/h": 150, "callers": 140, "drift": 130, "busy": 120, "past": 110, "why": 95}
 
 
@@ -48,7 +48,7 @@ def top(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show the endpoints live: rate, times, errors, queue, replicas and why so many, drift, cost, alerts.
+    """Show the endpoints live: rate, times, errors, queue, replicas and their reason, drift, cost, alerts.
 
     Rates and times are those of the last 30 s. q or Ctrl-C quits. Example: tidegate top --once --json
     """
@@ -106,7 +106,7 @@ def replicas(item: Mapping[str, Any]) -> str:
 
 
 class Screen:
-    """The live view."""
+    """The live view of all endpoints, for a terminal or as a picture."""
 
     def __init__(self, router: Service, every_s: float) -> None:
         self._router = router
@@ -162,7 +162,7 @@ class Screen:
         Path(file).write_text(picture, encoding="utf-8")
 
     def fill(self) -> None:
-        """Read the latest rates before the start, so that the bars begin with them."""
+        """Read each endpoint's rates of the last 120 s, so that its bars are not empty at the start."""
         for item in self._items[:MOST_FILLED]:
             with suppress(TidegateError):
                 past = self._router.items(f"/v1/history/{part(item['endpoint'])}", last_s=120.0)[-POINTS:]

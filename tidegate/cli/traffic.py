@@ -124,7 +124,10 @@ def _changes(
 
 
 def _failover(plane: Control, endpoint: Doc, named: Sequence[str]) -> list[str]:
-    """Return the Deployments that ``--failover`` options give by version or by name. Raise UsageError."""
+    """Return the names of the Deployments in ``--failover`` options, each given by version or by name.
+
+    Raise BadRequest for a version without a Deployment.
+    """
     from tidegate.cli.rollout import chosen
 
     if list(named) == ["none"]:
@@ -137,9 +140,10 @@ def _failover(plane: Control, endpoint: Doc, named: Sequence[str]) -> list[str]:
 
 
 def parse_rule(text: str) -> dict[str, Any]:
-    """Parse a ``--rule`` option. In the result, ``deployment`` is a version or a name. Raise UsageError.
+    """Parse a ``--rule`` option. The result's ``deployment`` is the version or name in the option.
 
-    A header's value can contain colons, so the version is the part after the last colon.
+    A header's value can contain colons, so the version is the part after the last colon. Raise UsageError for
+    other texts.
     """
     condition, colon, target = text.rpartition(":")
     kind, _, subject = condition.partition(":")
@@ -186,7 +190,7 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Return every target with its share, the share that it gets now, and why the two differ.
 
-    ``entry`` is the endpoint in the route table; empty if the router has not compiled the endpoint yet.
+    ``entry``: the endpoint in the route table; empty if the route table does not have the endpoint yet.
     """
     wanted = {target["deployment"]: target["weight"] for target in endpoint["targets"]}
     now = {target["deployment"]: target["weight"] for target in entry.get("targets", ())}

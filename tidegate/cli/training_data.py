@@ -28,9 +28,10 @@ MAX_ROWS = 1_000_000
 
 
 def baseline_of(path: Path, signature: Doc | None) -> Doc:
-    """Return the baseline of a file of training data, in the registry's format. Raise UsageError.
+    """Return the baseline from a file of training data, in the registry's format.
 
-    ``signature``: the version's signature. If it is None, the names in the file are the columns.
+    ``signature``: the version's signature; None: use all columns of the file. Raise UsageError if the file
+    cannot be read or has no usable rows.
     """
     reader = {".csv": _csv, ".npz": _npz, ".parquet": _parquet}.get(path.suffix.lower())
     if reader is None:
@@ -110,10 +111,11 @@ def _add_array(columns: Columns, name: str, array: np.ndarray[Any, Any]) -> None
 
 
 def named(cells: Mapping[str, Sequence[Any]], rows: int, signature: Doc | None) -> Columns:
-    """Return the cells of each column, by the name of the version's column. Raise UsageError.
+    """Return the columns of a file that belong to a version's inputs and outputs.
 
-    If no name fits, match the columns of the file to those of the version's inputs by order. The file must
-    then have as many columns as the inputs.
+    ``cells``: the cells of each column, by the column's name in the file. If no name is that of an input's
+    column, match the columns to the inputs by order. In this case, raise UsageError if the file has more or
+    fewer columns than the inputs.
     """
     expected = input_columns(signature)
     chosen = {name: each for name, each in cells.items() if not expected or name in (*expected, *_OUTPUTS)}

@@ -10,9 +10,9 @@ from tidegate.cli.package import Package
 from tidegate.cli.progress import Steps, transfer
 from tidegate.kernel.errors import Unavailable
 
-# Larger files are uploaded in parts, so that a lost connection loses at most one part.
+# Upload files of at least this many bytes in parts, so that a lost connection loses at most one part.
 RESUMABLE_BYTES = 32 * 2**20
-# The number of steps in which the progress is shown, also without a terminal.
+# The number of progress messages during an upload in parts.
 SHOWN = 10
 
 

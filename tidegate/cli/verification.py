@@ -63,7 +63,7 @@ def state_words(verification: Mapping[str, Any]) -> str:
 
 
 def card_lines(card: Mapping[str, Any] | None) -> Iterable[str]:
-    """Return the lines of a capacity card: one for each batch size, memory and times, and the machine."""
+    """Return the lines of a capacity card: one for each batch size, one for memory, one for the machine."""
     if not card:
         return
     for each in card["batches"]:

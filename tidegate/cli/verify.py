@@ -1,4 +1,4 @@
-"""``tidegate verify``."""
+"""``tidegate verify``: verify a version in a scratch replica, and measure its capacity."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""``tidegate save`` and ``tidegate load``: carry one version to another stack, as a file that can be signed.
+"""``tidegate save`` and ``tidegate load``: copy one version to another stack, as a file.
 
-The file is a plain tar of ``version.json``, ``signatures.json``, ``baseline.json`` (if there is one), and the
-bytes as ``artifact``. ``save --key`` adds ``archive.sig``, an OpenSSF Model Signing bundle that signs them.
+The file is an uncompressed tar. It contains ``version.json``, ``signatures.json``, ``baseline.json`` (if the
+version has a baseline), and the artifact's bytes as ``artifact``. ``save --key`` adds ``archive.sig``, an
+OpenSSF Model Signing bundle that signs all these files.
 """
 
 from __future__ import annotations
@@ -99,9 +100,10 @@ def load(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Register the version in a file of `tidegate save`. It gets the next number of this stack.
+    """Register the version in a file of `tidegate save`. It gets the model's next number on this stack.
 
     Nothing is served yet. To serve it: tidegate deploy NAME --version N
+
     Example: tidegate load digits-3.tar --trusted keys/
     """
     with Steps().shown() as steps:
@@ -116,7 +118,10 @@ def load(
 
 
 def named(text: str) -> tuple[str, int | None]:
-    """Return model and number of ``NAME@N``; without a number, None for the latest. Raise UsageError."""
+    """Parse ``NAME[@N]`` as model and version number. Without a number, return None for the latest.
+
+    Raise UsageError for other texts.
+    """
     model, at, number = text.partition("@")
     number = number.removeprefix("v")
     if at and not (number.isdecimal() and int(number)):
@@ -211,7 +216,7 @@ def _load(
     if trusted is not None:
         signer = _check_seal(texts, digests, trusted, file)
         steps.change("seal", "done", f"signed by the key {signer[:12]}")
-        # Only a file that a trusted key signed may decide which names are trusted.
+        # Use the publisher's list of accepted pickle names only if a trusted key signed the file.
         trust = [*trust, *(version.get("trusted") or [])]
     sha256, model = digests[ARTIFACT], name or str(version["model"])
     _upload(plane, file, sha256, size, str(version["filename"]), steps)

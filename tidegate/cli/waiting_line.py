@@ -14,7 +14,7 @@ from tidegate.kernel.errors import TidegateError
 if TYPE_CHECKING:
     from rich.status import Status
 
-# A ready model usually answers sooner, so no line appears.
+# Seconds of waiting before the line appears. A ready model usually answers sooner.
 AFTER_S = 1.5
 POLL_S = 1.0
 

@@ -32,11 +32,11 @@ class Address:
 def find(url: str | None, key: str | None, environ: Mapping[str, str] = os.environ) -> Address:
     """Return the gateway to call: ``url``, else TIDEGATE_GATEWAY_URL, else that of the stack in use.
 
-    The stack in use is the one that the command line would use. The first of these that is set decides:
+    The stack in use is the same as for the command line. The first of these that is set decides:
     TIDEGATE_CONTEXT, TIDEGATE_STATE_DIR, a stack in this folder, the current context, the defaults.
 
-    If ``key`` is None, the key is TIDEGATE_API_KEY for ``url`` and for TIDEGATE_GATEWAY_URL. The stack in use
-    has its own key. Raise BadRequest for wrong settings, NotFound for an unknown context.
+    If ``key`` is None, use TIDEGATE_API_KEY for ``url`` and for TIDEGATE_GATEWAY_URL, and the stack's own key
+    for the stack in use. Raise BadRequest for wrong settings, NotFound for an unknown context.
     """
     given = environ.get("TIDEGATE_API_KEY", "") if key is None else key
     if stated := url or environ.get("TIDEGATE_GATEWAY_URL"):

@@ -23,7 +23,7 @@ POLL_S = 0.5
 
 
 class BatchCalls(Handle):
-    """A batch's handle with the calls that both clients have."""
+    """The calls of a batch's handle that the blocking client and the asyncio client share."""
 
     def __init__(self, document: Document, batches: BatchFlows) -> None:
         super().__init__(document)
@@ -57,7 +57,10 @@ class BatchCalls(Handle):
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """The outcome of one request of a batch: ``result`` or ``error``. ``line`` counts from zero."""
+    """The outcome of one request of a batch: ``result`` or ``error``.
+
+    ``line``: the number of the request in the batch, from 0.
+    """
 
     line: int
     status: str

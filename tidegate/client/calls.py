@@ -1,4 +1,4 @@
-"""Calls that both clients have. Each call is written once, as a method that returns a flow."""
+"""Calls that the blocking client and the asyncio client share. Each is a method that returns a flow."""
 
 from __future__ import annotations
 

@@ -10,12 +10,15 @@ from tidegate.client.codec import Array, datatype_of, dtype_of
 
 
 def fit(name: str, value: Any, datatype: str | None) -> tuple[Array, str]:
-    """Return ``value`` as an array of ``datatype`` (None: keep its own), and the datatype on the wire.
+    """Return ``value`` as an array of ``datatype``, and the datatype to send.
 
-    A cast must not change a value. So either numpy must call the cast safe, or all values must be whole
-    numbers that the model's datatype can hold. There is one exception: Python floats and float64 arrays
-    (numpy's default) are rounded to the model's floats. Raise TypeError, with the expected datatype, for all
-    other arrays, and for a float that would become infinite.
+    ``datatype``: the datatype that the model expects; None: keep that of the value, but send Python floats as
+    FP32.
+
+    An array of integers or bools is cast if the datatype is numeric and can hold all its values. A float
+    array is cast if numpy calls the cast safe. There is one exception: Python floats and float64 arrays
+    (numpy's default) are rounded to the model's float datatype. Raise TypeError, with the expected datatype,
+    for all other arrays, and for a float that would become infinite.
     """
     bare = not isinstance(value, np.ndarray | np.generic)
     array = _as_array(name, value)
@@ -46,7 +49,7 @@ def _as_array(name: str, value: Any) -> Array:
 def _cast(name: str, array: Array, datatype: str, target: np.dtype[Any], rounds: bool) -> Array:
     source = array.dtype
     if source.kind in "biu":
-        # These arrays have no NaN or infinity, so the comparison of cast and original values is exact.
+        # Integers and bools have no NaN. So if the cast values equal the original ones, nothing is lost.
         with np.errstate(all="ignore"):
             cast = array.astype(target)
             if target.kind != "b" and _same_values(array, cast):
@@ -63,8 +66,8 @@ def _cast(name: str, array: Array, datatype: str, target: np.dtype[Any], rounds:
 
 def _same_values(whole: Array, cast: Array) -> bool:
     if cast.dtype.kind == "f":
-        # The result is undefined if a float beyond the range of the integer type is cast back. Such a float
-        # counts as a changed value.
+        # If a float is beyond the range of the integer type, casting it back gives an undefined result. So
+        # count it as a changed value.
         info_max = np.iinfo(np.uint64).max if whole.dtype.kind == "u" else np.iinfo(np.int64).max
         if not np.all(np.isfinite(cast)) or np.any(np.abs(cast.astype(np.float64)) >= float(info_max)):
             return False

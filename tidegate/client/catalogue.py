@@ -1,6 +1,6 @@
 """Find, describe and compare registered versions through a gateway: shared by both clients.
 
-The caller's key needs the scope that the registry's routes need (`docs/access.md`).
+The caller's key needs the scopes of the registry's API (`docs/access.md`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class CatalogueFlows:
         return (yield from self.read(f"models/{_part(model)}/versions/{_part(version or 'latest')}", {}))
 
     def change(self, method: str, reference: str, what: str, body: Document | None) -> Flow[Document]:
-        """Call a route of the version that a reference names. Return the answer, or {} if it has no body."""
+        """Call a route of the version that a reference names. Return the answer, or {} if it has no body.
+
+        ``what``: the end of the URL path, such as ``/card``.
+        """
         found = yield from self.version(reference)
         path = f"models/{_part(found['model'])}/versions/{found['number']}{what}"
         return (yield from self.send(method, path, body))
@@ -154,8 +157,8 @@ class CatalogueCalls:
     ) -> Flow[None]:
         """Point an alias to a version immediately; None deletes the alias.
 
-        ``expected``: raise Conflict unless the alias points to this version now. 0: the alias must not exist.
-        None: no check.
+        ``expected``: the version to which the alias must point now; raise Conflict if it does not. 0: the
+        alias must not exist. None: no check.
         """
         path = f"models/{_part(model)}/aliases/{_part(alias)}"
         if version is None:
@@ -165,7 +168,7 @@ class CatalogueCalls:
 
     @Call
     def alias_history(self, model: str, alias: str) -> Flow[list[Document]]:
-        """Return the latest moves of an alias, newest first: the time ``at``, who (``by``), both versions."""
+        """Return the latest moves of an alias, newest first: time ``at``, author ``by`` and both versions."""
         path = f"models/{_part(model)}/aliases/{_part(alias)}"
         return list((yield from self._catalogue.read(path, {}))["moves"])
 
@@ -226,9 +229,9 @@ class CatalogueCalls:
     def set_stages(
         self, model: str, stages: list[Document] | None, *, serve_from: str | None = None
     ) -> Flow[Document]:
-        """Set a model's stages, and the first stage that may serve. None removes the stages.
+        """Set a model's stages, and return its policy. If ``stages`` is None, remove the stages.
 
-        Return the policy.
+        ``serve_from``: only versions in this stage or a later one may serve; None: all versions may serve.
         """
         body = {"stages": stages, "serve_from": serve_from}
         return self._catalogue.send("PATCH", f"models/{_part(model)}/policy", body)

@@ -1,7 +1,8 @@
 """Encode and decode the binary tensor extension of the Open Inference Protocol, with numpy arrays.
 
-A body is a JSON head followed by the raw bytes of its tensors, in the head's order. The header
-``Inference-Header-Content-Length`` has the length of the head. Pure: no I/O, no state.
+A body is a JSON head, followed by the raw bytes of the tensors. The bytes are in the order in which the head
+lists the tensors. The HTTP header ``Inference-Header-Content-Length`` is the length of the head. Pure: no
+I/O, no state.
 
 BYTES tensors are object arrays: inputs of ``bytes`` or ``str``, outputs of ``bytes``. numpy does not have
 BF16, so BF16 tensors are float32 arrays. Inputs are rounded to the nearest BF16, ties to even.
@@ -27,7 +28,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A named array with its datatype on the wire."""
+    """A named array. ``datatype``: its datatype in the protocol, for example ``FP32``."""
 
     name: str
     datatype: str
@@ -85,7 +86,8 @@ def from_raw(raw: bytes | memoryview, datatype: str, shape: Sequence[int]) -> Ar
 def _bf16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
     bits = array.view(np.uint32).astype(np.uint64)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    # Rounding could turn a NaN into infinity. So keep its top bits and make it a quiet NaN.
+    # Rounding could turn a NaN into infinity. So do not round a NaN: keep its top bits and make it a quiet
+    # NaN.
     quiet = (bits >> 16) | 0x40
     return np.where(np.isnan(array), quiet, rounded).astype("<u2")
 

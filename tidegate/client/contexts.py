@@ -18,13 +18,17 @@ from tidegate.kernel.errors import BadRequest, NotFound
 from tidegate.kernel.settings.file import is_trusted
 
 STATE = ".tidegate"
-# Environment variables that name the stack. If one of them is set, no context is used.
+# Environment variables that name the stack. If one of them is set, the current context is not used.
 _STATED = ("TIDEGATE_STATE_DIR", "TIDEGATE_GATEWAY_URL")
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A named stack. ``state_dir`` is the folder with its token; empty if it runs on another machine."""
+    """A named stack.
+
+    ``state_dir``: the state folder, which contains the stack's service token; empty for a stack on another
+    machine.
+    """
 
     name: str
     url: str = ""
@@ -58,7 +62,10 @@ class Contexts:
         return self.items[name]
 
     def having(self, context: Context, *, current: bool) -> Contexts:
-        """Return the contexts with this one added or replaced. With ``current``, make it the current one."""
+        """Return the contexts with ``context`` added. It replaces a context of the same name.
+
+        If ``current`` is true, or if there is no current context, it becomes the current one.
+        """
         items = {**self.items, context.name: context}
         return Contexts(context.name if current or not self.current else self.current, items)
 
@@ -80,9 +87,9 @@ class Contexts:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The stack in use: the settings ``fields`` to reach it, and the name of its context.
+    """The stack that a command uses.
 
-    The name is empty for a stack without a context.
+    ``fields``: the settings to reach it, by name. ``context``: the name of its context; empty if it has none.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -97,7 +104,10 @@ def config_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def read(folder: Path | None = None) -> Contexts:
-    """Return the user's contexts, empty without a file. Raise BadRequest for an unreadable file."""
+    """Return the user's contexts.
+
+    Without a file, return no contexts. Raise BadRequest for an unreadable file.
+    """
     path = (folder or config_dir()) / "contexts.json"
     try:
         found = orjson.loads(path.read_bytes())
@@ -114,7 +124,10 @@ def read(folder: Path | None = None) -> Contexts:
 
 
 def write(contexts: Contexts, folder: Path | None = None) -> Path:
-    """Write the user's contexts to a file that only the user can read. Return its path. Raise BadRequest."""
+    """Write the user's contexts to a file that only the user can read. Return its path.
+
+    Raise BadRequest if the file cannot be written.
+    """
     path = (folder or config_dir()) / "contexts.json"
     items = {name: asdict(context) for name, context in sorted(contexts.items.items())}
     for fields in items.values():
@@ -133,10 +146,10 @@ def write(contexts: Contexts, folder: Path | None = None) -> Path:
 
 
 def find(chosen: str, environ: Mapping[str, str], here: Path, contexts: Contexts) -> Place:
-    """Return the stack in use. Raise NotFound for an unknown context.
+    """Return the stack that a command uses. Raise NotFound for an unknown context.
 
-    The first of these that names a stack decides: the context ``chosen``, the environment, the folder
-    ``here``, the current context.
+    These sources are tried in order, and the first one that names a stack decides: the context ``chosen``,
+    the environment variables, the stack in the folder ``here``, the current context.
     """
     if chosen:
         return _place(contexts.get(chosen))
@@ -162,10 +175,12 @@ def find_own(
     *,
     starting: bool,
 ) -> Path | None:
-    """Return the state folder of the stack to start or stop here; None if the environment names it.
+    """Return the state folder of the stack to start or stop on this machine.
 
-    Without a chosen context, a stack starts in ``here`` if that folder has a stack, else in ``source``, the
-    folder of Tidegate's source. Raise BadRequest for a context of another machine.
+    Without a context in ``chosen`` or in the environment, the stack in the folder ``here`` is used. If there
+    is none, stop the stack of the current context, but start the one in ``source``, the folder of Tidegate's
+    source. Return None if the environment names the state folder, or if there is no ``source``. Raise
+    BadRequest for a context of another machine.
     """
     name = chosen or environ.get("TIDEGATE_CONTEXT", "")
     if not name and environ.get("TIDEGATE_STATE_DIR"):
@@ -184,7 +199,10 @@ def find_own(
 
 
 def register(state: Path, url: str) -> str:
-    """Make the stack of a state folder the current context, and return its name. Raise BadRequest."""
+    """Make the stack of a state folder the current context, and return the context's name.
+
+    Raise BadRequest if the file of contexts cannot be read or written.
+    """
     contexts = read()
     name = contexts.name_for(state)
     write(contexts.having(Context(name, url=url, state_dir=str(state)), current=True))
@@ -221,7 +239,8 @@ def _place(context: Context) -> Place:
                 f"Remove the context: tidegate context remove {context.name}."
             )
         return Place({"state_dir": state, **_remembered(state)}, context.name)
-    # The stack is on another machine, so do not send it the service token of this machine.
+    # The stack is on another machine. Use a state folder without a token, so that the service token of this
+    # machine is not sent to that stack.
     fields: dict[str, Any] = {
         "gateway_url": context.url,
         "state_dir": config_dir() / "elsewhere" / context.name,

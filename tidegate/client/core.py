@@ -111,7 +111,11 @@ class Core:
         timeout_s: float | None,
         attempt: Callable[[Metadata, float], Flow[T]],
     ) -> Flow[T]:
-        """Run ``attempt`` with the metadata and the seconds left. Repeat it if the metadata has changed."""
+        """Run ``attempt`` with the model's metadata and the seconds until the timeout.
+
+        If it fails with cached metadata, read the metadata again. If the model's inputs have changed, repeat
+        ``attempt`` once.
+        """
         path = _path(model, version)
         deadline = self.caller.clock() + (self.timeout_s if timeout_s is None else timeout_s)
         known = self._fresh(path)
@@ -209,9 +213,10 @@ class Core:
         return metadata
 
     def _expected(self, path: str, inputs: Any, deadline: float) -> Flow[Metadata]:
-        """Return the metadata. If the gateway does not have it yet, return {} for inputs with names.
+        """Return the model's metadata. If the gateway does not have it yet, return {} for inputs with names.
 
-        For other inputs, wait until the model is ready: the request for the metadata has started the model.
+        For an input without a name, wait until the gateway has the metadata. The request for the metadata
+        also starts the model.
         """
 
         def unless_known() -> Flow[Metadata]:
@@ -240,13 +245,19 @@ class Core:
     def call(
         self, method: str, path: str, timeout_s: float | None, content: bytes = b"", at_once: str = ""
     ) -> Flow[Answer]:
-        """Send one call and return its answer, within ``timeout_s`` (None means the client's)."""
+        """Send one call and return its answer. ``timeout_s`` None means the client's timeout.
+
+        ``at_once``: an error with this reason is raised without a retry.
+        """
         limit = self.timeout_s if timeout_s is None else timeout_s
         return (yield from self.caller.call(method, path, timeout_s=limit, content=content, at_once=at_once))
 
 
 def _may_repeat(parameters: Mapping[str, Any] | None) -> bool:
-    """Return False for a request of a sequence, because a second copy would change the model's state."""
+    """Return True if a request may be sent twice.
+
+    A request of a sequence may not, because a second copy would change the model's state again.
+    """
     return not (parameters or {}).get("sequence_id")
 
 

@@ -84,7 +84,8 @@ _BY_STATUS: dict[int, type[TidegateError]] = {
     504: DeadlinePassed,
 }
 
-# Types and codes of OpenAI's errors, for errors in a stream, which have no status.
+# The error classes for errors inside a stream, which have no HTTP status: by the types and codes of OpenAI's
+# errors.
 _BY_TYPE: dict[str, type[TidegateError]] = {
     "invalid_request_error": BadRequest,
     "authentication_error": Unauthorized,
@@ -110,7 +111,7 @@ def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> Tidegat
     does not know the reason, the status selects the class. The error's ``retry_after_s`` is ``Retry-After``.
     """
     if body.lstrip().startswith(b"<"):
-        # A web page is not the gateway's answer, but that of another server or of a proxy.
+        # The gateway never sends an error as a web page, so another server or a proxy has answered.
         kind = BadAnswer if status < 500 else _BY_STATUS.get(status, TidegateError)
         return kind(f"The answer was {status} with a web page: is this the URL of a Tidegate service?")
     message, reason, rid = _read(body)

@@ -54,7 +54,10 @@ def item_of(
     outcomes: Mapping[str, Any],
     at: datetime | float | None,
 ) -> Document:
-    """Return an item of feedback. ``answer``: a result, a job, or an id; raise TypeError otherwise."""
+    """Return the JSON object that reports an outcome.
+
+    ``answer``: a result, a job, or an id; raise TypeError for anything else. ``at``: the time of the outcome.
+    """
     item = {name: value for name, value in outcomes.items() if value is not None}
     if idempotency_key is not None:
         item["idempotency_key"] = idempotency_key

@@ -49,16 +49,19 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A flow that a client runs under a lock. So a caller that waited can use the previous one's result."""
+    """A flow that a client runs under a lock, one at a time.
+
+    So several threads or tasks do not send the same request: each uses the result of the one before it.
+    """
 
     flow: Flow[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to a request; ``headers`` ignore the case of names.
+    """The answer to a request. ``headers`` ignore the case of names.
 
-    ``live`` is the open response of a request with ``stream``. The caller must read and close it.
+    ``live``: the open HTTP response, if the request had ``stream``. The caller must read and close it.
     """
 
     status: int
@@ -120,8 +123,8 @@ class Caller:
     ) -> Flow[Answer]:
         """Send a request and return its answer. Raise the answer's error if the status is 400 or more.
 
-        Errors with the reason ``at_once`` are never retried. With ``stream``, the body stays open.
-        ``repeatable`` allows a retry after a broken connection.
+        ``at_once``: an error with this reason is raised without a retry. ``stream``: leave the body open.
+        ``repeatable``: also retry after a broken connection.
         """
         deadline = self.clock() + timeout_s
         for attempt in count():

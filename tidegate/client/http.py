@@ -12,10 +12,11 @@ from tidegate.client.flow import Answer, Send
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.certificates import trusted
 
-# The seconds after the deadline for which a client still waits. The server answers 504 at the deadline, so
-# they only matter if no answer arrives.
+# How many seconds a client waits after the deadline. The server answers 504 at the deadline, so this limit
+# only matters if no answer arrives.
 PATIENCE_S = 2.0
-# Shorter than the server's idle timeout, so that no request is sent while the server closes the connection.
+# How many seconds an idle connection stays open. This is shorter than the server's idle timeout. Otherwise a
+# request could be sent while the server closes the connection, and would be lost.
 KEEPALIVE_S = 4.0
 CONNECT_TIMEOUT_S = 5.0
 
@@ -28,7 +29,8 @@ def options(url: str, token: str | None, *, cert: str | None = None, ca: str | N
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"not an http(s) URL: {url!r}")
-    # A proxy cannot reach servers on this machine, and must not see these requests.
+    # For a server on this machine, ignore the proxy settings of the environment. A proxy could not reach the
+    # server, and must not see the requests.
     trust_env = parts.hostname not in {"127.0.0.1", "localhost", "::1"}
     return {
         "base_url": url,
@@ -61,7 +63,10 @@ def open_answer_of(response: httpx.Response) -> Answer:
 
 
 def meaning(error: httpx.HTTPError, what: str, url: str) -> TidegateError:
-    """Return the error to throw into a flow if the server ``what`` at ``url`` did not answer."""
+    """Return the error to throw into a flow after an error of httpx.
+
+    ``what`` and ``url``: the server that did not answer.
+    """
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return DeadlinePassed(f"{what} at {url} did not answer in time.")
     return Unreachable(f"{what} does not answer at {url}: {error or type(error).__name__}.")

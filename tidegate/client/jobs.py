@@ -1,4 +1,4 @@
-"""The calls about one durable job, without I/O. ``JobHandle`` and ``AsyncJobHandle`` run them.
+"""The flows of calls about one durable job. ``JobHandle`` and ``AsyncJobHandle`` run them.
 
 Each is a generator as in :mod:`tidegate.client.flow`.
 """
@@ -108,12 +108,15 @@ class JobFlows:
         return (yield from self.core.fitting(model, version, inputs, timeout_s, send))
 
     def status(self, id: str, *, wait_s: float = 0.0) -> Flow[Document]:
-        """Return a job's document when the job ends, or after ``wait_s`` seconds."""
+        """Return a job's document when the job has ended, or after ``wait_s`` seconds at the latest."""
         answer = yield from self._get(_path(id), wait_s)
         return document_of(answer)
 
     def wait(self, id: str, timeout_s: float | None) -> Flow[Document]:
-        """Return a job's document at its end. Raise DeadlinePassed after ``timeout_s`` (None: no limit)."""
+        """Wait until a job has ended, and return its document.
+
+        Raise DeadlinePassed after ``timeout_s`` seconds (None: no limit).
+        """
         clock = self.core.caller.clock
         deadline = None if timeout_s is None else clock() + timeout_s
         while True:
@@ -132,7 +135,7 @@ class JobFlows:
         return read_result((yield from self._get(f"{_path(id)}/result", 0.0)))
 
     def cancel(self, id: str) -> Flow[Document]:
-        """Cancel a job and return its document, which can show that the job ended first."""
+        """Cancel a job and return its document. If the job ended first, its status is not ``cancelled``."""
         return document_of((yield from self.core.call("DELETE", _path(id), None)))
 
     def retry(self, id: str) -> Flow[Document]:
@@ -140,7 +143,8 @@ class JobFlows:
         return document_of((yield from self.core.call("POST", f"{_path(id)}/retry", None)))
 
     def _get(self, path: str, wait_s: float) -> Flow[Answer]:
-        # The header has whole seconds. Send at least 1 if any time is left.
+        # The header has whole seconds. If the wait is shorter than a second, send 1, because 0 would not
+        # wait.
         headers = {"Prefer": f"wait={max(1, round(wait_s))}"} if wait_s > 0 else {}
         limit = self.core.timeout_s + wait_s
         return (yield from self.core.caller.call("GET", path, timeout_s=limit, headers=headers))
@@ -175,7 +179,10 @@ class JobCalls(Handle):
 
     @Call
     def wait(self, timeout_s: float | None = None) -> Flow[str]:
-        """Wait for the job's end; return its status. Raise DeadlinePassed after ``timeout_s``, if given."""
+        """Wait until the job has ended, and return its status.
+
+        Raise DeadlinePassed after ``timeout_s`` seconds (None: no limit).
+        """
         return self._heard(self._jobs.wait(self.id, timeout_s))
 
     @Call

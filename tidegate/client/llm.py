@@ -66,9 +66,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class ChatResult:
-    """The answer of a language model. ``document`` is the whole answer, as OpenAI's API defines it.
+    """The answer of a language model.
 
-    ``feedback_id`` names the answer in feedback; empty if its endpoint collects none.
+    ``document``: the whole answer, as OpenAI's API defines it. ``feedback_id``: the id under which feedback
+    on this answer is reported; empty if the endpoint collects no feedback.
     """
 
     choices: list[Choice]
@@ -102,9 +103,10 @@ class ChatResult:
 
 @dataclass(frozen=True, slots=True)
 class ChatChunk:
-    """A piece of a streamed answer. ``delta`` is the change of the message, ``document`` the whole event.
+    """A piece of a streamed answer. The last chunk has the usage and no text.
 
-    The last chunk has the usage and no text. ``reasoning`` is text that the engine marks as thinking.
+    ``delta``: what this chunk adds to the message. ``document``: the whole event. ``reasoning``: text that
+    the engine marks as thinking.
     """
 
     text: str = ""
@@ -181,9 +183,10 @@ def read_embeddings(answer: Answer) -> Embeddings:
 
 
 def read_chunk(line: str) -> ChatChunk | None:
-    """Return the chunk in a line of a stream, or None if the line has none.
+    """Return the chunk in a line of a stream, or None if the line has no chunk.
 
-    Raise the error that ended the stream, or BadAnswer.
+    If the line contains the error that ended the stream, raise this error. Raise BadAnswer for a malformed
+    line.
     """
     if not line.startswith("data:"):
         return None  # an empty line between events, or a comment
@@ -212,7 +215,7 @@ def read_chunk(line: str) -> ChatChunk | None:
 
 @dataclass(slots=True)
 class Collected:
-    """The chunks of a stream so far, as one result."""
+    """Collect the chunks of a stream, and return the answer so far as one result."""
 
     request_id: str = ""
     feedback_id: str = ""

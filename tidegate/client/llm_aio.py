@@ -66,7 +66,7 @@ class AsyncChatStream(AsyncIterator[ChatChunk]):
         if self._lines is not None:
             await self._lines.aclose()
         if self._answer is not None:
-            await self._answer.live.aclose()  # needed if no line was read: closing `_lines` then does nothing
+            await self._answer.live.aclose()  # `_lines` closes the response only if a line was read
 
     async def __aenter__(self) -> Self:
         return self

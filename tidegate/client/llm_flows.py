@@ -32,7 +32,7 @@ class LlmFlows:
         return llm.read_result((yield from self.send(path, body, options)))
 
     def opened(self, path: str, body: bytes, options: CallOptions) -> Flow[Answer]:
-        """Return a stream of events that is not read yet."""
+        """Send a request and return the answer, whose stream of events is not read yet."""
         return (yield from self.send(path, body, options, stream=True))
 
     def embeddings(
@@ -43,7 +43,7 @@ class LlmFlows:
         return llm.read_embeddings((yield from self.send(llm.EMBEDDINGS, body, options)))
 
     def send(self, path: str, body: bytes, options: CallOptions, *, stream: bool = False) -> Flow[Answer]:
-        """Send a request and return its answer. With ``stream``, the body stays open."""
+        """Send a request and return its answer. With ``stream``, the answer's body is not read yet."""
         headers = {"Content-Type": "application/json", **(options.headers or {})}
         if stream:
             headers["Accept"] = "text/event-stream"

@@ -18,8 +18,8 @@ from tidegate.client.llm_flows import CallOptions, EmbedCalls
 class ChatStream(Iterator[ChatChunk]):
     """A streamed answer, as an iterator over its chunks. Closing it cancels the request.
 
-    ``so_far`` is the answer up to now, also after an error or after :meth:`close`. ``note`` is the last
-    comment of the gateway, such as the place of a waiting request in the queue.
+    ``so_far``: the answer up to now, also after an error or after :meth:`close`. ``note``: the last comment
+    that the gateway sent, for example the request's position in the queue.
     """
 
     def __init__(self, answer: Answer, lines: Generator[str, None, None]) -> None:
@@ -52,7 +52,7 @@ class ChatStream(Iterator[ChatChunk]):
     def close(self) -> None:
         """Cancel the request if it still runs, and free the connection."""
         self._lines.close()
-        self._answer.live.close()  # needed if no line was read: closing `_lines` then does nothing
+        self._answer.live.close()  # `_lines` closes the response only if a line was read
 
     def __enter__(self) -> Self:
         return self
@@ -106,11 +106,13 @@ class LlmCalls(EmbedCalls, Blocking):
     ) -> ChatResult | ChatStream:
         """Send a conversation to a language model and return its answer.
 
-        ``messages`` is a text, or a list of ``{"role": ..., "content": ...}``. ``options`` are members of
-        OpenAI's request, for example ``max_tokens``, ``temperature``, ``tools`` or ``response_format``, and
-        also members that only the engine knows. With ``stream=True``, iterate over the returned
-        :class:`ChatStream`; ``timeout_s`` then limits the wait for the first event and between two events.
-        Errors are those of :meth:`infer`; in a stream they can come after some chunks.
+        ``messages``: a text, or a list of ``{"role": ..., "content": ...}``. ``options``: fields of OpenAI's
+        request, for example ``max_tokens``, ``temperature``, ``tools`` or ``response_format``, and fields
+        that only the engine supports.
+
+        With ``stream=True``, iterate over the returned :class:`ChatStream`. Then ``timeout_s`` limits the
+        wait for the first event and between two events. Errors are those of :meth:`infer`. In a stream they
+        can come after some chunks.
         """
         call = CallOptions(timeout_s, request_id, headers)
         body = llm.chat_body(model, messages, stream, options)

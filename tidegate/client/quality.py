@@ -1,6 +1,6 @@
-"""Read the drift and the quality of versions through a gateway: shared by both clients.
+"""Read the drift and the quality of versions through a gateway, for both clients.
 
-The caller's key needs the scope that the router's routes need (`docs/access.md`).
+`docs/access.md` lists the scopes that the caller's key needs for these routes of the router.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ class QualityFlows:
     core: Core
 
     def read(self, what: str, name: str | None) -> Flow[Document]:
-        """Return the drift or the quality (``what``) of the versions behind a name; None: of all versions."""
+        """Return the drift or the quality of the versions behind ``name``, or of all versions if it is None.
+
+        ``what``: ``drift`` or ``quality``.
+        """
         path = f"/api/router/v1/{what}" + (f"/{quote(name, safe='')}" if name is not None else "")
         return document_of((yield from self.core.call("GET", path, None)))
 
     def rebase(self, name: str) -> Flow[Document]:
-        """Replace the drift baselines of the versions behind a name. The next rows make the new baselines."""
+        """Start new drift baselines for the versions behind a name.
+
+        The next samples form the new baselines.
+        """
         answer = yield from self.core.caller.call(
             "POST",
             f"/api/router/v1/drift/{quote(name, safe='')}/rebase",
@@ -47,8 +53,8 @@ class QualityCalls:
     def drift(self, name: str | None = None) -> Flow[Document]:
         """Return ``items``: the drift of each version behind an endpoint, a Deployment or a model.
 
-        With a name, the items have all ``columns`` and ``points``. Without a name, return a summary of all
-        deployed versions.
+        With a name, the items contain all ``columns`` and ``points``. Without a name, they are a summary of
+        all deployed versions.
         """
         return self._quality.read("drift", name)
 
@@ -59,8 +65,8 @@ class QualityCalls:
 
     @Call
     def rebase_drift(self, name: str) -> Flow[Document]:
-        """Replace the drift baselines of the versions behind a name. The next rows make the new baselines.
+        """Start new drift baselines for the versions behind a name. The next samples form the new baselines.
 
-        Baselines from training data stay.
+        Baselines from training data are not replaced.
         """
         return self._quality.rebase(name)

@@ -13,9 +13,10 @@ from tidegate.client.flow import Answer
 class InferResult(Mapping[str, Array]):
     """The result of one inference: the outputs by name, and details of the call.
 
-    ``timing`` has the milliseconds of each phase at the server (``Server-Timing``). With ``request_id`` you
-    find the request in the logs. ``parameters`` are those of the answer. ``feedback_id`` names the answer in
-    feedback; empty if its endpoint collects none.
+    ``timing``: the milliseconds of each phase in the services, from the header ``Server-Timing``.
+    ``request_id``: the id of the request in the logs. ``parameters``: the parameters of the answer.
+    ``feedback_id``: the id under which feedback on this answer is reported; empty if the endpoint collects no
+    feedback.
     """
 
     def __init__(

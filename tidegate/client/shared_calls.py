@@ -25,7 +25,7 @@ from tidegate.client.verification import VerificationCalls, VerificationFlows
 
 
 class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls):
-    """The flows of a client, and the calls that run one flow and return its result."""
+    """The calls that are the same in both clients. Each call runs one flow and returns its result."""
 
     def __init__(self, timeout_s: float, retries: int) -> None:
         self._core = Core(timeout_s, Caller(retries))
@@ -87,9 +87,10 @@ class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls)
     ) -> Flow[Document]:
         """Report how good an answer was: a score, a reward, a label, or any ``metric`` with a ``value``.
 
-        ``answer``: a result, a job, or an id (``feedback_id``). ``idempotency_key`` names a job instead.
-        ``at``: the time of the outcome. The first value of each metric counts, so a repeated call is safe.
-        Raise NotFound for an unknown or old answer, Forbidden for the answer of another key.
+        ``answer``: a result, a job, or an id (``feedback_id``). ``idempotency_key``: the key of a job, to
+        pass in place of ``answer``. ``at``: the time of the outcome. Only the first value of each metric
+        counts, so a repeated call is safe. Raise NotFound for an unknown or old answer, Forbidden for the
+        answer of another key.
         """
         outcomes = {"score": score, "reward": reward, "label": label, "metric": metric, "value": value}
         return self._feedback.one(item_of(answer, idempotency_key, outcomes, at), timeout_s)

@@ -1,4 +1,7 @@
-"""The settings of a stack's last start, for commands in other shells: ``<state>/run/started.json``."""
+"""Record the settings of a stack's last start, so that commands in other shells can reach the stack.
+
+The record is in ``<state>/run/started.json``.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,10 @@ _PLACES = {
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The settings of a start. ``address`` has the fields that differ from the default.
+    """The settings with which `up` started a stack.
 
-    ``environment`` has the ``TIDEGATE_*`` variables of `up`, without secrets.
+    ``address``: the settings to reach the stack that differ from their defaults. ``environment``: the
+    ``TIDEGATE_*`` variables of `up`, without secrets.
     """
 
     address: dict[str, str] = field(default_factory=dict)
@@ -78,7 +82,10 @@ def read(state: Path) -> Started:
 
 
 def forgotten(before: Started, environ: Mapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the last start that are now neither in ``environ`` nor stored (``kept``)."""
+    """Return the variables of the last start that are now missing.
+
+    They are neither in ``environ`` nor in ``kept``, the settings of the stack's file.
+    """
     return {
         name: value
         for name, value in before.environment.items()

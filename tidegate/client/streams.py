@@ -89,7 +89,11 @@ def _array(value: Any, spec: Mapping[str, Any] | None) -> Array:
 
 
 def shape_of(declared: Sequence[int], count: int) -> list[int]:
-    """Return the shape of one row with ``count`` values; ``[count]`` if ``declared`` does not decide it."""
+    """Return the shape of one row with ``count`` values.
+
+    ``declared``: the model's shape of this output. If it does not determine the row's shape, return
+    ``[count]``.
+    """
     dims = list(declared)
     if dims.count(-1) > 1:
         dims[dims.index(-1)] = 1  # the batch axis has size 1, because a stream has one row

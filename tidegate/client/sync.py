@@ -63,12 +63,13 @@ class BatchHandle(BatchCalls, Blocking):
 class Client(SharedCalls, LlmCalls, UploadCalls):
     """A client that calls models through a gateway. It reuses connections; threads can share it.
 
-    ``url`` is the gateway's URL. By default it is ``TIDEGATE_GATEWAY_URL``, else that of the stack that the
-    command line uses (``tidegate context``), with its credential. ``api_key`` is by default
-    ``TIDEGATE_API_KEY``. ``timeout_s`` limits each call, including its retries. ``retries`` limits how often
-    a call is sent again: after a failed connection, or after a 429 or 503 whose ``Retry-After`` ends before
-    the deadline. Use 0 for models that must not run twice. Errors are those of
-    :mod:`tidegate.client.errors`.
+    ``url``: the gateway's URL. The default is ``TIDEGATE_GATEWAY_URL``. If this variable is not set, the
+    client uses the stack that the command line uses (``tidegate context``), with its credential. ``api_key``:
+    the default is ``TIDEGATE_API_KEY``.
+
+    ``timeout_s`` limits each call, including its retries. ``retries``: how often a call may be sent again,
+    after a failed connection, or after a 429 or 503 whose ``Retry-After`` ends before the deadline. Use 0 for
+    models that must not run twice. Errors are those of :mod:`tidegate.client.errors`.
     """
 
     def __init__(
@@ -104,9 +105,10 @@ class Client(SharedCalls, LlmCalls, UploadCalls):
     ) -> JobHandle:
         """Submit a job for ``model``. Return its handle when the job is durable.
 
-        Inputs and errors are those of :meth:`infer`; ``timeout_s`` limits the submission. The job expires
-        ``ttl_s`` seconds later. ``webhook`` is called at its end. Pass an ``idempotency_key`` if your
-        program could submit the same call twice, for example after a crash. Both calls get the same job.
+        Inputs and errors are those of :meth:`infer`. ``timeout_s`` limits the submission. ``ttl_s``: the
+        seconds until the job expires. ``webhook``: the URL that gets the result when the job ends. If your
+        program could submit the same call twice, for example after a crash, pass an ``idempotency_key``. Then
+        both calls get the same job.
         """
         options = JobOptions(priority, ttl_s, webhook, metadata, idempotency_key)
         flow = self._jobs.submit(

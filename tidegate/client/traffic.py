@@ -1,6 +1,6 @@
-"""Roll versions out, compare shadows and run experiments through a gateway: shared by both clients.
+"""Run rollouts, shadows and experiments through a gateway, for both clients.
 
-The caller's key needs the scope that the registry's routes need (`docs/access.md`).
+`docs/access.md` lists the scopes that the caller's key needs for these routes of the registry.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class TrafficFlows:
         return (yield from self._change(endpoint, f"rollout/{what}", {}))
 
     def rollback(self, endpoint: str, version: int | None) -> Flow[Document]:
-        """Go back to an earlier version, or end the canary."""
+        """Go back to an earlier version, or end the canary or the experiment."""
         body: Document = {} if version is None else {"version": version}
         return (yield from self._change(endpoint, "rollback", body))
 
     def rollout(self, endpoint: str) -> Flow[Document]:
-        """Return an endpoint's rollout, with the router's evidence if the router knows this rollout."""
+        """Return an endpoint's rollout. Add the router's evidence if it belongs to the same rollout."""
         stored = yield from self._read(f"/api/registry/v1/endpoints/{_part(endpoint)}")
         shown = yield from self._read(f"/api/router/v1/rollouts/{_part(endpoint)}")
         rollout, known = stored["rollout"], shown.get("rollout")
@@ -54,7 +54,10 @@ class TrafficFlows:
         return {**shown, "rollout": rollout}
 
     def wait(self, endpoint: str, timeout_s: float | None) -> Flow[Document]:
-        """Return the rollout when it has ended. Raise DeadlinePassed after ``timeout_s``, if given."""
+        """Wait until the endpoint's rollout has ended, and return it.
+
+        Raise DeadlinePassed after ``timeout_s`` seconds (None: no limit).
+        """
         clock = self.core.caller.clock
         deadline = None if timeout_s is None else clock() + timeout_s
         while True:
@@ -79,7 +82,7 @@ class TrafficFlows:
         return (yield from self._change(endpoint, "shadow", {}, "DELETE"))
 
     def shadow(self, endpoint: str) -> Flow[Document]:
-        """Return an endpoint's shadow, with the router's report if the router knows this shadow."""
+        """Return an endpoint's shadow. Add the router's report if it belongs to the same shadow."""
         stored = yield from self._read(f"/api/registry/v1/endpoints/{_part(endpoint)}")
         shown = yield from self._read(f"/api/router/v1/shadows/{_part(endpoint)}")
         shadow, known = stored["shadow"], shown["shadow"]
@@ -101,7 +104,7 @@ class TrafficFlows:
         return (yield from self._change(endpoint, "experiment/winner", {"deployment": winner}))
 
     def experiment(self, endpoint: str) -> Flow[Document]:
-        """Return an endpoint's experiment, with the router's report if the router knows this experiment."""
+        """Return an endpoint's experiment. Add the router's report if it belongs to the same experiment."""
         stored = yield from self._read(f"/api/registry/v1/endpoints/{_part(endpoint)}")
         shown = yield from self._read(f"/api/router/v1/experiments/{_part(endpoint)}")
         experiment, known = stored["experiment"], shown["experiment"]
@@ -146,12 +149,19 @@ class TrafficCalls:
 
     @Call
     def rollout(self, endpoint: str) -> Flow[Document]:
-        """Return an endpoint's ``rollout`` (None: none yet), ``evidence``, ``missing`` and ``points``."""
+        """Return an endpoint's ``rollout`` (None if it never had one), with the router's evidence.
+
+        ``evidence``: the evidence by metric. ``missing``: the evidence that the next step still needs.
+        ``points``: the points for a chart.
+        """
         return self._traffic.rollout(endpoint)
 
     @Call
     def wait_rollout(self, endpoint: str, timeout_s: float | None = None) -> Flow[Document]:
-        """Return the rollout when it has ended. Raise DeadlinePassed after ``timeout_s``, if it is given."""
+        """Wait until the endpoint's rollout has ended, and return it.
+
+        Raise DeadlinePassed after ``timeout_s`` seconds (None: no limit).
+        """
         return self._traffic.wait(endpoint, timeout_s)
 
     @Call
@@ -171,7 +181,12 @@ class TrafficCalls:
 
     @Call
     def rollback(self, endpoint: str, version: int | None = None) -> Flow[Document]:
-        """End a canary or an experiment, or go back to ``version`` (None: the one before the present one)."""
+        """End a canary or an experiment.
+
+        If there is none, or with ``version``, go back to an earlier version.
+
+        ``version`` None: the version before the present one.
+        """
         return self._traffic.rollback(endpoint, version)
 
     @Call
@@ -181,7 +196,7 @@ class TrafficCalls:
         Return the endpoint.
 
         ``options``: ``rate`` (percent), ``max_per_s``, ``tolerance`` (a dict of ``rtol`` and ``atol``),
-        ``wake`` and ``until`` (a time as text).
+        ``wake`` (True: copies may start a replica) and ``until`` (a time as text).
         """
         return self._traffic.start_shadow(endpoint, to, options)
 

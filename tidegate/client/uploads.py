@@ -34,7 +34,8 @@ from tidegate.kernel.errors import (
 HASH_BYTES = 2**20
 # The timeout of a request that sends a part, or that waits until the registry has checked the bytes.
 REQUEST_S = 60.0
-# An upload without progress is given up after this time. A registry restarts within seconds.
+# After this many seconds without progress, an upload is given up. A registry restarts within seconds, so an
+# upload survives a restart.
 PATIENCE_S = 120.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
@@ -42,7 +43,8 @@ LONGEST_PAUSE_S = 5.0
 LONGEST_TURN_S = 30.0
 CHECK_PAUSE_S = 0.2
 
-# A function that gets the number of stored bytes, and the problem while the connection is lost (else "").
+# A function that gets the number of stored bytes, and a problem. The problem is empty while the connection
+# works.
 Progress = Callable[[int, str], object]
 
 
@@ -76,7 +78,11 @@ class Source:
 
 @dataclass(slots=True)
 class Uploading:
-    """One upload. ``prefix``: the path of the registry's API at the server that the flow talks to."""
+    """One upload.
+
+    ``prefix``: the URL path of the registry's API. It depends on the server that gets the requests: the
+    gateway or the registry itself.
+    """
 
     source: Source
     prefix: str
@@ -104,8 +110,8 @@ class Uploading:
                 pause = min(2 * pause, LONGEST_PAUSE_S)
                 continue
             except Conflict:
-                # Another process sends the same bytes. The processes interrupt each other, so both wait
-                # longer and longer.
+                # Another process uploads the same bytes, and each process interrupts the other. So each waits
+                # longer after each conflict, until one of them can send a part.
                 if self.clock() - since > self.patience_s:
                     raise
                 yield Sleep(pause)
@@ -122,7 +128,12 @@ class Uploading:
                 yield Sleep(CHECK_PAUSE_S)
 
     def _next(self) -> Flow[Document]:
-        """Take the next step, and return the upload's document. After an error, open the upload again."""
+        """Open the upload, send its next part, or ask whether its bytes are checked.
+
+        Return the upload's document.
+
+        After an error, the next call opens the upload again.
+        """
         upload, self._known = self._known, None
         if upload is None:
             upload = yield from self._open()
@@ -161,7 +172,7 @@ class Uploading:
 
 
 def with_remedy(error: TidegateError) -> TidegateError:
-    """Add to an error's message that the upload can be continued. Return the error."""
+    """Add a sentence to an error's message: the same command can continue the upload. Return the error."""
     error.message = f"{error.message} The registry keeps what has arrived: run the same command again."
     error.args = (error.message,)
     return error
@@ -188,8 +199,8 @@ class UploadCalls(Blocking):
         """Upload a model's file in parts, and return a document with its ``sha256`` and ``size``.
 
         The upload continues after a lost connection, and in a new process that uploads the same file. Bytes
-        that the registry has are not sent. ``progress`` is called with the number of stored bytes, and with
-        the problem while the connection is lost.
+        that the registry already has are not sent again. ``progress``: a function that gets the number of
+        stored bytes and a problem. The problem is empty while the connection works.
         """
         with Path(path).open("rb") as file:
             return self._run(self._uploads.upload(Source.of(file), progress))

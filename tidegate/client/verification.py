@@ -1,6 +1,6 @@
-"""Read and start the verification of versions through a gateway: shared by both clients.
+"""Read and start the verification of versions through a gateway, for both clients.
 
-The caller's key needs the scope that the registry's routes need (`docs/access.md`).
+`docs/access.md` lists the scopes that the caller's key needs for these routes of the registry.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ TAR, TAR_AT = b"ustar", 257
 MAX_READ = 4 * 2**20
 # The highest number of bytes of a zip's directory. zipfile needs ten times as much memory to read it.
 MAX_DIRECTORY = 16 * 2**20
-# The highest number of zeros at the end of a tar. Zeros fill the last record, usually up to 10 KiB.
+# The highest number of zero bytes at the end of a tar. Programs pad a tar's last record with zeros, usually
+# up to 10 KiB.
 MAX_PADDING, _STEP = 2**20, 2**16
 
 _END, _END_MAGIC = struct.Struct("<4s4H2LH"), b"PK\x05\x06"
@@ -43,7 +44,7 @@ _BROKEN = (
 
 
 class BrokenArchive(Exception):
-    """The error if a file is no archive or contains other data besides one. The message says why."""
+    """The error if a file is not an archive, or contains data besides the archive. The message says why."""
 
 
 class Opener:
@@ -103,7 +104,10 @@ def members(path: Path) -> Iterator[tuple[Member, Opener]]:
 
 
 def check_zip(source: Path | bytes) -> None:
-    """Raise :class:`BrokenArchive` unless ``source``, a whole file or bytes, is a zip."""
+    """Check that ``source`` is a zip and nothing else. Raise :class:`BrokenArchive` if not.
+
+    ``source``: the path of a file, or the file's bytes.
+    """
     with reading():
         opened: IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
         with opened as file:
@@ -126,9 +130,9 @@ def _zip(file: IO[bytes]) -> Iterator[tuple[Member, Opener]]:
 
 
 def _directory(file: IO[bytes]) -> int:
-    """Return where the zip's directory begins.
+    """Return the offset of the zip's directory.
 
-    Raise ValueError unless the file ends with the directory and its end record.
+    Raise ValueError if the file does not end with the directory and its end record.
     """
     size = file.seek(0, io.SEEK_END)
     start = max(0, size - _END.size - _MAX_COMMENT)
@@ -152,7 +156,7 @@ def _directory(file: IO[bytes]) -> int:
 
 
 def _zip64(file: IO[bytes], length: int, offset: int, end: int) -> tuple[int, int, int]:
-    """Return the directory's length, offset and end. A zip above 4 GiB has them in its second end record."""
+    """Return the directory's length, offset and end. If the zip has a zip64 end record, read them from it."""
     file.seek(end - _LOCATOR.size)
     magic, _, at, _ = _LOCATOR.unpack(file.read(_LOCATOR.size))
     if magic != _LOCATOR_MAGIC:
@@ -167,7 +171,7 @@ def _zip64(file: IO[bytes], length: int, offset: int, end: int) -> tuple[int, in
 
 
 def _check_places(file: IO[bytes], infos: list[zipfile.ZipInfo], directory: int) -> None:
-    """Raise ValueError unless each entry is where the directory says, has one name, and overlaps no other."""
+    """Raise ValueError if an entry overlaps another, has two names, or is not where the directory says."""
     free = 0
     for info in sorted(infos, key=lambda each: each.header_offset):
         if info.header_offset < free or (free == 0 and info.header_offset):
@@ -185,7 +189,10 @@ def _check_places(file: IO[bytes], infos: list[zipfile.ZipInfo], directory: int)
 
 
 def _second_name(info: zipfile.ZipInfo) -> bool:
-    """Return True if an extra field has another name for the entry. New versions of zipfile use that name."""
+    """Return True if an extra field has a different name for the entry.
+
+    Only new versions of zipfile use that name.
+    """
     extra = info.extra
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)

@@ -1,7 +1,8 @@
-"""Passwords of the broker and the stores: one file for each server and service, readable by its owner only.
+"""Store the passwords for RabbitMQ and the stores: one file for each server and service.
 
-The files are in a folder of secrets, as ``<server>/<service>``. A service reads its own file and puts the
-password into the server's URL. No argument and no environment variable carries a password.
+The files are in a folder of secrets, as ``<server>/<service>``. Only their owner can read them. A service
+reads its own file and puts the password into the server's URL. No argument and no environment variable
+contains a password.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def read_all(folder: Path, server: str) -> dict[str, str]:
 def logged_in(url: str, folder: Path, server: str, service: str) -> str:
     """Return ``url`` with the user and password of a service.
 
-    The URL is returned unchanged if it names a user already, or if ``folder`` has no password of the service.
+    If the URL already names a user, or if ``folder`` has no password of the service, return it unchanged.
     """
     parts = urlsplit(url)
     password = read(folder, server, service) if service else ""
@@ -52,10 +53,10 @@ def logged_in(url: str, folder: Path, server: str, service: str) -> str:
 
 
 def write_once(place: Path, text: str) -> None:
-    """Write a secret to a file of mode 0600, unless the file has a secret already.
+    """Write a secret to a file of mode 0600. If the file already contains a secret, keep that secret.
 
-    The text is written to another file and linked into place. So a reader never sees half of the text, and
-    all concurrent writers use the same secret.
+    The text is written to another file, which is then linked to the final name. So a reader never gets half
+    of the text, and all concurrent writers use the same secret.
     """
     if place.is_file() and place.read_text().strip():
         place.chmod(0o600)

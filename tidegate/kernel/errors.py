@@ -14,7 +14,7 @@ class TidegateError(Exception):
     request_id: str | None = None  # set by the client library
     deployment = ""  # for the log: the request's Deployment, if it is known
 
-    # The timeout in seconds that the caller set, if it ended the request; else 0.
+    # The caller's timeout in seconds, if this timeout ended the request; otherwise 0.
     cut_after_s = 0.0
 
     def __init__(
@@ -51,7 +51,7 @@ class NotFound(TidegateError):
 
 
 class MethodNotAllowed(TidegateError):
-    """The path does not have this method. ``allowed`` lists its methods."""
+    """The URL path does not accept this HTTP method. ``allowed``: the methods that it accepts."""
 
     reason = "method_not_allowed"
 
@@ -112,7 +112,7 @@ class TooMany(TidegateError):
 
 
 class Overloaded(TidegateError):
-    """More requests wait than can be answered in time. ``retry_after_s``: seconds until a retry."""
+    """More requests wait than can be answered in time. ``retry_after_s``: retry after this many seconds."""
 
     reason = "overloaded"
 
@@ -130,7 +130,7 @@ class ColdStart(TidegateError):
 
 
 class NoRoutes(TidegateError):
-    """This gateway has not seen a route table yet."""
+    """This gateway has not received a route table yet."""
 
     reason = "no_routes"
 
@@ -190,5 +190,5 @@ BY_REASON: dict[str, type[TidegateError]] = {
 
 
 def whole_seconds(retry_after_s: float) -> int:
-    """Return the value of ``Retry-After``: seconds rounded up, at least 1."""
+    """Return the value of the header ``Retry-After``: whole seconds, rounded up, at least 1."""
     return max(1, int(-(-retry_after_s // 1)))

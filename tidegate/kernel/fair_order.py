@@ -12,8 +12,8 @@ K = TypeVar("K", bound=Hashable)
 # With a larger number, bursts would delay other callers. With a smaller number, a request soon after another
 # one would wait.
 BURST = 8.0
-# Tags of idle members are dropped if the number of tags exceeds this plus twice the number of members with
-# work.
+# If there are more tags than this number plus twice the members with work, drop the tags of idle members that
+# no longer matter.
 IDLE_KEPT = 64
 
 
@@ -22,10 +22,10 @@ class FairOrder(Generic[K]):
 
     Source: Goyal, Vin and Cheng, "Start-time Fair Queueing", SIGCOMM 1996. Each member has a tag. Served work
     raises the tag by the work's cost divided by the member's weight. The member with the smallest tag is
-    next. The clock is the tag of the member that was chosen last. The tag of a member that gets work is
-    raised to the clock minus ``credit`` if it is lower. So an idle member saves up at most ``credit``. While
-    two members always have work, their tags rise equally. The difference is at most the sum of what one piece
-    of work of each adds to its tag. :meth:`enter` and :meth:`first` take O(log n) time on average.
+    next. The clock is the tag of the member that was chosen last. When a member gets work, a tag below the
+    clock minus ``credit`` is raised to this value. So a member that was idle is ahead of the others by at
+    most ``credit``. While two members always have work, their tags rise at the same speed. :meth:`enter` and
+    :meth:`first` take O(log n) time on average.
     """
 
     def __init__(self, credit: float = 0.0) -> None:
@@ -72,14 +72,14 @@ class FairOrder(Generic[K]):
         self._tags[member] = self._tags.get(member, self._clock) + cost
 
     def leave(self, member: K) -> None:
-        """Remove a member that has no work now. Its tag is kept as long as the tag can delay the member."""
+        """Remove a member that has no work now. Keep its tag while the tag can still delay its next work."""
         if self._entries.pop(member, None) is None:
             return
         if not self._entries:
             self._heap.clear()
         if len(self._tags) > 2 * len(self._entries) + IDLE_KEPT:
-            # A member without a tag starts at the clock minus the credit. A member whose tag is not higher
-            # starts there as well. So drop the tags that are not higher.
+            # A member without a tag starts at the clock minus the credit. A member with a tag up to this
+            # value starts there as well, so such a tag can be dropped.
             self._tags = {
                 known: tag
                 for known, tag in self._tags.items()

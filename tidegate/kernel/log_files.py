@@ -14,8 +14,8 @@ from tidegate.kernel.protocol.log_lines import LogEntry
 BLOCK = 64 * 1024
 # The most bytes that are read from the end of one log.
 MOST_BYTES = 16 * 2**20
-# A line is sometimes written a moment after the time that it states. So a reader that follows a log stays
-# this many seconds behind.
+# A line can reach its log a moment after the time that it states. A reader that follows a log stays this many
+# seconds behind, so that it misses no line.
 SETTLE_S = 0.3
 MOST_OF_REQUEST = 1000
 MOST_LINKED = 20
@@ -107,7 +107,10 @@ def rotated(path: Path) -> list[Path]:
 
 
 def _entries(path: Path, log: str, since: float, lines: int) -> list[LogEntry]:
-    """Return at least the last ``lines`` lines of a file that were written after ``since``."""
+    """Return the last entries of a file: at least ``lines``, or all after ``since``.
+
+    At most ``MOST_BYTES`` (rounded up to a block) are read, so a very large log can give fewer entries.
+    """
     with path.open("rb") as file:
         at, data = file.seek(0, 2), b""
         # An incomplete last line is left out below. The next read returns it.
@@ -130,13 +133,16 @@ def _entries(path: Path, log: str, since: float, lines: int) -> list[LogEntry]:
 
 
 def _with_times(entries: list[LogEntry]) -> list[LogEntry]:
-    """Set the time of untimed lines at the start to that of the first line with a time."""
+    """Give the lines before the first line with a time the time of that line."""
     first = next((each.at for each in entries if each.at), 0.0)
     return [each if each.at else each._replace(at=first) for each in entries]
 
 
 def _first_time(data: bytes, *, whole: bool) -> float:
-    """Return when the first whole line with a time was written; infinity if no line has one."""
+    """Return the time that the first complete line with a time states; infinity if there is none.
+
+    ``whole``: True if ``data`` begins with a complete line.
+    """
     for text in data.split(b"\n", 50)[0 if whole else 1 : 50]:
         entry = log_lines.parse(text.decode(errors="replace"), "", 0.0)
         if entry.at:

@@ -1,8 +1,9 @@
-"""Users for the processes of models. A user is a number without an account.
+"""Linux users for the processes of models. Such a user is a user id without an account.
 
-A worker claims a user by a lock on a file that has the number as its name. The worker holds the lock while it
-lives. So two models never have the same user, and every process of a claimed user belongs to the worker with
-the lock. The file is empty while the user certainly has no processes. Then no search for processes is needed.
+Each user id has a file with the id as its name. A worker claims a user by a lock on this file, and holds the
+lock while it lives. So two models never have the same user, and every process of a claimed user belongs to
+the worker with the lock. An empty file means that the user has no processes, so a new worker need not search
+for old ones.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pathlib import Path
 from tidegate.kernel.errors import Unavailable
 
 PROC = Path("/proc")
-# All stacks of this machine or container share this folder, because they see the same processes.
+# All stacks of this machine or container share this folder, so that two of them never claim the same user id.
 HOST = Path("/run/tidegate/model-users")
-# The file in a replica's folder with the number of the user that its worker claimed.
+# The file in a replica's folder that contains the user id that its worker claimed.
 NOTE = "model-user"
 COUNT = 4096
-# The first numbers of two ranges. The first range is far above the numbers of accounts. The second one is for
-# a container that has only 65,536 users.
+# The first user ids of two ranges. The first range is far above the ids of accounts. The second one is for a
+# container that has only 65,536 user ids.
 FIRST = (2_000_000_000, 20_000)
 END_LIMIT_S = 5.0
 POLL_S = 0.005
@@ -39,9 +40,9 @@ class ModelUser:
 
     @classmethod
     def claim(cls, *folders: Path) -> ModelUser:
-        """Claim a user that is free in all ``folders``, and end all processes that a former holder started.
+        """Claim a user that is locked in none of ``folders``, and end all processes of its former worker.
 
-        Raises Unavailable if no user is free.
+        Raises Unavailable if every user is claimed.
         """
         first = _first()
         try:
@@ -75,7 +76,10 @@ class ModelUser:
 
 
 def end_left(uid: int, folder: Path = HOST) -> None:
-    """End the processes of a user whose worker has died. Does nothing while a worker holds the user."""
+    """End the processes of a user whose worker has died.
+
+    Does nothing if a live worker has claimed the user.
+    """
     if not is_ours(uid) or not (folder / str(uid)).exists():
         return
     for lock in _locks([folder / str(uid)]):
@@ -86,7 +90,7 @@ def end_left(uid: int, folder: Path = HOST) -> None:
 
 
 def noted(state: Path) -> list[int]:
-    """Return the users that workers of this state folder claimed, as noted in their replicas' folders."""
+    """Return the user ids that the workers of this state folder have noted in their replicas' folders."""
     found = []
     for note in (state / "replicas").glob(f"*/{NOTE}"):
         with contextlib.suppress(OSError, ValueError):
@@ -112,7 +116,10 @@ def end_all(uid: int) -> None:
 
 
 def processes_of(uid: int) -> list[int]:
-    """Return the live processes of a user. Read their status files, because /proc/PID may hide its owner."""
+    """Return the process ids of a user's live processes.
+
+    The user is read from the status files, because the owner of the folder /proc/PID can be another user.
+    """
     found = []
     for entry in PROC.iterdir():
         if entry.name.isdecimal():

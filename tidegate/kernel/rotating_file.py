@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tidegate.kernel.log_files import rotated
 
-# The number of parts that share the total size.
+# The maximum number of files of one log: the current file and its older parts. They share the total size.
 PARTS = 8
 PRUNE_S = 3600.0
 
@@ -91,7 +91,7 @@ class RotatingFile:
         self.close()
 
     def prune(self) -> None:
-        """Delete the parts that are too old, even if too little is written for a rotation."""
+        """Delete the parts that are too old. This also works for a log that is too small to be rotated."""
         for part in rotated(self._path):
             with contextlib.suppress(OSError):
                 if self._clock() - part.stat().st_mtime > self._keep_s:

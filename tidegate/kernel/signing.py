@@ -46,7 +46,7 @@ class BadSignature(ValueError):
 
 
 class TrustedKeys:
-    """A set of trusted public keys, each with its id. A signature is trusted if one of them made it."""
+    """A set of trusted public keys, by id. A signature is trusted if one of these keys made it."""
 
     def __init__(self, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
         self._keys = keys
@@ -87,11 +87,10 @@ class TrustedKeys:
         return True
 
     def check(self, bundles: Iterable[Any], artifact: Path, sha256: str) -> str:
-        """Return the id of the trusted key that signed an artifact.
+        """Return the id of the trusted key that signed an artifact. Raise BadSignature if there is none.
 
         ``bundles``: the artifact's signatures. ``sha256``: the artifact's digest, which the caller has
-        compared with the file. Raise BadSignature if no trusted key signed it. The call blocks, because it
-        reads all files of an archive.
+        already compared with the file. The call blocks, because it reads all files of an archive.
         """
         problem = "the artifact has no signature"
         for bundle in bundles:

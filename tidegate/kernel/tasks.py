@@ -56,8 +56,9 @@ class TaskSet:
 async def end(*tasks: asyncio.Task[Any] | None) -> None:
     """Cancel tasks and wait until they have ended. Their results and exceptions are ignored.
 
-    The tasks are cancelled repeatedly, because the store's client uses ``asyncio.wait_for``. On Python 3.11,
-    ``wait_for`` ignores a cancellation that arrives together with a result.
+    Each task is cancelled repeatedly until it ends, because a single cancellation can be lost. On Python
+    3.11, ``asyncio.wait_for``, which the store's client uses, ignores a cancellation that arrives together
+    with a result.
     """
     alive = {task for task in tasks if task is not None and not task.done()}
     while alive:

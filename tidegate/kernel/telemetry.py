@@ -16,7 +16,10 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def shown_id(raw: bytes) -> str:
-    """Return the id of a request as it appears in logs. ``raw``: the id, or a frame's field ``trace``."""
+    """Return the id of a request as it appears in logs.
+
+    ``raw``: the id, or a frame's field ``trace``, which begins with the id.
+    """
     return raw.partition(SEPARATOR)[0].decode("latin-1")[:LONGEST_ID]
 
 

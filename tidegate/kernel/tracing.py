@@ -1,8 +1,8 @@
 """Export spans with OpenTelemetry's protocol (OTLP over HTTP), configured by the variables ``OTEL_*``.
 
-A tracer of the OpenTelemetry SDK takes 85 microseconds for two spans, even if it drops them. So services
-decide first which requests are traced. At the end of a request, they build its spans from times that they
-measure anyway.
+Services do not use the tracer of the OpenTelemetry SDK, because it takes 85 microseconds for two spans, even
+if it drops them. Instead, a service decides at the start of a request if the request is traced. At the end of
+a traced request, it builds the spans from times that it measures anyway.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ log = telemetry.logger(__name__)
 Kind = Literal["server", "producer", "consumer", "client"]
 Attributes = Mapping[str, str | int | float | bool]
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-# How many seconds a process waits at its end for the export of its last spans. The limit is needed, because
-# the receiver may never answer.
+# How many seconds a process waits at its end for the export of its last spans. Without this limit, a receiver
+# that never answers would keep the process from ending.
 CLOSE_S = 2.0
-# How many times the clocks are read for one offset. Several readings are needed, because a reading is wrong
+# How many times both clocks are read to compute their offset. One reading is not enough, because it is wrong
 # if the process is preempted during it.
 READINGS = 5
 
@@ -72,7 +72,8 @@ def epoch_ahead(
 
     The wall clock is read ``READINGS`` times, each time between two readings of the monotonic clock. The
     offset with the shortest time between these two readings is returned. Use one offset for all spans of a
-    request, so that their order is exact. ``time.monotonic`` and ``time.perf_counter`` are the same clock.
+    request, so that their order is exact. The offset is also valid for ``time.perf_counter``, which is the
+    same clock as ``time.monotonic``.
     """
     readings = []
     for _ in range(READINGS):

@@ -1,9 +1,9 @@
 """The protobuf messages of Triton's protocol, without the rest of its client library.
 
-Importing the package ``tritonclient.grpc`` takes 225 ms of a cold start, because its ``__init__`` imports
-numpy and more. The generated modules in the package take only 17 ms. They import each other by the package's
-name, so even loading them by path would import the package. Therefore this module puts an empty package with
-this name and path into ``sys.modules`` while it imports the generated modules.
+The import of ``tritonclient.grpc`` adds 225 ms to a cold start, because its ``__init__`` imports numpy and
+more. Its generated modules alone take only 17 ms, but they import each other through the package. So this
+module puts an empty package with the same name and path into ``sys.modules`` while it imports the generated
+modules.
 """
 
 from __future__ import annotations

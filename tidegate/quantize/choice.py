@@ -15,10 +15,11 @@ SAME_MS = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The measurements of one recipe. ``loss`` is a fraction; ``ms`` is the median time of a call.
+    """The measurements of one recipe.
 
-    ``problem``: why the recipe has no measurements. ``full_range``: True if the recipe is exact only on some
-    CPUs.
+    ``ms``: the median time of a call. ``loss``: how much worse the answers are than the original's, from 0 to
+    1. ``problem``: why the recipe has no measurements. ``full_range``: True if the recipe is exact only on
+    some CPUs.
     """
 
     name: str

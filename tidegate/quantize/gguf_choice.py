@@ -36,8 +36,9 @@ class Fit:
 def candidate(name: str, size: int, header: GgufHeader, slots: int, context: int | None) -> Candidate:
     """Return a file as a candidate, with the memory that a replica with this file needs.
 
-    ``size``: bytes of the file. ``slots``: how many requests run at the same time. ``context``: the most
-    tokens of a request; None: the number in the header, but at most the default.
+    ``size``: bytes of the file. ``slots``: the number of engine slots, which is how many requests run at the
+    same time. ``context``: the most tokens of a prompt and its answer together. If it is None, the limit in
+    the file's header is used, but at most the default.
     """
     tokens = kv_tokens_of(context_of(header, context), slots, stated=context is not None)
     return Candidate(name, size, tokens * kv_bytes_per_token(header))

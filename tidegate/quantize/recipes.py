@@ -43,10 +43,10 @@ class Problem(Exception):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to convert a model to int8.
+    """A method to convert a model to int8.
 
-    ``full_range``: True if sums of products can saturate on some CPUs, because weights use all 8 bits. On
-    these CPUs, the model is not exact.
+    ``full_range``: True if weights use all 8 bits. On some CPUs, sums of products then exceed their range,
+    and the model's answers are not exact.
     """
 
     name: str
@@ -58,9 +58,9 @@ class Recipe:
 def static(
     *, per_channel: bool, reduce_range: bool, unsigned: bool = False, only: tuple[str, ...] | None = None
 ) -> Callable[[Path, Path, Samples], None]:
-    """Return a recipe that computes value ranges from samples.
+    """Return a function that quantises a model with value ranges computed from samples.
 
-    ``only``: the operators that the recipe quantises; None: all that it can.
+    ``only``: the operators to quantise; None for all that onnxruntime can quantise.
     """
 
     def make(source: Path, target: Path, samples: Samples) -> None:
@@ -83,7 +83,10 @@ def static(
 
 
 def dynamic(*, per_channel: bool) -> Callable[[Path, Path, Samples], None]:
-    """Return a recipe that computes the ranges of activations at each call. It needs no samples."""
+    """Return a function that quantises a model without samples.
+
+    The quantised model computes the ranges of activations at each call.
+    """
 
     def make(source: Path, target: Path, samples: Samples) -> None:
         import onnx
@@ -140,7 +143,8 @@ class Samples:
     """The rows of a file, split into rows for calibration and rows for measuring the loss.
 
     A call has at most ``batch`` rows. ``fixed``: True if the model accepts only calls of ``batch`` rows.
-    ``shared``: True if there are too few rows to split. Then both purposes use all rows.
+    ``shared``: True if there are too few rows to split. Then the same rows are used for calibration and for
+    the loss.
     """
 
     def __init__(self, inputs: dict[str, Any], labels: Any | None, batch: int, fixed: bool) -> None:
@@ -257,7 +261,7 @@ def answers(session: Any, samples: Samples) -> dict[str, Any]:
 def latencies(sessions: Mapping[str, Any], samples: Samples, seconds: float) -> dict[str, float]:
     """Return the median time of a call for each session, in milliseconds.
 
-    The sessions take turns, so that noise affects all of them equally.
+    The sessions take turns, so that other load on the machine affects all of them equally.
     """
     feed = next(chunks(samples.inputs, samples.batch))
     times: dict[str, list[float]] = {name: [] for name in sessions}
@@ -273,9 +277,10 @@ def latencies(sessions: Mapping[str, Any], samples: Samples, seconds: float) -> 
 
 
 def prepared(model: Path, folder: Path) -> Path:
-    """Write a copy of the model to which the shapes of tensors are added, and return the copy's path.
+    """Write a copy of the model with the inferred shapes of its tensors, and return the copy's path.
 
-    Recipes need these shapes. If they cannot be inferred, return ``model``.
+    Recipes use these shapes. If they cannot be inferred, return ``model``, and the recipes continue without
+    shapes.
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -300,7 +305,8 @@ TYPES = {"tensor(float)": 1, "tensor(int32)": 6, "tensor(int64)": 7, "tensor(dou
 def add_types(path: Path) -> None:
     """Add the types of tensors that ONNX cannot infer, such as those after scikit-learn's operators.
 
-    onnxruntime infers these types when it loads the model with the tensors as outputs.
+    onnxruntime can infer them. So load a temporary copy of the model that has these tensors as outputs, and
+    read the outputs' types.
     """
     import onnx
 
@@ -415,9 +421,10 @@ def accuracy_of(values: Any, labels: Any) -> float:
 
 
 def keep_samples(path: Path, samples: Samples, expected: Mapping[str, Any]) -> None:
-    """Write a few rows with the original model's answers, so that a worker can measure the loss on its CPU.
+    """Write a few rows and the original model's answers, so that a worker can measure the loss on its CPU.
 
-    Write nothing if a single row is too large, or if the rows contain texts.
+    Write nothing if the smallest possible call (one row, or a batch of fixed size) is too large. Also write
+    nothing if the rows contain texts.
     """
     rows = samples.batch if samples.fixed else min(samples.rows, KEPT_ROWS)
     arrays = {f"in:{name}": values for name, values in samples.inputs.items()}

@@ -48,9 +48,8 @@ class Study:
     """The measurements of all recipes, and the folder with their files.
 
     ``rows``: the number of rows on which the loss was measured. ``batch``: the number of rows in a call.
-    ``shared``: True if the same rows were also used for calibration.
-    ``measure``, ``output``: how answers were compared, and the compared output.
-    ``labels``: True if the samples have labels.
+    ``shared``: True if the same rows were also used for calibration. ``measure``: how answers were compared.
+    ``output``: the name of the model output that was compared. ``labels``: True if the samples have labels.
     """
 
     results: tuple[Measured, ...]
@@ -141,7 +140,8 @@ def _result(command: Sequence[str], on_step: Callable[[str], None]) -> dict[str,
 
 @contextlib.contextmanager
 def _process(command: Sequence[str], errors: IO[str]) -> Iterator[subprocess.Popen[str]]:
-    # In a new session, Ctrl-C does not reach the process. The code below ends the process and its children.
+    # Start the process in a new session, so that the code below can end it together with its children. Ctrl-C
+    # in the terminal does not reach it.
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

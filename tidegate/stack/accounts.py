@@ -77,8 +77,9 @@ def _rabbitmq_hash(password: str) -> str:
 def write(secrets: Path, servers: Path) -> None:
     """Create missing passwords in ``secrets``, and write each server's files below ``servers``.
 
-    The servers' files contain hashes instead of passwords, so every user may read them. A server in a
-    container runs as another user and sees only its own folder.
+    The servers' files contain hashes instead of passwords, so every user may read them. This is needed for a
+    server in a container, because it runs as another user. Its container contains only the server's own
+    folder.
     """
     credentials.ensure(secrets)
     broker, live, jobs = (credentials.read_all(secrets, server) for server in credentials.SERVERS)

@@ -1,7 +1,8 @@
 """Back up a stack while it runs: its database, artifacts, jobs, secrets and settings.
 
-No server is stopped. The order of the copies makes the backup consistent: the database is copied before the
-artifacts that it names, and large payloads are copied both before and after the jobs that refer to them.
+No server is stopped, but the order of the copies makes the backup consistent. Artifacts are copied after the
+database, so that the backup contains every artifact that the database names. Large payloads are copied before
+and after the jobs, so that the backup contains every payload that a job refers to.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ OnStep = Callable[[str, str], None]
 
 DATABASE = {databases.SQLITE: "database.sqlite", databases.POSTGRESQL: "database.dump"}
 STATE, ARTIFACTS, BLOBS, JOBS = "state", "artifacts", "blobs", "jobs"
-# Folders below `data` that _state() does not copy. Other functions copy jobs, artifacts and blobs. A backup
-# leaves out the other folders, because their files are useless on another machine.
+# Folders below `data` that _state() does not copy. Other functions copy jobs, artifacts and blobs. The backup
+# does not contain the other folders, because a restored stack does not need them.
 _NOT_AS_FILES = ("rabbitmq", "valkey", "jobs", "artifacts", "blobs", "prometheus")
 _TRIES = 3
 
 
 def is_state(name: str) -> bool:
-    """Return True for a file of the state folder that a backup contains: single files, secrets and data.
+    """Return True if a backup contains this file of the state folder.
 
-    A backup does not contain programs and run-time records, because a start creates them again.
+    A backup contains the single files at the top, the folder ``secrets``, and parts of the folder ``data``.
+    It does not contain programs and run-time records, because a start creates them again.
     """
     first, *rest = name.split("/")
     return not rest or first == "secrets" or (first == "data" and rest[0] not in _NOT_AS_FILES)
@@ -75,7 +77,7 @@ def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifes
 
 
 class _MissedArtifact(Exception):
-    """The artifact of a version in the copied database was deleted during the backup."""
+    """The backup must be repeated, because an artifact that the copied database names was deleted."""
 
 
 def _backup(settings: Settings, place: Path, on_step: OnStep) -> Manifest:

@@ -84,7 +84,10 @@ class Writer:
         self.manifest = manifest
 
     def add(self, name: str, path: Path) -> bool:
-        """Add a file up to its current size. Return False if it no longer exists."""
+        """Add a file with the size that it has now. Return False if it no longer exists.
+
+        Data that is appended to the file during the copy is left out.
+        """
         try:
             file = path.open("rb")
         except FileNotFoundError:
@@ -94,7 +97,7 @@ class Writer:
         return True
 
     def add_open(self, name: str, file: IO[bytes]) -> None:
-        """Add an open file up to its current size."""
+        """Add an open file with the size that it has now. Leave out data that is appended during the copy."""
         info = tarfile.TarInfo(name)
         info.size, info.mode, info.mtime = os.fstat(file.fileno()).st_size, 0o600, int(time.time())
         hashing = _Hashing(file)
@@ -122,9 +125,10 @@ class _Hashing:
 
 @contextmanager
 def written(place: Path, manifest: Manifest) -> Iterator[Writer]:
-    """Write a backup during the block. The file appears at the end; only its owner can read it.
+    """Create a backup file. The block adds files to the backup with the yielded writer.
 
-    The file is compressed if its name ends with ``.gz`` or ``.tgz``.
+    The backup appears at ``place`` only when the block has succeeded. Only its owner can read it. It is
+    compressed if its name ends with ``.gz`` or ``.tgz``.
     """
     # The temporary name is random. Otherwise, another user with access to the folder could create a link with
     # this name, and so choose where the backup is written.
@@ -191,7 +195,10 @@ def verified(place: Path) -> Manifest:
 
 
 def extract(place: Path, target_of: Callable[[str], Path], manifest: Manifest) -> None:
-    """Write each file of a verified backup to its path. Verify the checksums again."""
+    """Write each file of a verified backup to its path.
+
+    Verify the checksums again, because the backup can change after the first verification.
+    """
     for name, file, _ in _members(place):
         if name == MANIFEST:
             continue
@@ -212,7 +219,8 @@ def _members(place: Path) -> Iterator[tuple[str, IO[bytes], int]]:
     try:
         with tarfile.open(place, mode="r|*") as tar:
             for member in tar:
-                # Refuse sparse files, because a few bytes can claim any size. Backups contain none.
+                # Refuse sparse files, because a small backup could then write huge files to the disk. A real
+                # backup contains none.
                 plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
                 file = tar.extractfile(member) if plain else None
                 if file is None:

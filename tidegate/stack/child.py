@@ -42,11 +42,11 @@ class Probe:
 class Child:
     """One process of the stack.
 
-    ``probe``: None for a process that runs once at the start and must exit with 0.
-    ``after``: the children that must be ready first. ``stop_order``: children stop in ascending order.
-    ``after_stop``: a command that runs after the child has ended.
-    ``files``: the texts of files to write before each start. ``links``: links to create, with their targets.
-    ``optional``: True if the start of the stack does not wait for the child. A failed start is repeated.
+    ``probe``: None for a process that runs once at the start and must exit with 0. ``after``: the children
+    that must be ready first. ``stop_order``: children stop in ascending order. ``after_stop``: a command that
+    runs after the child has ended. ``files``: the texts of files to write before each start. ``links``: links
+    to create before each start, with their targets. ``optional``: True if the stack is ready without this
+    child. If its start fails, it is started again.
     """
 
     name: str

@@ -40,8 +40,8 @@ class ChildSupervisor:
     async def run(self) -> None:
         """Keep the child running until cancelled.
 
-        Return when a child without a probe has exited with 0. Raise ChildFailed if the child ends, or its
-        time limit ends, before it was ever ready. An optional child is restarted instead.
+        If the child has no probe, return when it has exited with 0. If a required child ends, or exceeds its
+        time limit, before it was ever ready, raise ChildFailed. An optional child is restarted instead.
         """
         for name in self.child.after:
             self._report("waiting", detail=f"for {name}")

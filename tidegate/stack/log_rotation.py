@@ -20,7 +20,10 @@ async def keep_short(state: Path) -> None:
 
 
 def shorten(folder: Path, limit_bytes: int) -> None:
-    """Move the content of each log over the limit to ``<name>.log.1``. The log stays open for its writer."""
+    """Move the content of each log over the limit to ``<name>.log.1``.
+
+    The log itself is emptied and not replaced, because its writer keeps it open.
+    """
     for log in folder.glob("*.log"):
         if log.name == ROTATED_BY_ITS_WRITER:
             continue

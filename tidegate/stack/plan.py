@@ -86,7 +86,10 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
 
 
 def _control(settings: Settings, env: Mapping[str, str], needed: tuple[str, ...]) -> Child:
-    """Return the process of registry, router and autoscaler. It is ready when the autoscaler is ready."""
+    """Return the single process that runs registry, router and autoscaler.
+
+    It is ready when the autoscaler is ready.
+    """
     autoscaler = _service("autoscaler", settings, env, needed)
     ports = [_service(name, settings, env, needed).ports for name in ("registry", "router")]
     return replace(
@@ -123,8 +126,8 @@ def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tupl
         probe=Probe("https" if name == "gateway" and settings.tls_cert else "http", port, probe_host),
         stop_order=STOP_ORDER[name],
         ports=ports,
-        # The registry starts before the servers are ready, and its code waits for them. The other services
-        # start when the registry is ready.
+        # The registry starts without waiting for RabbitMQ and Valkey, because its own code waits for them.
+        # The other services start when the registry is ready.
         after=("migrate",) if name == "registry" else (*needed, "registry"),
         after_stop=(*_module("services.autoscaler"), "sweep") if name == "autoscaler" else (),
         grace_s=GRACE_S.get(name, 15.0),
@@ -136,7 +139,8 @@ def _login(settings: Settings, server: str) -> tuple[str, Path]:
 
 
 def _module(name: str) -> tuple[str, ...]:
-    # The option -P prevents imports from the current folder, where a file can have the name of a module.
+    # The option -P prevents imports from the current folder. Otherwise, a file there could replace a module
+    # with the same name.
     return (sys.executable, "-P", "-m", name)
 
 

@@ -13,17 +13,18 @@ from tidegate.stack import processes
 from tidegate.stack.child import MARK, Port
 from tidegate.stack.errors import PortBusy
 
-# The lowest candidate. It is below the range from which the kernel assigns ports to outgoing connections.
+# The lowest port to try. It is below the range from which the kernel assigns ports to outgoing connections.
 _FIRST = 10_000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_APART = 997  # the distance between the first candidates of processes with consecutive pids
+_APART = 997  # the distance between the first ports that processes with consecutive pids try
 
 
 def free_ports(count: int) -> list[int]:
     """Return ``count`` loopback ports that are free now, and likely to stay free until they are used.
 
-    The ports are outside the range from which the kernel assigns ports to outgoing connections. Two calls in
-    a process do not return the same port. Different processes begin at different ports.
+    If possible, the ports are below the range from which the kernel assigns ports to outgoing connections.
+    Each process begins its search at a different port, and continues where its last call ended. So the same
+    port is rarely returned twice.
     """
     return list(itertools.islice(filter(_is_free, _ports), count))
 

@@ -58,8 +58,8 @@ def find(pid: int) -> Process | None:
         stat = (PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:
         return None
-    # The name in parentheses may contain spaces and parentheses. So count the fields after the last
-    # parenthesis.
+    # The program's name, in parentheses, may itself contain spaces and parentheses. So count the fields after
+    # the last parenthesis.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in {"Z", "X"} else Process(pid, int(fields[19]))
 
@@ -73,7 +73,8 @@ def marked(state: Path) -> list[Process]:
 
 def _belongs(process: Process, state: Path) -> bool:
     environment = process.environment()
-    # The environment of a model server lacks the mark, but the command line names the replica's folder.
+    # The environment of a model server lacks the stack's mark, but has the variable REPLICA. Its command line
+    # names the replica's folder, which is in the state folder.
     of_replica = REPLICA in environment and f"{state}/" in process.command(limit=None)
     return environment.get(MARK) == str(state) or of_replica
 

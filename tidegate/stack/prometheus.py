@@ -29,25 +29,29 @@ MISSING = (
 # The files with Tidegate's recording rules and alerts. A missing file is not an error.
 _FOLDER = Path(__file__).parents[2] / "deploy" / "monitoring"
 RECORDING, ALERTS = _FOLDER / "rules.yml", _FOLDER / "alerts.yml"
-# The first release that knows the field `keep_firing_for` of alerts. Earlier releases get no file of alerts,
-# because they would refuse to start with it.
+# The first release of Prometheus that knows the field `keep_firing_for` of alerts. Earlier releases would not
+# start with our file of alerts, so they do not get it.
 ALERTS_SINCE = (2, 42)
 SERVICES = ("gateway", "registry", "router", "autoscaler")
-# Replaces a password hash that cannot be made. Prometheus refuses to start with this value, so it never runs
-# without a password.
+# Used instead of a password hash if no hash can be computed. Prometheus refuses to start with this value, so
+# it never runs without a password.
 _NO_HASH = "!"
 VERSION_LIMIT_S = 10.0
 # A query can read at most this many samples, of 16 bytes each. Prometheus's default is 50 million.
 MOST_SAMPLES = 5_000_000
-# Prometheus refuses a target's page with more samples, so that no target can fill its memory. A gateway's
-# page has 121 samples for each Deployment (241 for a language model) and about 10 for each endpoint. So the
-# limit is enough for 1,000 Deployments.
+# The most samples in the metrics of one target. Prometheus rejects a target with more, so that no target can
+# fill its memory. A gateway has 121 samples for each Deployment (241 for a language model) and about 10 for
+# each endpoint. So the limit is enough for 1,000 Deployments.
 PAGE_SAMPLES = 200_000
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The port, the targets and the limits of Prometheus. Prometheus writes only to ``home``."""
+    """The port, the targets and the limits of Prometheus. Prometheus writes only to ``home``.
+
+    ``targets``: the address of each service. ``tls``: the services that use TLS. ``days``, ``max_mb``: how
+    long metrics are stored, and their largest size on disk.
+    """
 
     home: Path
     port: int
@@ -145,12 +149,12 @@ def web_config(token_file: Path) -> str:
 
 def _bcrypt(password: str) -> str:
     with warnings.catch_warnings():
-        # Ignore that `crypt` is deprecated. It is missing only from Python 3.13, and the services run on
-        # 3.11 and 3.12.
+        # Suppress the warning that `crypt` is deprecated. Only Python 3.13 and later lack it, and the
+        # services run on 3.11 and 3.12.
         warnings.simplefilter("ignore", DeprecationWarning)
         import crypt
-    # The lowest cost is enough, because the password has 256 random bits. The salt is derived from the
-    # password, so that the same password always has the same hash.
+    # bcrypt's lowest cost factor is enough, because the password has 256 random bits. The salt is derived
+    # from the password, so that the same password always has the same hash.
     salt = hashlib.sha256(password.encode()).hexdigest()[:22]
     return crypt.crypt(password, f"$2b$04${salt}") or _NO_HASH
 
@@ -205,7 +209,7 @@ def _service(name: str, place: Place, token: Mapping[str, str]) -> dict[str, Any
         "static_configs": [{"targets": [place.targets[name]]}],
     }
     if name in place.tls:
-        # Do not verify the certificate, because it contains the gateway's public name. This is safe, because
-        # the requests stay on this machine.
+        # Do not verify the certificate, because it is issued for the gateway's public name, and not for this
+        # address. This is safe, because the requests stay on this machine.
         found |= {"scheme": "https", "tls_config": {"insecure_skip_verify": True}}
     return found

@@ -63,10 +63,12 @@ def children(
     definitions: str = "",
     small: bool = False,
 ) -> tuple[Child, Child]:
-    """Return epmd (Erlang's name server) and the node. They write only below ``home``.
+    """Return two processes: epmd (Erlang's name server) and the RabbitMQ node.
 
-    ``small``: True if the node must use only one core, and 30 MB less memory. ``definitions``: the node's
-    users (``accounts.py``); empty means RabbitMQ's default user.
+    They write only below ``home``.
+
+    ``small``: True to limit the node to one core and to save 30 MB of memory. ``definitions``: the text of
+    the node's users (``accounts.py``); empty for RabbitMQ's default user.
     """
     ours = {"HOME": str(home), "ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
     env = {k: v for k, v in environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))} | ours
@@ -114,7 +116,11 @@ def _files(home: Path, port: int, ack_timeout_s: float, definitions: str, *, sma
 
 @dataclass(frozen=True, slots=True)
 class _QuickStart:
-    """The folder of RabbitMQ's main plugin, and Erlang's code folders that a start needs, largest first."""
+    """The folders with which a node starts faster (see :func:`_quick_start`).
+
+    ``broker``: the folder of RabbitMQ's main plugin. ``code``: Erlang's code folders that a start needs,
+    largest first.
+    """
 
     broker: Path
     code: tuple[Path, ...]
@@ -123,11 +129,11 @@ class _QuickStart:
 def _quick_start(plugins: Path) -> _QuickStart | None:
     """Return folders that halve the start time of a node; None if they are not as in Debian's packages.
 
-    A start loads about 600 modules. For each module Erlang tries one folder after another: first the folders
-    of 70 disabled plugins, then Erlang's own. About 20,000 of these tries fail. So the node gets a plugins
-    folder with only the main plugin, and the largest code folders come first. Erlang 26 and later cache the
-    content of their own folders, but not of folders that are named explicitly. So for these releases, no code
-    folders are returned.
+    A start loads about 600 modules. For each module, Erlang searches one folder after another: first the
+    folders of 70 disabled plugins, then its own. About 20,000 of these searches fail. So the node gets a
+    plugins folder with only the main plugin, and it searches the largest code folders first. Erlang 26 and
+    later cache the content of their own folders, but not of folders that are named explicitly. So for these
+    releases, no code folders are returned.
     """
     broker = next(plugins.glob("rabbit-*"), None)
     erl = shutil.which("erl")
@@ -146,7 +152,8 @@ def _quick_start(plugins: Path) -> _QuickStart | None:
 def _node_environment(
     home: Path, dist_port: int, quick: _QuickStart | None, *, small: bool
 ) -> dict[str, str]:
-    # RabbitMQ's data belongs to one node name, so derive the name from the folder.
+    # RabbitMQ can read its data only under the node name that wrote it. So derive the name from the folder of
+    # the data.
     name = hashlib.sha256(str(home).encode()).hexdigest()[:12]
     env = {
         "RABBITMQ_NODENAME": f"tidegate-{name}@localhost",

@@ -84,7 +84,10 @@ class RunFolder:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Take the lock that excludes every other ``up`` and ``down`` during the block. Wait for the lock."""
+        """Hold a lock during the block, so that only one ``up`` or ``down`` runs at a time.
+
+        First wait for the lock.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.path / "turn.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -40,8 +40,8 @@ def stop_children(
 def sweep(state: Path) -> list[Process]:
     """End every process with the stack's mark. Return the processes that were found.
 
-    Also end all processes of the users that models run as. Without CAP_SYS_PTRACE, the marks of these
-    processes cannot be read.
+    Without CAP_SYS_PTRACE, the marks of model processes cannot be read. So also end all processes of the
+    users that models run as.
     """
     found = processes.marked(state)
     processes.stop(found, LEFTOVER_GRACE_S)

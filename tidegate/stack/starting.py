@@ -71,10 +71,10 @@ def ignore(_: Progress) -> None:
 
 
 def up(settings: Settings, on_progress: OnProgress = ignore) -> StackRecord:
-    """Start the stack unless it runs, and return when every child is ready.
+    """Start the stack if it does not run, and return when every required child is ready.
 
-    On an error, end the started processes and raise StackError (PortBusy, MissingPart, ChildFailed) with a
-    complete message.
+    Raise StackError (PortBusy, MissingPart, ChildFailed) with a complete message if this fails. If the
+    supervisor ended during the start, also end the stack's other processes.
     """
     _check_stores(settings)
     before = os.umask(0o077)
@@ -178,7 +178,7 @@ def _supervisor(children: Sequence[Child]) -> Child:
 def _wait(
     folder: RunFolder, started: subprocess.Popen[bytes] | None, watch: ProgressReporter, state: Path
 ) -> StackRecord:
-    """Wait until the stack runs. Raise ChildFailed with the supervisor's error if it does not."""
+    """Wait until the stack runs and its required children are ready. Otherwise, raise ChildFailed."""
     end = time.monotonic() + LIMIT_S
     while True:
         gone = started is not None and started.poll() is not None

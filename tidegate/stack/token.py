@@ -35,10 +35,10 @@ def write_metrics_token(state: Path, service_token: str, mode: int = 0o600) -> P
 
 
 def main() -> None:
-    """Write missing tokens to the state folder: ``python -m tidegate.stack.token [--share-metrics]``.
+    """Write the tokens to the state folder: ``python -m tidegate.stack.token [--share-metrics]``.
 
-    With ``--share-metrics`` every user can read the metrics token, for a Prometheus that mounts it as a
-    volume.
+    An existing service token is kept. With ``--share-metrics``, every user can read the metrics token, so
+    that a Prometheus in a container can mount it as a volume.
     """
     from tidegate.kernel.settings.base import Settings
 

@@ -34,9 +34,10 @@ maxmemory-policy noeviction
 """
 
 
-# The wheel's server uses glibc's malloc. A Lua script frees more small blocks at a time than malloc caches by
-# default, so a larger cache saves a fifth of a job's CPU time. Only blocks of at most 128 bytes are cached.
-# With a cache of larger blocks, the process grew to several times the size of its data.
+# The wheel's server uses glibc's malloc, which caches freed memory blocks. A Lua script frees more small
+# blocks at a time than the default cache can hold. A larger cache saves a fifth of a job's CPU time. Only
+# blocks of at most 128 bytes are cached. With a cache of larger blocks, the process grew to several times the
+# size of its data.
 MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000:glibc.malloc.tcache_max=128"}
 
 

@@ -37,7 +37,7 @@ def parse(text: str) -> Calls | None:
 
 
 def read(replica: Mapping[str, Any]) -> Calls | None:
-    """Return a replica's counters; None if they cannot be read, for example from another host."""
+    """Return a replica's counters; None if they cannot be read, such as from another host."""
     import httpx
 
     from tidegate.kernel.http.certificates import trusted

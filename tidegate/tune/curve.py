@@ -56,7 +56,10 @@ def quantile(ascending: Sequence[float], share: float) -> float | None:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Return the points for which no other point has more throughput and a lower p99, by ascending p99."""
+    """Return the Pareto front, by ascending p99.
+
+    This is each point for which no other point has more throughput and a lower p99.
+    """
     measured = [point for point in points if point.p99_ms is not None and not point.failed]
     found: list[Point] = []
     for point in sorted(measured, key=lambda each: (each.p99_ms or 0.0, -each.rps)):

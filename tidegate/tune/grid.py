@@ -11,7 +11,10 @@ WINDOWS_MS = (0.0, 2.0, 5.0)
 
 @dataclass(frozen=True, slots=True, order=True)
 class BatchSetting:
-    """A batching setting to measure: the most rows in a call, and the longest wait for them (ms)."""
+    """A batching setting to measure.
+
+    ``max_batch``: the most rows in a call. ``window_ms``: the longest time that a call waits for more rows.
+    """
 
     window_ms: float
     max_batch: int
@@ -28,8 +31,8 @@ class BatchSetting:
 def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
     """Return the batch sizes to try: one request's ``rows``, then twice as many each time.
 
-    The last size is the model's ``limit``, or the number of rows that all connections send at the same time,
-    if this is smaller. ``limit`` 0: the model has no batch axis.
+    The last size is the smaller of two numbers: the model's ``limit``, and the rows that all connections send
+    at the same time. If ``limit`` is 0, the model has no batch axis, and the only size is 1.
     """
     if limit == 0:
         return [1]
@@ -43,8 +46,8 @@ def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
 def settings(batches: Iterable[int], windows_ms: Iterable[float], rows: int) -> list[BatchSetting]:
     """Return the settings to measure. ``windows_ms``: how long a call waits for more rows.
 
-    Settings with a wait of 0 come first, in case the time for the measurement runs out. A batch size of one
-    request never waits for more rows, so it is tried only with a wait of 0.
+    Settings with a wait of 0 come first, in case the time for the measurement runs out. If one request fills
+    a batch, a call never waits for more rows. So this batch size is tried only with a wait of 0.
     """
     found = {
         BatchSetting(window_ms if batch > rows else 0.0, batch)

@@ -45,7 +45,7 @@ class Target:
 
 @dataclass(slots=True)
 class HttpAnswer:
-    """An answer with an unread body. Names of headers are in lower case."""
+    """An HTTP answer whose body is not read yet. Names of headers are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -53,7 +53,7 @@ class HttpAnswer:
 
     @property
     def streams(self) -> bool:
-        """True if the body is a stream of events."""
+        """Return True if the body is a stream of events."""
         return self.headers.get("content-type", "").startswith("text/event-stream")
 
     async def body(self) -> bytes:

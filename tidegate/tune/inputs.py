@@ -11,7 +11,10 @@ from tidegate.client.codec import Array, Tensor, dtype_of
 
 
 def zeros(signature: Mapping[str, Any]) -> dict[str, Array]:
-    """Return one row of zeros or empty strings for each required input. A dimension of any size becomes 1."""
+    """Return one row of zeros or empty strings for each required input.
+
+    A dimension without a fixed size becomes 1.
+    """
     batched = bool(signature["max_batch_size"])
     found = {}
     for spec in signature["inputs"]:

@@ -17,10 +17,9 @@ SHARES = (50, 90, 99)
 class CallRecord:
     """One request. Times are seconds since the load began.
 
-    ``token_times``: when each event with text arrived.
-    ``tokens``: the number of tokens in the answer, as the engine counted them; without its count, the number
-    of events with text.
-    ``cut``: True if the load ended before the answer was complete.
+    ``token_times``: when each event with text arrived. ``tokens``: the number of tokens in the answer, as the
+    engine counted them. If the engine reports no count, this is the number of events with text. ``cut``: True
+    if the load ended before the answer was complete.
     """
 
     started: float
@@ -36,7 +35,7 @@ class CallRecord:
 
     @property
     def good(self) -> bool:
-        """True if the answer is complete."""
+        """Return True if the answer is complete."""
         return self.ended is not None and not self.problem and not self.cut
 
 
@@ -93,7 +92,8 @@ class LlmFigures:
 def figures_of(records: Sequence[CallRecord], began: float, ended: float) -> LlmFigures:
     """Return the figures for the time from ``began`` to ``ended``, in seconds since the load began.
 
-    Count only tokens that arrived in this time. For this, divide an answer's tokens equally among its events.
+    Count only tokens that arrived in this time. An event does not say how many tokens it contains, so the
+    tokens of a complete answer are divided equally among its events.
     """
     seen = [each for each in records if (each.ended or ended) > began and each.started < ended]
     done = [each for each in seen if each.good and (each.ended or 0) <= ended]

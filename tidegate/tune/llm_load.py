@@ -21,8 +21,9 @@ SILENCE_S = 600.0
 class LlmLoadPlan:
     """A load of ``callers`` (closed loop) or of ``rate`` requests per second at random times (open loop).
 
-    The load ends after ``seconds`` or ``requests``. ``body`` returns the body of the request with a given
-    number. ``keep_text``: True to keep the text of the answers in the records.
+    The load ends after ``seconds`` seconds or ``requests`` requests, whichever comes first. ``body`` returns
+    the body of the request with a given number. ``keep_text``: True to keep the text of the answers in the
+    records.
     """
 
     target: Target
@@ -64,7 +65,11 @@ class LlmLoad:
         return figures_of(self.records, after_s, self.duration or self._now())
 
     async def run(self) -> None:
-        """Run the load to its end. When its time is over, a closed loop cancels requests in flight."""
+        """Run the load to its end.
+
+        When its time is over, a closed loop cancels the requests in flight. An open loop waits for their
+        answers.
+        """
         plan, self.began = self.plan, time.perf_counter()
         work = asyncio.create_task(self._closed() if plan.rate is None else self._open(plan.rate))
         stop = asyncio.create_task(self._stopped.wait())

@@ -67,7 +67,7 @@ class LoadCounters:
     latencies: list[float] = field(default_factory=list)
 
     def note(self, status: int, latency_s: float, body: bytes) -> None:
-        """Count a response."""
+        """Count an error response. Count a correct response only while ``counts`` is True."""
         if status != 200 and self.open:
             self.fail(_error_of(body), status)
         elif status == 200 and self.counts:
@@ -125,7 +125,7 @@ class LoadConnection(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Count a failure if the server closed the connection."""
+        """Count a failure if the connection ended while the load runs."""
         if self._count.open:
             self._count.fail(f"the connection was lost: {exc or 'closed by the gateway'}")
         if not self.gone.done():

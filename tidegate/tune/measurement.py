@@ -57,12 +57,12 @@ def request_bytes(
 def measure(address: GatewayAddress, request: bytes, connections: int, seconds: float) -> LoadResult:
     """Send load to the endpoint for ``seconds`` after a short warm-up. Return the result.
 
-    Raise BadAnswer if the load generator returns none.
+    Raise BadAnswer if the load generator does not return a result.
     """
     warm_s = min(0.5, seconds / 4)
     plan = LoadPlan(address.host, address.port, address.tls, connections, warm_s, seconds)
-    # In its own process group, the load generator gets no Ctrl-C. Only this process gets it, and then ends
-    # the load generator.
+    # The load generator runs in its own process group, so Ctrl-C does not reach it. Only this process gets
+    # Ctrl-C, and then ends the load generator.
     child = subprocess.Popen(
         [sys.executable, "-m", "tidegate.tune.load_generator"],
         stdin=subprocess.PIPE,

@@ -55,7 +55,7 @@ def _axes(axis: Any, title: str, points: Sequence[Point], latency_ms: float) -> 
     highest = max([latency_ms, lowest * 2, *(p.p99_ms for p in points if p.p99_ms)])
     span = highest / lowest
     axis.set_xscale("log")
-    axis.set_xlim(lowest / span**0.28, highest * span**0.08)  # room for the labels on the left
+    axis.set_xlim(lowest / span**0.28, highest * span**0.08)  # space for the labels on the left
     axis.set_ylim(0, 1.18 * max([1.0, *(p.rps for p in points)]))
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_minor_locator(NullLocator())

@@ -50,8 +50,8 @@ class Prompts:
 def fitted(words: int, measured: int, wanted: int) -> int:
     """Return the number of words for a prompt of ``wanted`` tokens.
 
-    An earlier prompt of ``words`` words had ``measured`` tokens, including those of the chat template and the
-    task. Each word is assumed to be one token.
+    ``measured``: the number of tokens of an earlier prompt with ``words`` words. This includes the tokens of
+    the chat template and of the task. Each word is assumed to be one token.
     """
     return max(1, words + wanted - measured)
 

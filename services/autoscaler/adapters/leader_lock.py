@@ -1,4 +1,7 @@
-"""The leader lock: an flock on ``<state>/run/autoscaler.lock``, which ends with the process."""
+"""The leader lock: an flock on ``<state>/run/autoscaler.lock``.
+
+The kernel releases it when the process ends.
+"""
 
 from __future__ import annotations
 

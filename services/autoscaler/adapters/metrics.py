@@ -82,7 +82,7 @@ def show(statuses: Mapping[str, DeploymentStatus], gone: Iterable[str]) -> None:
 
 
 def book(bookings: Mapping[Place, Amount]) -> None:
-    """Count the time of replicas and its cost."""
+    """Add the booked time of replicas and its cost to the counters."""
     for place, amount in bookings.items():
         if place.part.kind == OBSERVED:
             continue

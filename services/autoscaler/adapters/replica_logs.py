@@ -1,4 +1,4 @@
-"""The logs of workers. The logs of ended workers are kept up to an age and a total size."""
+"""The logs of workers. The logs of ended workers are deleted beyond limits of age, size and number."""
 
 from __future__ import annotations
 

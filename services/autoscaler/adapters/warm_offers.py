@@ -13,7 +13,10 @@ from tidegate.kernel.protocol.models import Assignment
 
 
 class WarmOffers:
-    """The publisher of offers to the queues of the pools. Without a connection it raises ``Unavailable``."""
+    """Publishes offers to the queues of the warm pools.
+
+    Without a connection, :meth:`offer` raises ``Unavailable``.
+    """
 
     def __init__(self, amqp_url: str, pools: Collection[str]) -> None:
         self._pools = pools
@@ -30,10 +33,10 @@ class WarmOffers:
         await self._connection.stop()
 
     async def offer(self, pool: str, assignment: Assignment, lives_s: float) -> None:
-        """Offer a replica to the waiting workers for ``lives_s`` seconds. Return after RabbitMQ's confirm.
+        """Offer a replica to the waiting workers of a pool. Return after RabbitMQ's confirm.
 
-        Raise ``Unavailable`` if this fails. A worker may get the offer nevertheless, unless there was no
-        connection.
+        ``lives_s``: the seconds after which RabbitMQ drops the offer. Raise ``Unavailable`` if there is no
+        connection or no confirm. Without a confirm, a worker may still get the offer.
         """
         channel = self._connection.channel
         if channel is None:

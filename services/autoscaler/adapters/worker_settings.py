@@ -1,4 +1,4 @@
-"""Run the worker's program in a worker's environment to read the settings of a new worker."""
+"""Read the settings of a new worker: run the worker's settings report in a worker's environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A proxy between the launcher and the container engine. It forwards only what the rules allow."""
+"""A proxy between the launcher and the container engine. It forwards only the calls that its rules allow."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ class EngineProxy:
         return hmac.compare_digest(request.headers.get("authorization", "").encode(), self._token)
 
     async def _forward(self, request: Request, body: bytes) -> Response:
-        # The checked path is quoted again, so that the engine reads exactly the path that was checked.
+        # The rules checked the decoded URL path. Quote this path again, so that the engine reads exactly the
+        # path that was checked.
         url = httpx.URL(quote(request.url.path), query=request.url.query.encode("latin-1"))
         kind = content_type(request.url.path)
         headers = {name: value for name, value in request.headers.items() if name in _FORWARDED}

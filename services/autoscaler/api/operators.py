@@ -33,7 +33,10 @@ class OverrideRequest(BaseModel):
 
 
 class PauseRequest(BaseModel):
-    """A pause of ``ttl_s`` seconds (null: until an operator ends it). ``hold`` keeps the current replicas."""
+    """A pause of ``ttl_s`` seconds (null: until an operator ends it).
+
+    A pause ends all replicas. With ``hold``, it fixes their current number instead.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -64,10 +67,13 @@ class PolicyChange(BaseModel):
 
 
 class OverrideResult(BaseModel):
-    """An override, and where it is stored: the registry, or the autoscaler until the registry is back.
+    """An override and its effect.
 
-    ``replicas`` is the requested number and ``runs`` the resulting one (null if not known yet). If ``runs``
-    is less, ``bounded_by`` (``maximum``, ``schedule``, ``cost cap`` or ``host``) and ``reason`` say why.
+    - ``replicas``: the requested number of replicas; null if the override was removed
+    - ``held_by``: where the override is stored: ``registry``, or ``autoscaler`` until the registry answers
+    - ``runs``: the resulting number of replicas; null if it is not known yet
+    - ``bounded_by``: the limit that applied: ``maximum``, ``schedule``, ``cost cap`` or ``host``
+    - ``reason``: the explanation if ``runs`` is smaller
     """
 
     deployment: str
@@ -100,7 +106,10 @@ async def get_deployment(name: str, operations: OperationsDep) -> DeploymentStat
 
 @router.put("/deployments/{name}/replicas")
 async def override_replicas(name: str, body: OverrideRequest, operations: OperationsDep) -> OverrideResult:
-    """Fix the number of replicas, within the maximum (unless forced) and the room of the host."""
+    """Fix the number of replicas.
+
+    The limits are the host's resources and, unless forced, the Deployment's maximum.
+    """
     held_by, effect = await operations.override(name, body.replicas, body.ttl_s, force=body.force)
     return OverrideResult(
         deployment=name,
@@ -120,7 +129,7 @@ async def remove_override(name: str, operations: OperationsDep) -> OverrideResul
 
 @router.post("/deployments/{name}/pause")
 async def pause(name: str, body: PauseRequest, operations: OperationsDep) -> OverrideResult:
-    """Stop all replicas, or keep those that run, regardless of demand."""
+    """Pause scaling: end all replicas, or with ``hold`` fix their current number, whatever the demand is."""
     replicas, held_by = await operations.pause(name, body.ttl_s, hold=body.hold)
     return OverrideResult(deployment=name, replicas=replicas, held_by=held_by)
 
@@ -133,7 +142,7 @@ async def resume(name: str, operations: OperationsDep) -> OverrideResult:
 
 @router.get("/deployments/{name}/why")
 async def why(name: str, operations: OperationsDep) -> dict[str, Any]:
-    """Explain the number of replicas: load, number that each rule wants, bounds, delays and decisions."""
+    """Explain the number of replicas: load, the number that each rule wants, bounds, delays and decisions."""
     return await operations.why(name)
 
 

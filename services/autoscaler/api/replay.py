@@ -25,7 +25,10 @@ class _Body(BaseModel):
 
 
 class SyntheticArrivals(_Body):
-    """Random arrivals at a rate that follows ``shape``, between ``rps`` and ``factor`` times ``rps``."""
+    """Random arrivals.
+
+    Their rate follows ``shape``, between ``rps`` (requests a second) and ``factor`` times ``rps``.
+    """
 
     kind: Literal["synthetic"] = "synthetic"
     shape: Shape = "spike"
@@ -93,7 +96,10 @@ class ReplayRequest(_Body):
 
 
 class VerifyRequest(_Body):
-    """The period of the rounds to decide again, in seconds since the epoch; default: all rounds."""
+    """The selection of recorded rounds to decide again. Default: all rounds.
+
+    ``since`` and ``until`` are in seconds since the epoch.
+    """
 
     deployment: str | None = None
     since: float = 0.0
@@ -120,5 +126,5 @@ async def replay(body: ReplayRequest, replays: ReplayRunnerDep) -> dict[str, Any
 
 @router.post("/replay/verify")
 async def verify(body: VerifyRequest, replays: ReplayRunnerDep) -> dict[str, Any]:
-    """Decide the recorded rounds again, and compare with the recorded decisions."""
+    """Decide the recorded rounds again, and compare the new decisions with the recorded ones."""
     return await replays.verify(body.since, body.until, body.deployment)

@@ -1,4 +1,4 @@
-"""The route of the versions that are being verified."""
+"""The route that lists the versions with a pending verification."""
 
 from __future__ import annotations
 

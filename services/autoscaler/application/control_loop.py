@@ -43,7 +43,8 @@ from tidegate.kernel.store import JobStore, Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# Seconds between rounds while a replica starts and after an action, so that a ready replica is seen sooner.
+# Seconds between rounds while a replica starts and after an action. The time is short, so that the autoscaler
+# soon notices a ready replica.
 MOVING_PERIOD_S = 0.2
 RECENT_DECISIONS = 1000
 
@@ -320,7 +321,7 @@ class ControlLoop:
 
 
 def deployment_of(action: Action) -> str:
-    """Return the Deployment of an action."""
+    """Return the name of the Deployment that an action belongs to."""
     if isinstance(action, Launch):
         return action.deployment.name
     parsed = parse_replica(action.replica)

@@ -1,4 +1,4 @@
-"""Collect how replicas spend their time, book this time by hour, and report its cost."""
+"""Collect the time that replicas report, add it to the cost ledger by hour, and report the costs."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ RETIRE_EVERY_S = 3600.0
 
 
 class CostLedger:
-    """The ledger of the leader. The control loop calls :meth:`note`; :meth:`run` books in the background.
+    """The leader's cost ledger.
 
-    ``waiting`` returns the waiting workers of warm pools, which cost as much as replicas.
+    The control loop calls :meth:`note` in each round. :meth:`run` adds time and costs to the ledger in the
+    background. ``waiting`` returns the waiting workers of warm pools, which cost as much as replicas.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class CostLedger:
         self.over_budget: dict[str, str] = {}
 
     def take_over(self, desired_state: DesiredState | None) -> None:
-        """Read the lives of replicas that the former leader had not booked completely.
+        """Read the replicas whose time the former leader had not completely added to the ledger.
 
         Call this when the process becomes the leader. ``desired_state``: the last known desired state. Its
         budgets apply from the first round on.
@@ -112,7 +113,7 @@ class CostLedger:
             self._due.set()
 
     async def run(self) -> None:
-        """Book until cancelled: every few seconds, and when a replica has ended."""
+        """Add time and costs to the ledger every few seconds, and when a replica ends, until cancelled."""
         retired_at = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
@@ -133,9 +134,10 @@ class CostLedger:
             await asyncio.sleep(RETRY_S)
 
     async def collect(self) -> None:
-        """Book the time that was reported since the last booking. Do nothing if this process does not lead.
+        """Add the time that workers reported since the last call to the ledger.
 
-        Raise ``Unavailable`` if the store or the cost ledger's file fails.
+        Do nothing if this process does not lead. Raise ``Unavailable`` if the store or the cost ledger's file
+        fails.
         """
         if not self._leads:
             return
@@ -156,8 +158,8 @@ class CostLedger:
             self._used = await asyncio.to_thread(self._used_up)
             self.over_budget = {name: used.words for name, used in self._used.items()}
             metrics.show_budgets(self._limited(), self.over_budget)
-            # If the store fails now, old reports expire by themselves, and the next booking publishes the
-            # facts.
+            # An error of the store does no harm here: old reports expire by themselves, and the next booking
+            # publishes the facts.
             with contextlib.suppress(StoreUnavailable):
                 await self._store.forget_times(closed)
                 await self._store.publish_cost_facts(self._facts())
@@ -165,7 +167,7 @@ class CostLedger:
     async def report(self, since: float, until: float, by: By, deployment: str | None) -> dict[str, Any]:
         """Return the costs of the hours that begin in a period.
 
-        If the period lasts until now, the time that is not booked yet is included.
+        If the period lasts until now, time that is not in the ledger yet is included.
         """
         with contextlib.suppress(Unavailable):
             await self.collect()
@@ -245,7 +247,7 @@ class CostLedger:
         return found
 
     def rates(self) -> dict[str, Any]:
-        """Return the price list, and the rate of each Deployment."""
+        """Return the price list, and the price of a replica of each Deployment."""
         prices = self.prices.current()
         return {
             "file": str(self.prices.path) if self.prices.path else None,

@@ -17,7 +17,7 @@ Line = dict[str, Any]
 
 
 class LogReader:
-    """A reader of the log folder, and of running replicas' output at the launcher.
+    """Reads logs from the log folder, and the output of running replicas from the launcher.
 
     ``desired_state`` returns the desired state that was read last. ``replicas`` returns the names of the
     running replicas.

@@ -27,7 +27,11 @@ SHOWN_DECISIONS = 5
 
 @dataclass(frozen=True, slots=True)
 class OverrideEffect:
-    """The number of replicas that an override leads to (None: not known yet), and what limits this number."""
+    """The effect of an override.
+
+    ``replicas``: the resulting number of replicas; None if it is not known yet. ``bounded_by`` and
+    ``reason``: why this number is smaller than requested.
+    """
 
     replicas: int | None = None
     bounded_by: str | None = None
@@ -119,7 +123,7 @@ class Operations:
         return OverrideEffect(found.target, rule, found.wanted.reason)
 
     async def pause(self, name: str, ttl_s: float | None, *, hold: bool) -> tuple[int, str]:
-        """Stop all replicas, or with ``hold`` keep those that run.
+        """End all replicas, or with ``hold`` fix their current number.
 
         Return the number of replicas, and where the pause is stored.
         """
@@ -145,7 +149,8 @@ class Operations:
             raise NotFound(f"There is no host {host}.")
         await self.loop.cordon(host)
         drained = []
-        # All replicas are on this host. Another name can only be an earlier name of this host.
+        # All replicas run on the present host. Another name can only be an earlier name of this host, so no
+        # replica is drained for it.
         for each in self.replicas() if drain and host == self.loop.host else []:
             if each["alive"] and each["state"] != "draining":
                 with contextlib.suppress(NotFound):  # the replica ended meanwhile
@@ -161,7 +166,7 @@ class Operations:
         await self.loop.uncordon(host)
 
     def hosts(self) -> list[dict[str, Any]]:
-        """Return the host of the replicas with its resources, and other cordoned hosts."""
+        """Return this host with its resources and number of replicas, and the other cordoned hosts."""
         cordoned = self.loop.cordoned
         here = sum(1 for each in self.replicas() if each["alive"])
         names = dict.fromkeys([self.loop.host, *sorted(cordoned)])

@@ -1,4 +1,7 @@
-"""Record rounds and arrivals. A thread writes them, so the loop does not wait for the disk."""
+"""Record the rounds of the control loop and the arrivals of requests.
+
+A thread writes the recordings, so the control loop does not wait for the disk.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ RETIRE_EVERY_S = 600.0
 
 
 class Recorder:
-    """The recorder of the leader. A crash may lose the last seconds of the recordings, which does no harm."""
+    """The leader's recorder of rounds and arrivals. A crash may lose the last seconds of the recordings."""
 
     def __init__(self, recordings: Recordings, policy: Policy, *, observations: bool) -> None:
         self._recordings = recordings
@@ -38,8 +41,8 @@ class Recorder:
         self._arrivals: Counter[tuple[str, int]] = Counter()
         self._arrivals_at = self._retired_at = self._expected_at = 0.0
         self._writing: asyncio.Task[None] | None = None
-        # Only one write runs at a time, because a write adds to the arrivals on disk, and because each chunk
-        # continues the previous one.
+        # Only one write runs at a time: a write adds to the arrival counts on disk, and each chunk of rounds
+        # continues the previous chunk.
         self._turn = asyncio.Lock()
         self._expected: dict[str, float] = {}
         self._forecast_for: set[str] = set()
@@ -65,7 +68,11 @@ class Recorder:
         await self._write(now, whole=True)
 
     async def forecast(self, deployments: list[Deployment], state: State, now: float) -> Mapping[str, float]:
-        """Return the expected arrivals per second of each Deployment that uses a forecast."""
+        """Return the highest rate of arrivals expected until a new replica could be ready, by Deployment.
+
+        Rates are in requests a second. Deployments without a forecast or with too little history are left
+        out.
+        """
         seasonal = [each for each in deployments if each.scaling.forecast != "off"]
         names = {each.name for each in seasonal}
         if now - self._expected_at >= MINUTE_S or names != self._forecast_for:

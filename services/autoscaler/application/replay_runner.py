@@ -37,7 +37,7 @@ class ReplayRunner:
     turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     async def run(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Replay arrivals under the policies of a request, which ``api/replay.py`` describes."""
+        """Replay arrivals under each policy of ``request``; ``api/replay.py`` defines its fields."""
         deployment = self.operations.deployment(name)
         current = self.operations.parts.source.current
         version = index_of(current).version_of(deployment)
@@ -60,7 +60,7 @@ class ReplayRunner:
         return await self._run_process(document)
 
     async def verify(self, since: float, until: float, deployment: str | None) -> dict[str, Any]:
-        """Decide the recorded rounds again, and compare with the recorded decisions."""
+        """Repeat the decisions of the recorded rounds, and compare them with the recorded decisions."""
         await self.operations.parts.recorder.flush(time.time())
         verify = {"path": str(self.recordings.path), "since": since, "until": until, "deployment": deployment}
         return await self._run_process({"verify": verify})
@@ -137,7 +137,7 @@ class ReplayRunner:
 def _engine_timing(
     engines: Sequence[Mapping[str, Any]], completed: int, service_rate: float | None
 ) -> dict[str, Any]:
-    """Return the measured timing of a language model's replicas, from the facts of their engines."""
+    """Return the timing of a language model's replicas, computed from what their engines report."""
     known: dict[str, Any] = {"slots": max(max((e["slots"] or 1) for e in engines), 1)}
     if service_rate:
         known["call_ms"] = 1000.0 * known["slots"] / service_rate

@@ -49,7 +49,10 @@ KEEP_S = 15.0
 
 
 class Verifier:
-    """Verifies versions with scratch replicas. ``problem``: why this does not work now; None if it works."""
+    """Verify pending versions with scratch replicas.
+
+    ``problem``: why the last check failed; None if it succeeded.
+    """
 
     def __init__(
         self,
@@ -93,7 +96,7 @@ class Verifier:
         self.problem: str | None = None
 
     def take_over(self) -> None:
-        """Read the last generation of each scratch replica. Call this when the process becomes the leader."""
+        """Read the last generation of the scratch replicas. Call this when the process becomes the leader."""
         found = self._decisions.generations()
         self._generations = {name: last for (name, _), last in found.items() if scratch_of(name)}
 
@@ -150,13 +153,14 @@ class Verifier:
         self._listed = True
         self._drop_notes()
         now = self._clock()
-        self._grant(pending, now)  # grant first, because reading the store may fail
+        self._grant(pending, now)  # before the read of the store, which may fail and end this check
         heard = await self._read_reports(now)
-        # The outcome of a scratch replica is counted only one time, even if its process cannot be ended now.
+        # Leave out replicas that are already being ended, so that the outcome of a replica is counted only
+        # once.
         live = [each for each in self._running if each.replica not in self._ending]
         found = plan(pending, live, self._reports, self._attempts, now, heard, self._heard)
-        # If a version has a result, its attempts change only after the result is written. If the write fails,
-        # the next check finds the same result.
+        # If a version has a result, change its recorded attempts only after the result is written. If the
+        # write fails, the next check then finds the same result.
         settled = {(each.model, each.number) for each in found.settle}
         before = {key: kept for key, kept in self._attempts.items() if key in settled}
         self._attempts = {key: kept for key, kept in found.attempts.items() if key not in settled} | before
@@ -201,7 +205,7 @@ class Verifier:
         ]
 
     def _grant(self, pending: list[Version], now: float) -> None:
-        """Let the scratch replicas read their artifacts for some seconds more."""
+        """Extend the scratch replicas' permission to read their artifacts by some seconds."""
         versions = {(each.model, each.number): each for each in pending}
         for each in self._running:
             version = versions.get(scratch_of(each.deployment) or ("", 0))
@@ -236,8 +240,8 @@ class Verifier:
 
     async def _act(self, found: ScratchPlan) -> None:
         settled = {(each.model, each.number) for each in found.settle}
-        # These outcomes are counted now. If the registry fails below, the next check must not count them
-        # again.
+        # Mark these replicas as ending before the registry is called. If the call fails, the next check does
+        # not count their outcomes again.
         for replica, cause in found.kill:
             if self._version_of(replica) not in settled and not self._is_kept(replica, self._clock()):
                 self._ending.setdefault(replica, cause)

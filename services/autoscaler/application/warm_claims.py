@@ -1,4 +1,7 @@
-"""Remember which worker of a warm pool became which replica, and find out the result of open offers."""
+"""Remember which worker of a warm pool became which replica, and settle offers without a known result.
+
+An offer asks a waiting worker to become a replica. A worker accepts it by claiming the replica in the store.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ NOBODY = "autoscaler"
 
 
 class WarmClaims:
-    """The claims, by replica. They are also in the decision store, for the next leader."""
+    """Records of offered replicas and of the workers that claimed them, by replica name.
+
+    They are also in the decision store, so that the next leader can read them.
+    """
 
     def __init__(
         self, store: Store, decision_store: DecisionStore, clock: Callable[[], float] = time.time
@@ -67,9 +73,10 @@ class WarmClaims:
                 self.drop(claim.replica)
 
     async def settle(self) -> None:
-        """Find out which workers took the open offers. Withdraw offers that no worker took in time.
+        """Find out which workers took the pending offers. Withdraw offers that no worker took in time.
 
-        An offer stays open if the leader changes or the store fails before its result is known.
+        If the leader changes or the store fails before the result of an offer is known, the offer stays
+        pending.
         """
         for claim in self:
             if claim.worker:

@@ -105,7 +105,10 @@ class WarmPool:
         }
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
-        """Give the replica to a waiting worker, or start a new one. Raise the errors of the real launcher."""
+        """Make a waiting worker the replica. If none takes it, start a new worker with the real launcher.
+
+        Raise the errors of the real launcher.
+        """
         if isinstance(assignment, Assignment):
             if await self._take_verified(assignment):
                 return

@@ -1,4 +1,4 @@
-"""Compute the lowest and highest number of replicas now from a Deployment's limits, schedule and budget."""
+"""Compute the minimum and maximum number of replicas from a Deployment's limits, schedule and budgets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from tidegate.kernel.protocol.models import Deployment
 
 @dataclass(frozen=True, slots=True)
 class ReplicaBounds:
-    """The limits ``low`` and ``high``, each with its rule and, for a schedule or budget, an explanation."""
+    """The current minimum (``low``) and maximum (``high``) number of replicas of a Deployment.
+
+    ``low_rule`` and ``high_rule`` name the rule that set each limit. ``low_words`` and ``high_words`` explain
+    a limit that a schedule or a budget set; else they are empty.
+    """
 
     low: int
     high: int
@@ -25,10 +29,11 @@ class ReplicaBounds:
 
 
 def bounds(deployment: Deployment, now: float, start_s: float, over_budget: str = "") -> ReplicaBounds:
-    """Return the bounds at ``now``. ``over_budget``: the budget that is used up; empty means none.
+    """Return the bounds at ``now``.
 
-    If several windows of the schedule are open, the largest bounds apply. The minimum of a window applies
-    ``start_s`` seconds earlier, so that its replicas are ready when it opens. A budget limits both bounds.
+    ``over_budget``: the message about a budget that is used up; empty if none is used up. If several windows
+    of the schedule are open, the largest bounds apply. The minimum of a window applies ``start_s`` seconds
+    earlier, so that its replicas are ready when the window opens. A budget limits both bounds.
     """
     low, high = deployment.min_replicas, deployment.max_replicas
     if over_budget:

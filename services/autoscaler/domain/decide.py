@@ -66,8 +66,8 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
         state,
         deployments=memories,
         generations=_generations(state, actions),
-        # The start of a replica is timed only if the state knows the replica before it is ready. So each
-        # launch is noted now.
+        # Record each launch now. The start of a replica is timed only if the replica is in the state before
+        # it is ready.
         replicas={
             **state.replicas,
             **{a.replica: ReplicaMemory(now) for a in actions if isinstance(a, Launch)},
@@ -99,7 +99,7 @@ def _proposals(
 
 
 def _notice(snapshot: Snapshot, state: State, now: float) -> State:
-    """Return the state with the times since which the store has answered and has had live heartbeats."""
+    """Record since when the store has answered, and since when it has had live heartbeats."""
     readable = snapshot.reports is not None
     # A failed worker's report stays after the worker has ended, so it does not count as a heartbeat.
     living = any(report.state != "failed" for report in (snapshot.reports or {}).values())
@@ -127,13 +127,14 @@ def _adopt(
             each, (reports or {}).get(each.replica), memory, now
         )
         ready = each.replica in state.replicas and seen.ready_at is not None and memory.ready_at is None
-        # Only a version's first replica begins as a scratch replica. Its start says nothing about later
-        # starts.
+        # Do not time a replica that began as a scratch replica. Only a version's first replica can begin so,
+        # and later starts take longer.
         if ready and not is_scratch(each.worker):
             took = max(0.0, now - each.launched_at - seen.installing_s)
             starts[each.deployment] = (took, *starts.get(each.deployment, ()))[:STARTS_KEPT]
         _raise_generation(generations, each.deployment, each.slot, each.generation)
-    # an ended replica that failed has a report, too; its name must not be used again
+    # a failed replica keeps its report after its end; count its generation, so that its name is not used
+    # again
     for name in reports or {}:
         if parsed := parse_replica(name):
             _raise_generation(generations, *parsed)

@@ -139,7 +139,7 @@ class DeploymentRound:
             start_failures = StartFailures(
                 1, not_before, self.now, replica_health.REASONS[replica_health.FAILED], failed.message
             )
-        # The replicas that run now count as needed, so they stay for a whole down window.
+        # Record the running replicas as recommended, so that none of them is drained for a whole down window.
         return DeploymentMemory(start, self.now, recommended=((self.now, start),), start=start_failures)
 
     def _with_configuration(self, memory: DeploymentMemory) -> DeploymentMemory:
@@ -167,7 +167,7 @@ class DeploymentRound:
     def _with_ends(self, memory: DeploymentMemory, state: State) -> DeploymentMemory:
         """Count the failures of this round. Forget failed starts once a later replica is ready.
 
-        Also forget failures of slots after some time.
+        Forget the failures of a replica slot ``FORGET_SLOT_AFTER_S`` seconds after the last one.
         """
         ready = [
             state.replicas[v.running.replica].ready_at or 0.0 for v in self.verdicts if v.phase == "ready"
@@ -266,7 +266,7 @@ class DeploymentRound:
 class Proposal:
     """The target of one Deployment in one round, before and after the host limits it.
 
-    ``before`` is the Deployment's memory of the last round, ``cause`` the cause of new launches.
+    ``before``: the Deployment's memory of the last round. ``cause``: why new replicas are launched.
     """
 
     round: DeploymentRound

@@ -9,11 +9,11 @@ from tidegate.kernel.protocol.models import Deployment, DesiredState, Version
 
 
 def acceptable(current: DesiredState | None, fresh: DesiredState) -> bool:
-    """Return whether ``fresh`` may replace ``current``.
+    """Return True if ``fresh`` may replace ``current``.
 
-    A desired state without Deployments ends all replicas. If its revision is not lower than the current one,
-    an operator has deleted the last Deployment, and it is accepted. If its revision is lower, the registry
-    has lost its data, and it is rejected.
+    A desired state without Deployments ends all replicas. If its revision is at least the current revision,
+    an operator has deleted the last Deployment, and the state is accepted. If its revision is lower, the
+    registry has lost its data, and the state is rejected.
     """
     if current is None or fresh.deployments or not current.deployments:
         return True

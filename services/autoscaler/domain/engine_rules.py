@@ -152,8 +152,8 @@ def _each_once(pairs: Sequence[tuple[str, Any]]) -> Doc:
 
 
 def _strange(fields: Doc, known: set[str]) -> set[str]:
-    # An unknown key counts even if its value is empty. The engine ignores case: if a body has `CapDrop` and
-    # `capdrop`, it uses the last one.
+    # Reject unknown keys even if their values are empty. The engine ignores case: if a body has `CapDrop` and
+    # `capdrop`, the engine uses the last one. Here, `capdrop` is an unknown key.
     return set(fields) - known
 
 

@@ -9,7 +9,10 @@ LONGEST = 500
 
 
 def describe_exit(code: int | None) -> str:
-    """Describe an exit code in words (negative: a signal; None if not known)."""
+    """Describe the exit code of a worker in words.
+
+    ``code``: negative for a signal; None if the code is not known.
+    """
     if code is None:
         return "the worker's process has ended"
     if code < 0:
@@ -18,7 +21,7 @@ def describe_exit(code: int | None) -> str:
 
 
 def with_last_log_line(exit_text: str, output: str) -> str:
-    """Return ``exit_text`` with the last line of the worker's output, if there is one."""
+    """Append the last line of the worker's output, if there is one, to ``exit_text``."""
     lines = [line.strip() for line in output.split("\n") if line.strip()]
     return f"{exit_text}; last log line: {_plain(lines[-1])[:LONGEST]}" if lines else exit_text
 

@@ -40,7 +40,7 @@ def policy_of(
 def explain(
     deployment: Deployment, snapshot: Snapshot, state: State, policy: Policy, now: float
 ) -> dict[str, Any]:
-    """Return the last target, the need of each rule with its inputs, and what delays a change."""
+    """Return the last target, the number of replicas that each rule wants, and what delays a change."""
     memory = state.deployments[deployment.name]
     target, load = memory.wanted, memory.seen
     start_s = start_time(state, deployment.name)

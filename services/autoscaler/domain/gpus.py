@@ -32,7 +32,10 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class GpuClaim:
-    """The GPU memory that a replica claims. If two claims do not fit together, the smaller ``order`` wins."""
+    """The GPU memory that a replica claims.
+
+    If two claims need more memory than the GPU has, the claim with the smaller ``order`` is valid.
+    """
 
     replica: str
     shares: Shares
@@ -47,7 +50,7 @@ class GpuInventory(Protocol):
 
 
 class NoRoom(Exception):
-    """The GPUs cannot be provided now. The message says why, and which replicas hold them."""
+    """The GPUs cannot be provided now. The message says why, and which replicas use them."""
 
 
 def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources) -> dict[str, int]:
@@ -77,8 +80,8 @@ def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources)
 def stands(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], mine: GpuClaim) -> bool:
     """Return True if ``mine`` fits beside the claims with a smaller ``order``.
 
-    Each launch first makes its claim and then checks. So if two launches make claims at the same time, at
-    least one of them sees both claims. The order makes the decision the same for both.
+    Each launch first writes its claim and then checks it. If two launches write claims at the same time, at
+    least one of them sees both claims. All launches compare ``order``, so they agree which claim is valid.
     """
     before = [each for each in claims if each.replica != mine.replica and each.order < mine.order]
     memory = {gpu.uuid: gpu.memory_mb for gpu in gpus}
@@ -108,7 +111,7 @@ def read_inventory(listing: str) -> tuple[Gpu, ...]:
 
 
 def visible(gpus: Sequence[Gpu], setting: str | None) -> tuple[Gpu, ...]:
-    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` allows, as CUDA reads it; ``setting`` None: not set.
+    """Return the GPUs that the value ``setting`` of ``CUDA_VISIBLE_DEVICES`` allows; None: it is not set.
 
     An entry is an index into the list, or the beginning of a UUID. The first entry that matches no GPU ends
     the list.

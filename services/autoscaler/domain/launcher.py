@@ -22,7 +22,7 @@ POOL_DRAIN_S = 600.0
 
 
 class NameTaken(Conflict):
-    """A replica with this name exists: it runs, or its remains are not removed yet."""
+    """A replica with this name exists: it runs, or its container or files are not removed yet."""
 
 
 class LaunchFailed(Unavailable):
@@ -39,14 +39,14 @@ class OptionsRefused(LaunchFailed):
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A replica that exists at the launcher. ``alive`` is False if only its remains exist.
+    """A replica that exists at the launcher. ``alive`` is False if only its container or files are left.
 
     Times are seconds since the epoch. ``pid`` is 0 while it is not known. ``fingerprint`` is the Deployment's
     fingerprint at the launch. ``ending`` says how a dead worker ended, if that is known; ``out_of_memory``
-    means that the kernel killed it at its memory limit. ``image`` is the container's image with its digest,
-    ``gpus`` has the UUIDs of its GPUs. ``worker`` is the launcher's name for a replica that came from a warm
-    pool. ``memory_mb`` is the memory of its processes; 0 if not known. ``ended_at`` is the time when a dead
-    worker's process ended; None if not known.
+    means that the kernel killed the worker at its memory limit. ``image`` is the container's image with its
+    digest, ``gpus`` has the UUIDs of the replica's GPUs. ``worker`` is the launcher's name for a replica that
+    came from a warm pool. ``memory_mb`` is the memory of the replica's processes; 0 if not known.
+    ``ended_at`` is the time when a dead worker's process ended; None if not known.
     """
 
     replica: str
@@ -101,19 +101,23 @@ class LaunchSpec:
 
 
 class Launcher(Protocol):
-    """The interface of launchers. Each method may raise ``Unavailable``. Then its result is not known."""
+    """The interface of launchers.
+
+    If a method raises ``Unavailable`` (but not its subclass :class:`LaunchFailed`), it is not known whether
+    the operation took effect.
+    """
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
-        """Start a worker. Raises :class:`NameTaken` or :class:`LaunchFailed`."""
+        """Start a worker. Raise :class:`NameTaken` or :class:`LaunchFailed`."""
 
     async def drain(self, replica: str) -> None:
         """Let the worker finish its work and exit. Return immediately; ignore unknown names."""
 
     async def kill(self, replica: str) -> None:
-        """Kill the worker and everything that it started, and remove its remains. Idempotent."""
+        """Kill the worker and everything that it started, and remove its container or files. Idempotent."""
 
     async def list(self) -> list[Running]:
-        """Return every replica that exists, including dead replicas with remains."""
+        """Return every replica that exists, including dead replicas whose container or files are left."""
 
     async def output(self, replica: str, lines: int) -> str:
         """Return the last lines of a replica's output; empty if the output goes to the log folder."""
@@ -138,7 +142,7 @@ def pool_of(deployment: str) -> str | None:
 
 
 def parse_replica(replica: str) -> tuple[str, int, int] | None:
-    """Return Deployment, slot and generation of a replica's name; None if it is not such a name."""
+    """Split a replica's name into Deployment, slot and generation. Return None for any other name."""
     parts = replica.rsplit("-", 2)
     if len(parts) != 3 or not parts[0] or not (parts[1].isdecimal() and parts[2].isdecimal()):
         return None

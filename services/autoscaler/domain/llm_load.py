@@ -12,7 +12,10 @@ from tidegate.kernel.protocol.presence import EngineReport, GatewayView, Replica
 
 
 def slots_of(deployment: Deployment, reports: Iterable[ReplicaReport]) -> int:
-    """Return the number of slots of one engine: as its replicas report, else as the Deployment says."""
+    """Return the number of slots of one engine.
+
+    This is the highest number that a replica reports, or the Deployment's setting if no replica reports one.
+    """
     reported = [r.llm.slots for r in reports if r.llm is not None and r.llm.slots]
     declared = deployment.llm or LlmSpec()
     return max(1, max(reported, default=declared.slots))
@@ -46,7 +49,8 @@ def measure_llm(
         slots=slots * len(ready),
         running=min(running, slots * len(ready)),
         engine_waiting=sum(e.waiting or 0 for e in engines),
-        # The cache of an idle engine has only old prompts, which new requests replace. So it counts as empty.
+        # Count the cache of an idle engine as empty, because it has only old prompts, which new requests
+        # replace.
         kv_used=sum((e.kv_used or 0) if e.running != 0 else 0 for e in sized),
         kv_total=sum(e.kv_total or 0 for e in sized),
         tokens_per_s=_rate(memory.read),
@@ -57,12 +61,12 @@ def measure_llm(
 def _with_reading(
     reports: Iterable[ReplicaReport], memory: LoadMemory, policy: Policy, now: float
 ) -> LoadMemory:
-    """Return the memory with a new sample of the prompt tokens that all engines together have read."""
+    """Return the memory with a new sample: the prompt tokens that all engines together have computed."""
     more, prompts = 0, {}
     for report in reports:
         if report.llm is None or report.llm.prompt_tokens is None:
             continue
-        # The engine did not compute the tokens that it found in its cache, so these do not count.
+        # Leave out the tokens that the engine found in its KV cache, because it did not compute them.
         total = max(0, report.llm.prompt_tokens - (report.llm.cached_tokens or 0))
         more += max(0, total - memory.prompts.get(report.replica, total))
         prompts[report.replica] = total

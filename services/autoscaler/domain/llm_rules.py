@@ -1,14 +1,15 @@
 """The scaling rules of language models, beside those in ``rules.py``.
 
 The rule *wait* counts requests; one request runs in each slot. The rules here count tokens, because one
-request may have a thousand times the tokens of another.
+request may have a thousand times the tokens of another. The need is the number of replicas that a rule
+demands.
 
 *tokens*. Q prompt tokens wait, all slots are busy, and R replicas together read T prompt tokens per second.
-These prompts are read after Q/T seconds. ``limit`` is the longer of the target wait and the time of a start,
-because a new replica cannot help before it has started. The need is R * (Q/T) / limit.
+These prompts are read after Q/T seconds. ``limit`` is the target wait or the time of a start, whichever is
+longer, because a new replica cannot help before it has started. The need is R * (Q/T) / limit.
 
-*kv*. The KV caches of R replicas have room for K tokens and hold U; Q prompt tokens wait. The need is
-R * (U + Q) / (u * K), where u is the utilization that the Deployment allows.
+*kv*. The KV caches of R replicas can store K tokens and now store U; Q prompt tokens wait. The need is R * (U
++ Q) / (u * K), where u is the utilization that the Deployment allows.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def words(load: LlmLoad) -> str:
 
 
 def llm_needs(load: LlmLoad, tuning: Tuning, ready: int, start_s: float) -> list[RuleNeed]:
-    """Return the needs of the rules whose inputs are known. ``start_s``: the seconds of a replica's start."""
+    """Return the number of replicas that each rule needs. Skip rules whose inputs are not known.
+
+    ``start_s``: the seconds that the start of a replica takes.
+    """
     found = [_tokens(load, tuning, ready, start_s), _kv(load, tuning, ready)]
     return [need for need in found if need is not None]
 
@@ -57,5 +61,5 @@ def _kv(load: LlmLoad, tuning: Tuning, ready: int) -> RuleNeed | None:
         f"the KV caches hold {load.kv_used:,} of {load.kv_total:,} tokens, and "
         f"{load.waiting_tokens:,} tokens wait; the caches may be {tuning.utilization:.0%} full"
     )
-    # A full cache alone needs no new replica: running requests end and free their part.
+    # A full cache alone needs no new replica: each request that ends frees its part of the cache.
     return RuleNeed("kv", replicas if load.waiting else min(replicas, ready), why)

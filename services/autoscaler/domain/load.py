@@ -1,7 +1,7 @@
 """Measure the load of a Deployment, and how fast its replicas serve requests.
 
-Demand is the number of requests that the gateways wait for, plus the jobs that wait or run. It is known only
-if all known gateways report and the jobs can be counted.
+Demand is the number of requests that gateways have sent and that are not answered, plus the jobs that wait or
+run. It is known only if all known gateways report and the jobs can be counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from tidegate.kernel.protocol.capacity import measured_rps
 from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
-# A trend counts only with at least this many rates, this R squared, and a slope of this many standard errors.
+# Conditions for a trend: at least this many rates, at least this R squared, and a slope of at least this many
+# standard errors.
 TREND_POINTS = 6
 TREND_EXPLAINS = 0.85
 TREND_CLEAR = 3.0
@@ -38,8 +39,9 @@ def measure(
 ) -> tuple[Load, LoadMemory]:
     """Return the load of ``deployment`` and its new memory.
 
-    ``reports`` are the reports of its replicas, ``jobs`` the numbers of unfinished jobs by Deployment,
-    ``slots`` the number of a replica's model instances, ``start_s`` the seconds until a new replica is ready.
+    ``reports``: the reports of its replicas. ``jobs``: the number of unfinished jobs by Deployment.
+    ``slots``: the number of model instances in a replica. ``start_s``: the seconds until a new replica is
+    ready.
     """
     reports = list(reports)
     windows = _windows(memory.ms_per_request, start_s, policy)
@@ -62,7 +64,7 @@ def measure(
         utilization=_utilization(memory.services),
         gpu_utilization=_mean(r.gpu_utilization for r in reports if r.state == "ready"),
         measured=memory.services[-1].count > memory.services[0].count,
-        # Sequences of a draining replica end there, so they need no other replica.
+        # Do not count the sequences of a draining replica: they end there and need no other replica.
         sequences=sum(r.sequences for r in reports if r.state == "ready"),
         sequence_slots=max((r.sequence_slots for r in reports), default=0),
     )
@@ -126,7 +128,7 @@ def _arrivals(
 
 
 def _followed(memory: LoadMemory, sample: Sample, policy: Policy) -> LoadMemory:
-    """Add ``sample`` to the trail, and compute the trend. Skip a sample too soon after the last one."""
+    """Add ``sample`` to ``memory.trail``, and compute the trend. Skip it if it follows too soon."""
     if memory.trail and sample.at - memory.trail[-1].at < policy.trail_every_s:
         return memory
     trail = _window((*memory.trail, sample), sample.at - policy.trail_s)
@@ -134,11 +136,12 @@ def _followed(memory: LoadMemory, sample: Sample, policy: Policy) -> LoadMemory:
 
 
 def growth(trail: tuple[Sample, ...]) -> float:
-    """Return how fast the arrival rate grows, in requests a second per second; 0 unless it grows steadily.
+    """Return how fast the arrival rate grows, in requests a second per second; 0 without steady growth.
 
-    This is the slope of a least-squares line through the rates between samples. The rate grows steadily if
-    the line explains most of the variance of the rates (R squared; for a step it is at most three quarters).
-    Also, the slope must be several times the slope that random arrivals alone would cause.
+    This is the slope of a least-squares line through the rates between samples. The growth is steady if the
+    line explains most of the variance of the rates (R squared). A single step does not count, because its R
+    squared is at most 0.75. Also, the slope must be several times the slope that random arrivals alone would
+    cause.
     """
     gaps = [(a, b) for a, b in pairwise(trail) if b.at > a.at]
     if len(gaps) < TREND_POINTS:
@@ -203,7 +206,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _rate(samples: tuple[Sample, ...], least_s: float) -> float | None:
-    """Return the rate; None if the samples cover less than ``least_s`` seconds."""
+    """Return the growth of the count in a second; None if the samples cover less than ``least_s`` seconds."""
     span = samples[-1].at - samples[0].at if samples else 0.0
     return (samples[-1].count - samples[0].count) / span if span >= least_s else None
 

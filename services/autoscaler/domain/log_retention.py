@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# One Deployment gets at most this share of the bytes, and at most this many logs. So the logs of a Deployment
-# that fails repeatedly do not displace the logs of all others.
+# Limits for one Deployment: its share of ``total_bytes`` and its number of logs. So a Deployment that fails
+# repeatedly does not displace the logs of other Deployments.
 SHARE = 0.25
 MOST_EACH = 100
 

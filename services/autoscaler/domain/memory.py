@@ -1,6 +1,6 @@
 """The state that decisions keep from one round to the next. Times are seconds since the epoch.
 
-Field names are stored in the recordings, which later versions read.
+Do not rename fields: recordings contain their names, and later versions of Tidegate read old recordings.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class RuleNeed:
 class Target:
     """The target number of replicas, the rule that set it, and the reason.
 
-    ``terms`` are the needs of all rules before bounds, windows and limits. ``low`` and ``high`` are the
-    bounds. ``asked`` is the number before the host limited it; None: the host did not limit it.
+    ``terms``: the number of replicas that each rule needs, before bounds, windows and limits. ``low`` and
+    ``high``: the bounds. ``asked``: the target before the host limited it; None if the host did not limit it.
     """
 
     replicas: int
@@ -45,10 +45,11 @@ class Target:
 class LlmLoad:
     """The load of a language model.
 
-    ``waiting`` requests with ``waiting_tokens`` prompt tokens have no event yet. The engines of all ready
-    replicas together have ``slots``. In these slots are ``running`` requests; ``engine_waiting`` requests
-    wait in the engines' own queues. The KV caches have room for ``kv_total`` tokens and hold ``kv_used``.
-    ``tokens_per_s`` is how many prompt tokens the engines together read in a second; None if not known.
+    ``waiting``: the requests whose answer has not begun, with ``waiting_tokens`` prompt tokens. ``slots``:
+    the engine slots of all ready replicas. ``running``: the requests in these slots. ``engine_waiting``: the
+    requests in the engines' own queues. ``kv_total``: the tokens that fit into all KV caches. ``kv_used``:
+    the tokens in them now. ``tokens_per_s``: the prompt tokens that the engines together read in a second;
+    None if not known.
     """
 
     waiting: int = 0
@@ -68,12 +69,13 @@ class Load:
     ``new`` are the requests that arrived since the last round. ``ms_per_request`` is the model time of a
     request in one of a replica's ``slots`` (model instances). While the replicas are not measured yet, this
     time is an estimate, and ``guess`` names its source. ``batch`` is the number of requests that share a
-    model call. ``at_least`` is the known part of the demand. ``burst_rate`` is the arrival rate over a
-    shorter window. ``trend`` is the steady growth of the arrival rate in a second. ``expected`` is the
-    forecast of the arrival rate when a replica that starts now is ready. ``utilization`` is the share of time
-    in which replicas were busy; ``gpu_utilization`` is the same for their GPUs. ``measured`` is True if
-    replicas have finished requests within the window. ``llm`` is for language models. ``sequences`` is the
-    number of sequences that the replicas of a stateful model keep; each replica can keep ``sequence_slots``.
+    model call. ``at_least`` is the part of the demand that is known, also if ``demand`` is None.
+    ``burst_rate`` is the arrival rate over a shorter window. ``trend`` is the increase of the arrival rate in
+    each second, if it grows steadily. ``expected`` is the forecast of the arrival rate at the time when a
+    replica that starts now is ready. ``utilization`` is the share of time in which replicas were busy;
+    ``gpu_utilization`` is the same for their GPUs. ``measured`` is True if replicas have finished requests
+    within the window. ``llm`` is for language models. ``sequences`` is the number of sequences that the
+    replicas of a stateful model keep; each replica can keep ``sequence_slots``.
     """
 
     demand: int | None
@@ -100,7 +102,7 @@ class Load:
         return None if not self.ms_per_request else 1000.0 * self.slots / self.ms_per_request
 
     def busy(self, rate: float | None) -> float:
-        """Return how many replicas are busy with arrivals at ``rate``; 0 while this is not known."""
+        """Return how many replicas are busy at an arrival rate; 0 if the service rate is not known."""
         served = self.service_rate
         return (rate or 0.0) / served if served else 0.0
 
@@ -122,10 +124,10 @@ class Sample:
 class LoadMemory:
     """The totals that each gateway and worker last reported, and the samples computed from them.
 
-    A total that becomes smaller counts as no growth, so a restarted process does not cause a negative rate.
-    ``trail`` are samples of arrivals over a longer time than ``arrivals``, farther apart. ``trend`` is how
-    fast the arrival rate grows. ``prompts`` are the prompt tokens that each engine had read, and ``read`` are
-    samples of their sum.
+    If a total becomes smaller, its growth counts as 0, so a restarted process does not cause a negative rate.
+    ``trail`` has samples of arrivals like ``arrivals``, but over a longer time and at longer intervals.
+    ``trend`` is the growth of the arrival rate in a second. ``prompts`` has the number of prompt tokens that
+    each engine had read, and ``read`` has samples of their sum.
     """
 
     arrived: Mapping[str, int] = field(default_factory=dict)
@@ -175,11 +177,12 @@ class EndedReplica:
 class DeploymentMemory:
     """The memory of one Deployment.
 
-    ``recommended`` are the needs (time, replicas) that still prevent scaling down, ``lowest`` those that
-    still prevent scaling up. ``moves`` are the changes of the target in the last minute, as (time, change).
-    ``seen`` is the load of the last round and ``wanted`` its target. ``ended`` are the last failures, newest
-    first. ``replica_mb`` is the highest measured memory of a replica of this configuration. ``put_off`` is
-    the number of starts that wait for other starts or for room.
+    ``recommended`` and ``lowest`` are earlier needs, as (time, replicas): those in ``recommended`` still
+    prevent scaling down, those in ``lowest`` still prevent scaling up. ``moves`` are the changes of the
+    target in the last minute, as (time, change). ``seen`` is the load of the last round and ``wanted`` its
+    target. ``ended`` are the last failures, newest first. ``replica_mb`` is the highest measured memory of a
+    replica of this configuration. ``put_off`` is the number of starts that wait for other starts, or for
+    memory or cores.
     """
 
     target: int
@@ -205,9 +208,9 @@ class DeploymentMemory:
 class ReplicaMemory:
     """The memory of one running replica, from its heartbeats.
 
-    ``installing_s`` is the time to install the version's requirements, which does not count as start time.
-    ``progress`` is its number of finished requests and its busy time. ``progress_at`` is when one of these
-    last changed, or when the replica last had nothing to do.
+    ``installing_s``: the time to install the version's requirements; it does not count as start time.
+    ``progress``: the number of finished requests and the busy time. ``progress_at``: when ``progress`` last
+    changed, or when the replica last had no request.
     """
 
     first_seen: float

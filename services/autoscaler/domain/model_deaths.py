@@ -25,7 +25,7 @@ def starts_again(report: ReplicaReport | None) -> bool:
 def with_deaths(
     ended: tuple[EndedReplica, ...], reports: Iterable[ReplicaReport], kept: int, now: float
 ) -> tuple[EndedReplica, ...]:
-    """Return the last failures, newest first, including the last death of each replica's model."""
+    """Return the last ``kept`` failures, newest first, including the last death of each replica's model."""
     for report in reports:
         death = report.death
         if death is None or now - death.at > REMEMBERED_S:

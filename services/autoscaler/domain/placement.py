@@ -13,16 +13,16 @@ from tidegate.kernel.protocol.models import Deployment, Version
 
 
 def to_drain(verdicts: Iterable[Verdict], target: int, current: str) -> list[Drain]:
-    """Return the replicas to drain: those of an older configuration that can be spared, then the surplus.
+    """Return the replicas to drain: unneeded ones of an older configuration, then the surplus.
 
-    Replicas that do not serve yet are drained first, then those with the fewest requests in flight, then the
-    youngest.
+    In each of these two groups, replicas that do not serve yet are drained first, then those with the fewest
+    requests in flight, then the youngest.
     """
     active = [v for v in verdicts if v.active]
     fresh = [v for v in active if v.running.fingerprint == current]
     stale = [v for v in active if v.running.fingerprint != current]
-    # A stale replica has an older configuration. If it is not ready, it serves no request and is drained now.
-    # A ready stale replica is drained when a fresh replica is ready.
+    # A stale replica has an older configuration. If it reports and is not ready, it serves no request and is
+    # drained now. Ready stale replicas are drained only while more replicas are ready than the target.
     serving = sum(v.phase == "ready" for v in active)
     leave = [v for v in stale if v.phase != "ready" and v.reported]
     replaceable = max(0, serving - target)
@@ -47,11 +47,11 @@ def to_launch(
     cause: str,
     now: float,
 ) -> list[Launch]:
-    """Return the replicas to start, each with the next generation of its slot.
+    """Return the replicas to start, each with the next generation of its replica slot.
 
-    A slot with a crashed replica waits for its backoff, and no other slot replaces it. While starts fail, and
-    while a changed configuration rolls out, one replica is started at a time. ``cause`` is the cause of the
-    launches that do not replace a replica.
+    If a replica has crashed, its slot stays empty until its backoff is over, and no other slot replaces it.
+    While starts fail, and while a changed configuration rolls out, one replica is started at a time.
+    ``cause``: the cause of the launches that do not replace a replica.
     """
     kept = [v for v in verdicts if not v.ended]
     fresh = [v for v in kept if v.active and v.running.fingerprint == memory.fingerprint]

@@ -116,8 +116,8 @@ def read_state(document: Document) -> State:
 def write_chunk(policy: Policy, before: State | None, rounds: Iterable[RecordedRound]) -> Document:
     """Return a chunk of consecutive rounds as a document.
 
-    With ``before``, the state before its first round, the chunk is self-contained, and its first round is
-    stored in full. Without ``before``, the chunk continues the previous one.
+    ``before``: the state before the first round. If it is given, the first round is stored in full, and the
+    chunk can be read alone. If it is None, the chunk continues the previous chunk.
     """
     return {
         "policy": asdict(policy),
@@ -127,9 +127,9 @@ def write_chunk(policy: Policy, before: State | None, rounds: Iterable[RecordedR
 
 
 def decide_again(chunks: Iterable[Document]) -> Iterator[tuple[float, list[Document], list[Document]]]:
-    """Decide each recorded round again; yield its time, the recorded decisions and the new ones.
+    """Repeat the decisions of each round. Yield its time, the recorded and the new decisions.
 
-    The first chunk must be self-contained.
+    The first chunk must have the state before its first round.
     """
     state, last = State(), LastRound()
     for chunk in chunks:
@@ -241,7 +241,7 @@ def _report(report: ReplicaReport) -> list[Any]:
 
 
 def _optional(report: ReplicaReport) -> list[Any]:
-    """Return the fields that only some replicas report: facts of an engine, sequences and their slots."""
+    """Return the fields that only some replicas report: the engine's report and the sequences."""
     engine = None if report.llm is None else asdict(report.llm)
     if report.sequence_slots:
         return [engine, [report.sequences, report.sequence_slots]]

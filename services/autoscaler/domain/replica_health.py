@@ -44,7 +44,7 @@ REASONS = {
 class ReplicaTimeouts:
     """The time limits of a Deployment's replicas in seconds: until ready, and until a request finishes.
 
-    ``progress_s`` None means the limit of the policy, which does not apply to replicas with jobs or streams.
+    If ``progress_s`` is None, the limit of the policy applies, but not to replicas with jobs or streams.
     """
 
     start_s: float
@@ -75,7 +75,7 @@ class Verdict:
 def with_heartbeat(
     running: Running, report: ReplicaReport | None, memory: ReplicaMemory, now: float
 ) -> ReplicaMemory:
-    """Return the memory of a replica with the heartbeat of this round."""
+    """Return the memory of a replica, updated with the heartbeat of this round."""
     draining = running.draining_since or memory.draining_since
     if report is None:
         return replace(memory, draining_since=draining)
@@ -192,8 +192,8 @@ def _stuck(
     if report is None or (timeouts.progress_s is None and _may_be_long(report)):
         return ""
     limit = timeouts.progress_s or policy.progress_timeout_s
-    # At the same limit, the worker ends a model that hangs and reports why. Give the worker a little time
-    # for this.
+    # The worker has the same limit: it ends a model that hangs and reports why. Wait a little longer for its
+    # report.
     if now - memory.progress_at <= limit + policy.start_grace_s:
         return ""
     return (

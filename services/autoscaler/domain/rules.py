@@ -155,8 +155,8 @@ def _ahead(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> float | None:
 
 
 def _measured(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> RuleNeed | None:
-    # While replicas start, the ready ones do all the work. Their utilization will fall when the others are
-    # ready, so it is not used.
+    # While replicas start, the ready ones do all the work. Their utilization falls when the starting replicas
+    # are ready, so it is not used now.
     measures = [u for u in (load.utilization, load.gpu_utilization) if u is not None]
     if not measures or fleet.starting or not fleet.ready:
         return None

@@ -18,9 +18,10 @@ MINUTE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Shaped:
-    """The number of replicas after windows and limits, and the largest need of the down window (``held``).
+    """The number of replicas after windows and limits.
 
-    ``rule`` and ``words`` say why the number differs from the need; empty if it does not.
+    ``held``: the largest need of the down window. ``rule`` and ``words`` say why the number differs from the
+    need; empty if they are the same.
     """
 
     replicas: int
@@ -34,11 +35,10 @@ def remember(
 ) -> tuple[int, int, DeploymentMemory]:
     """Return the smallest need of the up window, the largest of the down window, and the new memory.
 
-    ``known`` is True if the whole demand is known. Otherwise the need is not remembered, because the real
+    ``known`` is True if the whole demand is known. If it is False, the need is not stored, because the real
     need may be larger.
     """
-    # In the down window, older needs matter only if they are larger than this one; in the up window, only if
-    # they are smaller.
+    # Older needs matter only if they are larger (down window) or smaller (up window) than the present need.
     larger = [(at, n) for at, n in memory.recommended if at > now - tuning.down_window_s and n > need]
     lower = [(at, n) for at, n in memory.lowest if at > now - tuning.up_window_s and n < need]
     if known:
@@ -51,7 +51,10 @@ def remember(
 def shape(
     memory: DeploymentMemory, need: int, least: int, most: int, *, panic: bool, tuning: Tuning, now: float
 ) -> Shaped:
-    """Return the next target for ``need``, with the needs ``least`` and ``most`` of the windows."""
+    """Return the next target for ``need``.
+
+    ``least``: the smallest need of the up window. ``most``: the largest need of the down window.
+    """
     current = memory.target
     found = Shaped(most, most)
     if most > current and not panic and max(least, current) < most:

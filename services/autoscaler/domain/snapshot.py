@@ -1,6 +1,6 @@
-"""The values that the control loop and the decisions exchange: observations, policy, actions, decisions.
+"""The values that the control loop and the decisions exchange.
 
-Field names are stored in the recordings, which later versions read.
+Do not rename fields: recordings contain their names, and later versions of Tidegate read old recordings.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class Snapshot:
     ``jobs`` has the number of unfinished jobs by Deployment. ``hints`` has the time of the last demand event
     by Deployment. ``launch_failures`` has the message of each launch that failed in the last round, by
     replica. ``expected`` has the forecasts of arrivals a second by Deployment. ``over_budget`` has the
-    used-up budgets by Deployment. No replica is started on ``host`` if it is one of the ``cordoned`` hosts.
-    ``room`` has the resources of ``host``; if it is None, they are not known, and limit nothing.
+    messages about used-up budgets by Deployment. If ``host`` is one of the ``cordoned`` hosts, no replica is
+    started on it. ``room`` has the resources of ``host``. If ``room`` is None, memory and cores limit no
+    start.
     """
 
     desired_state: DesiredState | None
@@ -122,7 +123,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """Kill a replica and remove its remains. ``forget``: True to delete its last heartbeat, too."""
+    """Kill a replica, and remove its container or files. ``forget``: also delete its heartbeat."""
 
     replica: str
     cause: str

@@ -31,7 +31,7 @@ def statuses(
 ) -> dict[str, DeploymentStatus]:
     """Return the status of every Deployment, by name.
 
-    ``previous`` has the last statuses. A condition that has not changed keeps its time from there.
+    ``previous`` has the last statuses. A condition that has not changed keeps the time of its last change.
     """
     if snapshot.desired_state is None:
         return dict(previous)
@@ -102,7 +102,7 @@ def _status(
 def replica_view(
     running: Running, report: ReplicaReport | None, memory: ReplicaMemory | None
 ) -> dict[str, Any]:
-    """Return a replica for JSON: its last heartbeat, if any, and the facts from the launcher."""
+    """Return a replica for JSON: its last heartbeat, if any, and what the launcher reports."""
     report = report or ReplicaReport(
         replica=running.replica,
         deployment=running.deployment,

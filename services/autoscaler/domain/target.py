@@ -23,7 +23,7 @@ class Circumstances:
     """The inputs of the target besides the load: the replicas, a demand event, an override.
 
     ``kept`` is True if this Deployment keeps its replicas, because a canary is compared with it.
-    ``over_budget`` is the budget that is used up; empty means none.
+    ``over_budget`` is the message about a used-up budget; empty if no budget is used up.
     """
 
     fleet: ReplicaCounts
@@ -35,9 +35,9 @@ class Circumstances:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The need of the load: ``replicas``, the ``rule`` that demands them, and why.
+    """The number of replicas that the load needs (``replicas``), the ``rule`` that demands them, and why.
 
-    ``terms`` are the needs of all rules.
+    ``terms``: the numbers that all rules demand.
     """
 
     replicas: int
@@ -92,7 +92,7 @@ def _need(
     policy: Policy,
     now: float,
 ) -> tuple[Need, DeploymentMemory]:
-    """Return the need of the load alone, without bounds."""
+    """Return the number of replicas that the load needs, without bounds."""
     found = rule_needs(load, outstanding, tuned, fleet)
     most = largest(found)
     first = 1 if outstanding else 0
@@ -122,8 +122,8 @@ def _panicked(
 ) -> tuple[Need, DeploymentMemory]:
     """Return the need. In a panic, return the need of the last few seconds if it is larger.
 
-    A panic begins when the larger of the two needs is far above the ready replicas. It ends one down window
-    after the last round with such a need.
+    A panic begins when the larger of the two needs is several times the number of ready replicas. It ends one
+    down window after the last round with such a large need.
     """
     if not tuned.panic_factor or load.demand is None:
         return need, memory
@@ -198,7 +198,7 @@ def _by_need(need: Need, shaped: Shaped, limits: ReplicaBounds) -> Target:
 
 
 def _kept(found: Target, memory: DeploymentMemory, limits: ReplicaBounds) -> Target:
-    """Return the target of a canary's baseline: not fewer replicas than now, except under an override."""
+    """Return the target of a canary's baseline: at least the present target, except under an override."""
     held = min(memory.target, limits.high)
     if found.replicas >= held or found.rule == "override":
         return found

@@ -1,4 +1,4 @@
-"""Turn a Deployment's ``scaling`` into numbers, from its own values and the preset of its aggressiveness."""
+"""Turn a Deployment's ``scaling`` into numbers. Unset values come from the preset of its aggressiveness."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """The values of one level of aggressiveness. ``down`` and ``idle`` multiply the service's settings."""
+    """The values of one level of aggressiveness.
+
+    ``wait`` is a factor of the Deployment's target wait. ``down`` and ``idle`` are factors of the service's
+    settings for the down window and the idle time.
+    """
 
     wait: float
     utilization: float
@@ -69,9 +73,10 @@ PRESETS: dict[Aggressiveness, Preset] = {
 
 
 def tuning(deployment: Deployment, policy: Policy, start_s: float = 0.0) -> Tuning:
-    """Return the values that ``deployment`` sets; other values follow from its aggressiveness and ``policy``.
+    """Return a Deployment's own values. Unset values follow from its aggressiveness and ``policy``.
 
-    The default windows last at least ``start_s``, the time that a new replica takes to start.
+    The default down window and the default idle time last at least ``start_s``, the time that a new replica
+    takes to start.
     """
     scaling = deployment.scaling
     preset = PRESETS[scaling.aggressiveness]

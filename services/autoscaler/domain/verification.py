@@ -109,10 +109,10 @@ def plan(
     heard: Mapping[str, float] | None = None,
     reported: Container[str] = frozenset(),
 ) -> ScratchPlan:
-    """Return what to do now. ``running`` are the scratch replicas, ``reports`` the heartbeats of workers.
+    """Return what to do now. ``running``: the scratch replicas. ``reports``: the heartbeats of workers.
 
-    ``heard``: for each scratch replica, the time from which its missing heartbeats count. ``reported``: the
-    scratch replicas that have sent a heartbeat so far.
+    ``heard``: for each scratch replica, the time since which it counts as silent. ``reported``: the scratch
+    replicas that have sent a heartbeat so far.
     """
     wanted = {(version.model, version.number): version for version in pending}
     memory = {
@@ -195,9 +195,10 @@ def _outcome(
     *,
     began: bool,
 ) -> ScratchOutcome | None:
-    """Return how a scratch replica ended; None while it works. ``silent_s``: time without a heartbeat.
+    """Return how a scratch replica ended; None while it works. ``silent_s``: seconds without a heartbeat.
 
-    ``began`` is True if it has sent a heartbeat. Before the first heartbeat, no part of the model runs.
+    ``began``: True if it has sent a heartbeat. Before the first heartbeat, no part of the model runs, so an
+    unknown cause counts as a failure of the platform.
     """
     unknown = "interrupted" if began else "unavailable"
     if report is not None and report.scratch is not None:

@@ -70,10 +70,11 @@ def plan_pool(
     now: float,
     evidence_since: float = 0.0,
 ) -> tuple[PoolPlan, PoolMemory]:
-    """Plan starts and ends that keep every pool at its size. ``waiting``: all workers without a Deployment.
+    """Plan starts and ends that keep every pool at its size.
 
-    Heartbeats have been readable since ``evidence_since``. A worker that ends before it gets a Deployment
-    counts as a failed start: the next start waits 1, 2, 4 .. 60 s.
+    ``waiting``: all workers without a Deployment. ``evidence_since``: since when heartbeats can be read. A
+    worker that ends before it gets a Deployment counts as a failed start: the next start waits 1, 2, 4 .. 60
+    s.
     """
     heartbeats = {r.replica: memory.heartbeats.get(r.replica, 0.0) for r in waiting}
     heartbeats |= {name: now for name in heartbeats if name in reports and reports[name].state == "warm"}

@@ -20,7 +20,10 @@ T = TypeVar("T")
 
 
 class AsyncStore:
-    """The store at ``url``. Methods access it in a thread. ``root`` is the URL without a slash at its end."""
+    """The store at ``url``. Its methods use a thread, so a slow store does not block the event loop.
+
+    ``root``: the URL without a slash at its end.
+    """
 
     def __init__(self, url: str) -> None:
         self.root = url.rstrip("/")
@@ -62,8 +65,8 @@ class AsyncStore:
         if not self._is_local:
             self._store.files.pipe_file(path, content)
             return
-        # A caller that waits for the file must not see a part of it. So write another file first, then rename
-        # it.
+        # Write to another file first, then rename it. Otherwise a caller that waits for this file could read
+        # an incomplete file.
         part = Path(f"{path}.{os.urandom(6).hex()}.part")
         try:
             part.write_bytes(content)
@@ -84,10 +87,10 @@ class AsyncStore:
 
 
 def _local(path: str, root: str) -> Stream:
-    """Open a plain file in a folder. Raise FileNotFoundError for other files and for links out of the folder.
+    """Open a plain file in a folder; raise FileNotFoundError for other files and for links out of it.
 
-    Users of this host put inputs into the folder. With a link, a user could read the gateway's own files.
-    Reading a pipe would never end.
+    Users of this host put inputs into the folder. A link could give a user the gateway's own files, and
+    reading a pipe would never end.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     place = Path(os.path.realpath(f"/proc/self/fd/{handle}"))

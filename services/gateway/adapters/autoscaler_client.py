@@ -16,7 +16,7 @@ TIMEOUT_S = 10.0
 class AutoscalerClient:
     """A client of the autoscaler. It connects at the first call.
 
-    Each call names the current caller to the autoscaler.
+    Each call also sends the current caller's identity.
     """
 
     def __init__(self, url: str, token: str) -> None:
@@ -30,15 +30,15 @@ class AutoscalerClient:
             await self._http.aclose()
 
     async def pause(self, deployment: str) -> None:
-        """Hold a Deployment at 0 replicas. Raise TidegateError."""
+        """Keep a Deployment at 0 replicas until :meth:`resume` is called. Raise TidegateError."""
         await self._post(f"/v1/deployments/{deployment}/pause", {})
 
     async def resume(self, deployment: str) -> None:
-        """Let the policy of a Deployment decide its number of replicas. Raise TidegateError."""
+        """Let the policy decide the number of replicas again. Raise TidegateError."""
         await self._post(f"/v1/deployments/{deployment}/resume", None)
 
     async def hold(self, deployment: str, replicas: int) -> None:
-        """Hold a Deployment at a number of replicas. Raise TidegateError."""
+        """Keep a Deployment at a fixed number of replicas. Raise TidegateError."""
         await self._send("PUT", f"/v1/deployments/{deployment}/replicas", {"replicas": replicas})
 
     async def _post(self, path: str, body: dict[str, str] | None) -> None:

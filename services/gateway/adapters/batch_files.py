@@ -33,9 +33,9 @@ class LineWriter:
         return self.held >= self._most_bytes or len(self._lines) >= CHUNK_LINES
 
     async def write(self) -> FileChunk | None:
-        """Write the held lines as a chunk, and return the chunk; None if no lines are held.
+        """Write the collected lines as one chunk and return the chunk; return None if there are no lines.
 
-        If this raises Unavailable, the lines stay held.
+        If this raises Unavailable, the lines stay in memory, so the next call writes them.
         """
         if not self._lines:
             return None

@@ -16,7 +16,10 @@ ROOM_POLL_S = 0.01
 
 
 class ReplyClaimFetcher:
-    """A fetcher of replies' data, within a memory budget. It keeps the replies of each request in order."""
+    """A fetcher of reply data. It waits until the data fits in the memory budget ``answers``.
+
+    The replies to one request are passed on in their order.
+    """
 
     def __init__(
         self,
@@ -28,15 +31,15 @@ class ReplyClaimFetcher:
         on_failure: Callable[[bytes, TidegateError], None],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
-        """Create a fetcher. ``in_flight``: ids of the requests in flight."""
+        """``in_flight``: the ids of the requests in flight. Replies to other requests are not fetched."""
         self._claims = claims
         self._answers = answers
         self._in_flight = in_flight
         self._on_reply = on_reply
         self._on_failure = on_failure
         self._spawn = spawn
-        # The replies that wait for a fetch, by request id. Later replies to the same request wait behind
-        # them.
+        # The replies to pass on, by request id. A reply waits for its own fetch and for all earlier replies
+        # to the same request.
         self.queued: dict[bytes, deque[Reply]] = {}
 
     def add(self, reply: Reply) -> None:

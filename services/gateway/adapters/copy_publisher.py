@@ -21,9 +21,11 @@ from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 from tidegate.kernel.protocol.tenant import tenant_of
 
-# Replicas record their time by caller. For copies, this id replaces the caller's. No API key has it.
+# Replicas record for each caller how long they work. The time of copies is recorded under this name, which no
+# API key can have.
 CALLER = "(shadow)"
-# This bit of the counter in an id marks a copy. The counter of requests never grows so large.
+# The ids of copies are counted from this number. The counter of requests never grows so large, so no copy has
+# the id of a request.
 _OF_COPIES = 1 << 63
 
 
@@ -74,7 +76,7 @@ class CopyPublisher:
         return self._by_deployment.get(deployment, 0)
 
     def publish(self, copies: Sequence[Copy], fleet: ReplicaFleet) -> None:
-        """Publish copies to one Deployment. ``fleet`` has the replicas of this Deployment."""
+        """Publish copies to one Deployment. ``fleet``: its replicas, which limit the copies per envelope."""
         now = time.monotonic()
         frames: list[tuple[bytes, list[Buffer]]] = []
         for copy in copies:
@@ -84,8 +86,8 @@ class CopyPublisher:
             self._in_flight[id_] = copy
             self._by_deployment[copy.route.name] = self.in_flight(copy.route.name) + 1
             deadline_ms = int((time.time() + copy.timeout_s) * 1e3)
-            # The worker may retry the requests of a failed model call one by one, unless the model forbids
-            # retries.
+            # If a model call with several requests fails, the worker may retry each of them alone, unless the
+            # model forbids retries.
             flags = envelope.COPY | (envelope.RETRY_SAFE if copy.route.retry_safe else 0)
             tenant = tenant_of(CALLER, copy.endpoint)
             head = envelope.request_head(

@@ -10,7 +10,7 @@ EVERY_S = 2.0
 
 
 class CostFactsReader:
-    """A background loop that reads the cost rates. If the store does not answer, it keeps the last ones."""
+    """Read the cost rates again and again. If the store does not answer, the last rates stay in use."""
 
     def __init__(self, store: Store, costs: RequestCosts) -> None:
         self._store = store

@@ -48,7 +48,7 @@ log = telemetry.logger(__name__)
 class Dispatcher:
     """A publisher of requests and a consumer of their replies. Each process has one.
 
-    The incarnation of the process is part of the name of its reply queue.
+    ``incarnation``: the random id of this process. It is part of the name of the reply queue.
     """
 
     def __init__(
@@ -72,8 +72,7 @@ class Dispatcher:
         self._declared: set[str] = set()
         self._flush_due = False
         self._tasks = TaskSet()
-        # Called with each reply to a request that this dispatcher did not send. Such requests are shadow
-        # copies.
+        # Called with each reply that no pending request waits for: a reply to a shadow copy, or a late reply.
         self.on_other_reply: Callable[[Reply], None] = lambda _: None
         self._loop: asyncio.AbstractEventLoop
         self.out = Connection(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend, fast=True)
@@ -152,13 +151,13 @@ class Dispatcher:
     ) -> bytes:
         """Queue a request and return its id. After that, ``done`` is called with the reply or an error.
 
-        Callers share the Deployment by weight. ``cost`` says how much the request counts for its caller; with
-        0, its ``rows`` count. A request to a language model waits for its preferred ``replica`` for at most
-        ``wait_ms``. ``keeper``: the replica of the request's sequence. A request with a keeper goes only to
-        this replica, and is never sent twice.
+        Callers share the Deployment by weight. ``cost``: how much the request counts for its caller; 0: its
+        ``rows`` count. ``replica``: for a language model, the preferred replica. The request waits in this
+        replica's queue for at most ``wait_ms``. ``keeper``: the replica of the request's sequence. A request
+        of a sequence goes only to this replica, and is never sent again.
 
-        With ``stream``, ``done`` is called with each chunk, and last with END or an error. Requests that are
-        queued for a Deployment in one event-loop turn are published together, at the end of the turn.
+        With ``stream``, ``done`` is called with each chunk, and last with END or an error. The requests to a
+        Deployment that are queued in one event-loop turn are published together, at the end of the turn.
         """
         loop = self._loop
         queue = self.queue_of(route)
@@ -197,11 +196,11 @@ class Dispatcher:
         return id_
 
     def uploads(self, id_: bytes) -> bool:
-        """Return True while the data of a large request is being uploaded to the blob store."""
+        """Return True while a request is not published; for a sequence: while its data is being uploaded."""
         return (pending := self._pending.get(id_)) is not None and not pending.published
 
     def _enqueue(self, queue: DeploymentQueue, pending: PendingRequest) -> None:
-        """Publish a request in this event-loop turn, or hold it until its :class:`FairLane` has room."""
+        """Publish a request in this event-loop turn. If its :class:`FairLane` is full, hold the request."""
         if pending.fair.take(pending.flow, pending.cost):
             pending.published = True
             self._add(queue, pending)
@@ -254,7 +253,7 @@ class Dispatcher:
             self._enqueue(queue, pending)
 
     def abandon(self, id_: bytes) -> None:
-        """Drop a request whose caller has gone, and try to publish its cancel."""
+        """Drop a request whose caller has disconnected, and try to tell the workers to drop it too."""
         if self._settle(id_) is not None:
             self._events.cancel(id_)
 
@@ -425,8 +424,8 @@ class Dispatcher:
             return
         match pending.order.place(reply.attempt, reply.seq, end=end):
             case ChunkPlace.NEXT:
-                # After a chunk, the request must not be sent again, so its frame is dropped. The timer checks
-                # the new deadline.
+                # The caller has this chunk now. So the request must not be sent again, and its frame is
+                # dropped. When the timer fires, it checks the new deadline.
                 pending.frame, pending.deadline = None, self._loop.time() + pending.timeout_s
                 if end:
                     self._settle(reply.id)
@@ -464,7 +463,7 @@ class Dispatcher:
         return too_late(pending.route.name, fleet, passed, waited_s=waited_s, held=held)
 
     def on_fleets(self, _: Mapping[str, ReplicaFleet]) -> None:
-        """Publish as many held requests as replicas have room for; fail those to models that cannot load."""
+        """Publish as many held requests as replicas can take. Fail requests to a model that cannot load."""
         for name, queue in list(self._queues.items()):
             fleet = self._fleet(name)
             queue.learn(fleet)
@@ -494,7 +493,7 @@ class Dispatcher:
         return pending
 
     def demand(self, route: DeploymentRoute) -> None:
-        """Publish demand for a Deployment whose request was refused. Refused requests are demand too."""
+        """Publish demand after a request to a Deployment was refused, so that a replica can start."""
         self.queue_of(route)  # create the queue: the heartbeat reports only Deployments with a queue
         if self.out.channel is not None:
             self._events.demand(self.out.channel, route.name)

@@ -30,7 +30,7 @@ class EventPublisher:
         self._cancelled: list[bytes] = []
 
     def demand(self, channel: Channel, deployment: str) -> None:
-        """Publish that a Deployment has requests but no workers. More calls within a second do nothing."""
+        """Publish that a Deployment has requests but no workers: at most once a second for a Deployment."""
         now = time.monotonic()
         if now - self._demanded_at.get(deployment, float("-inf")) >= DEMAND_EVERY_S:
             self._demanded_at[deployment] = now

@@ -25,7 +25,7 @@ STATUS_EVERY_S = 2.0
 
 
 class Heartbeat:
-    """The gateway's heartbeat in the store, and the last known replicas of each Deployment."""
+    """Write the gateway's heartbeat to the store, and cache the last known replicas of each Deployment."""
 
     def __init__(
         self,
@@ -38,10 +38,10 @@ class Heartbeat:
         traffic: Callable[[], dict[str, dict[str, VariantCounts]]] = dict,
         shadows: Callable[[], dict[str, ShadowCounts]] = dict,
     ) -> None:
-        """``on_fleets`` is called after each successful round, with the replicas of all Deployments.
+        """``on_fleets``: called after each successful round, with the replicas of all Deployments.
 
-        ``traffic`` returns the request counts of the endpoints whose Deployments are compared.
-        ``shadows`` returns the counts of shadow traffic.
+        ``traffic``: returns the request counts of the endpoints whose Deployments are compared. ``shadows``:
+        returns the counts of shadow traffic.
         """
         self._store = store
         self._incarnation = incarnation
@@ -68,7 +68,7 @@ class Heartbeat:
         self._task = asyncio.create_task(self._run(), name="heartbeat")
 
     async def stop(self) -> None:
-        """Remove the heartbeat, so that this gateway is seen as stopped, not as missing."""
+        """Remove the heartbeat, so that other services count this gateway as stopped and not as missing."""
         await tasks.end(self._task)
         with contextlib.suppress(StoreUnavailable):
             await self._store.forget_gateway(self._incarnation)

@@ -21,7 +21,8 @@ from tidegate.kernel.protocol.access import Principal
 log = telemetry.logger(__name__)
 
 REFRESH_S = 300.0
-# If a token has an unknown key, the gateway reads the keys again, but at most once in this time.
+# If a token has an unknown key, the gateway reads the keys again, but at most once in this time. While there
+# are no keys, it reads them at this interval.
 RETRY_S = 5.0
 TIMEOUT_S = 5.0
 LEEWAY_S = 30
@@ -82,8 +83,8 @@ class Jwks:
                 reason="not_known_yet",
                 retry_after_s=1,
             )
-        # The decoder ignores invalid characters. Without this check, one token could be written in many ways,
-        # and each would fill a place in the cache of verified tokens.
+        # The decoder ignores invalid characters, so one token could be written in many ways. Each of these
+        # texts would fill an entry in the cache of verified tokens. So reject them here.
         if len(token) > LONGEST or _TOKEN.fullmatch(token) is None:
             raise Unauthorized(f"the token is invalid: expected a JWT of at most {LONGEST} characters")
         try:

@@ -27,10 +27,11 @@ TIMEOUT_S = 2.0
 
 
 class KeyCache:
-    """A cache of the registry's table of keys. It reads the table every 2 s, and after each published change.
+    """A cache of the registry's table of keys, which is read every 2 s and after each published change.
 
-    A revoked key still works for some milliseconds, or for up to 2 s while the broker is away. While the
-    registry is away, no key can be revoked. ``on_change`` is called with each new table.
+    After a key is revoked, it works until the next read: for some milliseconds, or for up to 2 s while the
+    broker is away. While the registry is away, no key can be revoked. ``on_change`` is called with each new
+    table.
     """
 
     def __init__(
@@ -142,7 +143,8 @@ class KeyCache:
         return True
 
     def _keep(self, raw: bytes) -> None:
-        # Each gateway process has a temporary file of its own, because all processes replace the same file.
+        # Several gateway processes can replace the table's file at the same moment. So each process first
+        # writes a temporary file of its own.
         fresh = self._disk.with_suffix(f".{os.getpid()}")
         try:
             self._disk.parent.mkdir(parents=True, exist_ok=True)

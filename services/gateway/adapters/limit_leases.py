@@ -1,4 +1,4 @@
-"""Report to the store's accounts what this process's limiters used, and fetch new tokens for the limiters.
+"""Report to the store how much callers used of their limits in this process, and lease the next part.
 
 This runs in the background, so requests do not wait for the store.
 """
@@ -44,9 +44,9 @@ ReadPriorUsage = Callable[[str, str], Awaitable[PriorUsage]]
 
 
 class LimitLeases:
-    """The limiters of this process, and the task that settles them with the accounts in the store.
+    """The limiters of this process, and the task that renews their leases from the accounts in the store.
 
-    ``processes`` returns the number of processes that share the accounts.
+    ``processes``: returns the number of processes that share the accounts.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class LimitLeases:
         self._day = ""
         self._away_since: float | None = None
         self._retry_at = 0.0
-        # Always change this dict in place, because Access refers to it.
+        # Access keeps a reference to this dict, so change this dict in place and never replace it.
         self.limiters: dict[str, KeyLimiter] = {}
 
     def start(self) -> None:
@@ -75,7 +75,7 @@ class LimitLeases:
         self._task = asyncio.create_task(self._run(), name="limits")
 
     async def stop(self) -> None:
-        """Stop, and return the held tokens and concurrency slots to the accounts."""
+        """Stop, and return unused tokens and concurrency slots to the accounts in the store."""
         await tasks.end(self._task, *self._seeding.values())
         with contextlib.suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(SLOW_S):
@@ -180,7 +180,7 @@ class LimitLeases:
             del self._active[limiter]
 
     async def _seed(self, principal: str, day: str) -> None:
-        """Add to an account the requests that the registry counted before the store had the account."""
+        """Add earlier requests from the registry to a new account, so its quota does not start at 0."""
         try:
             await self._store.seed(await self._read_prior_usage(principal, day))
         except TidegateError as error:

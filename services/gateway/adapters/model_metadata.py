@@ -31,7 +31,10 @@ class ModelMetadataCache:
         await tasks.end(self._task)
 
     async def get(self, deployment: str) -> ModelMetadata | None:
-        """Return a Deployment's metadata; read the store only if none is known. Raise StoreUnavailable."""
+        """Return a Deployment's metadata, or None if no worker has published it.
+
+        If the metadata is not in the cache, read it from the store. Raise StoreUnavailable.
+        """
         if deployment not in self._metadata:
             self._metadata |= await self._store.models([deployment])
         return self._metadata.get(deployment)

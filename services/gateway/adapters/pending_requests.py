@@ -43,9 +43,9 @@ MOST_FLOWS = 64
 class Lane:
     """The queues for a request to a language model, or for a request of a sequence.
 
-    ``sequence``: True if the request belongs to a sequence. ``shared``: the queue of the sequence's replica;
-    for a language model, the queue of the request's band. ``own``: the queue of the preferred replica, in
-    which the request waits for at most ``wait_ms``; None: no replica is preferred.
+    ``sequence``: True if the request belongs to a sequence. ``shared``: for a sequence, the queue of its
+    replica; for a language model, the queue of the request's band. ``own``: the queue of the preferred
+    replica, or None. After ``wait_ms`` in ``own``, the request moves to ``shared``.
     """
 
     shared: Queue
@@ -64,17 +64,19 @@ def lane_of(deployment: str, band: Band, replica: str, wait_ms: float) -> Lane:
 class PendingRequest:
     """A request that waits for its reply. ``done`` is called once, with the reply or an error.
 
-    A stream has an ``order``. Then ``done`` is called with each chunk and with the end. ``timeout_s``
-    limits the time between two chunks, so each chunk moves ``deadline``.
+    A stream has an ``order``. For a stream, ``done`` is called with each chunk and with the end.
+    ``timeout_s`` limits the time between two chunks, so each chunk moves ``deadline``.
 
-    ``frame`` is a list of pieces if it is large. It is None while the data is uploaded to the blob store,
-    and after a stream's first chunk. ``size`` includes uploaded data, because the worker will hold that data.
+    ``frame``: the request as sent; a list of pieces if it is large. It is None while the data is uploaded to
+    the blob store, and after a stream's first chunk. ``size``: the bytes of the data. It includes uploaded
+    data, because the worker loads that data into memory.
 
-    A request to a language model, or of a sequence, has a ``lane`` and is sent in a separate message.
+    ``lane``: only for a request to a language model or of a sequence. Such a request is sent in a separate
+    message.
 
-    ``fair``: the lane that the request shares with the requests of other callers. ``flow``: the caller's
-    requests in that lane. ``published``: True if the request was published, False if it waits in the lane.
-    ``cost``: how much of the caller's share the request uses.
+    ``fair``: the :class:`FairLane` that the request shares with other callers' requests. ``flow``: the
+    caller's requests in it. ``published``: True if the request was published, False if it waits in ``fair``.
+    ``cost``: how much the request counts for its caller.
     """
 
     id: bytes
@@ -101,8 +103,9 @@ class PendingRequest:
 class DeploymentQueue:
     """The requests to publish to one Deployment in this event-loop turn, and the Deployment's counters.
 
-    ``lane`` holds requests until they can be published. A language model has a lane for each band, in
-    ``lanes``. The requests in ``sequences`` are published immediately, because their order must not change.
+    ``lane``: the requests that cannot be published yet. A language model has such a lane for each band, in
+    ``lanes``. ``sequences``: requests of sequences. They are published immediately, because their order must
+    not change.
     """
 
     amqp_queue: Queue
@@ -137,7 +140,7 @@ class DeploymentQueue:
         return Standing(mine + self.lane.elsewhere(flow), share) if contended else None
 
     def learn(self, fleet: ReplicaFleet) -> None:
-        """Set each lane's window to what the replicas can hold now. Store the loads of other gateways."""
+        """Set each lane's window to what keeps the replicas busy, and store the loads at other gateways."""
         for lane in self.lanes.values():
             lane.window = window_of(fleet)
             lane.learn(fleet.flows_elsewhere)
@@ -177,13 +180,13 @@ def frame_of(
     flags: int,
     size: int,
 ) -> bytes | list[Buffer]:
-    """Return a request's frame: as bytes, or, if ``size`` is large, as pieces that need no copy."""
+    """Return a request's frame as bytes. If ``size`` is large, return pieces, so that no data is copied."""
     head = envelope.request_head(id_, deadline_ms, rows, key, data, tenant=tenant, trace=trace, flags=flags)
     return b"".join((head, *data)) if size <= envelope.LARGE else [head, *data]
 
 
 def publish_failure(queue: Queue, error: Unavailable, lane: Lane | None = None) -> TidegateError | None:
-    """Return the error for requests that were not published; None if they may be sent again later.
+    """Return the error for unpublished requests; None if they may be sent again after the reconnect.
 
     ``lane``: the lane of the first request.
     """
@@ -211,9 +214,9 @@ def never_again(pending: PendingRequest) -> TidegateError | None:
 def prepare_again(pending: PendingRequest) -> None:
     """Prepare a request to be sent again after a reconnect."""
     if pending.sent and pending.order is not None:
-        # The first copy may still run, so the second copy gets another attempt number. The numbers tell their
-        # chunks apart. With a lane, skip the next number, because the first copy gets that number when it
-        # leaves the queue of the preferred replica.
+        # The first copy may still run, so the second copy gets another attempt number, which tells their
+        # chunks apart. If the request has a lane, skip one number. The first copy gets that number if it
+        # moves from the preferred replica's queue to the shared queue.
         assert pending.frame is not None
         pending.order.attempt += 1 if pending.lane is None else 2
         pending.frame = renumbered(pending.frame, pending.order.attempt)

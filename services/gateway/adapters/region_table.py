@@ -1,4 +1,4 @@
-"""The file with which the gateway processes of a host share the registrations of shared memory."""
+"""Share the registrations of shared memory among the gateway processes of a host, through a file."""
 
 from __future__ import annotations
 

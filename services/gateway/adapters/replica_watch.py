@@ -24,9 +24,9 @@ BACK_S = 5.0
 
 
 class ReplicaWatch:
-    """An observer of requests that were sent to the queue of one replica.
+    """Watch the requests in the queues of single replicas, and report them if their replica ends.
 
-    ``on_lost`` is called with the id of each request whose replica has ended.
+    ``on_lost``: called with the id of each request whose replica has ended.
     """
 
     def __init__(self, connection: Callable[[], Connection], on_lost: Callable[[bytes], None]) -> None:
@@ -93,7 +93,10 @@ class ReplicaWatch:
             self._running = False
 
     async def _look(self, silent: dict[str, int]) -> dict[str, int]:
-        """Report the requests of lost replicas. Return how often in a row each queue had no consumer."""
+        """Report the requests of ended replicas. ``silent``: the result of the previous call.
+
+        Return how often in a row each queue had no consumer.
+        """
         before, found = time.monotonic() - LOOK_S / 2, dict[str, int]()
         for name, waiting in list(self._waiting.items()):
             channel = self._connection().channel

@@ -73,7 +73,8 @@ class RouteTableCache:
         raw = await self._store.read_routes()
         if raw is not None and self._take(raw, "store"):
             self._disk.parent.mkdir(parents=True, exist_ok=True)
-            # Each gateway process has a temporary file of its own, because all replace the same file.
+            # Several gateway processes can replace this file at the same moment. So each process first writes
+            # a temporary file of its own.
             fresh = self._disk.with_suffix(f".{os.getpid()}")
             fresh.write_bytes(raw)
             fresh.replace(self._disk)

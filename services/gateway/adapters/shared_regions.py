@@ -42,7 +42,7 @@ class Region:
         os.close(self._handle)
 
     def read(self, part: RegionPart, into: bytearray) -> None:
-        """Copy a part; raise BadRequest if the segment has become too short for it."""
+        """Copy a part of the region to ``into``; raise BadRequest if the segment is now too short for it."""
         got = os.preadv(self._handle, [into], self.offset + part.offset) if into else 0
         while 0 < got < len(into):
             more = os.preadv(self._handle, [memoryview(into)[got:]], self.offset + part.offset + got)
@@ -110,7 +110,7 @@ class SharedRegions:
             self._table.put(owner, name, [key, file, offset, size, *region.identity])
 
     def unregister(self, owner: str, name: str = "") -> None:
-        """Unregister a region of a caller; without a name, all of them. An unknown name is not an error."""
+        """Unregister one region of a caller, or all of them if ``name`` is empty. Ignore an unknown name."""
         self._refresh()
         for found in [each for each in self._regions if each[0] == owner and name in ("", each[1])]:
             del self._regions[found]
@@ -150,9 +150,9 @@ class SharedRegions:
         return region
 
     def room(self, size: int) -> Copy:
-        """Reserve ``size`` bytes in the budget, and return memory for a copy.
+        """Reserve ``size`` bytes in the memory budget, and return memory for a copy of a tensor.
 
-        Raise BadRequest or Overloaded.
+        Raise BadRequest if the tensor is too large, and Overloaded if the memory budget is full.
         """
         if size > self._body_bytes:
             raise BadRequest(
@@ -239,7 +239,7 @@ class CallersRegions:
         return memoryview(copy)
 
     def sink(self, part: RegionPart) -> RegionSink:
-        """Return a writer of an output to a part; raise NotFound or BadRequest."""
+        """Return a writer for an output that goes to a part of a region; raise NotFound or BadRequest."""
         return RegionSink(self._regions.find(self._owner, part), part)
 
 

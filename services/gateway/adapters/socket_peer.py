@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-# The kernel lists a socket that its program has closed with user 0 and no inode, until the connection has
-# ended. Such a socket is ignored, because its program may have another user.
+# After a program has closed its socket, the kernel lists the connection with user 0 and no inode until it has
+# ended. Ignore such an entry, because the program may belong to another user.
 _OPEN, _NO_INODE = "01", "0"
 Address = tuple[str, int]
 

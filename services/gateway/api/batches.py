@@ -163,7 +163,7 @@ def _may_be_wish(request: Request) -> bool:
 
 
 async def _begin(body: AsyncIterator[bytes]) -> tuple[bytes, Any]:
-    """Return the bytes read from a body, and the parsed body (None if it is too large or not JSON)."""
+    """Read a body up to ``WISH_BYTES``. Return its bytes, and its JSON (None if too large or not JSON)."""
     begun = b""
     async for data in body:
         begun += data

@@ -32,8 +32,8 @@ class BodyLimits:
 
         ``known``: True if the caller has sent a valid credential.
         """
-        # `number` ignores white space, which the HTTP parser accepts after the digits. The parser has refused
-        # any value that is not a number.
+        # `number` accepts white space after the digits, as the HTTP parser does. The parser has already
+        # refused a value that is not a number.
         size = number(headers.get(b"content-length", b"0")) or 0
         if size > self.body_bytes:
             return self.too_large()
@@ -73,11 +73,11 @@ class BodyLimits:
 
 
 class Body:
-    """A body that arrives in pieces. It counts against the budget until :meth:`release`.
+    """A body that arrives in pieces. The memory budget counts it until :meth:`release`.
 
-    Call :meth:`add` for each piece. If the size is known, call :meth:`expect` instead; then write each piece
-    into :meth:`window` and call :meth:`took`. The memory grows with the bytes that have arrived, and not with
-    Content-Length.
+    If the size is not known, call :meth:`add` for each piece. If it is known, call :meth:`expect` first; then
+    write each piece into :meth:`window` and call :meth:`took`. Memory is reserved step by step as bytes
+    arrive, so a large Content-Length alone takes no memory.
     """
 
     __slots__ = ("_data", "_known", "_limits", "_size", "_total", "held", "taking")
@@ -120,7 +120,7 @@ class Body:
         return None
 
     def expect(self, total: int) -> TidegateError | None:
-        """Prepare to receive ``total`` bytes in place. Return the error if the body is refused, or None."""
+        """Prepare for ``total`` bytes in :meth:`window`. Return the error if the body is refused, or None."""
         self._total = total
         self._data = bytearray(self._data)
         return self._make_room()
@@ -138,7 +138,7 @@ class Body:
         return self._make_room() if self._size == self.held and not self.complete else None
 
     def whole(self) -> Buffer:
-        """Return the whole body without a copy. It still counts against the budget."""
+        """Return the whole body without a copy. The memory budget counts it until :meth:`release`."""
         data, self._data = self._data, b""
         return data if isinstance(data, bytes) else memoryview(data)
 
@@ -149,7 +149,10 @@ class Body:
         self._data = b""
 
     def _make_room(self) -> TidegateError | None:
-        """Reserve memory for the next bytes. :meth:`window` allocates it later, when no read is running."""
+        """Reserve the next bytes in the memory budget.
+
+        :meth:`window` allocates them later, when no read uses the old memory.
+        """
         step = min(STEP, self._total - self._size)
         return None if self._take(step, self._total) else self._limits.overloaded()
 

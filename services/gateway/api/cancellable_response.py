@@ -18,7 +18,10 @@ EVENT_STREAM = [
 
 
 class CancellableResponse(Response):
-    """A response that ``make`` writes. ``make`` is cancelled if the caller closes the connection."""
+    """A response that ``make`` writes. If the caller closes the connection, ``make`` is cancelled.
+
+    ``end``: called last, in every case.
+    """
 
     def __init__(self, make: Callable[[Send], Awaitable[None]], end: Callable[[], None]) -> None:
         super().__init__()
@@ -26,7 +29,7 @@ class CancellableResponse(Response):
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response over ASGI. An exception of ``make`` is raised here. ``end`` is called last."""
+        """Send the response over ASGI. Raise the exception of ``make``, if it fails. Call ``end`` last."""
         response = asyncio.ensure_future(self._make(send))
         hang_up = asyncio.ensure_future(_disconnected(receive))
         try:

@@ -1,4 +1,4 @@
-"""Allow calls from web pages of other origins (CORS) that ``TIDEGATE_CORS_ORIGINS`` names.
+"""Allow calls from web pages of the origins in ``TIDEGATE_CORS_ORIGINS`` (CORS).
 
 The middleware answers preflight requests, which carry no credential. Inference does not pass through the
 middleware, so this module has a separate handler for it. Without the setting, this code does not run.
@@ -38,7 +38,7 @@ def allow(app: Starlette, origins: Origins) -> None:
 
 
 class CrossOriginHandler(InferenceHandler):
-    """A handler for inference calls, also from web pages of the origins ``origins``."""
+    """A handler for inference calls that also accepts calls from web pages of ``origins``."""
 
     def __init__(self, origins: Origins, core: InferenceCore, **parts: Any) -> None:
         super().__init__(core, **parts)

@@ -12,10 +12,10 @@ from tidegate.kernel.protocol.envelope import Buffer
 
 _WBITS = {"gzip": 31, "deflate": 15}
 _PLAIN = {"", "identity"}
-# zlib copies the rest of its input at each call, so it gets the input in small parts.
+# At each call, zlib copies the input that it has not used yet. Small parts keep these copies short.
 _INPUT_BYTES = 64 * 1024
-# Compressed data can consist of several members. Even an empty member of 8 or 20 bytes costs much time. So
-# a body may have only MEMBERS members, and one more for each BYTES_PER_MEMBER bytes.
+# Compressed data can consist of several members. Even an empty member of 8 or 20 bytes takes much time. So a
+# body may have MEMBERS members, plus one for each BYTES_PER_MEMBER bytes.
 MEMBERS, BYTES_PER_MEMBER = 1024, 1024
 _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 
@@ -59,7 +59,7 @@ class Decompressor:
         self._unpacker = zlib.decompressobj(_WBITS[self._encoding])
 
     def end(self) -> None:
-        """Raise BadRequest unless the data is complete."""
+        """Raise BadRequest if the data is incomplete."""
         if not self._unpacker.eof:
             raise BadRequest(f"the {self._what}'s {self._encoding} data is incomplete")
 
@@ -71,10 +71,10 @@ def encoding_of(headers: Headers) -> str:
 
 
 def inflated(packed: Buffer, headers: Headers, limits: BodyLimits, *, known: bool = False) -> Body | None:
-    """Return the decompressed body, or None if it is not compressed. The budget counts the body as it grows.
+    """Return the decompressed body, or None if ``packed`` is not compressed.
 
-    ``known``: True if the caller has sent a valid credential. Raise BadRequest, PayloadTooLarge or
-    Overloaded.
+    The memory budget counts the body as it grows. ``known``: True if the caller has sent a valid credential.
+    Raise BadRequest, PayloadTooLarge or Overloaded.
     """
     encoding = encoding_of(headers)
     if not encoding:

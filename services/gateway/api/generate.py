@@ -51,7 +51,7 @@ class GenerateCall(NamedTuple):
     principal: Principal
 
     def origin(self) -> Origin:
-        """Return the facts that the endpoint's rules and sticky keys read."""
+        """Return the facts of the request that traffic rules and sticky keys read."""
         return Origin(self.headers, self.principal.id, lambda: generate.request_parameters(self.body))
 
     def end(self) -> None:

@@ -22,7 +22,10 @@ def request_principal() -> Principal:
 
 
 def id_in_path(text: str, what: str) -> bytes:
-    """Parse an id in a path. ``what``: the word in the error, "job" or "batch". Raises NotFound."""
+    """Parse an id in a URL path. Raises NotFound.
+
+    ``what``: the kind of object that the id names, for the error message: "job" or "batch".
+    """
     id_ = read_id(text)
     if id_ is None:
         raise NotFound(f"there is no {what} {text[:64]}: expected an id of 32 hex digits")
@@ -53,7 +56,7 @@ def json_response(document: Any, status: int = 200, headers: dict[str, str] | No
 
 
 async def as_response(answer: HttpResponse, headers: Headers) -> Response:
-    """Return a response as FastAPI's class, compressed if the caller accepts that."""
+    """Convert a response to FastAPI's class. Compress it if the caller accepts compression."""
     future: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
     deliver(answer, headers, future.set_result)
     done = await future

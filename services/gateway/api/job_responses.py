@@ -36,7 +36,10 @@ class JobResponses:
         self._fleet = fleet
 
     def accepted(self, submitted: SubmittedJob, job: Job, prefer: Preference, rid: bytes) -> HttpResponse:
-        """Return the 202, with the job's URLs and estimated start. ``job``: the job as it is now."""
+        """Return the response 202, with the job's URLs and estimated start.
+
+        ``submitted``: the job at its submission. ``job``: the same job as it is now.
+        """
         position = submitted.position if job.status == "queued" else None
         body = orjson.dumps(self.document(job, position))
         headers = [
@@ -52,7 +55,7 @@ class JobResponses:
         return HttpResponse(202, headers, body)
 
     def document(self, job: Job, position: int | None) -> dict[str, Any]:
-        """Return the job as the API shows it. ``position``: how many jobs are ahead; None if unknown."""
+        """Return the job as the API shows it. ``position``: the number of jobs ahead; None if unknown."""
         document = job.public()
         path = f"/v1/jobs/{document['id']}"
         start_ms = None
@@ -94,7 +97,7 @@ class JobResponses:
         return HttpResponse(200, answer, body, tail)
 
     async def _llm_result(self, job: Job, rid: bytes) -> HttpResponse:
-        """Return the engine's own answer, or the engine's error with its status."""
+        """Return the engine's answer unchanged, or the engine's error in OpenAI's format."""
         answer = await self._results.llm_answer(job, await self._results.frame(job))
         if answer.status >= 400:
             refused = openai_error(EngineRefused(answer.status, answer.body))

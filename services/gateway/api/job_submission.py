@@ -57,7 +57,7 @@ class JobSubmissionHandler:
 
     @staticmethod
     def preference(target: Target, headers: Headers) -> Preference | None:
-        """Return how the caller wants the call to run as a job, or None if it is an interactive request."""
+        """Return the caller's preference for a job; None if the call is an interactive request."""
         prefer = job_options.preference(headers.get(b"prefer")) if b"prefer" in headers else None
         return prefer or (Preference() if target is SUBMIT_JOB else None)
 
@@ -151,7 +151,7 @@ class JobSubmissionHandler:
             if grant is not None:
                 grant.accepted(received)
             if prefer.wait_s and not job.terminal:
-                with suppress(Unavailable):  # the job is accepted already, so answer 202
+                with suppress(Unavailable):  # if the wait fails, answer 202: the job is already accepted
                     job = await self._tracker.wait(job.id, prefer.wait_s)
             if prefer.wait_s and job.terminal:
                 response = await self._responses.result(job, headers, rid)
@@ -187,14 +187,21 @@ def _read_fields(head: dict[str, object] | None, base: JobOptions) -> tuple[str,
 
 
 def _name(target: Target) -> str:
-    """Return the target in the form that digests use. Another form would break stored idempotency keys."""
+    """Return the target as text for the digest.
+
+    Never change this text. Digests of earlier calls are stored with their idempotency keys, and a repeated
+    call must have the same digest.
+    """
     if target is SUBMIT_JOB:
         return "\njobs"
     return f"{target.model}/versions/{target.version}" if target.version else target.model
 
 
 def _digest(target: Target, headers: Headers, body: Buffer) -> bytes:
-    """Return a hash of a request and its options. Calls with the same idempotency key need the same hash."""
+    """Return a hash of a request and its options.
+
+    A call that repeats an idempotency key must have the same hash as the first call.
+    """
     options = {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in sorted(headers.items())

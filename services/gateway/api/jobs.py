@@ -90,7 +90,7 @@ class JobHandlers:
         return json_response(await self._document(job))
 
     async def cancel(self, id: str) -> Response:
-        """Cancel a job and return it. A queued job never runs. A running job is stopped."""
+        """Cancel a job and return it. A queued job then never runs, and a running job is stopped."""
         return json_response(await self._document(await self._tracker.cancel(await self._find(id))))
 
     async def result(self, request: Request, id: str) -> Response:
@@ -106,7 +106,10 @@ class JobHandlers:
         return await as_response(await self._responses.result(job, headers, rid), headers)
 
     async def events(self, request: Request, id: str) -> Response:
-        """Stream a job's events until it ends, as server-sent events. Last-Event-ID continues a stream."""
+        """Stream a job's events until it ends, as server-sent events.
+
+        If the header ``Last-Event-ID`` is present, send only the events after this one.
+        """
         job = await self._find(id)
         after = last_event_id(request.headers.get("last-event-id"))
         if job.terminal and not await self._tracker.store.log(job.id, after):
@@ -153,7 +156,7 @@ class JobHandlers:
                 for event in await self._tracker.store.log(id_, after):
                     after = event.seq
                     if event.state == "queued":
-                        continue  # the API has already shown the job as queued
+                        continue  # the event ``accepting`` was already sent as "queued"
                     yield event
                     if event.state in TERMINAL:
                         return

@@ -119,8 +119,8 @@ def observe_all(histogram: Histogram, values: np.ndarray) -> None:
 class GatewayMetrics:
     """Counters of requests and histograms of their times. :meth:`report` adds the collected times to them.
 
-    Only names in the route table become labels. A label is removed when its name leaves the table. So the
-    table limits the size of the metrics page.
+    Only names in the route table become labels, so callers cannot make the metrics page grow. A single
+    process removes a label when its name leaves the table.
     """
 
     def __init__(self, table: Callable[[], RouteTable | None] = lambda: None) -> None:
@@ -160,7 +160,10 @@ class GatewayMetrics:
             OUTSTANDING.labels(name).set(load.outstanding)
 
     def _forget(self, before: RouteTable | None, table: RouteTable | None) -> None:
-        """Remove the labels of names that left the table. With several processes, they stay."""
+        """Remove the labels of names that left the table.
+
+        If there are several processes, do nothing: prometheus_client cannot remove labels then.
+        """
         if before is None or table is None or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             return
         endpoints = before.endpoints.keys() - table.endpoints.keys()

@@ -27,7 +27,7 @@ class ModelControlRoutes:
             )
 
     async def load(self, request: Request, model: str) -> Response:
-        """Wake a model, even if it is paused, and answer when it is ready."""
+        """Start a model, even if it is paused, and answer when it is ready."""
         parameters = parameters_of(await small_body(request))
         header = request.headers.get("x-request-timeout-ms")
         timeout_ms = parse_timeout(None if header is None else header.encode("latin-1"))
@@ -35,7 +35,7 @@ class ModelControlRoutes:
         return Response()
 
     async def unload(self, request: Request, model: str) -> Response:
-        """Hold a model at 0 replicas, and answer when it serves no more requests."""
+        """Keep a model at 0 replicas. Answer when it serves no more requests, at the latest after 60 s."""
         parameters_of(await small_body(request))
         await self._control.unload(model, caller.current.get().principal)
         return Response()

@@ -1,4 +1,4 @@
-"""Serve OIP v2 without inference: health, metadata, configuration, statistics, the list of models."""
+"""Serve OIP v2 except inference: health, metadata, configuration, statistics, the list of models."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tidegate.version import VERSION
 async def _caller(request: Request) -> Principal:
     """Return the caller; raise Forbidden if it may not use the model in the path.
 
-    If the path names no model, the caller needs only the scope `infer`. The scope `publish` also opens
-    `/ready`, because `tidegate deploy` waits for it.
+    If the path names no model, the caller needs only the scope `infer`. For `/ready`, the scope `publish` is
+    also enough, because `tidegate deploy` calls it until the model is ready.
     """
     ready = request.scope["route"].path.endswith("}/ready")
     principal = caller.require(INFER, PUBLISH) if ready else caller.require(INFER)

@@ -34,8 +34,8 @@ log = telemetry.logger(__name__)
 PREFIX = "/api"
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 TIMEOUT = httpx.Timeout(300.0, connect=5.0)
-# Connections to the services are not limited. Slow callers could use up a limited number of them, and block
-# other callers. The gateway already limits the connections of its callers.
+# The number of connections to the services is not limited. With a limit, slow callers could use all
+# connections and block other callers. The gateway already limits the connections of its callers.
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 # The proxy forwards no body for these methods.
 BODILESS = {"GET", "HEAD", "DELETE"}
@@ -122,7 +122,8 @@ def _permit(service: str, method: str, path: str) -> None:
     if scopes is None:
         allowed = tuple(route[1])
         raise MethodNotAllowed(f"this path accepts {', '.join(allowed)}, not {method}", allowed=allowed)
-    # Some routes need no scope inside the stack. Here they need a scope, because they show internal data.
+    # Some routes need no scope when a service of the stack calls them. Callers of the gateway need a scope,
+    # because these routes show internal data.
     caller.permit(principal, permissions.LOOK if scopes == (permissions.OPEN,) else scopes)
 
 

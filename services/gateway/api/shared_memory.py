@@ -19,12 +19,13 @@ OFF = (
     "system shared memory is off. An operator allows it with TIDEGATE_SHARED_MEMORY=local. Without it, send "
     "the tensors as binary data"
 )
-# A proxy sets these headers. A caller behind a proxy may be on another host, and so share no memory.
+# A proxy sets these headers. A caller behind a proxy may be on another host, and then it cannot share memory
+# with the gateway.
 FORWARDED = frozenset({b"x-forwarded-for", b"forwarded"})
 
 
 class SharedMemoryRoutes:
-    """The routes of shared memory. ``regions``: None if callers may not use it."""
+    """The routes of shared memory. ``regions``: None if callers may not use shared memory."""
 
     def __init__(self, regions: SharedRegions | None) -> None:
         self._regions = regions
@@ -46,7 +47,7 @@ class SharedMemoryRoutes:
         )
 
     async def status(self, name: str = "") -> list[dict[str, Any]]:
-        """Return the caller's regions, or the one with this name."""
+        """Return all regions of the caller, or only the region ``name``."""
         if self._regions is not None:
             return self._regions.status(_owner(), name)
         if name:
@@ -54,7 +55,7 @@ class SharedMemoryRoutes:
         return []
 
     async def unregister(self, name: str = "") -> Response:
-        """Unregister a region of the caller; without a name, all of them. The segments stay."""
+        """Unregister a region of the caller; without a name, all of them. No memory is deleted."""
         if self._regions is not None:
             self._regions.unregister(_owner(), name)
         return Response()
@@ -62,7 +63,7 @@ class SharedMemoryRoutes:
     async def register(self, request: Request, name: str) -> Response:
         """Register a part of a shared-memory segment under a name.
 
-        Raise Forbidden if the caller's user neither owns the segment nor is root.
+        The caller's operating-system user must be root or own the segment; else raise Forbidden.
         """
         if self._regions is None:
             raise BadRequest(OFF)
@@ -90,7 +91,10 @@ def _owner() -> str:
 
 
 def _user(request: Request) -> int | None:
-    """Return the user id of the caller; None if it is on another host or behind a proxy."""
+    """Return the id of the caller's operating-system user.
+
+    Return None if the caller is on another host or behind a proxy.
+    """
     client, server = request.scope.get("client"), request.scope.get("server")
     if not client or not server or any(name in FORWARDED for name, _ in request.scope["headers"]):
         return None

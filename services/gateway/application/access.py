@@ -28,8 +28,8 @@ Headers = dict[bytes, bytes]
 # A function that returns a token's principal, and when the token expires (Unix time in ms). Raises
 # Unauthorized.
 Verify = Callable[[bytes], tuple[Principal, float]]
-# A function that returns the usage counts of a principal at an endpoint, in the order of
-# ``tidegate.kernel.protocol.usage.COUNTS``.
+# A function that returns the list of usage counts of a principal at an endpoint, in the order of
+# ``tidegate.kernel.protocol.usage.COUNTS``. The code that calls it adds to the counts in this list.
 Count = Callable[[str, str], list[int]]
 
 REMEMBERED = 10_000
@@ -79,7 +79,11 @@ _LEASING = (
 
 
 class Grant:
-    """One admitted request. The first call of :meth:`done`, :meth:`accepted` or :meth:`cancel` ends it."""
+    """One admitted request, whose usage is counted once.
+
+    The first call of :meth:`done`, :meth:`accepted` or :meth:`cancel` ends the request. Later calls do
+    nothing.
+    """
 
     __slots__ = ("_costs", "_count", "_endpoint", "_limiter", "_open", "_principal", "_reserved")
 
@@ -129,10 +133,10 @@ class Grant:
     ) -> None:
         """Count a request that has ended.
 
-        ``compute_us``: the request's part of the time of its model call, in microseconds. ``whole_us``: the
-        time of the whole call, which may include other requests. ``received``, ``sent``: bytes of the bodies.
-        ``route``: the Deployment that answered. Without an answer, ``route`` is None and the caller is not
-        charged.
+        ``compute_us``: the request's share of the time of its model call, in microseconds. ``whole_us``: the
+        time of the whole call in microseconds, which other requests may share. ``received``, ``sent``: bytes
+        of the bodies. ``route``: the Deployment that answered. If there was no answer, ``route`` is None and
+        the caller's budget is not charged.
         """
         if not self._open:
             return
@@ -157,14 +161,15 @@ class Grant:
     def accepted(self, received: int) -> None:
         """Count the ``received`` bytes of a request that became a job. The rest is counted when the job ends.
 
-        This process does not learn the job's real cost, so the caller is charged the mean cost of a request.
+        This process does not learn the job's real cost. So it charges the caller's budget the mean cost of
+        the endpoint's requests.
         """
         if self._open:
             self._end(0 if self._costs is None else self._costs.mean(self._endpoint))
             self._count(self._principal.id, self._endpoint)[3] += received
 
     def streamed(self, cost: UsageCost, received: int) -> None:
-        """Count an ended request by its ``cost``. Do not count a request that was never queued."""
+        """Count an ended request with the usage in ``cost``. If it was never queued, do not count it."""
         if not cost.queued:
             self.cancel()
         self.done(
@@ -260,8 +265,8 @@ class Access:
     def admit(self, principal: Principal, endpoint: str) -> Grant | None:
         """Admit an inference request of ``principal`` to ``endpoint``.
 
-        Return None if the principal's usage is not counted. Raises Forbidden if the principal may not use the
-        endpoint, TooMany if a limit is reached.
+        Return None for a principal whose usage is not counted: an anonymous caller or a service. Raises
+        Forbidden if the principal may not use the endpoint, TooMany if a limit is reached.
         """
         if principal is ANONYMOUS or principal is SERVICE:
             return None

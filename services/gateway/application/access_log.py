@@ -237,9 +237,10 @@ class AccessLog:
         trace: bytes = b"",
         **extra: Any,
     ) -> None:
-        """Log a failed or refused request, and export its trace. Above a limit per second, only count it.
+        """Log a failed or refused request, and export its trace.
 
-        ``started``: the time of ``time.perf_counter`` at which the request began; None means now.
+        Above a number of log lines per second, the line is only counted. ``started``: the time of
+        ``time.perf_counter`` at which the request began; None means now.
         """
         ended = time.perf_counter()
         started = ended if started is None else started

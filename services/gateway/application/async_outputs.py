@@ -79,7 +79,7 @@ class AsyncOutputs:
         try:
             await self._due.settle(done, again)
         except StoreUnavailable:
-            return RETRY_S  # the leases of these jobs end, and their answers are written again
+            return RETRY_S  # when the leases expire, these answers are written again
         return 0.0 if len(ids) == TAKEN else POLL_S
 
     async def _write(self, job: Job) -> bool:

@@ -49,7 +49,11 @@ class PendingId:
         self._facts = facts
 
     def id(self, route: DeploymentRoute, *, moved: bool = False) -> bytes:
-        """Return the id of an answer of ``route``. ``moved``: True if another Deployment was chosen first."""
+        """Return the feedback id of an answer of ``route``.
+
+        ``moved``: True if another Deployment was chosen first. Then the answer does not belong to an
+        experiment.
+        """
         endpoint, request_id, assigned, unit, owner, experiment = self._facts
         return self._ids.make(
             AnswerFacts(
@@ -82,7 +86,7 @@ class FeedbackTags:
     def begin(
         self, endpoint: str, version: str, origin: Callable[[], Origin], rid: bytes, principal: Principal
     ) -> PendingId | None:
-        """Return the incomplete id of a request's answer; None if the endpoint collects no feedback."""
+        """Return a feedback id that lacks the Deployment; None if the endpoint collects no feedback."""
         route = self._routes.get(endpoint)
         if route is None:
             return None
@@ -196,7 +200,6 @@ _FOREIGN = "this answer belongs to another key: use that key, or a key with the 
 
 
 def _key(facts: AnswerFacts) -> str:
-    """Return a key that identifies an answer."""
     return f"{facts.endpoint}\0{facts.deployment}\0{facts.request_id}\0{facts.at}\0{facts.owner}"
 
 

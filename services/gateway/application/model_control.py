@@ -27,13 +27,13 @@ class Operations(Protocol):
     """The operations of the autoscaler that :class:`ModelControl` uses."""
 
     async def pause(self, deployment: str) -> None:
-        """Hold a Deployment at 0 replicas."""
+        """Keep a Deployment at 0 replicas until :meth:`resume` is called."""
 
     async def resume(self, deployment: str) -> None:
         """Let the policy of a Deployment choose its number of replicas."""
 
     async def hold(self, deployment: str, replicas: int) -> None:
-        """Hold a Deployment at a number of replicas."""
+        """Keep a Deployment at a fixed number of replicas until :meth:`resume` is called."""
 
 
 class ModelControl:
@@ -53,7 +53,7 @@ class ModelControl:
     ) -> None:
         """Wake a model, even if it is paused. Return when it is ready; raise TidegateError.
 
-        ``timeout_ms``: how long to wait; None means ``LOAD_S``.
+        ``timeout_ms``: the longest time to wait; None means ``LOAD_S`` seconds.
         """
         self._permit(model, principal)
         model_control.check_parameters(model, parameters)
@@ -65,9 +65,9 @@ class ModelControl:
         await self._until_ready(model, LOAD_S if timeout_ms is None else timeout_ms / 1e3)
 
     async def unload(self, model: str, principal: Principal) -> None:
-        """Hold every version of a model at 0 replicas; raise TidegateError.
+        """Set every version of a model to 0 replicas; raise TidegateError.
 
-        Return when no version answers requests, at the latest after ``UNLOAD_S``.
+        Return when no version answers requests, or after ``UNLOAD_S`` seconds.
         """
         self._permit(model, principal)
         endpoint = self._endpoint(model, "unload")
@@ -82,11 +82,10 @@ class ModelControl:
     async def scale(
         self, model: str, version: str, replicas: int, principal: Principal, *, wait: bool
     ) -> None:
-        """Hold a version at a number of replicas. Raise TidegateError.
+        """Set a fixed number of replicas for a version. Raise TidegateError.
 
-        If ``version`` is empty, hold every target of the model's Endpoint at that number.
-
-        With ``wait``, return when that many replicas are ready.
+        If ``version`` is empty, do this for every target of the model's Endpoint. With ``wait``, return when
+        that many replicas are ready.
         """
         self._permit(model, principal)
         endpoint = self._endpoint(model, "scale")
@@ -162,7 +161,7 @@ class ModelControl:
 
 
 class _acting:  # noqa: N801  a context manager
-    """Sets the caller of operations: the principal, or the stack if the principal lacks the scope operate."""
+    """Run operations as the principal, or as the stack if the principal lacks the scope ``operate``."""
 
     def __init__(self, principal: Principal) -> None:
         present = caller.current.get()

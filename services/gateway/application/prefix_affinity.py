@@ -1,6 +1,6 @@
 """Remember which replicas have read which prompts, and choose a replica for each request.
 
-Each gateway process knows only its own requests. For a new prompt, all processes choose the same replica.
+Each gateway process remembers only its own requests. For a new prompt, all processes choose the same replica.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PREFIXES = Counter(
 
 
 class DeploymentMemory:
-    """A Deployment's prompts and requests by replica, as far as this gateway knows."""
+    """For each replica of a Deployment: its prompts so far, and this gateway's requests in flight."""
 
     def __init__(self) -> None:
         self.prefixes = PrefixMemory()
@@ -32,7 +32,11 @@ class DeploymentMemory:
 
 
 class Placement:
-    """A request and its preferred ``replica`` (None means any). It counts as load until the context ends."""
+    """The replica chosen for one request. Use it as a context manager while the request runs.
+
+    ``replica``: the preferred replica; None means any. Until the context ends, the request counts as load of
+    its replica.
+    """
 
     def __init__(self, memory: DeploymentMemory, blocks: list[bytes], choice: Choice) -> None:
         self._memory = memory
@@ -44,7 +48,10 @@ class Placement:
         self._count(choice.replica)
 
     def taken_by(self, replica: str | None) -> None:
-        """Record the replica that runs the request, which the first answer names. Later calls do nothing."""
+        """Record which replica runs the request.
+
+        The first answer contains the name of this replica. Only the first call with a name has an effect.
+        """
         if self._taken or not replica:
             return
         self._taken = True

@@ -1,8 +1,9 @@
 """Traces of requests: the spans of a gateway, built at the end of a request from its measured times.
 
-The sampler decides at the beginning if a request is traced. The frame of a traced request carries the trace
-context of the span ``send`` to the worker, so that the worker can add its own spans. A slow or failed request
-that the sampler did not choose has only the gateway's span. Its attributes are the times of the parts.
+When a request begins, the sampler decides whether it is traced. The frame of a traced request carries the
+trace context of the span ``send`` to the worker, so that the worker can add its own spans. If the sampler did
+not choose a request, but it is slow or fails, only the gateway's span is exported. The span's attributes show
+where the time was spent.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from tidegate.kernel.tracing import Attributes, Span, SpanExport, epoch_ahead, e
 log = telemetry.logger(__name__)
 
 Headers = Mapping[bytes, bytes]
-# Most slow and failed requests were not chosen by the sampler. Export at most this many of them per second,
-# because a few traces show why requests fail.
+# Export at most this many slow or failed requests per second that the sampler did not choose. A few traces
+# are enough to show the cause.
 UNSAMPLED_PER_S = 20
-# Trace at most this many requests per second at the wish of their callers. The limit exists because a span
-# costs as much time as a small request.
+# A caller can request a trace with the header ``traceparent``. Trace at most this many of these requests per
+# second, because a span takes as much time as a small request.
 BY_CALLERS_PER_S = 200
 
 
@@ -54,7 +55,7 @@ class RequestTraces:
         self._by_callers = TokenBucket(BY_CALLERS_PER_S, BY_CALLERS_PER_S * 5)
 
     def begin(self, rid: bytes, headers: Headers) -> bytes:
-        """Return the field ``trace`` of a request's frame, with a trace context if the request is traced."""
+        """Return the field ``trace`` of a request's frame: ``rid``, and a trace context if it is traced."""
         header = headers.get(b"traceparent")
         parent = trace_context.parse(header) if header is not None else None
         if not self._sampler.take(parent, random.random):
@@ -123,7 +124,7 @@ def timing_attributes(timing: Timing, total: float) -> dict[str, Any]:
 
 
 def request_traces_of(slow_ms: float) -> tuple[RequestTraces, SpanExport] | tuple[None, None]:
-    """Return the traces and their export, as the variables ``OTEL_*`` set them.
+    """Return the traces and their exporter, set up from the environment variables ``OTEL_*``.
 
     Both are None if these variables name no server for traces.
     """

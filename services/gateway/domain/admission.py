@@ -8,8 +8,8 @@ from services.gateway.domain.fair_lane import Standing
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.errors import ColdStart, DeadlinePassed, NoCapacity, Overloaded, TidegateError
 
-# The predicted wait does not include the model call, the way of the messages, and the delay of the replicas'
-# reports. This part of a request's time is reserved for them.
+# The predicted wait does not include the model call, the transfer of the messages, and the delay of the
+# replicas' reports. This part of a request's remaining time is reserved for them.
 RESERVE = 0.2
 
 
@@ -27,11 +27,12 @@ def refusal(
 
     ``outstanding``: this gateway's requests in flight. ``timeout_ms``: the request's remaining time.
     ``standing``: the caller's requests and its fair share of the Deployment; None if no other caller has
-    requests. With ``standing``, a full queue refuses only callers that use up their shares, and the predicted
-    wait depends on the caller's requests and share.
+    requests. With ``standing``, a full queue refuses only callers that have used up their share, and the
+    predicted wait is computed from the caller's own requests and share.
 
     The predicted wait is requests in flight x model time per request / ready replicas (Little's law). While
-    no model time is measured, requests are admitted, because they must wake a model at 0 replicas.
+    no model time is measured, no request is refused for its predicted wait, because the first requests must
+    wake a model at 0 replicas.
     """
     if fleet.ready == 0 and (error := no_replica_in_time(wakeable, fleet, timeout_ms, name)) is not None:
         return error
@@ -97,9 +98,9 @@ def too_late(
 ) -> TidegateError:
     """Return the error for a passed deadline. If no replica can start, the error says why.
 
-    ``passed``: the message about the deadline. ``held``: None if the request was sent to the queue, else the
-    number of the caller's unanswered requests to the Deployment. A request that was not sent can safely be
-    sent again.
+    ``passed``: the message about the deadline. ``held``: None if the request was published to the queue.
+    Otherwise, the number of the caller's unanswered requests to the Deployment. A request that was not
+    published has not run. Its error is Overloaded if a replica is ready, so the caller can safely retry.
     """
     if fleet.fault and not fleet.ready:
         return no_replica(fleet, name)
@@ -124,7 +125,11 @@ READY = ModelState("READY")
 
 
 def state(wakeable: bool, fleet: ReplicaFleet) -> ModelState:
-    """Return a Deployment's state. It is ready if a replica is ready, or if a request would start one."""
+    """Return a Deployment's state in Triton's index.
+
+    It is READY if a replica is ready, or if a request would start one. It is LOADING while a replica restarts
+    and no other one is ready. Otherwise it is UNAVAILABLE, with the reason.
+    """
     if fleet.ready:
         return READY
     if not wakeable:

@@ -1,4 +1,4 @@
-"""Check the paths of inputs in SageMaker's asynchronous inference; choose the paths of answers. Pure."""
+"""Check the object keys of inputs, and choose those of answers, for SageMaker's asynchronous API. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.bounded_json import shown
 
-# The folder of the answers. It must not contain inputs.
+# The folder of the answers in the object store. An input must not be in this folder.
 FOLDER = "tidegate-async"
 # The member of a job's record that holds the form of its answer.
 ASK = "async"
@@ -22,8 +22,8 @@ LEAST_TTL_S, DEFAULT_TTL_S, MOST_TTL_S = 60, 21_600, 21_600
 class AnswerPlan(NamedTuple):
     """The form in which an answer is written.
 
-    ``accept``: the accepted types. ``rows``: True if the request had rows. ``whole``: True if the model
-    answers with a whole body.
+    ``accept``: the content types that the caller accepts. ``rows``: True if the request was a list of rows.
+    ``whole``: True if the model itself returns the complete response body.
     """
 
     accept: str
@@ -43,7 +43,10 @@ class AnswerPlan(NamedTuple):
 
 
 def key_of(location: str, root: str) -> str:
-    """Return the path of an input below ``root``, the URL of the store. Raise BadRequest."""
+    """Return the path of an input, relative to ``root``, the URL of the store.
+
+    Raise BadRequest if ``location`` is not a valid input below ``root``.
+    """
     if not location or len(location) > MAX_LOCATION:
         raise BadRequest(f"the header X-Amzn-SageMaker-InputLocation must name an input below {root}/")
     if not location.startswith(f"{root}/"):

@@ -1,8 +1,8 @@
-"""A caller's budgets of money in one gateway process, leased like its other limits.
+"""Check a caller's money budgets in one gateway process, which leases money from the caller's account.
 
-A request reserves its expected cost when it is admitted. At the end, the real cost replaces the reservation.
-So requests in flight count, and many concurrent requests cannot exceed a budget. Amounts are whole nanos: a
-nano is a billionth of the currency.
+When a request is admitted, its expected cost is reserved. At the end, the real cost replaces the reservation.
+So requests in flight count too, and many concurrent requests cannot exceed a budget. Amounts are whole nanos:
+a nano is a billionth of the currency.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ CREDIT = 0.25
 
 
 class Reserved(NamedTuple):
-    """The amount that one request reserves, and the numbers of the day and the month of the reservation.
+    """The amount that one request reserves, and the day and month of the reservation.
 
-    A process numbers its days and months from 0.
+    ``day``, ``month``: numbers that this process counts from 0. With them, :meth:`Budget.settle` ignores a
+    reservation of an earlier period.
     """
 
     day: int
@@ -34,10 +35,11 @@ NOTHING = Reserved(0, 0, 0)
 
 
 class Budget:
-    """The part of an account's budgets that one process holds. ``day``, ``month``: None without a budget.
+    """The money that this process has leased from one caller's budgets.
 
-    ``expected``: the expected cost of the last request. ``short``: True if a request was refused since the
-    last settlement, although the account may have room.
+    ``day``, ``month``: None if that budget is not set. ``expected``: the expected cost of the last request.
+    ``short``: True if a request was refused since the last settlement, although the account may still have
+    money.
     """
 
     __slots__ = ("_days", "_months", "day", "expected", "month", "short")
@@ -60,7 +62,7 @@ class Budget:
         self.month = _changed(self.month, MONTH, allowance.month_budget, share)
 
     def take(self, nanos: int) -> Reserved | LeasedTokens:
-        """Reserve an amount. Return the reservation, or the budget that has no room for it."""
+        """Reserve an amount. Return the reservation, or the budget that refuses it."""
         self.expected = nanos
         budgets = self.tokens
         for each in budgets:
@@ -72,7 +74,10 @@ class Budget:
         return Reserved(self._days, self._months, nanos)
 
     def settle(self, reserved: Reserved, nanos: int) -> None:
-        """Replace a reservation by the real cost. A reservation expires at the end of its period."""
+        """Replace a reservation by the real cost.
+
+        After the end of the day or month of the reservation, only add the real cost.
+        """
         if self.day is not None:
             self.day.held += (reserved.nanos if reserved.day == self._days else 0) - nanos
         if self.month is not None:
@@ -93,16 +98,16 @@ class Budget:
             each.borrow(_credit(each.available, share))
 
     def settlement_due(self, requests: int) -> bool:
-        """Return True if the process needs more money, or has spent more than it was granted."""
+        """Return True if this process must settle now: it needs money, or has spent more than its lease."""
         return self.short or any(
             each.held < 0 or (2 * each.held < requests * self.expected and each.available >= 1)
             for each in self.tokens
         )
 
     def holding(self, tokens: LeasedTokens | None, requests: int, *, idle: bool) -> TokenHolding:
-        """Return the report about one budget. It asks for the expected cost of the next ``requests``.
+        """Return the report to the account about one budget.
 
-        If ``idle``, it asks for nothing.
+        The process requests the expected cost of the next ``requests``, or nothing if ``idle``.
         """
         if tokens is None:
             return TokenHolding()

@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class ChunkPlace(Enum):
-    """The place of a chunk, or of the end of a stream, in the expected order."""
+    """The position of a chunk, or of the end of a stream, compared with the expected position."""
 
     NEXT = "next"
     OLD = "old"  # a duplicate, or from an earlier attempt: must be dropped
@@ -24,13 +24,14 @@ class ChunkOrder:
 
     @property
     def emitted(self) -> bool:
-        """Return True if the caller already has a chunk, which a restart would repeat."""
+        """Return True if the caller already has a chunk. Then a new attempt would repeat chunks."""
         return self.expected > 0
 
     def place(self, attempt: int, seq: int, *, end: bool) -> ChunkPlace:
-        """Return the place of a chunk or an end. The ``seq`` of an end is the number of chunks before it.
+        """Return the position of a received chunk or of the end of the stream.
 
-        If the place of a chunk is NEXT, the method then expects the chunk after it.
+        ``seq``: the chunk's number; for the end, the number of all chunks. If a chunk is NEXT, the following
+        chunk is expected from now on.
         """
         if attempt < self.attempt:
             return ChunkPlace.OLD

@@ -16,8 +16,8 @@ from tidegate.kernel.protocol.envelope import Buffer, Tensor
 from tidegate.kernel.protocol.shadow import OutputCounts
 from tidegate.kernel.protocol.tensors import to_json, unpack_strings
 
-# Compute the edit distance of at most EDITED differing strings per output. Skip strings longer than
-# EDITED_CHARS.
+# For each output, compute the edit distance of at most EDITED differing strings, because this takes long.
+# Skip strings longer than EDITED_CHARS.
 EDITED = 4
 EDITED_CHARS = 2000
 _FLOATS = frozenset({"FP16", "FP32", "FP64", "BF16"})

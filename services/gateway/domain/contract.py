@@ -30,8 +30,8 @@ from tidegate.kernel.protocol.tensors import (
     elements,
 )
 
-# The gateway uses these parameters to decode tensors, encode outputs and queue requests. The model does not
-# get them.
+# The gateway itself uses these parameters: to decode tensors, to encode outputs and to queue requests. They
+# are not sent to the model.
 _FOR_US = frozenset({"binary_data_output", "binary_data", "binary_data_size", "classification"})
 _FOR_THE_QUEUE = frozenset({"timeout", "priority"})
 # Triton's parameters for tensors in shared memory.
@@ -56,10 +56,10 @@ class WantedOutput:
 class Decoded(NamedTuple):
     """A decoded request.
 
-    ``wanted``: None means every output. ``binary``: True if outputs are binary by default. ``timeout_ms``:
-    the timeout in the request, or None. ``priority``: 1 goes first; 0: no priority was set. ``sinks``: the
-    outputs that go to shared memory, each with its place in the shared memory. ``sequence``: the sequence of
-    the request, or None.
+    ``wanted``: the requested outputs; None means all outputs. ``binary``: True if outputs are binary by
+    default. ``timeout_ms``: the timeout in the request, or None. ``priority``: 1 is the highest; 0 means that
+    none was set. ``sinks``: for each output that goes to shared memory, its address there. ``sequence``: the
+    sequence that the request belongs to, or None.
     """
 
     id: str
@@ -103,10 +103,10 @@ _NO_OPTIONS = Options({})
 
 @dataclass(slots=True)
 class Contract:
-    """A signature, prepared for checks. If the signature is not known, Triton checks the tensors instead.
+    """A signature, prepared for checks of requests. Without a signature, Triton checks the tensors.
 
-    ``model``: the model's name for error messages. Errors begin with Triton's words, because Triton's clients
-    compare them.
+    ``model``: the model's name for error messages. These messages begin with Triton's words, because programs
+    that use Triton compare the messages.
     """
 
     signature: Signature | None
@@ -138,9 +138,10 @@ class Contract:
         return self.signature is not None and not self.required and not self.max_batch
 
     def key(self, inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
-        """Return the call key; raise BadRequest if it is too large.
+        """Return the call key: the encoded names, shapes and parameters of a request.
 
-        Keys without parameters are cached, because many requests have the same shapes.
+        Raise BadRequest if the key is too large. Keys without parameters are cached, because many requests
+        have the same shapes.
         """
         cached = None if parameters else self._keys.get((inputs, outputs))
         if cached is not None:
@@ -178,9 +179,9 @@ class Contract:
 
 
 class Inputs:
-    """The checked inputs of one request. For each input, call ``expect`` and then ``put``.
+    """Check and collect the inputs of one request.
 
-    At the end, call ``done``.
+    For each input, call ``expect`` and then ``put``. At the end, call ``done``.
     """
 
     __slots__ = ("_contract", "_datatype", "_dims", "_seen", "_shape", "_slot", "_slots", "name", "rows")
@@ -239,7 +240,7 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
     if len(set(outputs)) < len(outputs):
         (twice, _), *_ = Counter(outputs).most_common(1)
         raise BadRequest(f"Duplicate output name {twice!r} is not allowed in a request: send each name once")
-    size = 2 * names  # the smallest possible size of the key: call_key fails for more than 65,535 names
+    size = 2 * names  # a lower bound: call_key cannot encode more than 65,535 names
     if size <= MAX_KEY:
         key = call_key(inputs, outputs, parameters)
         if len(key) <= MAX_KEY:

@@ -1,7 +1,7 @@
 """The edit distance of two strings (Myers, "A fast bit-vector algorithm", JACM 1999). Pure.
 
-Two integers with a bit per character represent a column of the distance table, so a column costs a few
-operations. This variant is by Hyyrö (2003).
+Two integers with one bit per character store a column of the distance table. So a column is computed in a few
+operations, whatever its length. This variant is by Hyyrö (2003).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Decide how many requests share an envelope.
 
-Under load, requests to a fast model share an envelope, because one large message costs the broker less than
-many small ones. Each request to a slow model gets its own envelope. Envelopes are so small that every ready
-replica gets some of the waiting requests. No request waits until an envelope is full.
+Under load, requests to a fast model share an envelope, because the broker handles one large message faster
+than many small ones. Each request to a slow model gets its own envelope. The size of an envelope is limited,
+so that every ready replica gets some of the waiting requests. Requests never wait until an envelope is full.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ MAX_FRAMES = 256
 def frames_per_envelope(waiting: int, fleet: ReplicaFleet, limit: int = MAX_FRAMES) -> int:
     """Return how many frames an envelope may hold, if ``waiting`` frames are published now.
 
-    An envelope holds at most ``QUANTUM_MS`` of one replica's work, at most one ready replica's share of the
-    waiting requests, and at most ``limit`` frames. If no replica is ready or the time of a request is not
-    known, it holds 1 frame.
+    An envelope holds at most ``QUANTUM_MS`` of one replica's work, at most the waiting frames divided by the
+    ready replicas, and at most ``limit`` frames. It holds 1 frame if no replica is ready or no model time is
+    measured.
     """
     if fleet.request_ms is None or fleet.ready == 0:
         return 1

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# A body that was watched for less than this many seconds is not yet judged as slow.
+# A body counts as slow only after it was watched for this many seconds.
 WATCHED_S = 1.0
 
 
 class Unfinished(NamedTuple):
-    """An incomplete body. ``held``: its bytes in memory.
+    """An incomplete request body. ``held``: its bytes in memory.
 
-    ``moved``: the bytes that arrived in the last ``watched_s`` seconds.
+    ``watched_s``: how many seconds it has been watched. ``moved``: the bytes that arrived in this time.
     """
 
     held: int
@@ -22,11 +22,12 @@ class Unfinished(NamedTuple):
 
 
 def choose(bodies: Sequence[Unfinished], need: int, bytes_per_s: int, *, for_known: bool) -> list[int]:
-    """Return the indexes of the bodies to drop. They free ``need`` bytes, or as many as possible.
+    """Return the indexes of the bodies to drop, to free ``need`` bytes or as many as possible.
 
     Bodies slower than ``bytes_per_s`` may be dropped. ``for_known``: True if a caller with a valid credential
     needs the memory. Then all bodies of callers without a credential may be dropped too. Bodies of callers
-    without a credential are dropped first, then slower bodies, then larger bodies.
+    without a credential are dropped first. Within each of these two groups, slower bodies are dropped first,
+    then larger ones.
     """
     candidates = []
     for at, body in enumerate(bodies):

@@ -17,9 +17,9 @@ def another(
 ) -> DeploymentRoute | None:
     """Return a ready Deployment that accepts the same tensors and has not failed, or None.
 
-    The candidates are the Deployments in the endpoint's ``failover``, in their order. If an upstream failed,
-    the targets with a share come before them. If replicas are missing, targets are not candidates, because
-    the router already applies the setting ``when_unready`` to them.
+    If an upstream failed, try the endpoint's targets first. Then try the Deployments in the endpoint's
+    ``failover``, in their order. If replicas are missing, skip the targets, because the router already
+    applies the setting ``when_unready`` to them.
     """
     if not isinstance(error, REASONS):
         return None

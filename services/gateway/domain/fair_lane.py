@@ -1,11 +1,12 @@
-"""Share a queue of a Deployment among its callers, before their requests are published.
+"""Share a Deployment among its callers: decide whose request is published to its queue next.
 
-The broker's queue is first in, first out. So the gateway publishes only as many requests as keep the replicas
-busy. This number is the window. The other requests wait here, and the next one is chosen fairly by weight. A
-caller within its share of the window does not wait. One caller alone may use the whole window.
+The broker's queue is first in, first out, so its order cannot be changed later. So the gateway publishes only
+as many requests as the replicas need to stay busy. This number is the window. The other requests wait here,
+and the next one is chosen fairly by weight. A caller that uses less than its share of the window does not
+wait. If there is only one caller, it may use the whole window.
 
-Byte queue limits in Linux follow the same idea: the order of the last queue cannot be changed, so keep that
-queue short and schedule the one before it. See :class:`~tidegate.kernel.fair_order.FairOrder` for the order.
+Byte queue limits in Linux use the same method: keep the last queue short, and schedule in the queue before
+it. See :class:`~tidegate.kernel.fair_order.FairOrder` for the order.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tidegate.kernel.protocol.tenant import tenant_of
 T = TypeVar("T")
 
 UNLIMITED = sys.maxsize
-# The priority of a request without one, as in the worker's backlog.
+# The priority of a request that sets none. The worker's backlog uses the same value.
 DEFAULT_PRIORITY = 4
 # If there are this many flows, remove the flows without requests.
 IDLE_KEPT = 1024
@@ -51,9 +52,10 @@ class FlowLoad(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """The number of a caller's unanswered requests at all gateways.
+    """A caller's load at a Deployment, on which its admission depends.
 
-    ``share``: the caller's fair share of the Deployment (0 to 1).
+    ``outstanding``: the caller's unanswered requests at all gateways. ``share``: its fair share of the
+    Deployment (0 to 1).
     """
 
     outstanding: int
@@ -62,11 +64,11 @@ class Standing(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Flow(Generic[T]):
-    """A flow in one lane. ``outstanding``: the number of its unanswered requests.
+    """One flow of a :class:`FairLane`. ``outstanding``: the number of its unanswered requests.
 
-    ``published``: how many of them are in the window. ``tenant``: the field ``tenant`` of its request frames.
-    ``name``: the key as text. ``held``: a heap of the requests that wait here, by (priority, order of
-    arrival).
+    ``published``: how many of these requests are published, and so use the window. ``tenant``: the field
+    ``tenant`` of the flow's request frames. ``name``: the key as text. ``held``: a heap of the requests that
+    are not published yet, by (priority, order of arrival).
     """
 
     key: FlowKey
@@ -79,7 +81,7 @@ class Flow(Generic[T]):
 
 
 class FairLane(Generic[T]):
-    """The requests of one queue. It counts the published requests, and keeps the waiting requests."""
+    """The requests of one queue: count the published ones, and hold the others until their turn."""
 
     def __init__(self) -> None:
         self.window = UNLIMITED
@@ -91,8 +93,8 @@ class FairLane(Generic[T]):
         self._last: tuple[FlowKey, Flow[T]] | None = None
         self._order: FairOrder[FlowKey] = FairOrder(BURST)
         self._elsewhere: Mapping[str, FlowLoad] = {}
-        # The flows that, at the last report, had requests at other gateways but not here, and the sum of the
-        # weights of these flows.
+        # The flows without requests here that had requests at other gateways at the last report. Below: the
+        # sum of their weights.
         self._only_elsewhere: Mapping[str, FlowLoad] = {}
         self._other_weight = 0
         self._active_weight = 0
@@ -124,7 +126,7 @@ class FairLane(Generic[T]):
     def settle(self, flow: Flow[T], *, published: bool) -> None:
         """Count a request of a flow as answered.
 
-        Then call :meth:`release`, because the window may have room now.
+        Then call :meth:`release`, because a held request may fit into the window now.
         """
         flow.outstanding -= 1
         if flow.outstanding == 0:
@@ -136,7 +138,8 @@ class FairLane(Generic[T]):
     def take(self, flow: Flow[T], cost: float = 1.0) -> bool:
         """Count a request as published and return True; return False if the request must be held.
 
-        It is published if the window has room and no request is held, or if its flow is within its share.
+        Publish a request if the window is not full and no request is held. Otherwise, publish it only if its
+        flow holds no request and uses less than its share of the window.
         """
         if self.published < self.window and not self.held:
             flow.published += 1
@@ -157,10 +160,11 @@ class FairLane(Generic[T]):
         self._order.enter(flow.key)
 
     def release(self) -> Iterator[T]:
-        """Yield the held requests to publish now. Call :meth:`skip` for those that have already ended.
+        """Yield the held requests to publish now. Call :meth:`skip` for each one that has already ended.
 
-        If a request cannot be published, its error handling calls this method again. This inner call yields
-        nothing, and the outer call continues. So while the broker is down, calls do not nest.
+        If publishing a request fails, the error handling calls this method again while it is still running.
+        The inner call yields nothing, and the outer call continues with the next request. So calls do not
+        nest deeply while the broker is down.
         """
         if self._releasing:
             return
@@ -188,7 +192,10 @@ class FairLane(Generic[T]):
     # --- shares ----------------------------------------------------------------------------------------
 
     def learn(self, elsewhere: Mapping[str, FlowLoad]) -> None:
-        """Set the flows that have requests at other gateways, by their key as text."""
+        """Set the loads of flows at other gateways.
+
+        ``elsewhere``: the load of each flow, by its key as text.
+        """
         here = {flow.name for flow in self._flows.values() if flow.outstanding}
         self._elsewhere = elsewhere
         self._only_elsewhere = {name: load for name, load in elsewhere.items() if name not in here}

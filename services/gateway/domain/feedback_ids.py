@@ -1,7 +1,7 @@
-"""Ids of answers. An id contains the facts about its answer, so feedback needs no record of it. Pure.
+"""Ids of answers. An id contains the facts about its answer, so they are not stored elsewhere. Pure.
 
 An id is ``fb1.``, followed by the base64 of a JSON list and a part of its HMAC-SHA256. The HMAC's key is
-derived from the service token. So all gateways of a stack have the same key, and only they can make an id.
+derived from the service token. So only the gateways of one stack can make and check the ids of this stack.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ _MAC_BYTES = 10
 
 @dataclass(frozen=True, slots=True)
 class AnswerFacts:
-    """The facts that an id states about an answer. ``at``: microseconds since the epoch.
+    """The facts about an answer that its id contains. ``at``: microseconds since the epoch.
 
-    ``assigned``: True if weights or a sticky key chose the Deployment; False if a rule or the version in the
-    request chose it. ``unit``: the hash of the sticky key, or empty. ``owner``: the hash of the caller.
-    ``experiment``: the id of the experiment that chose the Deployment, or empty.
+    ``assigned``: True if weights or a sticky key chose the Deployment. False if a rule or the version in the
+    request chose it, or if the request was moved to another Deployment. ``unit``: the hash of the sticky key,
+    or empty. ``owner``: the hash of the caller. ``experiment``: the id of the experiment that chose the
+    Deployment, or empty.
     """
 
     endpoint: str

@@ -113,7 +113,7 @@ def _text(raw: Mapping[str, Any], name: str) -> str:
 
 
 def _moment(value: Any, now_ms: int) -> int:
-    """Convert ISO 8601 or seconds since the epoch to milliseconds; return now for None. Raise BadRequest."""
+    """Convert a time (ISO 8601 or seconds since the epoch) to ms; None means now. Raise BadRequest."""
     if value is None:
         return now_ms
     try:

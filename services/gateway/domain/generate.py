@@ -94,7 +94,8 @@ def _put(inputs: Inputs, contract: Contract, name: str, value: Any) -> None:
 def fitting(name: str, dims: tuple[int, ...], value: Any) -> list[int]:
     """Return the shape of a value (scalar or nested list) for an input of ``dims``; raise BadRequest.
 
-    A dim of -1 may have any size.
+    If the nesting of the value does not match ``dims``, its values fill ``dims`` as a flat list. A dim of -1
+    may have any size.
     """
     sizes = _sizes(value)
     if len(sizes) == len(dims) and all(want in (-1, size) for want, size in zip(dims, sizes, strict=True)):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-# How many frames without work a client may send, and how many more in each second. Sent answers allow more.
+# The number of frames without work that a client may send, and the number that is added each second. Each
+# sent answer allows more frames.
 USELESS_FRAMES = 2000.0
 USELESS_FRAMES_PER_S = 500.0
 # A ping is a strike if it comes sooner than PING_INTERVAL_S after the last ping. If the gateway sends data,
 # the number of strikes becomes 0. More than PING_STRIKES strikes end the connection.
 PING_INTERVAL_S = 5.0
 PING_STRIKES = 4
-# A client may cancel this many calls before they are answered, and four more for each answered call.
+# The number of calls that a client may cancel before their answer. Each answered call allows four more.
 RESETS = 200
-# A client may send this many bytes for calls that have ended, and one flow-control window more per new call.
+# The number of bytes that a client may send for calls that have ended. Each new call allows one flow-control
+# window more.
 LATE_BYTES = 16 * 2**20
 
 
@@ -63,9 +65,9 @@ class FloodGuard:
         )
 
     def call_began(self, window: int) -> None:
-        """Allow another flow-control window of late bytes.
+        """Allow one more flow-control window of late bytes, because a new call began.
 
-        These bytes can arrive after the new call has ended.
+        The client may send these bytes before it learns that this call has ended.
         """
         self._late_bytes = max(0, self._late_bytes - window)
 
@@ -74,6 +76,9 @@ class FloodGuard:
         self._answered += 1
 
     def sent(self, count: int) -> None:
-        """Count sent bytes of answers. The client may acknowledge them with more frames and pings."""
+        """Count sent bytes of answers.
+
+        The client acknowledges these bytes with frames and pings, so it may send more of both.
+        """
         self._left = min(USELESS_FRAMES, self._left + 4 + count / 2048)
         self._strikes = 0

@@ -23,7 +23,10 @@ _KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A caller's preference for a job. ``wait_s``: seconds to wait for the result before the 202."""
+    """A caller's preference that its request runs as a job, from the header ``Prefer``.
+
+    ``wait_s``: the seconds to wait for the result before the gateway answers 202.
+    """
 
     wait_s: float = 0.0
 
@@ -44,12 +47,12 @@ class JobOptions:
 
 
 _DEFAULT = JobOptions()
-# Almost all jobs have exactly this header, so it is compared before any header is parsed.
+# Almost all jobs have exactly this header value. A direct comparison saves the parsing of the header.
 _USUAL, _ASYNC = b"respond-async", Preference()
 
 
 def preference(header: bytes | None) -> Preference | None:
-    """Return the preference for a job in a ``Prefer`` header (RFC 7240); None if the header has none."""
+    """Return the preference in a ``Prefer`` header (RFC 7240); None if the header does not request a job."""
     if header is None:
         return None
     if header == _USUAL:

@@ -1,4 +1,4 @@
-"""The form of a job's answer, as the job's record stores it. The error of a job without a result. Pure."""
+"""Store the form of a job's answer in its record, and explain why a job has no result. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def answer_form(request: Decoded) -> dict[str, Any]:
 
 
 def read_answer_form(form: Mapping[str, Any], binary: bool | None = None) -> Decoded:
-    """Return a request with the fields for encoding its answer. ``binary`` overrides the requested form."""
+    """Rebuild, from a job's record, the request fields that are needed to encode the job's answer.
+
+    ``binary``: True or False overrides the form that the job requested; None keeps it.
+    """
     outputs = form.get("outputs")
     wanted = None
     if outputs:

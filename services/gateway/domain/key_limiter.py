@@ -1,12 +1,12 @@
-"""The limits of one key in one gateway process.
+"""Apply the limits of one key in one gateway process.
 
-A request takes its tokens here and never waits for the store. In the background, the process settles with the
-key's account in the store. It requests the tokens that it needs at its current pace, or its share of the
-remaining tokens if the share is larger. It returns tokens that it does not use.
+A request takes one token of each limit here, and never waits for the store. In the background, the process
+settles with the key's account in the store. It requests the tokens that it needs at its current pace, or its
+share of the remaining tokens if the share is larger. It returns tokens that it does not use.
 
-While the key is idle, the process holds no tokens. At the next request, the process borrows its share until
-the account answers. The account is then charged for the borrowed tokens. While the store is down, the process
-applies its share of each limit.
+While the key is idle, the process holds no tokens. At the next request, the process may borrow up to its
+share of the tokens until the account answers. Then the account is charged for the borrowed tokens. While the
+store is down, the process applies its share of each limit.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class LimitReached:
     """The limit that refuses a request.
 
     ``limit``: one of ``rate``, ``concurrency``, ``day``, ``month``, ``day_budget`` and ``month_budget``.
-    ``soon``: True if the account may have money that this process has not leased yet. For limits of a day or
-    a month, use ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
+    ``soon``: True if the account may still have money, so the next settlement may lease it to this process.
+    For limits of a day or a month, use ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
     """
 
     limit: str
@@ -97,7 +97,7 @@ class KeyLimiter:
         self._tight = False
         self._activate = activate
         self._requests = 0  # the number of requests since the last settlement
-        self._unsettled = False  # True until the first settlement after an idle time
+        self._unsettled = False  # True from the first request after an idle time until the next settlement
         self._rate_refused = 0
         self._last_at = self._settled_at = self._wait_until = float("-inf")
 
@@ -195,7 +195,7 @@ class KeyLimiter:
             tokens.change(limit)
             minimum = tokens.minimum
             tokens.borrow(self._share_of(tokens.available) if tokens.available >= 1 else 0)
-            if kind == "rate" or self.standalone:  # else each change would give new credit
+            if kind == "rate" or self.standalone:  # otherwise, each change of a limit would give credit
                 tokens.minimum = max(tokens.minimum, minimum)
         return tokens
 
@@ -209,7 +209,10 @@ class KeyLimiter:
             self.budget.new_day(self.share, new_month=new_month)
 
     def lease_request(self, now: float, day: str) -> LeaseRequest | None:
-        """Return the settlement that is due now, or None. ``day``: today, such as ``2026-01-31``."""
+        """Return the report to the account that is due now, or None.
+
+        ``day``: today, such as ``2026-01-31``.
+        """
         if self._requests:
             self._last_at = now
         if not self._settlement_due(now):
@@ -218,8 +221,8 @@ class KeyLimiter:
         # The number of requests expected in the next AHEAD_S, at the pace since the last settlement.
         pace = math.ceil(self._requests * AHEAD_S / max(now - self._settled_at, AHEAD_S / 5))
         if self.standalone and self.rate is not None:
-            # The account was refilled too while the store was down. So report 0 held tokens. Otherwise,
-            # tokens would count twice.
+            # While the store was down, the account's bucket was refilled too. So report 0 held tokens.
+            # Otherwise, the refill would count twice.
             self.rate.borrowed = self.rate.held
         slots = self._slots_wanted(idle)
         self.slots = min(self.slots, slots)  # do not use slots that this settlement returns
@@ -255,8 +258,8 @@ class KeyLimiter:
         if self.rate is not None and limits.rate is not None:
             credit = self._unused_share(request.rate, grant.rate_left) if self._unsettled else 0
             self.rate.apply(request.rate, grant.rate, grant.rate_left, credit)
-        # If a process crashes, the tokens that it holds are lost. So it holds few tokens of a quota, and
-        # borrows the others on credit.
+        # If a process crashes, the tokens that it has leased are lost. So it leases few tokens of a quota,
+        # and takes the rest of its share on credit.
         if self.day_quota is not None and limits.day is not None:
             left = max(0, grant.day_left + self.day_quota.limit - limits.day)
             self.day_quota.apply(request.day_quota, grant.day_quota, left, int(left * self.share))
@@ -292,10 +295,10 @@ class KeyLimiter:
         self._end_round(now)
 
     def _fill(self, now: float) -> None:
-        """Refill the tokens of a process that uses its own share of the rate.
+        """Refill the rate-limit tokens of a process that applies its own share of the limit.
 
-        The first call adds the tokens that the process may still borrow. Later calls add its share of the
-        rate for the time since the last settlement.
+        The first call adds the tokens that the process could still borrow. Each later call adds the process's
+        share of the rate for the time since the last call.
         """
         rate = self.rate
         if rate is None or self.allowance.rate is None:
@@ -323,7 +326,7 @@ class KeyLimiter:
             self._settled_at = now
         else:
             for tokens in self._tokens:
-                # If a bucket or a quota is known to be empty, do not borrow.
+                # Do not borrow from a bucket or a quota that was empty at the last settlement.
                 empty = now < self._wait_until if tokens is self.rate else tokens.available < 1
                 tokens.borrow(0 if empty else self._share_of(tokens.available))
             if self.budget is not None:
@@ -363,15 +366,16 @@ class KeyLimiter:
         if tokens is None:
             return TokenHolding()
         if idle or (self._unsettled and tokens is self.rate):
-            # Other processes may have borrowed too. Request no tokens until the account has answered.
+            # Other processes may have borrowed too, so the remaining tokens are unknown. Request none until
+            # the account has answered.
             return tokens.holding(0)
         share = self._share_of(tokens.available + max(tokens.held, 0)) if tokens is self.rate else 1
         return tokens.holding(max(pace, share))
 
     def _unused_share(self, reported: TokenHolding, available: float) -> int:
-        """Return how many tokens of its share this process has not used yet.
+        """Return how many tokens of its share this process may still use.
 
-        The share is a part of the tokens that the account had before the process used any.
+        The share is computed from the tokens that the account had before this process used any of them.
         """
         used = max(0, -reported.held)
         return max(0, int((available + used) * self.share) - used)

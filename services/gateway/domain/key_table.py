@@ -26,9 +26,10 @@ class KeyTable:
         return cls(str(document["mark"]), {key.principal.id: key for key in keys})
 
     def find(self, credential: bytes, now_ms: float) -> tuple[Key, float] | None:
-        """Return a credential's key and when the key expires (ms since the epoch).
+        """Return a credential's key, and when the credential becomes invalid (ms since the epoch).
 
-        Return None if the credential is not valid.
+        Return None if the credential is not valid. The previous secret of a key becomes invalid before the
+        key expires.
         """
         id_ = access.key_id(credential)
         key = self.keys.get(id_) if id_ is not None else None

@@ -27,8 +27,9 @@ class TokenHolding:
 class LeaseRequest:
     """A process's report about one caller: for each limit, the tokens that the process holds and wants.
 
-    ``day``: today in UTC, such as ``2026-01-31``. ``month``: its month, such as ``2026-01``. ``slots``: the
-    number of requests in flight, and the number of concurrent requests that the process wants to allow.
+    ``day``: today in UTC, such as ``2026-01-31``. ``month``: the month of this day, such as ``2026-01``.
+    ``slots``: for the concurrency limit, the number of requests in flight, and the highest number that the
+    process wants to allow.
     """
 
     principal: str
@@ -47,9 +48,9 @@ class LeaseRequest:
 class LeaseGrant:
     """The store's answer: the tokens granted to the process, and the tokens left in the account.
 
-    ``wait_ms``: the time until the account has a token again. ``tight``: True if a process had too few slots
-    in the last second. ``seeded``: True if the quotas of day and month include the usage from before the
-    account existed.
+    ``wait_ms``: the time until the account has a token again. ``slots``: the number of concurrent requests
+    that the process may allow. ``tight``: True if a process had too few of these slots in the last second.
+    ``seeded``: True if the quotas of day and month include the usage from before the account existed.
     """
 
     rate: int = 0

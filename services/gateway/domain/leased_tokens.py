@@ -1,4 +1,4 @@
-"""The tokens of one limit that a gateway process holds."""
+"""The tokens of one limit in a gateway process: leased from the account, or borrowed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from services.gateway.domain.lease_messages import TokenHolding
 class LeasedTokens:
     """Tokens of one limit, leased from the caller's account. ``kind``: the name of the limit.
 
-    A request may take a token if ``held`` is at least ``minimum``. A minimum below 1 is credit: the process
-    may borrow tokens that the account has not granted yet.
+    A request may take a token if ``held`` is at least ``minimum``. The usual minimum is 1. With a lower
+    minimum, requests may take tokens that the account has not granted yet (credit).
     """
 
     __slots__ = ("available", "borrowed", "cut", "held", "kind", "limit", "minimum")
@@ -22,7 +22,7 @@ class LeasedTokens:
         self.held: float = 0
         self.minimum: float = 1
         self.available: float = limit  # the tokens in the account at the last settlement
-        self.borrowed: float = 0  # the part of ``held`` that the account does not know of yet
+        self.borrowed: float = 0  # the part of ``held`` that the account has not granted yet
         self.cut: float = 0  # reported tokens that a lower limit has removed since the report
 
     @property
@@ -32,7 +32,7 @@ class LeasedTokens:
         return found if found > 0 else 0
 
     def borrow(self, share: int) -> None:
-        """Allow requests to take ``share`` tokens more than are held, until the next settlement."""
+        """Allow requests to take ``share`` more tokens than are held, until the next settlement."""
         self.minimum = 1 - share
 
     def holding(self, wanted: int) -> TokenHolding:
@@ -41,7 +41,10 @@ class LeasedTokens:
         return TokenHolding(math.floor(self.held - self.borrowed), min(wanted, self.limit))
 
     def apply(self, reported: TokenHolding, granted: int, available: float, credit: int = 0) -> None:
-        """Apply the account's answer to ``reported``. Tokens spent since the report still count."""
+        """Apply the account's answer to the report ``reported``.
+
+        Tokens that were spent after the report are subtracted.
+        """
         held = math.floor(self.held - self.borrowed + self.cut) - reported.held + granted
         # The limit may be lower now than at the report. No more tokens than the new limit may remain.
         self.held, self.available = min(held, self.limit), min(available, self.limit)
@@ -52,7 +55,7 @@ class LeasedTokens:
         """Set a new limit. Spent tokens still count, and no more than the new limit remains."""
         rest = self.available + self.held
         if self.kind != "rate" or self.available >= self.limit:
-            rest += limit - self.limit  # a bucket grows now only if it is full; otherwise, it refills later
+            rest += limit - self.limit  # only a full bucket grows now; another one refills later
         rest, held, reported = min(rest, limit), self.held, self.held - self.borrowed
         self.held = min(held, max(0, rest))
         self.borrowed = max(0, self.borrowed - (held - self.held))

@@ -14,8 +14,8 @@ from tidegate.kernel.protocol.envelope import Buffer, Tensor, call_key
 from tidegate.kernel.protocol.llm import EVENTS, KV_TOKENS, META, REQUEST, LlmRequest, Meta
 from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
 
-# Members of a job's ``ask``, only for language models: the path of the request, and the model's name as the
-# caller sent it.
+# Names in ``ask``, the parameters of a job. Only jobs for language models have them: the API's URL path, and
+# the model's name as the caller sent it.
 PATH, MODEL = "llm", "llm_model"
 _INPUTS = (Tensor(REQUEST, DATATYPES["BYTES"], (1,)),)
 
@@ -28,7 +28,10 @@ class LlmJobAnswer(NamedTuple):
 
 
 def check_body(body: Mapping[str, Any]) -> str:
-    """Return the model of a request. Raise BadRequest if it names no model, or wants a stream."""
+    """Return the name of the model in a request body.
+
+    Raise BadRequest if the body names no model, or has ``stream`` or ``background``.
+    """
     if body.get("stream"):
         raise BadRequest(
             "a job has one answer, so it cannot stream: leave out 'stream', or leave out the header "
@@ -42,7 +45,10 @@ def check_body(body: Mapping[str, Any]) -> str:
 
 
 def decoded(path: str, body: dict[str, Any], context: int | None) -> Decoded:
-    """Return the request of a job to a language model. ``context``: the context length, if known."""
+    """Return a job's request to a language model as input tensors.
+
+    ``context``: the model's context length in tokens; None if unknown.
+    """
     key = call_key(_INPUTS, (), {KV_TOKENS: estimate(path, body, context).total})
     return Decoded("", 0, key, [pack_strings([LlmRequest(path, body).to_bytes()])], None, False)
 

@@ -1,11 +1,12 @@
-"""Limit the bytes that a process holds in memory. Code that holds bytes must report them here."""
+"""Limit the bytes that a process keeps in memory. Only bytes that are reported here count."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 SMALL = 2**20
-# Objects larger than SMALL may use only this part of the limit, so that small objects always have room.
+# Objects larger than SMALL bytes may use only this fraction of the limit. The rest is reserved for smaller
+# objects.
 SHARE_OF_LARGE = 7 / 8
 
 
@@ -15,22 +16,25 @@ class MemoryBudget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        # Called with the number of missing bytes if there is no room. The second argument is True if a caller
-        # with a valid credential needs them. The callback may release bytes.
+        # Called with the number of missing bytes if new bytes do not fit. It may release other bytes. The
+        # second argument is True if the new bytes belong to a caller with a valid credential.
         self.reclaim: Callable[[int, bool], None] = lambda *_: None
         self._limit_large = int(limit * SHARE_OF_LARGE)
 
     def room(self, count: int, *, of: int = 0, known: bool = False) -> bool:
-        """Return True if ``count`` more bytes fit. If they do not fit at first, call ``reclaim``."""
+        """Return True if ``count`` more bytes fit. If they do not fit at first, call ``reclaim``.
+
+        ``of``: the total bytes of the object. ``known``: True if the caller has sent a valid credential.
+        """
         limit = self.limit if max(count, of) <= SMALL else self._limit_large
         if self.used + count > limit:
             self.reclaim(self.used + count - limit, known)
         return self.used + count <= limit
 
     def take(self, count: int, of: int = 0, *, known: bool = False) -> bool:
-        """Add ``count`` bytes of an object of ``of`` bytes in total. Return False if they do not fit.
+        """Count ``count`` more bytes as used. Return False if they do not fit.
 
-        ``known``: True if the caller has sent a valid credential.
+        ``of``: the total bytes of the object. ``known``: True if the caller has sent a valid credential.
         """
         if not self.room(count, of=of, known=known):
             return False
@@ -38,7 +42,7 @@ class MemoryBudget:
         return True
 
     def force(self, count: int) -> None:
-        """Add bytes that are in memory already, even if they exceed the limit."""
+        """Count bytes that are in memory already, even if they exceed the limit."""
         self.used += count
 
     def release(self, count: int) -> None:

@@ -1,7 +1,7 @@
-"""Count the bytes of structure in a serialized ``ModelInferRequest``.
+"""Count the bytes of structure in a serialized ``ModelInferRequest``, to limit its memory.
 
-Structure is everything except raw tensors. Parsing multiplies its size in memory. With upb, one serialized
-byte takes this many bytes of memory: 44 for empty inputs, 8 for typed contents and shapes, 1 for raw tensors.
+Structure is everything except raw tensors. It takes more memory after parsing. With upb, one serialized byte
+becomes this many bytes: 44 for empty inputs, 8 for typed contents and shapes, 1 for raw tensors.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from tidegate.kernel.errors import BadRequest
 
 # A request may have at most this many top-level fields: inputs, outputs, parameters and raw tensors.
 FIELDS = 4096
-# Bytes of memory that parsing adds per byte of structure. Only empty inputs need more; FIELDS limits their
-# number.
+# Bytes of memory that parsing adds per byte of structure. Only empty inputs need more, and FIELDS limits
+# their number.
 FACTOR = 8
 RAW_INPUT_CONTENTS = 7
 _VARINT, _I64, _BYTES, _I32 = 0, 1, 2, 5
@@ -20,7 +20,7 @@ _VARINT, _I64, _BYTES, _I32 = 0, 1, 2, 5
 def structure(message: bytes | bytearray) -> int:
     """Return the number of bytes outside ``raw_input_contents``; raise BadRequest for too many fields.
 
-    Malformed protobuf is counted as structure, because the parser reports the error later.
+    The rest of a malformed message counts as structure. The parser raises the error later.
     """
     at, end, raw = 0, len(message), 0
     for _ in range(FIELDS):
@@ -45,7 +45,10 @@ def structure(message: bytes | bytearray) -> int:
 
 
 def _varint(message: bytes | bytearray, at: int) -> tuple[int, int]:
-    """Return the varint at ``at`` and the offset after it; 0 and the message's length if it is invalid."""
+    """Return the varint at offset ``at``, and the offset after it.
+
+    If the varint is invalid, return 0 and the message's length.
+    """
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 from tidegate.kernel.errors import BadRequest, Conflict
 
-# The callers that may load and unload models: those with the scope operate, those that may infer, or none.
+# The callers that may load and unload models: those with the scope ``operate``, all that may send requests,
+# or none.
 Allowed = Literal["operate", "infer", "off"]
 
 # Triton returns this message if its model control mode is not "explicit".
@@ -16,7 +17,10 @@ NOT_ALLOWED = "explicit model load / unload is not allowed if polling is enabled
 
 
 def check_parameters(model: str, parameters: Mapping[str, Any]) -> None:
-    """Raise BadRequest if a load contains a configuration or files, because a version never changes."""
+    """Raise BadRequest if a load request contains a configuration or files.
+
+    They would change the version, and a version never changes.
+    """
     if any(name.startswith("file:") for name in parameters):
         what = "files"
     elif "config" in parameters:
@@ -36,7 +40,7 @@ def deployments_of(endpoint: EndpointRoute) -> list[DeploymentRoute]:
 
 
 def targets_of(endpoint: EndpointRoute) -> list[DeploymentRoute]:
-    """Return the Deployments that must be ready for an endpoint to be loaded."""
+    """Return the Deployments that must be ready before an endpoint counts as loaded."""
     return list(endpoint.targets) or deployments_of(endpoint)
 
 

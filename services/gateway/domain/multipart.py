@@ -57,11 +57,15 @@ def boundary_of(content_type: str) -> bytes:
 
 
 class MultipartReader:
-    """A reader of one form. It keeps at most one head in memory, or the bytes that can start a delimiter."""
+    """Read one form in chunks.
+
+    The reader keeps in memory at most one head, or the last bytes, which can be the start of a delimiter.
+    """
 
     def __init__(self, boundary: bytes) -> None:
         self._delimiter = b"\r\n--" + boundary
-        # Add a line break, because the first delimiter has none before it.
+        # Every delimiter but the first follows a line break. Add one at the start, so that the first is
+        # found, too.
         self._held = b"\r\n"
         self._in = "preamble"
         self._parts = 0
@@ -114,8 +118,8 @@ class MultipartReader:
             self._held, self._in = after, "head"
 
     def _read_head(self) -> Iterator[Event]:
-        # An empty head is a single line break. Add one before the head, so that an empty head ends like
-        # others.
+        # A head ends with two line breaks, but an empty head is only one. Add one before each head, so that
+        # both end in the same way.
         head, found, after = (b"\r\n" + self._held).partition(b"\r\n\r\n")
         if len(head) > HEAD_BYTES:
             raise BadRequest(f"a part of the form has a head of more than {HEAD_BYTES} bytes")

@@ -44,9 +44,10 @@ def decode(
 ) -> Decoded:
     """Decode and check a request body; raise BadRequest.
 
-    ``header_length``: the size of the JSON part in bytes if binary tensor data follows it, else None. With 0,
-    the whole body is the data of the model's only input. This form needs the signature: raise Unavailable if
-    it is not known. Raise UsesRegions for tensors in shared memory if ``beside`` has no regions.
+    ``header_length``: the bytes of JSON at the start of the body if binary tensor data follows, else None. If
+    it is 0, the whole body is the data of the model's only input. In this case, raise Unavailable if the
+    model's signature is not known. ``beside``: reads the parts of the request that are not in its body. If it
+    has no regions, raise UsesRegions for a tensor in shared memory.
     """
     head, tail = parts(body, header_length)
     return decode_head(head, tail, contract, beside)
@@ -133,7 +134,10 @@ def _wanted(
 def sink_of(
     name: str, parameters: dict[str, Any], regions: Regions, sinks: dict[str, Sink]
 ) -> dict[str, Any]:
-    """Add an output to ``sinks`` if it goes to shared memory. Return the parameters for ``Contract.want``."""
+    """Add an output to ``sinks`` if the caller wants it in shared memory.
+
+    Return the output's parameters for ``Contract.want``.
+    """
     part = part_of(name, parameters)
     if part is None:
         return parameters
@@ -217,7 +221,7 @@ def _binary(name: str, size: Any, tail: memoryview, at: int, model: str) -> tupl
 def _raw(body: memoryview, contract: Contract) -> Decoded:
     """Decode Triton's raw binary request: the body is the model's only input, and outputs are binary.
 
-    If the model batches, the body is one row. At most one dimension of the shape may be open (-1).
+    If the model batches, the body is one row. At most one dimension of the shape may be variable (-1).
     """
     if contract.signature is None:
         raise inputs_unknown()
@@ -248,7 +252,7 @@ def _raw(body: memoryview, contract: Contract) -> Decoded:
 
 
 def _closed(name: str, datatype: Datatype, shape: list[int], size: int) -> list[int]:
-    """Return a shape with its open dimension (-1) computed from ``size`` bytes; raise BadRequest."""
+    """Return a shape with its variable dimension (-1) computed from the ``size`` of the data in bytes."""
     each, is_open = prod(d for d in shape if d != -1) * datatype.size, -1 in shape
     if (size % each) if is_open and each else size != each:
         many = "a multiple of " if is_open else ""
@@ -309,7 +313,8 @@ def encode(
         answer["parameters"] = parameters
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"null" in head:
-        # orjson writes NaN and infinities as null. Triton writes their names, and its clients expect names.
+        # orjson writes NaN and infinities as null, but Triton's clients expect their names. So encode again
+        # with ``json``, which writes the names.
         head = json.dumps(answer, separators=(",", ":"), default=lambda array: array.tolist()).encode()
     return head, tail
 

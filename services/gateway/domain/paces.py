@@ -6,17 +6,17 @@ from collections import OrderedDict
 
 from tidegate.kernel.errors import TooMany
 
-# The largest number of callers in memory. A forgotten caller starts with a full burst.
+# The largest number of callers that are remembered. A caller that was forgotten may send a full burst again.
 MOST_CALLERS = 10_000
 BURST_S = 5.0
 
 
 class Paces:
-    """A limit of ``per_s`` events per second for each caller. ``what`` names the events in the error.
+    """Limit each caller to ``per_s`` events per second. ``what`` names the events in the error.
 
-    A caller may save the events of ``BURST_S`` seconds. A call passes if the caller has any events left, even
-    if the call has more events; the caller then owes the difference. So one large call passes, and the next
-    one is refused.
+    Each caller has a number of events left. It grows by ``per_s`` per second, up to the events of ``BURST_S``
+    seconds. A call is accepted if the number is above 0, even if the call has more events. Then the number
+    falls below 0, and later calls are refused until it is above 0 again.
     """
 
     def __init__(self, per_s: float, what: str) -> None:
@@ -25,7 +25,7 @@ class Paces:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def check(self, caller: str, events: int, now: float) -> None:
-        """Count ``events`` of a caller at ``now`` (monotonic, in seconds). Raise TooMany at the limit."""
+        """Count ``events`` events of a caller. Raise TooMany at the limit. ``now``: monotonic seconds."""
         left, at = self._left.pop(caller, (self._per_s * BURST_S, now))
         left = min(self._per_s * BURST_S, left + (now - at) * self._per_s)
         if left <= 0:

@@ -1,8 +1,8 @@
 """Hash the blocks of a prompt in a chain, so that prompts with a common beginning have common hashes.
 
-An engine keeps the state of prompts that it has read. So a prompt is cheaper on a replica that has read its
-beginning. The hashes depend on the caller, so that response times reveal nothing about the prompts of other
-callers.
+An engine has the prompts that it has read in its KV cache. So a prompt needs less computation on a replica
+that has read its beginning. The hashes depend on the caller. Otherwise, quick responses would tell a caller
+how the prompts of other callers begin.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import orjson
 
 # Bytes per block: about 32 tokens of English text. An engine reuses whole blocks of 16 to 32 tokens.
 BLOCK = 128
-# Later blocks are ignored. A common beginning of this length is enough to choose a replica.
+# The most blocks of a prompt that are hashed. A common beginning of this length is enough to choose a
+# replica.
 MAX_BLOCKS = 256
 HASH_SIZE = 8
 
@@ -23,8 +24,8 @@ HASH_SIZE = 8
 def prompt_blocks(path: str, body: dict[str, Any], salt: bytes) -> list[bytes]:
     """Return a hash for each whole block of a prompt. The hash also covers all blocks before it.
 
-    ``salt``: the caller, and everything else that prevents two requests from sharing an engine's state. The
-    result is empty for a request without a prompt, or with a prompt shorter than a block.
+    ``salt``: the caller, and all else that two requests must have in common to share an engine's KV cache.
+    The result is empty for a request without a prompt, or with a prompt shorter than a block.
     """
     prompt = b"\0".join(_parts(path, body))[: BLOCK * MAX_BLOCKS]
     chain, last = [], blake2b(salt, digest_size=HASH_SIZE).digest()

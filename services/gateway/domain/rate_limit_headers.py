@@ -1,6 +1,7 @@
 """Values of the headers ``RateLimit-Policy`` and ``RateLimit`` (draft-ietf-httpapi-ratelimit-headers).
 
-In the policy of a rate, the quota is the burst, and the window is the time in which an empty bucket fills.
+For a rate limit, the quota (``q``) is the burst. The window (``w``) is the time in which an empty token
+bucket fills.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Choose the replica that a request to a language model prefers: filter, score, pick. Pure.
+"""Choose the preferred replica for a request to a language model. Pure.
 
-The replica that has read the longest part of the prompt gets the request. If that replica has too much load,
-the request goes to the queue that all replicas share.
+The replica that has read the longest part of the prompt is preferred. If it has too much load, no replica is
+preferred, and the request goes to the queue that all replicas share.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal, NamedTuple
 
-# For a new prompt, the hash of its first FIRST_BLOCKS blocks chooses the replica. So all gateways choose the
-# same replica, and prompts that differ only after these blocks share a replica.
+# If no replica has read a prompt, the hash of its first FIRST_BLOCKS blocks determines the replica. So all
+# gateways choose the same replica for this prompt, and for other prompts with the same beginning.
 FIRST_BLOCKS = 4
-# A replica has too much load if it has more than this multiple of the mean number of requests, plus one.
+# A replica has too much load if this gateway has more requests there than LOAD_CAP times the mean of all
+# replicas, plus one.
 LOAD_CAP = 1.25
 # The number of blocks that a gateway remembers for each Deployment.
 MAX_BLOCKS = 100_000
@@ -24,9 +25,10 @@ Outcome = Literal["hit", "first", "stolen", "loaded", "none"]
 
 
 class ReplicaSlots(NamedTuple):
-    """A ready replica. ``inflight``: the number of its requests, as last reported.
+    """A ready replica of a language model.
 
-    ``slots``: how many requests it can run at the same time.
+    ``inflight``: the number of requests that it last reported. ``slots``: how many requests it can run at the
+    same time.
     """
 
     name: str
@@ -36,7 +38,7 @@ class ReplicaSlots(NamedTuple):
 
 @dataclass(slots=True)
 class PrefixMemory:
-    """The replicas that have read blocks of prompts, as far as this gateway knows."""
+    """Remember which replica was the last to read each block of a prompt, as far as this gateway knows."""
 
     limit: int = MAX_BLOCKS
     _replicas: OrderedDict[bytes, str] = field(default_factory=OrderedDict)
@@ -50,7 +52,7 @@ class PrefixMemory:
             self._replicas.popitem(last=False)
 
     def depths(self, blocks: Sequence[bytes]) -> dict[str, int]:
-        """Return how many of the first blocks each replica has read."""
+        """Return by replica how many blocks from the beginning of a prompt it has read."""
         found: dict[str, int] = {}
         for depth, block in enumerate(blocks, 1):
             replica = self._replicas.get(block)
@@ -61,9 +63,10 @@ class PrefixMemory:
 
 
 class Choice(NamedTuple):
-    """The replica that a request prefers, or None.
+    """The preferred replica for a request; None if no replica is preferred.
 
-    ``outcome``: the label in the metrics if this replica runs the request."""
+    ``outcome``: the label for the metrics, if this replica then runs the request.
+    """
 
     replica: str | None
     outcome: Outcome
@@ -75,9 +78,9 @@ def choose(
     ready: Sequence[ReplicaSlots],
     inflight: Mapping[str, int],
 ) -> Choice:
-    """Return the replica that a prompt prefers.
+    """Return the preferred replica for a prompt. ``blocks``: the hashes of the prompt's blocks.
 
-    ``inflight``: how many requests this gateway has on each replica, by the replica's name.
+    ``inflight``: the number of this gateway's requests in flight at each replica, by the replica's name.
     """
     if len(ready) < 2 or not blocks:
         return Choice(None, "none")
@@ -94,7 +97,7 @@ def choose(
 
 
 def is_loaded(replica: ReplicaSlots, ready: Sequence[ReplicaSlots], inflight: Mapping[str, int]) -> bool:
-    """Return True if a replica has no free slot, or too many of this gateway's requests."""
+    """Return True if a replica has no free engine slot, or too many of this gateway's requests."""
     own = inflight.get(replica.name, 0)
     mean = sum(inflight.get(each.name, 0) for each in ready) / len(ready)
     return max(own, replica.inflight) >= replica.slots or own > LOAD_CAP * mean + 1
@@ -103,6 +106,6 @@ def is_loaded(replica: ReplicaSlots, ready: Sequence[ReplicaSlots], inflight: Ma
 def _rendezvous(block: bytes, ready: Sequence[ReplicaSlots]) -> ReplicaSlots:
     """Return the replica with the highest hash of ``block`` and its name.
 
-    If a replica is lost, only its prompts move to others.
+    If a replica is lost, only the prompts of this replica move to other replicas.
     """
     return max(ready, key=lambda each: blake2b(block + each.name.encode(), digest_size=8).digest())

@@ -18,18 +18,19 @@ LOAD_FAILED = "LoadFailed"
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFleet:
-    """The replicas of a Deployment at their last reports. A field is None if it is not known.
+    """A summary of a Deployment's replicas from their last reports. A field is None if it is not known.
 
-    ``request_ms``: model time per request in recent calls. ``full_ms``: model time per request if each call
-    is full. ``elsewhere``: how many requests other gateways have in flight. ``start_ms``: the ms until the
-    next replica is ready. ``fault``: why no replica can start. ``load_failed``: True if the model cannot be
-    loaded and no replica can answer. ``reloading``: the message of a replica that starts again, if no replica
-    is ready. ``replicas``: the ready replicas of a decoupled model. ``parallel``: how many requests a fully
-    loaded replica finishes in the time of one call. ``holds``: how many requests all ready replicas can hold
-    together; 0 if a replica does not report its number. ``flows_elsewhere``: the requests of each flow at
-    other gateways. ``gateways``: how many gateways have requests for this Deployment; this one always counts.
-    ``host_busy``: the busy part of the cores of the busiest host (0 to 1). ``sequences``: the ready replicas
-    of a stateful model.
+    ``request_ms``: the model's time per request in recent calls. ``full_ms``: the model's time per request if
+    every call is full. ``elsewhere``: the number of requests that other gateways have in flight.
+    ``start_ms``: the ms until the next replica is ready. ``fault``: why no replica can start.
+    ``load_failed``: True if the model cannot be loaded and no replica can answer. ``reloading``: if no
+    replica is ready, the message of a replica that loads its model again. ``replicas``: the ready replicas of
+    a decoupled model. ``parallel``: how many requests a fully loaded replica finishes in the time of one
+    call. ``holds``: how many requests all ready replicas together can have, running and waiting; 0 if a
+    replica does not report it. ``flows_elsewhere``: the requests of each flow at other gateways.
+    ``gateways``: the number of gateways with requests for this Deployment, plus this gateway. ``host_busy``:
+    the share (0 to 1) of busy cores on the busiest host. ``sequences``: the ready replicas of a stateful
+    model.
     """
 
     ready: int = 0
@@ -68,10 +69,10 @@ STARTING_WINDOW = 32
 
 
 def window_of(fleet: ReplicaFleet) -> int:
-    """Return how many published requests a gateway may have at a Deployment to keep its replicas busy.
+    """Return how many unanswered requests a gateway may have published to a Deployment.
 
-    The other requests wait in the gateway for their turn. The number is unlimited while nothing is known
-    about the replicas. It is also unlimited if a worker of an earlier version does not report how many
+    Further requests wait in the gateway. The number is just enough to keep the replicas busy. It is unlimited
+    if nothing is known about the replicas, or if a worker of an earlier version does not report how many
     requests it can hold.
     """
     if fleet is UNKNOWN_FLEET:
@@ -95,7 +96,11 @@ def fleets(
     statuses: dict[str, dict[str, Any]] | None = None,
     now: float = 0.0,
 ) -> dict[str, ReplicaFleet]:
-    """Return the fleet of each Deployment by name. ``now``: seconds since the epoch."""
+    """Return a summary of each Deployment's replicas, by the Deployment's name.
+
+    ``elsewhere``: the requests at other gateways. ``statuses``: the status of each Deployment. ``now``:
+    seconds since the epoch.
+    """
     ready: dict[str, list[ReplicaReport]] = defaultdict(list)
     others: dict[str, list[ReplicaReport]] = defaultdict(list)
     for report in reports:
@@ -145,14 +150,17 @@ def replica_fault(reports: Sequence[ReplicaReport], status: Mapping[str, Any]) -
     failed = next((c for c in status.get("conditions", ()) if c["type"] == "Loaded" and not c["ok"]), None)
     if failed is None:
         return ReplicaFault(reloading=reloading)
-    # The store may have lost the reports of serving replicas, but the status still counts them.
+    # Check the status, too, because the store may have lost the reports of replicas that still answer.
     serving = status.get("ready") or status.get("draining") or any(r.state == "draining" for r in reports)
     by_model = failed.get("reason") == LOAD_FAILED
     return ReplicaFault(failed["message"], by_model and not serving and not reloads, reloading)
 
 
 def loads_elsewhere(view: GatewayView, incarnation: str) -> dict[str, LoadElsewhere]:
-    """Return the load of all other gateways, by Deployment. ``incarnation``: that of this gateway."""
+    """Return the load of all other gateways, by Deployment.
+
+    ``incarnation``: the id of this gateway process.
+    """
     loads: dict[str, list[GatewayLoad]] = defaultdict(list)
     for report in view.reports:
         if report.incarnation != incarnation:
@@ -176,9 +184,10 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _start_ms(status: dict[str, Any], now: float) -> float | None:
-    """Estimate the ms until a replica is ready, from the slowest of the last three cold starts.
+    """Estimate the ms until a replica is ready; None if there was no cold start yet.
 
-    None if there was no cold start."""
+    The estimate is the slowest of the last three cold starts, minus the time since the present start began.
+    """
     past: list[float] = [start["total_ms"] for start in status.get("cold_starts", ())[-3:]]
     if not past:
         return None

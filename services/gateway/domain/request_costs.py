@@ -17,9 +17,10 @@ from tidegate.kernel.protocol.prices import TokenPrice
 from tidegate.kernel.protocol.usage import tokens
 
 HEADER = b"x-tidegate-cost"
-# Before the first answer of an endpoint, a request reserves the cost of this many µs of a replica's time.
+# The cost of a request is unknown until the endpoint's first answer. Until then, a request reserves the cost
+# of this many µs of a replica's time.
 FIRST_US = 1_000_000
-# The weight of the last answer in the mean cost, and in the highest cost if the answer is cheaper.
+# The weight of the last answer's cost in the mean cost, and in the highest cost if the answer cost less.
 WEIGHT, DECAY = 0.1, 0.01
 
 
@@ -75,8 +76,8 @@ class RequestCosts:
     def mean(self, endpoint: str) -> int:
         """Return the expected cost of a request of an endpoint, in nanos.
 
-        Before the first answer, return the cost that a request reserves. Otherwise, callers that send only
-        jobs would never be charged.
+        Before the endpoint's first answer, return the cost that a request reserves. With 0 instead, jobs
+        would be free at an endpoint that gets only jobs, because jobs do not update the mean.
         """
         known = self._mean.get(endpoint)
         return self.most(endpoint) if known is None else round(known)
@@ -86,8 +87,9 @@ class RequestCosts:
     ) -> None:
         """Update the learned costs of an endpoint with the cost of an answer.
 
-        ``whole_us``: the time of the answer's model call. ``compute_us``: the answer's share of that time. A
-        request costs most if its call runs alone in the replica, and the call has no other request.
+        ``nanos``: the cost of the answer. ``compute_us``: its share of the time of its model call.
+        ``whole_us``: the time of the whole call. The highest cost is that of a call with only this request,
+        which runs alone in the replica.
         """
         found = self._facts.deployments.get(route.name)
         alone = found.alone if found is not None else 0.0

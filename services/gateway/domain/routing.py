@@ -90,14 +90,15 @@ class ShadowRoute:
 class EndpointRoute:
     """The Deployments of an endpoint. ``targets`` share the traffic in proportion to ``weights``.
 
-    ``rules`` are tried before the weights and may name other Deployments. ``sticky`` keeps a caller's
-    requests at one target. ``compared``: True if answers, failures and latencies are counted by Deployment,
-    for a canary or an experiment. ``feedback``: True if answers get an id, with which callers report
-    outcomes. ``shadow`` gets copies of requests. ``weight``: the endpoint's weight at a Deployment that
-    several endpoints share. ``failover``: Deployments without a share, for requests that the targets cannot
-    answer. ``reserves``: for a target's name, the Deployment whose replicas serve only this endpoint.
-    ``experiment``: the id of the running experiment, or empty. ``labels``: the version number for each alias.
-    ``stateful``: True if the model of a Deployment keeps a state for each sequence.
+    ``rules`` are tried before the weights and may name other Deployments. ``sticky``: where to find the
+    sticky key, which keeps requests with the same key at one target. ``compared``: True if answers, failures
+    and latencies are counted by Deployment, for a canary or an experiment. ``feedback``: True if answers get
+    an id, with which callers report outcomes. ``shadow``: the Deployment that gets copies of requests.
+    ``weight``: the endpoint's weight at a Deployment that several endpoints share. ``failover``: Deployments
+    without a share of the traffic; they get requests that the targets cannot answer. ``reserves``: by a
+    target's name, the Deployment with the replicas that serve only this endpoint. ``experiment``: the id of
+    the running experiment, or empty. ``labels``: the version number of each alias. ``stateful``: True if a
+    Deployment's model keeps a state for each sequence.
     """
 
     name: str
@@ -150,7 +151,11 @@ class EndpointRoute:
         return targets[splitter.draw(self.name, self.names, self.weights)]
 
     def labelled(self, label: str) -> str:
-        """Return the version of a label; "" for ``stable``, unless an alias has this name. Raise NotFound."""
+        """Return the version of a label; raise NotFound.
+
+        For ``stable``, return "", so that the endpoint chooses the version. If an alias has the name
+        ``stable``, return its version.
+        """
         if label in self.labels:
             return self.labels[label]
         if label == STABLE:
@@ -175,7 +180,7 @@ class EndpointRoute:
     def has_rule_for(self, origin: Origin) -> bool:
         """Return True if a rule chooses the Deployment of a request.
 
-        Then no other Deployment may run the request.
+        No other Deployment may run such a request, even if the chosen one fails.
         """
         return any(rule.matches(origin) for rule, _ in self.rules)
 
@@ -263,7 +268,10 @@ def unknown_model(name: str) -> NotFound:
 
 
 def require(table: RouteTable | None) -> RouteTable:
-    """Return the table. Without a table, raise NoRoutes, not NotFound, because the model may exist."""
+    """Return the route table; raise NoRoutes if there is none yet.
+
+    NotFound would be wrong, because the requested model may exist.
+    """
     if table is None:
         raise NoRoutes(
             "this gateway has no route table yet: the router has not published one (see `tidegate status`)",

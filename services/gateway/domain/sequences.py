@@ -1,4 +1,4 @@
-"""Sequences of stateful models: their parameters, keys, places and errors. Pure."""
+"""Sequences of stateful models: their parameters, keys, replicas and errors. Pure."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tidegate.kernel.protocol.sequences import END, ID, START, SequenceMark
 
 # Triton's sequence ids are unsigned 64-bit numbers.
 _LARGEST_ID, _LONGEST_ID = 2**64 - 1, 128
-# The model server's clock decides when an idle sequence ends. So gateways wait this much longer than the
-# sequence's limit before they forget it.
+# The model server ends an idle sequence by its own clock. So gateways remember the sequence this many ms
+# longer than its idle limit, and do not forget it too early.
 IDLE_MARGIN_MS = 250
 # How long a lost sequence is remembered, so that its caller gets a clear error.
 LOST_KEPT_MS = 120_000
 
 
 class Place(NamedTuple):
-    """The replica of a sequence. ``lost``: True if the replica has ended.
+    """The replica that has the state of a sequence. ``lost``: True if this replica has ended.
 
-    ``token``: random, new for each start of the sequence. So a late request of an earlier start cannot change
-    this place.
+    ``token``: random, new for each start of the sequence. With an earlier token, a late request cannot change
+    the record of the present start.
     """
 
     deployment: str
@@ -91,7 +91,10 @@ def store_away(model: str, mark: SequenceMark, retry_after_s: float) -> Unavaila
 
 
 def all_taken(model: str, replicas: int, slots: int, idle_ms: float) -> Overloaded:
-    """Return the error for a sequence that cannot start, because no replica has a free slot."""
+    """Return the error for a sequence that cannot start.
+
+    The ready replicas already keep as many sequences as they can.
+    """
     return Overloaded(
         f"model '{model}' keeps {slots} sequences, the limit of the replicas that are ready ({replicas}). "
         "End a sequence, or raise max_replicas of the Deployment: tidegate policy NAME --set max_replicas=N",

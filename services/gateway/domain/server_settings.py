@@ -7,7 +7,7 @@ from typing import Any
 
 from tidegate.kernel.errors import BadRequest
 
-# For each log level of Triton, the log levels of Tidegate at which such messages are written.
+# For each of Triton's log settings, the log levels of Tidegate at which it is on.
 _LEVELS = {"log_info": {"DEBUG", "INFO"}, "log_warning": {"DEBUG", "INFO", "WARNING"}}
 
 LOG_REMEDY = "an operator changes the log level with `tidegate settings set TIDEGATE_LOG_LEVEL=DEBUG`"

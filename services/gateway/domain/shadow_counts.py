@@ -52,7 +52,11 @@ def fail(counts: ShadowCounts, reason: str, message: str = "") -> None:
 def answer(
     counts: ShadowCounts, primary_s: float, shadow_s: float, primary_call_s: float, shadow_call_s: float
 ) -> None:
-    """Count an answered copy, with the times of the request and of its copy."""
+    """Count an answered copy.
+
+    ``primary_s``, ``shadow_s``: the times of the request and of its copy, in seconds. ``primary_call_s``,
+    ``shadow_call_s``: the times of their model calls.
+    """
     counts.answered += 1
     for times, seconds in (
         (counts.primary, primary_s),
@@ -64,7 +68,10 @@ def answer(
 
 
 def compared(counts: ShadowCounts, request: str, found: Iterable[Comparison], now: float) -> None:
-    """Count the comparison of one answer. ``request``: the request's id, kept if the answers differ."""
+    """Count the comparison of one answer. ``found``: the comparison of each output.
+
+    ``request``: the request's id, which is recorded if the answers differ.
+    """
     counts.compared += 1
     differing = []
     for output in found:

@@ -33,16 +33,16 @@ def is_unfit(route: DeploymentRoute) -> bool:
 
 
 def is_host_busy(fleet: ReplicaFleet, most: float) -> bool:
-    """Return True if a larger share of a host's cores than ``most`` (0 to 1) is busy."""
+    """Return True if a host of the Deployment has more than the share ``most`` (0 to 1) of its cores busy."""
     return fleet.host_busy is not None and fleet.host_busy > most
 
 
 def spare(fleet: ReplicaFleet, outstanding: int, gateways: int) -> int:
     """Return how many copies this gateway may have in flight to a Deployment.
 
-    Each request in flight, of this gateway (``outstanding``) or another one, occupies one replica. The other
-    replicas are idle. An idle replica may get as many copies as it can run at the same time. The number of
-    copies is divided evenly among the gateways.
+    Copies go only to idle replicas. Each request in flight, from this gateway (``outstanding``) or another
+    one, makes one replica busy. The copies that the idle replicas can run at the same time are divided evenly
+    among the gateways. Each gateway may send at least one copy if a replica is idle.
     """
     idle = fleet.ready - outstanding - fleet.elsewhere
     return max(1, int(idle * fleet.parallel / max(gateways, 1))) if idle > 0 else 0

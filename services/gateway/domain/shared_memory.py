@@ -26,7 +26,7 @@ CUDA_REFUSED = (
 
 
 class UsesRegions(BadRequest):
-    """The error of a decoder without access to shared memory, for a request that has tensors there."""
+    """The error for a tensor in shared memory, if the decoder of the request has no access to it."""
 
     def __init__(self, where: str) -> None:
         super().__init__(
@@ -50,11 +50,11 @@ class RegionPart:
 
 
 class Sink(Protocol):
-    """The place of an output in shared memory."""
+    """The destination of one output in shared memory."""
 
     @property
     def part(self) -> RegionPart:
-        """The part of a region that gets the output."""
+        """Return the part of a region that gets the output."""
 
     def write(self, output: str, data: Buffer) -> None:
         """Write an output; raise BadRequest if it does not fit."""
@@ -67,11 +67,14 @@ class Regions(Protocol):
         """Return a copy of the bytes in a part; raise NotFound, BadRequest or Overloaded."""
 
     def sink(self, part: RegionPart) -> Sink:
-        """Return a part as the place of an output; raise NotFound or BadRequest."""
+        """Return a part as the destination of an output; raise NotFound or BadRequest."""
 
 
 def file_of(name: str, key: str) -> str:
-    """Return the file name of a key such as ``/input``. Raise BadRequest if the key is not one file name."""
+    """Return the file name in a key such as ``/input``.
+
+    Raise BadRequest if the key is not one file name, or begins with a prefix of :data:`RESERVED`.
+    """
     found = key.removeprefix("/")
     if not found or found in (".", "..") or "/" in found or not found.isprintable() or len(key) > MAX_KEY:
         raise BadRequest(

@@ -19,9 +19,9 @@ _FIXED = {"always_on": 1.0, "always_off": 0.0}
 
 @dataclass(frozen=True, slots=True)
 class TraceSampler:
-    """A sampler that takes the share ``ratio`` of the requests.
+    """Sample requests for tracing with the probability ``ratio`` (0 to 1).
 
-    ``by_parent``: True if the caller's decision is used instead where there is one.
+    ``by_parent``: True if a caller's own decision has precedence.
     """
 
     ratio: float
@@ -30,7 +30,8 @@ class TraceSampler:
     def take(self, parent: TraceContext | None, uniform: Callable[[], float]) -> bool:
         """Return True if a request is traced. ``uniform`` returns a random number from [0, 1).
 
-        The decision about a request with a ``parent`` depends only on its trace, so that all services agree.
+        If the request has a ``parent``, the decision depends only on this trace context. So all services
+        trace the same requests.
         """
         if parent is None:
             return uniform() < self.ratio

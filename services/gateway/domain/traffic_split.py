@@ -1,8 +1,9 @@
 """Choose a target of an endpoint for each request: rules first, then sticky keys, then weights. Pure.
 
-A gateway process draws the targets of 100 requests at a time: as many of each target as its weight demands,
-in random order. Sticky keys use weighted rendezvous hashing (Schindelhauer and Schomaker, "Weighted
-Distributed Hash Tables", SPAA 2005), so a changed weight moves as few keys as possible.
+For the weights, a gateway process chooses the targets of 100 requests at a time. Each target occurs in
+proportion to its weight, in random order. Sticky keys use weighted rendezvous hashing (Schindelhauer and
+Schomaker, "Weighted Distributed Hash Tables", SPAA 2005). So a changed weight moves as few keys as possible
+to another target.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 BLOCK = 100
-# The largest number of endpoints with blocks in memory. The names of endpoints may change all the time.
+# The largest number of endpoints with blocks in memory. Without it, memory would grow with each new endpoint
+# name.
 _KEPT = 10_000
 
 
@@ -32,7 +34,7 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TrafficRule:
-    """A rule for requests with a header, a value of this header, and a caller (``tenant``).
+    """A rule that chooses the Deployment of a request by a header, its value, or the caller (``tenant``).
 
     It applies if every field that is not None matches.
     """
@@ -73,7 +75,10 @@ class Sticky:
 
 
 def stay(key: bytes, names: Sequence[str], weights: Sequence[int]) -> int:
-    """Return the index of a sticky key's target. It depends only on the key, the names and the weights."""
+    """Return the index of the target for a sticky key.
+
+    The index depends only on the key, the names and the weights, so all gateways choose the same target.
+    """
     best, found = -math.inf, 0
     for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
         if weight <= 0:
@@ -87,7 +92,7 @@ def stay(key: bytes, names: Sequence[str], weights: Sequence[int]) -> int:
 
 
 class TrafficSplitter:
-    """A random choice of targets by weight. Each process draws independently, with its own seed."""
+    """Choose targets at random by weight. Each process draws independently, with its own seed."""
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
@@ -106,9 +111,9 @@ class TrafficSplitter:
 
 
 class _Blocks:
-    """The drawn targets of an endpoint's next requests, a block at a time.
+    """The targets that are drawn for an endpoint's next requests, in blocks of ``BLOCK`` requests.
 
-    If a target's share of a block is not a whole number, its fraction is added to the next block.
+    If a target's share of a block is not a whole number, the rest is added to its share of the next block.
     """
 
     __slots__ = ("carry", "left", "names", "weights")
@@ -124,7 +129,8 @@ class _Blocks:
         total = sum(self.weights)
         due = [carry + BLOCK * weight / total for carry, weight in zip(self.carry, self.weights, strict=True)]
         counts = [math.floor(each + 1e-9) for each in due]
-        # The remaining places go to the largest fractions; among equal fractions, the order is random.
+        # Requests that are still without a target go to the targets with the largest fractions. Equal
+        # fractions are in random order.
         order = sorted(range(len(due)), key=lambda i: (counts[i] - due[i], rng.random()))
         for index in order[: BLOCK - sum(counts)]:
             counts[index] += 1

@@ -18,10 +18,10 @@ def compute_us(reply: Reply) -> int:
 
 @dataclass(slots=True)
 class UsageCost:
-    """The usage of a stream so far. ``queued``: True if the stream was queued; then its usage is reported.
+    """The usage of a stream so far. It is reported only if the stream was ``queued`` for a model.
 
-    ``route``: the Deployment of the last answer. ``whole_us``: the time of the model calls of the stream, in
-    microseconds. Other requests may share these calls.
+    ``compute_us``: the stream's share of the time of its model calls. ``whole_us``: the whole time of these
+    calls, which other requests may share. ``sent``: bytes. ``route``: the Deployment of the last answer.
     """
 
     answers: int = 0

@@ -53,10 +53,11 @@ _PICKLE_MAGIC = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00"
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The properties of an artifact. ``signature``: the user's or the file's signature; None if unknown.
+    """The properties of an artifact.
 
-    ``saved_by``: the library releases that wrote a pickle. ``needs``: packages that the model needs.
-    ``notes``: warnings for the publisher. ``trusted``: names that the publisher trusts.
+    ``signature``: the user's signature or the one in the file; None if unknown. ``saved_by``: the library
+    releases that wrote a pickle. ``needs``: packages that the model needs. ``notes``: warnings for the
+    publisher. ``trusted``: names that the file may import, because the publisher trusts them.
     """
 
     signature: Signature | None

@@ -45,7 +45,7 @@ class StagedArtifact:
 
 
 class _WrongBytes(Exception):
-    """The bytes of an upload do not have the sha256 that the sender stated."""
+    """The error for an upload whose bytes do not have the sha256 that the sender stated."""
 
 
 class ArtifactStore:
@@ -116,7 +116,7 @@ class ArtifactStore:
     async def assemble(self, upload: str, parts: Sequence[str], sha256: str, size: int) -> str:
         """Join the parts of an upload into the artifact ``sha256``. Return the actual sha256 of the bytes.
 
-        If the two differ, store no artifact. Raise FileNotFoundError if the bytes are lost.
+        If the actual sha256 differs, store no artifact. Raise FileNotFoundError if parts are missing.
         """
         return await self.do(self._assemble, upload, parts, sha256, size)
 
@@ -171,7 +171,10 @@ class ArtifactStore:
             await self.do(self._delete, path)
 
     async def do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a blocking call in a thread. Errors become Unavailable, except FileNotFoundError."""
+        """Run a blocking call in a thread.
+
+        Raise Unavailable for each error except FileNotFoundError, and record it in ``problem``.
+        """
         try:
             result = await asyncio.to_thread(call, *args, **kwargs)
         except FileNotFoundError:
@@ -225,14 +228,17 @@ class ArtifactStore:
             if digest.hexdigest() != sha256:
                 raise _WrongBytes
 
-        # If the bytes are wrong, the multipart upload is aborted. So wrong bytes never get the artifact's
-        # name.
+        # If the bytes are wrong, ``checked`` raises an error, which aborts the multipart upload. So no object
+        # with wrong bytes gets the artifact's name.
         with suppress(_WrongBytes):
             self._opened.put(self._place(sha256), size, checked())
         return digest.hexdigest()
 
     def _download(self, place: str, target: Path) -> None:
-        """Copy an object to a local file in pieces. fsspec's own function would hold it all in memory."""
+        """Copy an object to a local file in pieces.
+
+        fsspec's own function would read the whole object into memory.
+        """
         stream = self._stream(place)
         try:
             with target.open("wb") as file:
@@ -280,7 +286,10 @@ class ArtifactStore:
 
 
 def _written_at(fs: Any, path: str) -> float:
-    """Return when a file was written, in seconds since the epoch. If unknown, return the current time."""
+    """Return when a file was written, in seconds since the epoch.
+
+    If the time is unknown, return the current time, so that a sweep does not delete the file.
+    """
     try:
         return float(fs.modified(path).timestamp())
     # A store without times raises NotImplementedError.

@@ -1,6 +1,7 @@
 """Publish change notifications of the desired state.
 
-A notification only saves time. The other services also read the whole desired state every few seconds.
+A lost notification only causes a delay, because the other services also read the whole desired state every
+few seconds.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def kind_of(path: Path, filename: str, limits: ArchiveLimits) -> Kind | None:
 
 
 def read(path: Path, filename: str, limits: ArchiveLimits) -> Glimpse:
-    """Return the first bytes of a file and of its unpacked contents, and the files of an archive."""
+    """Return a file's first bytes, the first bytes of its unpacked contents, and an archive's files."""
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     glimpse = Glimpse(filename, path.stat().st_size, head)

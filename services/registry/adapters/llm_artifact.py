@@ -38,7 +38,7 @@ def is_upstream(path: Path) -> bool:
 
 
 def check(path: Path, limits: ArchiveLimits, *, allow_pickle: bool) -> None:
-    """Raise BadRequest with the problem and the remedy, unless an engine can load the file. Blocking."""
+    """Check that an engine can load the file. Blocking. Raise BadRequest with problem and remedy."""
     if archives.is_archive(path):
         names = {llm_layout.CONFIG, llm_layout.INDEX}
         contents = archive_reader.read_archive(path, names=names, max_text=MAX_JSON, limits=limits)
@@ -67,10 +67,10 @@ def _check_gguf(path: Path) -> None:
 
 
 def _needed_bytes(data: mmap.mmap) -> tuple[int, str]:
-    """Return how many bytes the file must have, and the problem with the file: an empty text if it has none.
+    """Return the size in bytes that the file must have, and its problem ("" if it has none).
 
-    The problem is returned and not raised, because the traceback of an exception would keep views of the map
-    alive. Then the map could not be closed.
+    The problem is returned and not raised. The traceback of an exception would keep views of the memory map
+    alive, so the map could not be closed.
     """
     with memoryview(data) as view:
         try:

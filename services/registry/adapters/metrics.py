@@ -30,7 +30,7 @@ def show(revision: int, totals: Totals) -> None:
 
 
 class RequestMetrics:
-    """ASGI middleware that counts and times requests by route. Paths would create too many time series."""
+    """ASGI middleware that counts and times requests by route. A series per URL path would be too many."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

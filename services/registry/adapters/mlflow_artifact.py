@@ -78,7 +78,11 @@ def _check_imports(
     *,
     allow_pickle: bool,
 ) -> None:
-    """Raise BadRequest if the estimator in the archive imports dangerous names or untrusted types."""
+    """Raise BadRequest if the archive's estimator imports dangerous names or untrusted types.
+
+    ``trust``: names that the file may import nevertheless. If ``allow_pickle`` is True, a skops file is not
+    checked.
+    """
     inner = home / loading.file
     with tempfile.TemporaryDirectory(prefix="tidegate-registry-") as folder:
         file = Path(folder, "estimator")

@@ -1,7 +1,7 @@
 """Read the inputs and outputs of an ONNX file from its protobuf, without loading the model.
 
-The package ``onnx`` would load the whole file into memory. It would also merge repeated fields, which must be
-rejected (ADR 014). The field numbers are from onnx.proto3.
+The package ``onnx`` would load the whole file into memory. It would also merge repeated fields silently, but
+a file with them must be rejected (ADR 014). The field numbers are from onnx.proto3.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ DATATYPES: dict[int, Datatype] = {
 
 
 def read(path: Path, sizes: Mapping[str, int] | None = None) -> OnnxGraph:
-    """Return the inputs and outputs of an ONNX file. Inputs that have weights are left out.
+    """Return the inputs and outputs of an ONNX file. Inputs that only name weights are left out.
 
-    ``sizes``: the sizes of the archive's other files, by path; None: the file is not in an archive.
+    ``sizes``: the sizes in bytes of the archive's other files, by path; None if the file is not in an
+    archive.
+
     Blocking: call it in a thread. Raise BadRequest if the file is not an ONNX model, or if a file with
     weights is missing.
     """
@@ -75,7 +77,7 @@ def _main_graph(model: Message) -> Message:
     graph, versioned = None, False
     for number, value in model.fields():
         if number == MODEL_GRAPH and isinstance(value, Message):
-            if graph is not None:  # a protobuf library would merge the two graphs
+            if graph is not None:  # a protobuf library would merge the two graphs without an error
                 raise Malformed("it has two graphs")
             graph = value
         versioned = versioned or (number == MODEL_IR_VERSION and isinstance(value, int))

@@ -12,7 +12,8 @@ from typing import Any
 from tidegate.kernel.errors import BadRequest
 
 STEP = 1024 * 1024
-# Bytes after this limit are not read. The texts that are searched for come earlier in any estimator.
+# Bytes after this limit are not read. In any estimator, the texts that the registry searches for come
+# earlier.
 MAX_UNPACKED = 1024**3
 # Memory limit for unpacking LZMA. joblib's highest preset needs 65 MiB.
 MAX_LZMA_MEMORY = 128 * 1024**2
@@ -49,8 +50,8 @@ def is_plain(head: bytes) -> bool:
 
 
 def _unpacked(unpacker: Any, piece: bytes) -> Iterator[bytes]:
-    """Yield a piece's unpacked bytes in steps of 1 MiB, because they may be 1,000 times as many."""
-    if hasattr(unpacker, "needs_input"):  # bz2 and lzma keep the rest of the input themselves
+    """Yield the unpacked bytes in steps of 1 MiB. A piece may unpack to 1,000 times its size."""
+    if hasattr(unpacker, "needs_input"):  # bz2 and lzma keep input that is not unpacked yet
         while not unpacker.eof and (piece or not unpacker.needs_input):
             yield unpacker.decompress(piece, STEP)
             piece = b""
@@ -72,7 +73,10 @@ def _unpacker(head: bytes) -> Any:
 
 
 def packages(runtime: Path) -> dict[str, str]:
-    """Return the version of each package in the models' environment; empty without that environment."""
+    """Return the version of each package in the models' environment.
+
+    Return an empty dict if this environment is not installed.
+    """
     versions = {}
     for folder in runtime.glob("model-env/lib/python3*/site-packages/*.dist-info"):
         name, _, version = folder.name.removesuffix(".dist-info").partition("-")

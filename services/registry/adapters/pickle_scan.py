@@ -19,8 +19,8 @@ STEP = 64 * 1024
 def imports(path: Path, *, joblib: bool = True) -> set[Import]:
     """Return each (module, name) that loading a file would import. Blocking. Raise BadRequest.
 
-    ``joblib``: True if joblib loads the file; False if pickle does. pickle supports no compression, and no
-    arrays between the opcodes.
+    ``joblib``: True if joblib loads the file; False if pickle does. Only joblib supports compression, and
+    arrays between the pickle opcodes.
     """
     with path.open("rb") as file:
         head = file.read(6)
@@ -50,7 +50,7 @@ def flagged(found: Collection[Import]) -> set[Import]:
             "The registry cannot check pickles, because the package picklescan is not installed. Install it: "
             "make bootstrap."
         ) from None
-    # picklescan logs each finding with text from the file, which is not wanted in our log.
+    # picklescan logs each finding with text from the file. Keep this untrusted text out of our log.
     logging.getLogger("picklescan").setLevel(logging.CRITICAL)
     result = scanner._build_scan_result_from_raw_globals(set(found), "artifact")
     unsafe = scanner.SafetyLevel.Dangerous
@@ -58,7 +58,7 @@ def flagged(found: Collection[Import]) -> set[Import]:
 
 
 class _Plain:
-    """A file that is not compressed. Skipped arrays are not read."""
+    """Reader of an uncompressed file. It skips arrays without reading them."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -94,12 +94,12 @@ class _Plain:
 
 
 class _Pieces:
-    """The unpacked bytes of a compressed file."""
+    """Reader of the unpacked bytes of a compressed file."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._piece, self._at = b"", 0
-        self._before = 0  # bytes of earlier pieces
+        self._before = 0  # the number of bytes in earlier pieces
 
     @property
     def at(self) -> int:

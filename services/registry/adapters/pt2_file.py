@@ -13,7 +13,7 @@ from tidegate.kernel import archives
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Signature
 
-# The largest description of a program, in bytes. For 5,000 operations, it has 10 MB.
+# The maximum size of a program's description, in bytes. A program with 5,000 operations needs 10 MB.
 MAX_PROGRAM = 64 * 1024 * 1024
 MAX_EXAMPLES = 64 * 1024 * 1024
 MAX_PICKLE = 1024 * 1024
@@ -52,12 +52,11 @@ def inspect(path: Path, user_signature: Signature | None, max_batch: int, *, all
 
 
 def _read(archive: zipfile.ZipFile) -> tuple[dict[str, object], str]:
-    """Return the description of the program, and the reason why loading the file could run code.
+    """Return the program's description, and why loading the file could run code ("" if it cannot).
 
-    The reason is empty if loading the file cannot run code.
-
-    torch ignores the case of file names, and reads only the folder of the first file. So reject archives with
-    names that differ only by case, or with two folders.
+    torch ignores the case of file names, and reads only the folder of the first file. With names that differ
+    only by case, or with two folders, torch could load other files than this check reads. So such archives
+    are rejected.
     """
     sizes = {info.filename: info.file_size for info in archive.infolist()}
     inner = {name.partition("/")[2].lower(): name for name in sizes}
@@ -95,8 +94,8 @@ def _names_in(saved: bytes) -> set[str]:
     """Return the names that the pickle in a torch.save file imports; "?" if it cannot be read."""
     found: set[str] = set()
     try:
-        # zipfile looks only at the end of a file. But torch reads a file as a pickle if it does not begin
-        # like a zip.
+        # zipfile recognises a zip by the end of the file, but torch by its beginning: it reads any other file
+        # as a pickle. Without this check, a pickle with a zip at its end would not be scanned.
         archives.check_zip(saved)
         with zipfile.ZipFile(io.BytesIO(saved)) as archive:
             files = archive.infolist()

@@ -68,7 +68,7 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
 
 def parse(text: str, where: str) -> TritonConfig:
     """Parse a config.pbtxt. ``where``: its folder, for messages. Raise BadRequest with line and column."""
-    # These imports are here, because the modules import gRPC, which most registries never need.
+    # Import these modules only here. They load gRPC, which most registries never need.
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
@@ -77,7 +77,8 @@ def parse(text: str, where: str) -> TritonConfig:
         # Allow unknown fields, because a newer Triton may have more fields. Triton checks them itself.
         text_format.Parse(text, config, allow_unknown_field=True)
     except (text_format.ParseError, RecursionError) as error:
-        # The parser's message quotes the file, which may contain control characters of a terminal.
+        # The parser's message quotes the file. Replace its control characters, which could disturb the user's
+        # terminal.
         reason = "".join(each if each.isprintable() else "?" for each in str(error))[:300]
         raise BadRequest(
             f"config.pbtxt of {where!r} cannot be read: {reason}. Correct the file and deploy again."

@@ -1,7 +1,8 @@
-"""The bytes of uploads in progress: a file per upload in a folder, or an object per part in an object store.
+"""Store the bytes of uploads in progress.
 
-The path is ``<root>/uploads/<id>`` for a file, and ``<root>/uploads/<id>/<part>`` for a part. The database
-stores which bytes are committed. Other bytes are overwritten later, or deleted with the upload.
+In a folder, each upload is one file with the path ``<root>/uploads/<id>``. In an object store, each part of
+an upload is an object: ``<root>/uploads/<id>/<part>``. The database stores which bytes are committed. All
+other bytes are overwritten later, or deleted with the upload.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ class UploadParts:
         return f"{self._folder}/{upload}"
 
     def write(self, upload: str, offset: int, data: bytes | bytearray) -> str:
-        """Write bytes at an offset, and return the name of the part. The bytes are synced to disk.
+        """Write bytes at an offset, and return the name of the stored part. The bytes are synced to disk.
 
-        In a folder, parts have no names, so the returned name is empty. Late bytes for a complete file are
-        dropped, because the database would reject them.
+        In a folder, parts have no names, so return an empty name. If another registry or task checks the file
+        now, or has moved it, drop the bytes: the upload is complete, and the database would reject them.
         """
         if not self._is_local:
-            # Two connections may write the same part. The random suffix separates them, and only one is
-            # committed.
+            # Two connections may write the same part. With a random suffix, neither overwrites the other's
+            # bytes. Only one of the two parts is committed.
             name = f"{offset:020d}-{os.urandom(8).hex()}"
             self._fs.pipe_file(f"{self._folder}/{upload}/{name}", data)
             return name
@@ -71,10 +72,10 @@ class UploadParts:
 
     @contextmanager
     def unchanging(self, upload: str) -> Iterator[None]:
-        """Lock the file of an upload against writes while the block hashes and moves it.
+        """Lock an upload's file against writes, so that the ``with`` block can hash and move it.
 
-        Otherwise, a late request to any registry could change bytes after their check. Raise
-        FileNotFoundError if the file is gone.
+        Without the lock, a late request to any registry could change bytes after they are checked. Raise
+        FileNotFoundError if the file does not exist any more.
         """
         handle = os.open(self.file(upload), os.O_RDWR)
         try:
@@ -85,7 +86,10 @@ class UploadParts:
             os.close(handle)
 
     def _locks(self, handle: int, upload: str, kind: int) -> bool:
-        """Lock the open file of an upload. Return False if it is locked already or has been moved."""
+        """Lock the open file of an upload. Return False if the file has been moved.
+
+        ``kind``: flags of ``flock``. With LOCK_NB, also return False if the file is locked already.
+        """
         try:
             fcntl.flock(handle, kind)
             return os.path.samestat(os.fstat(handle), Path(self.file(upload)).stat())

@@ -29,7 +29,7 @@ FORGET_EVERY_S = 3600.0
 
 
 class UsageIntake:
-    """The consumer of ``usage.v1``."""
+    """Consume the queue ``usage.v1``, and add each usage report to the database."""
 
     def __init__(self, amqp_url: str, database: RegistryDatabase) -> None:
         self.connection = Connection(amqp_url, "registry usage", self._setup)
@@ -84,7 +84,7 @@ class UsageIntake:
                 )
                 await asyncio.sleep(RETRY_S)
             except TidegateError as error:
-                # A retry would fail again and delay the next reports.
+                # Do not retry this report. It would fail again, and delay the next reports.
                 _log_rejected(report, error)
                 TAKEN.labels("refused").inc()
                 return

@@ -67,7 +67,8 @@ async def download(
 ) -> Response:
     """Return the bytes of an artifact as a stream. The caller must check the sha256.
 
-    If the artifact store is on S3, redirect replicas to the store (TIDEGATE_PRESIGNED_DOWNLOADS).
+    If ``TIDEGATE_PRESIGNED_DOWNLOADS`` is set and the artifact store is on S3, redirect replicas to a URL of
+    the store.
     """
     size = await artifacts.size(sha256)
     headers = _headers(sha256, size)

@@ -37,5 +37,8 @@ async def put_baseline(
 
 @router.delete("", dependencies=[GUARDED], status_code=204)
 async def delete_baseline(baselines: BaselinesDep, name: str, number: Number) -> None:
-    """Delete a version's training baseline. The version's current window of samples becomes its baseline."""
+    """Delete a version's training baseline.
+
+    The next full window of the version's samples becomes its baseline.
+    """
     await baselines.delete(name, number)

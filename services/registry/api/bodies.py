@@ -133,7 +133,7 @@ class VersionCheck(Noun):
 
 
 class VersionChecked(BaseModel):
-    """The result of a check without errors. ``version``: an existing identical version."""
+    """The result of a check without errors. ``version``: an identical version, if one is registered."""
 
     format: Format | None = Field(description="None: the format is only known after the upload.")
     stored: bool = Field(description="True if the artifact is already stored, so no upload is needed.")
@@ -170,9 +170,9 @@ class ModelInfo(BaseModel):
 
 
 class OverrideBody(Noun):
-    """A number of replicas that an operator sets.
+    """An override: the number of replicas that an operator sets.
 
-    The host's capacity limits it, and so does the Deployment's maximum, unless ``force`` is True.
+    The number is limited by the host's capacity, and by the Deployment's maximum unless ``force`` is True.
     """
 
     replicas: int = Field(ge=0, le=10_000)
@@ -185,7 +185,10 @@ class OverrideBody(Noun):
 
 
 class SettleBody(Noun):
-    """The revision that the Endpoint must have; None means any revision."""
+    """The request to end a roll-over.
+
+    ``revision``: the revision that the Endpoint must have; None means any revision.
+    """
 
     revision: int | None = None
 

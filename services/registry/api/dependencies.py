@@ -90,7 +90,11 @@ def _keyring(request: Request) -> Keyring:
 
 
 def guarded(kind: Kind) -> DependsParameter:
-    """Return a dependency for routes that change one object. It reads ``If-Match`` and ``If-None-Match``."""
+    """Return a dependency for routes that change one object.
+
+    It reads ``If-Match`` and ``If-None-Match``. The first write transaction checks that the object meets
+    them.
+    """
 
     async def read(
         request: Request,

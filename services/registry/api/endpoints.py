@@ -58,7 +58,10 @@ async def get(
     response: Response,
     known: Annotated[str | None, Header(alias="If-None-Match")] = None,
 ) -> Any:
-    """Return one Endpoint. The ``ETag`` is its revision. Return 304 if ``If-None-Match`` contains it."""
+    """Return one Endpoint. The ``ETag`` is its revision.
+
+    If ``If-None-Match`` contains this ``ETag``, return 304.
+    """
     async with transactions.read() as reader:
         found = with_etag(await _read(reader, name), response)
     if known is not None and response.headers["ETag"] in known:
@@ -76,9 +79,10 @@ async def delete(transactions: TransactionsDep, name: str) -> None:
 async def settle(
     transactions: TransactionsDep, name: str, response: Response, body: SettleBody | None = None
 ) -> Endpoint:
-    """End a roll-over whose targets are ready. Replaced Deployments that `deploy` created go to sleep.
+    """End a roll-over whose targets are ready.
 
-    Return 409 if the Endpoint has changed since ``revision``. Do nothing if no roll-over is in progress.
+    Replaced Deployments that `deploy` created then scale to zero. Return 409 if the Endpoint has changed
+    since ``revision``. Do nothing if no roll-over is in progress.
     """
     seen = body.revision if body else None
     endpoint = await transactions.decide(

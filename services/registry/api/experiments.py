@@ -24,7 +24,7 @@ _MOST = 10
 
 
 class ExperimentBody(Noun):
-    """The versions or Deployments that are compared with the current version."""
+    """The treatments of an experiment: versions or Deployments to compare with the current version."""
 
     versions: list[Annotated[int, Field(ge=1, le=LARGEST)]] = Field(
         default_factory=list,
@@ -40,7 +40,7 @@ class ExperimentBody(Noun):
 
 
 class WinnerBody(Noun):
-    """The Deployment that gets all traffic."""
+    """The variant that gets all traffic."""
 
     deployment: Name
 

@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1", tags=["history"], dependencies=[Depends(needs(A
 
 
 class AuditEntry(BaseModel):
-    """One change: its principal, time and origin, and the object before and after it."""
+    """A change: its principal, time and origin, and the changed object before and after the change."""
 
     id: int
     at: datetime
@@ -85,7 +85,7 @@ UsageQueryDep = Annotated[UsageQuery, Depends(_usage_query)]
 
 @router.get("/usage")
 async def read_usage(transactions: TransactionsDep, query: UsageQueryDep) -> Items[dict[str, Any]]:
-    """Return sums of usage. The time of the model is in microseconds; sizes of bodies are in bytes."""
+    """Return sums of usage. Model times are in microseconds, and the sizes of bodies are in bytes."""
     async with transactions.read() as reader:
         return Items(items=await usage.sums(reader.connection, query))
 
@@ -101,7 +101,10 @@ async def export_usage(transactions: TransactionsDep, query: UsageQueryDep) -> R
 
 @router.get("/usage/{principal}/quota", include_in_schema=False)
 async def read_quota_usage(transactions: TransactionsDep, principal: str, day: date) -> dict[str, int]:
-    """Return a principal's number of requests on ``day``, and in that month up to ``day``. For gateways."""
+    """Return a principal's number of requests on ``day``, and from the start of its month to ``day``.
+
+    Gateways need these numbers to check quotas.
+    """
     async with transactions.read() as reader:
         return {
             "day": await usage.requests(reader.connection, principal, day, day),

@@ -111,11 +111,11 @@ async def delete_model(
     ] = False,
     permanent: Permanent = False,
 ) -> Items[ChangeNotification]:
-    """Delete a model with all its versions. They can be restored for a while, unless ``permanent`` is set.
+    """Delete a model with all its versions. Unless ``permanent`` is set, they can be restored for a while.
 
-    If the model is in use, return 409 with its Deployments, unless ``cascade`` is set.
-
-    Version numbers are never used again, not even by a new model of the same name.
+    If Deployments run the model or it has aliases, return 409 with their names. With ``cascade``, delete
+    these Deployments, their Endpoints and the aliases too. Version numbers are never used again, not even by
+    a new model of the same name.
     """
     return Items(items=await deletion.delete_model(name, cascade=cascade, permanent=permanent))
 

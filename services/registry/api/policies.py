@@ -24,9 +24,9 @@ PolicyPatch = Annotated[dict[str, Any], WithJsonSchema(inlined(ModelPolicy))]
 
 
 class Retained(BaseModel):
-    """The retention's decision for each version of a model, oldest first.
+    """The decision of the retention on each version of a model, oldest first.
 
-    ``applied``: True if the versions were deleted; False if nothing was deleted.
+    ``applied``: False for a dry run, which deletes nothing.
     """
 
     applied: bool
@@ -60,7 +60,10 @@ async def apply_retention(
     body: RetentionRequest,
     dry_run: Annotated[bool, Query(description="Only return what would be deleted.")] = False,
 ) -> Retained:
-    """Delete the versions that the model's policy does not keep. They can be restored for a while."""
+    """Delete the versions that the model's policy does not keep. They can be restored for a while.
+
+    With ``dry_run``, only return which versions would be deleted.
+    """
     if body.retention is not None and not dry_run:
         raise BadRequest(
             "A body with a retention needs dry_run=true. To change the retention, PATCH the policy."

@@ -78,7 +78,10 @@ async def stop(
     response: Response,
     id: Annotated[str | None, Query(description="End only the shadow with this id.")] = None,
 ) -> Endpoint:
-    """End an endpoint's shadow traffic. The shadow's Deployment goes to sleep if nothing else uses it."""
+    """End an endpoint's shadow traffic.
+
+    If nothing else uses the shadow's Deployment, it scales to zero.
+    """
     endpoints = await transactions.decide(
         lambda snapshot: shadows.stop(snapshot, name, id), lambda reader: reader.endpoints(name)
     )
@@ -86,7 +89,10 @@ async def stop(
 
 
 async def _checked(reader: DesiredStateReader, name: str) -> Endpoint:
-    """Return the endpoint. Raise BadRequest, which undoes the change, if the answers cannot be compared."""
+    """Return the endpoint. Raise BadRequest if the shadow's answers cannot be compared.
+
+    The error rolls back the transaction, so the shadow is not started.
+    """
     (endpoint,) = await reader.endpoints(name)
     assert endpoint.shadow is not None
     (deployment,) = await reader.deployments(endpoint.shadow.deployment)

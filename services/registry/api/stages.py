@@ -29,7 +29,7 @@ class ApprovalBody(StageBody):
 
 @router.get("/stage")
 async def get_stage(stages: StagesDep, name: str, number: Number) -> StageView:
-    """Return the stage of a version, its approvals, and the missing requirements of the next stage."""
+    """Return a version's stage and approvals, and the unmet requirements of the next stage."""
     return await stages.view(name, number)
 
 

@@ -80,10 +80,10 @@ async def append(
     upload_offset: Annotated[int, Header(ge=0, description="Number of bytes that are already stored.")],
     content_length: Annotated[int | None, Header(ge=0)] = None,
 ) -> UploadInfo:
-    """Append the request's body. Return 409 ``wrong_offset`` if the offset is not the number of stored bytes.
+    """Append the request's body. Return 409 ``wrong_offset`` if it does not begin at the next offset.
 
-    A body is stored in parts of about 8 MiB. The rest is dropped if it has less than 1 MiB and does not end
-    the file. So continue at the ``offset`` in the response.
+    A body is stored in parts of about 8 MiB. If less than 1 MiB remains after the last full part, it is
+    dropped, unless it ends the file. So continue at the ``offset`` in the response.
     """
     try:
         upload = await uploads.append(_owner(), id_, upload_offset, request.stream(), content_length)

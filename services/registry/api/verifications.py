@@ -52,9 +52,9 @@ async def get_verification(
 async def verify(
     verifications: VerificationsDep, name: str, number: Number, body: VerificationOptions | None = None
 ) -> Verification:
-    """Verify a version. It may have been verified or rejected before.
+    """Start the verification of a version, even if it was verified or rejected before.
 
-    Its running Deployments continue. Return 409 if the verification of versions is off.
+    Running Deployments of the version continue. Return 409 if the verification of versions is off.
     """
     return await verifications.begin(name, number, body or VerificationOptions())
 

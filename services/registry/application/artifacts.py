@@ -21,7 +21,7 @@ SIGNED_FOR = timedelta(minutes=10)
 
 
 class Artifacts:
-    """Stores artifacts, and maintains their rows in the database."""
+    """Store artifacts, and maintain their rows in the database."""
 
     def __init__(
         self,
@@ -70,8 +70,9 @@ class Artifacts:
     async def admit(self, sha256: str, size: int, staged: StagedArtifact | None = None) -> None:
         """Write an artifact's row. If the artifact is not in the store, move ``staged`` there.
 
-        Without ``staged``, raise Unavailable if the artifact is not in the store. Both this method and
-        :meth:`collect` lock the row, so the artifact is not deleted in between.
+        Without ``staged``, raise Unavailable if the artifact is not in the store. This method and
+        :meth:`collect` use write transactions, and only one is open at a time. So :meth:`collect` cannot
+        delete the artifact between the two steps.
         """
         async with self._transactions.change() as writer:
             await writer.note_artifact(sha256, size, writer.now + self._keep_unused)

@@ -13,7 +13,7 @@ from tidegate.kernel.errors import BadRequest, NotFound
 
 
 class Baselines:
-    """The operations on the training baselines of versions."""
+    """Read, write and delete the training baselines of versions."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions

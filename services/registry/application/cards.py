@@ -13,7 +13,7 @@ from tidegate.kernel.errors import NotFound
 
 
 class Cards:
-    """The operations on the model cards of versions."""
+    """Read, write and delete the model cards of versions."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions

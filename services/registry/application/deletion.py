@@ -13,7 +13,7 @@ from services.registry.domain.desired_state import ChangeNotification, DropVersi
 
 
 class Deletion:
-    """Deletes versions. They can be restored during ``grace``; with a grace of 0, deletion is permanent."""
+    """Delete versions. They can be restored during ``grace``; with a grace of 0, deletion is permanent."""
 
     def __init__(self, transactions: Transactions, artifacts: Artifacts, grace: timedelta) -> None:
         self._transactions = transactions
@@ -34,9 +34,10 @@ class Deletion:
             await self._artifacts.collect()
 
     async def delete_model(self, model: str, *, cascade: bool, permanent: bool) -> list[ChangeNotification]:
-        """Delete all versions of a model. With ``cascade``, also delete its Deployments and their Endpoints.
+        """Delete all versions of a model, and return the changes.
 
-        Return the changes. Without ``cascade``, raise Conflict while the model is in use.
+        With ``cascade``, also delete its aliases, its Deployments and their Endpoints. Without ``cascade``,
+        raise Conflict if the model has aliases or a Deployment runs it.
         """
         for_good = permanent or not self.grace
         async with self._transactions.change() as writer:

@@ -25,7 +25,7 @@ from tidegate.kernel.errors import NotFound
 
 
 class Keyring:
-    """The operations on API keys that ``/v1/keys`` offers."""
+    """Create, read, change, rotate and revoke API keys, for the routes of ``/v1/keys``."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
@@ -106,7 +106,10 @@ async def _put(writer: DesiredStateWriter, key: StoredKey, before: StoredKey | N
 
 
 def _for_audit(key: StoredKey) -> dict[str, Any]:
-    """Return a key's fields for the audit log. ``secret`` only shows whether the secret has changed."""
+    """Return a key's fields for the audit log.
+
+    ``secret`` is the beginning of the secret's digest. It only shows whether the secret has changed.
+    """
     return {
         **key.spec.model_dump(mode="json"),
         "secret": key.digest[:8],

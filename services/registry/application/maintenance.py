@@ -18,7 +18,7 @@ COLLECT_EVERY_S = 600.0
 
 
 class Maintenance:
-    """Two loops: one probes every ``probe_every_s`` seconds, one deletes old data every ten minutes."""
+    """Run two loops: one probes every ``probe_every_s`` seconds, one deletes old data every ten minutes."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from tidegate.kernel.protocol.models import Version
 
 
 async def version_of(reader: DesiredStateReader, reference: Reference) -> Version:
-    """Return the version of a reference. Raise NotFound if there is no such version."""
+    """Return the version that a reference names. Raise NotFound if there is no such version."""
     if reference.alias is not None:
         known = (await aliases.of_models(reader.connection, [reference.model])).get(reference.model, {})
         if reference.alias not in known:

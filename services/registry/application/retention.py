@@ -18,7 +18,7 @@ log = telemetry.logger(__name__)
 
 
 class Retention:
-    """Reads and changes the policies of models, and deletes the versions that a policy does not keep."""
+    """Read and change the policies of models, and delete the versions that a policy does not keep."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
@@ -30,9 +30,10 @@ class Retention:
             return (await policies.read(reader.connection)).get(model, ModelPolicy())
 
     async def change_policy(self, model: str, patch: dict[str, object]) -> ModelPolicy:
-        """Change a model's policy by a JSON merge patch. Return the new policy. Raise NotFound or BadRequest.
+        """Change a model's policy by a JSON merge patch. Return the new policy.
 
-        Raise Forbidden if the patch changes the stages and the caller lacks the scope admin.
+        Raise NotFound or BadRequest. Raise Forbidden if the patch changes the rules for stages and the caller
+        lacks the scope ``admin``.
         """
         async with self._transactions.change() as writer:
             await _check_model(writer, model)
@@ -89,7 +90,10 @@ async def _fates(reader: DesiredStateReader, model: str, policy: RetentionPolicy
 async def _rollback_targets(
     reader: DesiredStateReader, snapshot: RegistrySnapshot, model: str
 ) -> dict[int, str]:
-    """Return the versions that a rollback would restore, each with the text "endpoint NAME" for messages."""
+    """Return the versions that a rollback of any Endpoint would restore, by number.
+
+    Each value is the text "endpoint NAME", for messages.
+    """
     found: dict[int, str] = {}
     for name, stored in snapshot.endpoints.items():
         targets = [*stored.spec.targets, *stored.spec.previous]

@@ -9,7 +9,10 @@ from services.registry.application.transactions import Transactions
 
 
 class RunningReplicas:
-    """The running replicas. They are in the database, so the autoscaler can report to any registry."""
+    """Store the running replicas, and check which artifact a replica may read.
+
+    The replicas are in the database, so the autoscaler can report to any registry.
+    """
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions

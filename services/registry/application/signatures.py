@@ -16,14 +16,15 @@ from tidegate.kernel.errors import BadRequest, NotFound, Unavailable
 from tidegate.kernel.protocol.model_signature import read_bundle
 from tidegate.kernel.signing import BadKey, BadSignature, TrustedKeys
 
-# An artifact has at most so many cryptographic signatures. Usually only its publisher and its reviewer sign.
+# The maximum number of cryptographic signatures of an artifact. Usually only its publisher and its reviewer
+# sign.
 MOST = 16
 
 
 class Signatures:
-    """The operations on the cryptographic signatures of artifacts.
+    """Read, store and delete the cryptographic signatures of artifacts.
 
-    ``trusted`` is a PEM file or a folder with the trusted public keys. None means that any key is trusted.
+    ``trusted``: a PEM file or a folder with the trusted public keys. None means that any key is trusted.
     """
 
     def __init__(self, transactions: Transactions, artifacts: Artifacts, trusted: Path | None) -> None:

@@ -33,7 +33,7 @@ class StageView:
 
 
 class Stages:
-    """The stages of versions."""
+    """Read and change the stages and approvals of versions."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions

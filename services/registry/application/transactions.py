@@ -24,7 +24,7 @@ expected: ContextVar[Precondition | None] = ContextVar("expected", default=None)
 
 
 class Transactions:
-    """Runs the transactions of all API modules, and publishes a notification of each change."""
+    """Run the transactions of all API modules, and publish a notification of each change."""
 
     def __init__(self, database: RegistryDatabase, notifier: ChangeNotifier) -> None:
         self._database = database
@@ -61,7 +61,7 @@ class Transactions:
     ) -> T:
         """Apply the changes that ``decision`` returns. Then return what ``result`` reads.
 
-        Both run in the same transaction. An error in either rolls the transaction back.
+        Both functions run in the same transaction. If either raises an error, the transaction is rolled back.
         """
         async with self.change() as writer:
             snapshot = await writer.snapshot()

@@ -18,13 +18,17 @@ from tidegate.kernel.errors import TidegateError, Unavailable
 
 log = telemetry.logger(__name__)
 
-# A request for an upload's state waits at most so many seconds until its bytes are checked.
+# If a request reads the state of an upload, wait at most this many seconds until the upload's bytes are
+# checked.
 WAIT_S = 10.0
 
 
 @dataclass(slots=True)
 class _Arrived:
-    """The bytes of one request that are not in a stored part yet."""
+    """Received bytes of one request that are not stored yet.
+
+    ``is_given_up``: True if a later request has replaced this one.
+    """
 
     part: bytearray = field(default_factory=bytearray)
     is_given_up: bool = False
@@ -40,10 +44,10 @@ class _Arrived:
 
 
 class Uploads:
-    """Opens uploads, appends to them, and turns complete ones into artifacts.
+    """Open uploads, append bytes to them, and turn complete uploads into artifacts.
 
-    The upload's row in the database has the number of stored bytes. So another registry that shares the
-    database and the store can continue the upload.
+    The number of stored bytes is in the database. So another registry that shares the database and the store
+    can continue the upload.
     """
 
     def __init__(self, transactions: Transactions, artifacts: Artifacts, limits: UploadLimits) -> None:
@@ -115,7 +119,8 @@ class Uploads:
                         upload = await self._commit(upload, arrived.taken())
             except Exception as error:
                 if not isinstance(error, TidegateError):
-                    # The sender has disconnected. It can continue after this part.
+                    # The sender has disconnected. Store the bytes that have arrived, so that it can continue
+                    # after them.
                     await self._commit_rest(upload, arrived.taken())
                 raise
             return await self._commit_rest(upload, arrived.taken())
@@ -152,7 +157,7 @@ class Uploads:
     def _only_writer(self, id_: str) -> Iterator[_Arrived]:
         """Make this request the only one in this process that appends to an upload.
 
-        Drop the unstored bytes of an earlier request. Its connection may be dead, and they would stay in
+        Drop the unstored bytes of an earlier request. Its connection may be dead, so its bytes would stay in
         memory until a timeout.
         """
         if (earlier := self._arrived.get(id_)) is not None:
@@ -183,7 +188,7 @@ class Uploads:
     async def _commit(self, upload: Upload, part: bytearray) -> Upload:
         """Write a part, then record it in the database. Raise Conflict if another connection was faster.
 
-        Check the offset first. A store in a folder keeps an upload in one file, and late bytes must not
+        Check the offset before the write. A folder has one file for each upload, so late bytes could
         overwrite bytes that are checked already.
         """
         now = await self._find(upload.owner, upload.id)
@@ -219,7 +224,8 @@ class Uploads:
         try:
             return await self._store.assemble(upload.id, upload.parts, upload.sha256, upload.size)
         except FileNotFoundError:
-            # Another registry may have checked this upload too, and moved the bytes to the artifact's place.
+            # Another registry may have checked this upload too, and moved its bytes to the path of the
+            # artifact.
             return upload.sha256 if await self._store.has(upload.sha256) else None
 
     def _on_check_ended(self, check: asyncio.Task[None]) -> None:

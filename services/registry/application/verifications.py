@@ -24,7 +24,10 @@ WAIT_POLL_S = 0.1
 
 
 class Verifications:
-    """The operations on the verifications of versions. ``enabled`` False: new versions are not verified."""
+    """Begin and read the verifications of versions, and store their results.
+
+    ``enabled`` False: new versions are not verified.
+    """
 
     def __init__(self, transactions: Transactions, *, enabled: bool) -> None:
         self._transactions = transactions
@@ -39,7 +42,7 @@ class Verifications:
     ) -> None:
         """Store the Deployment and the samples for the scratch replica that will verify the version.
 
-        Do nothing unless the verification is pending. Raise BadRequest for invalid options.
+        If the verification is not pending, do nothing. Raise BadRequest for invalid options.
         """
         if version.verification.state != "pending":
             return
@@ -51,9 +54,10 @@ class Verifications:
     async def plan_again(
         self, writer: DesiredStateWriter, version: Version, options: VerificationOptions | None
     ) -> Version:
-        """Begin a new verification of a version that is registered once more.
+        """Begin a new verification of a version when its artifact is registered again.
 
-        Do nothing unless the version was rejected or has new samples.
+        Do this only if the version was rejected or ``options`` has new samples. Otherwise, return the version
+        unchanged.
         """
         if not self._enabled:
             return version

@@ -37,9 +37,10 @@ from tidegate.kernel.protocol.verification import VerificationOptions
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A version as its publisher describes it. ``format`` None: the file's contents decide.
+    """A version as its publisher describes it.
 
-    ``trust``: dangerous or unknown names that a pickle or a skops file is allowed to import.
+    ``format`` None: the file's contents or the file name decide. ``trust``: dangerous or unknown names that a
+    pickle or a skops file is allowed to import.
 
     ``requirements`` None: use the requirements in the artifact, if it has any.
     """
@@ -113,9 +114,9 @@ class Versions:
     async def register(self, request: Registration) -> RegisterResult:
         """Register an uploaded artifact as the next version of a model.
 
-        If a version has the same artifact, format, signature and requirements, return that version. Its
-        metadata gets the fields of ``request.metadata``. Raise BadRequest if the artifact is not stored or
-        not acceptable, Conflict if the signature breaks callers of the latest version.
+        If a version with the same artifact, format, signature and requirements exists, add the fields of
+        ``request.metadata`` to its metadata and return that version. Raise BadRequest if the artifact is not
+        stored or not acceptable, Conflict if the signature breaks callers of the latest version.
         """
         request = await self._recognised(request)
         format_ = _check_request(request)
@@ -162,10 +163,10 @@ class Versions:
         return RegisterResult(version, True, self._warnings(inspection))
 
     async def check(self, request: Registration, size: int | None, deploy: DeployRequest) -> CheckResult:
-        """Check a version without changing anything. Raise what :meth:`register` and a deploy would raise.
+        """Check if a version can be registered and deployed, without changing anything.
 
-        ``request.artifact`` may be empty or not uploaded yet; then no bytes are checked. ``size``: the
-        artifact's size in bytes.
+        Raise the errors that :meth:`register` and a deploy would raise. If ``request.artifact`` is empty or
+        not uploaded yet, the artifact's contents are not checked. ``size``: the artifact's size in bytes.
         """
         request = await self._recognised(request)
         format_ = _check_request(request)

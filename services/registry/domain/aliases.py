@@ -1,4 +1,4 @@
-"""Plan to point aliases such as ``champion`` to a version of a model, or to delete them. Pure."""
+"""Plan the changes that point an alias such as ``champion`` to a version, or that delete an alias. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from services.registry.domain.desired_state import Change, DropAlias, PutAlias, 
 from services.registry.domain.references import check_alias
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound
 
-# A model can have at most so many aliases.
+# The maximum number of aliases of one model.
 MOST = 100
 
 

@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any
 
 HIDDEN, HIDDEN_CHANGED = "(hidden)", "(hidden, changed)"
-# The audit log leaves these fields out, because they change with every write or never.
+# The fields that the audit log leaves out: ``revision`` changes with every write, and ``created_at`` never
+# changes.
 _LEFT_OUT = ("revision", "created_at")
 
 Fields = dict[str, Any] | None
@@ -32,7 +33,10 @@ class NewAuditEntry:
 
 
 def audited(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> tuple[Fields, Fields]:
-    """Return both states without the values of ``env``, which may be secrets."""
+    """Return an object's fields before and after a change, with the values of ``env`` hidden.
+
+    These values may be secrets. A hidden value is marked if it changed.
+    """
     old_env = dict(before.get("env") or {}) if before is not None else {}
     return _audited(before, {}), _audited(after, old_env)
 

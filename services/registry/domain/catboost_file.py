@@ -79,7 +79,7 @@ def _model(floats: int, categories: int, dimension: int, info: dict[str, str]) -
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """Return ``value`` if it is an object, or the object that it holds as JSON text, else an empty object."""
+    """Return ``value`` if it is a dict, else the dict that it contains as JSON text, else an empty dict."""
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):

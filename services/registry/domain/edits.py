@@ -115,7 +115,7 @@ def put_endpoint(snapshot: RegistrySnapshot, name: str, fields: Fields, now: flo
 
 
 def _identified(stored: Shadow | None, stated: Shadow | None) -> Shadow | None:
-    """Return ``stated``, with the id of the stored shadow if nothing else differs."""
+    """Return ``stated``. If it has no id and otherwise equals the stored shadow, add that shadow's id."""
     if stored is None or stated is None or stated.id:
         return stated
     same = stated.model_copy(update={"id": stored.id})
@@ -123,7 +123,7 @@ def _identified(stored: Shadow | None, stated: Shadow | None) -> Shadow | None:
 
 
 def ended_by_hand(rollout: Rollout | None, reason: str) -> Rollout | None:
-    """Return the rollout as it is once an operator has changed the Endpoint: aborted if it was active."""
+    """Return an Endpoint's rollout after a change by an operator. An active rollout becomes aborted."""
     if rollout is None or not rollout.active:
         return rollout
     return rollout.model_copy(update={"phase": "aborted", "reason": reason})
@@ -149,10 +149,10 @@ def apply(
     models: Sequence[Fields] = (),
     put_model: Callable[[RegistrySnapshot, str, Fields], list[Change]] | None = None,
 ) -> tuple[list[Change], list[ApplyOutcome]]:
-    """Plan to create or replace all objects of a file. If any object has an error, raise the error.
+    """Plan to create or replace all objects of a file. Raise an error if any object is invalid.
 
-    Return the changes and the outcome for each object, models first. ``put`` plans one Endpoint, and
-    ``put_model`` one model.
+    Return the changes and the outcome for each object, models first. ``put``: the function that plans one
+    Endpoint. ``put_model``: the function that plans one model.
     """
     stated = [("model", each) for each in models]
     stated += [("deployment", each) for each in deployments] + [("endpoint", each) for each in endpoints]

@@ -21,7 +21,7 @@ from tidegate.kernel.protocol.experiments import (
 )
 from tidegate.kernel.protocol.models import EndpointSpec, Target
 
-# All weights are multiplied by the same factor as in a rollout. It changes no share.
+# The factor for all weights, the same as in a rollout. A common factor does not change the shares.
 _SCALE = 1000
 _EVENTS_KEPT = 50
 
@@ -34,10 +34,11 @@ def start(
     id: str,
     now: float,
 ) -> list[Change]:
-    """Plan the start of an experiment. Its treatments together get ``options.share`` percent of the traffic.
+    """Plan the start of an experiment.
 
-    Each treatment gets the same part. All variants must be existing Deployments. Raise Conflict while a
-    canary, an experiment or a roll-over is in progress, BadRequest for an invalid treatment.
+    The treatments together get ``options.share`` percent of the traffic, in equal shares. All variants must
+    be existing Deployments. Raise Conflict while a canary, an experiment or a roll-over is in progress,
+    BadRequest for an invalid treatment.
     """
     spec = snapshot.endpoint(name).spec
     for each in treatments:
@@ -182,11 +183,11 @@ def ended_by_hand(spec: EndpointSpec, reason: str) -> dict[str, Any]:
 
 
 def kept(stored: EndpointSpec, spec: EndpointSpec, fields: Mapping[str, Any]) -> EndpointSpec:
-    """Return a new spec of an Endpoint. Keep the stored experiment, unless the spec changes it.
+    """Return the new spec of an Endpoint, with the stored experiment if the spec does not change it.
 
-    A file for `tidegate apply` names no experiment id. So an experiment with the treatments and options of
-    the stored one counts as the stored one. Other targets abort a running experiment. Raise Conflict if other
-    sticky keys are set while it runs.
+    A file for `tidegate apply` has no experiment id. If the treatments and options are those of the stored
+    experiment, the file means that experiment. Other targets abort a running experiment. Raise Conflict if
+    the spec removes or replaces a running experiment, or changes its sticky keys.
     """
     running = stored.experiment
     if running is None:
@@ -223,7 +224,7 @@ def _refuse_change(stored: EndpointSpec, spec: EndpointSpec) -> None:
 
 
 def begun(snapshot: RegistrySnapshot, changes: list[Change], spec: EndpointSpec, now: float) -> list[Change]:
-    """Return ``changes``, which write ``spec``. If the experiment in ``spec`` has no id, also start it."""
+    """Return ``changes``, which write ``spec``. If its experiment has no id yet, also start it."""
     wanted = spec.experiment
     if wanted is None or wanted.id:
         return changes

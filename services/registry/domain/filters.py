@@ -23,7 +23,7 @@ Type = Literal["text", "number", "time", "any"]
 Value = str | float | datetime
 
 EXAMPLE = 'metrics.accuracy > 0.9 and tags.team = "fraud" and created > 2026-01-01'
-# The names that a filter may use. For each name: the kind of its value, the stored name, and the type.
+# The names that a filter may use. For each name: where its value is stored, the stored name, and the type.
 NAMES: dict[str, tuple[Kind, str, Type]] = {
     "name": ("column", "model", "text"),
     "model": ("column", "model", "text"),
@@ -235,7 +235,7 @@ def _time(token: _Token, text: str) -> datetime:
 
 
 def _subject(word: str) -> Subject | None:
-    """Return the subject that a name means; None for an unknown name without a dot."""
+    """Return the subject that a name means; None for an unknown name."""
     if word.lower() in NAMES:
         kind, name, type_ = NAMES[word.lower()]
         return Subject(kind, name, type_)

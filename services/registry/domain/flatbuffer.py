@@ -19,7 +19,7 @@ MAX_ITEMS = 1_000_000
 
 @dataclass(slots=True)
 class Budget:
-    """The number of bytes of text that can still be read from a message.
+    """The remaining number of bytes of text that may be read from a message.
 
     Without this limit, many offsets that point to one long text would need too much memory.
     """
@@ -29,7 +29,10 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The table at offset ``at`` of the message ``data[begin:end]``. Methods name a field by its number."""
+    """A table of a FlatBuffers message. Its methods take the number of a field in the schema.
+
+    ``data[begin:end]``: the message. ``at``: the offset of the table in ``data``.
+    """
 
     data: mmap | bytes
     begin: int
@@ -38,7 +41,7 @@ class Table:
     budget: Budget = attribute(default_factory=Budget)
 
     def number(self, field: int, default: int = 0, code: str = "<i") -> int:
-        """Return an integer field. ``code``: its format in :mod:`struct`."""
+        """Return an integer field. ``code``: the field's format for :mod:`struct`."""
         at = self._place(field)
         return default if at is None else int(self._unpack(code, at))
 

@@ -1,4 +1,4 @@
-"""Kinds of files that cannot be served, most of them with the next step for the user."""
+"""The kinds of files that cannot be served. Most kinds have a text that tells the user what to do."""
 
 from __future__ import annotations
 

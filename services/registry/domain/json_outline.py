@@ -1,4 +1,4 @@
-"""Read a few values of a large JSON or UBJSON document. Other values use no memory. Pure."""
+"""Read a few values of a large JSON or UBJSON document without loading the others into memory. Pure."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MAX_PARTS = 20_000_000
 MAX_VALUE = 4 * 1024 * 1024
 """The most bytes of one value that is read."""
 
-# A string (with its colon, if it is a key) or a bracket. A string without a closing quote matches up to the
-# end of the data, so that the time of the search stays linear.
+# A bracket, or a string (with its colon, if it is a key). A string without a closing quote matches up to the
+# end of the data. Otherwise, the search of a damaged file would take quadratic time.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"(\s*+:)?|\\?\Z)|[{}\[\]]', re.DOTALL)
 _MAX_KEY = 256
 
@@ -30,15 +30,16 @@ def pick_json(data: mmap | bytes, wanted: Collection[Path]) -> dict[Path, Any]:
     """Return the values at these paths of a JSON document. Absent paths are left out.
 
     A path is a tuple of keys, such as ``("learner", "objective")``. The value must be a string, an array or
-    an object. In the rest of the document, only the brackets are checked.
+    an object. Outside these values, only the brackets are checked.
     """
     return _Outline(frozenset(wanted)).read(data)
 
 
 def objects(data: mmap | bytes, keys: frozenset[str]) -> Iterator[dict[str, Any]]:
-    """Yield one dict for each object in a JSON document: its texts under these keys. Raise Malformed.
+    """Yield one dict for each object in a JSON document, with the text values of these keys.
 
-    A value that is not a text is None. If a key occurs twice in an object, the last value is used.
+    A value that is not a text becomes None. If a key occurs twice in an object, the last value is used. An
+    array yields an empty dict. Raise Malformed.
     """
     frames: list[tuple[bytes, dict[str, Any]]] = []
     key = ""
@@ -74,7 +75,7 @@ def objects(data: mmap | bytes, keys: frozenset[str]) -> Iterator[dict[str, Any]
 class _Outline:
     wanted: frozenset[Path]
     found: dict[Path, Any] = field(default_factory=dict)
-    # The key of each open bracket; empty for an element of an array.
+    # For each bracket that is still open: the key of its value; empty for an element of an array.
     open: list[str] = field(default_factory=list)
     kinds: list[bytes] = field(default_factory=list)
     key: str = ""
@@ -206,7 +207,7 @@ class _Ubj:
         return data
 
     def _keep_values(self, count: int) -> None:
-        """Count values towards the memory limit. Even a value without bytes needs memory."""
+        """Add the memory of ``count`` values to the counted memory. Even an empty value needs memory."""
         self._kept += _VALUE_BYTES * count
         self._check_kept()
 
@@ -217,7 +218,11 @@ class _Ubj:
             )
 
     def value(self, marker: bytes, path: Path, depth: int, *, keep: bool) -> Any:
-        """Read or skip one value. ``marker``: the byte with its type."""
+        """Read or skip one value, and store it if its path is wanted.
+
+        ``marker``: the byte that states the value's type. ``keep``: True if the value is part of a wanted
+        value.
+        """
         self._parts += 1
         if self._parts > MAX_PARTS or depth > MAX_DEPTH:
             raise Malformed(f"the file has more than {MAX_PARTS} parts, or more than {MAX_DEPTH} levels")
@@ -246,9 +251,11 @@ class _Ubj:
         return {b"T": True, b"F": False}.get(marker)
 
     def _head(self) -> tuple[bytes, int | None]:
-        """Return the type of a container's elements (or empty), and their number (or None).
+        """Return the type of a container's elements, and the number of elements.
 
-        The file may omit the type, or both."""
+        The file may omit the type, or the type and the number. Then the type is empty, and the number is
+        None.
+        """
         kind, count = b"", None
         if self._peek() == b"$":
             self.take(1)

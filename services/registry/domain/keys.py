@@ -115,7 +115,7 @@ class KeySpec(TokenLimits):
         return self
 
     def allowance(self) -> access.Allowance:
-        """Return the limits. Without a burst, use as many requests as the rate allows in one second."""
+        """Return the limits. By default, the burst is the number of requests that one second allows."""
         burst = self.burst or (1 if self.rate is None else max(1, math.ceil(self.rate)))
         budgets = (_nanos(self.budget_per_day), _nanos(self.budget_per_month))
         return access.Allowance(self.rate, burst, self.concurrency, self.day, self.month, *budgets)
@@ -217,7 +217,7 @@ def rotated(stored: StoredKey, random: bytes, now: datetime, grace_s: float) -> 
 
 
 def changed(stored: StoredKey, patch: Mapping[str, Any], now: datetime) -> StoredKey:
-    """Return the key after a JSON merge patch. Raise BadRequest, or Conflict for a revoked key."""
+    """Return the key after a JSON merge patch. Raise BadRequest, or Conflict if the key is revoked."""
     _check_not_revoked(stored)
     fields = merge.patched(stored.spec.model_dump(exclude_none=True), patch)
     if "ttl_s" in fields or "expires_at" in patch:

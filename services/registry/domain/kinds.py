@@ -23,7 +23,7 @@ FOLDERS: frozenset[Format] = frozenset(
     {"triton", "python", "onnx", "llm", "tensorflow", "mlflow", "huggingface"}
 )
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
-# Magic bytes of the compressions that joblib uses: zlib, gzip, bz2, xz, lzma. LZ4 is separate.
+# Magic bytes of the compressions that joblib uses: zlib, gzip, bz2, xz, lzma. LZ4 has its own constant.
 COMPRESSED = (
     *(b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda", b"\x1f\x8b"),
     *(b"BZh", b"\xfd7zXZ", b"\x5d\x00"),

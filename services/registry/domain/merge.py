@@ -32,9 +32,9 @@ def deployment(
 ) -> DeploymentSpec:
     """Return ``base`` with ``patch`` applied, as a checked DeploymentSpec. Raise BadRequest.
 
-    If ``patch`` sets only one of min_replicas and max_replicas, the minimum can exceed the maximum. Then the
-    other one gets the same value, if ``base`` does not state it. With ``exact_follows``, it also gets that
-    value if ``base`` has the same minimum and maximum. So `--min 3` alone means exactly 3.
+    ``patch`` may set only min_replicas or only max_replicas, so that the minimum would exceed the maximum. If
+    ``base`` does not set the other one of the two, it gets the same value. With ``exact_follows``, it also
+    gets this value if ``base`` has an equal minimum and maximum. So `--min 3` alone means exactly 3 replicas.
     """
     merged = patched(base, patch)
     low, high = patch.get("min_replicas"), patch.get("max_replicas")

@@ -35,9 +35,9 @@ class RetentionPolicy(Noun):
 class Stage(Noun):
     """A stage of versions, and its requirements.
 
-    ``approvals``: how many owners with the scope ``scope`` must approve. The owner that registered the
-    version does not count. ``verified``: True if the version must be verified. ``checks``: a filter that the
-    version must match.
+    ``approvals``: the number of owners of keys with the scope ``scope`` that must approve. The owner that
+    registered the version does not count. ``verified``: True if the version must be verified. ``checks``: a
+    filter that the version must match.
     """
 
     name: StageName
@@ -76,7 +76,7 @@ class ModelPolicy(Noun):
         return names.index(stage) + 1 if stage in names else 0
 
     def guards(self, other: ModelPolicy) -> bool:
-        """Return True if the other policy has different stages or another ``serve_from``."""
+        """Return True if the policies differ in ``stages`` or ``serve_from``, so in what may serve."""
         return (self.stages, self.serve_from) != (other.stages, other.serve_from)
 
 

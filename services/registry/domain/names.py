@@ -21,7 +21,8 @@ def check(kind: str, name: str) -> str:
 def check_new(kind: str, name: str, others: Iterable[str]) -> str:
     """Return the name of a new object. Raise Conflict if an existing name differs only by case.
 
-    These names are also used for folders, files and hosts, and some systems ignore case.
+    Names are also used for folders, files and hosts. Where the system ignores case, two such names would
+    collide.
     """
     twin = names.same_but_for_case(check(kind, name), set(others))
     if twin is not None:

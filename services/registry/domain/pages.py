@@ -107,5 +107,5 @@ def _is(value: Any, type_: type) -> bool:
 
 
 def _is_text(value: str) -> bool:
-    """Return True if databases accept a text, which must have no NUL and no lone surrogate."""
+    """Return True if a database can store a text: it has no NUL character and no lone surrogate."""
     return "\0" not in value and value.encode(errors="ignore").decode() == value

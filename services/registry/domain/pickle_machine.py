@@ -55,9 +55,9 @@ MARK, OPAQUE, NOTHING = _Symbol("mark"), _Symbol("opaque"), _Symbol("None")
 
 @dataclass(slots=True, eq=False)
 class Made:
-    """An object that the import ``made_by`` creates from ``arguments``.
+    """A symbol for an object that the import ``made_by`` creates from ``arguments``.
 
-    ``state``: the state that BUILD set.
+    ``state``: the state that the opcode BUILD gives to the object.
     """
 
     made_by: Import
@@ -105,9 +105,11 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "NEXT_BUFFER": lambda: OPAQUE,
 }  # fmt: skip
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-# joblib's class for the description of an array, numpy's datatype, and a key that marks an incomplete dict.
+# _WRAPPER: joblib's class for the description of an array. _DTYPE: numpy's datatype. _INCOMPLETE: a key that
+# marks an incomplete dict.
 _WRAPPER, _DTYPE, _INCOMPLETE = ("joblib.numpy_pickle", "NumpyArrayWrapper"), ("numpy", "dtype"), None
-# Two groups of numpy's datatypes, by kind: the code contains the size ("f8"), or the state contains it ("V").
+# The kinds of numpy's datatypes. _SIZED: the code contains the size, such as "f8". _STATED: the state
+# contains the size, such as for "V".
 _SIZED, _STATED = frozenset("biufcmM"), frozenset("SUV")
 
 
@@ -156,8 +158,8 @@ class _Machine:
     def _pop(self) -> Any:
         """Remove and return the top value. Raise Unscannable if it is the description of an array.
 
-        Only BUILD may use a description, because the array follows there. If a function could get a
-        description, joblib might read an array that the machine does not expect.
+        A joblib array follows the BUILD opcode of its description, so only BUILD may use a description. If a
+        function could get a description, joblib might read an array that the machine does not expect.
         """
         value = self._take()
         if _is_wrapper(value):
@@ -387,7 +389,7 @@ def _is_wrapper(value: Any) -> bool:
 def _set(target: Any, pairs: list[Any]) -> Any:
     """Add the pairs to a dict. If the dict is full or a key is not a text, mark the dict as incomplete.
 
-    Only the descriptions of arrays are needed later, and these are small.
+    Only the dicts that describe arrays are needed later. They are small and have only text keys.
     """
     if isinstance(target, dict):
         for key, value in zip(pairs[::2], pairs[1::2], strict=False):
@@ -410,8 +412,8 @@ def _code_of(datatype: Made) -> str:
 def _state_of(datatype: Made) -> tuple[int, int]:
     """Return the size in bytes and the flags from a datatype's state. Raise Unscannable.
 
-    States before version 3 are rejected. For them, numpy computes the flags and does not take them from the
-    state. So the flags of such a state cannot be trusted.
+    numpy does not read the flags in a state before version 3, but computes them. Flags in such a state can be
+    false, so the state is rejected.
     """
     state = datatype.state
     known = isinstance(state, tuple) and len(state) in (8, 9) and state[0] in (3, 4)

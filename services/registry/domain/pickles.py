@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from services.registry.domain import needs
 
 SKLEARN, NUMPY = "scikit-learn", "numpy"
-# This many bytes at the end of a piece are searched once more, together with the next piece. So a match
-# across both is found, because no match is longer.
+# The number of bytes at the end of a piece that are searched again together with the next piece. No match is
+# longer, so a match that spans two pieces is found.
 _OVERLAP = 128
 _MAX_VERSION_LENGTH = 64
 # The text "_sklearn_version", an optional memoize opcode, then the opcode and the length of the next text.
@@ -36,7 +36,7 @@ class PickleReleases:
 
 
 def releases_in(pieces: Iterable[bytes]) -> PickleReleases:
-    """Return the library releases that wrote a pickle. ``pieces``: its unpacked bytes."""
+    """Return the library releases that wrote a pickle. ``pieces``: the pickle's unpacked bytes, in order."""
     sklearn, numpy_2, before = None, False, b""
     for piece in pieces:
         text = before + piece
@@ -51,8 +51,8 @@ def releases_in(pieces: Iterable[bytes]) -> PickleReleases:
 def warnings(saved_by: PickleReleases, here: Mapping[str, str], requirements: Sequence[str]) -> list[str]:
     """Return warnings for the publisher about releases that the models' environment does not have.
 
-    ``here``: the release of each package in the models' environment. scikit-learn is not compared if the
-    version's own requirements name it.
+    ``here``: the release of each package in the models' environment. If the version's own requirements name
+    scikit-learn, its release is not compared, because the requirements decide which release is installed.
     """
     messages = []
     ours = here.get(SKLEARN)

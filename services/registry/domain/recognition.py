@@ -36,7 +36,7 @@ LABELS: dict[Format, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Glimpse:
-    """The parts of a file that its recognition needs. They have a bounded size.
+    """The parts of a file that are read to recognise its format. Their size is limited.
 
     ``head``: the first bytes. ``unpacked``: the first bytes of a compressed file's contents; empty for other
     files. ``members``: the size in bytes of each file in an archive, by path; None if the file is not an
@@ -80,11 +80,12 @@ Test = Callable[[Glimpse], bool]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of file. ``what``: its name in messages ("a PNG image"). ``format``: the format that serves it.
+    """A kind of file.
 
-    ``format`` None: the kind cannot be served, and ``remedy`` is the next step. ``fits``: other formats that
-    a publisher may state for it. ``general``: True if the kind alone does not prove the format, so that the
-    file name must not suggest another format.
+    ``what``: its name in messages ("a PNG image"). ``format``: the format that serves it. If ``format`` is
+    None, the kind cannot be served, and ``remedy`` tells the user what to do. ``fits``: other formats that a
+    publisher may state for a file of this kind. ``general``: True if the kind alone does not prove the
+    format. Then a file name that suggests another format is an error.
     """
 
     what: str

@@ -24,8 +24,8 @@ def delete_version(
 ) -> list[Change]:
     """Return the changes that delete a version. If ``permanent``, the version cannot be restored.
 
-    If ``permanent``, the version can be a deleted one. Raise NotFound, or Conflict while a Deployment runs
-    the version or an alias points to it.
+    With ``permanent``, an already deleted version is removed permanently. Raise NotFound, or Conflict while a
+    Deployment runs the version or an alias points to it.
     """
     if permanent and (model, number) in snapshot.deleted:
         return [DropVersion(model, number)]
@@ -78,7 +78,7 @@ def delete_model(
 
     With ``cascade``, also delete its aliases, its Deployments and their Endpoints. Without ``cascade``, raise
     Conflict while a version has an alias or a Deployment runs a version. An Endpoint that also serves another
-    model stays, with the targets of that model.
+    model is not deleted: it loses only the targets of the deleted model.
     """
     numbers = snapshot.numbers(model)
     gone_before = sorted(each for name, each in snapshot.deleted if name == model) if permanent else []

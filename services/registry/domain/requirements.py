@@ -40,7 +40,8 @@ def parse(text: str, where: str) -> list[str]:
 def gathered(folders: Iterable[PurePosixPath], texts: Mapping[PurePosixPath, str]) -> list[str]:
     """Return the requirements of all models in an archive.
 
-    A requirements.txt may be in a model's folder, in its version folder, or in the folder above.
+    The file requirements.txt may be in a model's folder, in a version folder, or in the folder above the
+    model's folder.
     """
     result: list[str] = []
     homes = {home for folder in folders for home in (folder, folder.parent)}

@@ -22,7 +22,10 @@ from services.registry.domain.model_policy import RetentionPolicy
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """A decision to delete a version or not, with its reason. ``deployments``: deleted with the version."""
+    """The decision whether to delete a version, with its reason.
+
+    ``deployments``: the sleeping Deployments that are deleted together with the version.
+    """
 
     version: int
     delete: bool
@@ -38,7 +41,7 @@ def fates(
     policy: RetentionPolicy,
     now: datetime,
 ) -> list[Fate]:
-    """Return for each version of a model whether it is deleted, oldest version first.
+    """Return the decision for each version of a model, oldest version first.
 
     ``created``: the time of each version's registration. ``rollback_targets``: for each version that a
     rollback would return to, the text "endpoint NAME".

@@ -63,9 +63,9 @@ def rollback(
 ) -> RollbackPlan:
     """Plan the rollback of an Endpoint to ``version``; None means the version before the current one.
 
-    A roll-over in progress is aborted. A canary or an experiment ends at ``now`` (Unix time in seconds). A
-    rollback in progress continues. Raise NotFound if the version is not registered, Conflict if no earlier
-    version exists.
+    Without ``version``, a roll-over in progress is aborted, and a canary or an experiment ends at ``now``
+    (Unix time in seconds). A rollback in progress continues. Raise NotFound if the version is not registered,
+    Conflict if no earlier version exists.
     """
     endpoint = snapshot.endpoint(name)
     if version is None and endpoint.spec.previous:

@@ -28,7 +28,10 @@ _EVENTS_KEPT = 50
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A decision of the router or an operator. ``step``: the new step; None: the step stays the same."""
+    """A decision of the router or an operator about a canary.
+
+    ``step``: the new step; None: the step stays the same.
+    """
 
     phase: RolloutPhase
     reason: str
@@ -72,8 +75,8 @@ def start(
 def swap(snapshot: RegistrySnapshot, name: str, deployment: str, id: str, now: float) -> list[Change]:
     """Plan to replace an Endpoint's targets with a Deployment immediately, before it is ready.
 
-    The current targets go to sleep, so the host needs no room for both. Requests wait in the queue of the new
-    Deployment. Raise the same errors as :func:`start`.
+    The current targets go to sleep, so the host needs no memory for both versions. Requests wait in the queue
+    of the new Deployment. Raise the same errors as :func:`start`.
     """
     spec, base = _checked(snapshot, name, deployment)
     woken = waking.wake(snapshot, name, [deployment])
@@ -93,7 +96,7 @@ def swap(snapshot: RegistrySnapshot, name: str, deployment: str, id: str, now: f
 
 
 def _checked(snapshot: RegistrySnapshot, name: str, deployment: str) -> tuple[EndpointSpec, list[Target]]:
-    """Return an Endpoint's spec and its targets that have weight. Raise the errors of :func:`start`."""
+    """Return an Endpoint's spec and its targets with a weight above 0. Raise the errors of :func:`start`."""
     spec = snapshot.endpoint(name).spec
     if deployment not in snapshot.deployments:
         raise names.unknown("Deployment", deployment)
@@ -151,7 +154,7 @@ def advance(
     )
     if moved:
         rollout = _noted(rollout, now)
-    # The baseline serves until a promoted canary is ready. The router then settles the Endpoint, usually
+    # The baseline serves until a promoted canary is ready. Then the router removes ``previous``, usually
     # immediately.
     previous = rollout.base if rollout.phase == "promoted" else []
     update = {"rollout": rollout, "targets": targets_of(rollout), "previous": previous}
@@ -161,7 +164,7 @@ def advance(
 
 
 def withdrawn(spec: EndpointSpec, now: float) -> Rollout | None:
-    """Return an Endpoint's rollout after a rollback. An unsettled promotion becomes ``rolled_back``."""
+    """Return an Endpoint's rollout after a rollback. An unfinished promotion becomes ``rolled_back``."""
     rollout = spec.rollout
     if rollout is None or rollout.phase != "promoted" or not spec.previous:
         return rollout

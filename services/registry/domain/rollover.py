@@ -94,10 +94,10 @@ def settle(snapshot: RegistrySnapshot, name: str, seen: int | None) -> list[Chan
 
 
 def with_previous(stored: EndpointSpec, spec: EndpointSpec) -> EndpointSpec:
-    """Return ``spec`` with ``previous`` set to the targets that serve now, without those that ``spec`` keeps.
+    """Return ``spec`` with ``previous`` set to the targets that serve now, except the targets in ``spec``.
 
-    During a roll-over, the ``previous`` targets of ``stored`` serve now, because the new ones may not be
-    ready. Otherwise its ``targets`` serve now.
+    During a roll-over, the ``previous`` targets of ``stored`` serve, because its new targets may not be
+    ready. Otherwise, the ``targets`` of ``stored`` serve.
     """
     kept = {target.deployment for target in spec.targets}
     serving = stored.previous or stored.targets
@@ -105,7 +105,7 @@ def with_previous(stored: EndpointSpec, spec: EndpointSpec) -> EndpointSpec:
 
 
 def replace_endpoint(snapshot: RegistrySnapshot, stored: EndpointSpec, spec: EndpointSpec) -> list[Change]:
-    """Plan to replace an Endpoint's spec. Deployments that it no longer uses go to sleep.
+    """Plan to replace an Endpoint's spec. Deployments that the Endpoint no longer uses go to sleep.
 
     Deployments that a user declared keep their scale. A shadow ends if its Deployment gets traffic.
     """
@@ -137,10 +137,10 @@ def without_own_shadow(spec: EndpointSpec) -> EndpointSpec:
 
 
 def with_minimum(snapshot: RegistrySnapshot, rollout: Rollout, share: int) -> list[Change]:
-    """Return the change that sets a canary's minimum replicas to ``share`` percent of the full minimum.
+    """Return the change that sets a canary's minimum replicas to ``share`` percent of its full minimum.
 
-    The number is rounded up. So a rollout does not need twice the replicas, unless its options request full
-    capacity.
+    The number is rounded up. The minimum grows with the share, so that the baseline and the canary together
+    do not need twice the replicas. A rollout with full capacity is not changed.
     """
     stored = snapshot.deployments.get(rollout.deployment)
     if stored is None or rollout.min_replicas is None:
@@ -157,7 +157,7 @@ def asleep_spec(spec: DeploymentSpec) -> DeploymentSpec:
 
 
 def scale_of(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> dict[str, Any]:
-    """Return the scale settings of the Endpoint's target with the largest weight."""
+    """Return the settings for scaling of the Endpoint's target with the largest weight."""
     current = snapshot.heaviest(endpoint.spec.targets)
     return {key: getattr(current, key) for key in _SCALE}
 
@@ -181,7 +181,7 @@ def _deployment(
 ) -> list[Change]:
     """Plan to create or update the version's Deployment.
 
-    A new one copies the options of the Endpoint's current Deployment.
+    A new Deployment copies the options of the Endpoint's current Deployment.
     """
     name = fixed["name"]
     current = snapshot.heaviest(endpoint.spec.targets) if endpoint is not None else None

@@ -17,8 +17,9 @@ def version_changes(
 ) -> tuple[list[Change], str]:
     """Return the changes that create a Deployment of a version, and the name of the Deployment.
 
-    Without ``wake``, an existing Deployment is not changed, so a sleeping one stays asleep. With ``wake``, it
-    gets the scale of the Deployment that serves now. Raise NotFound for an unknown Endpoint or version.
+    Without ``wake``, an existing Deployment is not changed, so it stays asleep if it sleeps. With ``wake``,
+    it gets the number of replicas of the Deployment that serves now. Raise NotFound for an unknown Endpoint
+    or version.
     """
     spec = snapshot.endpoint(name).spec
     model = snapshot.heaviest(spec.targets).model

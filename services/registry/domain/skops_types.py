@@ -1,8 +1,8 @@
 """Decide which types in a skops file need the publisher's trust. Pure.
 
-skops constructs only objects of the types that its file names. Its users must trust each type that is not on
-its own list. This module also trusts all classes of scikit-learn. skops distrusts some of them because a
-crafted file can crash the process, but a model's process is allowed to crash.
+skops constructs only objects of the types that its file names. It requires trust in each type that is not on
+the list of skops. This module also trusts all classes of scikit-learn. skops leaves out some of them, because
+a crafted file can crash the process. Here, such a crash ends only the model's process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from tidegate.kernel.errors import BadRequest
 
-# Nodes that construct data or objects. Other nodes call functions, so their types must be trusted by name.
+# The nodes of a skops file that only construct objects. A class of scikit-learn is trusted only in such a
+# node, because other nodes may call functions.
 _OBJECTS = frozenset({"ObjectNode", "TreeNode", "LossNode", "TypeNode", "CachedNode"})
 _BUILTINS = [
     "int",
@@ -42,7 +43,7 @@ _ARRAYS = ("numpy", "scipy.sparse")
 
 @dataclass(frozen=True, slots=True)
 class SkopsType:
-    """A type in a file, and the node that constructs it."""
+    """A type in a skops file. ``loader``: the kind of skops node that constructs it."""
 
     module: str
     name: str

@@ -17,9 +17,9 @@ REASON = "stage_required"
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """A principal's approval of a version for a stage. ``by``: the principal's name.
+    """A principal's approval of a version for a stage.
 
-    ``owner``: the owner of the principal's key; None if the key has no owner.
+    ``by``: the principal's name. ``owner``: the owner of the principal's key; None if the key has no owner.
     """
 
     stage: str
@@ -34,9 +34,9 @@ class Approval:
 class StageFacts:
     """The facts about a version that decide if it may enter a stage.
 
-    ``checks_met``: True if the version matches the stage's filter. ``verification``: the state of the
-    version's verification. ``registered_by``: the principal that registered the version.
-    ``registered_for``: the owner of that principal's key.
+    ``stage``: the version's current stage. ``checks_met``: True if the version matches the filter of the
+    stage to enter. ``verification``: the state of the version's verification. ``registered_by``: the
+    principal that registered the version. ``registered_for``: the owner of that principal's key.
     """
 
     stage: str | None

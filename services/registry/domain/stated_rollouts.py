@@ -39,8 +39,8 @@ def put_endpoint(
 ) -> list[Change]:
     """Plan to create or replace an Endpoint, and to start the canary in its fields.
 
-    If ``rollout`` has an ``id``, it is a complete stored rollout and is written unchanged. Raise the errors
-    of :func:`edits.put_endpoint`.
+    If ``rollout`` has an ``id``, the caller sends back a stored rollout. It is written unchanged, and no
+    canary starts. Raise the errors of :func:`edits.put_endpoint`.
     """
     stated, stored = fields.get("rollout"), snapshot.endpoints.get(name)
     if not isinstance(stated, Mapping) or stated.get("id"):
@@ -64,7 +64,7 @@ def _kept(stored: EndpointSpec, fields: edits.Fields) -> dict[str, Any]:
 
 
 def _is_known(stored: EndpointSpec, wanted: StatedRollout) -> bool:
-    """Return True if the Endpoint's last canary equals the stated one."""
+    """Return True if the Endpoint's last canary has the stated Deployment and options."""
     held = stored.rollout
     return held is not None and (held.deployment, held.options) == (wanted.deployment, wanted.options)
 

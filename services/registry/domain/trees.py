@@ -22,8 +22,9 @@ MAX_OUTPUTS = 100_000
 class TreeModel:
     """The facts about a model in a file.
 
-    ``classes`` is 0 if the model is not a classifier. ``outputs`` is 0 if it returns one number per row.
-    ``categories``: the number of features that are texts (CatBoost).
+    ``classes``: the number of classes; 0 if the model is not a classifier. ``outputs``: the number of outputs
+    per row; 0 if the model returns one plain number. ``categories``: the number of features that are texts
+    (CatBoost).
     """
 
     features: int

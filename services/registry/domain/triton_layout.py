@@ -1,4 +1,4 @@
-"""Find the models in a Triton model directory, and the one that gets requests. Pure."""
+"""Find the models in a Triton model directory, and the model that gets the requests. Pure."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def models(files: Iterable[PurePosixPath]) -> set[PurePosixPath]:
 def served(folders: set[PurePosixPath], model: str, ensembles: Mapping[PurePosixPath, bool]) -> PurePosixPath:
     """Return the folder of the model that gets requests.
 
-    This is the only folder, the folder named ``model``, or the only outermost ensemble. ``ensembles``: True
-    for each folder of such an ensemble. Raise BadRequest if there is no folder, or if the choice is not
-    clear.
+    Choose the only folder, else the folder named ``model``, else the only outermost ensemble. An ensemble is
+    outermost if no other ensemble uses it. ``ensembles``: True for the folder of an outermost ensemble. Raise
+    BadRequest if there is no folder, or if the choice is not clear.
     """
     if not folders:
         raise BadRequest(
@@ -59,7 +59,10 @@ def served(folders: set[PurePosixPath], model: str, ensembles: Mapping[PurePosix
 
 
 def check_versions(folder: PurePosixPath, files: Iterable[PurePosixPath]) -> None:
-    """Raise BadRequest unless a model that is not an ensemble has a version folder with a file in it."""
+    """Raise BadRequest if a model's folder has no version folder with a file in it.
+
+    Ensembles are not checked, because they need no file.
+    """
     inside = [path.relative_to(folder).parts for path in files if path.is_relative_to(folder)]
     if any(len(parts) > 1 and parts[0].isdecimal() for parts in inside):
         return

@@ -10,15 +10,19 @@ from typing import Literal
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound, PayloadTooLarge, TooMany
 
 State = Literal["open", "verifying", "stored", "failed"]
-# The size in bytes of a full part, and the smallest size of a part that does not end the upload. Many small
-# parts would be slow.
+# PART_BYTES: the size in bytes of a full part. LEAST_PART_BYTES: the smallest size in bytes of a part, except
+# the last part of an upload. Many small parts would make an upload slow.
 PART_BYTES = 8 * 2**20
 LEAST_PART_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """The limits of one caller's unfinished uploads. ``idle``: how long an idle upload is kept."""
+    """The limits of one caller's unfinished uploads.
+
+    ``number``: how many uploads. ``total_bytes``: their total size. ``artifact_bytes``: the size of each.
+    ``idle``: the time after which an upload that receives nothing is deleted.
+    """
 
     number: int
     total_bytes: int
@@ -102,7 +106,7 @@ def check_append(upload: Upload, offset: int, announced: int | None) -> None:
 
 
 def moved(received: int, offset: int) -> Conflict:
-    """Return the error for a wrong offset, or for an offset at which another request continues."""
+    """Return the error for an offset that is wrong, or at which another request already sends bytes."""
     how = (
         "Another request continues there. Use one connection for an upload."
         if received == offset
@@ -128,7 +132,10 @@ def own(upload: Upload | None, id_: str, owner: str) -> Upload:
 
 
 def checked(upload: Upload, found: str) -> Upload:
-    """Return the upload after its check. If the sha256 of its bytes, ``found``, is wrong, it has failed."""
+    """Return the upload as stored, or as failed if its bytes have the wrong sha256.
+
+    ``found``: the sha256 of the bytes that arrived.
+    """
     if found == upload.sha256:
         return replace(upload, stored=True, parts=())
     problem = f"The bytes that arrived have sha256 {found}, not {upload.sha256}. Send the file again."

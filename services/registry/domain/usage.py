@@ -16,7 +16,10 @@ BY = ("day", "principal", "endpoint")
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """A query of usage from ``since`` to ``until`` inclusive. Rows with equal columns ``by`` are added up."""
+    """A query of usage from ``since`` to ``until``, both days included.
+
+    ``by``: the columns to group by. Rows with the same values in these columns are added up.
+    """
 
     since: date | None = None
     until: date | None = None

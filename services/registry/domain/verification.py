@@ -48,7 +48,7 @@ def at_registration(format_: Format, now: datetime, *, enabled: bool, round_: in
 
 
 def settled(stored: Verification, result: VerificationResult, now: datetime) -> Verification | None:
-    """Return the verification with a result; None for a duplicate, or a result of an earlier round."""
+    """Return the verification with the result; None for a duplicate result or one of an earlier round."""
     if stored.state != "pending" or stored.round != result.round:
         return None
     card = result.card or stored.card
@@ -92,7 +92,7 @@ def check(before: RegistrySnapshot, changes: Sequence[Change]) -> None:
 
 
 def refusal(model: str, number: int, verification: Verification) -> Conflict:
-    """Return the error for a version that must not serve, with the next command."""
+    """Return the error for a version that must not serve. Its message has the command to run next."""
     anyway = (
         f"To serve it without verification: `tidegate deploy {model} --version {number} --force` (API: "
         "unverified=true)."

@@ -16,7 +16,7 @@ MOST_CARD_BYTES = 256 * 1024
 LONGEST_KEY = 128
 LONGEST_VALUE = 1_000
 LONGEST_NOTES = 16_000
-# How many entries each collection can have.
+# The maximum number of entries in each collection.
 MOST_ENTRIES = {"metrics": 500, "parameters": 500, "tags": 200, "dependencies": 2_000}
 # The fields that contain a single text.
 TEXTS = ("owner", "framework", "framework_version", "license", "commit", "run", "dataset", "parent")

@@ -10,10 +10,10 @@ from services.registry.domain.desired_state import Change, PutDeployment, Regist
 
 
 def wake(snapshot: RegistrySnapshot, name: str, deployments: Sequence[str]) -> list[Change]:
-    """Return the changes that give sleeping Deployments the scale of the target with the largest weight.
+    """Return the changes that wake sleeping Deployments before they get traffic.
 
-    ``name``: the Endpoint of that target. Deployments that a user declared, or that have traffic, are not
-    changed.
+    They get the settings for scaling of the largest target of Endpoint ``name``. Deployments that a user
+    declared, or that have traffic already, are not changed.
     """
     scale = rollover.scale_of(snapshot, snapshot.endpoint(name))
     changes: list[Change] = []

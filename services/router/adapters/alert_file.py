@@ -1,4 +1,4 @@
-"""Alerts, silences, receivers and the messages to them on disk: ``<state>/data/alerts.db`` (SQLite)."""
+"""Store alerts, silences, receivers and messages to receivers in ``<state>/data/alerts.db`` (SQLite)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ MessageState = Literal["waiting", "delivered", "given_up"]
 class AlertMessage:
     """A message to one receiver.
 
-    ``next_at``: when it is sent next. ``attempt``: how many times it was sent so far.
+    ``next_at``: the Unix time of the next attempt to send the message. ``attempt``: the number of attempts so
+    far.
     """
 
     id: str
@@ -158,7 +159,7 @@ class AlertFile:
         )
 
     def due(self, now: float, limit: int) -> list[AlertMessage]:
-        """Return the messages to send now, at most ``limit``. The message that is due longest is first."""
+        """Return at most ``limit`` messages whose time to be sent has come, earliest ``next_at`` first."""
         query = f"SELECT {_MESSAGE} FROM messages WHERE state = 'waiting' AND next <= ? ORDER BY next LIMIT ?"
         return [AlertMessage(*row) for row in self._db.read(query, (now, limit))]
 

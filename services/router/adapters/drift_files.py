@@ -25,7 +25,7 @@ class DriftFiles:
         self._folder = folder
 
     def read(self, key: VersionKey) -> dict[str, Any] | None:
-        """Return the document of a version's history; None if no file can be read."""
+        """Return the document of a version's history; None if its file is missing or cannot be read."""
         try:
             found: dict[str, Any] = orjson.loads(zlib.decompress(self._path(key).read_bytes()))
         except FileNotFoundError:
@@ -38,7 +38,10 @@ class DriftFiles:
         return found
 
     def write(self, key: VersionKey, document: dict[str, Any]) -> None:
-        """Write a version's history. Log an error, such as a full disk; the history stays in memory."""
+        """Write a version's history to its file.
+
+        If this fails, for example because the disk is full, only log the error. The history stays in memory.
+        """
         try:
             shared_file.replace(self._path(key), zlib.compress(orjson.dumps(document), 1))
         except OSError as error:

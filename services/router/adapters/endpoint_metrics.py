@@ -53,7 +53,7 @@ class EndpointMetrics:
         self._names: set[str] = set()
 
     def clear(self) -> None:
-        """Remove the metrics of all endpoints, because this router does not lead."""
+        """Remove the metrics of all endpoints, because this router is not the leader."""
         self.keep(set())
 
     def keep(self, names: set[str]) -> None:

@@ -19,7 +19,8 @@ class MailSender:
     """A client of the SMTP server at ``url``.
 
     ``smtp://USER:PASSWORD@HOST:587`` uses STARTTLS if the server offers it; ``smtps://`` uses TLS from the
-    start. A message that the server refuses (5xx) is sent again later, as after any other error.
+    start. If the server refuses a message (5xx), the alert sender tries again later, as after any other
+    error.
     """
 
     def __init__(self, url: str, sender: str, timeout_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Names of router processes. From a name, a router on the same machine can tell if the process died."""
+"""Names of router processes. A router on the same machine can tell from a name if that process has ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def own(incarnation: str) -> str:
-    """Return ``<host>:<pid>:<incarnation>@<namespace>``. The pid is valid only in that pid namespace."""
+    """Return ``<host>:<pid>:<incarnation>@<namespace>``. ``<namespace>``: the pid namespace of ``<pid>``."""
     return f"{socket.gethostname()}:{os.getpid()}:{incarnation}@{_namespace()}"
 
 

@@ -1,7 +1,8 @@
 """Store the quality histories, and the predictions that wait for labels, in two files.
 
-The file of the histories also holds the position up to which the stream of feedback was read. It is replaced
-atomically. So each label is counted exactly once, even after a crash. The other file is written less often.
+The file of histories also stores the last read position in the stream of feedback. Both are replaced in one
+atomic write, so each label is counted exactly once, even after a crash. The file of predictions is written
+less often.
 """
 
 from __future__ import annotations

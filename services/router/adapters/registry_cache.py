@@ -22,7 +22,10 @@ log = telemetry.logger(__name__)
 
 
 class RegistryCache:
-    """The last desired state that was read from the registry, with a copy on disk for the next start."""
+    """The last desired state that was read from the registry.
+
+    A copy on disk lets the router start while the registry is down.
+    """
 
     def __init__(self, url: str, token: str, disk: Path) -> None:
         self._client = httpx.AsyncClient(
@@ -71,7 +74,10 @@ class RegistryCache:
             raise Unavailable(f"the training baseline of {model} {version} was not read: {error}") from None
 
     async def settle(self, endpoint: Endpoint) -> None:
-        """Tell the registry that an Endpoint's traffic has moved to its new targets. Only log an error."""
+        """Tell the registry that an Endpoint's traffic has moved to its new targets.
+
+        If this fails, log the error and raise nothing: the caller tries again later.
+        """
         try:
             response = await self._client.post(
                 f"/v1/endpoints/{endpoint.name}/settle", json={"revision": endpoint.revision}
@@ -81,7 +87,10 @@ class RegistryCache:
             log.info("settling failed; tried again", extra={"endpoint": endpoint.name, "problem": str(error)})
 
     async def end_shadow(self, endpoint: Endpoint) -> None:
-        """End an endpoint's shadow in the registry. Only log an error: the caller tries again later."""
+        """End an endpoint's shadow in the registry.
+
+        If this fails, log the error and raise nothing: the caller tries again later.
+        """
         assert endpoint.shadow is not None
         try:
             response = await self._client.delete(

@@ -25,7 +25,8 @@ class RolloutMetrics:
     def show(self, endpoint: str, share: int, evidence: Mapping[str, Mapping[str, Any]]) -> None:
         """Set the gauges of an endpoint's rollout.
 
-        ``evidence``: the evidence on each metric, as in the router's API.
+        ``evidence``: for each metric, the statistics that compare the canary with the baseline, as in the
+        router's API.
         """
         SHARE.labels(endpoint).set(share)
         for metric, each in evidence.items():

@@ -13,8 +13,8 @@ from services.router.adapters import shared_file
 class TableRevision:
     """The revision of a route table.
 
-    ``epoch`` comes from the router's lease. ``n`` counts the table's changes in this epoch. The epoch is
-    stored on disk, so that the next epoch is greater even if the store of jobs is lost.
+    ``epoch`` comes from the router's lease. ``n`` counts the table's changes in this epoch. The epoch is also
+    stored on disk. So the next epoch is greater, even if the job store loses the lease.
     """
 
     def __init__(self, path: Path) -> None:

@@ -16,7 +16,7 @@ CREATE TABLE IF NOT EXISTS windows (
 
 
 class WatchFile:
-    """The database of what each endpoint did in each past minute and hour. Only the leader writes.
+    """Stores the figures of each endpoint for each past minute and hour. Only the leader writes.
 
     Several threads may use it at the same time.
     """
@@ -29,7 +29,7 @@ class WatchFile:
         self.db.close()
 
     def windows(self, now: float) -> list[Stored]:
-        """Return the stored minutes and hours, each oldest first, without those that are too old."""
+        """Return the stored minutes and hours that are not too old, grouped by level, oldest first."""
         found: list[Stored] = []
         for level in SECONDS:
             rows = self.db.read(

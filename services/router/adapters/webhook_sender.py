@@ -1,4 +1,4 @@
-"""Send webhooks over HTTP. Redirects are not followed, and every address is checked before connecting."""
+"""Send webhooks over HTTP, and only to allowed addresses. Redirects are not followed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tidegate.version import VERSION
 log = telemetry.logger(__name__)
 
 KEEPALIVE_S = 5.0
-# At most this many addresses of a host name are tried. They share the timeout equally.
+# At most this many addresses of a host name are tried. Each gets an equal part of the connect timeout.
 MAX_ADDRESSES = 4
 # At most this many bytes of a response's body are read: only the status and a header are used.
 MAX_BODY_BYTES = 64 * 1024
@@ -33,7 +33,7 @@ class AddressRefused(httpcore.ConnectError):
 
 
 class GuardedNetwork(httpcore.AsyncNetworkBackend):
-    """A network of httpcore that resolves names itself, and connects only to addresses that it has checked.
+    """A network backend of httpcore that resolves names itself, and connects only to allowed addresses.
 
     Each attempt in flight has its own thread for name resolution. So a name server that does not answer
     delays no other webhook.
@@ -53,9 +53,10 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address that answers. Raise :class:`AddressRefused` if none is allowed.
+        """Connect to the first address that answers, within ``connect_s`` for all addresses together.
 
-        ``timeout`` is ignored: ``connect_s`` is the limit for all addresses together.
+        Raise :class:`AddressRefused` if no address is allowed, ConnectError if none answers. ``timeout`` is
+        ignored.
         """
         addresses = await self._resolve(host, port)
         allowed = [each for each in addresses if self._allow_private or is_public(ip_address(each))]

@@ -46,7 +46,10 @@ class NewSilence(BaseModel):
 
 
 class ReceiverBody(BaseModel):
-    """A receiver of alerts with ``severity`` or a worse one. ``to``: a URL or an e-mail address."""
+    """A receiver of the alerts whose severity is ``severity`` or worse.
+
+    ``to``: a URL or an e-mail address.
+    """
 
     model_config = ConfigDict(extra="forbid")
 

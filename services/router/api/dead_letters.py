@@ -23,7 +23,10 @@ Operator = Annotated[Principal, Depends(needs(OPERATE))]
 
 
 class ReplayOne(BaseModel):
-    """The options of a replay. ``to``: the Deployment that runs the letter; None: the letter's own."""
+    """The options of a replay.
+
+    ``to``: the Deployment that runs the request again; None: the Deployment of the first attempt.
+    """
 
     model_config = ConfigDict(extra="forbid")
 

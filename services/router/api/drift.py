@@ -33,7 +33,10 @@ async def drift(request: Request, name: str) -> dict[str, Any]:
 
 @router.get("/{name}/rows", response_class=StreamingResponse)
 async def rows(request: Request, name: str) -> StreamingResponse:
-    """Return the raw rows of Deployments with `keep_rows`, as JSONL, oldest first."""
+    """Return the sampled raw rows of the versions behind a name, as JSONL, oldest first.
+
+    Only Deployments with ``keep_rows`` have raw rows.
+    """
     operator = caller.require(OPERATE)
     found = request.app.state.drift.rows(name)
     log.info("raw rows read", extra={"name_": name, "by": operator.id})
@@ -42,7 +45,10 @@ async def rows(request: Request, name: str) -> StreamingResponse:
 
 @router.post("/{name}/rebase")
 async def rebase(request: Request, name: str) -> dict[str, Any]:
-    """Freeze new baselines from the next rows. Versions with a training baseline keep it."""
+    """Replace the baselines of the versions behind a name by new ones from the next sampled rows.
+
+    A version with a training baseline keeps this baseline.
+    """
     found: dict[str, Any] = await request.app.state.drift.rebase(name)
     return found
 

@@ -26,14 +26,16 @@ from tidegate.kernel.store import JobStore, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# If the store is unavailable, the consumer waits this time (seconds), then requeues the message.
+# Seconds to wait if the store is unavailable, before the message is requeued. Also the wait before the
+# journal is loaded again after an error.
 RETRY_S = 1.0
-# Jobs are taken with the same token at each delivery. So a redelivery continues the attempt of the first one.
+# The token with which jobs are taken from the store. It never changes, so a redelivery continues the attempt
+# of the first delivery instead of starting a new one.
 TOKEN = b"exceptions"
 
 
 class ExceptionConsumer:
-    """The consumer of the exceptions queue. It consumes only while this router leads."""
+    """The consumer of the queue of given-up requests and jobs. It consumes only while this router leads."""
 
     def __init__(
         self,
@@ -64,10 +66,10 @@ class ExceptionConsumer:
     async def _step(self) -> float | None:
         if self._leads() == self._consumes:
             return None
-        await self.connection.stop()  # unsettled messages go to the next leader
+        await self.connection.stop()  # the broker delivers unacked messages to the next leader
         try:
             self._load_or_unload()
-        except OSError as error:  # the disk may be full; no caller is answered until a retry succeeds
+        except OSError as error:  # consume nothing until the journal is loaded
             log.error(
                 "the journal of dead letters cannot be loaded; trying again", extra={"problem": str(error)}
             )
@@ -160,7 +162,8 @@ class ExceptionConsumer:
         await self._letters.add(letter, request, delivery.body)
 
     async def _fail(self, id_: bytes, cause: str) -> None:
-        # Take the job as a worker would. The store does not allow this if the job has ended or is running.
+        # Take the job as a worker would, then mark it as failed. If the job has ended or is running, the
+        # store refuses, and the record does not change.
         (taken,) = await self._jobs.take([Take(id_, "router", False, 0, TOKEN)])
         if taken.outcome == "run":
             error = {"reason": cause, "message": f"the job's message could not be handled: {cause}"}

@@ -25,7 +25,10 @@ async def ledger(request: Request) -> dict[str, Any]:
 async def webhook_secret(
     request: Request, principal: str | None = Query(None, min_length=1, max_length=200)
 ) -> dict[str, str]:
-    """Return the secret that signs the caller's webhooks. The scope admin may name another ``principal``."""
+    """Return the secret that signs a caller's webhooks.
+
+    ``principal``: the caller's id; None: the caller of this route. Another caller's id needs the scope admin.
+    """
     own = caller.require(INFER).id
     if principal is not None and principal != own:
         caller.require(ADMIN)

@@ -42,7 +42,10 @@ async def history(
     level: Literal["minute", "hour"] = "minute",
     last_s: Annotated[float, Query(gt=0, le=35 * 86_400)] = 3600.0,
 ) -> dict[str, Any]:
-    """Return an endpoint's history by minute or by hour. By minute, the last half hour has more points."""
+    """Return an endpoint's history by minute or by hour.
+
+    By minute, the last half hour has one point for each reading of the traffic.
+    """
     watch = leading(request)
     if watch.endpoint(name) is None:
         raise NotFound(f"There is no endpoint {name!r}. `tidegate routes` lists the endpoints.")

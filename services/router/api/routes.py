@@ -1,4 +1,4 @@
-"""Routes of the published route table, and the older route of dead letters."""
+"""HTTP routes of the route table, and the older route of dead letters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def routes(request: Request) -> dict[str, Any]:
 
 @router.get("/exceptions")
 async def exceptions(request: Request, limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
-    """Return the latest dead letters, newest first, like ``/v1/dead``."""
+    """Return the latest dead letters, newest first. ``/v1/dead`` returns the same and has filters."""
     caller.require(OPERATE)
     letters = request.app.state.dead_letters.all[-limit:]
     return {"items": [letter.public() for letter in reversed(letters)]}

@@ -1,4 +1,4 @@
-"""The router's main loop reads desired state and workers' reports, and publishes the route table.
+"""Compile the route table from the desired state and the workers' reports, and publish it.
 
 Only the leader compiles and publishes. The other routers read the published table.
 """
@@ -46,7 +46,8 @@ class RouteController:
         interval_s: float,
         relist_s: float,
     ) -> None:
-        # The ids of rolled-back rollouts whose rollback the registry has not stored yet.
+        # The ids of rolled-back rollouts whose rollback the registry has not stored yet. Their canaries get
+        # no traffic.
         self.condemned: Set[str] = frozenset()
         self._store = store
         self._registry = registry

@@ -1,4 +1,7 @@
-"""Add up the replicas' profiles, judge each closed window, and publish the bins. Only the leader does so."""
+"""Judge drift: add up the replicas' profiles, and compare each closed window with its baseline.
+
+Replicas count values in bins, which this module publishes for them. Only the leader judges and publishes.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,8 @@ class DriftJudge:
         self._quality = quality
         self._blobs = blobs
         self._versions: dict[VersionKey, DriftHistory] = {}
-        # Comparisons with an earlier version. They are slow, so each is computed once, when a window closes.
+        # By version: the number of an earlier version, and the comparison with it. Comparisons are slow, so
+        # each is computed only once, when a window closes.
         self._compared: dict[VersionKey, tuple[int, Comparison]] = {}
         self._repeated_at = float("-inf")
         self._published: dict[str, tuple[str, bool]] = {}
@@ -87,9 +91,9 @@ class DriftJudge:
         return {"items": items}
 
     def shown(self, name: str) -> dict[str, Any]:
-        """Return all details of the drift of the versions behind a name.
+        """Return all details of the drift of an endpoint's, a Deployment's or a model's versions.
 
-        Raise NotFound if the name is unknown, Unavailable if another router leads.
+        Raise NotFound if there is nothing with this name, Unavailable if another router leads.
         """
         desired = self._desired()
         items = []
@@ -100,9 +104,9 @@ class DriftJudge:
         return {"name": name, "items": items}
 
     def rows(self, name: str) -> AsyncIterator[bytes]:
-        """Return the kept raw rows of the versions behind a name, as JSONL.
+        """Return the raw rows of an endpoint's, a Deployment's or a model's versions, as JSONL.
 
-        Raise NotFound if there are none or the name is unknown, Unavailable if another router leads.
+        Raise NotFound if no rows are stored or the name is unknown, Unavailable if another router leads.
         """
         kept = [each.key for key in self._keys(self._desired(), name) for each in self._of(key).kept]
         if not kept:
@@ -118,7 +122,10 @@ class DriftJudge:
                 yield await self._blobs.get(key)
 
     async def rebase(self, name: str) -> dict[str, Any]:
-        """Freeze new baselines from the next rows. Versions with a training baseline keep it."""
+        """Replace the baselines of the versions behind a name by new ones from the next sampled rows.
+
+        A version with a training baseline keeps this baseline.
+        """
         changed = []
         for key in self._keys(self._desired(), name):
             history = self._of(key)
@@ -188,7 +195,10 @@ class DriftJudge:
                 history.use_bins(found.bins)
 
     async def _close(self, keys: Iterable[VersionKey]) -> None:
-        """Close the windows that are full or old. Judge them in a thread, because the bootstrap is slow."""
+        """Close the windows that are full or old, and judge them.
+
+        They are judged in a thread, so that the slow bootstrap does not block the event loop.
+        """
         closed = []
         for key in keys:
             history = self._of(key)
@@ -223,8 +233,8 @@ class DriftJudge:
     async def _publish(self, places: dict[str, VersionKey], labelled: set[str]) -> None:
         """Publish the bins that changed since the last call, and all bins every ``REPEAT_S`` seconds.
 
-        Replicas send predictions only for the Deployments in ``labelled``, because only their endpoints
-        collect feedback.
+        ``labelled``: the Deployments of endpoints that collect feedback. Only their replicas send
+        predictions.
         """
         due: dict[str, PublishedBins] = {}
         for deployment, key in places.items():
@@ -241,7 +251,10 @@ class DriftJudge:
             await asyncio.to_thread(self._save, {places[name] for name in due})
 
     async def _read_baselines(self, desired: DesiredState, keys: Iterable[VersionKey]) -> None:
-        """Read training baselines and forget versions that no longer exist, every ``REPEAT_S`` seconds."""
+        """Read the training baselines every ``REPEAT_S`` seconds, and forget versions that no longer exist.
+
+        The next call of :meth:`_publish` then publishes all bins again.
+        """
         if time.monotonic() - self._repeated_at < REPEAT_S:
             return
         self._repeated_at = time.monotonic()

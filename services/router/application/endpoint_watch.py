@@ -1,6 +1,7 @@
-"""Watch every endpoint: read the traffic and the replicas, and keep a history.
+"""Watch every endpoint: read the traffic and the replicas, and store a history.
 
-Only the leader watches. Gateways report totals, so a restarted router can continue from them.
+Only the leader watches. Gateways and workers report totals. The history contains the growth of these totals
+from one reading to the next.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ Letters = Callable[[], Iterable[tuple[float, str]]]
 
 
 class EndpointWatch:
-    """One of the router's loops. :attr:`last`: its last reading. :attr:`history`: the traffic so far."""
+    """One of the router's loops. It reads the traffic, and adds it to :attr:`history`.
+
+    :attr:`last`: the last reading.
+    """
 
     def __init__(
         self,
@@ -152,7 +156,7 @@ class EndpointWatch:
         found: dict[str, int] = {}
         try:
             new = [name for at, name in self._letters() if self._letters_until < at <= now]
-        except Unavailable:  # the journal is not loaded yet
+        except Unavailable:  # the journal is not loaded yet; the next reading counts the letters
             return found
         self._letters_until = now
         for name in new:

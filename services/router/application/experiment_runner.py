@@ -1,7 +1,8 @@
-"""Count the outcomes of every experiment, and end those that are complete.
+"""Count the outcomes of every experiment, and end the experiments that are complete.
 
-Only the leader counts. One write to its file stores the counts and the position in the stream of feedback.
-So each outcome is counted exactly once, even if the router dies or feedback arrives while no router runs.
+Only the leader counts. One write to its file stores both the counts and the position in the stream of
+feedback. So each outcome is counted exactly once, even after a crash. Feedback that arrives while no router
+runs is counted later.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from tidegate.kernel.store.feedback import START, FeedbackStore
 log = telemetry.logger(__name__)
 
 TICK_S = 1.0
-# Shortest time between writes of the file, in seconds. A crash loses no count: the stream is read again.
+# Shortest time between two writes of the file, in seconds. A crash loses no count: the next router continues
+# in the stream at the position in the file.
 SAVE_S = 2.0
 PAGE = 1000
 

@@ -1,4 +1,4 @@
-"""Sweep jobs: publish jobs again that have no message or worker, expire jobs, remove old records."""
+"""Sweep jobs: queue jobs again that have neither a message nor a worker, expire jobs, remove old records."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from tidegate.kernel.store.jobs import JobStore
 
 log = telemetry.logger(__name__)
 
-# Failed jobs with these error reasons become dead letters. Maps the reason to the letter's cause.
+# For the error reasons of failed jobs that become dead letters: the cause of the dead letter.
 DEAD_LETTER_CAUSES = {"attempts_exhausted": EXHAUSTED, "worker_lost": NOT_RETRIED}
 BATCH = 500
-# Only jobs older than this are checked for a lost message. Younger jobs may not be in the queue yet.
+# Milliseconds after which a job is checked for a lost message. The message of a younger job may not be in the
+# queue yet.
 LOST_AFTER_MS = 10_000
 
 REPUBLISHED = Counter(
@@ -60,9 +61,9 @@ class JobSweeper:
         leads: Callable[[], bool],
         letters: DeadLetters | None = None,
     ) -> None:
-        """``lost`` returns the Deployments that lost messages, as ``Ledger.take_lost`` does.
+        """``lost``: a function that returns the Deployments that lost messages (``Ledger.take_lost``).
 
-        ``letters`` stores jobs that failed and will not be retried.
+        ``letters``: the dead letters, to which jobs are added that failed and will not be retried.
         """
         self._jobs = jobs
         self._lost = lost

@@ -1,8 +1,8 @@
-"""Leader election: one router leads. It holds a lease in the store of jobs and renews it until it stops.
+"""Elect the leading router. It holds a lease in the store of jobs, and renews it until it stops.
 
 While the store of jobs does not answer, no router can take the lease, so the last leader continues. If only
-the leader cannot reach the store, another router gets the lease with a greater epoch. From then on, the store
-of the route table rejects the old leader's tables, because their epoch is smaller.
+the leader cannot reach this store, another router takes the lease with a greater epoch. From then on, the
+store of the route table rejects the old leader's tables, because their epoch is smaller.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ LEADS = Gauge("tidegate_router_leads", "1 on the router that leads, 0 on the oth
 
 
 class Leadership:
-    """This router's part in the election: it claims and renews the lease.
+    """Claims and renews the leader's lease for this router.
 
-    ``holder``: the leader, as far as this router knows.
+    ``holder``: the name of the leader, as far as this router knows.
     """
 
     def __init__(
@@ -89,7 +89,10 @@ class Leadership:
         return "No router leads yet. One takes over when the last lease expires."
 
     def overtaken(self, epoch: int) -> None:
-        """Stop leading, because the published table has a greater epoch. Claim the lease again now."""
+        """Stop leading, because another router has published a table with the greater ``epoch``.
+
+        Then claim the lease again. A new lease gets an even greater epoch.
+        """
         self._seen = max(self._seen, epoch)
         self.holder = ""
         self._loop.wake()

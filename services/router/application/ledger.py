@@ -22,8 +22,8 @@ from tidegate.kernel.store.jobs import JobStore
 
 log = telemetry.logger(__name__)
 
-# Seconds to wait for new reports of the workers, which report every half second. After this pause, the
-# reports are newer than the sources that were read before it.
+# Seconds to wait before the workers' reports are read. Workers report every half second. So the reports are
+# newer than the sources that were read before this wait.
 REPORTS_S = 1.2
 
 UNACCOUNTED = Gauge("tidegate_jobs_unaccounted", "Jobs that are lost; NaN while a source does not answer.")
@@ -69,9 +69,10 @@ class Ledger:
         await self._connection.stop()
 
     def take_lost(self) -> dict[str, bool]:
-        """Return the Deployments that lost messages. The value is True if the Deployment has other messages.
+        """Return the Deployments that lost messages, each with True if it still has other messages.
 
-        The caller must repair the loss. A Deployment is returned again only after several more readings.
+        The caller must queue the lost messages again. After that, several readings must confirm a loss before
+        the Deployment is returned again.
         """
         lost = ledger.lost_messages(self._missing)
         if lost:

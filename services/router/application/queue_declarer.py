@@ -13,7 +13,8 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# Seconds from a failed declaration to its retry: the first and the longest wait. The wait doubles.
+# Seconds to wait before a failed declaration is tried again: the first wait and the longest wait. Each wait
+# is twice as long as the one before.
 RETRY_S = (1.0, 60.0)
 
 

@@ -1,4 +1,7 @@
-"""Replay dead letters as jobs: their callers no longer wait, but can fetch a job's result later."""
+"""Replay dead letters as jobs.
+
+A job belongs to the operator who requests the replay, not to the first caller.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,10 @@ CONNECT_S = 10.0
 
 
 class Replays:
-    """The replays of dead letters as jobs. ``table`` returns the route table.
+    """Replays dead letters as jobs.
 
-    ``ttl_s``: seconds after which a job expires. ``retention_s``: seconds for which its result is kept.
+    ``table``: a function that returns the route table. ``ttl_s``: seconds after which a job expires.
+    ``retention_s``: seconds for which a job's result is stored.
     """
 
     def __init__(

@@ -57,10 +57,10 @@ class RolloutRunner:
         condemned: set[str],
         feedback: FeedbackStore,
     ) -> None:
-        """``wake`` makes the controller read the registry immediately.
+        """``wake``: a function that makes the controller read the registry immediately.
 
-        ``condemned``: the set to which the runner adds the id of a rolled-back rollout, if the registry could
-        not store the rollback. The id stays there until the registry has stored it.
+        ``condemned``: the ids of rolled-back rollouts whose rollback the registry has not stored yet. The
+        runner adds and removes the ids.
         """
         self._condemned = condemned
         self._feedback = feedback

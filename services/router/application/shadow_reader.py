@@ -1,7 +1,7 @@
-"""Read the gateways' counts of shadow traffic once a second, and keep the sums.
+"""Read the gateways' counts of shadow traffic once a second, and add them up.
 
-Every router reads the counts. The leader writes the sums to a file in the state folder. The sums of an ended
-shadow stay until the endpoint gets another shadow.
+Every router reads the counts. Only the leader writes the sums to a file in the state folder. After a shadow
+has ended, its sums remain until the endpoint gets another shadow.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ShadowReader:
         return found
 
     def _problem(self, endpoint: Endpoint) -> str:
-        """Return why the shadow gets no copies of requests; empty if it gets some or there is no shadow."""
+        """Return why the shadow gets no copies of requests; empty if it gets copies or does not exist."""
         if endpoint.shadow is not None and (unfit := self._unfit(endpoint.shadow.deployment)):
             return f"{endpoint.shadow.deployment} {unfit}"
         table = self._table()

@@ -17,7 +17,10 @@ Snapshot = Callable[[], dict[str, Any]]
 
 
 class VersionJudgements:
-    """The last drift and quality of all versions. Older values are good enough: they change slowly."""
+    """The last drift and quality of all versions.
+
+    They change slowly, so they are read only every ``EVERY_S`` seconds.
+    """
 
     def __init__(self, drift: Snapshot, quality: Snapshot) -> None:
         self._drift, self._quality = drift, quality

@@ -1,4 +1,7 @@
-"""Deliver webhooks: claim due ones in the store, send them, and store the results. Only the leader claims."""
+"""Deliver webhooks: claim the due webhooks in the store, send them, and store the results.
+
+Only the leader claims.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,9 @@ log = telemetry.logger(__name__)
 
 POLL_S = 0.25
 RETRY_S = 1.0
-# A claim lasts LEASE_S seconds, or twice an attempt's timeout plus MARGIN_S if that is longer. Then the
-# webhook is due again, because its router has died or has not received the store's response to the claim.
+# A claim lasts LEASE_S seconds, or twice an attempt's timeout plus MARGIN_S if that is longer. When a claim
+# ends without a result, the webhook is due again: its router died, or did not receive the store's response to
+# the claim.
 LEASE_S, MARGIN_S = 30.0, 10.0
 MAX_QUEUED = 1024
 CLAIMED_AT_ONCE = 256
@@ -90,7 +94,10 @@ class WebhookDispatcher:
         self._loop.start()
 
     async def stop(self) -> None:
-        """Stop the loop, and cancel attempts in flight. After the claims expire, webhooks are sent again."""
+        """Stop the loop, and cancel the attempts in flight.
+
+        Their webhooks are sent again when the claims end.
+        """
         await self._loop.stop()
         await tasks.end(*self._in_flight)
         with contextlib.suppress(StoreUnavailable):
@@ -115,7 +122,7 @@ class WebhookDispatcher:
         await self._settle()
         if not self._leads():
             PENDING.set(0)
-            return False  # claimed webhooks are sent until their claims end
+            return False  # the router still sends the webhooks that it has claimed
         room = min(CLAIMED_AT_ONCE, MAX_QUEUED - sum(len(q.webhooks) for q in self._queues.values()))
         if room <= 0:
             return False
@@ -172,7 +179,7 @@ class WebhookDispatcher:
             webhook = queue.webhooks.popleft()
             queue.pacing.waiting -= 1
             if webhook.until - time.monotonic() < self._limits.timeout_s:
-                continue  # the claim would expire during the attempt; let another router send it
+                continue  # the claim could end during the attempt; after that, the webhook is due again
             queue.pacing.in_flight += 1
             task = asyncio.create_task(self._deliver(queue, webhook))
             self._in_flight.add(task)

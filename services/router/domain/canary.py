@@ -1,9 +1,10 @@
 """Decide about a canary at each tick: hold, advance, promote, pause or roll back. Pure.
 
-The canary's share grows in steps. A step ends when its hold time is over, it has enough requests, and no
-metric shows harm. The step of 100 percent is the promotion, because no baseline is left to compare with. A
-promotion needs every metric to show that the canary is fine. If evidence is missing for too long, the canary
-pauses, and the reason of the decision names the missing evidence.
+The canary's share of the traffic grows in steps. A step ends when its hold time is over, it has enough
+requests, and no metric shows harm. The step to 100 percent is the promotion, because no baseline is left
+after it. For the promotion, each metric that counts requests must also show that the canary is fine. If
+evidence is missing for too long, the canary pauses, and the reason of the decision names the missing
+evidence.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ Phase = Literal["running", "paused", "promoted", "rolled_back"]
 
 STEPS = (1, 5, 25, 50, 100)
 HEALTHY = CanaryHealth()
-# A metric that counts seconds has the name of the metric that counts requests, with this suffix.
+# The suffix of the metrics that count seconds. For example, ``slow`` counts requests and ``slow_seconds``
+# counts seconds.
 SECONDS = "_seconds"
-# The metrics of seconds together get this share of alpha. It is small: the other metrics find harm sooner.
+# The share of alpha for all metrics of seconds together. It is small, because the other metrics find harm
+# sooner.
 _ALPHA_OF_SECONDS = 0.05
-# For each metric: the largest ratio of bad events (canary to baseline) that is accepted, the ratio that is
-# harmful, and the largest factors by which one block and one tick multiply the evidence. Latency has finite
-# factors, because one stall of a replica makes many requests slow together. Errors come one by one.
+# Four numbers for each metric: the largest accepted ratio of bad events (canary to baseline), the harmful
+# ratio, and the largest factors by which one block and one tick multiply the evidence. Latency has a finite
+# factor for a block, because one stall of a replica makes many requests slow together. Errors come one by
+# one, so their factors are infinite.
 MARGINS = {
     "errors": (1.25, 2.0, inf, inf),
     "slow": (1.15, 1.6, 12.0, 3.0),
@@ -38,19 +42,20 @@ MARGINS = {
     "stalled_seconds": (1.25, 2.0, 12.0, inf),
 }
 _OF_SECONDS = sum(metric.endswith(SECONDS) for metric in MARGINS)
-_OF_REQUESTS = len(MARGINS) - _OF_SECONDS - 1  # without quality, which not every rollout judges
+_OF_REQUESTS = len(MARGINS) - _OF_SECONDS - 1  # do not count quality: not every rollout judges it
 OTHER_MARGINS = (1.15, 1.6, 12.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
 class CanaryPolicy:
-    """The settings for judging a canary. ``steps``: the canary's percentage of the traffic in each step.
+    """The settings for judging a canary.
 
-    ``hold_s``: the shortest time of a step. ``min_samples``: the fewest requests of the canary in a step.
-    ``alpha``: the accepted probability that a canary is rolled back although it is as good as its baseline.
-    ``tolerance``: a canary passes if its rate of bad events is at most this much above the baseline's rate,
-    even if the baseline has too few bad events for a comparison. ``patience_s``: after this time in a step
-    without enough evidence, the canary pauses.
+    ``steps``: the canary's percentage of the traffic in each step. ``hold_s``: the shortest time of a step.
+    ``min_samples``: the fewest requests of the canary in a step. ``alpha``: the accepted probability that a
+    canary is rolled back although it is as good as its baseline. ``tolerance``: a canary also passes if its
+    rate of bad events is at most this much above the baseline's rate. This applies if the baseline has too
+    few bad events for a comparison. ``patience_s``: the time after which a step without enough evidence
+    pauses the canary.
     """
 
     steps: tuple[int, ...] = STEPS
@@ -63,10 +68,11 @@ class CanaryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class CanaryState:
-    """The state of a canary. ``step``: the step's index. ``since``: when it began (seconds since the epoch).
+    """The state of a canary.
 
-    ``samples``: the canary's requests in this step. ``evidence``: the evidence on each metric, over all
-    steps.
+    ``step``: the index of the current step. ``since``: the time at which this step began, in seconds since
+    the epoch. ``samples``: the canary's requests in this step. ``evidence``: the evidence on each metric,
+    from all steps.
     """
 
     step: int = 0
@@ -105,8 +111,8 @@ def judge(
     """Decide about a canary after one tick.
 
     ``ticks``: the counts of each metric since the last tick. ``requests``: the canary's requests since then.
-    A canary that has ended keeps its state. A paused canary is judged too, so that it can be rolled back.
-    ``unjudged``: why a metric cannot be judged yet, which prevents the promotion; empty if all can.
+    ``unjudged``: why a metric cannot be judged yet; empty if all metrics can. It prevents the promotion. A
+    promoted or rolled-back canary does not change its state. A paused canary can still be rolled back.
     """
     if state.phase in ("promoted", "rolled_back"):
         return CanaryDecision("hold", state.reason, state)
@@ -125,7 +131,10 @@ def judge(
 def _progress(
     policy: CanaryPolicy, state: CanaryState, now: float, waits: str, unjudged: str
 ) -> CanaryDecision:
-    """Return the decision about a canary without harm. ``waits``: why it gets no requests now."""
+    """Return the decision about a canary that shows no harm.
+
+    ``waits``: why the canary gets no requests now; empty if nothing prevents them.
+    """
     following = policy.steps[state.step + 1 :]
     last = not following or following[0] >= 100
     lacking = [*([waits] if waits else ()), *missing(policy, state, now, last=last)]
@@ -145,7 +154,10 @@ def _progress(
 
 
 def missing(policy: CanaryPolicy, state: CanaryState, now: float, *, last: bool) -> list[str]:
-    """Return the conditions that a step does not meet yet. The last step also needs evidence of no harm."""
+    """Return the conditions that the current step does not meet yet.
+
+    ``last``: True if the promotion follows. Then the step also needs evidence that the canary is fine.
+    """
     lacking = []
     left = policy.hold_s - (now - state.since)
     if left > 0:
@@ -173,9 +185,11 @@ def decides_promotion(metric: str) -> bool:
 
 
 def roll_back_at(policy: CanaryPolicy, evidence: Container[str], metric: str) -> float:
-    """Return the e-value at which a metric rolls a canary back: m / alpha for m metrics of the same kind.
+    """Return the e-value at which a metric rolls a canary back.
 
-    m always includes the metrics of latency, although they have no evidence before the quantiles are frozen.
+    It is m divided by a part of alpha. m is the number of metrics of the same kind: of requests, or of
+    seconds. The part of alpha is the share of this kind. m also counts metrics of latency that have no
+    evidence yet.
     """
     if metric.endswith(SECONDS):
         return _OF_SECONDS / (policy.alpha * _ALPHA_OF_SECONDS)
@@ -184,10 +198,10 @@ def roll_back_at(policy: CanaryPolicy, evidence: Container[str], metric: str) ->
 
 
 def _harm(policy: CanaryPolicy, evidence: dict[str, Evidence]) -> str:
-    """Return why a canary must be rolled back; empty if it need not.
+    """Return why a canary must be rolled back; empty if it need not be.
 
-    Slow requests roll a canary back only if the metric of slow seconds also points to harm. Otherwise, two
-    stalls of a replica would be enough, because a stall makes many requests slow together.
+    Slow requests cause a rollback only if the metric of slow seconds also points to harm. Otherwise, two
+    stalls of a replica would cause a rollback, because a stall makes many requests slow together.
     """
     for metric, each in evidence.items():
         limit = roll_back_at(policy, evidence, metric)
@@ -205,7 +219,7 @@ def _harm(policy: CanaryPolicy, evidence: dict[str, Evidence]) -> str:
 
 
 def _unproven(policy: CanaryPolicy, metric: str, each: Evidence) -> str:
-    """Return the evidence that is missing to show that a metric is fine; empty if none is missing."""
+    """Return as text what is missing to show that a metric is fine; empty if nothing is missing."""
     e_fine = each.e_fine
     if e_fine >= 1 / policy.alpha:
         return ""

@@ -12,9 +12,10 @@ LOAD_PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class CanaryHealth:
-    """The reasons why a canary cannot answer. Both are empty if it has a ready replica or an unknown status.
+    """The reasons why a canary cannot answer requests.
 
-    ``waits``: why it gets no requests now. ``broken``: why it must be rolled back.
+    ``waits``: why it gets no requests now. ``broken``: why it must be rolled back. Both are empty if the
+    canary has a ready replica, or if its status is unknown.
     """
 
     waits: str = ""

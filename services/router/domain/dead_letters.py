@@ -24,10 +24,11 @@ class Replay(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A request or job that was given up; ``at`` is in seconds since the epoch.
+    """A request or job that was given up. ``at``: the time in seconds since the epoch.
 
-    ``letter`` is the letter's id, ``id`` that of the request or job (hexadecimal). ``payload`` is the key of
-    the blob with the request. If no blob was stored, it is empty, and ``missing`` says why.
+    ``letter``: the id of the dead letter. ``id``: the id of the request or job, in hexadecimal digits.
+    ``payload``: the key of the blob with the request. If there is no blob, ``payload`` is empty, and
+    ``missing`` says why.
     """
 
     at: float
@@ -79,9 +80,9 @@ def new_letter_id() -> str:
 
 
 def read_letter(line: dict[str, Any]) -> DeadLetter:
-    """Return the letter of a line of the journal. Raise TypeError or ValueError if the line is not a letter.
+    """Read a dead letter from a line of the journal. Raise TypeError or ValueError if it is not a letter.
 
-    Lines of earlier releases have no letter id and no payload.
+    Lines of earlier releases have no letter id and no payload. Then the letter gets a new id.
     """
     values = {name: value for name, value in line.items() if name in _FIELDS}
     values["replays"] = tuple(Replay(*each) for each in values.get("replays", ()))
@@ -102,16 +103,16 @@ class DeadLetterLimits(NamedTuple):
 
 
 class Overdue(NamedTuple):
-    """The letters to delete, and the letters that only lose their payload; both oldest first."""
+    """The dead letters to delete, and those of which only the payload is deleted; both oldest first."""
 
     letters: list[DeadLetter]
     payloads: list[DeadLetter]
 
 
 def overdue(letters: Sequence[DeadLetter], now: float, limits: DeadLetterLimits) -> Overdue:
-    """Return letters above the limits of age or number, and payloads above the limit of bytes.
+    """Return the letters above the limits of age or number, and the payloads above the limit of bytes.
 
-    ``letters``: oldest first. The oldest are deleted first.
+    ``letters``: all letters, oldest first. The oldest are deleted first.
     """
     beyond = len(letters) - limits.max_letters
     deleted: list[DeadLetter] = []

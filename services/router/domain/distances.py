@@ -18,7 +18,7 @@ Counts = npt.NDArray[Any]
 
 # The number of random draws for a quantile. The 99.9 % quantile of 2,000 draws is the third largest one.
 DRAWS = 2000
-# For the PSI, smaller shares are raised to this one, because a share of 0 would make it infinite.
+# For the PSI, smaller shares are replaced by this share. A share of 0 would make the PSI infinite.
 LEAST_SHARE = 1e-4
 
 
@@ -78,8 +78,8 @@ def wasserstein(p: Counts, q: Counts, bins: Bins, sd: float | None) -> float | N
 def null_quantiles(p: Counts, q: Counts, quantile: float) -> tuple[float, float]:
     """Return a quantile of the distances js and ks between two samples of the same distribution.
 
-    A parametric bootstrap: both samples are drawn from the pooled shares, with the sizes of ``p`` and ``q``
-    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16).
+    It is estimated by a parametric bootstrap: both samples are drawn from the pooled shares, with the sizes
+    of ``p`` and ``q`` (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16).
     """
     pooled = shares(p.astype(np.float64) + q)
     return _null_quantiles(tuple(np.round(pooled, 4).tolist()), int(p.sum()), int(q.sum()), quantile)

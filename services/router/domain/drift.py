@@ -1,10 +1,10 @@
-"""Compare a window of sampled rows with a baseline, column by column, and decide what has drifted. Pure.
+"""Compare a window of sampled rows with a baseline, and decide which columns have drifted. Pure.
 
 Two distances are computed for each column. The column is above its limit if one of them is too large. The
 Jensen-Shannon distance finds changes of shape. The Kolmogorov-Smirnov distance finds small shifts more
-reliably (``tests/unit/router/test_drift.py`` has both rates). Fixed limits raise false alarms in small
-windows. So a limit is never below the distance that equal data reaches in 1 of 1,000 windows of that size. A
-column has drifted if it was above its limit in two windows in a row.
+reliably (``tests/unit/router/test_drift.py`` has the rates of both). In small windows, fixed limits would
+raise false alarms. So a limit is never below the distance that chance alone causes in 1 of 1,000 windows of
+that size. A column has drifted if it was above its limit in two windows in a row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from tidegate.kernel.profiles.profile import NumberCounts, Profile, ValueCounts
 
 ColumnState = Literal["steady", "suspect", "drifted", "unknown"]
 MISSING, OTHER = "missing", "other"
-# The most values of a string column that are compared one by one. All other values are compared as one.
+# The largest number of values of a string column that are compared one by one. All other values are counted
+# as one value.
 VALUES_COMPARED = 31
 
 
@@ -38,7 +39,7 @@ class DriftPolicy:
     """The settings for a verdict on drift.
 
     ``min_rows``: the fewest rows of a window and of its baseline. ``js``, ``ks``: the lowest limits of the
-    distances. ``quantile``: a limit is never below this quantile of the distances between equal data.
+    distances. ``quantile``: a limit is never below this quantile of the distances that chance alone causes.
     """
 
     min_rows: int = 3000
@@ -89,7 +90,10 @@ class ColumnDrift:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A window compared with a baseline. ``reason``: why there is no verdict; empty if there is one."""
+    """The result of comparing a window with a baseline.
+
+    ``reason``: why there is no verdict; empty if there is one.
+    """
 
     state: ColumnState
     columns: dict[str, ColumnDrift] = field(default_factory=dict)
@@ -118,7 +122,10 @@ def compare(
     above_before: Collection[str],
     policy: DriftPolicy,
 ) -> Comparison:
-    """Compare a window with a baseline. ``above_before``: columns above their limits in the window before."""
+    """Compare a window with a baseline.
+
+    ``above_before``: the columns that were above their limits in the window before.
+    """
     if window.rows < policy.min_rows:
         return Comparison("unknown", reason=f"the window has {window.rows} of {policy.min_rows} rows")
     columns: dict[str, ColumnDrift] = {}

@@ -19,9 +19,10 @@ from tidegate.kernel.profiles.bins import (
 from tidegate.kernel.profiles.piece import ProfilePiece
 from tidegate.kernel.profiles.profile import Profile
 
-# Bins are learned when this many rows have been summarized.
+# Bins are learned from the summaries of the first rows, as soon as they cover this many rows.
 LEARN_ROWS = 1000
-# The most summaries that are kept for a column. A summary has at most 257 numbers.
+# The largest number of summaries of a column from which its bins are learned. A summary has at most 257
+# numbers.
 MAX_SUMMARIES = 1000
 POINTS_KEPT = 500
 TOP_COLUMNS = 10
@@ -30,7 +31,7 @@ ROWS_KEPT_S = 7 * 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class WindowLimits:
-    """A window is closed when it has ``rows`` rows, or ``seconds`` after its first row."""
+    """The limits of a window: it is closed when it has ``rows`` rows, or ``seconds`` after its first row."""
 
     rows: int = 3000
     seconds: float = 86_400.0
@@ -114,12 +115,15 @@ class DriftHistory:
         self._restart()
 
     def use_bins(self, bins: Mapping[str, Bins]) -> None:
-        """Use the bins of an earlier version if there are none yet, so that both versions can be compared."""
+        """Use these bins if the version has none yet.
+
+        With the bins of an earlier version, both versions can be compared.
+        """
         if self.bins is None:
             self.bins = dict(bins)
 
     def reset(self) -> None:
-        """Freeze a new baseline from the next rows."""
+        """Forget the baseline and the verdict. A new baseline is frozen from the next rows."""
         self.baseline = None
         self._restart()
 
@@ -136,7 +140,8 @@ class DriftHistory:
     def add(self, piece: ProfilePiece) -> None:
         """Add a piece of a replica's profile.
 
-        Ignore a piece that was counted with other bins. Its replica will read the present bins soon.
+        Ignore the counts of a piece that were made with other bins. The replica will read the present bins
+        soon.
         """
         self.dropped += piece.dropped
         if piece.rows_key:
@@ -153,7 +158,10 @@ class DriftHistory:
         self.open.profile.add(piece.profile)
 
     def drop_rows(self, limit: int, now: float) -> list[str]:
-        """Forget raw rows above ``limit``, oldest first, and expired ones. Return the keys of their blobs."""
+        """Forget the raw rows that have expired, and the oldest rows above ``limit``.
+
+        Return the keys of their blobs.
+        """
         total, kept = 0, list[KeptRows]()
         for each in reversed(self.kept):
             if total < limit and now - each.at < ROWS_KEPT_S:
@@ -216,8 +224,8 @@ class DriftHistory:
     def against(self, other: DriftHistory | None, policy: DriftPolicy) -> Comparison | None:
         """Compare the last window with another version's last window; None if that is not possible.
 
-        Only columns with the same bins are compared. This comparison uses one window of each version, so a
-        column above its limit is only suspect.
+        A column of numbers is compared only if both versions have the same bins for it. Only one window of
+        each version is compared, so a column above its limit is suspect, but never drifted.
         """
         if other is None or other.last is None or self.last is None or other.bins is None or not self.bins:
             return None

@@ -1,11 +1,12 @@
-"""Evidence that a canary is worse than its baseline, or that it is not. It is valid at any time. Pure.
+"""Measure the evidence that a canary is worse than its baseline, or that it is not. Pure.
 
-A metric counts bad events: errors, or requests that are slower than a frozen quantile of the baseline. If
-the canary gets the share s of the requests and is r times as bad, a bad event is the canary's with the
-probability p(r) = s*r / (1 - s + s*r). A likelihood ratio between two values of r, multiplied from tick to
-tick, is an e-process: under the null hypothesis it exceeds 1/alpha with a probability of at most alpha, no
-matter how often it is read (Lindon, Sanden and Shirikian, "Rapid Regression Detection in Software
-Deployments through Sequential Testing", KDD 2022, arXiv 2205.14762; here one-sided and with a margin).
+The evidence is valid at any time, however often it is read. A metric counts bad events: errors, or requests
+that are slower than a frozen quantile of the baseline. If the canary gets the share s of the requests and is
+r times as bad, a bad event is the canary's with the probability p(r) = s*r / (1 - s + s*r). The likelihood
+ratio of two values of r is multiplied from tick to tick. The product is an e-process: under the null
+hypothesis it exceeds 1/alpha with a probability of at most alpha, no matter how often it is read (Lindon,
+Sanden and Shirikian, "Rapid Regression Detection in Software Deployments through Sequential Testing", KDD
+2022, arXiv 2205.14762; here one-sided and with a margin).
 
 The share s is computed for each tick, so it may change with the canary's steps.
 
@@ -13,10 +14,10 @@ Bad events are not independent: if a replica stalls for a second, all its reques
 that one tick or one block of ``BLOCK_S`` seconds adds is limited. A limit only makes the evidence smaller, so
 the guarantee still holds.
 
-The same formula can judge seconds instead of requests. Then each second is one event of the canary and one of
-the baseline, and it is bad to the degree to which its requests were bad (from 0 to 1). Requests of one second
-may depend on each other in any way: for x in [0, 1], a**x <= 1 + x * (a - 1), so the expected factor is at
-most 1.
+The same formula can judge seconds instead of requests. Then each second is one event of the canary and one
+event of the baseline. An event is bad to a degree from 0 to 1: the degree to which the second's requests were
+bad. Requests of one second may depend on each other in any way: for x in [0, 1], a**x <= 1 + x * (a - 1), so
+the expected factor is at most 1.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from functools import lru_cache
 from math import exp, inf, lgamma, log, log1p
 from operator import add
 
-# The alternative hypotheses: multiples of ``margin`` (WORSE) and of ``harmful`` (BETTER).
+# The ratios of the alternative hypotheses: WORSE as multiples of ``margin``, BETTER as multiples of
+# ``harmful``.
 WORSE = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 BETTER = (0.8, 0.67, 0.5, 0.33, 0.2, 0.1, 0.03)
-# Length of a block in seconds.
 BLOCK_S = 10.0
 _NONE_WORSE, _NONE_FINE = (0.0,) * len(WORSE), (0.0,) * len(BETTER)
 # An e-value with a greater logarithm is treated as infinite, because exp would overflow.
@@ -38,9 +39,9 @@ _MAX_LOG = 700.0
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The numbers of requests and of bad events in one tick, of the canary and of the baseline.
+    """The counts of one tick: requests and bad events, of the canary and of the baseline.
 
-    For a metric of slow seconds, the numbers of requests are 1, and those of bad events are from 0 to 1.
+    In a metric of seconds, the numbers of requests are 1, and the numbers of bad events are from 0 to 1.
     """
 
     canary: int
@@ -51,12 +52,12 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The evidence about one metric: a sum for each alternative of a null hypothesis.
+    """The evidence about one metric: a logarithm of a likelihood ratio for each alternative hypothesis.
 
-    ``worse`` rejects "at most ``margin`` times as bad as the baseline". ``fine`` rejects "at least
-    ``harmful`` times as bad". Both are logarithms of likelihood ratios, up to the last complete block.
-    ``open_worse`` and ``open_fine`` are those of the current ``block``. One block multiplies the evidence by
-    up to ``block_factor``, and one tick by up to ``tick_factor``.
+    ``worse``: evidence against "the canary is at most ``margin`` times as bad as the baseline". ``fine``:
+    evidence against "the canary is at least ``harmful`` times as bad". Both contain only complete blocks.
+    ``open_worse`` and ``open_fine`` contain the current ``block``. One block multiplies the evidence by at
+    most ``block_factor``, and one tick by at most ``tick_factor``.
     """
 
     margin: float
@@ -74,9 +75,10 @@ class Evidence:
     base_bad: float = 0
 
     def add(self, tick: Tick, now: float) -> Evidence:
-        """Return the evidence with one more tick. The tick is ignored if one side has no requests.
+        """Return the evidence with one more tick.
 
-        ``now``: the time of the tick in seconds.
+        The tick is ignored if the canary or the baseline has no requests. ``now``: the time of the tick in
+        seconds.
         """
         if tick.canary <= 0 or tick.base <= 0:
             return self
@@ -129,7 +131,7 @@ def _added(
 ) -> tuple[float, ...]:
     """Return the log-likelihood ratio of each alternative hypothesis after one more tick.
 
-    The tick adds at most ``most`` to each.
+    ``most``: the largest value that one tick may add.
     """
     bad, base_bad = tick.canary_bad, tick.base_bad
     found = []
@@ -139,9 +141,9 @@ def _added(
     return tuple(found)
 
 
-@lru_cache(1024)  # many ticks have the same share of traffic
+@lru_cache(1024)  # in many ticks, the canary has the same share of the requests
 def _steps(alternatives: tuple[float, ...], null: float, share: float) -> tuple[tuple[float, float], ...]:
-    """Return for each hypothesis the gain from a bad event of the canary, and from one of the baseline."""
+    """Return what a bad event of the canary and one of the baseline add, for each alternative hypothesis."""
     p0 = _into_canary(null, share)
     into = [_into_canary(null * factor, share) for factor in alternatives]
     return tuple((log(p / p0), log((1 - p) / (1 - p0))) for p in into)

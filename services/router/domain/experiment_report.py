@@ -20,8 +20,8 @@ from services.router.domain.experiments import (
 )
 from tidegate.kernel.protocol.experiments import Experiment, ExperimentMetric
 
-# At this e-value, the variants' shares count as wrong. Among experiments with the right shares, at most 1 of
-# 20 ever reaches it.
+# From this e-value on, the variants' shares count as wrong. If the planned shares are right, at most 1 of 20
+# experiments ever reaches it.
 MISMATCH_AT = 20.0
 
 Comparisons = dict[str, dict[str, Comparison]]
@@ -77,7 +77,10 @@ def point_of(experiment: Experiment, watch: ExperimentWatch, now: float) -> Expe
 
 
 def sample_ratio(experiment: Experiment, watch: ExperimentWatch) -> dict[str, Any]:
-    """Check if the variants got their planned shares of units, or of requests if no request has a unit."""
+    """Check if the variants got their planned shares of the units.
+
+    If no request has a unit, check the shares of the requests.
+    """
     number = len(experiment.variants)
     if watch.units:
         over, counts = "units", [list(watch.units.values()).count(at) for at in range(number)]
@@ -183,7 +186,6 @@ def _verdict(metric: ExperimentMetric, found: Comparison, counts: bool) -> str:
 def _summary(
     experiment: Experiment, metrics: Sequence[dict[str, Any]], ratio: dict[str, Any], *, late: bool
 ) -> str:
-    """Summarize the evidence in a few sentences."""
     said = []
     if ratio["mismatch"]:
         said.append(

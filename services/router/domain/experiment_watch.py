@@ -29,9 +29,10 @@ POINT_S = 5.0
 
 @dataclass(slots=True)
 class Outcomes:
-    """The outcomes of one metric and one variant. ``alone``: outcomes without a unit.
+    """The outcomes of one variant in one metric.
 
-    ``units``: outcomes with a unit. ``buckets``: the number and the sum of ``units`` in each bucket.
+    ``alone``: the outcomes without a unit. ``units``: the outcomes with a unit. ``buckets``: the number and
+    the sum of the outcomes with a unit, by bucket of units.
     """
 
     alone: Moments = field(default_factory=Moments)
@@ -76,12 +77,12 @@ class ExperimentPoint:
 
 @dataclass(slots=True)
 class ExperimentWatch:
-    """The counts of one experiment. ``outcomes`` are by variant and metric, ``answers`` by variant.
+    """The counts of one experiment. ``outcomes``: by variant and metric. ``answers``: by variant.
 
-    ``seen``: the last totals of each gateway. ``begun``: ``seen`` also has the totals at the start of the
-    experiment, so that earlier requests are not counted.
-    ``units``: the sampled units with the index of their variant. ``depth``: a unit is sampled if its hash
-    ends in this many zero bits.
+    ``seen``: the last totals of each gateway. ``begun``: True if ``seen`` has the totals from the start of
+    the experiment, so that earlier requests are not counted. ``units``: the sampled units, each with the
+    index of its variant. ``depth``: the number of bits of a unit's hash that must be 0, so that the unit is
+    sampled.
     """
 
     id: str

@@ -1,10 +1,10 @@
-"""Compare the variants of an experiment. The results may be read at any time and as often as one likes. Pure.
+"""Compare the variants of an experiment. The results may be read at any time and repeatedly. Pure.
 
 The interval of the difference of two means is an asymptotic confidence sequence. With probability 1 - alpha
 it contains the true difference at all times (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform
-central limit theory and asymptotic confidence sequences", Annals of Statistics 2024, arXiv 2103.06476).
-With several metrics, the method of Benjamini and Hochberg limits false discoveries. It uses e-values (Wang
-and Ramdas, "False discovery rate control with e-values", JRSS B 2022, arXiv 2009.02824).
+central limit theory and asymptotic confidence sequences", Annals of Statistics 2024, arXiv 2103.06476). With
+several metrics, the method of Benjamini and Hochberg limits false discoveries. It uses e-values (Wang and
+Ramdas, "False discovery rate control with e-values", JRSS B 2022, arXiv 2009.02824).
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The difference between a variant and the control in one metric, and its interval, valid at all times.
+    """The difference between a variant and the control in one metric, and the interval of the difference.
 
-    ``lift``: the difference divided by the control's mean; None if the mean is 0. ``p_value`` and ``e_value``
-    are valid at all times. ``needed``: how many more outcomes of both variants together would make this
-    difference significant; None if it already is significant, or if no number would.
+    The interval, ``p_value`` and ``e_value`` are valid at all times. ``lift``: the difference divided by the
+    control's mean; None if the mean is 0. ``needed``: how many more outcomes of both variants together would
+    make this difference significant; None if it is significant already, or if no number is enough.
     """
 
     difference: float
@@ -74,7 +74,7 @@ class Comparison:
 def best_rho(n: float, alpha: float) -> float:
     """Return the parameter for which the interval is narrowest at ``n`` outcomes.
 
-    It solves u = ln(u + 1) - 2 ln(alpha) for u = n rho^2. Each iteration reduces the error by 1 / (u + 1).
+    It solves u = ln(u + 1) - 2 ln(alpha) for u = n rho^2. Each iteration divides the error by about u + 1.
     """
     found = start = -2 * log(alpha)
     for _ in range(_STEPS):
@@ -83,7 +83,10 @@ def best_rho(n: float, alpha: float) -> float:
 
 
 def radius(n: float, variance: float, alpha: float, rho: float) -> float:
-    """Return half the width of the confidence sequence of a mean of ``n`` outcomes with this variance."""
+    """Return half the width of the confidence sequence of a mean.
+
+    ``n``: the number of outcomes. ``variance``: the variance of one outcome. ``rho``: see :func:`best_rho`.
+    """
     scale = n * rho * rho + 1
     return sqrt(2 * scale / (n * n * rho * rho) * log(sqrt(scale) / alpha) * variance)
 
@@ -117,8 +120,8 @@ def compare(control: Moments, variant: Moments, alpha: float = 0.05, best_at: in
 def needed_for(control: Moments, variant: Moments, lift: float, alpha: float = 0.05) -> int | None:
     """Return how many more outcomes of both variants are needed to find a difference of ``lift``.
 
-    ``lift``: a fraction of the control's mean. None if not known, because a variant has too few outcomes or
-    the control's mean is 0.
+    ``lift``: the difference as a fraction of the control's mean. Return None if a variant has too few
+    outcomes, or if the control's mean is 0.
     """
     if min(control.n, variant.n) < MIN_OUTCOMES or not control.mean:
         return None
@@ -159,7 +162,10 @@ def _needed(n: int, difference: float, variance: float, alpha: float, rho: float
 
 
 def significant(e_values: Mapping[str, float], alpha: float = 0.05) -> frozenset[str]:
-    """Return the names with significant e-values. At most a fraction ``alpha`` of them should be wrong."""
+    """Return the names with significant e-values.
+
+    On average, at most a fraction ``alpha`` of them is wrong.
+    """
     ordered = sorted(e_values.items(), key=lambda each: -each[1])
     count = 0
     for rank, (_, value) in enumerate(ordered, 1):
@@ -169,7 +175,7 @@ def significant(e_values: Mapping[str, float], alpha: float = 0.05) -> frozenset
 
 
 def ratio_e_value(counts: Sequence[int], weights: Sequence[float]) -> float:
-    """Return the e-value against a split by these weights; 20 or more is a mismatch.
+    """Return the e-value against a split of the counts by these weights; 20 or more is a mismatch.
 
     This is the Bayes factor of a multinomial with a Dirichlet prior around the weights (Lindon and Malek,
     "Anytime-Valid Inference for Multinomial Count Data", NeurIPS 2022, arXiv 2011.03567).

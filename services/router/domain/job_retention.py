@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StoreSize:
-    """The size of the store of jobs. ``records``: their number. ``over``: the number of finished ones."""
+    """The size of the job store: memory, number of records, and number of finished jobs (``over``)."""
 
     used_bytes: int
     records: int
@@ -16,10 +16,11 @@ class StoreSize:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Limits on the records of finished jobs; the oldest are removed first.
+    """Limits on the records of finished jobs. Above a limit, the oldest records are removed first.
 
-    ``bytes``: memory of the store, 0 for no limit. Even above this limit, a finished job is kept for
-    ``at_least_s`` seconds, so that its caller can fetch the result.
+    ``keep_s``: the highest age in seconds. ``count``: the highest number of finished jobs. ``bytes``: the
+    memory of the store, 0 for no limit. A job that finished less than ``at_least_s`` seconds ago is kept even
+    above ``bytes``, so that its caller can fetch the result.
     """
 
     keep_s: float
@@ -30,7 +31,8 @@ class Retention:
     def surplus(self, size: StoreSize) -> int:
         """Return how many records to remove to bring the store below ``bytes``.
 
-        All records are assumed to have the mean size.
+        The number is an estimate, because the size of each record is not known: each counts with the mean
+        size.
         """
         if not self.bytes or size.used_bytes <= self.bytes or not size.records:
             return 0

@@ -39,9 +39,11 @@ class Labelled:
 
 @dataclass(slots=True)
 class LabelledRows:
-    """Counts of predictions with known labels. They can be merged.
+    """Counts of predictions with known labels, from which the quality measures are computed.
 
-    ``hits`` and ``misses`` are by bin of the confidence, ``positives`` and ``negatives`` by bin of the score.
+    ``hits``, ``misses``: right and wrong predictions, by bin of the confidence. ``positives``, ``negatives``:
+    predictions whose true class is the second or the first one, by bin of the score. ``numbers``: predictions
+    of a number, not of a class.
     """
 
     n: int = 0
@@ -56,7 +58,7 @@ class LabelledRows:
     squares: float = 0.0
 
     def add(self, pair: Labelled) -> None:
-        """Count a prediction."""
+        """Count a prediction. Ignore it if it cannot be compared with its true label or value."""
         label, confidence = pair.label, pair.confidence
         truth = _number(pair.truth)
         if label is None and _is_probability(pair.score) and truth in (0.0, 1.0):

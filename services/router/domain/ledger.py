@@ -1,18 +1,16 @@
-"""The conservation ledger of jobs: it checks that no job is lost. Pure.
+"""Check that no job is lost, by comparing three independent counts of jobs. Pure.
 
-It compares three independent sources: the jobs that gateways have acknowledged with a 202, the job records,
-and the messages. A message is ready in the broker or held by a worker. A job needs no message while a lease
-or the sweeper watches it. If nothing is lost,
+The three sources are the jobs that gateways have acknowledged with a 202, the job records, and the messages.
+A message is either ready in a queue (``ready``) or received by a worker (``held``). A job needs no message
+while a lease or the sweeper watches it. If nothing is lost,
 
     acknowledged                <= accepted
     accepted                     = succeeded + failed + cancelled + expired + unfinished
     unfinished, per Deployment  <= ready + held + watched
 
-The sources cannot be read at the same instant, so the records are read both before and after the messages. A
-job that is in the first records, and unfinished in the last, must have been ready, held or watched. Jobs
-that arrived in between are not counted. So a job that only moved is not reported. During failures, a reading
-may miss jobs that are not lost. Therefore the ledger reports only jobs that several readings in a row have
-missed.
+The sources cannot be read at the same instant, so the job records are read before and after the messages.
+Jobs that arrived in between are not counted as missing. During failures, a single reading can miss jobs that
+are not lost. Therefore only jobs that are missing in several readings in a row are reported.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from typing import Any
 
 from tidegate.kernel.protocol.jobs import TERMINAL, Counts
 
-# A job is reported when this many readings in a row have missed it.
+# Jobs are reported as lost if they are missing in this many readings in a row.
 CONFIRMATIONS = 3
 OVER = ("succeeded", "failed", "cancelled", "expired")
 
@@ -33,8 +31,9 @@ OVER = ("succeeded", "failed", "cancelled", "expired")
 class LedgerReading:
     """One reading of all sources.
 
-    ``accepted_before``: the number of accepted jobs, read first. ``counts``: the job records, read last.
-    ``ready``, ``held``: the number of messages in the broker and at workers, by Deployment.
+    ``accepted_before``: the number of accepted jobs, read before the messages. ``counts``: the job records,
+    read after the messages. ``ready``, ``held``: the number of messages in queues and at workers, by
+    Deployment.
     """
 
     accepted_before: int
@@ -45,14 +44,15 @@ class LedgerReading:
 
 @dataclass(frozen=True, slots=True)
 class Discrepancy:
-    """The number of jobs that are missing in one reading of the ledger.
+    """The number of jobs that are missing in one reading of the ledger, by kind of loss.
 
-    ``where``: the Deployments with missing messages; True if the Deployment still has other messages.
+    ``where``: each Deployment with too few messages. The value is True if it still has some messages, and
+    False if it has none.
     """
 
-    records: int  # acknowledged, but never recorded
-    endings: int  # recorded, but neither ended nor unfinished (negative: counted twice)
-    messages: int  # unfinished, but in no queue, at no worker, and not watched
+    records: int  # jobs with a 202, but without a job record
+    endings: int  # accepted, but neither finished nor unfinished (negative: counted twice)
+    messages: int  # unfinished jobs without a message, and not watched by a lease or the sweeper
     where: Mapping[str, bool] = field(default_factory=dict)
 
     @property
@@ -83,10 +83,10 @@ def discrepancy(reading: LedgerReading) -> Discrepancy:
 
 @dataclass(frozen=True, slots=True)
 class LedgerReport:
-    """The current state of the ledger. ``at``: seconds since the epoch.
+    """The result of the last check of the ledger. ``at``: seconds since the epoch.
 
-    ``unaccounted``: the number of lost jobs. None if unknown, because a source did not answer. ``away``: the
-    name and the problem of each such source.
+    ``unaccounted``: the number of lost jobs; None if a source did not answer. ``away``: the sources that did
+    not answer, each with the problem.
     """
 
     at: float
@@ -133,9 +133,9 @@ def confirmed(missing: Sequence[Discrepancy]) -> int:
 
 
 def lost_messages(missing: Sequence[Discrepancy]) -> dict[str, bool]:
-    """Return the Deployments with messages that were missing in each of the last ``CONFIRMATIONS`` readings.
+    """Return the Deployments with too few messages in each of the last ``CONFIRMATIONS`` readings.
 
-    The value is True if the Deployment still has other messages.
+    The value is True if the Deployment still has some messages, and False if it has none.
     """
     last = missing[-CONFIRMATIONS:]
     if len(last) < CONFIRMATIONS or not all(each.messages for each in last):

@@ -1,9 +1,9 @@
 """Judge a canary by reported outcomes: count the bad outcomes of the canary and of the baseline. Pure.
 
-An outcome is bad if it is worse than a limit. The limit is computed from the baseline's first ``FREEZE_AT``
-outcomes: about a quarter of them is worse. If outcomes have only a few different values, such as 0 and 1,
-almost no outcome is worse than the limit. Then an outcome that equals the limit is bad, too. Otherwise the
-baseline would have no bad outcomes to compare with.
+An outcome is bad if it is worse than a limit. The limit is a quartile of the baseline's first ``FREEZE_AT``
+outcomes, so about a quarter of them are worse. If outcomes have only a few values, such as 0 and 1, often
+none is worse than the limit. Then an outcome that equals the limit also counts as bad. Otherwise there would
+be no bad outcomes to compare.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from tidegate.kernel.protocol.feedback import FeedbackRecord
 from tidegate.kernel.protocol.models import Rollout
 
 FREEZE_AT = 100
-# If less than this fraction of the baseline's outcomes is worse than the limit, an outcome that equals the
-# limit is bad, too.
+# If less than this share of the baseline's first outcomes is worse than the limit, outcomes that equal the
+# limit also count as bad.
 FEWEST_BAD = 0.05
 
 
@@ -57,9 +57,9 @@ class Outcomes:
 class QualityWatch:
     """The outcomes of one rollout since its start at ``since`` (ms since the epoch).
 
-    ``position``: how far the stream of feedback was read. ``first``: the baseline's first outcomes, from
-    which the limit is computed. ``waiting``: counts for the next tick: the canary's new outcomes, the bad
-    ones among them, the baseline's new outcomes, the bad ones among them.
+    ``position``: the position in the feedback stream up to which records were read. ``first``: the baseline's
+    first outcomes, from which the limit is computed. ``waiting``: four counts for the next tick: the canary's
+    new outcomes, the canary's bad ones, the baseline's new outcomes, the baseline's bad ones.
     """
 
     position: str = ""
@@ -71,10 +71,11 @@ class QualityWatch:
     waiting: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def take(self, endpoint: str, rollout: Rollout, records: Iterable[FeedbackRecord]) -> Tick | None:
-        """Count new records. Return a tick if both canary and baseline have new outcomes, otherwise None.
+        """Count new feedback. Return a tick if both canary and baseline have new outcomes, otherwise None.
 
-        A record is counted only if its answer is from after the rollout's start, and if weights or a sticky
-        key chose the answer's Deployment.
+        A record counts only if its request was answered after the rollout's start, and if weights or a sticky
+        key chose the Deployment. If a rule or the request itself chose it, canary and baseline get different
+        kinds of requests.
         """
         for record in records:
             if record.endpoint != endpoint or record.metric != rollout.options.metric:
@@ -109,7 +110,7 @@ class QualityWatch:
             self.limit = limit_of(self.first, 1 if rollout.options.direction == "up" else -1)
 
     def missing(self) -> str:
-        """Return what feedback is still needed to judge outcomes, as text; empty if there is enough."""
+        """Return a text with the number of missing baseline outcomes; empty if there are enough."""
         if self.limit is not None:
             return ""
         return f"quality: feedback on {FREEZE_AT - len(self.first)} more answers of the baseline is needed"

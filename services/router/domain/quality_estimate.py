@@ -1,9 +1,9 @@
 """Estimate the accuracy and the AUC of a classifier without labels, from its own probabilities. Pure.
 
-The method is confidence-based performance estimation (CBPE), as NannyML describes it. If probabilities are
-calibrated, a prediction with confidence c is right with probability c. So the mean confidence is the expected
-accuracy. If enough labels are known, isotonic regression calibrates the probabilities first. The estimate
-does not show a change of the relation between inputs and labels (concept drift). Only labels show it.
+The method is confidence-based performance estimation (CBPE) of NannyML. If the probabilities are calibrated,
+a prediction with confidence c is right with probability c. So the mean confidence is the expected accuracy.
+If at least ``MIN_LABELS`` labels are known, isotonic regression calibrates the probabilities first. The
+estimate cannot detect concept drift, in which the same inputs get other labels. Only labels can show that.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def estimate(window: Profile, labelled: LabelledRows) -> dict[str, Any] | None:
 
 
 def calibrated(middles: Shares, hits: npt.NDArray[Any], misses: npt.NDArray[Any]) -> Shares | None:
-    """Return the share of hits at each probability in ``middles``; None without enough labels.
+    """Return the share of right predictions at each probability in ``middles``; None with too few labels.
 
-    ``hits``, ``misses``: the number of labelled predictions in each bin of probability. The shares are
-    smoothed so that they never decrease.
+    ``hits``, ``misses``: the number of right and wrong predictions with a label, by bin of the probability.
+    The returned shares never decrease from one probability to the next.
     """
     total = hits + misses
     if total.sum() < MIN_LABELS:

@@ -13,20 +13,20 @@ from tidegate.kernel.profiles.piece import SampledPrediction
 
 QualityState = Literal["unknown", "steady", "suspect", "dropped"]
 POINTS_KEPT = 500
-# Seconds for which a label waits for its prediction. A label can arrive first, because workers publish
-# predictions only every 10 s.
+# The longest time in seconds that a label waits for its prediction. Workers publish predictions only every 10
+# s, so the label can arrive first.
 EARLY_S = 120.0
 MAX_EARLY = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class QualityLimits:
-    """The limits of a version's windows and waiting predictions, and of a drop in quality.
+    """The sizes of a version's windows, and the limits above which its quality has dropped.
 
-    A window is full with ``rows`` labels. A window that is not full ends after ``seconds``. At most
-    ``predictions`` predictions wait for their labels, each for up to ``keep_s`` seconds. The quality has
-    dropped if two windows in a row are worse than the first window by more than ``drop``, and by more than
-    ``sigmas`` standard errors.
+    A window closes when it has ``rows`` labels, or after ``seconds``. At most ``predictions`` predictions
+    wait for their labels, each for up to ``keep_s`` seconds. A window is worse than the first one if the
+    difference exceeds ``drop`` and also ``sigmas`` standard errors. The quality has dropped if this happens
+    in two windows in a row.
     """
 
     rows: int = 500
@@ -50,11 +50,14 @@ class QualityPoint:
 
 @dataclass(slots=True)
 class QualityHistory:
-    """The labels of one version, in windows.
+    """The labels of one version, counted in windows.
 
-    ``waiting``: predictions without a label, oldest first. ``early``: labels without a prediction, and when
-    they arrived. ``first``: the first full window, with which later windows are compared. ``all``: all labels
-    of closed windows.
+    - ``waiting``: predictions without a label, oldest first
+    - ``early``: labels without a prediction, with the time of their arrival
+    - ``open``, ``begin``: the window that is not closed yet, and its start
+    - ``first``: the first full window, with which later windows are compared
+    - ``all``: the labels of all closed windows together
+    - ``joined``, ``unmatched``: the number of labels with a prediction, and of labels dropped without one
     """
 
     waiting: OrderedDict[str, SampledPrediction] = field(default_factory=OrderedDict)
@@ -94,7 +97,10 @@ class QualityHistory:
         self.early[request_id] = (truth, now)
 
     def forget_early(self, now: float) -> None:
-        """Drop old labels without a prediction. Their requests were not sampled."""
+        """Drop labels that have waited too long for a prediction.
+
+        Their requests were probably not sampled.
+        """
         while self.early:
             _, (_, at) = next(iter(self.early.items()))
             if len(self.early) <= MAX_EARLY and now - at <= EARLY_S:
@@ -173,9 +179,9 @@ class QualityHistory:
 def dropped(first: LabelledRows, window: LabelledRows, limits: QualityLimits) -> bool:
     """Return True if a window is worse than the first window by more than the limits.
 
-    The difference must exceed both ``drop`` and ``sigmas`` standard errors. Classes are compared by their
-    accuracy, with a test of two proportions. Numbers are compared by their mean absolute error; for them,
-    ``drop`` is relative to the error of the first window.
+    The difference must exceed ``drop`` and also ``sigmas`` standard errors. For classes, the accuracies are
+    compared with a test of two proportions. For numbers, the mean absolute errors are compared, and ``drop``
+    is a fraction of the first window's error.
     """
     if first.labelled and window.labelled:
         p, q = first.correct / first.labelled, window.correct / window.labelled

@@ -1,9 +1,9 @@
-"""Decide how many webhooks a receiver gets at the same time, and when postponed webhooks are due. Pure.
+"""Limit the webhooks in flight to one receiver, and decide when postponed webhooks are sent. Pure.
 
-A receiver that does not answer is paused. After the pause, one webhook tests if the receiver answers again.
-Each postponed webhook gets its own time slot. The slots follow each other at the rate at which the receiver
-has answered. So the router does not load thousands of webhooks for a slow receiver from the store again and
-again.
+A receiver that does not answer is paused. After the pause, a single webhook tests if the receiver answers
+again. Each postponed webhook gets a send time. The send times follow each other at the rate at which the
+receiver has answered. Without send times, the router would load thousands of waiting webhooks from the store
+again and again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from services.router.domain.webhooks import RetryPolicy, WebhookAttempt, pause_s
 
-# The longest time until a slot, in seconds. It is limited, because the receiver can become faster.
+# The longest delay until a webhook's send time, in seconds. A longer delay would be wrong if the receiver
+# becomes faster.
 LONGEST_SLOT_S = 60.0
 SHORTEST_SLOT_S = 0.5
 SMOOTHING = 0.1
@@ -22,7 +23,10 @@ REMEMBERED_S = 600.0
 
 @dataclass(slots=True)
 class ReceiverPacing:
-    """The load and the failures of one receiver (host and port). Times are seconds on a monotonic clock."""
+    """The load and the failures of one receiver (host and port). Times are seconds on a monotonic clock.
+
+    ``mean_s``: the mean duration of an attempt. ``_next_slot``: the send time of the next postponed webhook.
+    """
 
     max_in_flight: int
     longest_queue: int
@@ -34,7 +38,7 @@ class ReceiverPacing:
     _next_slot: float = 0.0
 
     def postpone(self, now: float) -> float | None:
-        """Return the seconds until a webhook's time slot; None if it can wait in this router's queue."""
+        """Return the seconds until a webhook is sent; None if it can wait in this router's queue."""
         if now >= self.paused_until and self.waiting < (1 if self.failures else self.longest_queue):
             return None
         first = max(self.paused_until, now + SHORTEST_SLOT_S)
@@ -47,7 +51,7 @@ class ReceiverPacing:
         return now >= self.paused_until and self.in_flight < (1 if self.failures else self.max_in_flight)
 
     def record(self, attempt: WebhookAttempt, now: float, draw: float, policy: RetryPolicy) -> None:
-        """Update the mean time and the pause after an attempt. ``in_flight`` does not change here."""
+        """Update the mean duration and the pause after an attempt. The caller updates ``in_flight``."""
         self.mean_s += SMOOTHING * (attempt.took_ms / 1e3 - self.mean_s)
         if attempt.answered:
             self.failures, self.paused_until = 0, 0.0

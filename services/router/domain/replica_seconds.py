@@ -1,8 +1,8 @@
-"""Count the seconds in which a replica had requests and answered none, from the workers' reports. Pure.
+"""Count the seconds in which a replica had requests and finished none. Pure.
 
 Requests wait in a shared queue, so a stalled replica delays only the few requests that it has received.
-Counts of requests hardly show such a stall, but counts of stalled seconds do. Only models with quick calls
-are judged, because one call of a slow model may take seconds.
+Counts of slow requests hardly show such a stall, but counts of stalled seconds do. Only models with quick
+calls are judged, because one normal call of a slow model may take seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Reading(NamedTuple):
 
 
 def readings(reports: Iterable[ReplicaReport], deployments: frozenset[str]) -> dict[str, Reading]:
-    """Return the readings of the ready replicas with quick calls, by replica."""
+    """Return the readings of the ready replicas with quick calls and without streams, by replica."""
     return {
         report.replica: Reading(report.inflight, report.completed + report.failed)
         for report in reports

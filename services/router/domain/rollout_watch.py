@@ -17,7 +17,7 @@ from tidegate.kernel.protocol.latency_buckets import COUNT, upper_s
 from tidegate.kernel.protocol.models import Rollout
 from tidegate.kernel.protocol.presence import GatewayReport, ReplicaReport, VariantCounts
 
-# The baseline's percentiles are frozen after this many answers. Later answers are compared with them.
+# The baseline's percentiles are computed from this many answers and do not change afterwards.
 FREEZE_AT = 500
 # Seconds between two points of the history (POINT_S), and how many points are kept (POINTS_KEPT).
 POINT_S = 5.0
@@ -26,9 +26,9 @@ POINTS_KEPT = 720
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The numbers of the latency buckets with the baseline's 90th and 99th percentiles.
+    """The latency buckets that contain the baseline's 90th and 99th percentiles (``p90``, ``p99``).
 
-    Answers in later buckets are slow (``p90``) or very slow (``p99``).
+    An answer in a bucket after ``p90`` is slow. An answer in a bucket after ``p99`` is very slow.
     """
 
     p90: int
@@ -37,10 +37,10 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A point of a rollout's chart. ``share``: the canary's share of the traffic.
+    """A point of a rollout's chart. ``share``: the canary's share of the traffic in percent.
 
-    The counts are of the time from ``at`` to the next point. ``e_worse``: how strong the evidence is that the
-    canary is worse.
+    The counts cover the time from ``at`` to the next point. ``e_worse``: the strength of the evidence that
+    the canary is worse (an e-value).
     """
 
     at: float
@@ -109,7 +109,7 @@ class RolloutWatch:
         return self.quality.missing() if rollout.options.metric is not None else ""
 
     def undo(self, rollout: Rollout) -> None:
-        """Discard the last verdict, because the registry did not accept it. The evidence stays."""
+        """Discard the last verdict, because the registry did not accept it. Keep the evidence."""
         self.state = replace(
             self.state, step=rollout.step, phase=_phase(rollout), since=rollout.since, samples=self.samples
         )
@@ -158,7 +158,10 @@ class RolloutWatch:
         return ticks
 
     def _stalls(self, rollout: Rollout, reports: Sequence[ReplicaReport]) -> Tick | None:
-        """Return how many replicas had requests since the last reading, and how many of them stalled."""
+        """Return a tick with the busy and the stalled replicas since the last reading.
+
+        It is None if the canary or the baseline had no busy replica.
+        """
         before, base = self.replicas, frozenset(target.deployment for target in rollout.base)
         ours, theirs = readings(reports, frozenset({rollout.deployment})), readings(reports, base)
         self.replicas = ours | theirs

@@ -11,9 +11,9 @@ from tidegate.kernel.protocol.shadow import OutputCounts, ShadowCounts
 
 # A verdict needs this many compared answers.
 ENOUGH = 100
-# The shadow fails if more than this share of its copies failed (FAILING). It differs if more than this share
-# of the compared answers differ (DIFFERING). It is slower if the 90th percentile of its call times is more
-# than this many times the primary's (SLOWER).
+# A shadow gets the verdict "fails" if more than this share of its copies failed (FAILING). It gets "differs"
+# if more than this share of its answers differ from the primary's (DIFFERING). It gets "slower" if the 90th
+# percentile of its call times is more than SLOWER times the primary's.
 FAILING, DIFFERING, SLOWER = 0.01, 0.01, 1.25
 _Z = 1.645  # quantile of the normal distribution for a one-sided 95 % interval
 _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
@@ -124,7 +124,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def _at_least(agreed: int, compared: int) -> float | None:
-    """Return the lower end of the 95 % interval of a share (Wilson, 1927)."""
+    """Return the lower limit of the share of agreeing answers, with 95 % confidence (Wilson, 1927)."""
     if not compared:
         return None
     share, z2 = agreed / compared, _Z * _Z

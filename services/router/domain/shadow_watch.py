@@ -15,10 +15,10 @@ GATEWAYS_KEPT = 64
 
 @dataclass(slots=True)
 class ShadowWatch:
-    """The counts of one shadow.
+    """The counts of one shadow, by gateway process.
 
-    ``seen``: the last totals of each gateway process. ``past``: the sum of totals that are no longer in
-    ``seen``.
+    ``seen``: the last totals of each gateway process. ``past``: the sum of totals that were removed from
+    ``seen``, because the process ended or its counts began again at 0.
     """
 
     key: str

@@ -48,10 +48,10 @@ def build_table(
     """Return the route table, without its revision.
 
     The table has the weighted Deployments of each Endpoint, and the queue, signature and limits of each
-    Deployment. ``learned``: by Deployment, the signature that a worker has read from its Triton. The table
-    uses it for versions that were registered without a signature. ``failed``: the Deployments whose model
-    fails to load. ``condemned``: ids of rollouts that were rolled back, while the registry has not stored the
-    rollback.
+    Deployment. ``ready``: the number of ready replicas by Deployment. ``learned``: the signatures that
+    workers have read from Triton, by Deployment. The table uses them for versions without a registered
+    signature. ``failed``: the Deployments whose model fails to load. ``condemned``: the ids of rollouts that
+    were rolled back, but whose rollback the registry has not stored yet.
     """
     versions = {(v.model, v.number): v for v in desired.versions}
     # A Deployment cannot serve if its version is missing. Then the Deployment is not in the table.
@@ -154,17 +154,17 @@ def _endpoint(
         "rules": [rule.model_dump() for rule in endpoint.rules if rule.deployment in deployments],
         "sticky": endpoint.sticky.model_dump() if endpoint.sticky else None,
         "shadow": _shadow(endpoint, deployments),
-        # Count an experiment only while each variant gets its share. Otherwise the control also gets the
-        # units of other variants, and its counts would include them.
+        # Compare the variants of an experiment only while no target is withheld. Otherwise the control also
+        # gets the units of other variants, and these would falsify its counts.
         "compared": _canary_of(endpoint) != "" or (_experiment_of(endpoint) != "" and not without),
         "experiment": "" if without else _experiment_of(endpoint),
         "feedback": endpoint.collects_feedback,
-        # A request that names a version can reach any Deployment of the Endpoint's models. If several of them
-        # run the version, it reaches a target of the Endpoint if there is one. Otherwise it reaches the last
-        # one by name.
+        # By version, the Deployment for requests that name a version. All Deployments of the Endpoint's
+        # models are included. If several of them have the version, a target of the Endpoint is preferred.
+        # Otherwise the last name in the alphabet is used.
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
-        # If an alias points to different versions in several models of the Endpoint, the last model by name
-        # wins.
+        # If an alias points to different versions in several models of the Endpoint, the model whose name is
+        # last in the alphabet decides.
         "labels": {
             alias: str(number) for model in sorted(models) for alias, number in aliases.get(model, {}).items()
         },
@@ -186,7 +186,10 @@ def _targets(
     without: Mapping[str, str],
     ready: Mapping[str, int],
 ) -> list[dict[str, Any]]:
-    """Return the targets that get the traffic now. If no target has a share, add the first ready failover."""
+    """Return the targets that get traffic now, without the withheld ones.
+
+    If no remaining target has a share, add the first failover Deployment that is ready.
+    """
     found = [t for t in serving if t.deployment in deployments and t.deployment not in without]
     if without and not any(t.weight for t in found):
         spare = [name for name in endpoint.failover if name in deployments and ready.get(name, 0)]
@@ -195,7 +198,7 @@ def _targets(
 
 
 def _shadow(endpoint: Endpoint, deployments: dict[str, Deployment]) -> dict[str, Any] | None:
-    """Return what the gateways need to know about the shadow.
+    """Return the shadow's settings for the gateways.
 
     Return None if there is no shadow, or if the Endpoint cannot use the shadow's Deployment.
     """
@@ -245,11 +248,11 @@ def withheld(
     failed: frozenset[str],
     condemned: frozenset[str] = frozenset(),
 ) -> dict[str, str]:
-    """Return the targets that do not get their share now, each with the reason.
+    """Return the targets that get no traffic now, each with the reason.
 
-    If no target and no failover is ready, all targets keep their shares, and their requests wait or fail.
-    There are two exceptions: a rolled-back canary gets no share, and if ``when_unready`` is ``fail``, a new
-    version gets none before it is ready.
+    If no target and no failover is ready, no target is withheld: requests wait or fail. This rule has two
+    exceptions. A canary that was rolled back is always withheld. If ``when_unready`` is ``fail``, a new
+    version is withheld until it is ready.
     """
     rollout = endpoint.rollout if endpoint.rollout is not None and endpoint.rollout.active else None
     if rollout is not None and rollout.id in condemned:
@@ -286,9 +289,9 @@ def _name(deployment: Deployment) -> str:
 
 
 def serving_targets(endpoint: Endpoint, ready: dict[str, int]) -> list[Target]:
-    """Return the targets that get the traffic now: ``previous``, until every target with a weight is ready.
+    """Return the targets that get the traffic now, so that a version that never loads gets no requests.
 
-    So a version that never loads gets no requests.
+    These are the previous targets until every new target with a weight is ready.
     """
     if not endpoint.previous or all(ready.get(t.deployment, 0) for t in endpoint.targets if t.weight):
         return endpoint.targets

@@ -24,9 +24,10 @@ WebhookOutcome = Literal["delivered", "retry", "given_up"]
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """The first and the longest wait between attempts, and the age at which a webhook is given up.
+    """Limits for the retries of a webhook. All values are in seconds.
 
-    All are in seconds.
+    ``first_s``, ``longest_s``: the first and the longest wait between two attempts. ``give_up_s``: the age of
+    a webhook at which it is given up.
     """
 
     first_s: float = 5.0
@@ -36,9 +37,10 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class WebhookLimits:
-    """The most attempts in flight to all receivers together and to one host, and each attempt's timeout.
+    """Limits on webhook attempts.
 
-    The timeout is in seconds.
+    ``max_in_flight``, ``per_host``: the most attempts in flight, to all receivers together and to one host.
+    ``timeout_s``: the longest time in seconds that one attempt may take.
     """
 
     max_in_flight: int = 64
@@ -79,8 +81,8 @@ def decide(
     """Decide whether and when to send a webhook again.
 
     ``attempt``: the number of the last attempt, from 1. ``age_s``: seconds since the end of the job.
-    ``draw``: a random number in [0, 1). The wait triples with each attempt. It is multiplied by a random
-    factor from 0.5 to 1.5, so that webhooks that failed together are not retried together.
+    ``draw``: a random number in [0, 1). Each wait is three times as long as the last one. A random factor
+    from 0.5 to 1.5 spreads the retries of webhooks that failed at the same time.
     """
     if result.status is not None and 200 <= result.status < 300:
         return RetryDecision("delivered")

@@ -16,8 +16,8 @@ LIMITS = ArchiveLimits(unpacked_bytes=64 * 1024**3)
 def unpack(archive: Path, into: Path, limits: ArchiveLimits = LIMITS) -> None:
     """Unpack a zip, tar or tar.gz into the new folder ``into``. Blocking.
 
-    Writes only plain files and folders; their modes in the archive are ignored. Raises ModelFailed, and
-    removes ``into``, if the archive has any other member or exceeds the limits.
+    Only plain files and folders are written, with new modes. If the archive contains anything else or exceeds
+    the limits, removes ``into`` and raises ModelFailed.
     """
     into.mkdir(parents=True)
     try:

@@ -30,9 +30,9 @@ TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 class ArtifactCache:
     """A cache of artifacts in ``folder``, shared by the workers of one host.
 
-    The file ``<sha256>`` is an artifact. The file ``<sha256>.ok`` records the artifact's size, modification
-    time and inode at the last check of its digest. The digest is checked again only if one of these three
-    changed.
+    The file ``<sha256>`` is an artifact. After a check of its digest, its size, modification time and inode
+    are written to ``<sha256>.ok``. The digest is checked again only if one of these three has changed,
+    because the check of a large file is slow.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,12 +57,12 @@ class ArtifactCache:
 
 
 class _Download:
-    """One download of an artifact to ``path``, in several attempts.
+    """The download of one artifact to ``path``, in several attempts.
 
-    Each attempt appends to the file ``<sha256>.part``. The next attempt continues this file, even if another
-    worker makes it. The registry may redirect the download to its artifact store, with a signed URL. The
-    replica's token is not sent to the store. If the store does not answer, the next attempt gets the bytes
-    from the registry.
+    Each attempt appends to the file ``<sha256>.part``, so the next attempt, also of another worker, only
+    loads the missing bytes. The registry may redirect the download to its artifact store with a signed URL.
+    The replica's token is not sent to the store. If the store fails to send the artifact, the next attempt
+    gets the bytes from the registry.
     """
 
     def __init__(self, url: str, token: str, path: Path, size: int) -> None:
@@ -128,7 +128,7 @@ class _Download:
 
     @contextlib.asynccontextmanager
     async def _opened(self, start: int) -> AsyncIterator[tuple[httpx.Response, str]]:
-        """Open the artifact at byte ``start``. Yield the open response, and the name of its sender."""
+        """Request the bytes from ``start`` to the end. Yield the response and the name of its sender."""
         from_start = {"Range": f"bytes={start}-"} if start else {}
         headers = from_start | {"Authorization": f"Bearer {self._token}"}
         query = {} if self._redirects else {"redirect": "false"}
@@ -141,7 +141,8 @@ class _Download:
                 yield answer, "the registry"
                 return
             target = str(answer.url.join(answer.headers["Location"]))
-        # If the store does not send the artifact, the next attempt gets it from the registry itself.
+        # Disable redirects until the store answers. If it does not, the next attempt gets the artifact from
+        # the registry itself.
         self._redirects = False
         async with _client(target) as client, client.stream("GET", target, headers=from_start) as answer:
             if answer.status_code not in (200, 206):
@@ -158,8 +159,8 @@ def _check_status(answer: httpx.Response, sha256: str) -> None:
     if answer.status_code == 404:
         raise NotFound(f"The registry has no artifact {sha256}.")
     if answer.status_code in (401, 403):
-        # A registry that has just started learns from the autoscaler which replicas run. Until then it
-        # refuses their tokens.
+        # The autoscaler tells the registry which replicas run. A registry that has just started rejects the
+        # tokens of these replicas until then, so the download is tried again.
         raise Unavailable("the registry does not know this replica's token", reason="unauthorized")
     if answer.status_code not in (200, 206):
         raise Unavailable(f"the registry answered {answer.status_code}")
@@ -179,8 +180,8 @@ def _look(path: Path) -> list[int]:
 def _open_to_models(path: Path) -> None:
     """Make a cached file readable for every user.
 
-    A hard link in a model repository has the same mode as the cached file, and the user that the model runs
-    as must read it. The cache's folder stays closed to this user.
+    The model repository has a hard link to this file, and a hard link shares the file's mode. The model's
+    user must read it there. The cache's folder stays closed to this user.
     """
     if path.stat().st_mode & 0o777 != READ_ONLY:
         path.chmod(READ_ONLY)

@@ -24,7 +24,7 @@ class Received(Protocol):
 
 
 class CallTraces:
-    """The traces of this process. Nothing is exported before :meth:`start` is called."""
+    """Export the spans of this worker's model calls. Nothing is exported before :meth:`start` is called."""
 
     def __init__(self) -> None:
         self._export: SpanExport | None = None
@@ -48,7 +48,8 @@ class CallTraces:
     def called(self, group: Sequence[Received], started: float, spent: float, error: str = "") -> None:
         """Export the spans of a call that began at ``started`` and took ``spent`` seconds.
 
-        ``group``: the requests of the call. If none of them is traced, nothing is exported.
+        ``group``: all requests of the call. If none of them is traced, nothing is exported. ``started``:
+        seconds of the worker's monotonic clock.
         """
         traced = list(_traced(group)) if self._export is not None else []
         if self._export is None or not traced:
@@ -80,10 +81,11 @@ def _traced(group: Iterable[Received]) -> Iterator[tuple[Received, TraceContext]
 def spans(
     group: Sequence[Received], traced: Sequence[tuple[Received, TraceContext]], call: Call, ahead: float
 ) -> list[Span]:
-    """Return the spans of a call. ``group``: the requests of the call.
+    """Return the spans of a call.
 
-    ``traced``: the traced requests of the group (at least one), each with the trace context of its sender.
-    ``ahead``: by how many seconds the wall clock is ahead of the worker's monotonic clock.
+    ``group``: all requests of the call. ``traced``: those that are traced (at least one), each with the trace
+    context of its sender. ``ahead``: the seconds to add to the worker's monotonic clock to get the wall
+    clock.
     """
     own = [new_context(sender.trace_id) for _, sender in traced]
     shared = new_context(own[0].trace_id)

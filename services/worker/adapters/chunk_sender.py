@@ -1,4 +1,4 @@
-"""Sends the chunks of language models' streams. A stream need not wait for the confirm of each chunk."""
+"""Send the chunks of language models' streams, without waiting for the broker's confirm of each chunk."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
-# The most bytes of replies to one gateway process that wait for the broker. Above this, streams wait.
+# The most bytes of replies to one gateway process that wait to be sent. Above this, streams wait for the
+# broker, so that memory does not grow.
 MAX_WAITING_BYTES = envelope.LARGE
 
 
 class GatewayReplies:
-    """Replies that wait to be sent to one gateway process. The broker's confirm completes ``confirmed``."""
+    """Replies that wait to be sent to one gateway process.
+
+    ``confirmed`` completes when the broker has confirmed these replies, or when they could not be sent.
+    """
 
     def __init__(self) -> None:
         self.frames: list[Buffer] = []
@@ -45,11 +49,11 @@ class GatewayReplies:
 
 
 class ChunkSender:
-    """Sends replies to each gateway process in order, with one unconfirmed message at a time.
+    """Send replies to each gateway process in order, with one unconfirmed message at a time.
 
-    Replies that become ready before the confirm are sent together in the next message. So a stream need not
-    wait for each confirm. After a reconnect, the unconfirmed message is published again, before any later
-    message.
+    Replies that become ready before the confirm are sent together in the next message, so a stream need not
+    wait for each confirm. After a reconnect, the unconfirmed message is published again before any later
+    message, so the order stays the same.
     """
 
     def __init__(self, publisher: ReplyPublisher) -> None:
@@ -62,9 +66,9 @@ class ChunkSender:
         await self._tasks.end()
 
     async def reply(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float) -> None:
-        """Send replies. Return immediately, unless a reply is large or too many bytes wait for the broker.
+        """Send replies. Wait for the broker only after a large reply, or if too many bytes wait to be sent.
 
-        ``left_s``: for how many seconds the caller of a large reply still waits.
+        ``left_s``: the seconds for which the caller of a large reply still waits.
         """
         for frame in frames:
             if isinstance(frame, Reply) or len(frame) > envelope.LARGE:
@@ -76,12 +80,18 @@ class ChunkSender:
                 await self.confirmed(reply_to)
 
     async def reply_last(self, reply_to: str, frame: Buffer) -> None:
-        """Send the last reply of a stream. Return when the broker has this reply and all earlier ones."""
+        """Send the last reply of a stream. Return when the broker has confirmed it and all earlier ones.
+
+        Replies that cannot be sent are logged, and this method returns all the same.
+        """
         self._add(reply_to, frame)
         await self.confirmed(reply_to)
 
     async def confirmed(self, reply_to: str) -> None:
-        """Wait until the broker has all replies to a gateway process that were added before this call."""
+        """Wait until the broker has confirmed all earlier replies to a gateway process.
+
+        Replies that cannot be sent are logged, and the wait ends all the same.
+        """
         waiting = self._waiting.get(reply_to)
         if waiting is not None:
             # Several streams share the future, so a cancelled stream must not cancel the future.
@@ -92,8 +102,8 @@ class ChunkSender:
         if waiting is None:
             waiting = self._waiting[reply_to] = GatewayReplies()
             task = self._tasks.start(self._send(reply_to, waiting), "send chunks")
-            # A task that is cancelled before its first step does not run its ``finally``. Then this callback
-            # wakes the streams.
+            # If a task is cancelled before its first step, its ``finally`` does not run. Then only this
+            # callback wakes the waiting streams.
             task.add_done_callback(partial(self._end, reply_to, waiting))
         waiting.add(frame)
 

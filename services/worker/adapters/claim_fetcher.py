@@ -1,4 +1,4 @@
-"""Fetches the tensors of requests from the blob store, before the requests enter the backlog."""
+"""Fetch large tensors of requests from the blob store, before the requests enter the backlog."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ MAX_FETCHES = 4
 
 
 class ClaimFetcher:
-    """Fetches the tensors of up to ``MAX_FETCHES`` requests at the same time.
+    """Fetch the tensors of up to ``MAX_FETCHES`` requests at the same time.
 
-    The fetched tensors use at most ``limit_bytes`` of memory. A larger request is fetched only when no other
-    fetched tensors are in memory. ``add`` is called with each complete request.
+    The fetched tensors use at most ``limit_bytes`` of memory until their requests are settled. A request with
+    larger tensors is fetched only when no other fetched tensors are in memory. ``add`` is called with each
+    complete request. ``settle`` is called with requests that failed.
     """
 
     def __init__(
@@ -47,7 +48,10 @@ class ClaimFetcher:
         self._tasks = TaskSet()
 
     def start(self, item: QueuedRequest) -> None:
-        """Fetch a request's tensors in the background, then call ``add``; reply with an error on failure."""
+        """Fetch a request's tensors in the background, then call ``add``.
+
+        If the blob store fails, reply with an error. If the deadline passes, only settle the request.
+        """
         self._tasks.start(self._fetch_and_add(item))
 
     def release(self, group: list[QueuedRequest]) -> None:
@@ -71,9 +75,10 @@ class ClaimFetcher:
             self._add(item)
 
     async def fetch(self, item: QueuedRequest, *, bounded: bool = False) -> bool:
-        """Add a request's tensors from the blob store. If that fails, settle the request and return False.
+        """Add a request's tensors from the blob store. On failure, settle the request and return False.
 
-        ``bounded``: True if the fetch must wait until the limits of concurrent fetches and of bytes allow it.
+        ``bounded``: True to wait until fewer than ``MAX_FETCHES`` fetches run and the tensors fit into
+        ``limit_bytes``.
         """
         request = item.request
         try:

@@ -26,9 +26,10 @@ _KEY = envelope.call_key((envelope.tensor(REQUEST, "BYTES", (1,)),), (), {})
 
 
 class EngineFacts:
-    """The last facts that an engine reported.
+    """The facts that an engine reported last.
 
-    ``report`` is None before the first reading, and for models that are not language models.
+    ``report`` is None before the first reading, after the loss of the model, and for models that are not
+    language models.
     """
 
     def __init__(self) -> None:
@@ -72,8 +73,8 @@ class EngineFacts:
 async def _read(model: Model) -> dict[str, object]:
     data: list[envelope.Buffer] = [pack_strings([LlmRequest(PATH, {}).to_bytes()])]
     request = envelope.Request(b"", 0, 0, 1, 0, b"", b"", _KEY, data, b"")
-    # An engine that hangs can still report its facts. So these answers are not counted as a sign that the
-    # model works.
+    # An engine that hangs can still report its facts. So do not count these answers: they would tell the
+    # watchdog that the model works.
     async with aclosing(model.stream(request, counted=False)) as answers:
         async for answer in answers:
             for output in answer.outputs:

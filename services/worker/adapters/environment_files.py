@@ -1,7 +1,4 @@
-"""Change the owner of an environment's files.
-
-The model's user owns them while pip runs; afterwards the worker's user owns them.
-"""
+"""Change the owner of an environment's files: the model's user for pip's run, then the worker's user."""
 
 from __future__ import annotations
 
@@ -34,9 +31,9 @@ def hand_over(path: Path, uid: int | None) -> None:
 def take_over(path: Path, uid: int | None) -> None:
     """Make the worker's user the owner again, and let every user read the environment.
 
-    If ``uid`` is not None, the files become read-only. Call this only when no process of the user ``uid``
-    runs. Raises ModelFailed for a file of another user, because it could be a hard link to a file outside the
-    environment.
+    If ``uid`` is not None, the files become read-only. Call this only after all processes of the user ``uid``
+    have ended. Raises ModelFailed if a file belongs to an unexpected user. It could be a hard link to a file
+    outside the environment, whose owner must not change.
     """
     ours = os.geteuid() if uid is None else uid
     for each in _tree(path):
@@ -64,11 +61,11 @@ def _take(path: Path, expected: int, uid: int | None) -> None:
 
 
 def _readable(mode: int, *, keep_write: bool) -> int:
-    """Return a mode with which every user may read a file, and may execute it if its owner may.
+    """Return the mode for a file that every user may read, and execute if its owner may.
 
-    The returned mode never has the set-user-ID bit.
+    The set-user-ID bit is removed. ``keep_write``: True if the owner may still write to the file.
     """
     runs = 0o111 if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else 0
-    # A folder stays writable, so that its owner can remove its contents.
+    # A folder always stays writable for its owner. Otherwise its contents could not be removed later.
     writes = stat.S_IWUSR if stat.S_ISDIR(mode) or (keep_write and mode & stat.S_IWUSR) else 0
     return 0o444 | runs | writes

@@ -1,9 +1,10 @@
-"""Build and keep the Python environments of versions with requirements, on top of the models' Python.
+"""Build and cache Python environments for versions with requirements, on top of the models' Python.
 
 ``<folder>/<digest>/`` is a virtual environment. ``<digest>.ok`` exists when it is complete. ``<digest>.log``
-is the output of pip. An environment is built at its final path, because its scripts contain that path. A
-folder without the ``.ok`` file is built again. While pip runs, the folder belongs to the model's user, if the
-sandbox uses a separate user (``adapters/sandbox.py``). Afterwards only the worker's user can write to it.
+is the output of pip. An environment is built at its final path, because its scripts contain that path. So a
+folder without the ``.ok`` file is incomplete, and is built again. While pip runs, the folder belongs to the
+model's user, if the sandbox uses a separate user (``adapters/sandbox.py``). Afterwards only the worker's user
+can write to it.
 """
 
 from __future__ import annotations
@@ -74,7 +75,10 @@ class BasePython:
     site_packages: tuple[str, ...]
 
     def packages(self) -> list[str]:
-        """Return the installed packages with their versions. If they change, environments are built again."""
+        """Return the installed packages with their versions. They are part of an environment's digest.
+
+        So if they change, a new environment is built.
+        """
         return sorted(p.name for site in self.site_packages for p in Path(site).glob("*.dist-info"))
 
 
@@ -96,10 +100,10 @@ class Environments:
     async def provide(
         self, requirements: Sequence[str], env: Mapping[str, str], timeout_s: float
     ) -> TritonInstall:
-        """Return the Triton to use with these requirements. Build their environment if this host lacks it.
+        """Return the Triton to use with these requirements. If their environment does not exist, build it.
 
-        pip's settings (``PIP_*``) in ``env`` override those of this process. Raises ModelFailed with pip's
-        errors.
+        ``env``: the Deployment's variables. Its settings of pip (``PIP_*``) override those of this process.
+        Raises ModelFailed, with pip's errors, if the requirements cannot be installed within ``timeout_s``.
         """
         settings = {key: value for key, value in env.items() if key.startswith("PIP_")}
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -144,8 +148,8 @@ class Environments:
         if code != 0:
             raise ModelFailed(f"The environment for the requirements cannot be created: {output}")
         (own,) = path.glob("lib/python3*/site-packages")
-        # The models' packages are added with addsitedir, because this function also reads their .pth files.
-        # The version's own packages come first on the path.
+        # Add the models' packages with addsitedir, which also reads their .pth files. The version's own
+        # packages have precedence on the import path.
         below = [f"import site; site.addsitedir({site!r})" for site in base.site_packages]
         (own / "models.pth").write_text("\n".join(below) + "\n")
         (path / "requirements.txt").write_text("\n".join(requirements) + "\n")

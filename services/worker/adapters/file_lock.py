@@ -1,4 +1,4 @@
-"""Lock files, so that only one worker of a host uses them at a time."""
+"""Lock files, so that only one worker of a host uses what a file protects at a time."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ def read(metrics: str) -> tuple[float, int] | None:
 class GpuLoad:
     """The load of the GPUs, read every two seconds.
 
-    ``port`` returns the port of Triton's metrics; 0: there is no Triton to read from.
+    ``port``: a function that returns the port of Triton's metrics, or 0 if Triton does not run.
+    ``utilization`` (0 to 1) and ``memory_bytes`` are None without a GPU.
     """
 
     def __init__(self, port: Callable[[], int]) -> None:

@@ -11,8 +11,8 @@ from services.worker.domain.split import Output
 from tidegate.kernel.protocol.envelope import Buffer, CallKey
 from tidegate.kernel.triton_protocol import ModelInferRequest
 
-# The protobuf tag of ``raw_input_contents`` in a ModelInferRequest: field 7, bytes. Fields may come in any
-# order, so the contents can be appended to a head that was serialized earlier.
+# The protobuf tag of ``raw_input_contents`` (field 7, bytes) in a ModelInferRequest. Fields may come in any
+# order, so the tensors can be appended to the cached first part of a request.
 RAW_INPUT = bytes((7 << 3 | 2,))
 _SIGN = 2**63
 
@@ -91,8 +91,8 @@ def _with_parameters(message: Any, parameters: Mapping[str, object]) -> Any:
         if isinstance(value, bool):
             parameter.bool_param = value
         elif isinstance(value, int):
-            # Triton reads the id of a sequence from this signed field, although ids are unsigned. So a large
-            # id is sent as the negative number with the same bits.
+            # A sequence id is unsigned, but Triton reads it from this signed field. So an id of 2**63 or more
+            # is sent as the negative number with the same bits.
             parameter.int64_param = value if value < _SIGN else value - 2 * _SIGN
         elif isinstance(value, float):
             parameter.double_param = value

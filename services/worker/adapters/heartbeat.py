@@ -1,4 +1,4 @@
-"""Writes a worker's heartbeat to the store."""
+"""Write a worker's heartbeat to the store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = telemetry.logger(__name__)
 
 
 class ReplicaHeartbeat:
-    """Writes a worker's report every ``interval_s`` seconds. If the store fails, the worker continues."""
+    """Write a worker's report every ``interval_s`` seconds. If the store fails, the worker continues."""
 
     def __init__(self, store: Store, interval_s: float, report: Callable[[], ReplicaReport]) -> None:
         self._store = store

@@ -23,7 +23,11 @@ class HostLoad:
         self._busy: float | None = None
 
     def read(self) -> float | None:
-        """Return the busy share, 0 to 1. Return None before the second reading, or without ``/proc/stat``."""
+        """Return the busy share (0 to 1) since the last reading.
+
+        Return None at the first reading, or if ``/proc/stat`` cannot be read. If the last reading is less
+        than ``SHORTEST_S`` old, return its result again.
+        """
         now = self._clock()
         if self._last is not None and now - self._last[0] < SHORTEST_S:
             return self._busy

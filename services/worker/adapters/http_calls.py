@@ -1,11 +1,11 @@
 """Call Triton over HTTP/1.1 on its Unix socket. This costs Triton a third less CPU time than gRPC.
 
 Triton runs a call over HTTP to its end, even if its caller no longer waits. So HTTP is used only for calls
-that are so quick that they need not be cancelled. A connection carries one call at a time and is kept for the
-next one.
+that are so quick that nobody needs to cancel them. A connection carries one call at a time and is reused for
+later calls.
 
-This follows RFC 9112 (HTTP/1.1) and Triton's binary tensor extension. It reads only responses with a
-Content-Length, as Triton sends them.
+The requests follow RFC 9112 (HTTP/1.1) and Triton's binary tensor extension. Only responses with a
+Content-Length can be read, and Triton always sends this header.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class HttpAnswer(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """The head of a response. Sizes are in bytes.
+    """The parsed head of a response. Sizes are in bytes.
 
+    ``json_size``: the size of the JSON at the start of the body. ``size``: the size of the whole body.
     ``last``: True if the server closes the connection after this response.
     """
 

@@ -19,14 +19,14 @@ from tidegate.kernel.protocol.envelope import KEPT_KEY
 
 HEADS_KEPT = 1024
 _INT64 = range(-(2**63), 2**63)
-# A parameter that Triton's HTTP server reads; the model does not get it.
+# A parameter for Triton's HTTP server. The model does not get it, so a request that has it cannot use HTTP.
 _BINARY_OUTPUT = "binary_data_output"
 
 
 class _Described(NamedTuple):
     """The parsed JSON of a response.
 
-    An output has a name, a datatype, a shape and a size in bytes.
+    ``outputs``: the name, the datatype, the shape and the size in bytes of each output.
     """
 
     outputs: list[tuple[str, str, tuple[int, ...], int]]

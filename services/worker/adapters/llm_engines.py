@@ -10,10 +10,10 @@ from services.worker.domain import llm_plan
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import DeploymentSpec, Version
 
-# The variable with the upstream's credential. `services/worker/runtimes/llm/upstream.py` reads this name.
+# The model's variable with the upstream's credential. `services/worker/runtimes/llm/upstream.py` reads it.
 CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
-# The names of variables that a Deployment may name as its credential. No model may read other variables of
-# the worker.
+# A Deployment may use these variables of the worker as its upstream's credential. Models can read no other
+# variables of the worker, such as its passwords.
 USABLE = re.compile(r"(?!TIDEGATE_)(\w+_API_KEY|UPSTREAM_\w+)")
 MAX_BYTES = 16 * 1024
 
@@ -35,10 +35,10 @@ def vllm_python(runtime: Path) -> Path:
 
 
 def secrets(deployment: DeploymentSpec, folder: Path) -> dict[str, str]:
-    """Return the variables with the credential of the Deployment's upstream; empty if it needs none.
+    """Return a variable with the credential of the Deployment's upstream; empty if it needs none.
 
-    ``folder``: the only folder whose files a Deployment may name. Raise ModelFailed if the credential is
-    missing or cannot be used; the message does not contain the secret.
+    ``folder``: a Deployment may name only files in this folder. Raises ModelFailed, without the secret in its
+    message, if the credential is missing or unusable.
     """
     spec = deployment.upstream or deployment.llm
     place = spec.credential if spec is not None else None

@@ -30,10 +30,10 @@ def prepare(
     place: Callable[[Path, Path], None],
     engine_python: Path | None = None,
 ) -> str:
-    """Write ``folder/1``, the model's version folder. Return the text of the model's configuration.
+    """Write ``folder/1``, the model's version folder. Return the text of its configuration. Blocking.
 
-    ``place`` links or copies a cached file to another path. ``engine_python``: the Python of an engine that
-    has a separate environment. Blocking. Raise ModelFailed if the weights cannot be used.
+    ``place``: a function that links or copies a cached file to another path. ``engine_python``: the Python of
+    the engine's own environment; None if it has none. Raises ModelFailed if the weights cannot be used.
     """
     inner = folder / "1"
     inner.mkdir(parents=True)
@@ -45,10 +45,10 @@ def prepare(
     (inner / PLAN).write_text(json.dumps(plan))
     for source in RUNTIME.glob("*.py"):
         shutil.copyfile(source, inner / source.name)
-    # One instance serves all slots. A second instance would load the weights again.
+    # One Triton instance serves all engine slots. A second instance would load the weights again.
     single = deployment.model_copy(update={"instances": 1})
-    # One instance uses all GPUs of the replica. Triton would create one instance for each GPU in the
-    # configuration, so the configuration names only the first GPU.
+    # Triton creates one instance for each GPU in the configuration. This instance uses all GPUs of the
+    # replica, so the configuration names only the first GPU.
     return model_config.build(version, single, model=version.model, backend="python", gpus=gpus[:1])
 
 

@@ -1,9 +1,9 @@
 """Limit the memory of a model's processes, and find out if one was killed because memory ran out.
 
 In a container, the container engine sets the limit. Without a container, the worker limits Triton and its
-child processes: by a cgroup if it can create one, else by measuring their memory. Resource limits are not
-exact enough. RLIMIT_AS limits address space, and Triton and CUDA reserve much more of it than they use.
-RLIMIT_DATA limits each process separately.
+child processes by a cgroup. If it cannot create a cgroup, it measures their memory and kills the largest
+process above the limit. Resource limits (``setrlimit``) are not exact enough. RLIMIT_AS limits address space,
+and Triton and CUDA reserve much more address space than they use. RLIMIT_DATA limits each process separately.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ CGROUP, PROC = Path("/sys/fs/cgroup"), Path("/proc")
 # Files of cgroup v2 and v1 with the number of killed processes. Only the first that exists is read.
 COUNTERS = ("memory.events", "memory.oom_control", "memory/memory.oom_control")
 OUT_OF_MEMORY = "The kernel killed a process (out of memory): this container reached its memory limit."
-# Files in a replica's folder: the limit in MiB that the launcher sets, and the path of the replica's cgroup.
+# Two files in a replica's folder. The launcher writes the limit in MiB to the first. The worker writes the
+# path of the replica's cgroup to the second.
 LIMIT_FILE, GROUP_FILE = "memory-limit", "memory-group"
 LOOK_EVERY_S = 0.2
 LEAVE_S = 2.0
@@ -58,8 +59,8 @@ def read_limit(folder: Path, name: str) -> MemoryLimit | None:
 class MemoryLimit:
     """The memory limit of one Triton, in MiB.
 
-    ``name`` is the name of the cgroup for this Triton and begins with "tidegate-". The path of the cgroup is
-    written to the file ``note``, for the launcher.
+    ``name``: the name of the cgroup for this Triton; it begins with "tidegate-". ``note``: the file to which
+    the cgroup's path is written, so that the launcher can remove the cgroup later.
     """
 
     def __init__(
@@ -103,18 +104,18 @@ class MemoryLimit:
                 )
 
     def watch(self, processes: Callable[[], Iterable[int]]) -> None:
-        """Watch the memory of these processes and enforce the limit, unless a cgroup limits them."""
+        """Watch the memory of these processes if no cgroup limits them. Kill one if they exceed the limit."""
         if self.group is None and self._watching is None:
             self._watching = asyncio.create_task(self._watch(processes))
 
     async def close(self) -> None:
-        """Stop watching, and remove the cgroup if its processes have ended."""
+        """Stop watching. Wait a moment until the processes in the cgroup have ended, then remove it."""
         watching, self._watching = self._watching, None
         await tasks.end(watching)
         if self.group is not None:
             found = kills(self.group)
-            # Only an empty cgroup can be removed, and killed processes leave it a moment later. If it does
-            # not become empty, the next start reuses it or the launcher removes it.
+            # Only an empty cgroup can be removed, and killed processes need a moment to leave it. If it stays
+            # in use, the next start of Triton reuses it, or the launcher removes it.
             until = time.monotonic() + LEAVE_S
             while self.group is not None:
                 try:
@@ -164,7 +165,7 @@ def _create_group(name: str, limit: int, cgroup: Path, proc: Path) -> tuple[Path
 
 
 def _set_limit(group: Path, limit: int) -> None:
-    # Swap is not allowed, because a model that swaps is worse than a killed one.
+    # Forbid swap, because a model that swaps is so slow that ending it is better.
     for name, swap, most in (
         ("memory.max", "memory.swap.max", 0),
         ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", limit),
@@ -188,8 +189,9 @@ def _enable_children(parent: Path) -> None:
 def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
     """Yield the cgroups in which to try to create a new one: first that of this process, then its parents.
 
-    Stop after a cgroup that has a limit, because this limit must apply to the model too. In cgroup v2, a
-    cgroup that contains processes cannot have children with limits, so usually one of the parents is used.
+    Stop after a cgroup that has a limit, because this limit must apply to the model too. Parents are needed
+    in cgroup v2, where a cgroup with processes cannot have children with limits. In cgroup v1, yield only the
+    cgroup of this process.
     """
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -210,7 +212,7 @@ def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
 
 
 def _used_bytes(process: Path) -> int:
-    """Return the bytes of a process in memory and in swap, without the pages of files."""
+    """Return the bytes of a process in memory and swap, without file pages, which can be reclaimed."""
     found = re.findall(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB$", _text(process / "status"), re.MULTILINE)
     return sum(map(int, found)) * 1024
 

@@ -33,8 +33,9 @@ from tidegate.kernel.protocol.tensors import DATATYPES, elements
 log = telemetry.logger(__name__)
 
 HEADS_KEPT = 1024
-# A call over HTTP costs less than over gRPC, but Triton cannot cancel it. So HTTP is used for models whose
-# calls take less than QUICK_S. For inputs above QUICK_BYTES, HTTP is not cheaper.
+# A call over HTTP costs less than over gRPC, but Triton cannot cancel it. So HTTP is used only for models
+# whose calls take less than QUICK_S seconds, and for inputs up to QUICK_BYTES. Larger inputs cost the same
+# over HTTP.
 QUICK_S = 0.01
 QUICK_BYTES = 256 * 1024
 WARN_EVERY_S = 60.0
@@ -43,11 +44,11 @@ _PLAIN_NAME = re.compile("[A-Za-z0-9._~-]+")
 
 
 class Model:
-    """One model of one Triton. ``outputs`` are the outputs in its signature.
+    """One model of one Triton. ``outputs``: the outputs in its signature.
 
-    Tensors above ``shared_above`` bytes go through ``regions``: inputs, and outputs with a fixed size.
-    ``cached``: True if Triton caches the model's answers. Triton then finds an answer by the inputs only. So
-    every call requests all outputs and passes no parameters.
+    Large tensors (above ``shared_above`` bytes) are passed in shared memory (``regions``): inputs, and
+    outputs with a fixed size. ``cached``: True if Triton caches the model's answers. Triton's cache compares
+    only the inputs, so every call requests all outputs and passes no parameters.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class Model:
         self._grpc_heads: dict[tuple[bytes, int], bytes] = {}
         self._http_heads: dict[tuple[bytes, int, tuple[int, ...]], bytes] = {}
         self._quickness = Quickness(QUICK_S)
-        # HTTP is used only for names of these characters. Other characters would need percent escapes in the
-        # path, which Triton's HTTP server does not decode.
+        # Use HTTP only for model names of these characters. Other characters need percent escapes in the URL
+        # path, and Triton's HTTP server does not decode them.
         self._http = _PLAIN_NAME.fullmatch(name) is not None
         self._row_bytes = {output.name: size for output in outputs if (size := _row_bytes(output)) > 0}
 
@@ -126,10 +127,11 @@ class Model:
     async def stream(self, request: Request, *, counted: bool = True) -> AsyncGenerator[ModelAnswer]:
         """Run one request and yield each answer as soon as the model sends it. There is no time limit.
 
-        ``counted``: True to add the answers to :attr:`answers`. A growing number shows the watchdog that the
-        model works.
+        ``counted``: True to add the answers to :attr:`answers`, which shows the watchdog that the model
+        works.
 
-        Raises the errors of :meth:`TritonClient.stream`. Closing the generator cancels the request in Triton.
+        Raises the errors of :meth:`TritonClient.stream`. If the generator is closed, Triton cancels the
+        request.
         """
         key = read_call_key(request.key)
         message = grpc_messages.begin(self._name, key.parameters)
@@ -157,7 +159,8 @@ class Model:
     ) -> ModelAnswer:
         """Run requests on a model with a response cache. Return the outputs that ``key`` names.
 
-        The call requests all outputs, because the cache ignores which outputs a request names.
+        The call requests all outputs. Triton's cache ignores which outputs are requested, so it could return
+        an answer without one of them.
         """
         if key.parameters:
             raise BadRequest(
@@ -198,8 +201,8 @@ class Model:
             else:
                 direct.append(pieces)
         large = self._large_outputs(key, call.rows)
-        # A request that lists any outputs gets only those outputs. So list all outputs if one of them goes to
-        # shared memory.
+        # If a request lists any outputs, Triton returns only these. So if one output goes to shared memory,
+        # all outputs must be listed.
         names = key.outputs or tuple(self._order if large else ())
         outputs = {name: region.reserve(large[name]) for name in names if name in large}
         key = CallKey(key.inputs, names, key.parameters)
@@ -217,7 +220,10 @@ class Model:
         return found
 
     async def _region(self, call: ModelCall) -> Region | None:
-        """Return a region for the large tensors of a call; None if no tensor is large or there is no room."""
+        """Return a region of shared memory for the large tensors of a call.
+
+        Return None if no tensor is large, or if the shared memory is full.
+        """
         if self._regions is None:
             return None
         sizes = [size for pieces in call.contents if (size := sum(map(len, pieces))) > self._shared_above]
@@ -303,7 +309,7 @@ def _row_bytes(output: TensorSpec) -> int:
 
 
 def _from_region(output: Output, region: Region, places: Mapping[str, Place]) -> Output:
-    """Return an output with its bytes. If it has a place in the region, read its bytes there."""
+    """Return an output with its bytes, read from shared memory if it has a place there."""
     if output.name not in places:
         return output
     size = elements(list(output.shape)) * DATATYPES[output.datatype].size

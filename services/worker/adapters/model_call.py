@@ -17,9 +17,11 @@ _NO_PLACES: Mapping[str, Place] = {}
 class ModelCall(NamedTuple):
     """One call of a model.
 
-    ``raw_key`` is the serialized call key of the requests. ``rows`` is 0 if there is no batch axis.
-    ``contents`` are the bytes of each input that is not in shared memory, in pieces. ``parameters`` are sent
-    in addition to those of the key.
+    - ``raw_key``: the serialized call key of the requests
+    - ``rows``: the number of rows; 0 if the model has no batch axis
+    - ``contents``: the bytes of each input that is not in shared memory, in pieces
+    - ``parameters``: parameters to send in addition to those of the key
+    - ``input_places``, ``output_places``: the places of tensors in shared memory, by name
     """
 
     raw_key: bytes

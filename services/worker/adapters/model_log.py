@@ -1,7 +1,7 @@
 """Read the output of Triton and its models, and write it to the log, up to a limit.
 
-A thread reads the output from a pipe immediately, so a model never waits for its log. Output beyond the limit
-is not written to disk.
+A thread reads the output from a pipe immediately, so that a model never waits for its log. Output beyond the
+limit is dropped, so that a model cannot fill the disk.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ DROPPED = Counter(
 )
 
 BLOCK = 64 * 1024
-# If the limit is used up, reads of at least this many bytes are dropped without being split into lines.
+# When the limit is used up, reads of at least this many bytes are dropped without parsing their lines. This
+# saves CPU time while a model floods its log.
 FLOOD_BYTES = 4 * 1024
 # The most bytes in the file of raw output. A larger file is cut to its last KEPT_BYTES.
 LIMIT_BYTES = 4 * 2**20
 KEPT_BYTES = 64 * 1024
-# The most seconds to wait until the output has been read.
+# The longest time in seconds that :meth:`ModelLog.catch_up` waits.
 SETTLE_S = 0.25
 POLL_S = 0.002
 # Seconds between two reports of dropped lines.
@@ -68,7 +69,10 @@ class ModelLog:
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[int]:
-        """Yield a descriptor for a process to write to. Reading ends when every process has closed it."""
+        """Yield the descriptor of a pipe for a process to write to.
+
+        Its output is read until every process has closed the descriptor.
+        """
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         try:
             yield theirs
@@ -81,7 +85,7 @@ class ModelLog:
         threading.Thread(target=self._read, args=(ours,), name="model log", daemon=True).start()
 
     def catch_up(self) -> None:
-        """Wait, for up to SETTLE_S, until all output so far is in ``path``."""
+        """Wait until all output so far is read, for up to SETTLE_S seconds. Then ``path`` is up to date."""
         ends_at = time.monotonic() + SETTLE_S
         while time.monotonic() < ends_at and (self._busy or self._unread()):
             time.sleep(POLL_S)
@@ -130,7 +134,7 @@ class ModelLog:
         return os.read(pipe, BLOCK)
 
     def keep(self, lines: list[OutputLine], raw: IO[bytes]) -> None:
-        """Write the lines within the limit to the log, and unchanged to ``raw``. Drop the other lines."""
+        """Write the lines within the limit to ``raw``, and if ``logged`` is set, also to the log."""
         now = time.monotonic()
         kept = [line for line in lines if self._limit_of(line).take(len(line.text), now, LINE_BYTES)]
         if kept:

@@ -17,10 +17,10 @@ STUB = b"triton_python_backend_stub"[:15]
 
 
 def model_processes(server: int, descendants: Iterable[int]) -> list[int]:
-    """Return the processes of Python models of a tritonserver, also those that have just ended.
+    """Return the processes in which a tritonserver runs Python models, also those that have just ended.
 
-    Only Triton's own children are returned. A process that a model forks has the same name, but its end is no
-    failure.
+    ``descendants``: all descendants of the tritonserver. Only its direct children are returned. A process
+    that a model forks has the same name, but its end is no failure.
     """
     return [
         pid for pid in descendants if process_table.name(pid) == STUB and process_table.parent(pid) == server
@@ -28,11 +28,11 @@ def model_processes(server: int, descendants: Iterable[int]) -> list[int]:
 
 
 class ModelProcesses:
-    """A watch over the Python processes of one tritonserver.
+    """Watch the Python processes of one tritonserver.
 
     ``on_end`` is called when a process ends. It gets the exit code, or a signal's number as a negative
-    number, or None if the status cannot be read. If the kernel cannot report the end of a process, only
-    :meth:`look` finds it.
+    number, or None if the status cannot be read. On a kernel without pidfds, only :meth:`look` notices the
+    end of a process.
     """
 
     def __init__(self, server: int, descendants: Iterable[int], on_end: Callable[[int | None], None]) -> None:
@@ -55,9 +55,10 @@ class ModelProcesses:
         self._open, self.pids = {}, []
 
     def look(self) -> bool:
-        """Report ended processes. Return True if a process is stopped and was stopped at the previous call.
+        """Report ended processes. Return True if a process was stopped at this call and at the previous call.
 
-        Triton's own process is checked, too. Stopped means by a signal such as SIGSTOP, not by a debugger.
+        Triton's own process is also checked. A process is stopped by a signal such as SIGSTOP. A process in a
+        debugger does not count as stopped.
         """
         for pid in list(self.pids):
             if process_table.state(pid) in {"Z", "X", ""}:

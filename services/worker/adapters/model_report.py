@@ -21,7 +21,7 @@ CARD_EVERY_S = 10.0
 
 
 class ModelReport:
-    """A report of one model to the gateways. If the store fails, counts are kept and written later."""
+    """Report one model to the gateways, through the store. If the store fails, counts are written later."""
 
     def __init__(self, store: Store, deployment: str) -> None:
         self._store = store

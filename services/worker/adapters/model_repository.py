@@ -41,14 +41,15 @@ def prepare(
     symlinks: bool = True,
     answer_bytes: int = ANSWER_BYTES,
 ) -> list[str]:
-    """Replace the contents of ``repository`` with this version. Return the models in the order to load them.
+    """Replace the contents of ``repository`` with this version. Return its models in loading order.
 
-    The last model gets the requests. It uses the other models, as an ensemble or by calls from Python.
-    ``gpus``: the GPUs for the model; empty: it runs on the CPU. ``symlinks``: False if the model's process
-    cannot follow links into the cache. ``answer_bytes``: the most bytes of an upstream's answer. Blocking.
-    Raises ModelFailed, with the remedy, if this worker cannot serve the version.
+    Blocking. The requests go to the last model. It calls the other models, as an ensemble or from Python.
+    ``gpus``: the GPUs for the model; empty to run it on the CPU. ``symlinks``: False if the model's process
+    cannot follow links into the cache. ``answer_bytes``: the most bytes of an upstream's answer. Raises
+    ModelFailed, with the remedy, if this worker cannot serve the version.
     """
-    # The folder is emptied but not removed, because a Triton in a sandbox has mounted it.
+    # Empty the folder, but do not remove it: a Triton in a sandbox has mounted this folder, and would not see
+    # a new one.
     repository.mkdir(parents=True, exist_ok=True)
     for left in repository.iterdir():
         shutil.rmtree(left)
@@ -127,7 +128,7 @@ def _prepare_llm(
 def _rename_onnx(folder: Path, name: str) -> None:
     """Rename the ONNX file of an archive to the name that its backend expects.
 
-    Its external data keep their names, because the ONNX file contains these names.
+    Files with external data are not renamed, because the ONNX file refers to them by name.
     """
     found = [path for path in folder.iterdir() if path.suffix.lower() == ".onnx" and path.is_file()]
     if len(found) != 1:
@@ -141,9 +142,10 @@ def _rename_onnx(folder: Path, name: str) -> None:
 def cache_mb(
     repository: Path, models: Sequence[str], deployment: DeploymentSpec, install: TritonInstall
 ) -> int:
-    """Return the size of the response cache in MiB if one of the models enables it, else 0.
+    """Return the size of the response cache in MiB; 0 if no model enables the cache.
 
-    Raises ModelFailed if this Triton has no response cache, because Triton would then ignore the setting.
+    Raises ModelFailed if a model enables it but this Triton has none. Triton alone would only ignore the
+    setting.
     """
     asking = [model for model in models if model_config.wants_cache(_text(repository / model))]
     if not asking:
@@ -206,10 +208,9 @@ def _prepare_archive(
 
 
 def model_folders(root: Path, fallback_name: str) -> dict[str, Path]:
-    """Return the folder of each Triton model, by the model's name.
+    """Return the folder of each Triton model, by the model's name; empty if there is none.
 
-    ``root`` is a model, a folder of models, or a folder that contains only one of these. Up to 8 folders may
-    be nested.
+    ``root``: the folder of a model, or a folder of models. It may also be wrapped in up to 7 other folders.
     """
     for _ in range(8):
         if _is_model(root):

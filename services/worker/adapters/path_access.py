@@ -21,8 +21,8 @@ def first_closed(path: Path, uid: int) -> Path | None:
 def is_open_to(found: os.stat_result, uid: int, bits: int) -> bool:
     """Return True if the user ``uid`` has the rights ``bits`` on a file or folder.
 
-    ``found``: the status of the file or folder. ``bits``: the rights, as the last three bits of a file mode
-    (those for other users). The user's only group has the number ``uid``, too.
+    ``found``: the status of the file or folder. ``bits``: the rights as in the last three bits of a file
+    mode, for example 4 for reading. The user is assumed to be only in the group with the same number.
     """
     needed = bits << (6 if found.st_uid == uid else 3 if found.st_gid == uid else 0)
     return found.st_mode & needed == needed

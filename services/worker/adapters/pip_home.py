@@ -30,8 +30,8 @@ def make(home: Path, environment: Mapping[str, str], uid: int | None) -> dict[st
     own |= {"HOME": str(home), "USER": "model", "LOGNAME": "model"}
     for key, name in (("PIP_CONFIG_FILE", "pip.conf"), ("NETRC", ".netrc")):
         named = os.environ.get(key)
-        # A file that only the Deployment names is not copied, because perhaps the Deployment's author has no
-        # right to read it.
+        # Copy a file only if the worker's own variable names it. The Deployment's author may not be allowed
+        # to read a file that only the Deployment names.
         if named and own.get(key) == named and _copy(Path(named), home / name):
             own[key] = str(home / name)
     hand_over(home, uid)

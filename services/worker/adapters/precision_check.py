@@ -1,4 +1,4 @@
-"""Measure a model of a lower precision in this worker's Triton, with the samples in the model's file."""
+"""Measure a quantized model in this worker's Triton, with the samples in the model's file."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _NAMES = {np.dtype(each.numpy): each.name for each in DATATYPES.values() if each
 
 
 async def measured_here(client: TritonClient, model: str, embedded: Embedded) -> str:
-    """Return the model's loss and its time per call on this CPU, as text.
+    """Return a text with the loss of a quantized model and its time per call on this CPU.
 
-    If the model rejects the samples, the text only compares this CPU with the CPU for which the recipe was
-    chosen. Raise Unavailable if Triton has ended.
+    If there are no samples, or the model rejects them, the text only compares this CPU with the CPU for which
+    the model was quantized. Raises Unavailable if Triton has ended.
     """
     precision, here = embedded.precision, cpu.read()
     rows = len(next(iter(embedded.inputs.values()), ()))

@@ -20,9 +20,9 @@ def exit_status(pid: int) -> int | None:
 
 
 def start_ticks(pids: Iterable[int]) -> dict[int, str]:
-    """Return the kernel tick in which each process started.
+    """Return the kernel's clock tick at which each process started. Ended processes are left out.
 
-    The kernel may reuse a pid, but never with the same tick.
+    With its start tick, a process can be told from a later one with the same pid.
     """
     return {pid: fields[19] for pid in pids if (fields := _stat(pid))}
 
@@ -88,7 +88,7 @@ def name(pid: int) -> bytes:
 
 
 def memory_mb(pids: Iterable[int]) -> int:
-    """Return the MiB of memory that these processes use. Shared memory is counted once."""
+    """Return about how many MiB of memory these processes use. Only the largest shared part is counted."""
     own, shared = 0, 0
     for pid in pids:
         with contextlib.suppress(OSError, IndexError, ValueError):

@@ -1,4 +1,4 @@
-"""Publishes replies, suspects, and requests that are given up, all with publisher confirms."""
+"""Publish replies, suspects, and requests that are given up, all with publisher confirms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tidegate.kernel.protocol.envelope import Buffer, Reply, Request
 
 log = telemetry.logger(__name__)
 
-# Seconds after which a message is given up. By then the gateway has answered the caller with 504.
+# The longest time in seconds to try to publish a message. After it, the gateway has already answered the
+# caller with 504.
 PUBLISH_TIMEOUT_S = 60.0
 RETRY_S = 0.05
 
@@ -28,8 +29,8 @@ RETRY_S = 0.05
 class ReplyPublisher:
     """A connection that only publishes, with publisher confirms.
 
-    ``suspected`` is set after a suspect was published. ``loss`` is a text about how the model last ended. The
-    callers of requests that are given up get this text.
+    ``suspected``: set after a suspect was published. ``loss``: a text about how the model ended last. If a
+    request is given up, its caller gets this text.
     """
 
     def __init__(self, amqp_url: str, queue: Queue, claims: Claims) -> None:
@@ -46,11 +47,11 @@ class ReplyPublisher:
     async def reply(
         self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float = PUBLISH_TIMEOUT_S
     ) -> None:
-        """Publish replies to one gateway process; return when the broker has confirmed them.
+        """Publish replies to one gateway process, and wait for the broker's confirm.
 
-        Pass a large reply as a Reply, not as a frame, so that its data is not copied. ``left_s``: for how
-        many seconds the callers still wait. If the gateway process has ended, its queue is gone and replies
-        are dropped.
+        Pass a large reply as a Reply, not as a frame, so that its data is not copied. ``left_s``: the seconds
+        for which the callers still wait. If the gateway process has ended, its queue does not exist and the
+        broker drops the replies.
         """
         small: list[Buffer] = []
         for frame in frames:
@@ -63,7 +64,7 @@ class ReplyPublisher:
             await self._publish(envelope.pack(envelope.REPLIES, small[start:end]), reply_to, reply_to=None)
 
     async def _pack_large(self, reply: Reply, left_s: float) -> bytes | list[Buffer]:
-        """Return an envelope with one large reply, or with a claim if it is too large for a message."""
+        """Return an envelope with one large reply; with a claim if the data is too large for a message."""
         if self._claims.needed(sum(map(len, reply.data))):
             try:
                 claim = await self._claims.give(reply.data, left_s)
@@ -79,11 +80,11 @@ class ReplyPublisher:
             await self.retry_or_give_up(item.request, item.delivery.reply_to, alone=alone)
 
     async def retry_or_give_up(self, request: Request, reply_to: str, *, alone: bool) -> None:
-        """Publish a lost request as a suspect, or to the router if the request may not run again.
+        """Publish a lost request again as a suspect. If it may not run again, publish it to the router.
 
-        A request is lost if the model ended while it ran. ``alone``: True if no other request was in the
-        model, so that the loss counts against this request. A copy for shadow traffic is dropped, because no
-        caller waits for it.
+        A request is lost if the model ended while the request ran. ``alone``: True if no other request was in
+        the model. Then this request is the probable cause, and the loss counts against it. A copy for shadow
+        traffic is dropped, because no caller waits for it.
         """
         if request.flags & envelope.COPY:
             log_request(logging.INFO, "a copy for shadow traffic is dropped", request, was_alone=alone)
@@ -104,8 +105,8 @@ class ReplyPublisher:
         if await self._publish_request(self._suspects, request, attempt, reply_to):
             self.suspected.set()
         elif request.flags & envelope.STREAM:
-            # The deadline has passed, so the caller gets an error. Only a stream that has sent an answer can
-            # run after its deadline, and a stream that has sent an answer is not retried.
+            # The deadline has passed. A stream that has sent an answer may run longer, but it cannot be
+            # retried, so its caller gets an error.
             message = "the worker ended in the middle of the stream"
             frame = envelope.failure_frame(request.id, request.attempt, Unavailable.reason, message)
             await self.reply(reply_to, [frame])
@@ -115,8 +116,8 @@ class ReplyPublisher:
     ) -> None:
         """Publish an unchanged request again, for any replica. Use this only if the request was in no call.
 
-        ``queue``: the queue to publish to; None means the queue of requests. The message expires ``kept_ms``
-        milliseconds after the deadline.
+        ``queue``: None for the queue of requests. The message expires ``kept_ms`` milliseconds after the
+        deadline.
         """
         await self._publish_request(queue or self._queue, request, request.attempt, reply_to, kept_ms)
 
@@ -140,10 +141,10 @@ class ReplyPublisher:
     async def publish_exception(
         self, body: Buffer, cause: str, reply_to: str | None, *, queue: str | None = None, loss: str = ""
     ) -> None:
-        """Publish an envelope to the router, which answers the callers and keeps dead letters.
+        """Publish an envelope to the router, which answers the callers and stores dead letters.
 
-        ``queue``: the queue from which the envelope came; None means the queue of requests. ``loss``: how the
-        model ended.
+        ``queue``: the name of the queue from which the envelope came; None for the queue of requests.
+        ``loss``: a text about how the model ended.
         """
         headers = {"cause": cause, "queue": queue or self._queue.name, **({"loss": loss} if loss else {})}
         await self._publish(
@@ -167,10 +168,10 @@ class ReplyPublisher:
         mandatory: bool = False,
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> None:
-        """Publish a message. Retry until the broker confirms it or ``timeout_s`` is over.
+        """Publish a message. Retry until the broker confirms it, or until ``timeout_s`` is over.
 
-        A message that is not confirmed in time is logged and lost. ``mandatory``: True to retry also if no
-        queue gets the message, because another service may not have declared the queue yet.
+        A message that is not confirmed in time is logged and lost. ``mandatory``: True to retry also if the
+        message reaches no queue. This happens while another service has not yet declared the queue.
         """
         give_up_at = time.monotonic() + timeout_s
         while True:

@@ -1,4 +1,4 @@
-"""Logs failures of single requests at a limited rate. A line has the id that the caller knows."""
+"""Log failures of single requests at a limited rate, with the request id that the caller knows."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """Contain a model's process as much as this machine allows.
 
-There are three degrees, tried in this order (docs/adr/019-a-sandbox-for-the-models-process.md):
+There are three degrees of containment (docs/adr/019-a-sandbox-for-the-models-process.md). The first one that
+is possible is used:
 
-user and mounts   worker is root with CAP_SYS_ADMIN: the model has a separate user, the state folder is hidden
-user              worker is root without it, as in a container: the model has a separate user
-mounts            worker is not root: the model has the worker's user, the state folder is hidden from it
+- user and mounts (worker is root with CAP_SYS_ADMIN): separate user, state folder hidden from the model
+- user (worker is root without it, as in a container): separate user
+- mounts (worker is not root): the worker's user, state folder hidden from the model
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ log = telemetry.logger(__name__)
 Mode = Literal["auto", "required", "off"]
 
 CODE = Path(__file__).parents[3]
-# The name of the model's user in the environment. No account has this name.
+# The value of the variables USER and LOGNAME for the model. No account has this name.
 USER = "model"
 GPU_DEVICES = "nvidia*"
 
@@ -49,8 +50,9 @@ GPU_DEVICES = "nvidia*"
 class FileNeeds:
     """The paths that a command needs, in addition to those that every user may read.
 
-    The model's user owns the paths in ``write`` and can change nothing else. In a degree with mounts the
-    command sees ``shared_memory`` as /dev/shm. The command starts in the cgroup ``group``, if it is set.
+    The model's user owns the paths in ``write`` and can change no others. In a degree with mounts, the
+    command sees ``shared_memory`` as /dev/shm. ``group``: the cgroup in which the command starts, if it is
+    not None.
     """
 
     cwd: Path
@@ -61,10 +63,11 @@ class FileNeeds:
 
 
 class Sandbox:
-    """The containment of one worker's model.
+    """Run the processes of one worker's model with as few rights as possible.
 
-    If the machine refuses a degree, the sandbox uses the next weaker one, and no stronger one after that. The
-    number of the claimed user is written to the file ``note``, for the launcher.
+    If the machine refuses a degree of containment, the sandbox changes to the next weaker degree and stays
+    there. ``hidden``: folders that the model cannot see, besides ``state``. ``note``: the file to which the
+    number of the model's user is written, for the launcher.
     """
 
     def __init__(
@@ -129,14 +132,19 @@ class Sandbox:
     def _claimed(self) -> int:
         if self._user is None:
             # Two replicas must not have the same user, because each could signal the other's processes. The
-            # claim is made on this machine and in the cache, because containers may share the cache.
+            # folder HOST excludes other workers of this machine. The folder in the cache also excludes
+            # workers in other containers that share the cache.
             self._user = ModelUser.claim(HOST, self._state / "cache" / "users")
             if self._note is not None:
                 self._note.write_text(str(self._user.uid))
         return self._user.uid
 
     def weaken(self, why: str) -> None:
-        """Use the next weaker degree. Raises Unavailable if no degree is left, unless the mode is auto."""
+        """Use the next weaker degree, because of ``why``.
+
+        If no degree is left, raises Unavailable. In the mode ``auto``, the model runs without a sandbox
+        instead.
+        """
         self._why = " ".join(why.split())[:300]
         if len(self._degrees) > 1:
             self._degrees = self._degrees[1:]
@@ -149,11 +157,11 @@ class Sandbox:
     async def spawn(
         self, needs: FileNeeds, command: Sequence[str], environment: Mapping[str, str], **how: Any
     ) -> asyncio.subprocess.Process | None:
-        """Start a command in the current degree of isolation.
+        """Start a command in the current degree of containment; return None if the machine refuses it.
 
-        If the machine refuses this degree, change to the next weaker degree and return None. The caller then
-        prepares the folders for the new degree and calls this method again. In every degree, the command ends
-        when this worker ends, and only its user can read the files that it writes. ``how`` is passed to
+        If the machine refuses it, the sandbox changes to the next weaker degree. The caller prepares the
+        folders for the new degree and calls this method again. In every degree, the command ends when this
+        worker ends, and only its user can read the files that it writes. ``how`` is passed to
         ``create_subprocess_exec``. Raises Unavailable like :meth:`weaken`.
         """
         if self._user is not None:
@@ -183,7 +191,10 @@ class Sandbox:
         return {} if self.user is None else {"HOME": str(home), "USER": USER, "LOGNAME": USER}
 
     def unusable_variables(self) -> list[str]:
-        """Return which of the variables TMPDIR and HF_HOME name no folder that the model's user can use."""
+        """Return those of the variables TMPDIR and HF_HOME that the model cannot use.
+
+        Such a variable is not set, or names a folder in which the model's user cannot read and write.
+        """
         return [
             key
             for key in ("TMPDIR", "HF_HOME")
@@ -213,7 +224,10 @@ class Sandbox:
             folder.chmod(0o750 if to_read else 0o710)
 
     def release(self) -> None:
-        """Let another worker claim the model's user. The end of this process has the same effect."""
+        """Give up the claim to the model's user, so that another worker can use it.
+
+        The claim also ends with this process.
+        """
         if self._user is not None:
             self._user.release()
             self._user = None
@@ -236,7 +250,11 @@ class Sandbox:
         return options
 
     def _check(self, needs: FileNeeds, uid: int) -> None:
-        """Raise Unavailable if the user cannot reach a path that the command needs."""
+        """Raise Unavailable if the user cannot reach a path that the command needs.
+
+        In a degree without mounts, first close the hidden folders to other users, and let other users pass
+        through the folders above the needed paths.
+        """
         for path in filter(Path.exists, needs.read):
             if not is_open_to(path.stat(), uid, OTHERS_READ | OTHERS_PASS):
                 raise Unavailable(f"other users cannot read {path}: run `chmod -R a+rX` on it")
@@ -251,7 +269,10 @@ class Sandbox:
                 raise Unavailable(f"other users cannot pass through {unreadable}, a parent folder of {path}")
 
     def _open_way(self, path: Path) -> None:
-        """Let other users pass through the folders from the state folder to a path, but not list them."""
+        """Let other users pass through the state folder and the folders in it on the way to ``path``.
+
+        They still cannot list these folders.
+        """
         state = self._state.resolve()
         for folder in [each for each in path.parents if each == state or each.is_relative_to(state)]:
             mode = stat.S_IMODE(folder.stat().st_mode)
@@ -286,7 +307,7 @@ class Sandbox:
 
 
 async def _exchange(ours: socket.socket, environment: Mapping[str, str]) -> str:
-    """Send the environment. Return why the command was refused; empty if it runs."""
+    """Send the environment to the new process. Return why it was refused; empty if the command runs."""
     loop = asyncio.get_running_loop()
     # If the process has ended, it has already sent the reason, which is read below.
     with contextlib.suppress(ConnectionError):
@@ -307,7 +328,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def sandbox_of(settings: WorkerSettings, folder: Path) -> Sandbox:
-    """Return a sandbox for the replica in ``folder`` that hides the state folder and the local stores."""
+    """Return a sandbox for the replica in ``folder``.
+
+    It hides the state folder, the secrets, and the local stores of blobs and artifacts.
+    """
     urls = (settings.blob_url, settings.artifact_url)
     stores = [Path(url.removeprefix("file://")) for url in urls if url.startswith("file:///")]
     hidden = [settings.secrets_path, *stores]
@@ -321,5 +345,8 @@ def device_groups() -> list[int]:
 
 
 def _targets(path: Path, hidden: Iterable[Path]) -> set[Path]:
-    """Return those of a path and its real path that are hidden. The path must be shown there."""
+    """Return the names of a path (itself and without symlinks) that are in a hidden folder.
+
+    The path must be made visible again under each of these names.
+    """
     return {each for each in (path.absolute(), path.resolve()) if any(each.is_relative_to(h) for h in hidden)}

@@ -1,4 +1,4 @@
-"""The degrees of containment that this machine allows."""
+"""Find the degrees of containment that this machine allows for a model's processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# The numbers of the bits in CapEff, from linux/capability.h.
+# The bit numbers of Linux capabilities in the mask CapEff of /proc/self/status (from linux/capability.h).
 CAPABILITIES = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "KILL": 5, "SETGID": 6, "SETUID": 7}
 SYS_ADMIN = 21
 
@@ -23,9 +23,9 @@ NONE = Degree()
 
 
 def possible() -> tuple[list[Degree], str]:
-    """Return the degrees that this process may try, strongest first, and why others are impossible.
+    """Return the degrees that this process may try, strongest first, and a reason.
 
-    The reason is empty if a separate user is possible.
+    The reason says why a separate user is impossible. It is empty if a separate user is possible.
     """
     if os.geteuid() != 0:
         return [Degree(mounts=True), NONE], "the worker does not run as root"

@@ -88,7 +88,8 @@ def rearrange(options: list[list[str]]) -> None:
     Only the paths of the option ``--write`` are writable.
     """
     hidden = [arguments[1] for arguments in options if arguments[0] == "--hide"]
-    # A path must be opened before it is hidden, and in the namespace in which it is mounted again.
+    # Open a path before it is hidden, because it cannot be found after that. Open it in the new namespace,
+    # because it is mounted there.
     shown = [
         (os.open(arguments[1], os.O_PATH | os.O_CLOEXEC), arguments[2], arguments[0] == "--write")
         for arguments in options
@@ -143,7 +144,7 @@ def contain(options: list[list[str]]) -> None:
         become(int(uid), int(gid), [int(group) for group in groups.split(",") if group])
     if "--mounts" in by_name or "--user" in by_name:
         call("no new privileges", "prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # Set the signal after the change of the user, because the kernel clears it at that change.
+    # Set the signal for the parent's death only after the change of the user, because that change clears it.
     call("end with the worker", "prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     if os.getppid() != int(by_name["--parent"][0]):
         raise OSError(0, "the worker has ended")
@@ -162,9 +163,10 @@ def split(arguments: list[str]) -> tuple[list[list[str]], list[str]]:
 
 def environment() -> tuple[int, dict[bytes, bytes]]:
     """Read the command's environment from standard input, a socket. Return the socket and the environment."""
-    # Close all other descriptors, because with uvloop a child inherits copies of some of them.
+    # Close all other descriptors. With uvloop, this process may inherit some from the worker, and the model
+    # must not get them.
     os.closerange(3, 1 + max(map(int, os.listdir("/proc/self/fd"))))
-    socket = os.dup(0)  # closed on exec
+    socket = os.dup(0)  # this copy is closed when the command is executed
     nothing = os.open("/dev/null", os.O_RDONLY)
     os.dup2(nothing, 0)
     read = []

@@ -1,8 +1,8 @@
 """Pass large tensors between a worker and its Triton through shared memory.
 
-A region is created, registered with Triton and then unlinked. The kernel frees it when neither process has it
-mapped, so no memory is left after a crash. If the worker ends before it unlinks a region, the region remains.
-The next Triton in the same folder finds it by the prefix of its name, and removes it.
+A region is created as a file, registered with Triton and then unlinked. After that, the kernel frees its
+memory as soon as neither process has it mapped, also after a crash. If the worker ends before it unlinks the
+file, the file remains. The next Triton in the same folder finds it by the prefix of its name, and removes it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ log = telemetry.logger(__name__)
 
 FOLDER = Path("/dev/shm")
 SMALLEST = 2**20
-# A region with more bytes than this is not kept for other calls.
+# A region with more bytes than this is not reused. It is unregistered after its call.
 KEPT_LIMIT = 64 * 2**20
-# The most bytes of all regions together.
+# The largest total size of all regions of one Triton, in bytes.
 TOTAL_LIMIT = 512 * 2**20
-# Seconds until the region of a call that was given up is unregistered. Triton can still write to it until
-# then.
+# Seconds after which the region of an abandoned call is unregistered. Until then, Triton may still write to
+# the region.
 RETIRED_S = 120.0
 ALIGNMENT = 64
 
 
 class Place(NamedTuple):
-    """The part of a region that holds one tensor. Offset and size are in bytes."""
+    """The position of one tensor in a region. ``offset`` and ``size`` are in bytes."""
 
     region: str
     offset: int
@@ -43,7 +43,10 @@ class Place(NamedTuple):
 
 
 class Region:
-    """Shared memory that Triton knows as ``name``. ``put`` and ``reserve`` assign places in order."""
+    """A block of shared memory that is registered with Triton as ``name``.
+
+    ``put`` and ``reserve`` assign its bytes to tensors, one after another from the start.
+    """
 
     def __init__(self, path: Path, size: int, owner: int | None = None) -> None:
         """Create the file and map it. Raise OSError if there is not enough memory.
@@ -75,11 +78,11 @@ class Region:
         self._path.unlink(missing_ok=True)
 
     def rewind(self) -> None:
-        """Free all places, so that the next place is at the start of the region."""
+        """Let the next tensor start at the beginning of the region. It may overwrite earlier tensors."""
         self._at = 0
 
     def put(self, pieces: Sequence[Buffer]) -> Place:
-        """Write pieces one after another to the next place, and return the place."""
+        """Copy the pieces of a tensor to the next unused bytes of the region. Return the tensor's place."""
         at = self._at
         for piece in pieces:
             self._view[at : at + len(piece)] = piece
@@ -103,7 +106,7 @@ def aligned(size: int) -> int:
 
 
 class Regions:
-    """The regions of one Triton.
+    """Create the regions of one Triton, and reuse them for later calls.
 
     ``folder`` is the folder that Triton sees as /dev/shm. ``owner`` is the user that Triton runs as; None
     means the user of this process.
@@ -150,7 +153,10 @@ class Regions:
             self._free.append(region)
 
     def retire(self, region: Region) -> None:
-        """Plan to unregister the region of a call that was given up. Until then Triton can still use it."""
+        """Unregister the region of an abandoned call, but only after ``RETIRED_S`` seconds.
+
+        Until then, Triton may still use the region.
+        """
         loop = asyncio.get_running_loop()
         self._retired[region] = loop.call_later(RETIRED_S, self._on_retired, region)
 

@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.model_signature import MAX_BUNDLE_BYTES
 
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 TRIES, PAUSE_S = 5, 1.0
-# The most bytes of the registry's answer with the signatures of an artifact.
+# The largest answer that the worker reads when it fetches an artifact's signatures, in bytes.
 MAX_ANSWER_BYTES = 16 * MAX_BUNDLE_BYTES
 
 

@@ -15,9 +15,10 @@ PARTS_A_SECOND = 200
 
 
 class TimeReport:
-    """Writes the totals of a replica's times to the store, every second or less often with many callers.
+    """Write to the store how much time a replica has spent on what, in totals since its start.
 
-    If the store does not answer, nothing is lost, because the next report contains the totals again.
+    A report is written once a second, or less often if it has many callers. If the store does not answer,
+    nothing is lost, because the next report contains the totals again.
     """
 
     def __init__(self, store: Store, replica: str, deployment: str) -> None:

@@ -55,7 +55,8 @@ _CUT = re.compile(
     "Transport closed|failed to connect)"
 )
 _CUT_CODES = {StatusCode.UNKNOWN.value[0], StatusCode.UNAVAILABLE.value[0]}
-# Triton's answer to every call after the process of a Python model has ended. Triton starts no other process.
+# Triton's answer to every call after the process of a Python model has ended. Triton does not start this
+# process again.
 _MODEL_DIED = re.compile("Stub process .* is not healthy")
 _LATE = "the deadline passed while the model ran"
 _BY_CODE: dict[int, type[TidegateError]] = {
@@ -94,7 +95,10 @@ class TritonClient:
         )
 
     async def close(self) -> None:
-        """Close the connections. Calls in flight raise Unavailable. Triton cancels only calls over gRPC."""
+        """Close the connections, so that calls in flight raise Unavailable.
+
+        Triton cancels its gRPC calls, but still runs its HTTP calls to their end.
+        """
         if self._http is not None:
             self._http.close()
         await self._streams.close()
@@ -167,7 +171,10 @@ class TritonClient:
             raise self._note_death(error) from None
 
     def _note_death(self, error: TidegateError) -> TidegateError:
-        """Return Unavailable if ``error`` says that the model's process has died, else ``error`` itself."""
+        """Return Unavailable if ``error`` says that the model's process has died, or else ``error`` itself.
+
+        In the first case, also set ``model_died``.
+        """
         if not isinstance(error, ModelFailed) or _MODEL_DIED.search(error.message) is None:
             return error
         self.model_died = True
@@ -230,12 +237,18 @@ class TritonClient:
         return signature_of(metadata, config)
 
     async def sequences(self, models: Sequence[str]) -> SequenceSpec | None:
-        """Return the lowest limits of the loaded models for sequences; None if no model is stateful."""
+        """Return the sequence limits that all these loaded models allow; None if no model is stateful.
+
+        Each limit is the lowest one of the stateful models.
+        """
         found = [spec_of(await self.config(model)) for model in models]
         return tightest([spec for spec in found if spec is not None])
 
     async def instances(self, model: str) -> int:
-        """Return how many calls the model runs at the same time; for an ensemble, the sum of its steps."""
+        """Return how many calls the model can run at the same time.
+
+        For an ensemble, this is the sum over the models of its steps.
+        """
         config = await self.config(model)
         steps = [step.model_name for step in config.ensemble_scheduling.step]
         if steps:

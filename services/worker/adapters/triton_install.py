@@ -16,13 +16,12 @@ _PASSED_ON = ("CUDA_", "NVIDIA_", "NCCL_", "TZ", "LANG", "LC_", "HOME", "TMPDIR"
 
 @dataclass(frozen=True)
 class TritonInstall:
-    """A usable Triton: the one from the wheel in the runtime folder, or a native one.
+    """A usable Triton: from the wheel in the runtime folder, or native (installed on the system).
 
     ``model_bin`` is the folder of the Python that runs models; None means the system's Python. ``lower_bins``
-    are the folders of other Pythons. The models' Python can also import the packages of these Pythons.
-    ``constraints`` limit the package versions that pip may install for a model, because other versions fail
-    in this Triton. ``engine_python`` is the Python of a language model's engine, in an environment of its
-    own; None if no engine needs such an environment.
+    are the folders of further Pythons, whose packages the models' Python can also import. ``constraints``
+    limit the package versions that pip may install for a model, because other versions fail in this Triton.
+    ``engine_python`` is the separate Python of a language model's engine. It is None if no engine needs one.
     """
 
     server: Path

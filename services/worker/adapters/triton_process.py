@@ -109,9 +109,9 @@ class TritonProcess:
         return self._work_dir / f"run-{self._starts}"
 
     def _socket(self, name: str) -> str:
-        # A socket's path can have at most 107 bytes. This path is short, because a file descriptor stands
-        # for the folder. Each start has new addresses. With the same address, a new gRPC channel would share
-        # the state of the channels to the earlier Triton.
+        # A socket's path can have at most 107 bytes. So this path names the folder by a file descriptor,
+        # which is short. Each start has a new path. With the same path, a new gRPC channel would share the
+        # state of the channels to the earlier Triton.
         return f"/proc/self/fd/{self._handle}/run-{self._starts}/{name}"
 
     @property

@@ -23,7 +23,7 @@ EMPTY_FINAL = "triton_enable_empty_final_response"
 
 
 class TritonStreams:
-    """The streams of one gRPC channel, including streams that still run but that nobody reads any more."""
+    """The streams of one gRPC channel, including abandoned streams that are not cancelled yet."""
 
     def __init__(self, method: Any) -> None:
         self._method = method

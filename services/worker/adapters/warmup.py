@@ -24,7 +24,8 @@ ITEM_BYTES = {
     "BYTES": 4,  # an empty string is encoded as its length, four zero bytes
 }  # fmt: skip
 FIRST_ANSWER_S = 10.0
-# The id of the warm-up's sequence. It is far from the ids that callers choose.
+# The sequence id of the warm-up. It is very large, so that no caller's sequence is likely to have the same
+# id.
 WARM_UP_ID = 2**62 + 11
 BYTES_LIMIT = 16 * 1024 * 1024
 CALL_S = 30.0
@@ -35,9 +36,10 @@ async def warm_up(
 ) -> None:
     """Call the model with zeros: first with one row, then with the largest batch.
 
-    The largest batch has up to ``max_batch`` rows. It is left out if a dim is not fixed or if it would take
-    more than 16 MiB. If the model rejects the zeros, this is logged but is not an error. Raises Unavailable
-    if Triton is gone, and Contradiction if an answer contradicts the signature.
+    The largest batch has up to ``max_batch`` rows. The second call is skipped if an input has a variable
+    dimension, or if its inputs would need more than 16 MiB. If the model rejects the zeros, this is logged,
+    and the warm-up ends without an error. Raises Unavailable if Triton is gone, and Contradiction if an
+    answer contradicts the signature.
     """
     check = OutputCheck(signature)
     for rows in batch_sizes(signature, max_batch):
@@ -58,7 +60,7 @@ async def warm_up(
 
 
 class Contradiction(ModelFailed):
-    """An answer of the model contradicts its signature."""
+    """The error for a model's answer that contradicts the model's signature."""
 
 
 def _verify(check: OutputCheck, answer: Any, rows: int) -> None:

@@ -29,15 +29,15 @@ from tidegate.kernel.protocol.jobs import LEVELS, Level
 log = telemetry.logger(__name__)
 
 RETUNE_S = 1.0
-# A job that has waited here this long goes back to its queue, because another replica may be free.
+# A job that has waited in this worker for so many seconds is requeued, so that an idle replica can take it.
 MAX_WAIT_S = 1.0
-# An ack is delayed this long, so that one write carries many acks. No caller waits for an ack.
+# Seconds by which an ack is delayed, so that many acks are sent in one write. No caller waits for an ack.
 ACK_DELAY_S = 0.002
 TOKEN_SIZE = 8
 
 
 class JobConsumer:
-    """Consumer of a Deployment's three job queues. While it is open, it takes jobs.
+    """Consumer of the three job queues of a Deployment, from :meth:`open` until :meth:`close`.
 
     It settles each message exactly once.
     """
@@ -63,9 +63,9 @@ class JobConsumer:
         return len(self._acks) if self._channel is not None else 0
 
     def start(self, scheduler: Scheduler) -> None:
-        """Connect; no job is consumed before :meth:`open`.
+        """Connect. No job is consumed before :meth:`open`.
 
-        The prefetch depends on how long the calls of ``scheduler`` take, and on how many run.
+        The prefetch depends on the duration and the maximum number of the calls of ``scheduler``.
         """
         self._scheduler = scheduler
         self.connection.start()
@@ -84,7 +84,7 @@ class JobConsumer:
         await self._update_consumers()
 
     async def close(self) -> None:
-        """Stop consuming, and nack the jobs that have not started; the others run and are settled."""
+        """Stop consuming, and requeue the jobs that have not started. Started jobs still run to their end."""
         self._open = False
         await self._update_consumers()
         self._requeue_waiting(time.monotonic())
@@ -95,7 +95,10 @@ class JobConsumer:
         return job.channel is self._channel
 
     async def dead_letter(self, job: QueuedJob) -> None:
-        """Publish a job that has no attempts left, for the router. Return after the broker's confirm."""
+        """Publish a job that has no attempts left to the router, which keeps it as a dead letter.
+
+        Return after the publisher confirm.
+        """
         safe = bool(job.request.flags & envelope.RETRY_SAFE)
         body = envelope.pack(envelope.REQUESTS, [job.request.raw])
         cause = EXHAUSTED if safe else NOT_RETRIED
@@ -207,7 +210,8 @@ class JobConsumer:
             token, tag = os.urandom(TOKEN_SIZE), delivery.tag
             self._jobs.add(QueuedJob(request, level, channel, tag, delivery.redelivered, token, now, now))
         elif known.leased_at is None and not self.can_ack(known):
-            # The channel ended while the job ran, and this worker got the message again on the new channel.
+            # The channel ended while the job ran, and the new channel delivered its message again. From now
+            # on, the job's ack uses the new channel and tag.
             known.channel, known.tag, known.delivered = channel, delivery.tag, now
         else:
             JOBS.labels("dropped").inc()

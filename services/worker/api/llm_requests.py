@@ -1,12 +1,13 @@
-"""Takes requests to a language model from the queues of its bands, never more than the engine has slots.
+"""Take requests to a language model from the queues of its bands, at most one for each engine slot.
 
 While the queues are empty, AMQP consumers wait for requests, so that a request starts without delay. If a
-request arrives while all slots are in use, the worker publishes it again and cancels the consumers. Then
-requests wait in the broker. When a slot is free, the worker takes one request. The bands take turns according
-to their weights (``domain/llm_bands.py``).
+request arrives while all engine slots are in use, the worker publishes it again and cancels the consumers.
+Then requests wait in the broker. When a slot becomes free, the worker takes one request. The bands take turns
+according to their weights (``domain/llm_bands.py``).
 
 A delivery is acked when its answer is complete. So if a worker dies, the broker delivers its requests to
-other workers. They answer that these requests were lost, and the gateway decides about a retry.
+other workers. These workers answer that the requests were lost, and the gateway decides whether to retry
+them.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
-# Seconds between two declarations of a replica's own queues. Without them, the broker would delete queues
-# that nobody has used for a few minutes.
+# Seconds between two declarations of a replica's own queues. The broker deletes a queue that nobody has
+# declared or used for a few minutes.
 RENEW_S = 15.0
 RETRY_S = 0.2
 # A queue that was found empty is not read again for this many seconds. Each read is a round trip to the
@@ -55,9 +56,9 @@ MOVED = "x-death"
 
 
 class LlmRequestConsumer:
-    """Consumer of a Deployment's requests. While it is open, it takes requests.
+    """Consumer of the requests to a language model's Deployment, from :meth:`open` until :meth:`close`.
 
-    It settles their deliveries.
+    It also acks their deliveries.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class LlmRequestConsumer:
 
     def _ack(self, channel: object, tag: int) -> None:
         if self._channel is None or channel is not self._channel:
-            return  # the broker redelivers the request; on the new channel, this tag is another delivery's
+            return  # the broker redelivers the request; this tag belongs to the old channel
         self._unacked.discard(tag)
         with contextlib.suppress(Unavailable):  # if the channel ended, the broker redelivers its messages
             self._channel.ack(tag)
@@ -201,14 +202,21 @@ class LlmRequestConsumer:
                 self._wake.set()
 
     async def _step_now(self) -> None:
-        """Run :meth:`_step`. Return early if the broker is short of memory and reads nothing."""
+        """Run :meth:`_step`.
+
+        If the broker is short of memory, it does not read this connection. Then return before the step has
+        ended.
+        """
         step = self._tasks.start(self._step(), "open or close")
         while not (await asyncio.wait({step}, timeout=BLOCKED_POLL_S))[0]:
             if self._channel is not None and self._channel.blocked:
                 return
 
     async def _step(self) -> None:
-        """Take requests until no slot is free or no request waits. If none waits, start the consumers."""
+        """Take requests while an engine slot is free. When the queues are empty, start the consumers.
+
+        Cancel running consumers first, if they took too many requests or if this object is closed.
+        """
         async with self._stepping:
             channel = self._channel
             if channel is None:
@@ -295,9 +303,9 @@ class LlmRequestConsumer:
         received = time.monotonic()
         for request in requests:
             if MOVED in delivery.headers:
-                # A moved message is not marked as redelivered. But a replica that died may have sent the
-                # beginning of an answer to it. The new attempt number tells the gateway that the next chunks
-                # are from another answer.
+                # The broker does not mark a moved message as redelivered. But a replica that died may have
+                # sent the beginning of an answer to it. The new attempt number tells the gateway that the
+                # next chunks belong to a new answer.
                 request = request._replace(attempt=min(request.attempt + 1, 255))
             item = QueuedRequest(request, unacked, received)
             if delivery.redelivered:
@@ -310,12 +318,12 @@ class LlmRequestConsumer:
                 LLM_TAKEN.labels(source.band, "own" if source.own else "shared").inc()
                 self._add(item)
         if self._overflowed:
-            self._wake.set()  # cancel the consumers
+            self._wake.set()  # `_run` then cancels the consumers
 
     def _add(self, item: QueuedRequest) -> None:
         if item.request.flags & envelope.CLAIM:
             fetch = self._fetches.start(self._fetch(item), "fetch")
-            # This callback is added last, so `free` no longer counts the fetch when the callback runs.
+            # Add this callback last, so that `free` no longer counts the fetch when the callback runs.
             fetch.add_done_callback(lambda _: self._wake.set())
         else:
             self._scheduler.add(item)
@@ -326,11 +334,15 @@ class LlmRequestConsumer:
             return
         if self._scheduler.serving:
             self._scheduler.add(item)
-        else:  # the model was lost during the fetch, so all waiting requests were returned
+        else:  # the model was lost during the fetch, so the request cannot run here
             await self._return(item)
 
     def _on_lost(self, item: QueuedRequest) -> None:
-        """Answer that a request was lost, unless it still runs here because only the connection was lost."""
+        """Answer that a redelivered request was lost with its worker.
+
+        If it still runs here, because only the connection was lost, ack the new delivery when the request
+        ends.
+        """
         REDELIVERED.inc()
         known = self._scheduler.running(item.request.id)
         if known is None:
@@ -341,7 +353,7 @@ class LlmRequestConsumer:
             known.delivery = item.delivery
 
     async def _return(self, item: QueuedRequest) -> None:
-        """Publish a request to its band's shared queue, because no slot is free here.
+        """Publish a request to its band's shared queue, because it cannot run here now.
 
         A nack would mark the message as redelivered. Then the next worker would answer that the request was
         lost.

@@ -33,15 +33,17 @@ log = telemetry.logger(__name__)
 
 RETUNE_S = 1.0
 BLOCKED_POLL_S = 1.0
-# The most requests of sequences that a worker holds. Further requests wait in the replica's own queue.
+# The prefetch of the replica's own queue, which has the requests of its sequences. Further requests wait in
+# this queue.
 SEQUENCE_PREFETCH = 512
 
 
 class RequestConsumer:
-    """Consumer of a Deployment's requests. While it is open, it takes requests.
+    """Consumer of a Deployment's requests, from :meth:`open` until :meth:`close`.
 
-    It settles their deliveries. ``sequences`` is the replica's own queue, for the requests of its sequences.
-    This queue is always consumed, because no other replica can run these requests.
+    It also acks their deliveries. ``sequences`` is the replica's own queue, for the requests of its
+    sequences. This queue is consumed even after :meth:`close`, because no other replica can run these
+    requests.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class RequestConsumer:
         with contextlib.suppress(Unavailable):  # if the channel ended, the broker redelivers its messages
             if channel is None or scheduler is None or not await channel.consumers(self._queue):
                 return
-            # If the model serves again, the requests run here.
+            # The model may be loaded again after the wait for the broker. Then the requests run here.
             waiting = [] if scheduler.serving else scheduler.take_waiting()
             for item in waiting:
                 await self._publisher.requeue(item.request, item.delivery.reply_to)
@@ -183,7 +185,7 @@ class RequestConsumer:
 
     def _ack(self, channel: Channel, tags: list[int]) -> None:
         if channel is not self._channel:
-            return  # the broker redelivers the requests; on the new channel, these tags are other deliveries'
+            return  # the broker redelivers the requests; these tags belong to the old channel
         with contextlib.suppress(Unavailable):  # if the channel ended, the broker redelivers its messages
             for tag, multiple in self._acks.settle(tags):
                 channel.ack(tag, multiple=multiple)
@@ -251,7 +253,8 @@ class RequestConsumer:
         return math.ceil(without_margin(self._prefetch) * max(self._frames.value or 1.0, 1.0))
 
     def _with_margin(self, messages: int) -> int:
-        # A stream that waits here cannot go to another replica, so there is no margin for streams.
+        # The margin is a larger prefetch, for requests that gateways publish before their turn. Streams have
+        # no margin, because a stream that waits here cannot move to another replica.
         decoupled = self._scheduler is not None and self._scheduler.decoupled
         return messages if decoupled else consumer_prefetch(messages)
 
@@ -365,8 +368,8 @@ class RequestConsumer:
             return None
         unacked = UnackedDelivery(channel, delivery.tag, delivery.reply_to or "", 1)
         item = QueuedRequest(request, unacked, time.monotonic())
-        # No limit of fetched bytes applies here. The requests that use up the limit wait for this one, so it
-        # must not wait for them.
+        # The limit of fetched bytes does not apply here. The requests that use up this limit wait until the
+        # suspect has ended, so the suspect must not wait for them.
         if request.flags & envelope.CLAIM and not await self._claim_fetcher.fetch(item):
             return None
         return item

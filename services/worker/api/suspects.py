@@ -1,8 +1,8 @@
-"""Runs requests that were lost with a worker or a model server. Each runs alone in the model.
+"""Run suspects (requests that were lost with a worker or a model server), each alone in the model.
 
-A worker reads the queue of suspects only while nothing else is in the model. It reads one message at a time
-and runs its request immediately. So if a message is redelivered, its request was alone in the model when the
-worker died, and the loss is charged to this request.
+A worker reads the queue of suspects only while nothing else runs in the model. It reads one message at a
+time, and runs its request immediately. So if such a message is redelivered, its request was alone in the
+model when the worker died, and counts as the cause.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# Seconds between two looks for suspects that other workers have published.
+# Seconds between two checks for suspects that other workers have published.
 LOOK_S = 1.0
-# The longest turn of suspects, in seconds. After a turn, other requests run for as long as the turn took, up
-# to this time.
+# The longest time in seconds for which suspects run without a break. In the break, other requests run for the
+# same time, but at most for this many seconds.
 TURN_S = 2.0
-# For up to this many seconds, no other call starts while a suspect runs. A suspect that kills its worker
-# usually needs less time.
+# While a suspect runs, no other call starts for up to this many seconds. A suspect that kills its worker
+# usually does so earlier.
 HOLD_S = 5.0
 EMPTY_S = 0.05
 
@@ -84,10 +84,11 @@ class SuspectConsumer:
                 log.exception("suspects could not be run; the worker tries again")
 
     async def _look(self, *, at_once: bool) -> bool:
-        """Run the suspects in the queue, in turns with other requests. Return ``at_once`` for the next look.
+        """Run the suspects in the queue, in turns with other requests.
 
-        If ``at_once`` is False, new suspects stay in the queue until the next look. The worker that published
-        them usually runs them before that. So the other workers need not pause their calls.
+        If ``at_once`` is False, only check whether there are suspects. Usually the worker that published them
+        runs them before the next check, so the other workers need not pause their calls. Return the value of
+        ``at_once`` for the next check.
         """
         while (accepting := self._deliveries.accepting) is not None:
             channel, scheduler = accepting
@@ -120,8 +121,8 @@ class SuspectConsumer:
             else:
                 running = await self._run_one(channel, scheduler, delivery)
         await channel.cancel(consumer)
-        # Another suspect may have arrived that has not run. Publish it again, because a redelivery would
-        # count as a loss.
+        # One more suspect may have arrived that has not run. Publish it again. If its message stayed
+        # unsettled, the redelivery would count as a loss.
         while not arrived.empty():
             item = await self._deliveries.read_suspect(channel, arrived.get_nowait())
             if item is not None:
@@ -133,7 +134,7 @@ class SuspectConsumer:
     ) -> asyncio.Task[None] | None:
         """Start a suspect, and wait at most ``HOLD_S`` seconds for its end.
 
-        Return its call if the call still runs then, or None.
+        Return its call if it still runs after that, else None.
         """
         item = await self._deliveries.read_suspect(channel, delivery)
         if item is None:

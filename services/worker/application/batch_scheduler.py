@@ -46,7 +46,8 @@ Settle = Callable[[list[QueuedRequest]], None]
 SendReplies = Callable[[list[QueuedRequest], Mapping[str, Sequence[Buffer | Reply]]], bool]
 OnLost = Callable[[Model], None]
 
-# Seconds that a suspect waits for open calls to end. A call that kills its worker usually needs less time.
+# Seconds for which a suspect waits until the calls in flight have ended. A call that kills its worker usually
+# does so earlier.
 OTHERS_END_S = 5.0
 CANCELLED_KEPT_S = 60.0
 
@@ -132,7 +133,7 @@ class BatchScheduler:
 
     @property
     def sequence_slots(self) -> int:
-        """Return how many sequences this worker can keep; 0: its model is not stateful."""
+        """Return how many sequences this worker can keep; 0 if its model is not stateful."""
         return self.sequences.slots if self.sequences else 0
 
     @property
@@ -143,7 +144,7 @@ class BatchScheduler:
 
     @property
     def max_calls(self) -> int:
-        """Return how many calls may be open at the same time."""
+        """Return the maximum number of calls in flight."""
         limits = self._limits
         return limits.streams or calls_in_flight(
             instances=limits.instances,
@@ -154,17 +155,17 @@ class BatchScheduler:
 
     @property
     def decoupled(self) -> bool:
-        """Return True if the requests are streams, each in a separate slot."""
+        """Return True if the model is decoupled, so that each streamed request uses a separate slot."""
         return self._limits.streams > 0
 
     @property
     def awaited_batch(self) -> int:
-        """Return how many rows a call waits for before it starts; 0: it does not wait."""
+        """Return how many rows a call waits for before it starts; 0 if calls do not wait."""
         return self._max_rows if self._window_s else 0
 
     @property
     def max_batch(self) -> int:
-        """Return how many requests fit into one call; 0: the model has no batch axis."""
+        """Return how many rows fit into one call; 0 if the model has no batch axis."""
         return self._max_rows
 
     @property
@@ -205,7 +206,10 @@ class BatchScheduler:
         self._wake()
 
     def lose_model(self) -> None:
-        """Start no more calls, because the model server has ended. A call would use up an attempt."""
+        """Start no more calls, because the model server has ended.
+
+        A call would fail, and would use up one of its requests' attempts.
+        """
         if self._model is not None:
             self._died_alone = self._open_calls() == 1
             self.suspect_died = self._died_alone and self._paused
@@ -226,9 +230,10 @@ class BatchScheduler:
         return len(self._calls) + self.streams.running + (self._jobs.open_calls if self._jobs else 0)
 
     def caller_timeouts_s(self) -> list[float]:
-        """Return for each open call the longest timeout of its callers, in seconds.
+        """Return the longest timeout of each call in flight, in seconds.
 
-        A timeout begins when the request arrives here. For jobs and streams it is infinite.
+        A request's timeout is the time from its arrival here to its deadline. For jobs and streams, the
+        timeout is infinite.
         """
         offset = time.monotonic() - time.time()
         timeouts = [
@@ -239,10 +244,10 @@ class BatchScheduler:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Wait until no call is open. Inside the ``async with``, only :meth:`call_alone` can start a call.
+        """Wait until no call is in flight. Inside the ``async with``, the scheduler starts no queued request.
 
-        If calls are still open after ``OTHERS_END_S`` seconds, wait only until ``max_concurrency`` allows one
-        more request.
+        If calls are still in flight after ``OTHERS_END_S`` seconds, wait only until ``max_concurrency``
+        allows one more request.
         """
         async with self._isolating:
             self._paused = self.streams.paused = True
@@ -267,7 +272,10 @@ class BatchScheduler:
         return self._start_call(self._model, group)
 
     def call_in_sequence(self, item: QueuedRequest) -> asyncio.Task[None] | None:
-        """Start the call of a request of a sequence. If its caller no longer waits, return None."""
+        """Start the call of a request of a sequence.
+
+        Return None if there is no model. If its caller no longer waits, settle the request and return None.
+        """
         if (model := self._model) is None or not (group := self._drop_unwanted([item])):
             return None
         if self._limits.streams and item.request.flags & envelope.STREAM:
@@ -340,9 +348,9 @@ class BatchScheduler:
         return task
 
     def _free_calls(self) -> int:
-        """Return how many calls may start now. Requests use them first, then jobs.
+        """Return how many calls may start now. Queued requests use them first, and jobs use the rest.
 
-        Each stream uses a call. Waiting streams are counted as open, because they get the next free slots.
+        Each stream counts as a call, also while it waits, because waiting streams get the next free slots.
         """
         in_use = len(self._calls) + (self._jobs.open_calls if self._jobs else 0)
         if self._limits.streams:
@@ -362,10 +370,11 @@ class BatchScheduler:
         cancelled = task in self._cancelled_calls
         self._cancelled_calls.discard(task)
         if task.cancelled():
-            if cancelled:  # if not, the worker is stopping, and the broker delivers the requests again
+            if cancelled:  # otherwise the worker stops, and the broker delivers the requests again
                 self._settle(group)
         elif (error := task.exception()) is not None:
-            # The requests stay unsettled, so the broker delivers them again as another attempt.
+            # The requests stay unsettled. When this worker's channel ends, the broker delivers them again,
+            # for another attempt.
             log.error("a call ended unexpectedly", exc_info=error)
 
     def _waits_for_batch(self) -> bool:
@@ -416,7 +425,7 @@ class BatchScheduler:
             raise
         ledger.answered(mark, group, time.time() * 1e3, self._cancelled)
         # Send the replies first, because callers wait for them. Count the call before `_publish_replies`,
-        # because that may wait long for the broker.
+        # because `_publish_replies` may wait long for the broker.
         unsent = self._reply(group, replies)
         count_success(self.stats, group, started, spent)
         self._count("ok", group)
@@ -466,7 +475,10 @@ class BatchScheduler:
     def _reply(
         self, group: list[QueuedRequest], frames: Sequence[Buffer | Reply], *, answered: bool = True
     ) -> Mapping[str, Sequence[Buffer | Reply]]:
-        """Send the replies immediately. If that is impossible, return them grouped by gateway; else {}."""
+        """Send the replies in one write, and settle their requests. Return {} if this succeeds.
+
+        If it is impossible, return the replies grouped by gateway, for the publisher.
+        """
         by_gateway: dict[str, list[Buffer | Reply]] = defaultdict(list)
         for item, frame in zip(group, frames, strict=True):
             by_gateway[item.delivery.reply_to].append(frame)

@@ -21,4 +21,7 @@ class JobDeliveries(Protocol):
         """Return True if the channel of the job's message is still open."""
 
     async def dead_letter(self, job: QueuedJob) -> None:
-        """Publish a job that has no attempts left, for the router. Return after the broker's confirm."""
+        """Publish a job that has no attempts left to the router, which keeps it as a dead letter.
+
+        Return after the publisher confirm.
+        """

@@ -1,7 +1,8 @@
-"""Leases for jobs that run longer than the broker's ack timeout, or that have lost their channel.
+"""Lease jobs that run longer than the broker's ack timeout, or that have lost their channel.
 
-A lease is a time in the job's record. Until that time, this worker has the job. The worker renews its leases
-while it lives. The message of a leased job is acked. If a lease expires, the router publishes the job again.
+A lease is a time in the job's record. Until that time, only this worker may run the job. The worker renews
+its leases while it runs. It acks the message of a leased job. If a lease expires, the router publishes the
+job again.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ STOP_S = 1.0
 
 
 class JobLeases:
-    """Checks once a second which running jobs need a lease, and leases them.
+    """Check once a second which running jobs need a lease, and lease them.
 
     ``ack_timeout_s`` is the longest time that the broker lets a message stay unacked. A job keeps its lease
-    until its end is recorded, because the record may have to wait for the blob store.
+    until its end is recorded, because this may take long: a large result waits until the blob store answers.
     """
 
     def __init__(
@@ -94,14 +95,17 @@ class JobLeases:
         await self._read_records([job for job in unread if not job.ended], now)
 
     def _is_current(self, job: QueuedJob, attempt: int) -> bool:
-        """Return True if this worker still has the job, in this attempt. A call of the store takes time."""
+        """Return True if this worker still has the job, in this attempt.
+
+        Call this after a wait for the store, because the job may have changed during the wait.
+        """
         return self._jobs.by_id.get(job.id) is job and job.attempt == attempt and not job.take_pending
 
     def _is_due(self, job: QueuedJob, now: float) -> bool:
         if job.leased_at is not None:
             return now - job.leased_at >= RENEW_S
-        # A job can wait for a long time, and its host can restart. Without a lease, the broker would then
-        # deliver the job again, and the number of deliveries is limited.
+        # Lease a waiting job immediately, because its wait may be long. Without a lease, each restart of the
+        # host would cause a redelivery of its message, and the number of deliveries is limited.
         return job.waits or now - job.delivered >= self._max_unacked_s or not self._deliveries.can_ack(job)
 
     async def _lease(self, job: QueuedJob, lease_s: float) -> bool:
@@ -109,9 +113,12 @@ class JobLeases:
         return await self._store.lease(job.id, job.attempt, self._replica, until_ms)
 
     def _apply(self, job: QueuedJob, ours: bool, now: float) -> None:
-        """Act on the store's answer to a lease. ``ours``: True if this worker has the lease."""
+        """Drop the job if the store refused its lease. Else ack its message, if this is its first lease.
+
+        ``ours``: True if the store gave the lease to this worker.
+        """
         if not ours:
-            if not job.ended:  # if it has ended, it is forgotten when the store rejects the record of its end
+            if not job.ended:  # an ended job is forgotten when the store rejects its record
                 self._jobs.drop_lost(job)
             return
         if job.leased_at is None:
@@ -122,7 +129,7 @@ class JobLeases:
     async def _read_records(self, running: Sequence[QueuedJob], now: float) -> None:
         """Read the jobs' records, and drop the jobs that this worker no longer has.
 
-        The message that cancels a job may be lost, so the records are read too.
+        This also ends a job that was cancelled if the cancel message was lost.
         """
         if not running:
             return

@@ -28,7 +28,7 @@ BACKOFF_S = (0.1, 5.0)
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
-    """The end of a job's attempt, with a reply, with an error, or with neither. Times are in seconds.
+    """The end of a job's attempt. It may have a reply, an error, both or none. Times are in seconds.
 
     ``shared`` is the number of jobs in the model call.
     """
@@ -92,8 +92,8 @@ class JobRecords:
     async def wait(self, group: Sequence[QueuedJob], pause_s: float) -> None:
         """Mark jobs as waiting in their records, wait ``pause_s`` seconds, and mark them as running again.
 
-        If this worker is lost during the wait, that does not count as an attempt. If the store does not
-        answer, wait until it has marked the jobs as running.
+        If this worker is lost during the wait, the loss does not count as an attempt. If the store does not
+        answer after the wait, try again until it has marked the jobs as running.
         """
         for job in group:
             job.waits = True

@@ -44,8 +44,8 @@ log = telemetry.logger(__name__)
 
 # Seconds before the next try after the store or the model server failed.
 RETRY_S = 0.5
-# For up to this many seconds, no other call starts while a suspect runs. A suspect that kills its worker
-# usually needs less time.
+# While a suspect runs, no other call starts for up to this many seconds. A suspect that kills its worker
+# usually does so earlier.
 HOLD_S = 5.0
 # No new jobs are taken while this many groups of results wait for the store.
 MAX_RECORDING = 16
@@ -54,14 +54,14 @@ MAX_RECORDING = 16
 class JobScheduler:
     """Runs jobs in the calls that requests do not need. ``by_id`` has all jobs of this worker.
 
-    ``wake`` is called when a call may start. ``on_lost`` is called with a model whose server ended during a
-    call. ``alone`` returns a context in which no other call starts.
+    ``wake`` is called when a call may start. If a model server ends during a call, ``on_lost`` is called with
+    its model. ``alone`` returns a context in which no queued request starts.
 
     A job that was lost with its worker or model server is a suspect: it runs alone in the model.
 
-    ``slots`` is the most requests that a decoupled model works on at the same time, or 0 for other models.
-    ``sampler`` samples the calls; None if they are not sampled.
-    ``upstream_wait_s`` is the longest time that a job waits for an upstream that does not answer.
+    ``slots`` is the highest number of requests that a decoupled model runs at the same time, or 0 for other
+    models. ``sampler`` samples the calls; None if they are not sampled. ``upstream_wait_s`` is the longest
+    time in seconds that a job waits for an upstream that does not answer.
     """
 
     sampler: Sampler | None = None
@@ -91,7 +91,7 @@ class JobScheduler:
 
     @property
     def open_calls(self) -> int:
-        """Return how many calls of jobs are open."""
+        """Return the number of job calls in flight."""
         return len(self._calls)
 
     @property
@@ -117,10 +117,10 @@ class JobScheduler:
         self.wake()
 
     def start_calls(self, free_calls: int, limit: int, free_jobs: int) -> None:
-        """Start calls, and take jobs for the next calls.
+        """Start calls of jobs, and set the records of the jobs for the next calls to ``running``.
 
-        At most ``free_calls`` calls start, with at most ``free_jobs`` jobs in total. At most ``limit`` calls
-        of jobs are open at the same time.
+        At most ``free_calls`` new calls start, with at most ``free_jobs`` jobs in total. At most ``limit``
+        calls of jobs are in flight.
         """
         model = self._model
         if model is None:
@@ -142,7 +142,10 @@ class JobScheduler:
             self._run_task(self._taking, self._take(group), group)
 
     def cancel(self, ids: Sequence[bytes]) -> None:
-        """End cancelled jobs that run. A cancelled job that waits is dropped when it is taken."""
+        """End the running ones of these cancelled jobs.
+
+        A job that waits is dropped later, when the store says that it was cancelled.
+        """
         for id_ in ids:
             job = self.by_id.get(id_)
             if job is not None and job.started and job.attempt and not job.ended:
@@ -159,8 +162,8 @@ class JobScheduler:
     def release_waiting(self, received_before: float) -> list[QueuedJob]:
         """Remove and return the waiting jobs that this worker received at ``received_before`` or earlier.
 
-        ``received_before`` is a time of the monotonic clock. A job whose record may say ``running`` stays
-        here, because the next worker would count a lost attempt.
+        ``received_before`` is a time of the monotonic clock. A job whose record may say ``running`` is not
+        returned. The next worker would count its present attempt as lost.
         """
         return self._release(lambda job: job.received <= received_before and not job.take_pending)
 
@@ -184,7 +187,7 @@ class JobScheduler:
     # --- take ------------------------------------------------------------------------------------------
 
     async def _take(self, group: list[QueuedJob]) -> None:
-        """Set the records of jobs to ``running``. The jobs that the store lets run then wait for a call."""
+        """Set the records of jobs to ``running``. Jobs that the store lets run are then ready for a call."""
         group = [job for job in group if not job.ended]
         for job in group:
             job.started = job.take_pending = True
@@ -286,7 +289,7 @@ class JobScheduler:
         job.set_attempt(taken.attempt, time.monotonic())
         if not await self._fetch_tensors(job) or job.ended:
             return None
-        if self._model is None:  # the job is taken again later, in the same attempt
+        if self._model is None:  # the store lets the job run later, in the same attempt
             job.started = False
             self._suspects.append(job)
             return None
@@ -353,11 +356,9 @@ class JobScheduler:
         if (refused := found.refusal) is None:
             ledger.answered(mark, [job])
             ledger.add_tokens(job.request.tenant, *tokens(found.answer.parameters))
-        else:
-            ledger.waste(mark, "failed")
-        if refused is None:
             count_slot_success(self.stats, self._slots, job, started, spent)
         else:
+            ledger.waste(mark, "failed")
             refused = log_failure(job.request, refused, job=job.id.hex(), attempt=job.attempt)
             count_failure(self.stats, job)
         state: Terminal = "succeeded" if refused is None else "failed"
@@ -366,10 +367,7 @@ class JobScheduler:
     async def _wait_for_upstream(
         self, model: Model, group: list[QueuedJob], failure: CallFailure[QueuedJob]
     ) -> bool:
-        """Wait for an upstream that is away. Then call the model again with the jobs that have not ended.
-
-        Return False, without a wait, if the jobs must fail now.
-        """
+        """Wait for a silent upstream, then call it again. If the jobs must fail now, return False instead."""
         pause_s = self._patience.pause_s(group, failure)
         if pause_s is None:
             return False
@@ -401,7 +399,7 @@ class JobScheduler:
                 await self._call(model, [job])
 
     def _requeue_lost(self, group: Sequence[QueuedJob], error: TidegateError) -> None:
-        """Queue the jobs of a call whose model server died. They run again here when the server is back."""
+        """Queue the jobs of a lost call again in this worker. They run when a model server is ready."""
         log.warning("a call with jobs was lost", extra={"jobs": len(group), "problem": error.message})
         for job in group:
             log_request(logging.WARNING, "the call of a job was lost", job.request, job=job.id.hex())
@@ -474,7 +472,10 @@ class JobScheduler:
             del self.by_id[job.id]
 
     def _abandon(self, group: list[QueuedJob]) -> None:
-        """Requeue unfinished jobs. The router publishes a leased job again when its lease expires."""
+        """Nack the messages of unfinished jobs after an internal error, so that any worker can run them.
+
+        A leased job has no message, but the router publishes it again when its lease expires.
+        """
         unfinished = [job for job in group if self.by_id.get(job.id) is job]
         for job in unfinished:
             job.ended = True
@@ -485,7 +486,7 @@ class JobScheduler:
     def _run_task(
         self, tasks_: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], group: list[QueuedJob]
     ) -> None:
-        """Run ``work`` as one of ``tasks_``. If it fails, requeue its jobs."""
+        """Run ``work`` as a task, which ``tasks_`` contains until it ends. If it fails, give up its jobs."""
 
         def on_done(task: asyncio.Task[None]) -> None:
             tasks_.discard(task)

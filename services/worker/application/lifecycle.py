@@ -48,9 +48,9 @@ Build = Callable[[CallLimits, OnLost, SequenceSpec | None], ReplicaServing]
 class ReplicaLifecycle:
     """One replica from its start to its end. ``ended`` is set when the process should exit.
 
-    ``token`` lets the replica download the artifact from the registry. When the model is loaded, ``build`` is
-    called to create the parts that serve. ``triton`` is a Triton that was started earlier. The replica stops
-    this Triton in any case, even if the model runs in another Triton.
+    ``token`` lets the replica download the artifact from the registry. ``build`` is called after the model is
+    loaded, and creates the parts that run requests. ``triton`` is a Triton that runs already, for example in
+    a worker of the warm pool. The replica uses or replaces it, and stops it in both cases.
     """
 
     def __init__(
@@ -178,11 +178,10 @@ class ReplicaLifecycle:
             await self._heartbeat.beat()
 
     async def drain(self) -> None:
-        """Stop consuming; finish the work that this worker has, for up to ``drain_limit_s`` seconds.
+        """Stop consuming, and finish the work that this worker has, for up to ``drain_limit_s`` seconds.
 
-        The work is its requests, its jobs, and the sequences that it keeps.
-
-        If Triton crashes during this time, it is started again to finish the work.
+        The work is its requests, its jobs, and the sequences that it keeps. If Triton crashes during this
+        time, it is started again to finish the work. At the end, set ``ended``.
         """
         self._status.draining = True
         serving = self._serving
@@ -228,12 +227,15 @@ class ReplicaLifecycle:
             self._engine.use(model)
 
     def _on_lost(self, model: Model) -> None:
-        """Find out if Triton still runs after a call was lost, because the kernel may report its end late."""
+        """Find out after a lost call if Triton still runs, because the kernel may report its end late."""
         assert self._serving is not None
         self._triton.probe(model, self._serving.scheduler.use)
 
     def _on_death(self, death: Death) -> None:
-        """Stop calling a model after its process died. The watchdog kills Triton, so Triton is restarted."""
+        """Stop calling a model after one of its processes died.
+
+        After this, the watchdog kills Triton, and :meth:`_supervise` starts it again.
+        """
         assert self._serving is not None
         self._serving.scheduler.lose_model()
         self._report_loss(death.description)

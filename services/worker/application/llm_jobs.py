@@ -45,10 +45,10 @@ async def llm_answer(
 ) -> LlmAnswer:
     """Return the answer of a language model to a request that does not stream.
 
-    If the engine or its provider is busy (429 or 503), retry later. If the upstream is away (502 or 504),
-    retry for at most ``upstream_wait_s`` seconds. ``wait(seconds)`` is called before each retry. Raises
-    DeadlinePassed, and the errors of :meth:`Model.stream`. Cancelling the task cancels the request in the
-    engine.
+    If the engine or its provider is busy (429 or 503), try again until ``timeout_s`` has passed. If the
+    upstream does not answer (502 or 504), try again for at most ``upstream_wait_s`` seconds.
+    ``wait(seconds)`` is called before each retry. Raises DeadlinePassed, and the errors of
+    :meth:`Model.stream`. Cancelling the task cancels the request in the engine.
     """
     try:
         async with asyncio.timeout(timeout_s):

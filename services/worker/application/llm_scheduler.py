@@ -1,8 +1,8 @@
-"""Runs requests to a language model, never more than the engine has slots. So the engine never queues.
+"""Runs requests to a language model, at most one in each engine slot. So the engine never queues.
 
-Other requests stay in the broker. Jobs get a free slot only if no request waits. If an engine is lost, this
-worker does not run its requests again. The gateway decides about them, because only the gateway knows which
-part of an answer its caller has.
+Requests without an engine slot stay in the broker. A job starts only if no request waits. If an engine is
+lost, this worker does not run its requests again. The gateway decides whether to retry them, because only the
+gateway knows which part of the answer has reached the caller.
 """
 
 from __future__ import annotations
@@ -41,19 +41,20 @@ from tidegate.kernel.protocol.llm import KV_TOKENS, REPLICA
 
 log = telemetry.logger(__name__)
 
-# Seconds for which a cancel is kept. It may arrive before its request, which still waits in the broker.
+# Seconds for which the id of a cancelled request is remembered. The cancel may arrive while the request still
+# waits in the broker.
 CANCELLED_KEPT_S = 600.0
 SLOT_POLL_S = 0.01
 
 
 class LlmScheduler:
-    """Runs requests in the slots of ``room``, and jobs in the slots that no request needs.
+    """Runs requests in the engine slots that ``room`` counts, and jobs in slots that no request needs.
 
     ``room`` counts the engine's slots and the tokens in its KV cache. ``replica`` is this worker's name; the
-    first part of each answer contains it. ``on_lost`` is called with a model whose server ended during a
-    call. ``on_change`` is called when :attr:`free` may have changed.
-    ``fetching`` returns how many requests will need a slot when their tensors have been fetched. While
-    ``requests_wait`` is True, no job starts.
+    first chunk of each answer contains it. If a model server ends during a call, ``on_lost`` is called with
+    its model. ``on_change`` is called when :attr:`free` may have changed. ``fetching`` returns how many
+    requests will need a slot as soon as their tensors have been fetched. While ``requests_wait`` is True, no
+    job starts.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class LlmScheduler:
             jobs.wake, jobs.on_lost, jobs.alone = self._wake, self._on_model_lost, self._job_slot
         LLM_SLOTS.set(room.slots)
 
-    # A suspect never runs alone in a language model. So no loss of the model server is excused by a suspect.
+    # Always False, because a suspect never runs alone in a language model. So the loss of a model server is
+    # never blamed on a suspect.
     suspect_died = False
-    # A language model keeps no sequences of Triton.
+    # A language model has no stateful sequences.
     kept_sequences = sequence_slots = 0
     # A call has one request, so it does not wait for others.
     max_batch = awaited_batch = 0
@@ -121,7 +123,7 @@ class LlmScheduler:
 
     @property
     def max_calls(self) -> int:
-        """Return how many calls may be open at the same time."""
+        """Return the maximum number of calls in flight."""
         return self._room.slots
 
     @property
@@ -349,7 +351,11 @@ class LlmScheduler:
 
     @asynccontextmanager
     async def _job_slot(self) -> AsyncIterator[None]:
-        """Wait until a job may start. A suspect need not run alone here, because slots are independent."""
+        """Wait until an engine slot is free for a suspect job.
+
+        A suspect need not run alone here, because requests in different engine slots do not affect each
+        other.
+        """
         while self.free <= 0 or self._job_calls >= job_slots(self._room.slots):
             await asyncio.sleep(SLOT_POLL_S)
         yield

@@ -1,7 +1,7 @@
-"""Code for the calls of requests, jobs and streams: replies, statistics, and the decision after a failure.
+"""Create the replies of model calls, count the calls, and decide what happens after a failure.
 
-Only :func:`decide_failure` decides about an exception of a model call.
-:mod:`services.worker.domain.retry_after_loss` decides if a lost request runs again.
+Requests, jobs and streams use this module. Only :func:`decide_failure` decides about an exception of a model
+call. :mod:`services.worker.domain.retry_after_loss` decides if a lost request runs again.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class CallFailure(Generic[Q]):
 
     @property
     def waste(self) -> str:
-        """Return why the time of the call was wasted."""
+        """Return the category under which the time of the call is counted as wasted."""
         if self.retried:
             return "retried"
         if self.lost:
@@ -73,8 +73,8 @@ class CallFailure(Generic[Q]):
         return "expired" if self.expired else "failed"
 
 
-# How errors of an upstream's runtime begin (`services/worker/runtimes/oip/upstream_http.py`). The rest of an
-# error is not searched, because other models may repeat a caller's text there.
+# Matches the beginning of an upstream runtime's error (`services/worker/runtimes/oip/upstream_http.py`). The
+# rest of an error is not searched, because another model may repeat a caller's text there.
 _UPSTREAM = re.compile(
     r"(?:Failed to process the request\(s\) for model (?:instance )?'[^']*', message: )?UpstreamUnavailable: "
 )
@@ -83,8 +83,7 @@ _UPSTREAM = re.compile(
 def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFailure[Q]:
     """Decide what happens to the requests of a call that raised ``error``.
 
-    After an exception that no part of Tidegate raises, ``unexpected`` is the first part of the message to
-    the caller.
+    If no part of Tidegate raised ``error`` on purpose, the message to the caller begins with ``unexpected``.
     """
     match error:
         case Unavailable():
@@ -106,8 +105,8 @@ def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFai
             reported = ModelFailed(f"{unexpected}: {error!r}")
     if len(group) == 1:
         return CallFailure(reported, failed=group)
-    # Any of the requests may be the cause. The model may have run all requests, so only requests that may run
-    # twice are retried.
+    # Any of the requests may be the cause, so each is retried alone. The model may already have run all of
+    # them, so only requests that may run twice are retried.
     retried = [item for item in group if item.request.flags & envelope.RETRY_SAFE]
     failed = [item for item in group if not item.request.flags & envelope.RETRY_SAFE]
     shared = ModelFailed(
@@ -176,8 +175,8 @@ def check_key_length(length: int) -> None:
 def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spent: float) -> None:
     """Add a call that succeeded to the statistics. :func:`replies_to` explains ``started`` and ``spent``.
 
-    A copy for shadow traffic shares no call with requests. It is added only to the means, because it should
-    not cause the start of a replica.
+    A copy for shadow traffic never shares a call with requests. It changes the averages and the call metrics,
+    but does not count as load, because it should not cause the start of a replica.
     """
     requests, rows, waited = len(group), 0, 0.0
     for item in group:
@@ -198,10 +197,10 @@ def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spe
 
 
 def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: float, spent: float) -> None:
-    """Add a request that had one of a decoupled model's ``slots`` to the statistics.
+    """Add a request that ran in one of the ``slots`` of a decoupled model to the statistics.
 
-    Up to ``slots`` requests share the worker's time, so each adds its duration divided by ``slots``.
-    ``call_ms`` stays unknown, because a stream's duration does not predict when its first chunk comes.
+    Up to ``slots`` requests run at the same time, so each adds its duration divided by ``slots`` to the busy
+    time. ``call_ms`` stays unknown, because a stream's duration does not predict when its first chunk comes.
     """
     stats.completed += 1
     stats.busy_s += spent / slots
@@ -212,9 +211,9 @@ def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: floa
 
 
 def count_stream_time(stats: WorkStats, mark: int, item: Queued, outcome: str | CallFailure[Any]) -> None:
-    """Add the time since ``mark`` to the statistics, for a stream or for a request to a language model.
+    """Count the time since ``mark`` as answered or wasted, for a stream or a language model's request.
 
-    ``outcome`` is the outcome that ``send_answers`` returned.
+    ``outcome`` is the result of ``send_answers``.
     """
     if outcome == "ok":
         stats.time.answered(mark, [item])
@@ -223,7 +222,7 @@ def count_stream_time(stats: WorkStats, mark: int, item: Queued, outcome: str | 
 
 
 def count_failure(stats: WorkStats, item: Queued) -> None:
-    """Add a request whose caller gets an error to the statistics, unless it is a copy for shadow traffic."""
+    """Add a failed request to the statistics. Ignore a copy for shadow traffic."""
     if item.request.flags & envelope.COPY:
         return
     stats.failed += 1

@@ -1,4 +1,4 @@
-"""Loads a replica's models into its Triton, on the GPUs that the replica holds."""
+"""Loads a replica's models into its Triton, on the replica's GPUs or on the CPU."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ class ModelLoader:
         return await asyncio.to_thread(self._write, replica_gpus(self._deployment.resources))
 
     async def load(self, client: TritonClient, models: Sequence[str], tail: Callable[[], str]) -> None:
-        """Load the models. ``tail`` returns the end of Triton's log. Raises ModelFailed if a load fails."""
+        """Load the models. If the GPU fails and the Deployment allows it, load them on the CPU.
+
+        ``tail`` returns the end of Triton's log. Raises ModelFailed if a model cannot be loaded.
+        """
         try:
             await self._load(client, models, tail)
         except ModelFailed as error:
@@ -63,7 +66,7 @@ class ModelLoader:
                 raise ModelFailed(self._explain(error.message, tail)) from None
 
     def _explain(self, message: str, tail: Callable[[], str]) -> str:
-        """Return Triton's message about a failed load, with the likely cause and a remedy."""
+        """Return the likely cause of a failed load, with a remedy."""
         if "not healthy" in message:
             return load_failures.explain_death(self._deployment.name, tail())
         gpus = len(replica_gpus(self._deployment.resources))

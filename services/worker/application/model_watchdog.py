@@ -1,4 +1,4 @@
-"""Watches a replica's model, because its processes can end or be stopped, and it can stop answering."""
+"""Watch a replica's model: whether its processes end or are stopped, and whether it still answers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ModelWatchdog:
         await tasks.end(task)
 
     def check(self) -> None:
-        """Look once for a stopped process and for a model that hangs. No event reports these."""
+        """Check once whether a process is stopped or the model hangs. Neither causes an event."""
         if self._processes is None or self._model is None or self._death is not None:
             return
         if self._processes.look():
@@ -96,7 +96,7 @@ class ModelWatchdog:
             self._declare_dead(ended_for=reason)
 
     async def answers_again(self, client: TritonClient, current: Callable[[], bool]) -> bool:
-        """Return True if the model server still answers after a lost call. Else end it if it still runs.
+        """Return True if the model server still answers after a lost call. Otherwise kill it if it runs.
 
         ``current`` returns True while ``client`` is the client of the current model server.
         """
@@ -114,10 +114,10 @@ class ModelWatchdog:
         return False
 
     def record_death(self, code: int, *, excused: bool = False) -> float:
-        """Record that a model server ended with this exit code. Return the seconds to wait before a start.
+        """Record the end of a model server. Return the seconds to wait before the next start.
 
-        ``excused``: True if a suspect ran alone in the server, so that this request is to blame, not the
-        model.
+        ``code``: the exit code. ``excused``: True if a suspect ran alone in the server. Then the suspect is
+        to blame, not the model.
         """
         assert self._triton is not None
         self.end()

@@ -71,7 +71,7 @@ class Preparation:
     async def install(self) -> TritonInstall:
         """Return this machine's Triton, with a Python environment for the version if it has requirements.
 
-        The first call on a host may be slow, because it downloads packages.
+        On a host without this environment, the call is slow, because it downloads packages.
         """
         settings = self._settings
         requirements = llm_plan.requirements(self._version, self._deployment)

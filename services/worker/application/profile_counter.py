@@ -1,4 +1,7 @@
-"""Count sampled calls into a profile. Runs in the sampler's thread, and imports numpy."""
+"""Count sampled calls into a profile.
+
+Only the sampler's thread imports and uses this module, because the import of numpy takes long.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,10 @@ from tidegate.kernel.profiles.texts import TextAnswer, add_texts
 
 log = telemetry.logger(__name__)
 
-# The most rows that are held until the bins are known. If there are more, the oldest rows are dropped.
+# The most rows that wait in memory until the router has computed the bins. If there are more, the oldest rows
+# are dropped.
 HELD_ROWS = 4096
-# The most predictions in one published piece. Feedback is joined with these predictions.
+# The most predictions in one published piece. Feedback about a request is compared with its prediction.
 MAX_PREDICTIONS = 2500
 
 
@@ -63,7 +67,7 @@ class ProfileCounter:
         self._count_streams([each for each in samples if isinstance(each, SampledStream)])
 
     def use(self, bins: bytes) -> None:
-        """Use these bins from now on, and count the rows that were held."""
+        """Use these bins from now on, and count the rows that waited for bins."""
         if bins == self._raw_bins:
             return
         self._raw_bins = bins
@@ -88,9 +92,10 @@ class ProfileCounter:
         return kept
 
     def take(self, rows_key: str = "", rows: int = 0) -> bytes | None:
-        """Return what was counted since :meth:`take` was last called, as a message; None if nothing was.
+        """Return the counts since the last call of :meth:`take`, as a message; None if it would be empty.
 
-        ``rows_key`` is the key of the blob with the raw rows that were stored last. ``rows`` is their number.
+        ``rows_key`` is the key of the blob with the raw rows that were stored last. ``rows`` is the number of
+        these rows.
         """
         piece = ProfilePiece(self._replica, self._begin, time.time(), self._bins_id)
         piece.rows_key, piece.rows = rows_key, rows
@@ -106,7 +111,7 @@ class ProfileCounter:
         return piece.to_bytes()
 
     def _count_calls(self, calls: Sequence[SampledCall]) -> None:
-        """Count calls that have the same call key together, because numpy is slow with few rows."""
+        """Count a group of calls with the same call key in one step, because numpy is slow with few rows."""
         try:
             rows = rows_of(calls)
             columns = Columns(len(rows))
@@ -148,7 +153,7 @@ class ProfileCounter:
             self._summarized = max(0, self._summarized - 1)
 
     def _summarize(self, piece: ProfilePiece) -> None:
-        """Add summaries of the held rows that no earlier piece has summarized."""
+        """Add summaries of the waiting rows to ``piece``, except rows in an earlier piece."""
         new, self._summarized = self._held[self._summarized :], len(self._held)
         piece.learned_rows = sum(each.rows for each in new)
         names = {name for each in new for name in each.numbers if name not in FIXED}
@@ -157,7 +162,11 @@ class ProfileCounter:
             piece.summaries[name] = summarize(np.concatenate(held))
 
     def _remember(self, rows: Sequence[SampledRow], found: Predictions) -> None:
-        """Keep the predictions of requests with one row, because feedback names a request and no row."""
+        """Keep the predictions of requests with one row.
+
+        Feedback names only a request. So with several rows, nobody would know which row the feedback is
+        about.
+        """
         for at, row in enumerate(rows):
             if row.request_rows <= 1 and row.trace and len(self._predictions) < MAX_PREDICTIONS:
                 self._predictions.append(_prediction(row, found, at))

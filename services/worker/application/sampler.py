@@ -35,12 +35,14 @@ PUBLISH_S, PUBLISH_ROWS = 10.0, 1000
 # Until the router has computed the bins, the counts are published after this many seconds.
 LEARN_S = 2.0
 MAX_ROWS, MAX_BYTES = 2048, 16 * 2**20
-# Requests up to this many bytes are copied, because a reference would keep a whole envelope in memory.
+# If a call's requests have up to this many bytes, they are copied. A reference would keep the whole envelope
+# in memory.
 COPIED_BYTES = 64 * 1024
 # Each refill of the row limit allows the rows of this many seconds.
 REFILL_S = 0.1
 UNSENT_KEPT = 20
-# Raw rows are deleted after this many seconds, or when there are more than the Deployment keeps.
+# Raw rows are deleted after this many seconds, or earlier if there are more than the Deployment's
+# `keep_rows`.
 ROWS_KEPT_S = 7 * 86_400.0
 # How many answers at the end of a stream are kept. They contain the token counts and the finish reason.
 LAST_ANSWERS = 3
@@ -59,9 +61,10 @@ class Counter(Protocol):
         """Remove and return the raw rows to keep, as lines of JSON."""
 
     def take(self, rows_key: str = "", rows: int = 0) -> bytes | None:
-        """Return what was counted since :meth:`take` was last called, as a message; None if nothing was.
+        """Return the counts since the last call of :meth:`take`, as a message; None if it would be empty.
 
-        ``rows_key`` is the key of the blob with the raw rows that were stored last. ``rows`` is their number.
+        ``rows_key`` is the key of the blob with the raw rows that were stored last. ``rows`` is the number of
+        these rows.
         """
 
     @property
@@ -70,7 +73,7 @@ class Counter(Protocol):
 
 
 class StreamSample:
-    """The last answers of a stream that was chosen for the sample."""
+    """A sample of one stream. It keeps only the stream's last answers."""
 
     def __init__(self, sampler: Sampler, trace: bytes) -> None:
         self._sampler = sampler
@@ -78,7 +81,7 @@ class StreamSample:
         self._answers: deque[ModelAnswer] = deque(maxlen=LAST_ANSWERS)
 
     def see(self, answer: ModelAnswer) -> None:
-        """Keep the next answer, and forget the oldest."""
+        """Add the stream's next answer, and drop the oldest answer if there are too many."""
         self._answers.append(answer)
 
     def end(self) -> None:
@@ -158,7 +161,7 @@ class Sampler:
         )
 
     def stream(self, trace: bytes) -> StreamSample | None:
-        """Return a new sample, which takes the answers of one stream; None if no row may be added now."""
+        """Return an object that samples the answers of one stream; None if no row may be added now."""
         return StreamSample(self, trace) if self.wants else None
 
     def add_stream(self, sample: SampledStream) -> None:
@@ -233,7 +236,10 @@ class Sampler:
         self._counter.count(samples)
 
     async def _publish(self) -> None:
-        """Publish the counts, and read the bins. If the store fails, keep the last pieces for later."""
+        """Read the bins and publish the counts.
+
+        If the store fails, keep the newest counts for the next try.
+        """
         if self._counter is None:
             return
         try:

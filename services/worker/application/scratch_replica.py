@@ -1,8 +1,8 @@
-"""A scratch replica: it loads a version in a separate Triton, checks it, measures it, and reports.
+"""Load a version in a separate Triton, check and measure it, and report the outcome.
 
-It opens no queue, so it never gets a request. It reports in its heartbeats until the autoscaler ends it. If
-the version is verified, the worker can become the first replica of a Deployment. Then the worker and Triton
-just keep running.
+A scratch replica opens no queue, so it never gets a request. It reports in its heartbeats until the
+autoscaler ends it. If the version is verified, the worker can become the first replica of a Deployment. Then
+the worker and Triton keep running.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ UNLOAD_S = 10.0
 
 
 class ScratchReplica:
-    """One scratch replica from its start to its end. ``ended`` is set when the process should exit."""
+    """A scratch replica, from its start to its end.
+
+    ``ended``: an event that is set when the worker should exit, or when it becomes a replica of a Deployment.
+    """
 
     def __init__(
         self,
@@ -106,7 +109,7 @@ class ScratchReplica:
         self.ended.set()
 
     async def wait(self) -> tuple[Assignment, TritonProcess] | None:
-        """Wait for the end. Return the replica that this worker becomes, and the running Triton.
+        """Wait until this scratch replica ends. Return its next assignment and the running Triton.
 
         Return None if the worker must exit.
         """
@@ -142,7 +145,7 @@ class ScratchReplica:
         self.ended.set()
 
     async def _offer(self) -> Assignment:
-        """Claim the offered replica, and return it. This worker becomes that replica.
+        """Wait for the assignment of a replica, claim it, and return it. This worker becomes that replica.
 
         The processes of the verified model must end before the claim. Otherwise the new replica would count
         their end as a crash of its own model.
@@ -172,8 +175,8 @@ class ScratchReplica:
         try:
             return await self._verify(limit_s)
         except TimeoutError:
-            # The version is rejected only if its model was prepared. Before that, the cause may be a slow
-            # artifact store.
+            # Reject the version only if its model is already prepared. Before that, a slow artifact store may
+            # have caused the timeout.
             return self._outcome_of(
                 "rejected" if self._models else "interrupted",
                 f"The version did not load within {limit_s:g} s; the last step: {self._status.message}.",
@@ -233,16 +236,16 @@ class ScratchReplica:
         return client
 
     async def _signature(self, client: TritonClient, model: str) -> Signature:
-        """Return the registered signature; if there is none, Triton's.
+        """Return the registered signature, or Triton's signature if none is registered.
 
-        Its field ``decoupled`` always comes from Triton.
+        The field ``decoupled`` always comes from Triton.
         """
         loaded = await client.signature(model)
         registered = self._assignment.version.signature or loaded
         return registered.model_copy(update={"decoupled": loaded.decoupled})
 
     async def _death(self) -> str | None:
-        """Return how a process of the model ended; None if none did."""
+        """Return a text about how Triton or a process of the model ended; None if all processes still run."""
         triton, client = self._triton, self._client
         if triton is None or client is None:
             return None
@@ -266,7 +269,6 @@ class ScratchReplica:
         )
 
     def _report(self) -> ReplicaReport:
-        """Return what the heartbeat reports."""
         return ReplicaReport(
             replica=self._assignment.replica,
             deployment=self._assignment.replica.rsplit("-", 2)[0],

@@ -1,7 +1,7 @@
-"""Run the requests of sequences in order. Each sequence has at most one open call, with one request.
+"""Run the requests of each sequence one after another, in the order of their arrival.
 
-The model server keeps the state. It may run requests of several sequences together. A request never runs
-twice, because that would change the state.
+The model server keeps the state of a sequence. It may run requests of several sequences together. A request
+never runs twice, because that would change the state twice.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ log = telemetry.logger(__name__)
 
 MODEL_LOST = "the replica's model server has ended"
 REPLY_LOST = "the connection to the broker was lost while the model ran a request"
-# The worker keeps a sequence for this many seconds longer than the model server does.
+# The worker forgets an idle sequence this many seconds later than the model server does.
 IDLE_MARGIN_S = 0.25
 
 
 class Calls(Protocol):
-    """Calls the model with single requests, and answers them."""
+    """Interface through which :class:`SequenceScheduler` calls the model and answers with errors."""
 
     @property
     def serving(self) -> bool:
@@ -47,15 +47,17 @@ class Calls(Protocol):
 
 
 class SequenceScheduler:
-    """Runs the requests of the sequences that this replica keeps. It has room for ``slots`` sequences.
+    """Runs the requests of each sequence in order.
 
-    ``fetch`` fetches the tensors of a large request. It returns False if it has answered with an error.
+    ``slots``: the number of sequences that this replica can keep at the same time. ``fetch`` fetches the
+    tensors of a large request from the blob store. It returns False if it has answered the request with an
+    error.
     """
 
     def __init__(
         self, spec: SequenceSpec, instances: int, calls: Calls, max_concurrency: int | None = None
     ) -> None:
-        # Each sequence has at most one open call. So with this number of sequences, the calls stay within
+        # Each sequence has at most one open call. So this limit of sequences also limits the open calls to
         # `max_concurrency`.
         self.slots = min(spec.slots * instances, max_concurrency or sys.maxsize)
         self._idle_s = spec.idle_ms / 1e3 + IDLE_MARGIN_S
@@ -228,9 +230,10 @@ class SequenceScheduler:
     # --- refuse ----------------------------------------------------------------------------------------
 
     def _take_over(self, item: QueuedRequest, kept: KeptSequence | None, mark: SequenceMark) -> None:
-        """Handle a request that this worker already had before the connection was lost.
+        """Handle a redelivered request whose call has begun here before the connection was lost.
 
-        The request must not run twice.
+        If the request still runs or is next, let it run once and settle the new delivery. Otherwise answer it
+        with an error, because a second call would change the state of the sequence twice.
         """
         current = kept.current if kept is not None else None
         if current is not None and current.request.id == item.request.id:
@@ -256,7 +259,11 @@ def sequence_scheduler(
 
 
 def lost_in_call(request: Request, error: TidegateError) -> TidegateError:
-    """Return the error for a request of a sequence whose model server was lost during the call."""
+    """Return the error for a request whose model server was lost during the call.
+
+    If the request belongs to a sequence, the error says that the sequence is lost. Otherwise return
+    ``error``.
+    """
     mark = read_mark(envelope.read_call_key(request.key).parameters)
     return error if mark is None else lost(mark, key_of(request, mark).endpoint, MODEL_LOST)
 

@@ -1,4 +1,4 @@
-"""The parts of a replica that take requests and jobs from the broker, run them, reply, and sample them."""
+"""Start and stop the parts of a replica that consume, run, answer and sample requests and jobs."""
 
 from __future__ import annotations
 
@@ -43,10 +43,13 @@ class Requests(Consumer, Protocol):
 
     @property
     def holds(self) -> int:
-        """Return how many requests the gateways should publish to keep this worker busy; 0 if unknown."""
+        """Return how many requests the gateways should have in flight for this worker; 0 if unknown.
+
+        With fewer requests, the worker would be idle at times.
+        """
 
     def requeue_waiting(self) -> None:
-        """Publish the waiting requests to the queue again, if other replicas consume it."""
+        """Requeue the requests that have not started, if other replicas consume the queue."""
 
 
 class Scheduler(Protocol):
@@ -90,13 +93,13 @@ class Scheduler(Protocol):
         """Stop immediately. The requests here stay unsettled, so the broker delivers them again."""
 
     def use(self, model: Model | None) -> None:
-        """Call this model from now on; with None, start no calls."""
+        """Use ``model`` for all later calls. If it is None, start no calls."""
 
     def lose_model(self) -> None:
         """Start no more calls, because the model server has ended."""
 
     def caller_timeouts_s(self) -> list[float]:
-        """Return for each open call the longest timeout of its callers, in seconds."""
+        """Return a list with the longest timeout of the callers of each open call, in seconds."""
 
 
 class JobMessages(Consumer, Protocol):
@@ -137,7 +140,8 @@ class ReplicaServing:
     def busy(self) -> bool:
         """Return True while this worker has requests, jobs or sequences that it can finish.
 
-        An upstream may be away for days. So a job that waits for it, and the jobs behind it, do not count.
+        Jobs that wait for an upstream, and the jobs queued behind them, do not count. The upstream may be
+        away for days, and a drain would wait for it.
         """
         scheduler, stuck = self.scheduler, self._stuck_jobs()
         in_hand = scheduler.in_hand - len(stuck)
@@ -179,7 +183,7 @@ class ReplicaServing:
             await connection.wait_up(timeout_s)
 
     async def open(self, draining: Callable[[], bool]) -> None:
-        """Consume requests and jobs from now on, unless ``draining`` returns True."""
+        """Start to consume requests and jobs. If ``draining`` returns True, consume nothing more."""
         if draining():
             return
         await self.requests.open()

@@ -1,4 +1,4 @@
-"""Sends all answers that a decoupled model gives to one request, each as a CHUNK as soon as it is made."""
+"""Send each answer of a decoupled model to the gateway immediately, as a CHUNK."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from services.worker.domain.split import describe
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 
-# A stream ends if it has no answer for this many seconds. Usually the gateway cancels it sooner.
+# The longest time between two answers of a stream, in seconds. If the caller's timeout is longer, the timeout
+# is the limit. After this time the stream ends. Usually the gateway cancels it sooner.
 SILENCE_S = 600.0
 _NO_FACTS: Mapping[str, Any] = {}
 
@@ -38,10 +39,11 @@ async def send_answers(
     first_facts: Mapping[str, Any] = _NO_FACTS,
     see: Callable[[ModelAnswer], None] | None = None,
 ) -> tuple[int, str | CallFailure[QueuedRequest]]:
-    """Send each answer as soon as it is made. Return how many were sent, and "ok", "expired" or the failure.
+    """Send each answer of a stream immediately. Return the number of sent answers, and the outcome.
 
-    ``began`` is the start of the stream, in seconds of the worker's monotonic clock. ``first_facts`` are
-    parameters to add to the first answer. ``see`` is called with each answer.
+    The outcome is "ok", "expired" or the failure. ``began``: the start of the stream, in seconds of the
+    worker's monotonic clock. ``first_facts``: parameters to add to the first answer. ``see`` is called with
+    each sent answer.
     """
     loop = asyncio.get_running_loop()
     left_s = max(item.request.deadline_ms / 1e3 - time.time(), 0.001)

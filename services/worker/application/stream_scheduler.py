@@ -35,7 +35,8 @@ log = telemetry.logger(__name__)
 class StreamScheduler:
     """Runs up to ``limit`` streams at the same time. Other streams wait.
 
-    ``taken`` returns the number of slots that jobs use. ``on_free`` is called when a slot is free.
+    ``taken``: a function that returns the number of open calls of jobs. They count against ``limit``.
+    ``on_free`` is called when a stream has ended, so that another call can start.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class StreamScheduler:
         self.start_waiting()
 
     def start(self, model: Model, item: QueuedRequest) -> asyncio.Task[None]:
-        """Start a stream immediately."""
+        """Start a stream immediately, even if ``limit`` streams run already."""
         task = asyncio.create_task(self._run(model, item))
         self._running[task] = item
         task.add_done_callback(self._on_done)
@@ -135,7 +136,7 @@ class StreamScheduler:
             self.start(self._model, item)
 
     def _unwanted(self, item: QueuedRequest) -> str | None:
-        """Return why the caller no longer waits for a request; None if it waits."""
+        """Return "cancelled" or "expired" if the caller no longer waits for the request; None if it waits."""
         if self._cancelled(item.request.id):
             return "cancelled"
         return "expired" if item.request.deadline_ms <= time.time() * 1e3 else None
@@ -143,12 +144,13 @@ class StreamScheduler:
     def _on_done(self, task: asyncio.Task[None]) -> None:
         item = self._running.pop(task)
         if task.cancelled():
-            # If the caller has not cancelled the stream, the worker is stopping. Then the broker queues the
-            # request again.
+            # If the caller has not cancelled the stream, this worker is stopping. Then the request stays
+            # unsettled, and the broker delivers it again.
             if task in self._cancelled_streams:
                 self._finish(item, "cancelled")
         elif (error := task.exception()) is not None:
-            # The stream stays unsettled, so the broker delivers it again as another attempt.
+            # The request stays unsettled. When the channel ends, the broker delivers it again, as another
+            # attempt.
             log.error("a stream ended unexpectedly", exc_info=error)
         self._cancelled_streams.discard(task)
         self.start_waiting()

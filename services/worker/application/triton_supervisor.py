@@ -32,10 +32,12 @@ BACKOFF_POLL_S = 0.05
 class TritonSupervisor:
     """Runs the Triton that has the replica's model, and starts it again when it ends.
 
-    ``on_step`` is called with a text for each step of a start. ``on_death`` is called just before Triton is
-    ended after a death of the model. ``caller_timeouts_s`` returns for each open call the timeout of its
-    callers. ``triton`` is a Triton that was started earlier. This Triton is stopped in any case, even if the
-    model runs in another Triton. Only one Triton runs at a time.
+    ``on_step`` is called with a text for each step of a start. If a process of the model dies or hangs,
+    ``on_death`` is called just before Triton is ended. ``caller_timeouts_s`` returns a list with the callers'
+    timeout of each open call, in seconds.
+
+    ``triton``: a Triton that already runs; None: there is none. If its options do not suit the model, it is
+    stopped before another Triton starts.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class TritonSupervisor:
 
     @property
     def probing(self) -> bool:
-        """Return True while a probe finds out if Triton still answers after a lost call."""
+        """Return True while a probe checks if Triton still answers after a lost call."""
         return self._probe is not None and not self._probe.done()
 
     @property
@@ -94,14 +96,14 @@ class TritonSupervisor:
 
     @property
     def device(self) -> str:
-        """Return where the models run; empty until they are loaded."""
+        """Return the devices on which the models run, as text; empty until the models are loaded."""
         return self._prepared.loader.device if self._prepared else ""
 
     @property
     def caveat(self) -> str:
-        """Return why the models do not run on their GPU, and what was measured about a lower precision.
+        """Return why the models do not run on their GPU, and the measured loss and time of a quantized model.
 
-        The text is empty if there is nothing to say.
+        The text is empty if neither applies.
         """
         loader = self._prepared.loader.caveat if self._prepared else ""
         return "; ".join(filter(None, (loader, self._precision)))
@@ -117,7 +119,7 @@ class TritonSupervisor:
         return self._watchdog.last
 
     async def configure(self, prepared: PreparedModel) -> None:
-        """Use the Triton that was started earlier if its options suit the model. Else create a new one."""
+        """Use the running Triton if its options suit the model. Otherwise stop it and create a new one."""
         self._prepared = prepared
         if self._triton is None or not self._triton.is_like(prepared.install, prepared.options):
             if self._triton is not None:
@@ -165,9 +167,9 @@ class TritonSupervisor:
         )
 
     async def _read_signature(self, client: TritonClient, models: Sequence[str]) -> Signature:
-        """Return the registered signature; if there is none, Triton's.
+        """Return the registered signature, or Triton's signature if none is registered.
 
-        Its fields ``decoupled`` and ``sequences`` always come from Triton.
+        The fields ``decoupled`` and ``sequences`` always come from Triton.
         """
         loaded = await client.signature(models[-1])
         registered = self.signature or loaded
@@ -186,9 +188,10 @@ class TritonSupervisor:
         self._watchdog.start(self._triton, model)
 
     def probe(self, model: Model, resume: Callable[[Model], None]) -> None:
-        """Find out in the background why a call was lost: Triton ended, or only a connection broke.
+        """Check in the background if Triton still answers after a lost call.
 
-        If Triton still answers, ``resume`` is called with the model.
+        If Triton answers, only a connection broke, and ``resume`` is called with the model. If Triton does
+        not answer, it is ended.
         """
         if self._client is not None:
             self._probe = asyncio.create_task(self._probe_triton(model, self._client, resume))
@@ -207,7 +210,8 @@ class TritonSupervisor:
     def record_death(self, code: int, *, excused: bool) -> tuple[ModelDeath, float]:
         """Record that Triton ended. Return the death, and the seconds to wait before the next start.
 
-        ``excused``: True if a suspect ran alone in Triton, so that this request is to blame, not the model.
+        ``excused``: True if a suspect ran alone in Triton. Then this request caused the death, and the next
+        start is not delayed.
         """
         pause_s = self._watchdog.record_death(code, excused=excused)
         TRITON_RESTARTS.inc()

@@ -1,4 +1,4 @@
-"""Let jobs wait, instead of fail, while their upstream does not answer. It may be away for days."""
+"""Let jobs wait while their upstream does not answer, so that they do not fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class UpstreamPatience:
         return self._wait_s
 
     def pause_s(self, group: Sequence[QueuedJob], failure: CallFailure[QueuedJob]) -> float | None:
-        """Return the seconds until the call is made again; None if its jobs must fail now."""
+        """Return the seconds to wait before the call is retried; None if its jobs must fail now."""
         if not self._wait_s or not isinstance(failure.error, UpstreamUnavailable):
             return None
         return self._next(group, failure.error)

@@ -26,10 +26,10 @@ _MISSING = re.compile(r"No module named|ImportError|ModuleNotFoundError")
 
 
 class VersionCheck:
-    """The checks of one loaded model. ``largest`` is the most rows in a call of its Deployment.
+    """Checks and measurements of one loaded model.
 
-    ``stateful``: True if each call belongs to a sequence. Then the model is called only with samples, and is
-    not measured.
+    ``largest``: the maximum number of rows in a call of its Deployment. ``stateful``: True if each call
+    belongs to a sequence. Then the model is called only with the given samples, and is not measured.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class VersionCheck:
     async def check(self, samples: Sequence[dict[str, Any]]) -> None:
         """Call the model with the samples, or with zeros. Raise ModelFailed if an answer is wrong or missing.
 
-        If the model rejects zeros, they may be no valid input. Then set only ``caveat``.
+        Some models reject zeros because zeros are no valid input for them. Then only ``caveat`` is set. The
+        same is true for a decoupled model, and for a stateful model without samples.
         """
         if self._signature.decoupled:
             self.caveat = "The model is decoupled, so the check only loaded it and warmed it up."
@@ -81,7 +82,10 @@ class VersionCheck:
             )
 
     async def measure(self, instances: int) -> list[BatchFigures]:
-        """Return the figures of a few batch sizes; none if no valid input of the model is known."""
+        """Return the figures of a few batch sizes.
+
+        The list is empty if no valid input of the model is known, or if the model is stateful.
+        """
         if self._request is None or self._stateful:
             return []
         found = []
@@ -145,5 +149,5 @@ class VersionCheck:
 
 
 def _is_certain(signature: Signature) -> bool:
-    """Return True if zeros are surely a valid input, because all inputs are numbers in fixed shapes."""
+    """Return True if zeros must be a valid input, because all inputs are numbers in fixed shapes."""
     return all(spec.datatype != "BYTES" and -1 not in spec.shape for spec in signature.inputs)

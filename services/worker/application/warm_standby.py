@@ -33,9 +33,9 @@ STORE_RETRY_S = 0.1  # seconds between two tries to claim an offer, if the store
 
 
 class WarmStandby:
-    """Waits for an offer to become a replica, on the queue ``warm.v1.<pool>``.
+    """Waits on the queue ``warm.v1.<pool>`` for offers to become a replica.
 
-    It handles one offer at a time.
+    The worker that claims an offer becomes the replica. Offers are handled one at a time.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class WarmStandby:
         return self._assigned.result(), triton
 
     async def stop(self) -> None:
-        """Stop consuming offers, and stop the Triton unless a replica has it."""
+        """Stop consuming offers. Also stop Triton, unless this worker becomes a replica and still uses it."""
         await self._close()
         if self._triton is not None:
             await self._triton.stop(grace_s=0)
@@ -114,7 +114,8 @@ class WarmStandby:
             self._settings.runtime_path, self._settings.triton_server, self._settings.triton_backends
         )
         pool = self._start.pool
-        # Most Deployments need the options below. For other options, the replica starts another Triton.
+        # These options suit most Deployments. If a Deployment needs other options, its replica starts another
+        # Triton.
         options = TritonOptions(
             replica=self._start.replica,
             threads=pool.threads,
@@ -136,7 +137,7 @@ class WarmStandby:
         await channel.consume(queue, on_offer, prefetch=1)
 
     async def _answer_offer(self, channel: Channel, delivery: Delivery) -> None:
-        """Claim an offer unless another worker has it. Ack it when the store has said which worker has it."""
+        """Try to claim an offer. Ack it when the store has recorded which worker claimed it."""
         try:
             offered = Assignment.model_validate_json(bytes(delivery.body))
         except ValidationError as error:
@@ -152,10 +153,10 @@ class WarmStandby:
                     channel.nack(delivery.tag)
 
     async def _claim(self, offered: Assignment) -> bool:
-        """Return True when the store has said which worker has the offer.
+        """Return True when the store has recorded which worker claimed the offer.
 
-        Return False if this worker no longer waits for offers. After an error of the store, this worker may
-        already have the offer. Then no other worker can claim it, so retry until the store answers.
+        Return False if this worker no longer waits for offers. If the store returns an error, the claim may
+        still be recorded. Then no other worker can take the offer, so retry until the store answers.
         """
         while not self._closed and not self._assigned.done():
             try:
@@ -169,7 +170,6 @@ class WarmStandby:
         return False
 
     def _report(self) -> ReplicaReport:
-        """Return what the heartbeat reports."""
         return ReplicaReport(
             replica=self._start.replica,
             deployment=f"warm-{self._start.pool_name}-",

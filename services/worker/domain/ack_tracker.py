@@ -30,7 +30,7 @@ class AckTracker:
         self._open[tag] = None
 
     def nacked(self, tag: int) -> bool:
-        """Remove a delivery that goes back to the broker; return True if it was unacked."""
+        """Remove a nacked delivery. Return True if it was unacked until now."""
         return self._open.pop(tag, False) is None
 
     def settle(self, tags: list[int]) -> list[Ack]:

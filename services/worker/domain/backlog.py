@@ -14,9 +14,10 @@ from tidegate.kernel.protocol.tenant import weight_of
 
 # The priority of a request that states none. It is between urgent requests and requests that can wait.
 DEFAULT_PRIORITY = 4
-# At most this many empty queues are kept, so that a tenant's next requests need no new queue.
+# The maximum number of empty queues to keep. A tenant's next requests reuse its queue, which is quicker than
+# to create one.
 IDLE_KEPT = 64
-# A model is treated as shared for this many seconds after a request of another tenant.
+# After a request of another tenant, the model counts as shared for this many seconds.
 SHARED_S = 10.0
 
 
@@ -40,16 +41,20 @@ class UnackedDelivery:
 
 
 class OfSequence(Protocol):
-    """The sequence of a request. ``error`` is the failure of the sequence's last request, or None."""
+    """The sequence of a request.
+
+    ``error``: the failure of its latest request; None if that request has not failed.
+    """
 
     error: TidegateError | None
 
 
 @dataclass(slots=True)
 class QueuedRequest:
-    """A request of this worker; ``received`` is in seconds of the worker's monotonic clock.
+    """A request that this worker has received.
 
-    ``sequence`` is the sequence to which the request belongs; None for most requests.
+    ``received``: its arrival, in seconds of the worker's monotonic clock. ``sequence``: the sequence to which
+    the request belongs; None for most requests.
     """
 
     request: Request
@@ -60,16 +65,17 @@ class QueuedRequest:
 
 
 class Backlog:
-    """A queue for each tenant. Tenants share the calls in proportion to their weights (:class:`FairOrder`).
+    """The waiting requests, in one queue per tenant. Tenants get calls in proportion to their weights.
 
-    Within a tenant, the lowest priority number goes first. Free rows of a call are filled with requests of
-    other priorities and tenants. Copies for shadow traffic go last. They share no call with requests, because
-    they might kill the model.
+    Within a tenant, the requests with the lowest priority number run first. If a call has rows left, requests
+    of other priorities and tenants fill them. Copies for shadow traffic run last. They never share a call
+    with requests, because a copy might kill the model. See :class:`FairOrder`.
     """
 
     def __init__(self) -> None:
         self._tenants: dict[bytes, _TenantQueue] = {}
-        # Empty queues of tenants that have sent requests before. A new queue for each burst would cost more.
+        # Empty queues of tenants that have sent requests before. To create a new queue for each burst would
+        # be slower.
         self._idle: dict[bytes, _TenantQueue] = {}
         self._order: FairOrder[bytes] = FairOrder(BURST)
         self._copies: CallKeyQueue[QueuedRequest] = CallKeyQueue(key_of)
@@ -117,7 +123,7 @@ class Backlog:
         return min(heads, key=lambda item: item.received) if len(heads) > 1 else heads[0]
 
     def rows_at_head(self) -> int:
-        """Return how many waiting rows have the call key of the next request."""
+        """Return how many waiting rows have the same call key as the next request."""
         tenant = self._order.first()
         if tenant is None:
             return self._copies.rows_at_head()
@@ -151,7 +157,7 @@ class Backlog:
         return group
 
     def _served(self, tenant: bytes, group: list[QueuedRequest]) -> int:
-        """Charge a tenant for its requests in a call. Return the number of their rows."""
+        """Count the rows of a call against the tenant's fair share. Return the number of these rows."""
         queue = self._tenants[tenant]
         rows = sum(item.request.rows for item in group)
         if group:
@@ -200,7 +206,7 @@ class _TenantQueue:
         return next((queue for queue in self._queues.values() if queue), _EMPTY)
 
     def take(self, max_rows: int) -> list[QueuedRequest]:
-        """Remove and return the requests of the next call: urgent requests first, then requests that fit."""
+        """Remove and return the requests of the next call: the most urgent, then others that fit into it."""
         queue = self.next()
         group = queue.take(max_rows)
         if len(self._queues) > 1:
@@ -228,8 +234,8 @@ class _TenantQueue:
 def key_of(item: HasRequest) -> bytes:
     """Return the call key of a request. Requests with the same call key can share a call.
 
-    A request has a key of its own if it has no batch axis. The same is true after its first attempt, because
-    it may kill workers and must not share its call.
+    A request without a batch axis has a call key of its own, so it runs alone. The same is true after a
+    request's first attempt. Then it may have killed a worker, and could harm the requests in its call.
     """
     request = item.request
     alone = request.rows == 0 or request.attempt > 0
@@ -271,16 +277,16 @@ class CallKeyQueue(Generic[T]):
         return next(iter(self._by_key.values()))[0] if self._by_key else None
 
     def rows_at_head(self) -> int:
-        """Return how many rows in the queue have the key of the request at its head."""
+        """Return how many rows in the queue have the call key of the request at its head."""
         items = next(iter(self._by_key.values()), ())
         return sum(item.request.rows for item in items)
 
     def rows_of(self, key: bytes) -> int:
-        """Return how many rows in the queue have this key."""
+        """Return how many rows in the queue have this call key."""
         return sum(item.request.rows for item in self._by_key.get(key, ()))
 
     def take(self, max_rows: int) -> list[T]:
-        """Remove and return the first requests of the key at the head, with at most ``max_rows`` rows.
+        """Remove and return the first requests with the call key at the head, with at most ``max_rows`` rows.
 
         If the first request has more rows, it is returned alone.
         """
@@ -290,7 +296,7 @@ class CallKeyQueue(Generic[T]):
         group = [items.popleft()]
         group += self.take_more(key, max_rows - group[0].request.rows)
         if items:
-            self._by_key.move_to_end(key)  # put the key behind the other keys
+            self._by_key.move_to_end(key)  # the next call serves another call key
         return group
 
     def take_more(self, key: bytes, max_rows: int) -> list[T]:

@@ -20,13 +20,13 @@ class Mean:
 
 
 class Quickness:
-    """A judge of whether a model's calls are quick: whether they end before a cancellation could stop them.
+    """Decides if a model's calls are quick. A quick call usually ends before a cancellation could stop it.
 
     Calls are quick if their mean time is below ``limit_s``. If a call takes at least ``SLOW_LIMITS`` times
-    the limit, or is given up, the mean is raised above the limit. Later quick calls lower it.
+    ``limit_s``, or is given up, the mean is raised above ``limit_s``. Later quick calls lower the mean.
 
-    A call with an error is added only if it took longer than the mean. After a quicker error, the model may
-    not have run.
+    A call with an error is added only if it took longer than the mean. If an error comes sooner, the model
+    may not have run.
     """
 
     def __init__(self, limit_s: float) -> None:

@@ -9,7 +9,10 @@ from tidegate.kernel.protocol.verification import USUAL_ROWS, BatchFigures
 
 
 def sizes(largest: int) -> list[int]:
-    """Return the numbers of rows to measure. ``largest``: the most rows of a call; 0 means no batch axis."""
+    """Return the batch sizes to measure, in rows.
+
+    ``largest``: the maximum number of rows in a call; 0 means that the model has no batch axis.
+    """
     return sorted({1, min(USUAL_ROWS, max(1, largest)), max(1, largest)})
 
 
@@ -36,7 +39,7 @@ def requests_per_s(batches: Sequence[BatchFigures]) -> float | None:
 
 
 def _rank(ordered: Sequence[float], share: float) -> float:
-    """Return a quantile: the smallest value for which a fraction ``share`` of the values are not larger."""
+    """Return a quantile: the smallest value with at least a fraction ``share`` of all values up to it."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 

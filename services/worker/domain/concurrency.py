@@ -8,12 +8,13 @@ from tidegate.kernel.protocol import llm
 from tidegate.kernel.protocol.models import LARGEST, Deployment, LlmSpec, Signature
 
 # A call of a model without a batch axis is light if it takes fewer milliseconds than this. If calls are
-# light, LIGHT_CALLS more calls than instances may be open.
+# light, the worker may have LIGHT_CALLS more open calls than the model has instances.
 LIGHT_CALL_MS = 5.0
 LIGHT_CALLS = 8
-# While several callers share the model, this limit replaces LIGHT_CALL_MS.
+# While several callers share the model, LIGHT_CALLS applies only to calls that take fewer milliseconds than
+# this.
 SHORTEST_CALL_MS = 1.0
-# Jobs are prepared before a call is free only if calls take fewer milliseconds than this.
+# If calls take fewer milliseconds than this, jobs are prepared while all calls are still busy.
 AHEAD_CALL_MS = 100.0
 # The most streams of a decoupled model at the same time, if its Deployment sets no ``max_concurrency``.
 DEFAULT_STREAMS = 16
@@ -38,7 +39,7 @@ class CallLimits:
 
 
 def call_limits(deployment: Deployment, signature: Signature, instances: int) -> CallLimits:
-    """Return the limits of a loaded model; ``instances`` is the number of its instances in Triton."""
+    """Return the limits of a loaded model. ``instances``: the number of its instances in Triton."""
     max_concurrency = deployment.max_concurrency
     streams = max_concurrency or DEFAULT_STREAMS
     if signature == llm.SIGNATURE:
@@ -54,14 +55,14 @@ def call_limits(deployment: Deployment, signature: Signature, instances: int) ->
 
 
 def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None, shared: bool = False) -> int:
-    """Return how many model calls to have open at the same time.
+    """Return the maximum number of open calls of the model.
 
-    A model that batches gets one call per instance, because more calls would only make the batches smaller.
-    Without batching, more calls than instances are open. So Triton already has the next request when a call
-    ends. If calls are long, only one call more than instances is open, because no other replica can run a
-    request that is already in Triton.
+    A model that batches gets one call per instance, because more calls would only make the batches smaller. A
+    model without batching gets more calls than instances. So Triton already has the next request when a call
+    ends. For long calls, this is only one more call, because no other replica can run a request that is
+    already in Triton.
 
-    ``shared``: True if several callers send requests. Then fewer calls are open, because each open call
+    ``shared``: True if several callers send requests. Then fewer calls may be open, because each open call
     delays the requests of the other callers.
     """
     if batches:
@@ -84,12 +85,12 @@ def effective_concurrency(
 ) -> float:
     """Return how many requests a replica completes in the time of one call, under full load.
 
-    ``batch``: the most rows of a call; 0 means no batch axis. ``call_rows`` and ``call_requests``: the mean
-    number of rows and of requests in a recent call. ``open_calls``: the mean number of calls that were open
-    at the same time. A mean is None if nothing was measured yet.
+    ``batch``: the maximum number of rows in a call; 0 means no batch axis. ``call_rows`` and
+    ``call_requests``: the mean number of rows and of requests in a recent call. ``open_calls``: the mean
+    number of open calls. Each mean is None before the first measurement.
 
-    Without a batch axis, a call has one request. Its duration includes the wait in Triton for the other open
-    calls. By Little's law, as many requests end in this time as calls are open on average.
+    Without a batch axis, a call has one request, and its duration includes its wait in Triton. In this
+    duration, as many requests end as calls are open on average (Little's law).
     """
     if batch:
         rows = max((call_rows or 1.0) / max(call_requests or 1.0, 1.0), 1.0)
@@ -100,14 +101,14 @@ def effective_concurrency(
 
 
 def job_calls(max_calls: int) -> int:
-    """Return how many of the open calls may run jobs. Of two or more calls, one is reserved for requests."""
+    """Return how many open calls may run jobs. If there are two or more, one is reserved for requests."""
     return max(1, max_calls - 1)
 
 
 def jobs_ahead(calls: int, call_ms: float | None) -> int:
-    """Return how many groups of jobs to prepare while ``calls`` calls run.
+    """Return how many groups of jobs to prepare for the next calls, while ``calls`` calls run.
 
-    If calls are short, return ``calls``, so that the model does not wait for the store. If calls are long,
-    return 0, because a prepared job would be recorded as running long before its call starts.
+    If calls are short, return ``calls``, so that the model does not wait for the store between two calls. If
+    calls are long, return 0, because a prepared job would be recorded as running long before its call starts.
     """
     return calls if call_ms is not None and call_ms < AHEAD_CALL_MS else 0

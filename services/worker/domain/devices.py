@@ -11,8 +11,8 @@ from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import Format, Resources
 
 CPU = "cpu"
-# GPU numbers inside a process. CUDA numbers the GPUs of each process from 0, so the numbers on the machine
-# can differ.
+# GPU numbers inside a process. In each process, CUDA numbers the visible GPUs from 0. So these numbers can
+# differ from the machine's numbers.
 GpuNumbers = tuple[int, ...]
 Kind = Literal["auto", "cpu", "gpu", "model"]
 _KINDS: dict[str, Kind] = {
@@ -44,8 +44,8 @@ def replica_gpus(resources: Resources) -> GpuNumbers:
 def usable_gpus(artifact_format: Format, devices: GpuNumbers, *, allow_cpu: bool) -> GpuNumbers:
     """Return the GPUs that a single-file artifact uses.
 
-    A library that cannot use GPUs gets none if ``allow_cpu`` is True. If it is False and the replica has a
-    GPU, raise ModelFailed.
+    If the artifact's library cannot use the replica's GPUs, return no GPUs if ``allow_cpu`` is True.
+    Otherwise raise ModelFailed.
     """
     if artifact_format not in _CPU_ONLY or not devices:
         return devices
@@ -68,7 +68,7 @@ def instance_groups(text: str) -> list[InstanceGroup]:
 
 
 def check_instance_groups(model: str, groups: Iterable[InstanceGroup], devices: GpuNumbers) -> None:
-    """Raise ModelFailed, with the remedy, for an instance group on a GPU that the replica does not have."""
+    """Raise ModelFailed, with the remedy, if an instance group needs a GPU that the replica does not have."""
     for group in groups:
         if group.kind in ("cpu", "model"):
             continue
@@ -105,7 +105,7 @@ def _named(gpu: int, names: Mapping[int, str]) -> str:
 
 
 def gpu_names(listing: str, setting: str | None) -> dict[int, str]:
-    """Return the names of GPUs by their numbers in a process.
+    """Return a dict from a GPU's number inside a process to the GPU's name.
 
     ``listing`` is the output of ``nvidia-smi --query-gpu=uuid,name --format=csv,noheader``. ``setting`` is
     the process's ``CUDA_VISIBLE_DEVICES``; None if it is not set.

@@ -11,8 +11,8 @@ from tidegate.kernel.protocol.models import Format, Version
 _REMEDIES = {"torch": "run `make torch` on this host, or "}
 
 
-# Formats that a runtime of Tidegate can serve. Each has the name of its file, and the module that the runtime
-# needs.
+# The formats that Tidegate's own runtimes can serve. Each format has the file name of its artifact, and the
+# Python module that its runtime needs.
 _RUNTIMES: dict[Format, tuple[str, str]] = {
     "onnx": ("model.onnx", "onnxruntime"),
     "sklearn": ("model.joblib", "sklearn"),
@@ -32,9 +32,9 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class Serving:
-    """A way to serve an artifact. ``file``: the file name that the backend expects.
+    """The Triton backend that serves an artifact. ``file``: the file name that the backend expects.
 
-    ``runtime``: the runtime of Tidegate that the backend needs for the artifact; None if it needs none.
+    ``runtime``: the runtime of Tidegate that runs the artifact in this backend; None if none is needed.
     """
 
     backend: str
@@ -76,10 +76,10 @@ _BY_FILE = {"model.py": "python", "model.onnx": "onnxruntime", "model.pt": "pyto
 
 
 def backend_by_files(files: Collection[str]) -> str | None:
-    """Return the backend for a version folder with these files; None if they do not tell the backend.
+    """Return the backend for a version folder with these files; None if no file name identifies it.
 
-    Use this if the configuration names no backend. Python is tried first, because a folder with a model.py
-    often also contains the weights that it loads.
+    Use this if the configuration names no backend. Python is tried first: a folder with a model.py often also
+    contains its weights, such as a model.onnx.
     """
     return next((backend for name, backend in _BY_FILE.items() if name in files), None)
 
@@ -87,7 +87,7 @@ def backend_by_files(files: Collection[str]) -> str | None:
 def stand_in(
     backend: str | None, backends: frozenset[str], has_module: Callable[[str], bool]
 ) -> Serving | None:
-    """Return Tidegate's runtime for a backend that this Triton lacks.
+    """Return Tidegate's runtime that replaces a backend that this Triton lacks.
 
     Return None if Triton has the backend, or if Tidegate has no runtime for it. Raises ModelFailed, with the
     remedy, if the runtime's library is missing.
@@ -119,7 +119,7 @@ def _with_runtime(
 def config_is_complete(version: Version) -> bool:
     """Return True if the configuration that Tidegate writes is complete.
 
-    An incomplete one costs time: Triton must load the model to complete it. For a Python model, Triton starts
-    one more interpreter to do this.
+    An incomplete configuration delays the start, because Triton must load the model to complete it. For a
+    Python model, Triton starts one more interpreter to do this.
     """
     return version.format != "triton" and version.signature is not None

@@ -12,19 +12,17 @@ from tidegate.kernel.protocol.jobs import LEVELS, WEIGHTS, Level
 
 @dataclass(slots=True, eq=False)
 class QueuedJob:
-    """A job that this worker has. Times are in seconds of the worker's monotonic clock.
+    """A job that this worker has received. Times are in seconds of the worker's monotonic clock.
 
-    ``received``: when the job first arrived here; ``delivered``: when its last delivery arrived.
-    ``started``: True if the job was chosen for a call.
-    ``attempt``: the number of the job's attempt here; 0 before the first one.
-    ``lost_attempt``: the number of the attempt in which the model server died; 0 means none.
-    ``take_pending``: True until the store has confirmed that the job's record is ``running`` here.
-    ``leased_at``: when the job's lease was last confirmed; None: it has no lease. A leased job has no
-    delivery any more.
-    ``read_at``: when the job's record was last read.
-    ``ended``: True if this worker no longer runs the job. The end may not be recorded yet.
-    ``upstream_since``: when the job's upstream first failed to answer; None: the upstream has not failed.
-    ``waits``: True if the job waits for its upstream or engine, so that no call of it runs.
+    ``received``: when the job first arrived here; ``delivered``: when its last delivery arrived. ``started``:
+    True if the job was chosen for a call. ``attempt``: the number of the job's attempt here; 0 before the
+    first one. ``lost_attempt``: the number of the attempt in which the model server died; 0 means none.
+    ``take_pending``: True until the store confirms that the job has the state ``running`` at this worker.
+    ``leased_at``: when the job's lease was last confirmed; None: it has no lease. The delivery of a leased
+    job is already settled. ``read_at``: when the job's record was last read from the store. ``ended``: True
+    if this worker no longer runs the job. The store may not have recorded the end yet. ``upstream_since``:
+    when the job's upstream first failed to answer; None: the upstream has not failed. ``waits``: True while
+    the job waits for its upstream or engine and no call runs it.
     """
 
     request: Request
@@ -57,12 +55,12 @@ class QueuedJob:
 
 
 def call_parameters(group: Sequence[QueuedJob]) -> dict[str, str]:
-    """Return a parameter that tells the model the id, the attempt and the rows of each job in the call."""
+    """Return the parameter ``tidegate_jobs``: each job's id, attempt and number of rows."""
     return {"tidegate_jobs": ",".join(f"{j.id.hex()}:{j.attempt}:{j.request.rows}" for j in group)}
 
 
-# A level without jobs saves up at most this many turns. So its next job starts soon, but the level cannot
-# block the others for long.
+# An empty level earns at most this many turns in advance. So its next job starts soon, but the level cannot
+# block the other levels for long.
 CREDIT = 1.0
 
 
@@ -70,7 +68,7 @@ class JobBacklog:
     """The jobs that wait for a call, in one queue for each level. Levels share the calls by weight.
 
     This is start-time fair queueing: the next level is the one with the fewest served jobs per weight. So no
-    level starves. A level without jobs saves up at most ``CREDIT`` turns.
+    level starves. An empty level earns at most ``CREDIT`` turns in advance.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Read a language model's answers: a request's only event, or the token counts of a stream. Pure."""
+"""Extract the only event of an answer without a stream, or the token counts of a stream. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
 
 # HTTP statuses of a busy engine or provider. If the same request is sent later, it may succeed.
 BUSY = frozenset({429, 503})
-# The first and the longest pause before a retry, in seconds. They apply if the engine states no time.
+# The first and the longest pause before a retry, in seconds. They apply if the engine's answer has no
+# retry-after.
 PAUSES_S = (1.0, 30.0)
 LONGEST_PAUSE_S = 600.0
 _USAGE = re.compile(rb'"usage":\s*\[')
@@ -24,25 +25,28 @@ _BY_STATUS: dict[int, type[TidegateError]] = {404: NotFound, 413: PayloadTooLarg
 
 
 class NotOneEvent(ValueError):
-    """The engine sent no event, or more than one, for a request without a stream."""
+    """Error for an answer without a stream: the engine sent no event, or more than one."""
 
 
 class Collected(NamedTuple):
-    """The only event of an answer, and the facts about the answer. ``raw_meta``: the facts as JSON."""
+    """An answer without a stream: its only event, and facts such as the token counts.
+
+    ``raw_meta``: the facts as JSON.
+    """
 
     event: bytes
     meta: Meta
     raw_meta: bytes
 
     def outputs(self) -> list[Output]:
-        """Return the outputs as if the model had sent one answer."""
+        """Return the event and the facts as the output tensors of one answer."""
         return [
             Output(EVENTS, "BYTES", (1,), pack_strings([self.event])),
             Output(META, "BYTES", (1,), pack_strings([self.raw_meta])),
         ]
 
     def parameters(self) -> dict[str, Any]:
-        """Return the token counts as the answer's parameters, which all parts of Tidegate read."""
+        """Return the token counts as response parameters; empty if the engine reported none."""
         if self.meta.usage is None:
             return {}
         prompt, answer, _ = self.meta.usage
@@ -56,7 +60,7 @@ class TokenUsage:
         self._meta: Buffer = b""
 
     def hear(self, outputs: Sequence[Output]) -> None:
-        """Remember an answer's facts if they have token counts. :meth:`tokens` parses only the last ones."""
+        """Store an answer's facts if they contain token counts. They replace the earlier facts."""
         for output in outputs:
             if output.name == META and _USAGE.search(output.raw):
                 self._meta = output.raw
@@ -70,9 +74,10 @@ class TokenUsage:
 
 
 def collected(answers: Sequence[tuple[Buffer, Buffer]]) -> Collected:
-    """Return the only event of the answers to a request, and its facts. An answer has events and facts.
+    """Return the only event of the answers to a request, and the request's facts.
 
-    Raises NotOneEvent if the answers have no event, or more than one.
+    ``answers``: the packed events and the packed facts of each answer. Raises NotOneEvent if the answers have
+    no event, or more than one.
     """
     events = [event for raw, _ in answers for event in unpack_strings(raw)]
     if len(events) != 1:
@@ -81,13 +86,16 @@ def collected(answers: Sequence[tuple[Buffer, Buffer]]) -> Collected:
     facts: dict[str, Any] = {}
     for meta in metas:  # the last value of each fact is kept
         facts |= {name: value for name, value in orjson.loads(meta).items() if value not in (None, [])}
-    # The ids of tokens are only for streams, which can continue on another replica.
+    # Leave out the token ids. Only a stream needs them, to continue on another replica.
     raw = orjson.dumps({name: value for name, value in facts.items() if name not in ("prompt_ids", "ids")})
     return Collected(events[0], Meta.from_bytes(raw), raw)
 
 
 def retry_pause_s(meta: Meta, tries: int) -> float | None:
-    """Return the seconds until a busy engine is called again; None if its answer is final."""
+    """Return the seconds to wait before a request to a busy engine is retried.
+
+    Return None if the engine is not busy; then its answer is final. ``tries``: the number of earlier retries.
+    """
     if meta.status not in BUSY:
         return None
     if meta.retry_after_s is not None:

@@ -1,4 +1,4 @@
-"""The order in which a worker takes requests to a language model, and their slots and tokens."""
+"""Decide which request to a language model runs next, and count the used engine slots and KV tokens."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Source(NamedTuple):
 
 
 class BandTurns:
-    """The order in which the bands get slots. If all bands have requests, they share the slots by weight.
+    """The order in which bands get engine slots. If all bands have requests, they share slots by weight.
 
     This is start-time fair queueing. The next band is the one with the fewest served requests per weight. An
-    empty band saves up at most one turn. Within a band, the replica's own queue and the shared queue
+    empty band earns at most one turn in advance. Within a band, the replica's own queue and the shared queue
     alternate, so that neither starves.
     """
 
@@ -36,17 +36,20 @@ class BandTurns:
             yield Source(band, not own)
 
     def served(self, source: Source) -> None:
-        """Count a request that was taken from a queue. All earlier queues of :meth:`order` were empty."""
+        """Count a request that was taken from ``source``.
+
+        Call this only if all queues before ``source`` in :meth:`order` were empty.
+        """
         clock = self._served[source.band]
         self._own_next[source.band] = not source.own
         for band, served in self._served.items():
-            if served < clock:  # the band had no request before: it loses all missed turns but one
+            if served < clock:  # the band was empty before: it keeps only one missed turn
                 self._served[band] = max(served, clock - 1 / self._weights[band])
         self._served[source.band] += 1 / self._weights[source.band]
 
 
 class LlmRoom:
-    """The slots of an engine and the tokens in its KV cache: how many there are, and how many are used.
+    """Counts the used slots of an engine and the used tokens of its KV cache.
 
     If ``kv_tokens`` is None, tokens are not limited.
     """
@@ -58,17 +61,17 @@ class LlmRoom:
         self.used_tokens = 0
 
     def fits(self, tokens: int, *, others: int = 0) -> bool:
-        """Return True if a slot and ``tokens`` are free for one more request.
+        """Return True if one more request with this many tokens may start now.
 
-        ``others``: the number of slots that jobs use. A request that is larger than the whole cache can start
-        alone. Then the engine accepts or refuses it.
+        ``others``: the number of engine slots that jobs use. If no other request runs, the request may start
+        even if it is larger than the whole KV cache. Then the engine accepts or refuses it.
         """
         if self.used + others >= self.slots:
             return False
         return self.kv_tokens is None or self.used == 0 or self.used_tokens + tokens <= self.kv_tokens
 
     def take(self, tokens: int) -> Callable[[], None]:
-        """Reserve a slot and ``tokens``. Return a function that frees both."""
+        """Reserve an engine slot and ``tokens``. Return a function that releases them."""
         self.used += 1
         self.used_tokens += tokens
 
@@ -80,5 +83,5 @@ class LlmRoom:
 
 
 def job_slots(slots: int) -> int:
-    """Return how many slots jobs may use. If there are two or more, one is reserved for requests."""
+    """Return how many engine slots jobs may use. If there are two or more, one is reserved for requests."""
     return max(1, slots - 1)

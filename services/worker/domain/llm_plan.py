@@ -26,7 +26,7 @@ def spec_of(deployment: DeploymentSpec) -> LlmSpec:
 def holds_gguf(filename: str) -> bool:
     """Return True if an artifact with this name is a GGUF file or an archive with one.
 
-    Other archives contain Hugging Face folders. The registry has checked this.
+    All other archives contain a Hugging Face folder. The registry has checked this.
     """
     return _ARCHIVE.search(filename) is None or _GGUF_ARCHIVE.search(filename) is not None
 
@@ -94,7 +94,8 @@ def plan(
 def main_weights(files: Sequence[str]) -> str:
     """Return the GGUF file to load. ``files``: the names at the archive's root.
 
-    Of a split file, return the first part. Raise ModelFailed unless there is exactly one file to load.
+    If the file is split, return its first part. If the root has no model or several models, raise
+    ModelFailed.
     """
     found = sorted(name for name in files if name.lower().endswith(".gguf"))
     parts = [re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", name, re.IGNORECASE) for name in found]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _MISSING = re.compile(r"No module named '([A-Za-z_][\w.]*)'")
-# The package of each module that has another name than its package.
+# The package names of modules whose package has a different name.
 _PACKAGES = {
     "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
     "dotenv": "python-dotenv", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",
@@ -56,9 +56,9 @@ def explain_death(deployment: str, log: str) -> str:
 
 
 def _place(stack: re.Match[str]) -> str:
-    """Return the place of the exception: the innermost line of the stack outside of Tidegate's runtime.
+    """Return where the exception occurred: the innermost line of the stack outside Tidegate's runtime.
 
-    Return an empty text if there is no such line.
+    If there is no such line, return an empty text.
     """
     for line in stack.group(1).splitlines():
         frame = _FRAME.fullmatch(line)

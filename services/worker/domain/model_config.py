@@ -28,15 +28,15 @@ def build(
     gpus: Sequence[int] = (),
     file: str | None = None,
 ) -> str:
-    """Return the ``config.pbtxt`` of a single-file artifact, served by ``backend`` under the name ``model``.
+    """Return the ``config.pbtxt`` with which ``backend`` serves a single-file artifact as ``model``.
 
-    ``file`` is the file that Triton loads from the version's folder; None means the backend's default. Each
-    of the ``gpus`` (numbers inside the replica) gets the Deployment's number of instances.
+    ``file`` is the file that Triton loads from the version's folder; None means the backend's default.
+    ``gpus``: GPU numbers inside the replica. Each of these GPUs gets the Deployment's number of instances.
 
-    With batching, Triton cannot describe a tensor that has one scalar per row (``dims: []``). If a signature
-    has such a tensor, Triton's batching is off, and the dims include the row axis. So callers still get
-    exactly the shapes of the signature. Without a signature, the model describes its tensors (Triton's
-    auto-completion).
+    With batching, Triton cannot describe a tensor with one scalar per row (``dims: []``). If the signature
+    has such a tensor, the configuration disables Triton's batching and includes the row axis in the dims. So
+    callers still get exactly the shapes of the signature. Without a signature, the model itself reports its
+    tensors (Triton's auto-completion).
     """
     signature = version.signature
     parameters = {"threads": str(deployment.threads)}
@@ -88,11 +88,11 @@ def adapt(
     stand_in: bool = False,
     gpus: Sequence[int] = (),
 ) -> str:
-    """Return the user's configuration (it may be empty) with only the necessary changes.
+    """Return the user's configuration with only the necessary changes. ``text`` may be empty.
 
     ``name`` becomes ``model``, because Triton refuses a name that differs from the folder's. The Deployment's
-    instances, ``gpus`` and threads are added if the text does not set them. With ``stand_in``, a runtime of
-    Tidegate replaces ``backend``.
+    instances, ``gpus`` and threads are added if the text does not set them. In an ensemble, only the name
+    changes. ``stand_in``: True if a runtime of Tidegate replaces ``backend``.
     """
     fields = {name: value for name, value, _ in _top_level_fields(text)}
     if is_ensemble(text):
@@ -126,10 +126,10 @@ def _with_values(text: str, values: Mapping[str, str]) -> str:
 
 
 def load_order(configs: Mapping[str, str], served: str) -> list[str]:
-    """Return the models of one folder in the order in which to load them: parts before their ensemble.
+    """Return the models of an archive in load order: an ensemble comes after the models that it connects.
 
-    ``served`` comes last. If it is a Python model, it may call any of the other models, and its configuration
-    does not name them.
+    ``served`` comes last. A Python model may call any of the other models, and its configuration does not
+    name them. So they must be loaded before it.
     """
     order: list[str] = []
 
@@ -147,7 +147,7 @@ def load_order(configs: Mapping[str, str], served: str) -> list[str]:
 
 
 def parts(text: str) -> set[str]:
-    """Return the names of the models that an ensemble's configuration connects; empty for other models."""
+    """Return the names of the models that an ensemble connects; an empty set if the model is no ensemble."""
     if not is_ensemble(text):
         return set()
     tokens = [t for t in TOKEN.finditer(text) if t.lastgroup not in ("comment", "mark")]

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 LONGEST_LINE = 8 * 1024
 # A burst may have as many bytes as the limit allows in this many seconds.
 BURST_S = 16
-# How many bytes are added to the size of each line, because its time, level and names take space in the log.
+# The number of bytes that is added to the size of each line, for its time, level and names in the log.
 LINE_BYTES = 64
 
 Source = Literal["model", "triton"]
@@ -21,8 +21,8 @@ _TRITON = re.compile(
     r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ \d+ (?P<file>[^ :\]]+):\d+\](?: (?P<text>.*))?$"
 )
 _HEAD = re.compile(rb"^[IWEF]\d{4} \d\d:", re.MULTILINE)
-# Lines that are not logged: Triton writes some at each start without a GPU, and others for failed requests,
-# which the worker logs itself.
+# Lines that are not logged. Triton writes some of them at each start without a GPU. It writes others for
+# failed requests, which the worker logs itself.
 _USUAL = re.compile(
     "pinned system memory|CudaDriverHelper|DCGM|^Error: Failed to initialize NVML|"
     'evhtp.c:.*NODELAY NOT SUPPORTED|^"?Failed to process the request'
@@ -66,8 +66,9 @@ class OutputReader:
     def skip(self, data: bytes) -> int | None:
         """Skip bytes without reading their lines. Return how many lines end in these bytes.
 
-        Reading takes a microsecond per line, which would delay the worker's requests. If the bytes contain a
-        line of Triton, or no line break, skip nothing and return None. The caller must then read them.
+        Reading takes a microsecond per line, so a flood of lines would delay the worker's requests. If the
+        bytes contain a line of Triton, or no line break, skip nothing and return None. Then pass the bytes to
+        :meth:`feed`.
         """
         end = data.rfind(b"\n")
         if end < 0 or _HEAD.search(data) is not None:
@@ -108,7 +109,7 @@ class Dropped:
 
 
 class OutputLimit:
-    """A limit of output in bytes per second, with a burst. It counts the dropped lines."""
+    """Limits the logged output in bytes per second, allows a burst, and counts the dropped lines."""
 
     def __init__(self, bytes_per_s: int) -> None:
         self._per_s = bytes_per_s
@@ -117,9 +118,9 @@ class OutputLimit:
         self.dropped = Dropped()
 
     def take(self, size: int, now: float, more: int = 0) -> bool:
-        """Return True if a line of ``size`` bytes fits the limit, else count it as dropped.
+        """Return True if a line of ``size`` bytes is within the limit. Otherwise count it as dropped.
 
-        ``now`` is in seconds of any clock. A line that fits uses ``size + more`` bytes of the limit.
+        ``now``: seconds of any clock. ``more``: bytes that the line takes in the log in addition to ``size``.
         """
         self._left = min(self._most, self._left + max(0.0, now - self._at) * self._per_s)
         self._at = now
@@ -131,7 +132,7 @@ class OutputLimit:
         return True
 
     def exhausted(self, size: int, now: float) -> bool:
-        """Return True if the limit has room for less than half of ``size`` bytes at the moment ``now``."""
+        """Return True if, at the time ``now``, the limit allows less than half of ``size`` bytes."""
         return self._left + max(0.0, now - self._at) * self._per_s < size / 2
 
     def drop(self, lines: int, size: int) -> None:

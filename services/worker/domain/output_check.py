@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from services.worker.domain.split import Output
 from tidegate.kernel.protocol.models import Signature, TensorSpec
 
-# The most shapes to remember. Without a limit, outputs of many sizes would use more and more memory.
+# The maximum number of shapes to remember. Otherwise, a model with ever new output shapes would fill the
+# memory.
 KEPT = 1024
 
 
@@ -27,8 +28,8 @@ class OutputCheck:
     def agrees(self, outputs: Sequence[Output], rows: int) -> bool:
         """Return True if the outputs agree with the signature in datatype, shape and number of rows.
 
-        If they do not, count the answer and keep the reason in ``last``. ``rows`` is 0 if the number of rows
-        is unknown, as it is for an answer of a stream. Outputs that the signature does not name are ignored.
+        If they do not agree, count the answer and store the reason in ``last``. ``rows``: the number of rows;
+        0 if it is unknown, as in a stream. Outputs that the signature does not name are ignored.
         """
         agreed = self._agreed
         for name, datatype, shape, _ in outputs:

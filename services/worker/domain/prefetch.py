@@ -1,10 +1,10 @@
-"""Decide how many messages a worker holds unacked: the prefetch of its consumers."""
+"""Choose the prefetch of a worker's consumers: the maximum number of unacked deliveries."""
 
 from __future__ import annotations
 
 import math
 
-# How long the calls for a worker's unacked messages should take, in milliseconds.
+# A worker gets as many unacked messages as its calls can process in this many milliseconds.
 IN_HAND_MS = 50.0
 MAX_PREFETCH = 256
 UNKNOWN_PREFETCH = 2
@@ -19,10 +19,10 @@ def prefetch(
     awaited_batch: int = 0,
     max_batch: int = 0,
 ) -> int:
-    """Return how many messages of requests to hold: about ``IN_HAND_MS`` of expected work.
+    """Return how many unacked request messages a worker should have: about ``IN_HAND_MS`` of model calls.
 
     A fixed number would be too small for quick models. For slow models it would be too large: a few workers
-    would hold all messages, and new workers would get none.
+    would get all messages, and new workers would get none.
 
     The result is at least ``max_calls`` + 1, and enough for the ``awaited_batch`` requests that a call waits
     for. It also allows full batches (``max_batch`` requests each) in the next calls. Otherwise the batches of
@@ -38,26 +38,27 @@ def prefetch(
 
 
 def consumer_prefetch(messages: int) -> int:
-    """Return the prefetch of a consumer that should hold ``messages``: a quarter more, but at least one more.
+    """Return the prefetch for ``messages`` unacked messages: a quarter more, but at least one more.
 
-    Gateways publish only as many requests as the workers should hold. There is one exception: if a caller is
-    below its fair share, its request is published immediately. The margin is for such requests. The broker
-    delivers them immediately, and the worker can run them before the requests that it already holds.
+    Gateways publish no more requests than the workers should have, with one exception: if a caller is below
+    its fair share, its request is published immediately. The additional messages are a margin for such
+    requests. With this margin, the broker delivers them immediately, and the worker can run them before
+    earlier requests.
     """
     return messages + max(1, messages // 4)
 
 
 def without_margin(prefetch: int) -> int:
-    """Return how many messages a consumer with this prefetch should hold: all but the margin."""
+    """Return how many unacked messages a worker should have: this prefetch without the margin."""
     return max(1, prefetch - max(1, prefetch // 5))
 
 
 def job_prefetch(*, call_ms: float | None, batch_mean: float | None, calls: int, max_batch: int) -> int:
-    """Return how many jobs of a level to hold: enough for the open calls and for one more call.
+    """Return how many unacked jobs of a level a worker should have: for the open calls and one more call.
 
-    Without jobs for the additional call, a level would have no job ready when the next call is chosen. If
-    calls are long, a worker holds no more than this, because another replica could run the jobs. If calls are
-    short, it holds twice the work of requests, because a job also needs two round trips to the store.
+    Without jobs for one more call, a level would have no job ready when the next call is chosen. If calls are
+    long, the worker gets no more jobs than this, because another replica could run them sooner. If calls are
+    short, it gets jobs for twice ``IN_HAND_MS``, because each job also needs two round trips to the store.
     """
     least = (calls + 1) * max(max_batch, 1)
     if call_ms is None or call_ms <= 0:
@@ -67,5 +68,5 @@ def job_prefetch(*, call_ms: float | None, batch_mean: float | None, calls: int,
 
 
 def worth_changing(current: int, desired: int) -> bool:
-    """Return True if a prefetch should change so much that a new consumer is worth its cost."""
+    """Return True if a prefetch changes so much that it is worth opening a new consumer."""
     return desired >= current * 1.5 or desired <= current / 1.5

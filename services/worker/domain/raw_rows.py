@@ -21,9 +21,9 @@ MAX_STRING_BYTES = 16 * 1024
 
 
 class SampledRow(NamedTuple):
-    """A counted row. ``trace`` and ``request_rows``: the trace and the number of rows of its request.
+    """A row that is counted in the profile. ``at``: seconds since the epoch.
 
-    ``at``: seconds since the epoch.
+    ``trace`` and ``request_rows``: the trace and the number of rows of the request to which the row belongs.
     """
 
     trace: bytes
@@ -49,7 +49,7 @@ def raw_lines(
     redact: Collection[str],
     limit: int,
 ) -> list[bytes]:
-    """Return up to ``limit`` rows as JSON. Tensors in ``redact`` have the value null."""
+    """Return up to ``limit`` rows as lines of JSON. Tensors in ``redact`` have the value null."""
     wanted = min(limit, len(rows))
     sides = {
         "inputs": {each.name: _values(each, len(rows), wanted, redact) for each in inputs},

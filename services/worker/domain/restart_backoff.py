@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-# If a server has served for this many seconds, its death starts a new streak.
+# If a server has served for this many seconds, its death starts a new streak of deaths.
 QUIET_S = 60.0
 # Seconds between two starts after the first quick death. Each further quick death doubles this interval, up
 # to LONGEST_INTERVAL_S.
@@ -14,11 +14,12 @@ LONGEST_INTERVAL_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DeathStreak:
-    """A streak: the number of deaths in a row, each within ``QUIET_S`` seconds of a start.
+    """A streak of deaths, and the seconds to wait before the next start (``pause_s``).
 
-    ``pause_s``: the seconds to wait before the next start. A death is quick if the server had served for less
-    than :func:`start_interval_s`. ``quick``: the number of quick deaths, minus one for each death that was
-    not quick; at least 0.
+    ``deaths``: the number of deaths in the streak. If a server has served for at least ``QUIET_S`` seconds,
+    its death starts a new streak. A death is quick if the server has served for less than
+    :func:`start_interval_s`. ``quick``: the number of quick deaths, minus one for each slower death; at least
+    0.
     """
 
     deaths: int = 0
@@ -27,15 +28,16 @@ class DeathStreak:
 
 
 def start_interval_s(quick: int) -> float:
-    """Return the seconds between starts after ``quick`` quick deaths: 0.5, 1, 2, 4, then 5."""
+    """Return the minimum seconds between two starts: 0.5, 1, 2, 4, then 5 as ``quick`` grows from 0."""
     return min(LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S * 2.0 ** min(quick, 16))
 
 
 def after_death(streak: DeathStreak, served_s: float, *, excused: bool = False) -> DeathStreak:
-    """Return the streak with one more death, of a process that had served for ``served_s`` seconds.
+    """Return the streak after the death of a process that had served for ``served_s`` seconds.
 
-    Only a quick death delays the next start, and the first death of a streak never does. ``excused``: True if
-    a suspect ran alone in the model. Then that request is to blame, and the next start is not delayed.
+    Only a quick death delays the next start, and the first death of a streak never delays it. ``excused``:
+    True if a suspect ran alone in the model. Then this request caused the death. The death is not counted,
+    and the next start is not delayed.
     """
     if served_s >= QUIET_S:
         return DeathStreak(1)

@@ -20,10 +20,10 @@ GIVE_UP = frozenset({EXHAUSTED, NOT_RETRIED})
 
 
 def after_loss(attempt: int, *, alone: bool, safe: bool) -> tuple[str, int]:
-    """Return the decision on a request that was lost in its ``attempt``, and the number of its next attempt.
+    """Return the decision on a request that was lost in ``attempt``, and the number of its next attempt.
 
-    ``alone``: True if no other request was in the model; then the loss is charged to this request.
-    ``safe``: True if the request may run twice.
+    ``alone``: True if no other request was in the model. Then the loss counts against this request. ``safe``:
+    True if the request may run twice.
     """
     if not safe:
         return NOT_RETRIED, attempt + 1

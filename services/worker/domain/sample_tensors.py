@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.tensors import DATATYPES, string_offsets
 
 
 def alike(calls: Iterable[SampledCall]) -> list[list[SampledCall]]:
-    """Return the calls in groups with equal keys and outputs, so that their tensors can be joined."""
+    """Group the calls with equal call keys and output shapes, so that their tensors can be joined."""
     groups: dict[object, list[SampledCall]] = {}
     for call in calls:
         first = 1 if call.batched else 0
@@ -41,7 +41,7 @@ def joined_inputs(calls: Sequence[SampledCall]) -> list[SampledTensor]:
 def joined_outputs(calls: Sequence[SampledCall]) -> list[SampledTensor]:
     """Return the joined outputs of calls with equal keys.
 
-    Leave out an output if its number of rows is not that of its call. Raise ValueError if a tensor is
+    Leave out an output if its number of rows differs from its call's. Raise ValueError if a tensor is
     malformed.
     """
     found = []

@@ -1,4 +1,4 @@
-"""Sampled calls and streams, which the scheduler hands to the sampler. Pure, and without numpy."""
+"""Define sampled calls and streams, which the scheduler passes to the sampler. Pure, without numpy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from services.worker.domain.split import Output
 from tidegate.kernel.protocol.envelope import Buffer
 
-# The most rows of one call that are counted.
+# The maximum number of rows of one call that are counted in the profile.
 CALL_ROWS = 256
 
 
@@ -26,7 +26,7 @@ class SampledCall(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Return the number of rows of the call. A request without a batch axis has one row."""
+        """Return the number of rows of the call. A request without a batch axis counts as one row."""
         return sum(rows or 1 for _, rows in self.requests)
 
     @property

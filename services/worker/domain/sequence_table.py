@@ -29,9 +29,9 @@ class SequenceKey(NamedTuple):
 class KeptSequence:
     """A sequence of this replica. ``model_id`` is its id in the model server.
 
-    ``current``: its request that is in the model or goes there next. ``waiting``: its requests after that.
-    ``error``: the failure of its last request. ``lost``: True if the model server has ended; then the state
-    is gone.
+    ``current``: its request that is in the model or runs next. ``waiting``: the requests after ``current``.
+    ``error``: the failure of its last request. ``lost``: True if the model server has ended, so that the
+    state of the sequence is lost.
     """
 
     key: SequenceKey

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# A check adds at most this many seconds to the silence. If more time has passed, the worker itself was
-# paused, and the model is not to blame.
+# A check adds at most this many seconds to the silence. If more time has passed since the last check, the
+# worker itself was paused, and the model did not cause the silence.
 LONGEST_CHECK_S = 1.0
 # The longest silence in seconds if ``progress_timeout_s`` is not set. If a caller has a longer timeout, that
 # timeout is the limit.
@@ -13,7 +13,7 @@ SILENCE_S = 60.0
 
 
 class Silence:
-    """The time since the last answer of a model, without the time in which no call was open.
+    """The time since the last answer of a model. Time without an open call is not counted.
 
     ``lasts_s``: this time in seconds. An answer resets it to 0. ``timeout_s``: the longest timeout of all
     callers that have waited since the last answer.

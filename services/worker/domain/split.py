@@ -20,11 +20,11 @@ class Output(NamedTuple):
 
 
 class RowMismatch(ValueError):
-    """The model's answer does not have one row for each row of its requests."""
+    """Error for a model's answer with another number of rows than its requests."""
 
 
 def describe(outputs: list[Output], rows: int) -> tuple[int, tuple[Tensor, ...]]:
-    """Return the number of rows of an answer, and its tensors. Without a batch axis, the number is 0."""
+    """Return the number of rows of an answer, and its tensors. If it has no batch axis, the number is 0."""
     batched = rows > 0 and all(output.shape and output.shape[0] == rows for output in outputs)
     first = 1 if batched else 0
     tensors = tuple(Tensor(o.name, DATATYPES[o.datatype], o.shape[first:]) for o in outputs)
@@ -56,10 +56,11 @@ def split(outputs: list[Output], parts: list[int]) -> list[list[Buffer]]:
 
 
 def split_parameters(parameters: dict[str, Any], parts: list[int]) -> list[dict[str, Any]]:
-    """Return the answer's parameters for each request of a call. ``parts``: the requests' numbers of rows.
+    """Return the parameters of a call's answer for each of its requests.
 
-    Each request gets all parameters of the call. Only token counts are divided, in proportion to the rows,
-    and their sum stays exact. Otherwise all tokens of the call would be counted for each request.
+    ``parts``: the number of rows of each request. Each request gets all parameters. Only the token counts are
+    divided, in proportion to the rows, and their sum stays exact. Otherwise all tokens of the call would be
+    counted for each request.
     """
     if len(parts) == 1:
         return [parameters]

@@ -65,9 +65,10 @@ class RequestCounts:
 
 
 class WorkStats:
-    """Totals since the start, and recent means. Times are in seconds, ``call_ms`` in milliseconds.
+    """Totals of a worker since its start, and recent means of its calls.
 
-    ``time`` accounts for the replica's whole time.
+    ``busy_s`` is in seconds, ``call_ms`` in milliseconds. ``time`` divides the replica's whole time into
+    parts such as calls, idle time and start-up.
     """
 
     def __init__(self) -> None:

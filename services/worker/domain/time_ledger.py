@@ -1,10 +1,10 @@
 """Account for every nanosecond of a replica: start-up, idle time, shares of model calls, wasted calls.
 
-Calls that run at the same time share the replica's time equally (processor sharing). One clock measures this
-for all calls: it advances by the passed time divided by the number of open calls. A call's time is the
-difference between its end and its start on this clock. So the ledger does no more work per call if many calls
-are open. All numbers are integers, and remainders are carried over. So the parts add up to the passed time
-exactly.
+Calls that run at the same time share the replica's time equally (processor sharing). One virtual clock
+measures this for all calls. In each interval it advances by the passed time divided by the number of open
+calls. The time of a call is the virtual clock at its end minus the virtual clock at its start. So the work
+per call does not grow with the number of open calls. All numbers are integers, and remainders are carried
+over. So the sum of all parts is exactly the passed time.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class TimeLedger:
         self._at = clock()
         self._serving = False
         self._open = 0  # the number of open calls
-        self._clock = 0  # the time that a call would have if it were open from the beginning, in ns
-        self._begun = 0  # the sum of the open calls' starts on `_clock`
+        self._clock = 0  # the virtual clock of the module's docstring, in ns
+        self._begun = 0  # the sum of `_clock` at the start of each open call
         self._carry = 0  # ns that are not yet divided among the open calls
         self._shares: dict[bytes, list[int]] = {}
         self._wasted: dict[str, list[int]] = {}
@@ -84,8 +84,8 @@ class TimeLedger:
     ) -> None:
         """End a call, and divide its time among its requests in proportion to their numbers of rows.
 
-        The part of a request is wasted if the request's deadline passed before ``now_ms``, or if its id is in
-        ``cancelled``. In both cases, no caller waited for the answer.
+        A request's share of the time is counted as wasted if no caller waited for the answer. This is true if
+        its deadline passed before ``now_ms``, or if its id is in ``cancelled``.
         """
         spent = self._end(mark)
         tenant, total, usual = group[0].request.tenant, 0, not cancelled
@@ -94,7 +94,7 @@ class TimeLedger:
             total += request.rows or 1
             if request.tenant != tenant or request.deadline_ms <= now_ms:
                 usual = False
-        if usual:  # one caller that still waits: this common case must be quick
+        if usual:  # all requests of one tenant that still waits: this common case must be quick
             place = self._shares.get(tenant) or self._place(tenant)
             place[0] += spent
             place[1] += len(group)
@@ -145,9 +145,9 @@ class TimeLedger:
         place[5] += cached
 
     def parts(self) -> tuple[dict[Part, Spent], int]:
-        """Return the parts of the time until now, and the time of the open calls.
+        """Return the parts of the time until now, and the nanoseconds of the calls that are still open.
 
-        Together they are the time since the launch.
+        The sum of all these times is the time since the launch.
         """
         self._advance()
         found = {Part(STARTING): Spent(self.starting), Part(IDLE): Spent(self.idle)}

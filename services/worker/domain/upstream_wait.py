@@ -10,7 +10,7 @@ AWAY = frozenset({502, 504})
 
 
 def pause_s(waited_s: float) -> float:
-    """Return the seconds until the next call: a third of ``waited_s``, within the limits."""
+    """Return the seconds until the next call: a third of ``waited_s``, within ``llm_answers.PAUSES_S``."""
     first, longest = llm_answers.PAUSES_S
     return min(max(first, waited_s / 3), longest)
 
@@ -18,7 +18,8 @@ def pause_s(waited_s: float) -> float:
 def pause_of_llm(meta: Meta, waited_s: float, wait_s: float) -> float | None:
     """Return the seconds until a language model's upstream is called again; None if its answer is final.
 
-    A job waits at most ``wait_s`` seconds for an upstream that is away.
+    ``waited_s``: the seconds that the job has waited. It waits at most ``wait_s`` seconds for an upstream
+    that is away.
     """
     pause = pause_s(waited_s)
     return pause if meta.status in AWAY and waited_s + pause <= wait_s else None

@@ -21,7 +21,7 @@ It returns the arrays of these outputs, in the same order.
 
 
 class Rows:
-    """A runner that passes requests to ``call``. It copies inputs only if it joins several requests."""
+    """Run requests with the function ``call``. Inputs are copied only if several requests share a call."""
 
     def __init__(
         self,

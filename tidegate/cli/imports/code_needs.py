@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tidegate.kernel.protocol.mlflow_requirements import name_of
 
-# Packages by the module that they provide. Containers of other systems have these packages, but the
-# models' environment does not.
+# The package that provides each module. Containers of other systems have these packages, but the models'
+# environment does not.
 _PACKAGES = {
     "torch": "torch", "torchvision": "torchvision", "torchaudio": "torchaudio",
     "transformers": "transformers",
@@ -40,7 +40,10 @@ def modules_in(files: Iterable[Path]) -> set[str]:
 
 
 def missing(modules: Iterable[str], requirements: Iterable[str]) -> list[str]:
-    """Return the packages that code needs, but that its requirements and the models' Python lack."""
+    """Return the packages to add for the imported modules.
+
+    They are packages that neither ``requirements`` nor the models' Python contain.
+    """
     stated = {name_of(line) for line in requirements}
     return sorted({_PACKAGES[name] for name in modules if name in _PACKAGES} - stated)
 

@@ -1,4 +1,4 @@
-"""Read an MLflow model: a folder, or a model or run of a tracking server."""
+"""Plan the import of an MLflow model, from a folder or from an MLflow tracking server."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def plan_of(
 ) -> ImportPlan:
     """Return the plan for a folder with ``MLmodel``. Raise UsageError if Tidegate cannot run the model.
 
-    ``facts``: the version's metadata from a tracking server. ``signed``: True if the user gives a signature,
-    so that none is read from ``MLmodel``.
+    ``facts``: the version's metadata from a tracking server. ``signed``: True if the user gives a signature.
+    The signature in ``MLmodel`` is then ignored.
     """
     file = folder / mlflow_model.FILE
     if not file.is_file():

@@ -26,14 +26,15 @@ _API, _FILES = "/api/2.0/mlflow", "/api/2.0/mlflow-artifacts/artifacts"
 _MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[^/]+))")
 _LOGGED = re.compile(r"models:/(?P<id>m-[0-9a-f]+)")
 _RUN = re.compile(r"runs:/(?P<run>[^/]+)/(?P<path>.+)")
-# MLflow stores a run's commit as this tag.
+# The tag in which MLflow stores the Git commit of a run.
 _COMMIT = "mlflow.source.git.commit"
 
 
 class TrackingServer:
-    """An MLflow tracking server. Without ``address``, the variable MLFLOW_TRACKING_URI names it.
+    """A client of an MLflow tracking server.
 
-    The credentials come from MLflow's environment variables.
+    ``address``: the server's URL; None: the variable MLFLOW_TRACKING_URI. The credentials come from MLflow's
+    environment variables.
     """
 
     def __init__(self, address: str | None, environment: Mapping[str, str] = os.environ) -> None:
@@ -98,7 +99,8 @@ class TrackingServer:
     def _run(self, run_id: str, path: str, into: Path) -> dict[str, Any]:
         run = self.get("/runs/get", run_id=run_id)["run"]
         where = f"{run['info']['artifact_uri'].rstrip('/')}/{path}"
-        # MLflow 3 keeps a logged model outside of the run that logged it, so ask for the model's own address.
+        # MLflow 3 stores a logged model outside of its run's folder, so read the address of the model's
+        # files.
         for output in run.get("outputs", {}).get("model_outputs", ()):
             info = self.get(f"/logged-models/{quote(output['model_id'])}")["model"]["info"]
             if info.get("name") == path:
@@ -107,7 +109,7 @@ class TrackingServer:
         return self._facts(run_id) | {"name": path.rpartition("/")[2]}
 
     def _facts(self, run_id: str) -> dict[str, Any]:
-        """Return what a run says about the training, as the metadata of a version."""
+        """Return the metrics, parameters, tags and other facts of a run, as the metadata of a version."""
         if not run_id:
             return {}
         run = self.get("/runs/get", run_id=run_id)["run"]

@@ -1,4 +1,4 @@
-"""The plan of an import: what to deploy, which parts of the model were mapped, and which were not."""
+"""Plan an import: what to deploy, and which parts of the model have an equivalent in Tidegate."""
 
 from __future__ import annotations
 

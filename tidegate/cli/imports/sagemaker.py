@@ -1,4 +1,4 @@
-"""Read a SageMaker model, ``model.tar.gz``: an inference script, or the file of a framework."""
+"""Plan the import of a SageMaker ``model.tar.gz``: an inference script, or a model file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tidegate.kernel.protocol import names
 
 CODE, ENTRY = "code", "inference.py"
 _PICKLES = (".joblib", ".pkl", ".pickle")
-# The library or format of a model file, by its ending, in archives without a script.
+# The library or format of a model file, by file extension. Only for archives without a script.
 _KNOWN = {
     ".joblib": "scikit-learn", ".pkl": "a pickle", ".pickle": "a pickle", ".onnx": "ONNX",
     ".json": "XGBoost", ".ubj": "XGBoost", ".xgb": "XGBoost", ".txt": "LightGBM", ".cbm": "CatBoost",
@@ -105,7 +105,7 @@ def _file(plan: ImportPlan, home: Path) -> None:
 
 
 def _xgboost(plan: ImportPlan, path: Path) -> None:
-    """Give the model file of SageMaker's XGBoost algorithm the ending that fits its contents."""
+    """Rename SageMaker's XGBoost model file to ``model.json`` or ``model.ubj``, to match its contents."""
     with path.open("rb") as file:
         head = file.read(4)
     if head.startswith(b"\x80"):

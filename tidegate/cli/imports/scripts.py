@@ -1,4 +1,4 @@
-"""Write the folder of a Python model that runs the code of another system."""
+"""Write the folder of a Python model that runs an archive made for SageMaker or TorchServe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tidegate.kernel.protocol.mlflow_requirements import name_of
 
 SHIMS = Path(__file__).parent / "shims"
 ARTIFACT, FACTS = "artifact", "tidegate_import.json"
-# Packages of the other systems. The files in `shims` replace only `ts`; an import of the others fails.
+# Packages in the containers of SageMaker and TorchServe. `shims` has a replacement only for `ts`. The plan
+# reports an import of another one as not mapped.
 _FOREIGN = {"sagemaker_inference", "sagemaker_containers", "sagemaker_training", "mms", "ts"}
 
 
@@ -28,9 +29,10 @@ def write(folder: Path, shim: str, facts: Mapping[str, Any]) -> None:
 
 
 def map_requirements(plan: ImportPlan, file: Path, code: list[Path], *, extra: tuple[str, ...] = ()) -> None:
-    """Set the plan's requirements: those of the archive, and packages from the other system's container.
+    """Set the plan's requirements: those of the archive, and packages that its code imports.
 
-    ``code``: the archive's Python files. ``extra``: packages that the shim needs.
+    ``file``: the archive's requirements file. ``code``: the archive's Python files. ``extra``: packages that
+    the shim needs.
     """
     stated = code_needs.lines_of(file)
     modules = code_needs.modules_in(code)

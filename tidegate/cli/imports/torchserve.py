@@ -1,4 +1,4 @@
-"""Read a TorchServe archive, ``model.mar``: a manifest, a handler, weights and extra files."""
+"""Plan the import of a TorchServe archive, ``model.mar``: manifest, handler, weights and extra files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tidegate.kernel.protocol import names
 from tidegate.kernel.protocol.archives import Unsafe, safe_path
 
 MANIFEST = "MAR-INF/MANIFEST.json"
-# The handlers of TorchServe that run here, and the packages that each needs besides torch.
+# The built-in handlers of TorchServe that Tidegate replaces, and the packages that each needs besides torch.
 BUILT_IN: dict[str, tuple[str, ...]] = {
     "base_handler": (),
     "image_classifier": ("pillow",),

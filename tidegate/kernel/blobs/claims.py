@@ -1,4 +1,4 @@
-"""Claims: tensors that are too large for a message are stored, and the message has a reference."""
+"""Store tensors that are too large for a message, and send a claim (a reference) in their place."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Claims:
 
     @staticmethod
     def size(data: list[Buffer]) -> int:
-        """Return the size in bytes of the tensors of a frame's claim; 0 if the claim cannot be read."""
+        """Return the size in bytes of the tensors behind a frame's claim; 0 if the claim cannot be read."""
         try:
             return sum(read_claim(data).sizes)
         except Undecodable:

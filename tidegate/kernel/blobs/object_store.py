@@ -18,14 +18,15 @@ from urllib.parse import urlsplit
 LOCAL = {"", "file", "local"}
 # Protocols that the package obstore handles. It is installed with Tidegate.
 OBJECTS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
-# Protocols whose URLs can be signed with the credentials that open the store.
+# Protocols whose stores can sign URLs with the same credentials. A signed URL opens a file without
+# credentials.
 SIGNED = {"s3", "s3a"}
 # Protocols of fsspec that cannot be a store, each with the reason.
 UNUSABLE = {
     "memory": "keeps its data in one process, but several processes need it",
     **dict.fromkeys(("http", "https", "data", "github", "gist", "git", "jupyter"), "cannot be written"),
 }
-# The packages that drivers inside of fsspec need.
+# The package that each of fsspec's own drivers needs, by protocol.
 PACKAGES = {
     "sftp": "paramiko",
     "ssh": "paramiko",
@@ -41,8 +42,8 @@ PARTS_AT_ONCE = 2
 # S3 accepts at most 10,000 parts.
 MOST_PARTS = 10_000
 
-# A failed request is retried twice. A request fails if no bytes arrive for 30 s, or after an hour.
-# The endpoint's URL decides between http and https.
+# A failed request is retried twice. A request fails if no bytes arrive for 30 s, or if it takes more than an
+# hour. http is allowed, so the URL of the store's server decides between http and https.
 CLIENT: Any = {"connect_timeout": "3s", "read_timeout": "30s", "timeout": "1h", "allow_http": True}
 RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 
@@ -67,13 +68,18 @@ class Writer(Protocol):
 class Opened(NamedTuple):
     """An open store.
 
-    ``files``: an fsspec file system. ``root``: the path of the URL in it.
+    ``files``: the fsspec file system of the store. ``root``: the store's path in ``files``.
+
     ``stream``: opens a file for reading from a given byte on, with one request. If the file does not exist,
     it raises FileNotFoundError before the first piece is read.
+
     ``writer``: opens a file for writing at most ``size`` bytes.
+
     ``put``: stores a file of ``size`` bytes from pieces. If reading a piece raises an error, nothing is
     stored.
-    ``signed``: returns a URL that opens a file without credentials for some time; None: not supported.
+
+    ``signed``: returns a URL that opens a file without credentials for a limited time; None if the store
+    cannot do this.
     """
 
     files: Any  # fsspec has no types
@@ -85,10 +91,11 @@ class Opened(NamedTuple):
 
 
 def opened(url: str) -> Opened:
-    """Open the store at ``url``. No request is sent to it yet."""
+    """Open the store at ``url``. Send no request to the store yet."""
     if urlsplit(url).scheme in OBJECTS:
         return _objects(url)
-    # The import is here, because at the top it would slow down the start of processes that open no store.
+    # Import fsspec here: at the top of the module, it would slow down the start of processes that open no
+    # store.
     from fsspec.core import url_to_fs
 
     files, root = url_to_fs(url)
@@ -117,7 +124,10 @@ def opened(url: str) -> Opened:
 
 
 def problem(setting: str, url: str) -> str | None:
-    """Return why ``url`` cannot be a store here, and what to do; None if it can. Sends no request."""
+    """Return why ``url`` cannot be a store on this machine, and how to correct it. Return None if it can.
+
+    ``setting``: the setting's name, for the text. No request is sent.
+    """
     parts = urlsplit(url)
     scheme = parts.scheme
     if scheme in LOCAL:
@@ -138,7 +148,7 @@ def problem(setting: str, url: str) -> str | None:
 
 
 def require(service: str, **urls: str) -> None:
-    """End the process if one of the settings names a store that cannot work here."""
+    """End the process with a message if a setting has a URL that cannot be a store on this machine."""
     for setting, url in urls.items():
         if (found := problem(f"TIDEGATE_{setting.upper()}", url)) is not None:
             raise SystemExit(f"tidegate {service}: {found}")
@@ -169,14 +179,17 @@ def _without(skipped: int, pieces: Iterable[bytes]) -> Generator[bytes, None, No
 
 
 def _read_by(reader: Executor, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield pieces that a thread reads. obstore cannot read a store in the thread that writes to one."""
+    """Yield ``pieces``, read in the thread of ``reader``.
+
+    obstore cannot read from a store in a thread that is writing to a store.
+    """
     source = iter(pieces)
     while piece := reader.submit(next, source, b"").result():
         yield piece
 
 
 def _part(size: int) -> int:
-    """Return the size of a part, in bytes, for a file of ``size`` bytes."""
+    """Return the size of an upload's parts in bytes, so that a file has at most ``MOST_PARTS`` parts."""
     return max(PART, -(-size // MOST_PARTS))
 
 
@@ -210,7 +223,7 @@ def _objects(url: str) -> Opened:
         return obstore.open_writer(whole, name, buffer_size=_part(size), max_concurrency=PARTS_AT_ONCE)
 
     def put(path: str, size: int, pieces: Iterable[bytes]) -> None:
-        # Use no writer here: if reading a piece raises an error, only `obstore.put` aborts the upload.
+        # Do not use a writer here. Only `obstore.put` aborts the upload if reading a piece raises an error.
         how: Any = {"chunk_size": _part(size), "max_concurrency": PARTS_AT_ONCE}
         with ThreadPoolExecutor(1) as reader:
             read = _read_by(reader, pieces)

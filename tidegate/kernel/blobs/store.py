@@ -1,9 +1,12 @@
-"""Store payloads that are too large for a message: written once, read by key, deleted when they expire.
+"""Store payloads that are too large for a message.
+
+A payload is written once, read by its key, and deleted when it expires.
 
 A key is ``<expiry>/<random id>``. ``expiry`` is a Unix time in seconds. It is rounded up, so that all blobs
-of a folder expire at the same time. It is padded with zeros, so that names sort by time. Reading deletes
-nothing, because a request may be retried. The gateway deletes the blobs of an answered request. The router
-calls :meth:`Blobs.sweep`, which deletes all expired ones.
+of a folder expire at the same time. It is padded with zeros, so that names sort by time.
+
+A blob is not deleted when it is read, because a request may be retried. The gateway deletes the blobs of an
+answered request. The router calls :meth:`Blobs.sweep`, which deletes all expired blobs.
 """
 
 from __future__ import annotations
@@ -61,7 +64,11 @@ class Blobs:
         return await self._do("read", partial(self._place.read, _checked(key)))
 
     async def get_parts(self, key: str, sizes: Sequence[int]) -> list[Buffer]:
-        """Return a blob as the buffers that were written. Buffers share memory only if this avoids a copy."""
+        """Return a blob as the buffers that were written.
+
+        Some stores return slices of one large buffer, which avoids a copy. Then the memory is freed only when
+        no slice is used any more.
+        """
         return await self._do("read", partial(self._place.read_parts, _checked(key), sizes))
 
     async def delete(self, key: str) -> None:
@@ -99,7 +106,7 @@ def new_key(expires_at: float) -> str:
 
 
 def _checked(key: str) -> str:
-    # A key comes from a message, so it must not name any other file.
+    # A key comes from a message. Check it, so that it cannot name a file outside the blob store.
     if _KEY.fullmatch(key) is None:
         raise Unavailable(f"{key[:80]!r} is not the key of a blob")
     return key
@@ -187,9 +194,9 @@ class _Local(_Place):
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the list of a folder's files to disk.
+    """Write a folder's list of files to disk.
 
-    A file that is not in this list is lost after a loss of power.
+    Without this, a new file could disappear from the folder after a loss of power.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

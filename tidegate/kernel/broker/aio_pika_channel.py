@@ -308,7 +308,7 @@ class AioPikaChannel:
     def _on_call_done(self, call: asyncio.Future[Any]) -> None:
         self._calls.discard(call)
         if not call.cancelled():
-            call.exception()  # marked as retrieved: else asyncio warns if the caller was cancelled
+            call.exception()  # marks the error as read: else asyncio warns if the caller was cancelled
 
     async def _result(self, call: asyncio.Future[T]) -> T:
         either: set[asyncio.Future[Any]] = {call, self.ended}
@@ -331,7 +331,7 @@ class AioPikaChannel:
 
 
 class _Transport(TransportFactory):
-    """A factory that keeps the open socket, so that it can be closed without waiting for the broker."""
+    """A factory that stores the open socket, so that :meth:`abort` can close it at once."""
 
     def __init__(self) -> None:
         self._writer: StreamWriter | None = None
@@ -348,7 +348,10 @@ class _Transport(TransportFactory):
 
 
 def _is_ready(waiting: Coroutine[Any, Any, object]) -> bool:
-    """Return True if a coroutine ends without waiting. aiormq has no other check for a blocked connection."""
+    """Return True if a coroutine ends without waiting.
+
+    This shows whether the broker has blocked the connection. aiormq has no other check for it.
+    """
     try:
         waiting.send(None)
     except StopIteration:

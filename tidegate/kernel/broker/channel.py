@@ -92,17 +92,23 @@ class Channel(Protocol):
         no_ack: bool = False,
         exclusive: bool = False,
     ) -> str:
-        """Start a consumer that holds up to ``prefetch`` unacked messages. Return the consumer's tag.
+        """Start a consumer that gets up to ``prefetch`` unacked messages. Return the consumer's tag.
 
         ``on_delivery`` is called for each message, in the order of arrival. If it returns an awaitable, the
         awaitable runs as a task.
         """
 
     async def get(self, queue: Queue) -> Delivery | None:
-        """Return the next message of ``queue``, or None if no message waits. No prefetch limits this."""
+        """Return the next message of ``queue``, or None if no message waits.
+
+        The prefetch does not limit this.
+        """
 
     async def cancel(self, consumer_tag: str) -> None:
-        """Stop a consumer. Its unacked messages stay with it until they are acked or the channel ends."""
+        """Stop a consumer.
+
+        Its unacked messages are not redelivered until the channel ends; they can still be acked.
+        """
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         """Ack a delivery, with ``multiple`` also every earlier one. Does not wait for the socket."""
@@ -122,12 +128,14 @@ class Channel(Protocol):
         persistent: bool = False,
         headers: dict[str, Any] | None = None,
     ) -> None:
-        """Publish, and return when the broker has confirmed. Without confirms, return immediately.
+        """Publish a message. Return when the broker has confirmed it. Without confirms, return immediately.
 
         ``body``: the message, whole or in pieces. Raises :class:`Unroutable` for a mandatory message that no
         queue takes, and ``Unavailable`` if the connection breaks. Raises :class:`Refused` if the broker does
-        not take the message, or does not read earlier ones. An ``expiration_ms`` outside 1 ms .. 49 days is
-        replaced by the nearer limit, because RabbitMQ would close the channel.
+        not take the message, or does not read earlier messages.
+
+        An ``expiration_ms`` outside 1 ms .. 49 days is replaced by the nearer limit, because RabbitMQ would
+        close the channel.
         """
 
     def send(
@@ -143,12 +151,15 @@ class Channel(Protocol):
     ) -> None:
         """Publish without waiting. The broker gets the message before any ack that is written later.
 
-        Raises the errors of :meth:`publish` that are known immediately. If an error is known only later,
-        ``on_failure`` is called with it. Without confirms, it is never called.
+        Raises the errors of :meth:`publish` that are known immediately. ``on_failure`` is called with an
+        error that is known only later. Without confirms, ``on_failure`` is never called.
         """
 
     def cork(self) -> AbstractContextManager[None]:
-        """Return a context manager. When it ends, all messages and acks from inside it leave in one write."""
+        """Return a context manager that collects messages and acks, and sends them in one write at its end.
+
+        On aio-pika it has no effect.
+        """
 
 
 class DriverChannel(Channel, Protocol):

@@ -157,8 +157,8 @@ class Connection:
                 channel.abort("closed")
 
     async def _open(self) -> DriverChannel:
-        # Import drivers on first use, because workers do not need aio-pika, which would slow down their
-        # start.
+        # Import each driver on first use. Workers do not need aio-pika, and importing it would slow down
+        # their start.
         if self._fast and _driver == "auto":
             from tidegate.kernel.broker.amqp.channel import open_channel as open_fast_channel
 

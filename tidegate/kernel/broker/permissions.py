@@ -1,9 +1,11 @@
-"""The permissions of each service at the broker and at the stores. The stack sets them there.
+"""The permissions of each service at RabbitMQ and at the stores. The stack sets these permissions there.
 
 In RabbitMQ, a service needs ``configure`` to declare a queue or an exchange, ``write`` to publish to an
 exchange, and ``read`` to consume from a queue. To bind a queue to an exchange, it needs ``write`` for the
-queue and ``read`` for the exchange. A service that may publish to the default exchange reaches every queue.
-So workers, registry and autoscaler may not publish to it. They have their own exchanges (see ``topology``).
+queue and ``read`` for the exchange.
+
+A service that may publish to the default exchange can publish to every queue. So workers, registry and
+autoscaler may not publish to it. They have their own exchanges (see ``topology``).
 """
 
 from __future__ import annotations
@@ -64,8 +66,8 @@ BROKER: dict[str, BrokerPermissions] = {
         write=_names(WARM.name, below=(_OF_AUTOSCALER, _WARM)),
         read=_names(EVENTS.name, WARM.name, below=(_OF_AUTOSCALER,)),
     ),
-    # If a worker could bind from WORKERS, it could copy the replies of other workers. If it could configure
-    # an exchange, it could delete the exchange that carries all replies.
+    # If a worker could bind a queue to WORKERS, it could copy the replies of other workers. If it could
+    # configure an exchange, it could delete the exchange that carries all replies.
     "worker": BrokerPermissions(
         configure=_names(below=(_REQUESTS, _JOBS, _WARM, "cancels.v1.")),
         write=_names(WORKERS.name, below=("cancels.v1.",)),
@@ -78,7 +80,7 @@ _EVERYTHING = "~* &* +@all -@admin -@dangerous +info"
 _WORKERS_FACTS = " ".join(
     f"~tidegate:{kind}:*" for kind in ("replica", "model", "claim", "statistics", "profile", "bins", "time")
 )
-# Only the autoscaler may write which replica a waiting worker becomes.
+# Workers may only read the offers. The autoscaler writes there which replica a waiting worker becomes.
 _WORKERS_OFFERS = "%R~tidegate:offer:*"
 _NOT_FOR_WORKERS = "-scan -randomkey -function -move"
 _WORKERS_COMMANDS = (
@@ -90,7 +92,7 @@ LIVE_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "au
     "worker": f"{_WORKERS_FACTS} {_WORKERS_OFFERS} {_WORKERS_COMMANDS}",
 }
 JOB_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {
-    # A worker needs the jobs, but not the routers' lease. With access to this lease, it could keep all
-    # routers from leading.
+    # A worker needs the jobs, but not the routers' lease. If it could write this lease, it could prevent
+    # every router from becoming the leader.
     "worker": f"{_EVERYTHING.replace('~* &*', '~tidegate:job:* &tidegate:job:*')} {_NOT_FOR_WORKERS}",
 }

@@ -1,7 +1,7 @@
-"""Every exchange, queue and routing key, as a value. ``a -> b`` means that a publishes and b consumes.
+"""Name every exchange, queue and routing key. ``a -> b`` means that a publishes and b consumes.
 
 The services that publish or consume declare the queues. RabbitMQ refuses to declare an existing queue with
-other arguments. So a queue with changed arguments needs a new name, and the names contain a version.
+other arguments. So the names contain a version: a queue with changed arguments gets a new name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Exchange:
 class Queue:
     """A queue with its arguments. Shared queues are durable, because RabbitMQ 4.3 refuses transient ones.
 
-    ``exchange``: an exchange that, like the default exchange, routes to the queue by the queue's name.
+    ``exchange``: an exchange that routes messages to the queue. As at the default exchange, the routing key
+    is the queue's name.
     """
 
     name: str
@@ -46,16 +47,16 @@ DEMAND_PREFIX = "demand."
 # Ids of requests whose caller has disconnected: gateway -> every worker, best effort.
 CANCELS = Exchange("tidegate.cancels.v1", "fanout")
 
-# Everything that workers publish: replies, retries, exceptions. A worker may not publish to the default
-# exchange, because the default exchange routes to every queue (see ``permissions``). The owner of a queue
-# binds the queue to WORKERS.
+# Carries everything that workers publish: replies, retries, exceptions. A worker may not publish to the
+# default exchange, because the default exchange routes to every queue (see ``permissions``). The owner of a
+# queue binds the queue to WORKERS.
 WORKERS = Exchange("tidegate.workers.v1", "direct")
 
 # Assignments for workers in a warm pool: autoscaler -> warm.v1.<pool>.
 WARM = Exchange("tidegate.warm.v1", "direct")
 
-# Request frames without attempts left, and frames that could not be decoded: worker, gateway -> router. The
-# router answers the callers and keeps the frames as dead letters.
+# Request frames that have no attempt left, and frames that could not be decoded: worker, gateway -> router.
+# The router answers the callers and stores the frames as dead letters.
 EXCEPTIONS = Queue("exceptions.v1", exchange=WORKERS)
 
 # Usage reports: gateway -> registry. JSON, persistent, acked when they are in the database.
@@ -72,7 +73,8 @@ REQUESTS_PREFIX = "requests.v1."
 _DOT = ":"
 REPLIES_PREFIX = "replies.v1."
 # If no worker uses a replica's own queue for this many milliseconds, the broker deletes the queue with its
-# messages. The longest ``affinity_wait_ms`` is shorter, so the messages move to the shared queue before that.
+# messages. A request that only prefers the replica is not lost: it moves to the shared queue after
+# ``affinity_wait_ms``, which is always shorter.
 REPLICA_QUEUE_EXPIRES_MS = 180_000
 
 
@@ -90,9 +92,10 @@ def deployment_of(queue: str) -> str:
 
 
 def requests_queue(deployment: str, band: Band = "normal") -> Queue:
-    """Return the queue of interactive requests: gateway -> the Deployment's workers. Transient messages.
+    """Return the queue of interactive requests: gateway -> the Deployment's workers.
 
-    Only language models have bands other than ``normal``, and one request per envelope.
+    The messages are transient. Only language models have other bands than ``normal``. Their envelopes contain
+    one request each.
     """
     suffix = "" if band == "normal" else f".{band}"
     return Queue(f"{REQUESTS_PREFIX}{word_of(deployment)}{suffix}", exchange=WORKERS)
@@ -115,7 +118,7 @@ def replica_queue(deployment: str, replica: str, band: Band) -> Queue:
 
 
 def sequences_queue(deployment: str, replica: str) -> Queue:
-    """Return the queue for the sequences that a replica keeps: gateway -> its worker. Both declare the queue.
+    """Return the queue for the sequences of one replica: gateway -> its worker. Both declare the queue.
 
     The messages never move to another replica, because only this replica has the state of the sequences.
     """
@@ -126,18 +129,19 @@ def sequences_queue(deployment: str, replica: str) -> Queue:
 def suspects_queue(requests: Queue) -> Queue:
     """Return the queue of suspects, one request per envelope: worker -> the Deployment's workers.
 
-    The router declares and binds the queue, because workers may not bind queues. A delivered suspect runs
-    immediately and alone in the model. So a redelivered suspect was alone when its worker died.
+    The router declares and binds the queue, because workers may not bind queues. A worker runs a suspect
+    immediately and alone in the model. So if a suspect is redelivered, no other request can have ended its
+    worker.
     """
     return Queue(f"{requests.name}.suspects", exchange=WORKERS)
 
 
 @lru_cache(maxsize=1024)
 def jobs_queue(deployment: str, level: Level) -> Queue:
-    """Return the queue of a level's jobs, one request per envelope: gateway, router -> the workers.
+    """Return the queue of the jobs with one priority (``level``): gateway, router -> the workers.
 
-    Messages are persistent, confirmed and mandatory. The queue is created on first use. A lost message is
-    published again from its job's record.
+    An envelope contains one request. Messages are persistent, confirmed and mandatory. The queue is created
+    on first use. If a message is lost, it is published again from its job's record.
     """
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERIES}
     return Queue(f"{JOBS_PREFIX}{word_of(deployment)}.{level}", arguments)
@@ -146,7 +150,7 @@ def jobs_queue(deployment: str, level: Level) -> Queue:
 def warm_queue(pool: str) -> Queue:
     """Return the queue of a warm pool's assignments: autoscaler -> one waiting worker.
 
-    The messages expire soon.
+    An assignment expires soon, so that no worker takes an old one.
     """
     return Queue(f"warm.v1.{pool}", exchange=WARM)
 
@@ -154,7 +158,7 @@ def warm_queue(pool: str) -> Queue:
 def replies_queue(incarnation: str) -> Queue:
     """Return the queue of a gateway process's replies: worker, router -> gateway.
 
-    The queue survives a reconnect.
+    The broker deletes the queue after 60 s without a consumer. So the queue survives a reconnect.
     """
     return Queue(f"{REPLIES_PREFIX}{incarnation}", {"x-expires": 60_000}, exchange=WORKERS)
 

@@ -17,16 +17,18 @@ _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 def trusted(
     *urls: str, trust_env: bool = False, own: str | None = None, more: str | None = None
 ) -> ssl.SSLContext | bool:
-    """Return the argument ``verify`` for an httpx client that calls only ``urls``, even after redirects.
+    """Return the argument ``verify`` for an httpx client.
+
+    ``urls``: all URLs that the client may call, also after redirects. If all of them are http URLs, the
+    client needs no certificates, and the result is False.
 
     By default each httpx client reads the certificates of all authorities, which blocks the process for 20
-    ms. Here the certificates are read once, and all clients for https share them. Clients for http verify
-    nothing.
+    ms. Here the certificates are read once, and all https clients share them.
 
     The certificates of ``TIDEGATE_TLS_CA`` are trusted in addition to the public ones. ``TIDEGATE_TLS_CERT``
     names the gateway's own certificate. If this file exists and all https URLs are on loopback, only this
-    certificate is trusted, for any host name. ``own`` replaces an unset ``TIDEGATE_TLS_CERT``, and ``more``
-    an unset ``TIDEGATE_TLS_CA``.
+    certificate is trusted, for any host name. ``own`` is used if ``TIDEGATE_TLS_CERT`` is not set, and
+    ``more`` if ``TIDEGATE_TLS_CA`` is not set.
     """
     encrypted = [url for url in urls if not url.startswith("http://")]
     if not encrypted:

@@ -1,4 +1,4 @@
-"""Check the timeouts of all HTTP connections of a process in sweeps, and make room for new connections."""
+"""Close HTTP connections that have reached a timeout, or that must end so that new ones can be accepted."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ SWEEP_S = 1.0
 # How many connections are checked in one turn of the event loop. It is low, so that a sweep delays no request
 # noticeably.
 SLICE = 32
-# To make room, the open connections are ranked in parts of LOOK connections, oldest first. In the first part
-# in which connections may be closed, up to SHED_SHARE of all connections is closed, and at least one.
+# If a connection must be closed for a new one, LOOK connections are ranked at a time, oldest first. The
+# search ends at the first group with connections that may be closed. It closes at most SHED_SHARE of all
+# connections, but at least one.
 LOOK = 512
 SHED_SHARE = 1 / 64
 # How many file descriptors are reserved for everything except HTTP connections.
@@ -31,7 +32,11 @@ RESERVED_FILES = 512
 
 
 class Connected(Protocol):
-    """A connection with timeouts. Its phase began at ``since``. ``held_head``: size of an incomplete head."""
+    """A connection with timeouts.
+
+    ``since``: the time at which its present phase began. ``held_head``: the bytes received of an incomplete
+    head.
+    """
 
     since: float
     held_head: int
@@ -66,7 +71,8 @@ class Connections:
     def fit_files(self, others: int = 0) -> None:
         """Raise the soft limit of open files as needed. Limit the connections if the hard limit is too low.
 
-        ``others`` is the number of other connections that this process may have.
+        ``others``: the number of file descriptors to reserve for further connections that
+        :class:`Connections` does not count.
         """
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         reserved = RESERVED_FILES + others
@@ -82,7 +88,7 @@ class Connections:
             )
 
     def add(self, connection: Connected, address: str) -> bool:
-        """Count a new connection. Return False if there is no room and no connection may be closed for it."""
+        """Count a new connection. Return False if there are too many and none of them may be closed."""
         peer = peer_of(address)
         if len(self._all) >= self._most and not self._shed(None, self._all):
             return False
@@ -110,7 +116,8 @@ class Connections:
     def hold_head(self, connection: Connected, count: int) -> None:
         """Count bytes of an incomplete head.
 
-        If all such heads together are too large, close the connections with the oldest of them.
+        If the incomplete heads of all connections exceed ``pending_head_bytes``, close the oldest of these
+        connections until half of that limit is left.
         """
         self.pending_heads += count
         if self.pending_heads <= self.limits.pending_head_bytes:
@@ -147,8 +154,8 @@ class Connections:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        # While the process is stopped or the loop is blocked, nothing is read. This is not counted as a
-        # caller's delay.
+        # While the process is stopped or the loop is blocked, it reads nothing. Most of this time is not
+        # added to the clock, so that no caller gets a timeout for it.
         self.now += min(now - self._swept_at, 2 * SWEEP_S)
         self._swept_at = now
         self._look_at(list(self._all), 0)

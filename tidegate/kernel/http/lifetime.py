@@ -1,4 +1,4 @@
-"""The life of a connection: its state for the sweep, the refusal of a request, and the end."""
+"""The base of an HTTP connection: find its phase for the sweep, refuse a request, and close."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class Refused(Exception):
 
 
 class Trailers:
-    """A replacement for a request's list of headers after the head. It counts trailers and drops them."""
+    """A list that counts a request's trailers and drops them.
+
+    It replaces the list of headers after the head.
+    """
 
     __slots__ = ("_bytes", "_fields", "_refusal", "head")
 
@@ -89,7 +92,7 @@ class Lifetime(HttpToolsProtocol):
         return Standing(phase, self.knows_caller(), self.since if seen else self._connections.now)
 
     def pace(self) -> tuple[float, int]:
-        """Return how many seconds sweeps have watched the current body, and how many bytes came meanwhile."""
+        """Return for how many seconds sweeps have measured the current body, and its bytes in this time."""
         if self._phase is not Phase.BODY or self._token is not self.headers:
             return 0.0, 0
         return self._connections.now - self.since, self.body_received() - self._mark

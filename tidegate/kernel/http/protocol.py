@@ -34,10 +34,10 @@ class Protocol(Lifetime):
         self._max_head, self._max_fields = connections.limits.head_bytes, connections.limits.head_fields
         self._read = 0  # bytes of the last read
         self._upgrading = False
-        # These fields are about a body that arrives in several reads. _counted: the body's request.
-        # _body_before, _body_last: body_received() after the first and after the last read. _raw: how many
-        # bytes were read after the first read. _bare: how many bytes were read after the last read that
-        # contained a part of the body.
+        # Counters of a body that arrives in several reads. _counted: the request with this body.
+        # _body_before: body_received() after the first read. _body_last: body_received() after the last read.
+        # _raw: bytes read since the first read. _bare: bytes read since the last read that contained a part
+        # of the body.
         self._counted: Any = None
         self._body_before = self._body_last = self._raw = self._bare = 0
 
@@ -115,7 +115,7 @@ class Protocol(Lifetime):
         self._at = IN_HEAD
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a field without trailing white space, which is not part of its value (RFC 9110, 5.5)."""
+        """Store a header field. Cut trailing white space, which is not part of the value (RFC 9110, 5.5)."""
         name, value = name.lower(), value.rstrip(b" \t")
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
@@ -165,7 +165,7 @@ class Protocol(Lifetime):
         return True
 
     def keep_no_trailers(self) -> None:
-        """Treat all fields after the head as trailers."""
+        """Count and drop all fields that arrive after the head."""
         size = heads.size(b"", self.url, self.headers)
         self.headers = Trailers(self.headers, size, self._max_head, self._max_fields)  # type: ignore[assignment]
 
@@ -212,8 +212,8 @@ class Protocol(Lifetime):
             self._unfinished_body()
 
     def _unfinished_head(self, all_head: bool) -> None:
-        # The read may also contain the end of another request. Then only the parsed bytes surely belong to
-        # this head.
+        # The read may also contain the end of another request. In that case count only the parsed bytes,
+        # because only these surely belong to this head.
         size = self._read if all_head else 1 + heads.size(b"", self.url, self.headers)
         if self.held_head + size > self._max_head or len(self.headers) > self._max_fields:
             self.reject(heads.too_large(self._max_head, self._max_fields))

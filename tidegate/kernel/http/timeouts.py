@@ -13,7 +13,8 @@ from tidegate.kernel.settings.base import Settings
 # still read after an early answer.
 UNREAD_S = 60.0
 LINGER_S = 2.0
-# To make room, a known caller's connection is closed only if it has been idle for this many seconds.
+# To make room for a new connection, a connection whose caller has sent a valid credential is closed only
+# after this many idle seconds.
 KEPT_S = 5.0
 
 
@@ -59,7 +60,7 @@ class Phase(Enum):
 
 
 class TimeoutDecision(Enum):
-    """The possible decisions about a connection."""
+    """The possible results of a timeout check of a connection."""
 
     WAIT = "wait"
     RENEW = "renew"  # measure the speed again from now on
@@ -70,7 +71,7 @@ class TimeoutDecision(Enum):
 
 
 def decide(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> TimeoutDecision:
-    """Decide about a connection that transferred ``moved`` bytes in ``waited`` seconds of a phase."""
+    """Decide if a connection with ``moved`` bytes in ``waited`` seconds of ``phase`` must be closed."""
     if phase is Phase.SILENT:
         return TimeoutDecision.CLOSE if waited >= limits.header_timeout_s else TimeoutDecision.WAIT
     if phase is Phase.HEAD:
@@ -87,7 +88,7 @@ def decide(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> Timeo
 
 
 class Standing(NamedTuple):
-    """The facts that decide how early a connection is closed to make room."""
+    """The facts that decide which connections are closed first when there are too many."""
 
     phase: Phase
     known: bool  # True: its caller has sent a valid credential
@@ -101,10 +102,11 @@ _ORDER = {Phase.CLOSING: 0, Phase.SILENT: 1, Phase.HEAD: 1, Phase.BODY: 2, Phase
 def to_shed(standings: Iterable[Standing], count: int, known_before: float | None = None) -> list[int]:
     """Return the indexes of up to ``count`` connections to close.
 
-    Connections of unknown callers come first. Within each group, ``_ORDER`` ranks the phases. Within a phase,
-    the connection that has been in it longest comes first.
+    Connections whose callers have sent no valid credential come first. Within each group, ``_ORDER`` ranks
+    the phases. Within a phase, the connection that has been in it longest comes first.
 
-    A known caller's connection is included only if it has been idle since ``known_before``; None: never.
+    ``known_before``: a connection with a valid credential is included only if it has been idle since this
+    time. None: it is never included.
     """
     ranked = sorted(
         (each.known, _ORDER[each.phase], each.since, at)

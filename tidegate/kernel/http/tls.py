@@ -19,7 +19,7 @@ POLL_S = 2.0
 
 
 class BadCertificate(Exception):
-    """The files are missing, unreadable, or do not belong together."""
+    """An error: a certificate or key file is missing or unreadable, or the two do not belong together."""
 
 
 class ServerCertificate:
@@ -78,7 +78,10 @@ class ServerCertificate:
 
 
 def certificate_of(settings: Settings) -> ServerCertificate | None:
-    """Return the settings' certificate, or None without one. Raises SystemExit if it is unusable."""
+    """Return the certificate that the settings name, or None if they name none.
+
+    Raises SystemExit if the certificate cannot be used.
+    """
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     try:
@@ -95,7 +98,10 @@ def _new_context() -> ssl.SSLContext:
 
 
 def _load(context: ssl.SSLContext, cert: bytes, key: bytes, cert_file: Path, key_file: Path) -> None:
-    """Load a pair from bytes in memory, so that the checked pair is the used pair. Raises BadCertificate."""
+    """Load a certificate and its key from the bytes that were read. Raises BadCertificate.
+
+    The files may have changed since then, so they are not read again.
+    """
     try:
         with _file(cert) as cert_copy, _file(key) as key_copy:
             context.load_cert_chain(cert_copy, key_copy, password=_no_password)

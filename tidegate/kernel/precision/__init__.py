@@ -1,1 +1,1 @@
-"""Models of a lower precision: the comparison with the original model, and the recipe in the model's file."""
+"""Compare a lower-precision model with its original, and store the recipe in the model's file."""

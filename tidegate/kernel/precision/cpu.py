@@ -10,7 +10,7 @@ CPUINFO = Path("/proc/cpuinfo")
 # Instructions that onnxruntime's int8 kernels use.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 # CPUs with one of these instruction sets add up products of 8-bit values in 32 bits. CPUs with only AVX2 or
-# AVX512 add pairs of products in 16 bits, and these sums may saturate.
+# AVX512 add pairs of products in 16 bits. These sums may saturate, which makes answers wrong.
 EXACT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 

@@ -1,8 +1,8 @@
 """Read and write the recipe of a lower-precision model in its file, with samples and expected answers.
 
-Recipe and samples are entries of ``metadata_props`` of the ONNX file. So every copy of the file has them, and
-runtimes ignore them. In Protobuf, appended bytes can add values to a repeated field. So appending needs no
-ONNX library.
+The recipe and the samples are ``metadata_props`` entries of the ONNX file. Every copy of the file contains
+them, and runtimes ignore them. In Protobuf, bytes appended to a file can add such entries, so no ONNX library
+is needed.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 RECIPE_KEY, SAMPLES_KEY = "tidegate.precision", "tidegate.samples"
 _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
-# The most fields of a ModelProto that are read to find the entries. All weights are in one field, so large
-# models do not have more fields.
+# The most fields of a ModelProto that are read to find the entries. Large models do not need more, because
+# all weights are in one field.
 _MAX_FIELDS = 100_000
 MAX_SAMPLES_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """The recipe that made a model smaller, and the model's loss on the machine where the recipe was chosen.
+    """The recipe that gave a model its lower precision, and the loss measured where the recipe was chosen.
 
-    ``loss``: how much lower the likeness or the accuracy is than that of the original, from 0 to 1.
-    ``max_loss``: the highest accepted loss.
-    ``full_range``: True if the model is exact only on a CPU that adds products of 8-bit values without
-    saturation. ``rows``: the number of samples for which the loss was measured.
+    ``loss``: by how much the likeness or the accuracy is lower than that of the original, from 0 to 1.
+    ``max_loss``: the highest accepted loss. ``rows``: the number of samples that the loss was measured with.
+    ``cpu``, ``flags``: the CPU of that machine. ``full_range``: True if the model is exact only on a CPU that
+    adds products of 8-bit values without saturation.
     """
 
     recipe: str
@@ -59,7 +59,10 @@ class Embedded:
 
 
 def append(model: Path, precision: Precision, samples: bytes | None) -> None:
-    """Add a precision and samples (an npz file) to an ONNX file. The same values add the same bytes."""
+    """Append a precision and samples (the bytes of an npz file) to an ONNX file.
+
+    Equal arguments append equal bytes.
+    """
     entries = [(RECIPE_KEY, json.dumps(asdict(precision), sort_keys=True).encode())]
     if samples is not None:
         entries.append((SAMPLES_KEY, base64.b64encode(samples)))

@@ -1,6 +1,7 @@
 """Compare the answers of a model of a lower precision with those of the original. Pure.
 
-This file imports only numpy, because it also runs in the models' environment, where Tidegate is missing.
+This file imports only numpy, because it also runs in the models' environment, where Tidegate is not
+installed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ Measure = Literal["agreement", "cosine", "error"]
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 
 _ROW_SUM_TOLERANCE = 1e-2
-# An output with at least this many numbers in a row is an embedding, unless its rows are probabilities.
+# An output with at least this many numbers in a row is an embedding, if its rows are not probabilities.
 _EMBEDDING = 16
 
 

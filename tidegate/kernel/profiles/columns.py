@@ -16,7 +16,7 @@ Numbers = npt.NDArray[np.float64]
 # A tensor with more elements in a row than this is described by its mean, standard deviation, minimum and
 # maximum.
 MAX_WIDTH = 256
-# The most columns of one request. Further columns are left out.
+# The most columns of numbers. Further ones are left out.
 MAX_COLUMNS = 512
 # If a string of a column has more bytes than this, the column is text. Then only the lengths and the numbers
 # of words are kept.
@@ -34,14 +34,17 @@ class Columns:
     values: dict[str, list[str | None]] = field(default_factory=dict)
 
     def put(self, name: str, numbers: Numbers) -> None:
-        """Add a column of numbers, unless there are too many columns."""
+        """Add a column of numbers if there are fewer than ``MAX_COLUMNS`` of them."""
         if len(self.numbers) < MAX_COLUMNS:
             self.numbers[name] = numbers
 
 
 @dataclass(frozen=True, slots=True)
 class SampledTensor:
-    """A tensor of some rows. ``shape`` is without the axis of rows; ``raw`` has all rows."""
+    """A tensor with the values of several rows.
+
+    ``shape``: the shape of one row. ``raw``: the bytes of all rows.
+    """
 
     name: str
     datatype: str
@@ -52,7 +55,7 @@ class SampledTensor:
 def add_tensor(columns: Columns, tensor: SampledTensor, redact: Collection[str] = ()) -> None:
     """Add the columns of a tensor. Raise ValueError if the tensor's bytes do not fit its shape.
 
-    ``redact``: the names of tensors whose strings are not kept. Only the lengths of the strings are kept.
+    ``redact``: the names of tensors whose strings are private. Of these strings, only the lengths are stored.
     """
     if tensor.datatype == "BYTES":
         _add_strings(columns, tensor, redact)

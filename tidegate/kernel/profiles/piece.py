@@ -16,7 +16,7 @@ MAX_BYTES = 32 * 2**20
 
 
 class Unreadable(ValueError):
-    """The bytes are not a piece of a profile, or not published bins."""
+    """An error: the bytes are not a piece of a profile, or not published bins."""
 
 
 class SampledPrediction(NamedTuple):
@@ -36,13 +36,12 @@ class SampledPrediction(NamedTuple):
 
 @dataclass(slots=True)
 class ProfilePiece:
-    """The rows that a replica has sampled from ``begin`` to ``end``, in seconds since the epoch.
+    """The counts of the rows that a replica sampled from ``begin`` to ``end`` (seconds since the epoch).
 
-    ``bins_id``: the id of the bins of ``profile``; empty while the replica has no bins.
-    ``summaries``, ``learned_rows``: while the replica has no bins, the quantiles of its newest rows, and the
-    number of these rows.
-    ``rows_key``, ``rows``: if the Deployment keeps raw rows, the key of a blob with such rows, and the number
-    of rows in the blob.
+    ``bins_id``: the id of the bins of ``profile``; empty while the replica has no bins. ``summaries``: the
+    quantiles of its newest rows, while the replica has no bins. ``learned_rows``: the number of these rows.
+    ``rows_key``: the key of a blob with raw rows, if the Deployment stores them. ``rows``: the number of rows
+    in the blob.
     """
 
     replica: str
@@ -116,9 +115,8 @@ def _unpacked(raw: bytes) -> bytes:
 class PublishedBins:
     """The bins that all replicas of a Deployment use.
 
-    ``id``: changes with the bins; empty: no bins yet.
-    ``predictions``: True if replicas must send the predictions of sampled requests, because labels may arrive
-    for them.
+    ``id``: the id of the bins, which differs for other bins; empty if there are no bins yet. ``predictions``:
+    True if replicas must send the predictions of sampled requests, because labels may arrive for them.
     """
 
     id: str

@@ -16,7 +16,8 @@ from tidegate.kernel.protocol.tensors import unpack_strings
 MAX_CLASSES = 1000
 # Sums of 32-bit probabilities differ from 1 by less than this.
 TOLERANCE = 0.01
-# An output whose rows have more elements than this gets no columns in a profile. They would cost too much.
+# A numeric output whose rows have more elements than this gets no columns in a profile, because counting them
+# would take too long.
 MAX_OUTPUTS = 16
 
 PREDICTION, CONFIDENCE, SCORE = "prediction", "confidence", "score"
@@ -38,8 +39,8 @@ class Predictions:
 def read_predictions(outputs: Sequence[SampledTensor], rows: int) -> Predictions:
     """Return the predictions in a model's outputs. Raise ValueError if an output does not fit its shape.
 
-    A string or an integer is a label. Numbers from 0 to 1 with the sum 1 are probabilities. Any other single
-    number is a predicted number.
+    A string or an integer is a label. Several floats from 0 to 1 with the sum 1 are probabilities. A single
+    float is a predicted number.
     """
     labels: list[str] | None = None
     confidence: Numbers | None = None
@@ -64,8 +65,8 @@ def add_outputs(
 ) -> Predictions:
     """Add the columns of a model's outputs, and return its predictions.
 
-    Strings and integers of the outputs in ``redact`` are not used as labels, because labels are counted by
-    name.
+    Strings and integers of the outputs in ``redact`` are not used as labels, because a profile stores labels
+    as plain text.
     """
     shown = [each for each in outputs if each.name not in redact or _is_float(each)]
     found = read_predictions(shown, columns.rows)

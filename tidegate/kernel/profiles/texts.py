@@ -1,4 +1,4 @@
-"""Columns of a language model's answers: tokens, and why the answers ended. Pure."""
+"""Make columns from a language model's answers: the numbers of tokens, and why the answers ended. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TextAnswer(NamedTuple):
 
 
 def add_texts(columns: Columns, answers: Sequence[TextAnswer]) -> None:
-    """Add the columns of answers, one row each."""
+    """Add the columns of answers. Each answer is one row."""
     columns.put(PROMPT_TOKENS, np.array([_number(each.prompt_tokens) for each in answers]))
     columns.put(ANSWER_TOKENS, np.array([_number(each.answer_tokens) for each in answers]))
     columns.values[FINISH_REASON] = [each.finish_reason for each in answers]

@@ -54,7 +54,7 @@ class Principal:
         return endpoint is None or self.endpoints is None or endpoint in self.endpoints
 
     def sees(self, owner: str) -> bool:
-        """Return True if the principal is ``owner``, or may see everything because it has ``admin``."""
+        """Return True if the principal is ``owner``, or may see all owners' data because it has ``admin``."""
         return owner == self.id or self.may(ADMIN)
 
     def to_header(self) -> str:
@@ -94,12 +94,12 @@ SCRAPER = Principal("metrics", "metrics token", frozenset({METRICS}))
 
 
 def metrics_token(service_token: str) -> str:
-    """Return the token that opens only the metrics of a stack. It is derived from the service token."""
+    """Return the token that gives access only to a stack's metrics. It is derived from the service token."""
     return "tgm_" + hmac.digest(service_token.encode(), b"tidegate metrics", hashlib.sha256).hex()
 
 
 def engine_token(service_token: str) -> str:
-    """Return the token that opens only the proxy in front of the container engine."""
+    """Return the token that gives access only to the proxy in front of the container engine."""
     return "tge_" + hmac.digest(service_token.encode(), b"tidegate engine", hashlib.sha256).hex()
 
 
@@ -156,7 +156,7 @@ def may_not_use(principal: Principal, endpoint: str) -> str:
 
 
 def carried(headers: Mapping[bytes, bytes]) -> Principal:
-    """Return the principal of a call with the service token: the one in its header, else the service.
+    """Return the principal in the header of a service's call, or the service itself if there is none.
 
     Raises ValueError if the header does not contain a principal.
     """
@@ -250,7 +250,7 @@ class Key:
     digest: str
     expires_ms: float | None = None
     allowance: Allowance = Allowance()
-    # The digest before a rotation. It is still valid for a while.
+    # The digest of the key before a rotation. It stays valid until previous_until_ms.
     previous: str | None = None
     previous_until_ms: float = 0.0
     tokens: TokenAllowance = TokenAllowance()

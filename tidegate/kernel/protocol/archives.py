@@ -13,7 +13,7 @@ MAX_DEPTH = 32
 
 
 class Member(NamedTuple):
-    """An entry as the archive declares it."""
+    """An entry of an archive, with the size and kind that the archive declares."""
 
     name: str
     size: int
@@ -21,11 +21,11 @@ class Member(NamedTuple):
 
 
 class Unsafe(Exception):
-    """An archive has a member that is not allowed. The message names the member and the reason."""
+    """An archive member that is not allowed. The message names the member and the reason."""
 
 
 class TooLarge(Unsafe):
-    """The archive exceeds a limit. ``setting`` is the registry's setting for it."""
+    """An archive that exceeds a limit. ``setting``: the registry's setting for this limit."""
 
     def __init__(self, message: str, setting: str) -> None:
         super().__init__(message)
@@ -36,8 +36,8 @@ class TooLarge(Unsafe):
 class ArchiveLimits:
     """The limits of an archive.
 
-    ``ratio`` is the highest ratio of unpacked to packed size. It applies from ``ratio_from_bytes`` unpacked
-    bytes on, because a small file of blanks compresses 1000 to 1 and is harmless.
+    ``ratio``: the highest ratio of unpacked to packed bytes. It is not checked up to ``ratio_from_bytes``
+    unpacked bytes, because a small file of blanks can compress 1000 to 1 and is harmless.
     """
 
     members: int = 10_000
@@ -47,10 +47,10 @@ class ArchiveLimits:
 
 
 class ArchiveChecker:
-    """A checker of the members of one archive, in order. Raises :class:`Unsafe` at the first bad member.
+    """Check the members of one archive, in order. Raises :class:`Unsafe` at the first bad member.
 
-    It adds up the sizes that the members declare. These can be trusted, because zipfile and tarfile never
-    read more of a member than its declared size.
+    The sizes that the members declare are added up and limited. These sizes can be trusted, because zipfile
+    and tarfile never read more bytes of a member than it declares.
     """
 
     def __init__(self, limits: ArchiveLimits, packed_bytes: int) -> None:
@@ -87,7 +87,7 @@ class ArchiveChecker:
 
 
 class Paths:
-    """A checker of the paths in one archive. It gets the members one by one."""
+    """Check the paths of one archive's members, which are passed one by one."""
 
     def __init__(self) -> None:
         self._files: set[str] = set()

@@ -20,11 +20,11 @@ Buffer = bytes | memoryview
 
 # A text below this size takes at most 10 MB and 20 ms, so it is not counted.
 COUNTED_FROM = 256 * 1024
-# The most values of a text with NaN or Infinity. Only the standard library decodes such texts, and it is five
-# times slower than orjson.
+# The most values of a text with NaN or Infinity. The limit is low, because only the standard library decodes
+# such texts, and it is five times slower than orjson.
 MAX_VALUES_WITH_NAN = 2**21
-# The first count includes punctuation inside of strings, so it can be too high. With at most this many
-# strings, a second count without the strings' content is cheap.
+# Punctuation inside of strings makes the first count too high. A text with at most this many strings is then
+# counted again without the strings' content, which is cheap.
 FEW_STRINGS = 2**16
 _SLICE = 2**20
 
@@ -87,7 +87,8 @@ def count(pieces: Sequence[Buffer]) -> JsonParts:
             is_quote = found == 0x22
             quotes += int(np.count_nonzero(is_quote))
             escaped += int(np.count_nonzero(is_quote[1:] & (found[:-1] == 0x5C)))
-    # A string has two quotes that are not escaped. If it ends in a backslash, its end quote looks escaped.
+    # Each string has two quotes that are not escaped. If a string ends in a backslash, its end quote is
+    # counted as escaped by mistake. So round up.
     return JsonParts(
         commas + colons + lists + objects + 1, (quotes - escaped + 1) // 2, lists, objects, colons
     )

@@ -1,4 +1,4 @@
-"""The cost rates of all Deployments. The autoscaler writes them for the gateways every few seconds."""
+"""The cost rates of all Deployments, which the autoscaler writes for the gateways every few seconds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class CostFacts:
 
     @classmethod
     def from_json(cls, raw: bytes) -> Self:
-        """Read facts. Unknown members of a newer writer are ignored."""
+        """Read facts. Ignore fields that a newer version of Tidegate has added."""
         document = orjson.loads(raw)
         places = len(DeploymentCosts._fields)
         return cls(

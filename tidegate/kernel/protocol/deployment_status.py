@@ -1,4 +1,4 @@
-"""The autoscaler's view of Deployments, as other services and users read it."""
+"""The status of Deployments, which the autoscaler writes for other services and for users."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from tidegate.kernel.protocol.models import Noun
 
 
 class Condition(Noun):
-    """The result of a check, with the reason, at the time ``at`` (seconds since the epoch)."""
+    """The result of a check, with the reason.
+
+    ``at``: when the result last changed (seconds since the epoch).
+    """
 
     type: str
     ok: bool
@@ -20,14 +23,12 @@ class Condition(Noun):
 
 
 class DeploymentStatus(Noun):
-    """The autoscaler's view of a Deployment, and the number of replicas that it wants. None means unknown.
+    """The status of a Deployment: its replicas, and how many the autoscaler wants. None means unknown.
 
-    ``revision``: the revision of the Deployment that this status is about.
-    ``rule``, ``reason``: explain ``desired``.
-    ``limits``: the smallest and the largest number of replicas that are allowed now.
-    ``start_s``: seconds until a new replica is ready.
-    ``devices``: the devices that the models of the Deployment run on.
-    ``ended``: the last replicas that did not end as expected.
+    ``revision``: the revision of the Deployment that this status is about. ``rule``, ``reason``: the rule
+    that decided ``desired``, and the reason. ``limits``: the smallest and the largest number of replicas that
+    are allowed now. ``start_s``: seconds until a new replica is ready. ``devices``: the devices that the
+    models of the Deployment run on. ``ended``: the last replicas that ended unexpectedly.
     """
 
     deployment: str

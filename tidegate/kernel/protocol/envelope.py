@@ -8,7 +8,7 @@ cancelled id. All numbers are little-endian.
               | u8 len tenant | u8 len trace | u32 len key | u16 inputs | tenant | trace | key
               | inputs x u32 byte size | inputs' raw bytes
     reply     16s id | u8 status | u8 attempt | u16 outputs | u32 seq | u32 rows | u32 wait us
-              | u32 compute us | u32 calls' requests | u32 len key | key
+              | u32 compute us | u32 requests in the call | u32 len key | key
               | outputs x u32 byte size | outputs' raw bytes
     cancels   16s id
 
@@ -45,7 +45,8 @@ REQUESTS, REPLIES, CANCELS = 1, 2, 3
 RETRY_SAFE, STREAM, CLAIM = 0x01, 0x02, 0x04
 # Three bits of the flags are the priority: 1 is the highest, LAST_PRIORITY the lowest; 0: no priority.
 PRIORITY_SHIFT, LAST_PRIORITY = 4, 7
-# A copy for shadow traffic. It runs after all requests with a priority, and is dropped if its worker is lost.
+# The flag of a shadow copy of a request. A copy runs after all requests with a priority, and is dropped if
+# its worker is lost.
 COPY = 0x80
 OK, FAILED, CHUNK, END = 0, 1, 2, 3
 CLAIMED = 0x80
@@ -55,12 +56,12 @@ _REQUEST = struct.Struct("<16sQIBBBBIH")
 _REPLY = struct.Struct("<16sBBHIIIIII")
 _ATTEMPT_AT = 28
 
-# An envelope is filled up to this many bytes. A larger frame travels alone. Its head and its tensors are then
-# separate pieces, so that no tensor is copied.
+# An envelope is filled up to this many bytes. A larger frame is sent alone in an envelope, with its head and
+# its tensors as separate pieces, so that no tensor is copied.
 LARGE = 256 * 1024
 
-# The most bytes of a key. Its names, shapes and parameters travel in every message, even beside a claim, so
-# they must be small.
+# The most bytes of a key. The key's names, shapes and parameters are in every message, even if the tensors
+# are in the blob store, so they must be small.
 MAX_KEY = 64 * 1024
 # Most keys repeat, so parsed keys of up to KEPT_KEY bytes are cached. Longer keys contain parameters of one
 # caller and seldom repeat.
@@ -71,7 +72,7 @@ Buffer = bytes | memoryview
 
 
 class Undecodable(ValueError):
-    """The bytes are not an envelope of a version and kind that this reader knows."""
+    """The bytes are not an envelope of the expected kind, in a version that this reader can read."""
 
 
 class Tensor(NamedTuple):
@@ -84,9 +85,9 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CallKey:
-    """The parsed key of a request's frame: its tensors, the outputs that it wants, and its parameters.
+    """The parsed key of a request's frame: its input tensors, the requested outputs, and the parameters.
 
-    Empty ``outputs``: all outputs.
+    ``outputs``: empty for all outputs.
     """
 
     inputs: tuple[Tensor, ...]
@@ -136,7 +137,10 @@ def pack(kind: int, frames: Sequence[Buffer]) -> bytes:
 
 
 def pack_alone(kind: int, frame: list[Buffer]) -> list[Buffer]:
-    """Return an envelope of one frame as pieces: the envelope's head, then the frame's pieces, not copied."""
+    """Return an envelope of one frame in pieces, so that no data is copied.
+
+    The first piece is the envelope's head. The pieces of the frame follow.
+    """
     return [_ENVELOPE.pack(MAGIC, VERSION, kind, 1) + struct.pack("<I", sum(map(len, frame))), *frame]
 
 
@@ -245,13 +249,13 @@ def reply_frame(
     status: int = OK,
     seq: int = 0,
 ) -> bytes:
-    """Return an answer as a frame. ``shared`` is the number of requests in the model call."""
+    """Return a reply as a frame. ``shared``: the number of requests in the model call."""
     head = _REPLY.pack(id, status, attempt, len(data), seq, rows, wait_us, compute_us, shared, len(key))
     return b"".join((head, key, struct.pack(f"<{len(data)}I", *map(len, data)), *data))
 
 
 def reply_pieces(reply: Reply) -> list[Buffer]:
-    """Return a large reply as the pieces of a frame: its head, then its data, not copied."""
+    """Return a large reply frame in pieces: its head, then its data. The data is not copied."""
     status = reply.status | CLAIMED if reply.claimed else reply.status
     times = reply.wait_us, reply.compute_us, reply.shared
     head = _REPLY.pack(

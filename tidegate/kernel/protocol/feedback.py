@@ -39,6 +39,9 @@ class FeedbackRecord:
 
     @classmethod
     def from_json(cls, raw: bytes) -> FeedbackRecord:
-        """Read a record; raise ValueError or TypeError. Unknown fields of a newer writer are ignored."""
+        """Read a record. Raise ValueError or TypeError if it is broken.
+
+        Fields that a newer version of Tidegate has added are ignored.
+        """
         known = cls.__dataclass_fields__
         return cls(**{key: value for key, value in orjson.loads(raw).items() if key in known})

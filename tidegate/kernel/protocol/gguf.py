@@ -13,8 +13,8 @@ MAGIC = b"GGUF"
 # The most tokens of a prompt and its answer together, if the Deployment does not set the context. Models
 # allow up to a million tokens, which would need too much memory.
 DEFAULT_CONTEXT = 8192
-# How many tokens of the KV cache each slot gets, if the Deployment does not set the context. The whole cache
-# is never smaller than one context.
+# The number of tokens in the KV cache for each engine slot, if the Deployment does not set the context. The
+# whole cache is never smaller than one context.
 DEFAULT_SLOT_TOKENS = 2048
 _SCALARS = {
     0: "<B",
@@ -30,10 +30,10 @@ _SCALARS = {
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
-# Longer arrays are not kept, because vocabularies have hundreds of thousands of values.
+# Arrays with more values than this are not stored, because vocabularies have hundreds of thousands of values.
 _KEPT_ARRAY = 64
 _MAX_COUNT, _MAX_DIMS = 2**24, 8
-# How many elements and how many bytes one block of a tensor has, by the number of its type in ggml.
+# For each type number of ggml: the number of elements and of bytes in one block of a tensor.
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
@@ -44,7 +44,7 @@ _BLOCKS = {
 
 
 class NotGguf(ValueError):
-    """The bytes are not a complete GGUF header. The message says why."""
+    """An error: the bytes are not a complete GGUF header. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def _read(reader: _Reader) -> GgufHeader:
 
 
 def _tensor_end(reader: _Reader) -> int:
-    """Return the offset at which a tensor's data end, relative to the start of all data."""
+    """Return the offset of the end of a tensor's data, relative to the start of all tensors' data."""
     reader.text()
     dims = reader.scalar("<I")
     if dims > _MAX_DIMS:

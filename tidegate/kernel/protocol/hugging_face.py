@@ -76,7 +76,7 @@ def read(texts: Mapping[str, str], name: str) -> dict[str, Any]:
 
 
 def plan(texts: Mapping[str, str], files: Collection[str], *, allow_pickle: bool) -> HuggingFacePlan:
-    """Return how to run a folder. Raise BadRequest with a remedy.
+    """Return the plan to run a folder. If there is none, raise BadRequest with a remedy.
 
     ``texts``: the contents of the folder's files that :data:`TEXTS` names, by path.
     """
@@ -120,7 +120,7 @@ def plan(texts: Mapping[str, str], files: Collection[str], *, allow_pickle: bool
 
 
 def signature_of(found: HuggingFacePlan, max_batch: int) -> Signature:
-    """Return the signature of a folder. Each row is one text or one image."""
+    """Return the signature of a folder's model. Each row is one text or one image."""
     if found.task == "embeddings":
         outputs = [TensorSpec(name="embedding", datatype="FP32", shape=[found.size])]
     else:
@@ -145,7 +145,8 @@ def requirements_of(found: HuggingFacePlan) -> list[str]:
 
 def _check_files(task: Task, files: Collection[str], onnx: str, *, allow_pickle: bool) -> None:
     needed = IMAGES if task == "image-classification" else "tokenizer.json"
-    # Without tokenizer.json, transformers makes a tokenizer from other files. The ONNX engine cannot do that.
+    # Without tokenizer.json, transformers builds a tokenizer from one of these files. The ONNX engine cannot
+    # do that.
     others = {"vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}
     if needed not in files and (onnx or needed == IMAGES or not others & set(files)):
         how = "AutoImageProcessor" if needed == IMAGES else "AutoTokenizer"

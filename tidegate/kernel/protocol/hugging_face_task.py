@@ -8,7 +8,7 @@ from typing import Any, Literal
 Task = Literal["text-classification", "embeddings", "image-classification"]
 
 CONFIG, MODULES = "config.json", "modules.json"
-# Where exporters write the graph of a folder. The first one found is used.
+# Paths at which exporters write a folder's ONNX file. The first one that exists is used.
 ONNX = ("onnx/model.onnx", "model.onnx")
 _TASKS: dict[str, Task] = {
     "ForSequenceClassification": "text-classification",
@@ -19,9 +19,9 @@ _GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def task_of_config(config: Mapping[str, Any], files: Collection[str]) -> Task | None:
-    """Return the task of a folder; None for a language model or any other folder.
+    """Return the task of a folder's model; None if it is a language model or has no known task.
 
-    ``config``: its ``config.json``. ``files``: the names of the files at its root.
+    ``config``: the folder's ``config.json``. ``files``: the names of the files at its root.
     """
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""

@@ -2,8 +2,9 @@
 
     accepting -> queued -> running -> succeeded | failed | cancelled | expired
 
-``accepting`` means that the broker has not confirmed the job's message yet; clients see it as ``queued``. The
-job of a lost worker goes from ``running`` to ``running``, as its next attempt. The first terminal state wins.
+``accepting`` means that the broker has not confirmed the job's message yet; clients see it as ``queued``. If
+a worker is lost, its job stays ``running`` and gets the next attempt. A job never leaves its first terminal
+state.
 """
 
 from __future__ import annotations
@@ -60,9 +61,8 @@ class Idempotency:
 class NewJob:
     """A job to accept. Times are milliseconds since the epoch.
 
-    ``frame``: the job's request frame, with the same id, attempt 0 and the job's deadline.
-    ``ask``: how to encode the result for the caller.
-    ``retry_safe``: must agree with the frame's flag.
+    ``frame``: the job's request frame, with the same id, attempt 0 and the job's deadline. ``ask``: how to
+    encode the result for the caller. ``retry_safe``: True if the frame has the flag RETRY_SAFE.
     """
 
     id: bytes
@@ -197,12 +197,11 @@ class JobEvent(NamedTuple):
 class Take(NamedTuple):
     """A worker's request to run a job now.
 
-    ``frame_attempt``: the attempt in the delivered frame.
-    ``token``: a random value of the delivery. A repeated request with the same token gets the same attempt.
-    ``lost``: the attempt of this delivery that was lost with the model server; 0: none. After a loss, the job
-    gets a new attempt.
-    ``alone``: True if no other request is in the model. A job that was lost before may run only then.
-    Otherwise several requests could be lost together, and it would be unknown which one caused the loss.
+    ``frame_attempt``: the attempt in the delivered frame. ``token``: a random value of the delivery. A
+    repeated request with the same token gets the same attempt. ``lost``: the attempt of this delivery that
+    ended because the model server died, so that the job needs a new attempt; 0: none. ``alone``: True if the
+    model has no other request in flight. A job whose earlier attempt was lost may run only alone, so that a
+    second loss shows that this job is the cause.
     """
 
     id: bytes
@@ -217,11 +216,10 @@ class Take(NamedTuple):
 class Taken(NamedTuple):
     """The answer to a :class:`Take`.
 
-    ``run``: run the job, as ``attempt``.
-    ``drop``: the job is over, or another worker has it.
-    ``failed``, ``expired``: the job has just failed or expired.
-    ``suspect``: nothing has changed. Take the job again when the model is empty.
-    Ack the message unless the outcome is ``run`` or ``suspect``.
+    ``run``: run the job, as ``attempt``. ``drop``: the job is over, or another worker has it. ``failed``,
+    ``expired``: the job has just failed or expired. ``suspect``: the job may run only alone, and its record
+    is unchanged. The worker sends the :class:`Take` again when the model has no other request in flight. For
+    ``run`` and ``suspect``, the worker does not ack the message yet; otherwise it acks the message.
     """
 
     outcome: Outcome
@@ -232,8 +230,8 @@ class Taken(NamedTuple):
 class Finish:
     """The end of an attempt.
 
-    ``reply``: the reply frame; empty: no reply.
-    ``compute_us``: the time of the model call. ``used_us``: the job's part of this time, for the usage.
+    ``reply``: the reply frame; empty: no reply. ``compute_us``: the time of the whole model call.
+    ``used_us``: this job's part of that time, which is added to the caller's usage.
     """
 
     id: bytes
@@ -260,12 +258,10 @@ class JobLoad:
 class Counts:
     """The counts of all records, in one consistent view.
 
-    ``states``: the number of records in each state.
-    ``ledger``: totals since the store was created: accepted, succeeded, failed, cancelled, expired, removed.
-    A total of zero may be missing.
-    ``acknowledged``: the number of 202 answers that each gateway process has reported.
-    ``watched``: the number of unconfirmed and leased jobs. The router checks whether they are late, because
-    there may be no message in a queue that would bring them to a worker.
+    ``states``: the number of records in each state. ``ledger``: totals since the store was created: accepted,
+    succeeded, failed, cancelled, expired, removed. A total of zero may be missing. ``acknowledged``: the
+    number of 202 answers that each gateway process has reported. ``watched``: the number of unconfirmed and
+    leased jobs. Perhaps no queue has a message for such a job, so the router checks whether the job is late.
     """
 
     states: dict[State, int]
@@ -281,9 +277,9 @@ class Counts:
 
 
 def ahead(rank: int, level: Level, waiting: Mapping[Level, int]) -> int:
-    """Estimate how many jobs will be taken before the job with this ``rank`` (from 0) in its level.
+    """Estimate how many jobs are taken before the job with this ``rank`` (from 0) in its level.
 
-    For each job of this level, workers take ``weight / own weight`` jobs of every other level.
+    For each job of this level, workers take ``WEIGHTS[other] / WEIGHTS[level]`` jobs of every other level.
     """
     found = float(rank)
     for other, count in waiting.items():
@@ -299,6 +295,6 @@ def iso(ms: int) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _second(seconds: int) -> str:
-    # Cached, because answers about jobs contain several times, and most times are from the last few
-    # seconds.
+    # Cached, because an answer about a job contains several timestamps, and most of them are from the last
+    # few seconds.
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")

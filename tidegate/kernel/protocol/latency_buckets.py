@@ -1,4 +1,4 @@
-"""Buckets for latencies, fine enough to compare two versions: each is a tenth wider than the one before."""
+"""Buckets for latencies, each a tenth wider than the one before, so that small differences can be found."""
 
 from __future__ import annotations
 

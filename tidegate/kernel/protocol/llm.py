@@ -1,9 +1,10 @@
 """Language models: a request and its events, as they travel between gateway, worker and engine.
 
-A version of format ``llm`` is a decoupled model with one input and two outputs. The input is the path and the
-body of an OpenAI-compatible request. Each answer has the engine's next events, uncut and in order, and facts
-about them for Tidegate. The engine does templates, tools, sampling and guided decoding. So the body passes
-through unchanged, except for changes by :mod:`services.worker.runtimes.llm` that token counts need.
+A version of format ``llm`` is a decoupled model with one input and two outputs. The input contains the URL
+path and the body of an OpenAI-compatible request. One output contains the engine's next events, complete and
+in order. The other one contains facts about these events for Tidegate. The engine does templates, tools,
+sampling and guided decoding, so it gets the body unchanged. The only changes are those of
+:mod:`services.worker.runtimes.llm` that token counts need.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ SIGNATURE = Signature(
     decoupled=True,
 )
 
-# The band of a request. Each band has its own queue in the broker. BAND_WEIGHTS has their weights.
+# The band of a request. Each band has its own queue in the broker, with its weight in BAND_WEIGHTS.
 Band = Literal["high", "normal", "low"]
 BAND_WEIGHTS: dict[Band, int] = {"high": 16, "normal": 4, "low": 1}
 
-# The priority in the flags of a band's request frames.
+# The priority that request frames of each band have in their flags.
 BAND_PRIORITY: dict[Band, int] = {"high": 1, "normal": 0, "low": LAST_PRIORITY}
-# A message expires this many milliseconds after the deadline for the first part of the answer. If a replica
-# is lost during a long stream, the message still exists and is delivered again, so the gateway learns of the
-# loss.
+# A request's message expires this many milliseconds after the deadline for the first part of the answer. If a
+# replica is lost during a long stream, the broker still has the message and delivers it again. Otherwise the
+# gateway would not learn of the loss.
 KEPT_MS = 3_600_000
 
 # A parameter of the call key: the tokens that the request may occupy in the engine's KV cache (prompt and
@@ -56,7 +57,7 @@ def band_of(flags: int) -> Band:
 
 
 def encoded(value: Any) -> bytes:
-    """Return a part of a request as JSON. Raise BadRequest if it is nested too deeply to be written."""
+    """Return a part of a request as JSON. Raise BadRequest if it is nested too deeply to be encoded."""
     try:
         return orjson.dumps(value)
     except TypeError as error:
@@ -65,11 +66,11 @@ def encoded(value: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """The part of a stream that the caller already has. The stream continues after this part.
+    """The part of a stream that the caller already has, so that another engine can continue the stream.
 
-    ``prompt``, ``emitted``: ids of tokens, as the lost engine reported them.
-    ``text``: the text of the emitted tokens.
-    ``id``, ``created``: members of the first part's events.
+    ``prompt``, ``emitted``: the token ids of the prompt and of the answer so far, as the lost engine reported
+    them. ``text``: the text of the emitted tokens. ``id``, ``created``: these two members of the events that
+    the caller already has.
     """
 
     prompt: list[int]
@@ -81,14 +82,20 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class LlmRequest:
-    """A request to an engine. ``path``: a path of the engine's API, such as ``/v1/chat/completions``."""
+    """A request to an engine.
+
+    ``path``: the URL path in the engine's API, such as ``/v1/chat/completions``.
+    """
 
     path: str
     body: dict[str, Any]
     resume: Resume | None = None
 
     def to_bytes(self) -> bytes:
-        """Return the request as the only element of the input :data:`REQUEST`. Raise BadRequest."""
+        """Return the only element of the input :data:`REQUEST`.
+
+        Raise BadRequest if the request is nested too deeply to be encoded.
+        """
         return encoded({"path": self.path, "body": self.body, "resume": self.resume})
 
     @classmethod
@@ -104,13 +111,12 @@ class Meta:
     """Facts about the events of one chunk.
 
     ``status``: the engine's HTTP status if it refused the request. Then the only event is its error body.
-    ``retry_after_s``: the seconds until a retry, if the engine or the provider states them.
-    ``usage``: prompt tokens, answer tokens and cached prompt tokens of the stream up to this chunk; None:
-    not reported yet.
-    ``prompt_ids``: the prompt's tokens, in one of the first chunks of a stream that can be continued.
-    ``ids``: the answer's tokens in this chunk, for a stream that can be continued.
+    ``retry_after_s``: the seconds until a retry, if the engine or the provider states them. ``usage``: prompt
+    tokens, answer tokens and cached prompt tokens of the stream up to this chunk; None: not reported yet.
+    ``prompt_ids``: the token ids of the prompt, in one of the first chunks of a stream that can be continued.
+    ``ids``: the token ids of the answer's part in this chunk, for a stream that can be continued.
 
-    A stream can be continued only while it has sent as many ``ids`` as ``usage`` counts answer tokens.
+    A stream can be continued only while the total number of ``ids`` equals the answer tokens in ``usage``.
     """
 
     status: int = 200

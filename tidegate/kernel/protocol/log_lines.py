@@ -15,7 +15,8 @@ import orjson
 
 # The names of the fields that can contain the id of a request or job.
 ID_FIELDS = ("request_id", "request", "job", "client_id", "trace_id", "id")
-# If a search finds a line, it also finds all lines with the ids in these fields of the line.
+# The fields that link log lines. A search for an id also finds the lines with other ids that the found lines
+# have in these fields.
 _LINKED = ("request_id", "job")
 NEAR = 5
 
@@ -38,7 +39,7 @@ class LogEntry(NamedTuple):
 
 
 def log_of(file: str) -> str:
-    """Return which service or replica writes a file of this name; empty if the file is no log.
+    """Return the service or replica that writes a log file of this name; empty if the file is no log.
 
     The name of a rotated log ends with a number.
     """
@@ -69,7 +70,10 @@ def time_of(fields: Mapping[str, Any], otherwise: float) -> float:
 
 
 def deployment_of(replica: str) -> str:
-    """Return the Deployment in a replica's name ``<deployment>-<slot>-<generation>``; empty: no replica."""
+    """Return the Deployment in a replica's name ``<deployment>-<slot>-<generation>``.
+
+    Return an empty string if the name is not a replica's name.
+    """
     found = _REPLICA.fullmatch(replica)
     return found["deployment"] if found else ""
 
@@ -77,8 +81,8 @@ def deployment_of(replica: str) -> str:
 def meant(name: str, logs: Iterable[str], targets: Sequence[str] = ()) -> list[str]:
     """Return the logs of one service or replica, or of all replicas of a Deployment or Endpoint.
 
-    If ``name`` is no service and no replica, it means these Deployments: ``NAME``, ``NAME-v<n>`` and
-    ``targets``.
+    If there is no log of the service or replica ``name``, return the logs of the replicas of these
+    Deployments: ``name``, ``name-v<n>`` and ``targets``.
     """
     known = list(logs)
     if name in known:
@@ -98,7 +102,7 @@ def near(name: str, logs: Iterable[str], others: Iterable[str] = ()) -> list[str
 
 
 def since(text: str, now: float) -> float:
-    """Return the moment that a text means, in seconds since the epoch.
+    """Return the time that a text states, in seconds since the epoch.
 
     The text is an ISO time, or a duration before ``now`` such as ``10m``, ``1h30m`` or ``2d``. Raises
     ValueError for any other text.

@@ -13,7 +13,7 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import archives
 
 FILE = "MLmodel"
-# Largest size of the file, in bytes. A file that describes a thousand columns has 100 KB.
+# The most bytes of the file. Real files are much smaller: one that describes a thousand columns has 100 KB.
 MAX_FILE = 1024 * 1024
 MAX_VALUES = 100_000
 _MERGE = "tag:yaml.org,2002:merge"
@@ -97,7 +97,10 @@ def parsed(text: str) -> MlflowModel:
 
 
 def yaml_of(text: str, name: str) -> Any:
-    """Return the contents of a YAML file. Raise BadRequest, which names the file ``name``."""
+    """Return the contents of a YAML file.
+
+    Raise BadRequest for bad YAML. ``name``: the file's name, for the error.
+    """
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as problem:
@@ -143,10 +146,10 @@ def loading(model: MlflowModel, files: Collection[PurePosixPath]) -> Loading:
 
 
 def takes_table(loading: Loading, *, named: bool) -> bool:
-    """Return True if the model gets a pandas DataFrame.
+    """Return True if the model gets its inputs as a pandas DataFrame, and False if it gets arrays.
 
-    ONNX and PyTorch models get an array, because MLflow also converts a table to an array for them.
-    ``named``: True if the model's inputs are the columns of a table.
+    ONNX and PyTorch models get arrays, because MLflow also converts tables to arrays for them. ``named``:
+    True if the model's inputs are the columns of a table.
     """
     return named and loading.engine not in (ONNX, PYTORCH)
 
@@ -194,7 +197,7 @@ def _text(value: Any) -> str | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe YAML loader that limits the number of values.
+    """A safe YAML loader that limits the number of values, so that a small file cannot fill the memory.
 
     It refuses merge keys, because a few of them can repeat values many times.
     """

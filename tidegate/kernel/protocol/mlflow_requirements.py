@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.mlflow_model import (
 PIP, CONDA = "requirements.txt", "conda.yaml"
 FILES = frozenset({PIP, CONDA})
 _MLFLOW = frozenset({"mlflow", "mlflow-skinny", "mlflow-tracing"})
-# The package that is added for each engine if the model's own list lacks it.
+# The package that each engine needs. It is added if the model's own requirements lack it.
 _LIBRARY = {XGBOOST: "xgboost-cpu", LIGHTGBM: "lightgbm", PYTORCH: "torch"}
 _NUMPY_2 = re.compile(r"numpy\s*(==|>=|~=|>)\s*[2-9]", re.IGNORECASE)
 _AFTER_NAME = re.compile(r"[<>=!~;\[@ ]")
@@ -43,7 +43,7 @@ def lines_in(texts: Mapping[str, str]) -> str:
 def needed(
     lines: list[str], loading: Loading, mlflow_version: str, *, table: bool
 ) -> tuple[list[str], list[str]]:
-    """Return the lines to pass to pip, and notes about those of the model's ``lines`` that are left out.
+    """Return the lines to pass to pip, and a note for each line that requires numpy 2 and is left out.
 
     MLflow itself is installed only for ``python_function``, and without its server. ``table``: True if the
     model's inputs are the columns of a table.

@@ -29,7 +29,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://model_signing/signature/v1.0"
 # The path that a bundle states for the file of a model with only one file.
 ONE_FILE = "."
-# A list of 10,000 files has about 2 MB. Base64 in the bundle makes it a third larger.
+# The most bytes of a bundle. A list of 10,000 files has about 2 MB, and Base64 makes it a third larger.
 MAX_BUNDLE_BYTES = 8 * 2**20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -112,7 +112,7 @@ def bundle_of(statement: bytes, signature: bytes, key: str) -> dict[str, Any]:
 
 
 def difference(signed: Files, found: Files) -> str:
-    """Return how a model's files differ from the signed files; empty if they are the same.
+    """Return the first difference between a model's files and the signed files; empty if they are the same.
 
     If all files of an archive are in one folder, the signed paths need not contain this folder.
     """

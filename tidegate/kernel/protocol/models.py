@@ -133,7 +133,10 @@ class Version(Noun):
 
 
 class Batching(Written):
-    """The batching of calls: the most rows in a call, and the longest wait for them in milliseconds."""
+    """The batching of calls.
+
+    ``max_batch``: the most rows in a call. ``window_ms``: the longest wait for further rows, in milliseconds.
+    """
 
     max_batch: int | None = Field(None, ge=1, le=LARGEST)
     window_ms: float = Field(0.0, ge=0, le=10_000)
@@ -142,11 +145,11 @@ class Batching(Written):
 class Resources(Written):
     """The resources of one replica, in MiB and cores. Containers enforce them.
 
-    ``memory_mb``, ``cpus``, ``shm_mb``: None means the launcher's setting.
-    ``gpus``: the number of whole GPUs.
-    ``gpu_memory_mb``: set if the replica shares one GPU with others: how much of the GPU's memory it may use.
-    ``allow_cpu``: if a model cannot use the GPU, True runs it on the CPU. False: its replica fails to start.
-    ``response_cache_mb``: the limit of Triton's response cache, if the model's configuration enables it.
+    ``memory_mb``, ``cpus``, ``shm_mb``: None means the launcher's setting. ``gpus``: the number of whole
+    GPUs. ``gpu_memory_mb``: the GPU memory that the replica may use if it shares one GPU with other replicas;
+    None: it shares no GPU. ``allow_cpu``: what happens if a model cannot use the GPU. True: it runs on the
+    CPU. False: its replica fails to start. ``response_cache_mb``: the limit of Triton's response cache, if
+    the model's configuration enables it.
     """
 
     memory_mb: int | None = Field(None, ge=64, le=LARGEST)
@@ -169,21 +172,20 @@ class Resources(Written):
 class LlmSpec(Written):
     """The options with which a replica runs a version of format ``llm``.
 
-    ``engine``: ``auto`` means llama.cpp for a GGUF file, and vLLM for a Hugging Face folder.
-    ``slots``: the most requests that the engine works on at the same time. A worker holds no more.
-    ``context``: the most tokens of a prompt and its answer together; None: the engine's default.
-    ``kv_tokens``: the most tokens that a worker puts into the engine's KV cache; None: the cache's size.
-    ``arguments``: arguments that are passed to the engine unchanged, by the engine's own names.
-    ``adapters``: the paths of LoRA adapters in the artifact, by name. Requests name them ``model:adapter``.
-    ``affinity_wait_ms``: the longest wait for the replica that has the beginning of the prompt in its cache;
-    0: no wait.
+    ``engine``: ``auto`` means llama.cpp for a GGUF file, and vLLM for a Hugging Face folder. ``slots``: the
+    most requests that the engine runs at the same time, and so the most that a worker takes. ``context``: the
+    most tokens of a prompt and its answer together; None: the engine's default. ``kv_tokens``: the most
+    tokens that a worker's requests may use in the engine's KV cache; None: the cache's size. ``arguments``:
+    arguments that are passed to the engine unchanged, by the engine's own names. ``adapters``: the paths of
+    LoRA adapters in the artifact, by name. Requests name them ``model:adapter``. ``affinity_wait_ms``: the
+    longest wait for the replica that has the beginning of the prompt in its KV cache; 0: no wait.
+
     ``upstream``: the address of an OpenAI-compatible server, for the engine ``openai-url``.
-    ``upstream_model``: the model's name at the upstream.
-    ``credential``: the place of the upstream's key on the worker's host: ``env:NAME`` or ``file:PATH``.
-    ``region``: where the upstream processes data.
+    ``upstream_model``: the model's name at the upstream. ``credential``: where the worker's host stores the
+    upstream's key: ``env:NAME`` or ``file:PATH``. ``region``: where the upstream processes data.
     ``requests_per_minute``, ``tokens_per_minute``: the most requests and tokens that a replica sends to the
-    upstream in a minute; None: no limit.
-    ``upstream_timeout_s``: the longest wait for the beginning of the upstream's answer.
+    upstream in a minute; None: no limit. ``upstream_timeout_s``: the longest wait for the beginning of the
+    upstream's answer.
     """
 
     engine: Engine = "auto"
@@ -227,14 +229,13 @@ class LlmSpec(Written):
 
 
 class UpstreamSpec(Written):
-    """An upstream of a version of format ``oip``: a model at another server with the Open Inference Protocol.
+    """The upstream of a version of format ``oip``: a model at a server with the Open Inference Protocol.
 
     ``address``: the URL of the model. It ends in ``/v2/models/NAME`` or ``/v2/models/NAME/versions/VERSION``.
-    ``credential``: the place of the upstream's key on the worker's host: ``env:NAME`` or ``file:PATH``.
-    ``region``: where the upstream processes data.
-    ``timeout_s``: the longest wait for an answer.
-    ``requests_per_minute``: the most requests that one instance sends; None: no limit.
-    ``binary``: True if the upstream supports the binary tensor data extension.
+    ``credential``: where the worker's host stores the upstream's key: ``env:NAME`` or ``file:PATH``.
+    ``region``: where the upstream processes data. ``timeout_s``: the longest wait for an answer.
+    ``requests_per_minute``: the most requests that one instance of the model sends in a minute; None: no
+    limit. ``binary``: True if the upstream supports the binary tensor data extension.
     """
 
     address: str = Field(pattern=r"^https?://[^/@\s]+/\S+$", max_length=2048)
@@ -246,18 +247,17 @@ class UpstreamSpec(Written):
 
 
 class DeploymentSpec(Written):
-    """One Version run by identical workers that share a queue.
+    """The specification of a Deployment: one version, run by identical workers that share a queue.
 
-    ``image``: the image of the workers if they are containers; None: the launcher's.
-    ``start_timeout_s``: the longest time that a replica's start may take. The default is longer for vLLM,
-    which compiles and measures at each start.
-    ``progress_timeout_s``: the process of a model ends if the model answers no call for this many seconds.
-    None: a minute, or the longest timeout of the waiting callers, if that is longer.
-    ``llm``: only for versions of format ``llm``; None: the defaults of :class:`LlmSpec`.
-    ``upstream``: only for versions of format ``oip``, which need it.
-    ``sampling``: the most rows per second that a replica samples into the version's profile; 0: none.
-    ``keep_rows``: the most sampled rows whose values the blob store keeps; 0: none.
-    ``redact``: inputs and outputs of which no values are kept.
+    ``image``: the image of the workers if they are containers; None: the launcher's. ``start_timeout_s``: the
+    longest time that a replica's start may take. The default is longer for vLLM, which compiles and measures
+    at each start. ``progress_timeout_s``: if the model answers no waiting call for this many seconds, its
+    process is ended. None: 60 seconds, or the longest timeout of the waiting callers, if that is longer.
+
+    ``llm``: only for versions of format ``llm``; None: the defaults of :class:`LlmSpec`. ``upstream``: only
+    for versions of format ``oip``, which need it. ``sampling``: the most rows per second that a replica
+    samples into the version's profile; 0: none. ``keep_rows``: the most sampled rows whose values are kept in
+    the blob store; 0: none. ``redact``: the names of inputs and outputs whose values are never stored.
     ``unverified``: True if the Deployment may run a version that is not verified, or that was rejected.
     """
 
@@ -336,19 +336,23 @@ class EndpointSpec(Noun):
     ``previous``: the targets that serve until all ``targets`` with a share have a ready replica.
     ``allowed_regions``, ``forbidden_regions``: the regions where requests may be processed, and those where
     they must not. Both apply to upstreams and to Deployments with a region. If one of the lists is set, an
-    upstream without a region gets no requests.
-    ``rules`` apply before ``sticky``, and both before the weights.
-    ``when_unready``: what happens to the share of a target without a ready replica while other targets have
-    one. ``wake``: its requests wait for a replica, unless none can start. ``others``: its share goes to the
-    other targets. ``fail``: its share never goes to the other targets.
-    ``weight``: the endpoint's part of a Deployment that is busy and has several endpoints, in proportion to
-    the other endpoints' weights. It is multiplied by the weight of the caller's key.
-    ``failover``: Deployments without a share, in the order of preference. They get the requests that an
-    upstream cannot answer, and all traffic if ``when_unready`` takes the share from every target.
-    ``reserved``: the number of additional replicas of the largest target that serve only this endpoint.
+    upstream without a region gets no requests. ``rules``: traffic rules, which apply before ``sticky`` and
+    the weights. ``sticky`` applies before the weights.
+
+    ``when_unready``: what happens to the share of a target that has no ready replica, while other targets
+    have one. ``wake``: its requests wait for a replica, unless none can start. ``others``: its share goes to
+    the other targets. ``fail``: the target keeps its share. A canary or a treatment that is not ready gets no
+    share in any case.
+
+    ``weight``: the weight of this endpoint at a busy Deployment that several endpoints share. It is
+    multiplied by the weight of the caller's key. ``failover``: Deployments without a share, in the order of
+    preference. They get the requests that an upstream cannot answer, and all traffic if ``when_unready``
+    takes the share from every target. ``reserved``: the number of additional replicas of the largest target
+    that serve only this endpoint.
+
     ``slo``: the objectives; None: no objectives. ``alerts``: limits that differ from the defaults.
-    ``shadow``: the Deployment without a share that gets copies of requests, for a comparison.
-    ``feedback``: True if answers get an id for feedback even without a rollout or an experiment.
+    ``shadow``: the Deployment without a share that gets copies of requests, for a comparison. ``feedback``:
+    True if answers get an id for feedback even without a rollout or an experiment.
     """
 
     name: Name
@@ -403,7 +407,10 @@ class Endpoint(EndpointSpec):
 
 
 def unfit_for_shadow(version: Version) -> str | None:
-    """Return why a version cannot be a shadow, as the end of a sentence; None if it can."""
+    """Return why a version cannot be a shadow; None if it can.
+
+    The text continues a sentence about the version.
+    """
     if version.format == "llm":
         return "is a language model, and its answers cannot be compared"
     if version.signature is not None and version.signature.decoupled:
@@ -425,10 +432,11 @@ class DesiredState(Noun):
 
 
 class Assignment(Noun):
-    """Everything that a worker needs to start, except the artifact's bytes, which the registry sends.
+    """The data that a worker needs to start. The worker gets the artifact itself from the registry.
 
     It contains no address and no credential, because a worker of a warm pool gets it as a message. The
-    worker's settings have both. ``scratch``: set if the worker only verifies the version and opens no queue.
+    worker's settings contain the address and the credential. ``scratch``: set if the worker only verifies the
+    version and opens no queue.
     """
 
     replica: str

@@ -26,14 +26,17 @@ def problem(kind: str, name: str) -> str | None:
 
 
 def fitting(text: str) -> str:
-    """Return the valid name nearest to ``text``, empty if no valid character is left."""
+    """Turn ``text`` into a valid name. Return an empty string if no valid character is left."""
     found = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
     found = re.sub(r"^[^A-Za-z0-9]+", "", found)[:LONGEST]
     return found.rstrip("-.")
 
 
 def same_but_for_case(name: str, others: frozenset[str] | set[str]) -> str | None:
-    """Return a name of ``others`` that differs from ``name`` only in case. Both would share a host name."""
+    """Return a name of ``others`` that differs from ``name`` only in case, or None.
+
+    Systems that ignore case, such as DNS, cannot tell two such names apart.
+    """
     if name in others:
         return None
     folded = name.lower()

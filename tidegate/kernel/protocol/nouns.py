@@ -10,7 +10,8 @@ from tidegate.kernel.protocol import names
 
 NAME_PATTERN = names.PATTERN
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-# The largest number that users may set. Databases and other programs cannot store larger numbers.
+# The largest number that users may set. Larger numbers do not fit the 32-bit integers of databases and other
+# programs.
 LARGEST = 2**31 - 1
 
 

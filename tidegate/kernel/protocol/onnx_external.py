@@ -27,7 +27,8 @@ MAX_NESTED_GRAPHS = 32
 class External:
     """A tensor whose values are in the file ``location``.
 
-    ``end``: the byte at which the values end, so the file cannot be shorter; 0: they end with the file.
+    ``end``: the byte offset in the file at which the values end, so the file must have at least this size; 0:
+    the offset is unknown, because the tensor states no length.
     """
 
     tensor: str
@@ -113,7 +114,7 @@ def _tensor(tensor: Message) -> Iterator[External]:
 
 
 def _entry(entry: Message, locations: list[str], ends: list[int]) -> None:
-    """Read a pair of key and value into ``locations``, ``ends[0]`` (offset) or ``ends[1]`` (length)."""
+    """Add an entry's value to ``locations``, or store it in ``ends[0]`` (offset) or ``ends[1]`` (length)."""
     keys = {text.text() for text in entry.messages(ENTRY_KEY)}
     values = [text.text() for text in entry.messages(ENTRY_VALUE)]
     if "location" in keys:

@@ -1,8 +1,8 @@
-"""The table of the scopes that open each route of each service.
+"""The scopes that a caller needs for each route of each service.
 
-The gateway's proxy checks the table before it forwards a call. Each service checks the table again for the
-call's principal. Nobody can call a route that is missing here. So
-``tests/unit/protocol/test_permissions.py`` compares the table with the routes of the services.
+The gateway's proxy checks this table before it forwards a call. Each service checks the table again for the
+call's principal. A route that is missing here is closed for everyone. So
+``tests/unit/protocol/test_permissions.py`` checks that the table has all routes of the services.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 
 from tidegate.kernel.protocol.access import ADMIN, INFER, METRICS, OPERATE, PUBLISH, REPLICA
 
-# Values that a route may have in place of scopes.
+# Special values that a route may have instead of scopes.
 OPEN = "open"  # no credential is needed
 ANY = "any"  # any valid credential opens the route, and the handler checks the rest
 INTERNAL = "internal"  # only Tidegate's own services may call the route, and not on behalf of a caller
@@ -24,7 +24,7 @@ Scopes = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route of the table. Any one of ``scopes`` opens it."""
+    """A route and its scopes. A caller needs any one of ``scopes`` to call it."""
 
     path: str
     scopes: Scopes
@@ -41,7 +41,10 @@ class RoutePermissions:
 
     @cached_property
     def by_path(self) -> dict[str, dict[str, Scopes]]:
-        """Return the scopes by path and method. ``/keys/table`` comes before ``/keys/{id}``."""
+        """Return the scopes by path and method.
+
+        ``/keys/table`` comes before ``/keys/{id}``, so it matches first.
+        """
         found: dict[str, dict[str, Scopes]] = {}
         for line in sorted(self.table, key=lambda line: _precedence(line.partition(" ")[2])):
             method, _, path = line.partition(" ")
@@ -50,9 +53,11 @@ class RoutePermissions:
 
     @cached_property
     def _patterns(self) -> dict[int, tuple[re.Pattern[str], list[str]]]:
-        """Return for each number of segments one pattern, and the path templates that it combines.
+        """Return the patterns that match paths, by the number of a path's segments.
 
-        Key 0 is for templates with ``{rest:path}``, because they match any number of segments.
+        Each pattern combines all path templates with this number of segments, and these templates are
+        returned with it. Key 0 is for templates with ``{rest:path}``, because they match any number of
+        segments.
         """
         by_steps: dict[int, list[str]] = {}
         for path in self.by_path:
@@ -63,7 +68,7 @@ class RoutePermissions:
         }
 
     def methods(self, path: str) -> tuple[str, dict[str, Scopes]] | None:
-        """Return the table's path that matches a decoded path, and its scopes by method; None: no match."""
+        """Return the template that matches the decoded ``path``, with its scopes by method, or None."""
         if path != "/" and any(step in ("", ".", "..") for step in path[1:].split("/")):
             return None
         for steps in (path.count("/"), 0):
@@ -83,7 +88,10 @@ class RoutePermissions:
 
 
 def has_control_character(path: str) -> bool:
-    """Return True if a path has a control character. No name has one, and routers treat it differently."""
+    """Return True if a path has a control character.
+
+    No valid name has one, and web frameworks differ in how they match such paths.
+    """
     return not path.isprintable() and any(ord(each) < 0x20 or ord(each) == 0x7F for each in path)
 
 
@@ -126,7 +134,7 @@ REGISTRY = RoutePermissions(
     _OWN
     | {
         "PUT /v1/artifacts": (PUBLISH,),
-        # A replica reads its own artifact. The handler sends it no other artifact.
+        # A replica may read only its own artifact. The handler checks this.
         "HEAD /v1/artifacts/{sha256}": (*LOOK, REPLICA),
         "GET /v1/artifacts/{sha256}": (*LOOK, REPLICA),
         "GET /v1/artifacts/{sha256}/signatures": (*LOOK, REPLICA),
@@ -156,7 +164,7 @@ REGISTRY = RoutePermissions(
         "GET /v1/models/{name}/versions/{number}/lineage": LOOK,
         "GET /v1/models/{name}/versions/{number}/stage": LOOK,
         "PUT /v1/models/{name}/versions/{number}/stage": (PUBLISH,),
-        # The handler requires the scope that the stage states for its approvals.
+        # The handler also requires the scope that the stage defines for its approvals.
         "POST /v1/models/{name}/versions/{number}/approvals": LOOK,
         "DELETE /v1/models/{name}/versions/{number}/approvals/{stage}": LOOK,
         "PATCH /v1/models/{name}/policy": (PUBLISH,),
@@ -194,7 +202,7 @@ REGISTRY = RoutePermissions(
         "POST /v1/endpoints/{name}/rollout/promote": (PUBLISH,),
         "POST /v1/endpoints/{name}/rollout/pause": (PUBLISH,),
         "POST /v1/endpoints/{name}/rollout/resume": (PUBLISH,),
-        # Only a service may make this call, because it can promote a canary.
+        # Only Tidegate's services may make this call, because the call can promote a canary.
         "POST /v1/endpoints/{name}/rollout/progress": (INTERNAL,),
         "PUT /v1/endpoints/{name}/shadow": (PUBLISH,),
         "DELETE /v1/endpoints/{name}/shadow": (PUBLISH,),
@@ -340,7 +348,7 @@ GATEWAY = RoutePermissions(
         for path in ("/v2/logging", "/v2/trace/setting", "/v2/models/{model}/trace/setting")
     }
     | {f"GET {model}{part}": (INFER,) for model in _MODEL for part in ("", "/config", "/stats")}
-    # With PUBLISH, because `tidegate deploy` repeats this call until the model is ready.
+    # PUBLISH is enough as well, because `tidegate deploy` repeats this call until the model is ready.
     | {f"GET {model}/ready": (INFER, PUBLISH) for model in _MODEL}
     | {
         f"POST {model}/{part}": (INFER,)
@@ -364,7 +372,8 @@ GATEWAY = RoutePermissions(
         for part in ("/metadata", "/versions/{version}", "/versions/{version}/metadata")
     }
     | {f"GET /v1/models/{{model}}/labels/{{label}}{part}": (INFER,) for part in ("", "/metadata")}
-    # TorchServe's API. POST and DELETE of /models change nothing: they name the command of Tidegate to use.
+    # TorchServe's API. POST and DELETE of /models change nothing. Their answer names the Tidegate command to
+    # use instead.
     | {f"POST /predictions/{{model}}{part}": (INFER,) for part in ("", "/{version}")}
     | {f"GET /models{part}": (INFER,) for part in ("", "/{model}", "/{model}/{version}")}
     | {"POST /models": (INFER,), "DELETE /models/{model}": (INFER,)}
@@ -390,7 +399,8 @@ GATEWAY = RoutePermissions(
         "GET /health": (OPEN,),
         "GET /tgi/{model}/health": (INFER,),
     }
-    # Ollama's API. The routes from pull to blobs change nothing: they name the command of Tidegate to use.
+    # Ollama's API. The routes from pull to blobs change nothing. Their answer names the Tidegate command to
+    # use instead.
     | {f"POST /api/{part}": (INFER,) for part in ("chat", "generate", "embed", "embeddings", "show")}
     | {f"POST /api/{part}": (INFER,) for part in ("pull", "push", "create", "copy", "blobs/{digest}")}
     | {"DELETE /api/delete": (INFER,), "HEAD /api/blobs/{digest}": (INFER,)}
@@ -425,11 +435,13 @@ GATEWAY = RoutePermissions(
         "DELETE /v1/files/{id}": (INFER,),
         "GET /v1/files/{id}/content": (INFER,),
         "GET /v1/webhooks/secret": (INFER,),
-        # With INFER, a key may report on the answers to its own requests. With OPERATE, on all answers.
+        # With INFER, a key may send feedback on the answers to its own requests. With OPERATE, on all
+        # answers.
         "POST /v1/feedback": (INFER, OPERATE),
     }
     | {
-        # The table of the service behind the proxy decides which scopes open these routes.
+        # The gateway accepts any credential here. The service behind the proxy checks the scopes with its own
+        # table.
         f"{method} /api/{{service}}/{{rest:path}}": (ANY,)
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
     }

@@ -56,7 +56,10 @@ class EngineReport:
 
     @classmethod
     def of(cls, stats: Mapping[str, Any]) -> Self:
-        """Return the report of an engine's ``stats()``. Unknown and unusable members are ignored."""
+        """Build the report from an engine's ``stats()``.
+
+        Unknown members are ignored. A value that is not a count becomes None.
+        """
         found = {name: stats.get(name) for name in cls.__dataclass_fields__}
         return cls(**{name: int(value) for name, value in found.items() if _is_count(value)})
 
@@ -69,31 +72,31 @@ def _is_count(value: object) -> TypeGuard[float]:
 class ReplicaReport:
     """A worker's heartbeat. Durations are milliseconds. Counts begin at the worker's start.
 
-    ``phases_ms``: the parts of the start: launch, environment (only with requirements), fetch, triton_start,
-    load, warm_up. The current part still grows.
+    ``phases_ms``: the duration of each phase of the start: launch, environment (only with requirements),
+      fetch, triton_start, load, warm_up. The duration of the current phase still grows.
     ``busy_ms``: the sum of the durations of all model calls.
-    ``call_ms``, ``batch_mean``: recent means of a call's duration and of the requests in a call; None: not
-    measured yet.
-    ``parallel``: the effective concurrency: the requests of a full call x instances, or, if a call has one
-    request, the recent number of open calls.
+    ``call_ms``, ``batch_mean``: recent means of a call's duration and of the requests in a call; None:
+      not measured yet.
+    ``parallel``: the effective concurrency: the number of requests that the replica completes in the time
+      of one call, under full load.
     ``signature``: the model's signature as Triton reports it, in the form of a ``Signature``.
     ``jobs``: the number of unacked deliveries of jobs.
     ``gpu_utilization``: the share of time that the replica's GPUs were busy (0 to 1); None: no GPU.
     ``gpu_memory_bytes``: the used memory of these GPUs; None: no GPU.
-    ``device``: where the model runs, such as ``cpu`` or ``cuda:0 (NVIDIA H100 80GB HBM3)``. Several devices
-    are separated by commas. Empty until the model is loaded.
-    ``sandbox``: how the model's process is contained; empty: unknown.
-    ``memory_limit``: the most memory of the process, and what enforces this limit. Empty: only the container,
-    if there is one, enforces a limit.
-    ``ready_at``: when the replica was first ready, in seconds since the epoch; 0: not yet. If the replica was
-    ready before and is ``starting``, it loads its model again.
+    ``device``: where the model runs, such as ``cpu`` or ``cuda:0 (NVIDIA H100 80GB HBM3)``. Several
+      devices are separated by commas. Empty until the model is loaded.
+    ``sandbox``: the sandbox of the model's process; empty: unknown.
+    ``memory_limit``: the maximum memory of the process, and what enforces it. Empty: no limit, except
+      that of a container.
+    ``ready_at``: when the replica was first ready, in seconds since the epoch; 0: not yet. If
+      ``ready_at`` is set and the state is ``starting``, the replica loads its model again.
     ``death``: the last death of the model's process; None: it has not died.
     ``llm``: facts about a language model's engine; None: no engine, or no facts yet.
-    ``holds``: the most requests that the worker holds at the same time, running and waiting; 0: unknown.
+    ``holds``: the maximum number of requests in the worker, running and waiting together; 0: unknown.
     ``host_busy``: the share of time that the host's cores were busy (0 to 1); None: unknown.
     ``scratch``: the outcome of a scratch replica, in the form of a ``ScratchOutcome``; None: no outcome.
-    ``sequences``, ``sequence_slots``: the number of sequences that the replica keeps, and the most that it
-    can keep; 0: the model is not stateful.
+    ``sequences``, ``sequence_slots``: the present and the maximum number of sequences in the replica; 0:
+      the model is not stateful.
     """
 
     replica: str
@@ -168,11 +171,11 @@ class GatewayLoad:
 class VariantCounts:
     """One gateway's counts of the requests that an endpoint sent to one Deployment.
 
-    They begin at the gateway's start.
+    The counts begin at the gateway's start.
 
     ``failed``: the number of requests that failed because of the Deployment.
-    ``times``: the number of answered requests in each bucket of time. The buckets are those of
-    :mod:`tidegate.kernel.protocol.latency_buckets`.
+    ``times``: the number of answered requests in each latency bucket of
+      :mod:`tidegate.kernel.protocol.latency_buckets`.
     """
 
     failed: int = 0
@@ -216,7 +219,10 @@ class GatewayReport:
 
 @dataclass(slots=True)
 class GatewayView:
-    """The reports of all gateways. ``missing``: known gateways without a report, so their load is unknown."""
+    """The reports of all gateways.
+
+    ``missing``: gateways that exist but sent no report, so their load is unknown.
+    """
 
     reports: list[GatewayReport] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)

@@ -23,7 +23,8 @@ class _Entry(BaseModel):
 class GpuPrice(_Entry):
     """The price of one GPU for an hour.
 
-    A replica that shares the GPU pays for the part of ``memory_gib`` that its Deployment reserves.
+    ``memory_gib``: the memory of the GPU. A replica that reserves only a part of this memory is charged for
+    the same part of the price.
     """
 
     per_hour: _Price
@@ -48,7 +49,10 @@ class TokenPrice(_Entry):
 
 
 class ManagedPrice(_Entry):
-    """The prices of a managed service, for comparison. A price is 0 if the service does not charge for it."""
+    """The prices of a managed service, to compare them with Tidegate's costs.
+
+    A price is 0 if the service does not charge for it.
+    """
 
     per_replica_hour: _Price = 0.0
     per_million_requests: _Price = 0.0
@@ -92,7 +96,7 @@ class PriceList(_Entry):
         return self
 
     def gpu(self, device: str) -> GpuPrice:
-        """Return the price of a GPU: that of the longest entry that is a part of the GPU's name."""
+        """Return the price of a GPU. If the GPU's name contains several entries, the longest one counts."""
         named = [name for name in self.gpu_hour if name != ANY and name.lower() in device.lower()]
         found = self.gpu_hour.get(max(named, key=len) if named else ANY)
         return found or GpuPrice(per_hour=0.0)
@@ -120,7 +124,7 @@ class Rate(_Entry):
 def rate_of(deployment: Deployment, prices: PriceList, device: str = "") -> Rate:
     """Return the rate of a Deployment's replica on ``device`` (as its worker reports it).
 
-    A replica pays for the resources that its Deployment reserves, even if it does not use them.
+    A replica is charged for the resources that its Deployment reserves, even if it does not use them.
     """
     resources = deployment.resources
     cores = resources.cpus if resources.cpus is not None else prices.cores

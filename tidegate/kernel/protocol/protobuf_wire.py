@@ -1,4 +1,4 @@
-"""Read protobuf's wire format in place. Of a field that the reader skips, only the header is read.
+"""Read protobuf's wire format without copying it. Skip the content of fields that are not needed.
 
 A protobuf library would load a whole model file, with its weights, only to return the name of an input.
 https://protobuf.dev/programming-guides/encoding/
@@ -25,14 +25,17 @@ class Malformed(Exception):
 
 @dataclass(slots=True)
 class Budget:
-    """The number of fields that may still be read. Without a limit, tiny fields could block a thread."""
+    """The number of fields that may still be read.
+
+    It stops a file of countless tiny fields from blocking a thread.
+    """
 
     fields: int = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message in ``data[start:end]``."""
+    """A protobuf message, stored in ``data[start:end]``."""
 
     data: mmap | bytes
     start: int
@@ -42,9 +45,9 @@ class Message:
     def fields(self) -> Iterator[tuple[int, int | Message]]:
         """Yield the number and the value of each field: a Message if the value has a length, else an int.
 
-        A field can occur more than once, and the caller decides which occurrence to use. Protobuf merges all
-        occurrences of a message that is not declared as repeated. Of a number, protobuf uses the last
-        occurrence with the declared wire type, and cuts it to the declared width.
+        If a field occurs several times, every occurrence is yielded, and the caller decides which one to use.
+        Protobuf libraries merge all occurrences of a message that is not declared as repeated. For a number,
+        they use the last occurrence with the declared wire type, and cut it to the declared width.
         """
         at = self.start
         while at < self.end:
@@ -73,7 +76,7 @@ class Message:
             yield number, value
 
     def messages(self, number: int) -> Iterator[Message]:
-        """Yield the fields of this number that have a length."""
+        """Yield each field with this number as a Message. Occurrences without a length are skipped."""
         for found, value in self.fields():
             if found == number and isinstance(value, Message):
                 yield value

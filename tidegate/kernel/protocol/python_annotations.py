@@ -13,7 +13,7 @@ from tidegate.model import DATATYPES
 
 Kind = Literal["array", "list", "scalar"]
 
-# The most aliases or nested types that are followed. Two aliases can refer to each other without an end.
+# The maximum number of aliases or nested types to follow. Two aliases can refer to each other in a loop.
 DEEPEST = 20
 # The most characters of an annotation that an error message shows.
 LONGEST = 200

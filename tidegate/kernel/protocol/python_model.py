@@ -53,8 +53,9 @@ class Source:
 
     ``entry``: the name of the class with the method ``predict``; None: ``predict`` is a function.
     ``takes_any``: True if ``predict`` has a parameter ``**kwargs``.
-    ``outputs``: if it is empty, ``why`` says what their annotation lacks.
-    ``max_size``: the most rows in a call; 0: a call has one request.
+    ``outputs``, ``why``: the outputs that the return annotation describes. If there are none, ``why``
+      says what this annotation lacks.
+    ``max_size``: the maximum number of rows in a call; 0: each call has exactly one request.
     ``load``: the names of the arguments of the method ``load``; None: there is no such method.
     """
 
@@ -216,7 +217,7 @@ def _value(arg: ast.arg, scope: Scope, *, optional: bool = False) -> Value:
 
 
 def _outputs(predict: Function, scope: Scope, *, streams: bool) -> tuple[list[Value], str]:
-    """Return the outputs that the annotation of ``predict``'s result describes, and what it lacks."""
+    """Return the outputs that ``predict``'s return annotation names, and a text about what it lacks."""
     try:
         if predict.returns is None:
             raise Unclear("has no annotation")
@@ -254,7 +255,7 @@ def _named(node: ast.expr, scope: Scope) -> list[tuple[str, ast.expr]]:
 
 
 def _yields(function: Function) -> bool:
-    """Return True if the function's own body has a ``yield``."""
+    """Return True if the function is a generator. Inner functions and classes are not searched."""
     waiting: list[ast.AST] = list(function.body)
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""Build the signature of a Python file with ``predict``, and the plan to call this function. Pure."""
+"""Build the signature of a Python file with ``predict``, and the plan for calling ``predict``. Pure."""
 
 from __future__ import annotations
 

@@ -14,14 +14,14 @@ _PATH = re.compile(
     r"(?:[^\s'\"`:,;()<>|\[\]{}/]+/)+(?P<last>[^\s'\"`:,;()<>|\[\]{}/]*)",
     re.MULTILINE,
 )
-# Triton's text around the exception of a Python model, and the traceback after it.
+# The texts that Triton puts around the error of a Python model: a prefix before it, and a traceback after it.
 _AROUND = re.compile(r"^Failed to process the request\(s\) for model (?:instance )?'[^']*', message: ")
 _AT = re.compile(r"\n+At:\n(?:  .*(?:\n|$))+")
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t]+.*(?:\n|$))+")
 
 
 class Told(NamedTuple):
-    """The two texts of a failure: one for its caller, and one only for the log. The second may be empty."""
+    """The two texts of a failure: ``message`` for the caller, and ``traceback`` (or empty) for the log."""
 
     message: str
     traceback: str

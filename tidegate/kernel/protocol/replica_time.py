@@ -1,9 +1,9 @@
 """The report of a replica's time, in whole nanoseconds, so that the parts sum exactly.
 
-    time of a replica = answered calls, by caller and endpoint + start-up + idle + wasted + open calls
+    time of a replica = answered calls (by caller, endpoint) + start + idle + wasted calls + calls in flight
 
-A worker writes this report every second. All numbers are totals since the replica's launch, so the next
-report replaces a lost one.
+A worker writes this report every second. All numbers are totals since the replica's launch. So if a report is
+lost, the next one has its numbers too.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ BUSY, STARTING, IDLE, WASTED = "busy", "starting", "idle", "wasted"
 _OF_CALLS = frozenset({BUSY, WASTED})
 
 # Why the time of a call was wasted. ``retried``: the call failed, and its requests run again in another call.
-# ``expired`` and ``cancelled``: no caller waited any more. ``failed``: the caller got an error.
-# ``lost``: the model or the worker died during the call.
+# ``expired``, ``cancelled``: the caller stopped waiting before the answer. ``failed``: the caller got an
+# error. ``lost``: the model or the worker died during the call.
 WASTES = ("retried", "expired", "cancelled", "failed", "lost")
 
 
 class Spent(NamedTuple):
-    """An amount of time in ns, and the numbers of requests, rows and tokens that shared it."""
+    """An amount of a replica's time in ns, and the numbers of requests, rows and tokens that used it."""
 
     ns: int = 0
     requests: int = 0
@@ -45,7 +45,10 @@ class Spent(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of a replica's time. ``detail``: why time was wasted. Only busy time has a caller."""
+    """The kind of a share of a replica's time: ``busy``, ``starting``, ``idle`` or ``wasted``.
+
+    ``detail``: why time was wasted. ``caller``, ``endpoint``: only for busy time.
+    """
 
     kind: str
     detail: str = ""
@@ -57,9 +60,9 @@ class Part(NamedTuple):
 class ReplicaTime:
     """The report of a replica's time.
 
-    ``open_ns``: the time of calls that are not finished. ``ended``: True in the replica's last report.
-    ``calls_ns``: the sum of the durations of all calls. It exceeds ``covered_ns`` if calls run at the same
-    time.
+    ``open_ns``: the time of the calls in flight. ``ended``: True in the replica's last report.
+    ``calls_ns``: the sum of the durations of all calls. It exceeds ``covered_ns`` if calls run at the
+      same time.
     """
 
     replica: str
@@ -71,7 +74,10 @@ class ReplicaTime:
 
     @property
     def covered_ns(self) -> int:
-        """Return the time during which at least one call was open. Concurrent calls do not increase it."""
+        """Return the time during which at least one call was in flight.
+
+        Time with several calls counts once.
+        """
         return self.open_ns + sum(spent.ns for part, spent in self.parts.items() if part.kind in _OF_CALLS)
 
     @property

@@ -17,15 +17,15 @@ def reserve_of(deployment: str, endpoint: str) -> str:
 
 
 def fits(deployment: str, endpoint: str) -> bool:
-    """Return True if the name from :func:`reserve_of` is not too long for a Deployment."""
+    """Return True if the name from :func:`reserve_of` is short enough for a Deployment."""
     return len(reserve_of(deployment, endpoint)) <= LONGEST
 
 
 def reserved_targets(endpoint: EndpointSpec) -> list[str]:
     """Return the names of the Deployments that have reserved replicas for an endpoint.
 
-    These are the target with the largest weight and, as long as ``previous`` has targets, the one with the
-    largest weight there.
+    This is the target with the largest weight. If ``previous`` has targets, the one with the largest weight
+    among them has reserved replicas too.
     """
     if not endpoint.reserved:
         return []
@@ -45,15 +45,16 @@ def reserve_names(desired: DesiredState) -> frozenset[str]:
 
 
 def holders(desired: DesiredState) -> dict[str, str]:
-    """Return the Deployment of each reserve, by the reserve's name.
+    """Return, by the name of each reserve, the Deployment whose replicas it reserves.
 
-    The reserve is paid from the budgets of this Deployment.
+    The cost of a reserve counts against the budgets of that Deployment.
     """
     known = {each.name: (each.model, each.version) for each in desired.deployments}
     found = {
         reserve_of(name, each.name): name for each in desired.endpoints for name in reserved_targets(each)
     }
-    # Compare the versions, because another Deployment can have the name of a reserve by chance.
+    # A Deployment can have the name of a reserve by chance. So only a Deployment with the same model and
+    # version counts as the reserve.
     return {own: name for own, name in found.items() if own in known and known[own] == known.get(name)}
 
 

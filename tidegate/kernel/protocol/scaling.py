@@ -81,15 +81,15 @@ class Scaling(_Part):
     ``backlog_per_replica``: how many unanswered requests one replica should have.
     ``up_window_s``: scale up after a higher load has lasted for this many seconds.
     ``down_window_s``: scale down after a lower load has lasted for this many seconds.
-    ``panic_factor``: scale up immediately if the load needs this many times the ready replicas, despite
-    windows and limits per minute; 0: never.
-    ``max_cost_per_hour``: the most that replicas x ``price_per_hour`` may cost.
-    ``max_cost_per_day``, ``max_cost_per_month``: the most that all replicas may cost in a calendar day and
-    month (UTC).
-    ``over_budget``: what to do when a budget is used up, until its day or month ends: ``minimum`` keeps
-    ``min_replicas``, ``stop`` stops all replicas.
-    ``forecast``: replicas may start early, if the load was high at the same time on earlier days (``daily``)
-    or in earlier weeks (``weekly``).
+    ``panic_factor``: if the load needs this many times the ready replicas, scale up immediately, without
+      windows and limits per minute; 0: never.
+    ``max_cost_per_hour``: the maximum of the number of replicas x ``price_per_hour``.
+    ``max_cost_per_day``, ``max_cost_per_month``: the most that all replicas may cost in a calendar day
+      and month (UTC).
+    ``over_budget``: what to do from the moment when a budget is used up until its day or month ends:
+      ``minimum`` keeps ``min_replicas``, ``stop`` stops all replicas.
+    ``forecast``: start replicas early if the load was high at the same time on earlier days (``daily``)
+      or in earlier weeks (``weekly``).
     """
 
     aggressiveness: Aggressiveness = "balanced"

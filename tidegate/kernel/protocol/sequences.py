@@ -10,14 +10,14 @@ from tidegate.kernel.protocol.models import SequenceSpec
 
 ID, START, END = "sequence_id", "sequence_start", "sequence_end"
 PARAMETERS = frozenset({ID, START, END})
-# A part of Triton's error for a sequence that it does not know.
+# A part of Triton's error for a request to a sequence that was not started.
 START_FLAG = "must specify the START flag"
 # Triton's default, if a configuration does not set the idle time.
 DEFAULT_IDLE_US = 1_000_000
 
 
 class SequenceMark(NamedTuple):
-    """The parameters of a request that name its sequence, and say if the request starts or ends it."""
+    """The parameters that name a request's sequence, and say if the request starts or ends it."""
 
     id: int | str
     start: bool
@@ -31,7 +31,7 @@ class SequenceMark(NamedTuple):
 def read_mark(parameters: Mapping[str, Any]) -> SequenceMark | None:
     """Return the sequence that a request's parameters state; None: no sequence.
 
-    A gateway has already checked the parameters.
+    The parameters are not checked here, because a gateway has already checked them.
     """
     id_ = parameters.get(ID)
     if not id_:
@@ -56,9 +56,10 @@ def lost(mark: SequenceMark, model: str, why: str) -> SequenceLost:
 
 
 def spec_of(config: Any) -> SequenceSpec | None:
-    """Return the sequences that a ``ModelConfig`` of Triton declares; None if the model is not stateful.
+    """Return the sequences that a ``ModelConfig`` of Triton declares; None if it declares none.
 
-    A model with ``iterative_sequence`` makes its sequences itself, so its requests may go to any replica.
+    Also return None for ``iterative_sequence``: such a model creates its sequences itself, so its requests
+    may go to any replica.
     """
     if not config.HasField("sequence_batching"):
         return None

@@ -37,7 +37,10 @@ class ServiceLevel(_Part):
 
 
 class AlertLimits(_Part):
-    """The limits of an endpoint's alerts; None means the rule's default. ``off``: rules that are not used."""
+    """The limits of an endpoint's alerts; None means the rule's default.
+
+    ``off``: the names of the rules that are switched off for this endpoint.
+    """
 
     error_rate: float | None = Field(None, gt=0, le=100)
     p99_ratio: float | None = Field(None, gt=1, le=1000)

@@ -8,21 +8,23 @@ from typing import Any
 
 from tidegate.kernel.protocol.latency_buckets import COUNT
 
-# At most this many differing answers are kept, as ids and numbers, never with the data of a request.
+# The maximum number of differing answers to keep. An entry has ids and numbers, but no data of a request.
 DIFFERING_KEPT = 10
 
 
 @dataclass(slots=True)
 class OutputCounts:
-    """The results of the comparisons of one output. All fields except ``max_*`` and ``edits`` are counts.
+    """The results of comparing one output in the answers of the primary and the shadow.
+
+    All fields except ``max_*`` and ``edits`` are counts.
 
     ``compared``, ``agreed``: the comparisons, and those with all values within the tolerance.
-    ``unlike``: comparisons with different shapes or datatypes, or with an answer that lacked the output.
+    ``unlike``: comparisons in which shapes or datatypes differ, or one answer lacks the output.
     ``rows``, ``top1``: compared rows of scores, and the rows with the same best class in both answers.
     ``max_abs``, ``max_rel``: the largest absolute and relative difference of numbers.
     ``texts``, ``exact``: compared pairs of strings, and pairs of equal strings.
-    ``edited``: pairs of strings with a measured edit distance. ``edits``: the sum of these distances, each
-    divided by the length of the longer string.
+    ``edited``: pairs of strings with a measured edit distance. ``edits``: the sum of these distances,
+      each divided by the length of the longer string.
     """
 
     compared: int = 0
@@ -63,13 +65,14 @@ class ShadowCounts:
     """One gateway's counts of an endpoint's shadow traffic, since the shadow began.
 
     ``key``: identifies the shadow. A new shadow starts with new counts.
-    ``offered``: the number of answered requests that were chosen at the shadow's rate. Each was ``copied``,
-    or ``refused`` for a reason.
-    ``answered``, ``failed``: the numbers of copies with each result. Copies without a result are in flight.
+    ``offered``: the number of answered requests that were chosen for a copy by the shadow's ``rate``.
+      Each was either ``copied``, or ``refused`` for a reason.
+    ``answered``, ``failed``: the numbers of copies with each result. Copies without a result are in
+      flight.
     ``compared``, ``agreed``: the numbers of compared answers, and of those that agree in all outputs.
-    ``primary``, ``shadow``: the total times of copied requests and of their copies, as counts in the buckets
-    of :mod:`tidegate.kernel.protocol.latency_buckets`. ``primary_call`` and ``shadow_call`` have the times of
-    only the model calls.
+    ``primary``, ``shadow``: histograms of the total times of copied requests and of their copies, in the
+      buckets of :mod:`tidegate.kernel.protocol.latency_buckets`.
+    ``primary_call``, ``shadow_call``: the same for the times of only the model calls.
     """
 
     key: str = ""

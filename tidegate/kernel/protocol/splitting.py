@@ -20,8 +20,8 @@ class Target(Noun):
 class TrafficRule(Noun):
     """A rule that sends requests to a Deployment. Rules apply before weights.
 
-    The rule matches requests that have ``header`` with ``value`` and that come from the caller ``tenant``
-    (the id of a key). A field that is None matches all requests.
+    ``header``, ``value``: match requests that have this header with this value. ``tenant``: match requests of
+    this caller (the id of a key). A field that is None matches all requests.
     """
 
     deployment: Name
@@ -55,15 +55,19 @@ class StickyTraffic(Noun):
 class CanaryOptions(Written):
     """The rules of a canary.
 
-    ``steps``: the canary's percent of the traffic, rising. The last step is the promotion.
+    ``steps``: the canary's share of the traffic in each step, in percent and rising. The last step is the
+      promotion.
     ``hold_s``: the shortest duration of a step.
-    ``min_samples``: the number of requests that the canary must get in a step before the next step begins.
+    ``min_samples``: the number of requests that the canary must get in a step before the next step
+      begins.
     ``alpha``: the accepted probability of rolling back a canary that is as good as its baseline.
-    ``tolerance``: the share of failed or slow requests may exceed that of the baseline by this much.
-    ``patience_s``: a canary without enough evidence pauses after this many seconds in a step.
-    ``full_capacity``: True starts all replicas of the canary's minimum, instead of the step's share of them.
-    ``metric``: a metric of reported outcomes that is judged as well. ``direction``: ``up`` if higher outcomes
-    are better.
+    ``tolerance``: how much the canary's share of failed or slow requests may exceed the baseline's share.
+    ``patience_s``: pause the rollout after this many seconds in a step without enough evidence for a
+      decision.
+    ``full_capacity``: True: start the canary's ``min_replicas`` in the first step. False: start only the
+      step's share of them.
+    ``metric``: a metric of the callers' feedback that is judged as well. ``direction``: ``up`` if higher
+      values are better.
     """
 
     steps: list[Annotated[int, Field(ge=1, le=100)]] = Field(

@@ -1,10 +1,10 @@
-"""A model's statistics in Triton's schema, and the flat counts behind them.
+"""Build a model's statistics in Triton's schema from the named counts of the workers.
 
-Workers add named counts to one hash per Deployment, and a gateway shows the sums. Durations are in ns.
-``success``, ``fail``, ``queue`` and ``compute_*`` count requests. ``success`` and ``fail`` have the time from
-the worker's receipt of a request to its answer. If several requests share a model call, ``compute_*`` has the
-call's whole duration for each of them, as in Triton. ``execution_count``, ``batch_stats``, ``cache_hit`` and
-``cache_miss`` (of Triton's response cache) count calls.
+Workers add their counts to one hash per Deployment, and a gateway shows the sums. Durations are in ns.
+``success``, ``fail``, ``queue`` and ``compute_*`` count requests. The durations of ``success`` and ``fail``
+begin when the worker receives a request and end with its answer. If several requests share a model call,
+``compute_*`` has the call's whole duration for each of them, as in Triton. ``execution_count``,
+``batch_stats``, ``cache_hit`` and ``cache_miss`` (of Triton's response cache) count calls.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def time_name(part: str) -> str:
 
 
 def batch_part(size: int, part: str) -> str:
-    """Return ``part`` for calls of ``size`` rows, such as ``batch.8.compute_infer``."""
+    """Return the name of ``part`` for calls of ``size`` rows, such as ``batch.8.compute_infer``."""
     return f"{BATCH}.{size}.{part}"
 
 

@@ -55,10 +55,10 @@ DATATYPES: dict[str, Datatype] = {
 BY_CODE: dict[int, Datatype] = {d.code: d for d in DATATYPES.values()}
 
 _LENGTH = struct.Struct("<I")
-# The number of values that are checked together in the search for a wrong value.
+# To find a wrong value, check this many values together first. This is faster than checking each value alone.
 _SLICE = 1024
-# The most strings in a tensor. Only strings need a loop over the elements: so many of them block the event
-# loop for 0.1 s.
+# The maximum number of strings in a tensor. Strings need a loop over the elements, and this many block the
+# event loop for 0.1 s.
 MAX_STRINGS = 2**20
 
 # JSON numbers cannot show these narrow types exactly. Triton refuses them in JSON as well.
@@ -93,7 +93,7 @@ def from_json(name: str, datatype: Datatype, shape: list[int], data: list[Any]) 
 
 
 def misfit(name: str, datatype: Datatype, values: list[Any]) -> BadRequest:
-    """Return the error for a wrong value among ``values``: which one, and what ``datatype`` accepts."""
+    """Return a BadRequest that names the wrong value among ``values`` and says what ``datatype`` accepts."""
     return BadRequest(f"input {name!r}: data is not {datatype.name}: {_misfit(datatype, values)}")
 
 
@@ -186,7 +186,10 @@ def unpack_strings(raw: bytes | memoryview) -> list[bytes]:
 
 
 def string_offsets(raw: bytes | memoryview, every: int) -> list[int]:
-    """Return the byte offset after every ``every``-th element of a BYTES tensor. Raises ValueError."""
+    """Return the byte offset after every ``every``-th element of a BYTES tensor.
+
+    Raises ValueError if the lengths do not add up.
+    """
     at, count, found = 0, 0, []
     while at < len(raw):
         (size,) = _LENGTH.unpack_from(raw, at)
@@ -200,7 +203,10 @@ def string_offsets(raw: bytes | memoryview, every: int) -> list[int]:
 
 
 def count_strings(raw: bytes | memoryview) -> int:
-    """Count the elements of a BYTES tensor; ``MAX_STRINGS + 1`` for too many. Raises ValueError."""
+    """Count the elements of a BYTES tensor, up to ``MAX_STRINGS + 1``.
+
+    Raises ValueError if the lengths do not add up.
+    """
     at, count, end = 0, 0, len(raw)
     try:
         while at < end and count <= MAX_STRINGS:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tidegate.kernel.protocol.request_ids import LONGEST_ID
 
-# No request id contains this character, because HTTP headers cannot.
+# No request id contains this character, because HTTP headers must not contain it.
 SEPARATOR = b"\x1f"
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 

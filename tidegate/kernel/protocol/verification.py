@@ -10,7 +10,7 @@ from pydantic import Field
 from tidegate.kernel.protocol.nouns import LARGEST, Noun, Written
 
 VerificationState = Literal["unchecked", "pending", "verified", "rejected", "skipped"]
-# Versions in these states get no traffic, unless their Deployment sets `unverified`.
+# A version in one of these states gets traffic only if its Deployment sets `unverified`.
 REFUSED_STATES: tuple[VerificationState, ...] = ("pending", "rejected")
 NOT_VERIFIED = "not_verified"
 MAX_MESSAGE = 4000
@@ -80,11 +80,11 @@ class Verification(Noun):
 
 
 class VerificationOptions(Written):
-    """The options of a publisher for the verification of a version.
+    """A publisher's options for the verification of a version.
 
     ``deployment``: options of the scratch replica's Deployment, such as ``env`` and ``resources``.
     ``samples``: inference requests that the version must answer. Each may have ``expected`` outputs and a
-    ``tolerance``.
+      ``tolerance``.
     """
 
     deployment: dict[str, Any] = Field(default_factory=dict)

@@ -16,13 +16,14 @@ _URL = re.compile(
     r"(?P<path>/[^#]*|\?[^#]*)?"
 )
 _PORTS = {"http": 80, "https": 443}
-# In IPv6, public names resolve only to global unicast addresses. So no other IPv6 address is public.
+# All public IPv6 addresses are in this network (global unicast).
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-# The exceptions in this network: addresses that reach an IPv4 network through a tunnel, and addresses for
-# documentation (RFC 9637).
+# Networks inside of 2000::/3 that are not public. Two reach an IPv4 network through a tunnel. The third is
+# for documentation (RFC 9637).
 _NO_RECEIVER = (IPv6Network("2001::/32"), IPv6Network("2002::/16"), IPv6Network("3fff::/20"))
-# The well-known prefix of NAT64 translators: the IPv4 address is in the last four bytes. In 64:ff9b:1::/48 it
-# may be elsewhere and private, so no address in that network counts as public (RFC 8215).
+# The well-known prefix of NAT64. The last four bytes of such an address are an IPv4 address, which is checked
+# instead. In 64:ff9b:1::/48 (RFC 8215), the IPv4 address may be elsewhere and private, so that network is not
+# public.
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 Address = IPv4Address | IPv6Address
@@ -30,7 +31,7 @@ Address = IPv4Address | IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class WebhookTarget:
-    """A webhook's URL in parts. ``path`` has the query; ``host`` is without brackets, in lower case."""
+    """A webhook's URL in parts. ``path`` includes the query. ``host`` is in lower case, without brackets."""
 
     scheme: str
     host: str
@@ -39,12 +40,12 @@ class WebhookTarget:
 
     @property
     def origin(self) -> str:
-        """``host:port``, the key of limits and cool-downs."""
+        """Return ``host:port``. Limits and cool-downs of webhooks apply to each such origin."""
         return f"{self.host}:{self.port}"
 
     @property
     def authority(self) -> str:
-        """The value of the Host header."""
+        """Return the value of the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 

@@ -64,16 +64,18 @@ def create_app(
     answer_error: AnswerError | None = None,
     error_forms: Mapping[str, ErrorForm] = MappingProxyType({}),
 ) -> FastAPI:
-    """Return an app with these routes, and with health, metrics, guard and error answers.
+    """Return an app with the routes of ``routers``, and with health, metrics, guard and error answers.
 
-    ``identify``: returns the principal of a request's headers; None: only the service token is accepted.
+    ``identify``: a function that returns the principal of a request's headers; None: only the service
+      token is accepted.
     ``permissions``: the table of scopes; None: that of the service ``name``.
     ``front``: the OpenAPI paths of routes that another layer answers before a request reaches the app.
-    ``body_bytes``: the largest body; None: the limit in the settings.
+    ``body_bytes``: the maximum size of a body in bytes; None: the limit in the settings.
     ``larger_bodies``: paths with other limits, see :class:`BodyLimit`.
     ``origins``: the origins of browser pages that may call the app.
-    ``answer_error``: answers requests that the guard refuses; None: use Tidegate's format.
-    ``error_forms``: for each tag of routes that follow another API, the form of their errors.
+    ``answer_error``: a function that makes the answer to a refused request; None: the answer has
+      Tidegate's format.
+    ``error_forms``: the form of errors by tag, for routes that follow another API.
     """
     permissions = permissions or SERVICES[name]
     app = FastAPI(
@@ -133,7 +135,6 @@ def _describe(
 
 
 async def _page(request: Request) -> Response:
-    """Return the page of this service's API."""
     return HTMLResponse(api_page.page(request.app.openapi()), headers=api_page.HEADERS)
 
 

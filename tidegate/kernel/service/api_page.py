@@ -44,7 +44,10 @@ def page(document: Mapping[str, Any]) -> str:
 
 
 def frame(title: str, body: str) -> str:
-    """Return a page with this title and this HTML. Send it with ``HEADERS``, which allow its style."""
+    """Return a page with this title and this HTML.
+
+    Send it with ``HEADERS``, which let the browser use its style.
+    """
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
         f"<style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>"

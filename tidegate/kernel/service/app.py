@@ -37,7 +37,7 @@ from tidegate.kernel.settings.base import Settings
 
 METRICS = "/metrics"
 DOCS = "/docs"
-# How long a TLS connection may take to close while the service stops.
+# The seconds that a TLS connection may take to close while the service stops.
 GOODBYE_S = 1.0
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -170,10 +170,12 @@ def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT. Requests in flight get up to 30 s, then ``lifespan`` shuts down.
 
-    ``sock`` is a bound socket to use instead of ``port``. ``protocol`` is a factory of the service's own
-    :class:`Protocol`. ``on_stop`` runs before the shutdown, while connections are still served. With ``tls``
-    the service speaks TLS. ``other_connections`` is the most connections that this process may have on other
-    ports.
+    ``sock``: a bound socket to use instead of ``port``.
+    ``protocol``: a factory of the service's own :class:`Protocol`.
+    ``on_stop``: a function to call before the shutdown, while connections are still served.
+    ``tls``: the TLS context; None: serve without TLS.
+    ``other_connections``: the maximum number of this process's connections on other ports. They count
+      against the limit of open files.
     """
     prepare(settings)
     server = server_of(
@@ -255,7 +257,10 @@ class Server(uvicorn.Server):
                 cutting.cancel()
 
     async def _cut_closing(self) -> None:
-        """Abort TLS connections that are closing, because an idle client never answers the close."""
+        """Abort TLS connections that are closing.
+
+        An idle client never answers the close and would delay the stop.
+        """
         while True:
             await asyncio.sleep(GOODBYE_S)
             for connection in list(self.server_state.connections):
@@ -265,7 +270,10 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Drop the signal after an orderly stop, because a supervisor would take it for a crash."""
+        """Handle the signals. Unlike uvicorn, do not raise them again after an orderly stop.
+
+        A supervisor would take a process that ends by a signal for a crash.
+        """
         if not self._signals:
             yield
             return

@@ -17,9 +17,10 @@ _BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 
 class BodyLimit:
-    """ASGI middleware that reads a request's whole body, up to a limit, and passes the body on in one piece.
+    """ASGI middleware that reads a request's whole body, up to a limit, and passes it on in one piece.
 
-    ``larger``: other limits, by a regular expression for their paths; None: the route itself limits the body.
+    ``larger``: a map from regular expressions for paths to other limits; None: the route itself limits the
+    body.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, larger: Mapping[str, int | None]) -> None:

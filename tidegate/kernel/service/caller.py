@@ -28,7 +28,7 @@ current: ContextVar[Caller] = ContextVar("caller", default=OWN_WORK)
 
 
 def onward() -> dict[str, str]:
-    """Return headers that name the current caller to the next service. Send them with the service token."""
+    """Return headers that tell the next service the current caller. Send them with the service token."""
     caller = current.get()
     told = {}
     if caller.principal is not SERVICE:
@@ -58,7 +58,10 @@ class ServiceToken:
         return bool(self._token) and hmac.compare_digest(given, self._metrics_token)
 
     def identify(self, headers: dict[bytes, bytes]) -> Principal:
-        """Return the calling service, or the principal on whose behalf it calls. Raise Unauthorized."""
+        """Return the calling service, or the principal on whose behalf it calls.
+
+        Raise Unauthorized if the token is missing or wrong.
+        """
         if self.scrapes(headers):
             return SCRAPER
         if not self.given(headers):

@@ -22,7 +22,7 @@ from tidegate.kernel.settings.base import Settings
 
 log = telemetry.logger(__name__)
 
-# Paths that are called very often. Successful calls of these paths are not logged.
+# Paths that are called very often. Successful calls of these paths are logged only at level DEBUG.
 QUIET = ("/health/", "/metrics", "/docs", "/openapi.json")
 LONGEST_PATH = 500
 
@@ -67,7 +67,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # Change the scope itself and no copy, because an outer middleware reads the path later.
+        # Change the scope itself instead of a copy, because an outer middleware reads the path later.
         scope["path"] = without_slash(scope["path"])
         headers = without_page(dict(scope["headers"]), self._origins)
         rid = telemetry.shown_id(headers.get(b"x-request-id", b"")) or new_request_id()

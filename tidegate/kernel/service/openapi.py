@@ -59,9 +59,9 @@ def document(
 ) -> dict[str, Any]:
     """Return the whole document.
 
-    ``error_forms``: the form of errors for each tag of a route. ``front``: the paths of routes that another
-    layer answers before a request reaches the app. Only the gateway has such routes. It calls models, so all
-    its routes also list the errors of models.
+    ``error_forms``: the form of errors for each tag of a route.
+    ``front``: the paths of routes that another layer answers before a request reaches the app. Only the
+      gateway has such routes. The gateway calls models, so all its routes also list the errors of models.
     """
     made = get_openapi(title=app.title, version=app.version, routes=app.routes)
     models = bool(front)

@@ -30,9 +30,9 @@ class Part:
 
 
 def run(parts: Sequence[Part]) -> int:
-    """Serve until SIGTERM or SIGINT, or until a part ends. Return the exit code.
+    """Serve until SIGTERM or SIGINT, or until one of the services ends. Return the exit code.
 
-    Each part starts when the previous one is up. The parts stop in the opposite order.
+    Each service starts when the previous one is up. The services stop in the opposite order.
     """
     prepare(parts[0].settings)
     return uvloop.run(_run([server_of(part.app, part.settings, part.port, signals=False) for part in parts]))
@@ -59,7 +59,10 @@ async def _run(servers: Sequence[Server]) -> int:
 
 
 async def _serve(server: Server) -> None:
-    """Serve until the server ends. A failed start does not end the process."""
+    """Serve until the server ends.
+
+    If the start fails, log it instead of ending the process, so that the other services can stop in order.
+    """
     try:
         await server.serve()
     except SystemExit as error:

@@ -1,7 +1,7 @@
-"""Settings that more than one service needs, from ``TIDEGATE_*`` in the environment or in the state folder.
+"""Settings that several services need, from ``TIDEGATE_*`` in the environment or the state folder.
 
-``docs/settings.md`` is the one list for users. Each service has a subclass of :class:`Settings` in its own
-``settings.py``.
+``docs/settings.md`` lists the settings of all services for users. Each service has a subclass of
+:class:`Settings` in its own ``settings.py``.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def secrets_in(url: str) -> bool:
 DEFAULT, COMPUTED, FILE, ENVIRONMENT = "default", "computed", "file", "environment"
 """The sources of a setting's value. A computed one follows from others."""
 
-# `tidegate up` passes settings to the services as environment variables. This variable has the source of each
-# of them, as a JSON object by variable.
+# `tidegate up` passes settings to the services as environment variables. This variable is a JSON object that
+# maps each of them to the source of its value.
 SOURCES = "TIDEGATE_SETTING_SOURCES"
 
 _environ: ContextVar[Mapping[str, str] | None] = ContextVar("environ", default=None)
@@ -81,8 +81,9 @@ class _Variables(EnvSettingsSource):
 class Settings(BaseSettings):
     """The shared settings. Every field is ``TIDEGATE_<FIELD>`` in the environment or in ``tidegate.env``.
 
-    ``service`` is the account of this process at the broker and the stores; empty: it has no account.
-    ``holds_service_token`` is False for a process that must not use the token, even if it could read it.
+    ``service``: the name of this process's account at the broker and the stores; empty: no account.
+    ``holds_service_token``: False for a process that must not use the service token, even if it can read
+      the token's file.
     """
 
     service: ClassVar[str] = ""
@@ -242,7 +243,7 @@ class Settings(BaseSettings):
         10.0, gt=0, description="Seconds within which the whole head of an HTTP request must arrive."
     )
     http_idle_timeout_s: float = Field(
-        75.0,  # longer than clients and load balancers keep a connection, so that they close it first
+        75.0,  # clients and load balancers close earlier, so no request meets a closed connection
         gt=0,
         description="Seconds for which an HTTP connection may be idle between two requests.",
     )
@@ -286,7 +287,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Self:
-        """Return the settings of ``environ`` instead of the process's environment."""
+        """Return settings that are read from ``environ`` instead of the process's environment."""
         mark = _environ.set(environ)
         try:
             return cls()
@@ -303,7 +304,7 @@ class Settings(BaseSettings):
 
     @property
     def file_values(self) -> dict[str, str]:
-        """All settings in the state folder's file, by variable, including settings of other services."""
+        """Return all settings in the state folder's file, by variable, also those of other services."""
         return dict(self._file)
 
     @model_validator(mode="before")
@@ -349,7 +350,7 @@ class Settings(BaseSettings):
                 self._stated[name] = FILE
 
     def _log_in(self) -> None:
-        """Complete the servers' URLs with this service's passwords, if it has any."""
+        """Add this service's user and password to the URLs of the servers, if it has an account there."""
         embedded = {
             "amqp_url": f"amqp://127.0.0.1:{self.rabbitmq_port}/",
             "redis_url": f"redis://127.0.0.1:{self.valkey_port}/0",
@@ -359,38 +360,39 @@ class Settings(BaseSettings):
             stated: str = getattr(self, field)
             url = stated or embedded[field]
             self._server_urls[field] = stated
-            # The URL of an external server contains the user and the password, unless a folder of secrets is
-            # set.
+            # The URL of an external server already contains the user and the password. So they are added only
+            # to the URL of an embedded server, or if a folder of secrets is set.
             if self.secrets_dir is not None or not stated:
                 url = credentials.logged_in(url, self.secrets_path, server, self.service)
             setattr(self, field, url)
 
     @property
     def server_urls(self) -> dict[str, str]:
-        """The URLs of the servers, by setting, as they were set: without added passwords.
+        """Return the URLs of the servers by setting, as they were set: without added passwords.
 
-        An empty URL means the embedded server."""
+        An empty URL means the embedded server.
+        """
         return dict(self._server_urls)
 
     @property
     def secrets_path(self) -> Path:
-        """The absolute path of the folder of secrets."""
+        """Return the absolute path of the folder of secrets."""
         return (self.secrets_dir or self.state_dir / "secrets").absolute()
 
     @property
     def state_path(self) -> Path:
-        """The state folder as an absolute path."""
+        """Return the absolute path of the state folder."""
         return self.state_dir.absolute()
 
     @property
     def gateway_grpc_target(self) -> str:
-        """The address of the gateway for gRPC clients: ``host:port``."""
+        """Return the address of the gateway for gRPC clients: ``host:port``."""
         reach = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
         return f"[{reach}]:{self.gateway_grpc_port}" if ":" in reach else f"{reach}:{self.gateway_grpc_port}"
 
     @property
     def runtime_path(self) -> Path:
-        """The absolute path of the folder with Triton and the models' environment."""
+        """Return the absolute path of the folder with Triton and the models' environment."""
         return (self.runtime_dir or self.state_dir / "runtime").absolute()
 
 

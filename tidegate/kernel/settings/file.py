@@ -1,6 +1,7 @@
-"""Read and write ``tidegate.env`` in the state folder: lasting settings, one ``TIDEGATE_NAME=value`` a line.
+"""Read and write the lasting settings in ``tidegate.env`` in the state folder.
 
-`tidegate settings set` writes it. `tidegate up` and every service read it. The environment has precedence.
+The file has one ``TIDEGATE_NAME=value`` a line. `tidegate settings set` writes the file. `tidegate up` and
+every service read it. A variable in the environment has precedence over the file.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def is_trusted(owner: int, user: int) -> bool:
 
 
 def change(state: Path, values: Mapping[str, str | None]) -> Path:
-    """Write these settings, and remove those that are None. Other lines stay. Return the file."""
+    """Write these settings, and remove those that are None. Keep all other lines. Return the file's path."""
     from dotenv import set_key, unset_key
 
     path = state / NAME

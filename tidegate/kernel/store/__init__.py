@@ -1,7 +1,8 @@
 """Access to Valkey or Redis. In the kernel, only this package imports the library redis.
 
-:mod:`~tidegate.kernel.store.live` holds the live facts. After a loss, services write them again.
-:mod:`~tidegate.kernel.store.jobs` holds the jobs, which must not be lost.
+:mod:`~tidegate.kernel.store.live` stores live facts, such as heartbeats. If they are lost, services
+  write them again.
+:mod:`~tidegate.kernel.store.jobs` stores the jobs, which must not be lost.
 """
 
 from tidegate.kernel.store.connection import StoreUnavailable

@@ -25,7 +25,7 @@ class StoreUnavailable(Unavailable):
 class PackingConnection(Connection):
     """A connection that encodes commands in C.
 
-    A script's call for many jobs has hundreds of arguments. Encoding them in Python would be slow.
+    One call of a script can have hundreds of arguments for many jobs. Encoding them in Python would be slow.
     """
 
     _packer = HiredisRespSerializer()
@@ -39,8 +39,8 @@ class PackingConnection(Connection):
 def connect(url: str) -> Redis:
     """Return a client of the server at ``url``. It connects on first use.
 
-    The client runs up to ``CONNECTIONS`` calls at the same time. Further calls wait until others have ended.
-    With TLS, the client does not use :class:`PackingConnection`, and encodes commands in Python.
+    At most ``CONNECTIONS`` calls run at the same time. Further calls wait for a free connection. With TLS,
+    the client cannot use :class:`PackingConnection`, so it encodes commands in Python.
     """
     pool = BlockingConnectionPool.from_url(
         url,
@@ -79,7 +79,7 @@ async def answer(operation: Awaitable[Any]) -> Any:  # Any, because the type hin
     except (RedisError, OSError, TimeoutError) as error:
         raise StoreUnavailable(f"The store does not answer: {error or type(error).__name__}.") from error
     if task is not None and task.cancelling() > cancels:
-        # On Python 3.11, the client's wait_for can ignore a cancellation and return the answer. So raise the
-        # cancellation here.
+        # On Python 3.11, the client's wait_for can ignore a cancellation and return the answer. So raise
+        # CancelledError here.
         raise asyncio.CancelledError
     return found

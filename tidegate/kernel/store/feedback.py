@@ -1,12 +1,14 @@
-"""The stream of accepted feedback in the store of jobs. Gateways write it. Each reader has its own position.
+"""The stream of accepted feedback in the store of jobs.
 
-tidegate:feedback:stream               the last records, oldest first; the field ``r`` is a FeedbackRecord
-tidegate:feedback:seen:<hour>:<part>   set with a hash of each stored outcome of an answer of this hour
-tidegate:feedback:names:<hour>:<part>  hash: for each answer, how many unusual metrics it has
+Gateways write the stream. Each reader has its own position in it.
+
+    tidegate:feedback:stream               the last records; the field ``r`` is a FeedbackRecord
+    tidegate:feedback:seen:<hour>:<part>   set of the stored pairs of answer and metric, as hashes
+    tidegate:feedback:names:<hour>:<part>  hash: for each answer, how many unusual metrics it has
 
 A reader stores its position together with its results, in one write. So it counts each record once, also
 after a crash. The length of the stream is limited, so a slow reader can miss records.
-:meth:`FeedbackStore.lost` shows whether it did.
+:meth:`FeedbackStore.lost` tells a reader if it has missed some.
 """
 
 from __future__ import annotations
@@ -32,13 +34,13 @@ KEPT = 200_000
 _PARTS = 256
 _HOUR_MS = 3_600_000
 
-# The usual metrics, which are always accepted. An answer can have only a few other metrics, so that their
-# names cannot fill the store.
+# The usual metrics, which are always accepted. The number of other metrics of an answer is limited, so that
+# callers cannot fill the store with names.
 _USUAL = {"score", "reward", "label"}
 MOST_NAMES = 16
 
-# Adds each record unless its hash is stored already. Returns for each record 1 (added), 0 (repeated), or -1
-# (its answer has too many metrics).
+# Adds each record that is not stored yet, as its hash shows. Returns for each record 1 (added), 0 (repeated),
+# or -1 (its answer has too many metrics).
 _ADD = """
 local added = {}
 for at = 3, #ARGV, 6 do
@@ -79,9 +81,10 @@ class FeedbackStore(Connected):
     async def add(self, records: Sequence[tuple[str, FeedbackRecord]], window_ms: int) -> list[Added]:
         """Add records to the stream, each with the id of its answer. On return, they are on disk.
 
-        Return for each record ``added``, or one of these:
-        ``repeated``: the record was added before, and its first value stays.
-        ``too_many``: the metric is not a usual one, and the answer has ``MOST_NAMES`` such metrics already.
+        Return one of these for each record:
+        - ``added``: the record is new.
+        - ``repeated``: the answer has a record of this metric already, and the first value stays.
+        - ``too_many``: the metric is not a usual one, and the answer has ``MOST_NAMES`` such metrics already.
 
         ``window_ms``: how long after an answer its feedback is accepted.
         """

@@ -15,11 +15,11 @@ MOST_BYTES = 4 * 2**20
 
 
 class Grouped(Generic[T, R]):
-    """A queue that passes its items to ``run`` in groups. ``run`` returns an answer for each item, in order.
+    """A queue that passes its items to ``run`` in groups.
 
-    An error of ``run`` is raised for all items of that call. ``size`` returns the bytes of an item. A call
-    gets up to ``MOST_ITEMS`` items of ``MOST_BYTES`` in total, but at least one item. If a caller is
-    cancelled, ``run`` still gets its item.
+    ``run`` returns an answer for each item, in order. If ``run`` raises an error, every caller in the group
+    gets this error. ``size`` returns the bytes of an item. A group has up to ``MOST_ITEMS`` items of
+    ``MOST_BYTES`` in total, but at least one item. If a caller is cancelled, ``run`` still gets its item.
     """
 
     def __init__(

@@ -2,9 +2,9 @@
 
 A confirmed change is on disk, because the server runs with ``appendfsync always``.
 
-Every transition is one Lua call (``lua/``) with a compare-and-set for each of its jobs. So the first terminal
-state of a job is final. If a call is repeated because its answer was lost, the second call changes nothing.
-Concurrent calls of the same kind are grouped.
+Every change of a job's state is a call of a Lua script (``lua/``) with a compare-and-set for each job. So the
+first final state of a job cannot change. If a call is repeated because its answer was lost, the second call
+changes nothing. Concurrent calls of the same script are grouped into one.
 """
 
 from __future__ import annotations
@@ -96,35 +96,37 @@ class JobStore:
         await self._transitions.queued.do_all(ids)
 
     async def take(self, claims: Sequence[Take]) -> AllTaken:
-        """Let workers take jobs to run now. Return for each claim whether its worker may run the job."""
+        """Let workers take jobs to run now. Return the outcome of each of ``claims``, see :class:`Taken`."""
         return await self._transitions.take.do_all(claims)
 
     async def finish(self, ends: Sequence[Finish]) -> Ends:
-        """Record how attempts ended. Return for each whether its job accepts the result.
+        """Record how attempts ended. Return True for each attempt whose result the job accepts.
 
-        False means that another attempt has the job.
+        False means that the job has already ended in another way, or that a later attempt runs it.
         """
         return await self._transitions.finish.do_all([records.to_finish(end) for end in ends])
 
     async def lease(self, id: bytes, attempt: int, worker: str, until_ms: int) -> bool:
-        """Lease a job to ``worker`` until ``until_ms`` (since the epoch), so that its message can be acked.
+        """Lease a job to ``worker`` until ``until_ms`` (since the epoch).
 
-        A time in the past ends the lease. ``attempt``: the attempt in the job's record, or 0 if no worker has
-        taken the job. Return False if the job is over, or if another attempt or worker has it. Then the
-        caller must stop working on the job.
+        The lease protects the job while its message is already acked. A time in the past ends the lease.
+        ``attempt``: the attempt in the job's record, or 0 if no worker has taken the job.
+
+        Return False if the job has ended, or if another attempt or worker has it. Then the caller must stop
+        working on the job.
         """
         return await self._transitions.lease.do(JobLease(id, attempt, worker, until_ms))
 
     async def waits(self, waits: Sequence[JobWait]) -> Ends:
-        """Record that running jobs wait for their upstream or engine, or that their wait is over.
+        """Record that running jobs wait for their upstream or engine, or that their wait has ended.
 
-        The loss of a worker does not use up an attempt of a job that waits. Return False for each job that is
-        over, or that another attempt has.
+        If a worker is lost while a job waits, this does not count as an attempt of the job. Return False for
+        each job that has ended, or that runs in another attempt.
         """
         return await self._transitions.waits.do_all(waits)
 
     async def cancel(self, id: bytes) -> Job | None:
-        """Cancel a job unless it is over. Return the job's new record, or None if the job does not exist."""
+        """Cancel a job that has not ended. Return the job's record, or None if the job does not exist."""
         return records.job(id, await self._scripts.run("cancel", [id]))
 
     # --- reading ---------------------------------------------------------------------------------------
@@ -157,7 +159,7 @@ class JobStore:
     async def request(self, id: bytes) -> bytes | None:
         """Return a job's request frame, or None if it was deleted.
 
-        The end of a job deletes the frame. Only a failed job keeps its frame until the job is removed.
+        The frame is deleted when the job ends. Only a failed job keeps it, until the job is removed.
         """
         found: bytes | None = await answer(self._redis.get(REQUEST.encode() + id))
         return found
@@ -200,13 +202,19 @@ class JobStore:
         return [records.event(after + n, line) for n, line in enumerate(lines, 1)]
 
     def watch(self) -> JobWatch:
-        """Return the watch on changes of jobs. All watchers of the process share its connection."""
+        """Return the object that reports changes of jobs.
+
+        All its users in this process share one connection.
+        """
         if self._watch is None:
             self._watch = JobWatch(self._url, CHANGED.encode())
         return self._watch
 
     async def counts(self) -> Counts:
-        """Count all jobs, by state and by Deployment, and the events of the ledger, all at one moment."""
+        """Return the numbers of jobs by state and by Deployment, and of the ledger's events.
+
+        All numbers are from the same moment, so they can be compared.
+        """
         states, deployments, ledger, acknowledged, watched = await self._scripts.run("counts", [])
         return Counts(
             states=dict(zip(STATES, states, strict=True)),
@@ -235,31 +243,32 @@ class JobStore:
     async def stale(self, now_ms: int, limit: int) -> Jobs:
         """Return up to ``limit`` jobs whose messages are probably lost.
 
-        The broker has not confirmed such a message for 10 s, or the job's lease has expired. Call this every
-        few seconds. After a longer gap between two calls, jobs with expired leases are left out for a while.
-        Perhaps the store was down, and workers could not renew these leases.
+        A message is probably lost if the broker has not confirmed it for 10 s, or if the job's lease has
+        expired. Call this every few seconds. After a gap of more than 10 s between two calls, jobs with
+        expired leases are left out for 15 s. The store may have been down, so that workers could not renew
+        these leases.
         """
         ids = await self._scripts.run("stale", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None and not job.terminal]
 
     async def revive(self, deployment: str, before_ms: int, *, orphans: bool) -> int:
-        """Let :meth:`stale` return a Deployment's waiting jobs. Call this when their messages are lost.
+        """Let :meth:`stale` return a Deployment's waiting jobs. Call this when the jobs' messages are lost.
 
-        This marks only jobs that were created before ``before_ms``. ``orphans``: also mark running jobs
-        without a lease. One call marks at most some thousands of jobs. Return how many it marked.
+        Only jobs that were created before ``before_ms`` are marked. ``orphans``: also mark running jobs
+        without a lease. Return the number of marked jobs. One call marks only some thousands of them.
         """
         before = before_ms.to_bytes(6, "big")
         found: int = await self._scripts.run("revive", [deployment, before, int(orphans)])
         return found
 
     async def claim_republish(self, id: bytes, attempt: int, state: State) -> bytes | None:
-        """Claim the right to publish a job's message again. Return the request frame for this message.
+        """Reserve the right to publish a job's message again. Return the request frame for this message.
 
         For the next 10 s, :meth:`stale` does not return the job. Call :meth:`queued` after the broker's
         confirm.
 
-        Return None if the job has changed, if another router has the claim, or if the request was deleted.
-        Also return None if the job may not be retried; then this call has marked it as ``failed``.
+        Return None if the job has changed, if another router publishes its message, or if the request was
+        deleted. Also return None if the job may not be retried. In this case, the job is now ``failed``.
         """
         frame: bytes | None = await self._scripts.run("republish", [id, attempt, state])
         return frame
@@ -270,7 +279,7 @@ class JobStore:
         return [job for job in await self.get_many(ids) if job is not None]
 
     async def size(self) -> tuple[int, int, int]:
-        """Return the server's memory in bytes, the number of records, and the number of ended jobs."""
+        """Return the server's used memory in bytes, the number of jobs, and how many of them have ended."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.info("memory")
         pipe.zcard(f"{PREFIX}all")

@@ -1,7 +1,8 @@
-"""The lease of the leading router. The lease is on disk, beside the jobs, so a restart of the store keeps it.
+"""The leading router's lease. It is on disk, beside the jobs, so a restart of the store keeps it.
 
-Each new lease has a greater epoch than all earlier ones. The leader sends this epoch with everything that it
-writes elsewhere. So a former leader cannot overwrite the work of its successor.
+Each new lease has a greater epoch than all earlier ones. The leader sends its epoch with everything that it
+writes elsewhere. Writes with an older epoch are ignored, so a former leader cannot overwrite the work of its
+successor.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class LeaderStore(Connected):
     async def claim(self, candidate: str, lease_s: float, seen: int, dead: str = "") -> LeaderLease:
         """Take the lease if it is free, or renew it if ``candidate`` holds it. Return the current lease.
 
-        ``seen``: the highest epoch that ``candidate`` has seen. A new lease gets a greater epoch.
-        ``dead``: a holder that has ended, so its lease is treated as free.
+        ``seen``: the highest epoch that ``candidate`` has seen. A new lease gets a greater epoch. ``dead``:
+        the name of a holder that has ended. If this holder has the lease, the lease is treated as free.
         """
         holder, epoch, lasts_ms = await self._scripts.run("lead", [candidate, int(lease_s * 1e3), seen, dead])
         return LeaderLease(holder.decode(), epoch, max(0, lasts_ms) / 1e3)

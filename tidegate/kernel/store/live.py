@@ -1,7 +1,7 @@
-"""The live facts in Valkey or Redis: each key, with the service that writes it.
+"""The live facts in Valkey or Redis: their keys, and the service that writes each of them.
 
-The store can lose facts at any moment. They return within seconds, because each writer repeats its writes. So
-for a reader, a missing fact is unknown, and not zero.
+The store can lose facts at any moment. Each writer repeats its writes, so lost facts return within seconds. A
+reader must treat a missing fact as unknown, and not as zero.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ GATEWAYS = "tidegate:gateways"  # sorted set of incarnations by time of last hea
 TIME = "tidegate:time:"  # + replica: how the replica has spent its time (ReplicaTime), written by the worker
 COSTS = "tidegate:costs"  # the cost rates of Deployments (CostFacts), written by the autoscaler
 STATUSES = "tidegate:statuses"  # DeploymentStatus by name, written by the autoscaler
-MODEL = "tidegate:model:"  # + deployment: ModelMetadata, written by its workers every 10 s
-CLAIM = "tidegate:claim:"  # + replica: the first worker that claimed this replica, written by this worker
+MODEL = "tidegate:model:"  # + deployment: ModelMetadata, written by the Deployment's workers every 10 s
+CLAIM = "tidegate:claim:"  # + replica: the worker that becomes this replica; only the first write counts
 OFFER = "tidegate:offer:"  # + scratch replica: the Assignment that the autoscaler offers to this replica
 TRAFFIC = "tidegate:traffic:"  # + incarnation: totals per endpoint (TrafficReport), written by the gateway
-CALLERS = "tidegate:callers:"  # + 10 s slot + endpoint: HyperLogLog of callers, written by gateways
+CALLERS = "tidegate:callers:"  # + 10 s interval + endpoint: HyperLogLog of callers, written by gateways
 CALLERS_OF_DAY = "tidegate:callers-day:"  # + day + endpoint: HyperLogLog of callers, written by the router
-STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, to which its workers add
+STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts; the Deployment's workers add to them
 
 REPLICA_TTL_MS = 6_000
 FAILED_TTL_MS = 120_000
 GATEWAY_TTL_MS = 3_000
-# Metadata and counts expire this many seconds after the last write. Until then, a Deployment without replicas
-# can also show them.
+# Metadata and counts expire this many seconds after the last write. Until then, they are shown even if the
+# Deployment has no replicas.
 MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
 CLAIM_TTL_S = 3600
 # The last report of a replica is kept for this many seconds, so that a restarted autoscaler can read it.
@@ -53,12 +53,12 @@ TRAFFIC_TTL_S = 60
 CALLERS_SLOT_S = 10
 CALLERS_TTL_S = 120
 CALLERS_DAY_TTL_S = 3 * 86_400
-# A silent gateway is listed as missing for this many seconds, and then forgotten.
+# A gateway without a heartbeat is listed as missing for this many seconds. Then it is removed from the list.
 GATEWAY_GONE_S = 30.0
 
-# If the stored route table has a greater revision, returns that table's epoch. Otherwise, replaces the table
-# and returns false. To find the revision, reads only the start of the stored table. Overwrites a table
-# without a revision.
+# Replaces the stored route table and returns false. If the stored table has a greater revision, keeps it and
+# returns its epoch instead. The revision is at the start of a table, so only the start of the stored table is
+# read. A stored table without a revision is always replaced.
 PUBLISH_ROUTES = """
 local function revision(head)
   return string.match(head, '^{"epoch":"(%d+)","n":(%d+)')
@@ -128,7 +128,7 @@ class Store(Connected):
         return {report.replica: report for report in reports}
 
     async def forget_times(self, replicas: Sequence[str]) -> None:
-        """Delete the reports of replicas whose time is in the cost ledger."""
+        """Delete the time reports of these replicas, after the cost ledger has recorded their time."""
         if replicas:
             await answer(self._redis.delete(*(TIME + replica for replica in replicas)))
 
@@ -142,22 +142,25 @@ class Store(Connected):
         return CostFacts.from_json(raw) if raw is not None else None
 
     async def claim_replica(self, replica: str, by: str) -> str:
-        """Claim ``replica`` for the worker ``by``. Return the worker that claimed it first."""
+        """Record that the worker ``by`` becomes ``replica``, unless another worker is recorded already.
+
+        Return the recorded worker.
+        """
         key = CLAIM + replica
         await answer(self._redis.set(key, by, nx=True, ex=CLAIM_TTL_S))
         return await self.claimant(replica) or by
 
     async def claimant(self, replica: str) -> str | None:
-        """Return the worker that has claimed ``replica``, or None."""
+        """Return the worker that is recorded to become ``replica``, or None."""
         raw = await answer(self._redis.get(CLAIM + replica))
         return raw.decode() if raw is not None else None
 
     async def offer_replica(self, worker: str, assignment: str, lives_s: float) -> None:
-        """Offer an assignment to one waiting worker for ``lives_s`` seconds."""
+        """Offer an assignment to a scratch replica (``worker``) for ``lives_s`` seconds."""
         await answer(self._redis.set(OFFER + worker, assignment, px=int(lives_s * 1000)))
 
     async def offered(self, worker: str) -> bytes | None:
-        """Return the assignment that is offered to a worker, or None."""
+        """Return the assignment that is offered to a scratch replica, or None."""
         raw: bytes | None = await answer(self._redis.get(OFFER + worker))
         return raw
 
@@ -181,7 +184,7 @@ class Store(Connected):
         await answer(pipe.execute())
 
     async def gateways(self) -> GatewayView:
-        """Return the heartbeats of all gateways, and the names of known gateways without a heartbeat."""
+        """Return the heartbeats of all gateways, and the names of gateways whose heartbeat is missing."""
         now = await self._now()
         await answer(self._redis.zremrangebyscore(GATEWAYS, "-inf", now - GATEWAY_GONE_S))
         known = {name.decode() for name in await answer(self._redis.zrange(GATEWAYS, 0, -1))}
@@ -189,7 +192,10 @@ class Store(Connected):
         return GatewayView(reports, sorted(known - {report.incarnation for report in reports}))
 
     async def report_traffic(self, report: TrafficReport, callers: Mapping[str, Iterable[str]]) -> None:
-        """Write a gateway's totals, and add the recent callers of each endpoint."""
+        """Write a gateway's totals, and add its recent callers to the counts of distinct callers.
+
+        ``callers``: the names of the recent callers of each endpoint.
+        """
         pipe = self._redis.pipeline(transaction=False)
         pipe.set(TRAFFIC + report.incarnation, report.to_json(), ex=TRAFFIC_TTL_S)
         slot = int(report.at // CALLERS_SLOT_S)
@@ -204,10 +210,10 @@ class Store(Connected):
         return [TrafficReport.from_json(raw) for raw in await self._scan(TRAFFIC)]
 
     async def count_callers(self, endpoints: Sequence[str], day_s: float, now: float) -> dict[str, int]:
-        """Return how many distinct callers each endpoint had on this day.
+        """Return the number of distinct callers of each endpoint on this day.
 
-        First add the callers of the last minute to the day's callers. ``day_s``: the length of a day in
-        seconds.
+        Before counting, add the callers of the last minute to those of the day. ``day_s``: the length of a
+        day in seconds.
         """
         if not endpoints:
             return {}
@@ -271,7 +277,7 @@ class Store(Connected):
         }
 
     async def _now(self) -> float:
-        # Use the store's clock, because the clocks of the services differ.
+        # Use the store's clock for all gateways, because the clocks of their machines can differ.
         seconds, micros = await answer(self._redis.time())
         return float(seconds) + float(micros) / 1e6
 

@@ -26,7 +26,7 @@ class ProfileStore(Connected):
     """Typed access to profiles. Every failure raises ``StoreUnavailable``."""
 
     async def push(self, deployment: str, piece: bytes) -> None:
-        """Add a replica's piece."""
+        """Append a piece of a replica's profile to the Deployment's list."""
         pipe = self._redis.pipeline()
         pipe.rpush(PROFILE + deployment, piece)
         pipe.ltrim(PROFILE + deployment, -PIECES_KEPT, -1)

@@ -114,7 +114,7 @@ def job(id: bytes, found: Mapping[bytes, bytes] | Sequence[bytes]) -> Job | None
 
 
 def event(seq: int, line: bytes) -> JobEvent:
-    """Return the event of a line in a job's log."""
+    """Return the event that one line of a job's log describes. ``seq``: the number of the event."""
     at, state, attempt, detail = line.decode().split(" ", 3)
     return JobEvent(seq, int(at), cast(State, state), int(attempt), detail)
 
@@ -126,5 +126,5 @@ def taken(text: str) -> Taken:
 
 
 def totals(flat: Sequence[bytes]) -> dict[str, int]:
-    """Return counts by name from a flat sequence of names and values."""
+    """Return counts by name. ``flat``: names and values in turn, as the store returns them."""
     return {name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}

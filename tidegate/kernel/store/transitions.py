@@ -1,4 +1,4 @@
-"""Group the frequent transitions of jobs. Concurrent transitions of one kind share a call of their script."""
+"""Group the frequent transitions of jobs: concurrent transitions of one kind share one script call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ class JobLease(NamedTuple):
 
 
 class JobWait(NamedTuple):
-    """A worker's note that a job waits for its upstream or engine, or that this wait is over."""
+    """A worker's report that a job's attempt starts or stops waiting for its upstream or engine.
+
+    ``waits``: True if the waiting starts.
+    """
 
     id: bytes
     attempt: int
@@ -29,10 +32,10 @@ class JobWait(NamedTuple):
 
 
 class Transitions:
-    """The grouped calls of :class:`tidegate.kernel.store.jobs.JobStore`, one for each kind of transition.
+    """The script calls of :class:`tidegate.kernel.store.jobs.JobStore`, grouped by kind of transition.
 
-    The caller encodes user data before it calls. So if a job cannot be encoded, the other jobs of the group
-    do not fail.
+    The caller encodes the user data of a job before the job joins a group. So an encoding error affects only
+    this job, and not the other jobs of the group.
     """
 
     def __init__(self, scripts: Scripts) -> None:

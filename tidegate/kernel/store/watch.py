@@ -21,7 +21,10 @@ BACKOFF_S = (0.05, 2.0)
 
 
 class JobChanges:
-    """An endless asynchronous iterator that yields after each change of a job. Unread changes are merged."""
+    """An endless asynchronous iterator that yields after changes of a job.
+
+    Several changes between two reads yield only once.
+    """
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
@@ -41,8 +44,8 @@ class JobChanges:
 class JobWatch:
     """A subscription to changes of jobs.
 
-    It connects on first use. After each reconnect, it notifies every watcher, because it missed changes while
-    it had no connection.
+    It connects on first use. After each reconnect, it notifies every watcher, because the watcher's job may
+    have changed while there was no connection.
     """
 
     def __init__(self, url: str, channel: bytes) -> None:
@@ -56,10 +59,11 @@ class JobWatch:
 
     @asynccontextmanager
     async def changes(self, id: bytes) -> AsyncIterator[JobChanges]:
-        """Subscribe to the changes of a job. Read the job inside the block, so that no change is missed.
+        """Subscribe to the changes of a job during the block.
 
-        Raises ``StoreUnavailable`` if the subscription fails. A notice says only that the job may have
-        changed. The iteration survives an outage of the store.
+        Read the job inside the block, because earlier changes are not announced. Each notice says only that
+        the job may have changed. If the store fails, the iterator waits and continues after the reconnect.
+        Raises ``StoreUnavailable`` if the subscription fails.
         """
         notices = JobChanges()
         self._watchers.setdefault(id, set()).add(notices)
@@ -74,7 +78,7 @@ class JobWatch:
                 await self._send("UNSUBSCRIBE", [id])
 
     async def close(self) -> None:
-        """End the subscription. An open iteration gets no further change, and never ends."""
+        """End the subscription. A loop over changes that still runs then waits forever."""
         await tasks.end(self._task)
 
     async def _subscribed(self, id: bytes) -> None:

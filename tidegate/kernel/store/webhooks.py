@@ -21,7 +21,10 @@ DELIVERIES = b"tidegate:job:deliveries:"
 
 
 class Due(NamedTuple):
-    """A claimed webhook: its job, the claim that :class:`Settled` needs, and the number of earlier tries."""
+    """A webhook that a dispatcher has claimed.
+
+    ``claim``: the number of the claim, needed for :class:`Settled`. ``tries``: the number of earlier tries.
+    """
 
     id: bytes
     claim: int
@@ -30,11 +33,11 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The result for a claimed webhook.
+    """The result of a try to deliver a claimed webhook.
 
-    ``logged``: the log entry of the try; None: no try was made.
-    ``again_ms``: milliseconds until the webhook is due again; None: this was the last try.
-    ``counted``: ``delivered`` or ``given_up`` after the last try; empty before.
+    ``logged``: the log entry of the try; None if no try was made. ``again_ms``: milliseconds until the
+    webhook is due again; None if this was the last try. ``counted``: the counter that the last try increases,
+    ``delivered`` or ``given_up``; otherwise empty.
     """
 
     id: bytes
@@ -61,9 +64,10 @@ class WebhookStore(Connected):
         return [Due(id_, claim, tries) for id_, tries in pairs], waiting
 
     async def settle(self, settled: Sequence[Settled]) -> list[bool]:
-        """Record the results of webhooks. Return for each if its claim was still valid.
+        """Record the results of webhooks. Return True for each webhook whose claim was still valid.
 
-        If the claim had expired, only the log is written.
+        If the claim had expired, write only the log entry, because another dispatcher may have claimed the
+        webhook.
         """
         arguments: list[Argument] = []
         for one in settled:

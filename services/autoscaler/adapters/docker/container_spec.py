@@ -1,4 +1,4 @@
-"""Build the engine's request that creates the container of a replica."""
+"""Build the request to the container engine that creates a replica's container."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GPUS = "tidegate.gpus"
 DEFAULTS = "tidegate.defaults"
 
 Pull = Literal["never", "missing", "always"]
-# How to request a container's GPUs from the engine: by device requests, or by an environment variable. The
+# How to request GPUs from the container engine: by device requests or by an environment variable. The
 # variable works only if NVIDIA's runtime is the engine's default.
 GpuRequest = Literal["devices", "environment"]
 
@@ -35,11 +35,14 @@ GpuRequest = Literal["devices", "environment"]
 class DockerPlan:
     """The settings for workers as containers. Memory is in MiB; 0 means no limit.
 
-    ``token`` is the service token, from which replicas' tokens are derived. ``secrets`` has the contents
-    of the worker's secret files by path. ``stack`` is the prefix of container names, so that stacks can share
-    an engine. ``home`` is the state folder in the container. ``volumes`` has the mount point of each named
-    volume. With ``compose_project``, `docker compose down` also ends the workers. With ``model_users``, the
-    worker runs as root, but has only the capabilities that it needs to run its model as another user.
+    - ``stack``: the prefix of container names, so that several stacks can share a container engine
+    - ``token``: the service token, from which the tokens of replicas are derived
+    - ``secrets``: the content of each secret file of a worker, by path
+    - ``volumes``: the mount point of each named volume
+    - ``home``: the state folder in the container
+    - ``compose_project``: if set, `docker compose down` for this project also ends the workers
+    - ``model_users``: True if the worker runs its model as another user. Then the worker runs as root, but
+      has only the capabilities that it needs for this.
     """
 
     stack: str
@@ -64,7 +67,7 @@ class DockerPlan:
     logs: LogLimits | None = None
 
     def name(self, replica: str) -> str:
-        """Return the container's name. The dot keeps it different from the names that compose makes."""
+        """Return the container's name. Its dot prevents a clash with the names that compose makes."""
         return f"{self.stack}.{replica}"
 
     @property
@@ -91,8 +94,8 @@ def body(plan: DockerPlan, start: LaunchSpec, image: str, digest: str, gpus: Sha
         "Image": image,
         "Env": [f"{key}={value}" for key, value in sorted(environment.items())],
         "Labels": _labels(plan, start, digest, gpus),
-        # If somebody else stops the container, the engine sends this signal. The engine kills the worker only
-        # after the timeout in seconds, so that the worker can drain.
+        # Another program may stop this container. Then the engine sends this signal. It kills the worker only
+        # after the timeout (seconds), so that the worker can drain.
         "StopSignal": "SIGTERM",
         "StopTimeout": int(start.drain_limit_s) + 10,
         "HostConfig": _host_config(plan, start, gpus),

@@ -50,7 +50,10 @@ class Engine:
         self._threads.shutdown(wait=False)
 
     async def containers(self, labels: Mapping[str, str]) -> list[Doc]:
-        """Return containers that have all these labels, also ended ones. An empty value matches any value."""
+        """Return the containers that have all these labels, including ended containers.
+
+        An empty value of a label matches any value.
+        """
         filters = {"label": [f"{key}={value}" if value else key for key, value in labels.items()]}
         found: list[Doc] = await self._do(lambda api: api.containers(all=True, filters=filters))
         return found

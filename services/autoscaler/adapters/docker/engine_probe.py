@@ -1,4 +1,7 @@
-"""Read the cores and memory of the engine's machine. The engine does not report how much memory is free."""
+"""Read the number of cores and the memory of the container engine's machine.
+
+The engine does not report how much memory is available, so this value is unknown.
+"""
 
 from __future__ import annotations
 

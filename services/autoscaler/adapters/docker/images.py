@@ -14,14 +14,18 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# A launch waits at most this many seconds for the pull of its image. For an unchanged image, this is enough.
+# A launch waits at most this many seconds for the pull of its image. This is enough to check an unchanged
+# image.
 MOMENT_S = 1.0
 # A launch can use the result of an earlier pull that began at most this many seconds ago.
 OLD_S = PULL_TIMEOUT_S
 
 
 class ImagePull(NamedTuple):
-    """A pull that runs, or whose result no launch has used yet. ``began``: monotonic time of its start."""
+    """A pull that still runs, or that has ended with a result that no launch has used yet.
+
+    ``began``: the monotonic time of its start, in seconds.
+    """
 
     pull: asyncio.Task[None]
     began: float
@@ -36,10 +40,11 @@ class Images:
         self._pulls: dict[str, ImagePull] = {}
 
     async def digest(self, reference: str) -> str:
-        """Return the image's name with its registry digest. Return the image's id if it has no digest.
+        """Return the image's name with its registry digest, or the image's id if it has no digest.
 
-        Raise ``LaunchFailed`` if the image is missing. With ``pull`` "always", raise it also while the newest
-        image is being pulled. In both cases a pull starts, unless ``pull`` is "never".
+        If the image is missing, raise ``LaunchFailed`` and start a pull, unless ``pull`` is "never". If
+        ``pull`` is "always", pull the newest image first. Raise ``LaunchFailed`` if this pull fails or takes
+        too long.
         """
         found = await self._found(reference)
         digests = found.get("RepoDigests") or []
@@ -64,10 +69,10 @@ class Images:
         raise LaunchFailed(self._pull_missing(reference))
 
     async def _renew(self, reference: str) -> None:
-        """Pull the image for this launch. A slow pull continues in the background.
+        """Pull the image for this launch, and wait at most ``MOMENT_S`` seconds.
 
-        Raise ``LaunchFailed`` if the pull is not finished in time, or if it failed. The next launch uses the
-        result of a pull that ended in the background.
+        Raise ``LaunchFailed`` if the pull failed or is not finished yet. An unfinished pull continues in the
+        background, and the next launch uses its result.
         """
         running, now = self._pulls.get(reference), time.monotonic()
         if running is None or (running.pull.done() and now - running.began > OLD_S):

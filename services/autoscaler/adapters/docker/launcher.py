@@ -1,8 +1,8 @@
-"""Run workers as containers of an engine: the launcher of the compose stack.
+"""Run workers as containers: the launcher of the compose stack.
 
-The engine keeps the state: container names are unique, and labels say how a container was launched and which
-GPUs it has. Labels cannot change, so the time when a drain began is in a file of the autoscaler. If that file
-is lost, the worker's heartbeat still reports the drain.
+The container engine stores the state. Container names are unique. Labels record how a container was launched
+and which GPUs it has. Labels cannot change, so a file of the autoscaler stores the time when a drain began.
+If this file is lost, the worker's heartbeat still reports the drain.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ from tidegate.kernel.protocol.warm_pool import WarmAssignment
 
 log = telemetry.logger(__name__)
 
-# In a class with a method `list`, `list[...]` would mean this method. These names avoid that.
+# In a class with a method `list`, the annotation `list[...]` would refer to this method. These names avoid
+# this.
 Rows = list[Doc]
 Replicas = list[Running]
 
@@ -157,7 +158,8 @@ class DockerLauncher:
         except NoRoom as reason:
             raise NoFreeGpu(f"The worker {replica} {reason}.") from None
         await self._create(start, shares)
-        # Another process may have chosen the same GPU meanwhile. Then the earlier claim wins.
+        # Meanwhile, another process may have claimed the same GPU. Then the replica with the earlier GPU
+        # claim gets the GPU.
         claims = await self._claims()
         mine = next((claim for claim in claims if claim.replica == replica), None)
         if mine is None or not stands(inventory, claims, mine):
@@ -175,7 +177,10 @@ class DockerLauncher:
         ]
 
     async def _order(self, row: Doc) -> tuple[int, str, str]:
-        """Return the sort key of a claim: started containers first, then by creation time in nanoseconds."""
+        """Return the sort key of a container's GPU claim. The claim with the smallest key wins.
+
+        Started containers come first, then created containers by creation time, then removed containers.
+        """
         if row["State"] != "created":
             return 0, "", row["Id"]
         try:
@@ -234,7 +239,11 @@ class DockerLauncher:
         )
 
     def _fingerprint(self, deployment: str, labels: Mapping[str, str]) -> str:
-        """Return the fingerprint; empty if a warm pool's worker was started with outdated settings."""
+        """Return the fingerprint of the configuration with which the replica was launched.
+
+        If a warm pool's worker was started with outdated settings, return an empty string, so that the worker
+        counts as outdated.
+        """
         stale = pool_of(deployment) is not None and labels.get(DEFAULTS) != self._plan.defaults
         return "" if stale else labels.get(FINGERPRINT, "")
 

@@ -1,8 +1,8 @@
 """The cost ledger on disk: ``<state>/data/costs.db`` (SQLite).
 
-The table ``lives`` has the replicas with time that is not booked yet. The table ``amounts`` has the booked
-amounts by hour. Both change in one transaction, so a crash of the autoscaler books nothing twice. Old hours
-are merged into days.
+The table ``amounts`` contains the booked time and cost of replicas, by hour. The table ``lives`` contains the
+replicas with time that is not in ``amounts`` yet. One transaction changes both tables, so no time is booked
+twice if the autoscaler crashes. Old hours are merged into days.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SUMS = ", ".join(f"sum({count})" for count in _COUNTS)
 
 
 class CostStore:
-    """The durable ledger. Several threads may call it; only the leader writes."""
+    """The cost ledger on disk. Several threads may call it; only the leader writes."""
 
     def __init__(self, path: Path, days_kept: int = 400) -> None:
         self._days_kept = days_kept
@@ -49,11 +49,15 @@ class CostStore:
         self._db.close()
 
     def lives(self) -> list[Life]:
-        """Return the lives of replicas that are not completely booked."""
+        """Return the lives of the replicas whose time is not completely in the table ``amounts``."""
         return [_life(json.loads(body)) for (body,) in self._db.read("SELECT body FROM lives")]
 
     def book(self, bookings: Mapping[Place, Amount], lives: Iterable[Life], closed: Sequence[str]) -> None:
-        """Add amounts, store the lives as they are after these bookings, and delete ``closed`` lives."""
+        """Add ``bookings`` to the hourly amounts, and update the lives in the same transaction.
+
+        ``lives``: the replicas' lives as they are after these bookings. ``closed``: the names of replicas
+        whose lives are deleted.
+        """
         rows = [
             (*place[:4], *place.part, *amount.spent, amount.cost, amount.token_cost)
             for place, amount in bookings.items()
@@ -65,7 +69,10 @@ class CostStore:
         )
 
     def amounts(self, since: float, until: float, *, hourly: bool = False) -> list[tuple[Place, Amount]]:
-        """Return the amounts of hours from ``since`` to ``until``. Unless ``hourly``, add up the hours."""
+        """Return the amounts of the hours from ``since`` to ``until`` (seconds since the epoch).
+
+        Without ``hourly``, the amounts of all hours are added up.
+        """
         hour = "hour" if hourly else "0"
         keys = _KEYS.replace("hour", hour, 1)
         rows = self._db.read(

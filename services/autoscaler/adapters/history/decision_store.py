@@ -1,8 +1,12 @@
 """The autoscaler's durable state: ``<state>/data/autoscaler.db`` (SQLite).
 
-It has the last generation of each place for a replica, so that no replica name is used twice. It also has
-the cordoned hosts, the workers of the warm pool that became replicas, the overrides that the registry has not
-received yet, and a limited number of decisions and cold starts.
+It contains:
+
+- the last generation of each replica slot of a Deployment, so that no replica name is used twice
+- the cordoned hosts
+- the workers of the warm pool that became replicas
+- the overrides that the registry has not received yet
+- a limited number of decisions and cold starts
 
 A call takes well under a millisecond. A failed call raises ``Unavailable``.
 """
@@ -53,12 +57,15 @@ class DecisionStore:
         self._db.close()
 
     def generations(self) -> dict[tuple[str, int], int]:
-        """Return the last generation of each (deployment, slot)."""
+        """Return the last generation of each replica slot. The keys are (Deployment, number of the slot)."""
         rows = self._db.read("SELECT deployment, slot, generation FROM generations")
         return {(deployment, slot): generation for deployment, slot, generation in rows}
 
     def save_generation(self, deployment: str, slot: int, generation: int) -> None:
-        """Store a generation, unless a higher one is stored. Call this before the generation is used."""
+        """Store the generation of a replica slot, unless a higher generation is stored.
+
+        Call this before a replica with this generation starts.
+        """
         statement = (
             "INSERT INTO generations VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
             "SET generation = max(generation, excluded.generation)"
@@ -66,7 +73,7 @@ class DecisionStore:
         self._db.write((statement, [(deployment, slot, generation)]))
 
     def overrides(self) -> dict[str, LocalOverride]:
-        """Return the overrides that wait for the registry, by Deployment."""
+        """Return the overrides that the registry has not received yet, by Deployment."""
         rows = self._db.read("SELECT deployment, replicas, expires_at FROM overrides")
         forced = {name for (name,) in self._db.read("SELECT deployment FROM forced_overrides")}
         return {name: LocalOverride(replicas, expires, name in forced) for name, replicas, expires in rows}
@@ -88,7 +95,7 @@ class DecisionStore:
         )
 
     def claims(self) -> list[WarmClaim]:
-        """Return the offers to the warm pool that have no result yet or that a worker took."""
+        """Return the offers to the warm pool: those without a result yet, and those that a worker took."""
         rows = self._db.read("SELECT replica, fingerprint, launched_at, drain_limit_s, worker FROM claims")
         return [WarmClaim(*row) for row in rows]
 
@@ -97,7 +104,7 @@ class DecisionStore:
         self._db.write(("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", [astuple(claim)]))
 
     def drop_claim(self, replica: str) -> None:
-        """Delete an offer that no worker took, or the claim of a replica that has ended."""
+        """Delete an offer that no worker took, or the offer of a replica that has ended."""
         self._db.write(("DELETE FROM claims WHERE replica = ?", [(replica,)]))
 
     def cordons(self) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Recorded arrivals and rounds: ``<state>/data/history.db`` (SQLite).
 
-Arrivals are kept by second for a day and by minute for four weeks. Rounds are kept in chunks, up to a total
-size. A self-contained chunk also has the state before its first round. So its rounds, and the rounds of later
-chunks, can be decided again.
+Arrivals are stored by second for a day, and by minute for four weeks. Rounds of the control loop are stored
+in chunks, up to a total size. A self-contained chunk also contains the state before its first round. From
+this state, the decisions of its rounds and of later chunks can be computed again.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class Recordings:
     def chunks(self, since: float, until: float) -> Iterator[Document]:
         """Yield the chunks with rounds between two times, oldest first.
 
-        The first chunk is self-contained. It may begin before ``since``.
+        The first chunk is self-contained, so that the decisions can be computed again. It may begin before
+        ``since``.
         """
         rows = self._db.read(
             "SELECT id FROM chunks WHERE first <= ? AND id >= coalesce("

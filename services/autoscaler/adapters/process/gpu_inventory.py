@@ -43,7 +43,7 @@ class MachineGpus:
         return self._found
 
     async def _read(self) -> tuple[tuple[Gpu, ...], str]:
-        """Return the GPUs, or none and the reason."""
+        """Return the GPUs and an empty string. Without GPUs, return an empty tuple and the reason."""
         code, output = await _run([self._command, *QUERY])
         if code is None:
             return (), f"{output}."

@@ -1,7 +1,8 @@
 """Run workers as processes of this machine: the launcher of the embedded stack.
 
-A worker runs in its own session. So signals to the autoscaler do not reach the worker, and its whole process
-group can be killed. The worker outlives the autoscaler. The next autoscaler finds the worker by its folder.
+Each worker runs in a separate session. So signals to the autoscaler do not reach the worker, and the worker's
+whole process group can be killed. Workers keep running when the autoscaler ends. The next autoscaler finds
+them by their replica folders.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from tidegate.kernel.protocol import replica_token
 from tidegate.kernel.protocol.models import Assignment
 from tidegate.kernel.protocol.warm_pool import WarmAssignment
 
-# In a class with a method `list`, `list[...]` would mean this method. These names avoid that.
+# In a class with a method `list`, the annotation `list[...]` would refer to this method. These names avoid
+# this.
 Replicas = list[Running]
 Folders = list[ReplicaFolder]
 
@@ -50,8 +52,8 @@ KILL_TIMEOUT_S = 5.0
 TAIL_BYTES = 4000
 MEASURE_EVERY_S = 5.0
 MIB = 1024 * 1024
-# Measured memory is rounded up to a multiple of this (bytes), so that small changes do not fill the
-# recordings.
+# Measured memory is rounded up to a multiple of this number of bytes. Otherwise each small change would add
+# an entry to the recordings.
 MEMORY_STEP = 16 * MIB
 # CUDA's environment variables: the devices that a process sees, and how CUDA numbers them.
 DEVICES, DEVICE_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
@@ -59,10 +61,11 @@ DEVICES, DEVICE_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 @dataclass(frozen=True, slots=True)
 class ProcessPlan:
-    """The settings for workers as processes. The replica's folder is appended to ``command``.
+    """The settings for workers as processes.
 
-    ``token`` is the service token, from which the tokens of replicas are derived. ``environment`` is the
-    whole environment of workers.
+    - ``command``: the command that starts a worker; the launcher appends the path of the replica's folder
+    - ``token``: the service token, from which the tokens of replicas are derived
+    - ``environment``: the workers' environment, to which the launcher adds the GPUs and the replica's name
     """
 
     command: Sequence[str]
@@ -133,7 +136,7 @@ class ProcessLauncher:
         return [row if row.alive else replace(row, ended_at=self._ends.ended_at(row.replica)) for row in rows]
 
     async def output(self, replica: str, lines: int) -> str:
-        """Return an empty string, because the log folder has the output."""
+        """Return an empty string, because the worker writes its output to the log folder."""
         return ""
 
     def log_path(self, replica: str) -> Path:
@@ -141,8 +144,8 @@ class ProcessLauncher:
         return self._logs.path(replica)
 
     def _launch_with_gpus(self, start: LaunchSpec, inventory: Sequence[Gpu]) -> None:
-        # The lock is held until the worker runs, so that later launches of any process see this worker's
-        # claim.
+        # The lock is held until the worker is started. Otherwise another launch could miss this worker's GPU
+        # claim and choose the same GPU.
         with self._choosing():
             try:
                 shares = place(inventory, self._claims(), start.resources)
@@ -279,12 +282,12 @@ class ProcessLauncher:
         return -(-self._memory.get(folder.worker_pid(), 0) // MEMORY_STEP) * MEMORY_STEP // MIB
 
     def _alive(self, folder: ReplicaFolder) -> bool:
-        """Return whether the worker lives, or may still be starting.
+        """Return True if the worker lives or may still be starting.
 
-        A child of this process lives until the kernel reports its end. Other workers live while they hold
-        their lock. Before the lock file is written, a worker lives while its process, or any process that
-        is marked with the replica's name, lives. Without such a process, a launch may still be running
-        until the folder is ``LAUNCH_GRACE_S`` seconds old.
+        A child of this process lives until the kernel reports its end. Any other worker with its pid in the
+        lock file lives while it holds the lock. Before the pid is written, the worker counts as alive if a
+        process of the replica lives. If no such process is found, it counts as alive until the folder is
+        ``LAUNCH_GRACE_S`` seconds old, because the launch may still be running.
         """
         child = self._children.get(folder.replica)
         if child is not None:

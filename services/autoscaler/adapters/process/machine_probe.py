@@ -14,7 +14,8 @@ from services.autoscaler.domain.snapshot import Host
 
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 MIB = 1024 * 1024
-# Available memory is rounded down to a multiple of this, so that small changes do not fill the recordings.
+# Available memory is rounded down to a multiple of this number of MiB. Otherwise each small change would add
+# an entry to the recordings.
 STEP_MB = 32
 
 
@@ -66,16 +67,16 @@ class MachineProbe:
                 yield limit / each
 
     def _above(self, controller: str, mounted: str) -> Iterator[Path]:
-        """Yield the folders of this process's cgroup and of its parents.
+        """Yield the folders of this process's cgroup and of its parents, below the folder ``mounted``.
 
-        ``controller`` is empty for version 2 of cgroups.
+        ``controller``: the controller in version 1 of cgroups; empty for version 2.
         """
         root = self._cgroup / mounted
         for line in _text(self._proc / "self" / "cgroup").splitlines():
             _, names, path = [*line.split(":", 2), "", ""][:3]
             if controller in names.split(","):
-                # In a container, this may be a path of the host, which does not exist here. Then only the
-                # root is read.
+                # In a container, this may be a path of the host, which does not exist in the container. Then
+                # only the root folder can be read.
                 folder = root / path.lstrip("/")
                 yield from (each for each in (folder, *folder.parents) if each.is_relative_to(root))
                 return

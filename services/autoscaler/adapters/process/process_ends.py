@@ -36,7 +36,7 @@ class ProcessEnds:
         return self._ended.get(replica)
 
     def forget(self, replica: str) -> None:
-        """Forget a replica that was removed. No later replica has its name."""
+        """Stop watching a removed replica, and forget when it ended."""
         if replica in self._watched:
             self._note(replica)
         self._ended.pop(replica, None)

@@ -1,9 +1,9 @@
 """Find the processes of a replica in /proc.
 
-A process is marked by ``TIDEGATE_REPLICA`` in its environment, which all children of the worker inherit. Two
-stacks on one machine may have replicas of the same name. So a process must also belong to this stack. It
-belongs to this stack if its session or group, the state folder in its environment, its working directory or
-its command line shows this.
+The worker has the environment variable ``TIDEGATE_REPLICA``, and all its children inherit it. This variable
+marks the replica's processes. Another stack on the same machine may have a replica of the same name. So one
+of these must also match this replica or stack: the session, the process group, the state folder in the
+environment, the command line or the working directory.
 """
 
 from __future__ import annotations
@@ -62,12 +62,16 @@ def mark_of(pid: int) -> tuple[str, str] | None:
 
 
 def processes_of(owner: ReplicaIdentity) -> list[Process]:
-    """Return every live process of a replica: marked ones of this stack, and the worker's process group."""
+    """Return every live process of a replica.
+
+    These are the marked processes of this stack and all processes of the worker's process group.
+    """
     everyone = [process for pid in _pids() if (process := read(pid)) is not None]
     marked = [p for p in everyone if _is_of(p, owner)]
     if not any(owner.leader in {p.pid, p.group, p.session} for p in marked) or not owner.leader:
         return marked
-    # The worker started in a new session, so unmarked processes in its group belong to it, too.
+    # The worker started in a new session. So unmarked processes in the worker's process group also belong to
+    # the worker.
     pids = {p.pid for p in marked}
     return marked + [p for p in everyone if p.group == owner.leader and p.pid not in pids]
 
@@ -91,7 +95,10 @@ def kill_all(owner: ReplicaIdentity, timeout_s: float) -> list[Process]:
 
 
 def send(process: Process, number: signal.Signals) -> bool:
-    """Send a signal to this process, but not to a later one with its pid. Return False if it was not sent."""
+    """Send a signal to this process. Return False if the signal was not sent.
+
+    If a later process has the same pid, it does not get the signal.
+    """
     current = read(process.pid)
     if current is None or current.started != process.started:
         return False

@@ -76,13 +76,13 @@ class ReplicaFolder:
         return from_label(self._read("gpus"))
 
     def note_process(self, pid: int) -> None:
-        """Write down the worker's process. This identifies the worker until it holds its lock."""
+        """Store the worker's pid and start time. They identify the worker until it holds its lock."""
         process = procfs.read(pid)
         if process is not None:
             self._write("process", f"{pid} {process.started}")
 
     def noted_process(self) -> procfs.Process | None:
-        """Return the worker's process as written down; None if it has ended."""
+        """Return the worker's process from the file ``process``; None if it has ended or was not stored."""
         pid, _, started = self._read("process").partition(" ")
         process = procfs.read(int(pid)) if pid.isdecimal() else None
         return process if process is not None and str(process.started) == started else None
@@ -100,9 +100,10 @@ class ReplicaFolder:
         return int(noted) if noted.isdecimal() else 0
 
     def lock_held(self) -> bool | None:
-        """Return whether the worker holds its lock; None if the worker has not written its pid yet.
+        """Return True if the worker holds its lock; None if the worker has not written its pid yet.
 
-        Until then, the lock is not tested, because a test could prevent the worker from taking it.
+        Before the pid is written, the lock is not tested. The test itself takes the lock for a moment, so it
+        could prevent the worker from taking the lock.
         """
         if not self._read("lock").strip():
             return None
@@ -119,7 +120,7 @@ class ReplicaFolder:
         return False
 
     def mark_draining(self, at: float) -> None:
-        """Write down when the drain began, unless a time is already written."""
+        """Store when the drain began, unless a time is already stored."""
         if self.draining_since() is None:
             self._write("draining", f"{at:.3f}")
 

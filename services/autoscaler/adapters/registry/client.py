@@ -1,4 +1,4 @@
-"""The registry's HTTP API, as far as the autoscaler uses it."""
+"""A client of the registry's HTTP API, with the calls that the autoscaler needs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ class RegistryClient:
 
 
 def _path(deployment: str) -> str:
-    # The name comes from a caller. Quoting keeps it one segment of the path.
+    # The name comes from a caller and may contain a slash. Quoting keeps the name one segment of the URL
+    # path.
     return f"/v1/deployments/{quote(deployment, safe='')}"
 
 

@@ -17,9 +17,9 @@ log = telemetry.logger(__name__)
 
 
 class DesiredStateSource:
-    """The last desired state that was read from the registry. A file keeps a copy for the next start.
+    """The last desired state that was read from the registry, with a copy on disk for the next start.
 
-    A failed read keeps the last desired state. ``answered`` is False while the registry cannot be read.
+    If a read fails, the last desired state stays in use. ``answered``: True if the last read succeeded.
     """
 
     def __init__(self, registry: RegistryClient, cache: Path, on_change: Callable[[], None]) -> None:

@@ -16,7 +16,11 @@ REGISTRY, HERE = "registry", "autoscaler"
 
 
 class Overrides:
-    """The overrides by operators. A ``pending`` override is not in the registry yet, and has precedence."""
+    """The overrides by operators.
+
+    ``pending``: the overrides that the registry has not received yet. They have precedence over the
+    registry's overrides.
+    """
 
     def __init__(
         self, registry: RegistryClient, decision_store: DecisionStore, clock: Callable[[], float]
@@ -35,8 +39,8 @@ class Overrides:
     ) -> str:
         """Set an override, and return where it is stored: ``REGISTRY`` or ``HERE``.
 
-        ``known``: True if the last desired state has the Deployment. If not, and if the registry does not
-        answer, raise ``NotFound``.
+        If the registry does not answer, the override is stored on this machine (``HERE``). Then the last
+        desired state must contain the Deployment (``known``); otherwise raise ``NotFound``.
         """
         try:
             await self._registry.put_override(deployment, replicas, ttl_s, force=force)

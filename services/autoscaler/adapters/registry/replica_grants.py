@@ -13,7 +13,7 @@ from tidegate.kernel.errors import TidegateError
 
 log = telemetry.logger(__name__)
 
-# The registry forgets the report when it restarts, so the report is repeated.
+# The seconds between two reports. Reports are repeated, because the registry forgets them when it restarts.
 REPEAT_S = 2.0
 # A replica that is being launched may read its artifact for this many seconds, even if the launcher does not
 # list the replica yet.
@@ -21,7 +21,10 @@ LAUNCH_S = 10.0
 
 
 class ReplicaGrants:
-    """The artifacts that replicas may read. Each report has all of them, so a lost report does no harm."""
+    """The artifacts that replicas may read, as reported to the registry.
+
+    Each report contains all artifacts, so the next report repairs a lost one.
+    """
 
     def __init__(self, registry: RegistryClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry = registry

@@ -43,8 +43,8 @@ def spendings(
 ) -> dict[str, Spending]:
     """Return the spending that counts against each Deployment's budgets.
 
-    ``days`` and ``months`` have the costs of the current day and month. ``holders`` maps each reserve to the
-    Deployment whose budgets it shares.
+    ``days`` and ``months`` have the costs of the current day and month. ``holders`` maps the name of each
+    Deployment of reserved replicas to the Deployment whose budgets it shares.
     """
     day, month = _together(days, holders), _together(months, holders)
     return {
@@ -54,7 +54,7 @@ def spendings(
 
 
 def _together(costs: Mapping[str, float], holders: Mapping[str, str]) -> dict[str, float]:
-    """Return the cost of each Deployment, including its reserves."""
+    """Return the cost of each Deployment, including its reserved replicas."""
     found: dict[str, float] = {}
     for name, cost in costs.items():
         holder = holders.get(name, name)
@@ -84,8 +84,9 @@ def used_up(
 
 
 def refusal(deployment: Deployment, used: BudgetUsed, holder: str) -> str:
-    """Return why a Deployment takes no requests; empty if it keeps its minimum of replicas.
+    """Return the error message for requests to a Deployment whose budget is used up.
 
+    Return an empty string if the Deployment keeps its minimum of replicas and still takes requests.
     ``holder``: the Deployment that has the budget.
     """
     if deployment.scaling.over_budget == "minimum" and deployment.min_replicas:

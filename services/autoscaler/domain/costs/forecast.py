@@ -28,9 +28,11 @@ Z = 1.2816
 
 @dataclass(frozen=True, slots=True)
 class MonthForecast:
-    """The cost of the current month: until now, until its end, and the bounds of the 80 % interval, if known.
+    """The cost of the current month, as a forecast.
 
-    ``basis`` says what the forecast is based on.
+    ``spent``: the cost until now. ``expected``: the cost of the whole month. ``low`` and ``high``: the bounds
+    of the 80 % interval; None if it is not known. ``basis``: the data that the forecast uses, in words.
+    ``until``: the end of the month.
     """
 
     spent: float
@@ -85,8 +87,7 @@ def _expectation(history: Mapping[int, float]) -> Callable[[int], float]:
     weeks = {place: fmean(found) for place, found in weekly.items()}
     days = {place: fmean(found) for place, found in daily.items()}
     overall = fmean(history.values())
-    # Before the end of the second week, many hours of the week have occurred only once, so their means say
-    # little.
+    # In the first two weeks, many hours of the week have occurred only once. Their means say little.
     use_weeks = len(history) * HOUR_S >= 2 * WEEK_S
     use_days = len(history) * HOUR_S >= 2 * DAY_S
 

@@ -4,9 +4,9 @@ A life is the time of a replica from its launch to its end, as the launcher show
 knows the moment of the end. Otherwise the end lies between the last round that saw the replica and the next
 round.
 
-Each booking adds the growth of the worker's totals since the previous booking. At the end of a life, calls
-that are still open are booked as lost. The time that no report covers is booked as ``stopping`` if the worker
-has sent its last report, and as ``unreported`` if the worker crashed. So the booked parts of an ended life
+Each booking adds the growth of the worker's totals since the previous booking. At the end of a life, the time
+of unfinished calls is booked as lost. The time that no report covers is booked as ``stopping`` if the worker
+has sent its last report, and as ``unreported`` if the worker crashed. So the booked times of an ended life
 add up to its duration exactly.
 """
 
@@ -23,8 +23,8 @@ from tidegate.kernel.protocol.replica_time import IDLE, WASTED, Part, ReplicaTim
 
 NS = 1_000_000_000
 HOUR_S = 3600
-# This part has the time that a replica ran according to the launcher. A report compares it with the sum of
-# all other parts.
+# The booked time that a replica ran according to the launcher. A report compares it with the sum of all other
+# booked times.
 OBSERVED = "observed"
 STOPPING, UNREPORTED = "stopping", "unreported"
 # If a replica ended while no autoscaler ran, its end is assumed to be at most this many seconds after its
@@ -36,7 +36,7 @@ MOST_RATES = 10_000
 
 
 class Place(NamedTuple):
-    """The account of a booked amount: hour (seconds since the epoch), Deployment, model, version and part."""
+    """The key of a booked amount. ``hour``: seconds since the epoch. ``part``: the kind of time."""
 
     hour: int
     deployment: str
@@ -65,10 +65,10 @@ class Amount(NamedTuple):
 class Life:
     """A replica's life. Times are seconds since the epoch.
 
-    ``seen_at``: when the replica was last seen. ``gone_at``: when it was first missing; None: it runs. If the
-    moment of its end is known, both are this moment. ``booked_at``: the time of the last booking.
-    ``observed_ns``: the duration already booked as observed. ``counted``: the totals already booked.
-    ``covered_ns`` and ``calls_ns``: the values of the worker's last report.
+    ``seen_at``: when the replica was last seen. ``gone_at``: when it was first missing; None while it runs.
+    If the moment of its end is known, ``seen_at`` and ``gone_at`` are this moment. ``booked_at``: the time of
+    the last booking. ``observed_ns``: the duration already booked as observed. ``counted``: the totals
+    already booked. ``covered_ns`` and ``calls_ns``: the values of the worker's last report.
     """
 
     replica: str
@@ -131,7 +131,7 @@ class LifeBook:
         return {name: replace(life, counted=dict(life.counted)) for name, life in self.lives.items()}
 
     def restore(self, lives: Mapping[str, Life]) -> None:
-        """Undo a booking that could not be stored, but keep the newer times at which replicas were seen."""
+        """Undo a booking that could not be stored. Keep the newer times at which replicas were seen."""
         for name, life in lives.items():
             newer = self.lives.get(name)
             if newer is not None:
@@ -156,7 +156,7 @@ class LifeBook:
             life = self.lives.get(each.replica)
             if life is None:
                 if not each.alive and (each.ended_at is None or each.launched_at < self._noted_at):
-                    continue  # its life is booked already, or the time of its end is not known
+                    continue  # already booked, or the time of its end is not known
                 life = self.lives[each.replica] = _begun(each, deployments, prices)
             if (deployment := deployments.get(each.deployment)) is not None:
                 life.rate = self._rate_of(deployment, prices, devices.get(each.replica, life.rate.gpu))
@@ -229,7 +229,10 @@ def _begun(running: Running, deployments: Mapping[str, Deployment], prices: Pric
 
 
 def _of_pool(life: Life) -> ReplicaTime | None:
-    """Return the time of a warm pool's waiting worker, which is idle and sends no report; None for others."""
+    """Return the time of a waiting worker of a warm pool as idle time, because it sends no report.
+
+    Return None for other workers.
+    """
     if pool_of(life.deployment) is None:
         return None
     idle = Spent(max(0, _ns(life.seen_at - life.launched_at)))
@@ -277,7 +280,7 @@ def _spread(
 ) -> None:
     """Divide the growth among the hours since the last booking.
 
-    An hour's share of the growth is its share of the time since the last booking.
+    Each hour gets growth in proportion to its seconds in this period.
     """
     hours = list(_hours(life.booked_at, until))
     token_price = prices.tokens.get(life.model)

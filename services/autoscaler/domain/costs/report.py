@@ -17,9 +17,9 @@ from tidegate.kernel.protocol.prices import PriceList
 from tidegate.kernel.protocol.replica_time import BUSY, IDLE, Part, Spent
 
 By = Literal["deployment", "version", "endpoint", "key"]
-# The name of the item for Deployments that had no request in the period.
+# The name of the item for the costs of Deployments that had no request in the period.
 UNUSED = "(unused)"
-# Time of replicas that is not reported yet. The next report will say how this time was used.
+# Replica time that no worker's report covers yet. The next report says how this time was used.
 PENDING = "pending"
 
 Row = tuple[Place, Amount]
@@ -91,7 +91,7 @@ def pending_rows(lives: Iterable[Life]) -> list[Row]:
 
 
 def report(rows: Sequence[Row], by: By, prices: PriceList) -> dict[str, Any]:
-    """Return the costs and times of a period: the total, the items, and the sums by part of the time.
+    """Return the costs and times of a period: the total, the items, and the sums by kind of time.
 
     ``by``: whether an item is a Deployment, a version, an endpoint or a key. In the result,
     ``observed_seconds`` says how long replicas ran, as the launcher saw it. ``managed`` is the cost of the

@@ -1,1 +1,1 @@
-"""Simulate other policies: the real ``decide`` scales replicas that exist only in simulated time."""
+"""Simulate scaling policies: the real ``decide`` controls simulated replicas in simulated time."""

@@ -63,7 +63,7 @@ def from_csv(text: str) -> list[float]:
         raise _too_many(sum(count for _, count in parsed))
     start = parsed[0][0]
     gaps = [b[0] - a[0] for a, b in pairwise(parsed)]
-    # the last line has no next one: use the usual gap
+    # no line follows the last line: use the median gap
     usual = median([gap for gap in gaps if gap > 0] or [1.0])
     return [
         at - start + gap * place / count

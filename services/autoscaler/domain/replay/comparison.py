@@ -81,7 +81,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
 
 
 def changed(deployment: Deployment, variant: PolicyVariant) -> Deployment:
-    """Return the Deployment with the changes of ``variant``. A null in the changes sets the default.
+    """Return the Deployment with the changes of ``variant``; null means the default.
 
     Raise BadRequest if the result is not valid.
     """
@@ -109,7 +109,7 @@ def _controllers(comparison: Comparison) -> list[Controller]:
         )
         for name, policy in policies.items()
     ]
-    # With this number of requests per replica, a request waits for the target wait, as in the rule `wait`.
+    # At this number of requests per replica, the last request waits `target_wait_ms`, as in the rule `wait`.
     at_once = comparison.service.batch * comparison.service.slots
     each = at_once + own.target_wait_ms / comparison.service.call_ms * at_once
     for other in comparison.others:

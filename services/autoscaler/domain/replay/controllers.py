@@ -124,7 +124,7 @@ class DecideController:
 
 @dataclass(slots=True)
 class FormulaController:
-    """A controller that uses another autoscaler's formula, with the same bounds and the same replicas."""
+    """A controller that uses another autoscaler's formula, within the Deployment's bounds."""
 
     name: str
     deployment: Deployment

@@ -19,13 +19,12 @@ from services.autoscaler.domain.launcher import Running
 
 @dataclass(frozen=True, slots=True)
 class ReplicaTiming:
-    """The speed and the limits of a simulated replica. Requests that waited longer than ``deadline_s``
-    expire.
+    """The speed and the limits of a simulated replica.
 
-    A call takes ``call_ms``, plus ``row_ms`` for each request after the first. A random factor from 1 -
-    ``spread`` to 1 + ``spread`` changes this time. At most ``batch`` requests share a call. A start takes
-    ``start_s`` seconds. ``slots`` calls run at the same time, as in a language model's engine. A request has
-    ``prompt_tokens``.
+    A call takes ``call_ms``, plus ``row_ms`` for each request after the first. This time is multiplied by a
+    random factor from 1 - ``spread`` to 1 + ``spread``. At most ``batch`` requests share a call. A start
+    takes ``start_s`` seconds. A request that waited longer than ``deadline_s`` expires. ``slots`` calls run
+    at the same time, as in a language model's engine. A request has ``prompt_tokens``.
     """
 
     call_ms: float
@@ -40,7 +39,11 @@ class ReplicaTiming:
 
 @dataclass(slots=True)
 class SimulatedSlot:
-    """A place for one call, free from ``free_at`` on. ``under_way``: the requests of its last call."""
+    """A simulated slot, which runs one call at a time.
+
+    ``free_at``: when its last call is over. ``under_way``: the requests of this call; 0 after they are
+    counted.
+    """
 
     free_at: float
     under_way: int = 0
@@ -84,8 +87,8 @@ class SimulatedReplica:
 class SimulatedFleet:
     """The queue and the simulated replicas.
 
-    ``arrivals`` and ``waits`` have the arrival time and the wait in ms of every served request, ``expired``
-    the arrival times of expired ones. ``replica_s`` is the total time of replicas in seconds.
+    ``arrivals`` and ``waits`` have the arrival time and the wait (ms) of every served request. ``expired``
+    has the arrival times of the expired requests. ``replica_s`` is the sum of the replicas' lives in seconds.
     """
 
     service: ReplicaTiming
@@ -124,7 +127,7 @@ class SimulatedFleet:
         self.servers.pop(replica, None)
 
     def advance(self, arrivals: Iterable[float], now: float, until: float) -> None:
-        """Advance the simulation from ``now`` to ``until``, with these arrivals in between."""
+        """Advance the simulation to ``until``. ``arrivals``: the requests between ``now`` and ``until``."""
         before = len(self.queue)
         self.queue.extend(arrivals)
         self.arrived += len(self.queue) - before

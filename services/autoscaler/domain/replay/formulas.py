@@ -32,7 +32,7 @@ class FleetView(NamedTuple):
 
 
 class Formula(Protocol):
-    """The interface of formulas. Between two of its evaluations, a formula returns the current target."""
+    """The interface of formulas. Between its evaluations, a formula returns the current target."""
 
     def desired(self, view: FleetView) -> int:
         """Return the desired replicas, without bounds."""
@@ -40,7 +40,7 @@ class Formula(Protocol):
 
 @dataclass(slots=True)
 class Keda:
-    """The formula of KEDA with the HPA; ``value`` is the wanted number of messages per replica."""
+    """The formula of KEDA with the HPA; ``value`` is the desired number of messages per replica."""
 
     value: float
     sync_s: float = 15.0
@@ -53,7 +53,7 @@ class Keda:
     _results: deque[tuple[float, int]] = field(default_factory=deque)
 
     def desired(self, view: FleetView) -> int:
-        """Return the desired replicas: KEDA decides between 0 and 1 replicas, the HPA about more."""
+        """Return the desired replicas: KEDA switches between 0 and 1, and the HPA chooses higher numbers."""
         now, current = view.now, view.current
         if not self._active_at:
             self._active_at = now

@@ -46,7 +46,7 @@ class AsyncOutputStore(Connected):
         return found
 
     async def settle(self, done: Sequence[bytes], again: Mapping[bytes, int]) -> None:
-        """Remove the jobs in ``done``. ``again``: when to look at other jobs again (Unix time in ms)."""
+        """Remove the jobs in ``done``. ``again``: for other jobs, the Unix time (ms) of the next look."""
         pipe = self._redis.pipeline(transaction=True)
         if done:
             pipe.zrem(DUE, *done)

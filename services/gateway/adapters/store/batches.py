@@ -48,7 +48,7 @@ class BatchStore(Connected):
         self._scripts = Scripts(redis)
 
     async def create(self, batch: Batch, lines: Sequence[FileChunk]) -> None:
-        """Write a batch's record and the chunks of its file. Then a process may claim the batch."""
+        """Write a batch's record and the chunks of its file. After this, a process may lease the batch."""
         facts = {
             "model": batch.model,
             "version": batch.version,
@@ -132,10 +132,12 @@ class BatchStore(Connected):
     ) -> BatchState | None:
         """Write a batch's progress and renew its lease for ``lease_ms``.
 
-        ``file_chunks``: the next chunk of each file that the batch writes, under the file's id. With ``end``,
-        end the batch in that state, keep it for ``keep_s`` seconds, and add the batch's ``files`` to the
-        caller's files.
-        Return the batch's state, or None if another process has the lease of the batch.
+        ``file_chunks``: the next chunk of each file that the batch writes, under the file's id.
+
+        ``end``: the state in which the batch ends; None: it continues. At the end, ``files`` are added to the
+        caller's files, and the batch is kept for ``keep_s`` seconds.
+
+        Return the batch's state, or None if another process has the lease or the batch has ended.
         """
         pairs = [[chunk_key(id_), orjson.dumps(list(each)).decode()] for id_, each in file_chunks.items()]
         new_chunk = orjson.dumps(list(chunk)) if chunk is not None else b""
@@ -160,7 +162,7 @@ class BatchStore(Connected):
         return cast(BatchState, state.decode()) if state is not None else None
 
     async def validated(self, id: bytes, model: str) -> None:
-        """Write that the file of a batch was checked. ``model``: the model that all lines name, or empty."""
+        """Record that the file of a batch was checked. ``model``: the model that all lines name, or empty."""
         now_ms = int(time.time() * 1e3)
         await answer(self._redis.hset(RECORD + id, mapping={"validated": now_ms, "model": model}))
 

@@ -26,7 +26,7 @@ class FileStore(Connected):
     """Typed access to the files. Every failure raises ``StoreUnavailable``."""
 
     async def add_chunk(self, id_: bytes, chunk: FileChunk, keep_s: float) -> None:
-        """Add a chunk to an upload. :meth:`abandoned` returns the upload if it does not progress."""
+        """Add a chunk to an upload, and record the time, by which :meth:`abandoned` finds stalled uploads."""
         pipe = self._redis.pipeline(transaction=True)
         pipe.zadd(UPLOADS, {id_.hex(): int(time.time() * 1e3)})
         pipe.rpush(chunk_key(id_), orjson.dumps(list(chunk)))
@@ -34,7 +34,7 @@ class FileStore(Connected):
         await answer(pipe.execute())
 
     async def end_upload(self, file: StoredFile) -> bool:
-        """Write the record of an upload. Return False if the upload was given up by :meth:`abandoned`."""
+        """End an upload and write the file's record. Return False if :meth:`abandoned` has given it up."""
         entry = entry_of(file)
         pipe = self._redis.pipeline(transaction=True)
         pipe.zrem(UPLOADS, entry["member"])
@@ -48,7 +48,10 @@ class FileStore(Connected):
         return bool(was_open)
 
     async def abandoned(self, idle_s: float) -> list[bytes]:
-        """Give up the uploads without progress for ``idle_s`` seconds, and return their ids."""
+        """Give up uploads that had no progress for ``idle_s`` seconds, and return their ids.
+
+        One call gives up at most ``AT_A_TIME`` uploads.
+        """
         before = int((time.time() - idle_s) * 1e3)
         ids = await answer(self._redis.zrangebyscore(UPLOADS, "-inf", before, 0, AT_A_TIME))
         return [bytes.fromhex(id_.decode()) for id_ in ids if await answer(self._redis.zrem(UPLOADS, id_))]

@@ -24,9 +24,10 @@ class JobUsageStore(Connected):
         self._scripts = Scripts(redis)
 
     async def take(self) -> UsageReport | None:
-        """Take the counts as a report. Return None if nothing must be reported.
+        """Take the counts that no report has yet, as a new report. Return None if there are none.
 
-        Publish the report, then :meth:`settle` it. A report that is not settled in time is taken again.
+        Publish the report, then :meth:`settle` it. If it is not settled within ``REPORT_MS``, a later call
+        returns it again.
         """
         taken = await self._scripts.run("used_take", [os.urandom(8).hex(), REPORT_MS])
         if not taken:

@@ -1,7 +1,7 @@
-"""The accounts of callers' limits in the live store: one for each caller, shared by all gateway processes.
+"""The accounts of callers' limits in the live store, one for each caller. All gateways share them.
 
-The live store may lose the accounts. Then buckets are full again, and the counts of day and month start with
-the usage that the registry has counted.
+The live store may lose the accounts. Then the token buckets are full again, and the counts of day and month
+start with the usage that the registry has counted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tidegate.kernel.store.connection import Connected, answer
 from tidegate.kernel.store.scripts import FOLDER
 
 # The beginning of an account's key in the store; the principal's id follows. The value is a hash with the
-# bucket, the counts, and what each process holds.
+# token bucket, the counts of day and month, and what each process has leased.
 ACCOUNT = "tidegate:limit:"
 
 
@@ -31,7 +31,7 @@ class LimitAccounts(Connected):
         self._seed = redis.register_script(_source("limits_seed"))
 
     async def settle(self, process: str, requests: Sequence[LeaseRequest]) -> list[LeaseGrant]:
-        """Settle all ``requests`` of ``process`` in one call; return the grants in the same order."""
+        """Settle a process's lease requests in one call. Return one grant for each, in the same order."""
         if not requests:
             return []
         keys = [ACCOUNT + request.principal for request in requests]

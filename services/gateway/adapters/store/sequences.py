@@ -24,8 +24,9 @@ _LOST = "lost"
 
 _NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 
-# Chooses the replica that already has the sequence, else the replica with the most free slots. Writes the
-# place of the sequence. Returns the chosen replica's position in the list (from 1), or 0 if all are full.
+# Chooses the replica that already has the sequence, else the replica with room for the most new sequences.
+# Writes the place of the sequence. Returns the chosen replica's position in the list (from 1), or 0 if all
+# are full.
 _START = f"""{_NOW}
 local member, value, request = ARGV[1], ARGV[2], ARGV[3]
 local busy, ttl = tonumber(ARGV[4]), tonumber(ARGV[4]) + tonumber(ARGV[5])
@@ -48,9 +49,9 @@ redis.call('ZADD', KEYS[best + 2], now + ttl, member)
 redis.call('PEXPIRE', KEYS[best + 2], {KEPT_MS})
 return best
 """
-# Records that a request begins or ends, if the sequence's place is still ARGV[1]. The sequence is idle after
-# the latest deadline of its open requests at all gateways. So no gateway shortens the time that another one
-# needs.
+# Records that a request begins or ends, if the sequence's place is still ARGV[1]. The idle time begins at the
+# latest deadline of the sequence's unanswered requests at all gateways. So the sequence cannot expire while
+# another gateway waits for an answer.
 _KEEP = f"""{_NOW}
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 local busy, idle = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -63,7 +64,8 @@ redis.call('PEXPIRE', KEYS[2], ttl)
 redis.call('ZADD', KEYS[3], now + ttl, ARGV[2])
 return 1
 """
-# Removes a sequence, if its place is still ARGV[1]. With ARGV[3], writes this text as the place instead.
+# Removes a sequence, if its place is still ARGV[1]. If ARGV[3] is given, it becomes the new place, which
+# marks the sequence as lost.
 _END = f"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('ZREM', KEYS[3], ARGV[2])
@@ -90,7 +92,7 @@ class SequencePlaces(Connected):
         request: bytes,
         times: Times,
     ) -> Place | None:
-        """Set the place of a new sequence and return it; return None if no replica has a free slot.
+        """Set and return the place of a new sequence; None if no replica can keep another sequence.
 
         ``request``: the id of the first request. ``times``: how long this request may take, and how long the
         sequence may be idle after it.
@@ -105,7 +107,7 @@ class SequencePlaces(Connected):
     async def keep(self, key: str, place: Place, request: bytes, times: Times) -> None:
         """Record that a request of a sequence begins, or that it has ended (``times.busy_ms`` is 0).
 
-        The sequence expires when it has been idle for ``times.idle_ms`` after its last open request.
+        The sequence expires ``times.idle_ms`` after the latest deadline of its unanswered requests.
         """
         await answer(self._redis.eval(_KEEP, 3, *_keys(key, place), _written(place), key, request, *times))
 

@@ -1,6 +1,7 @@
-"""The accounts of callers' tokens in the live store, shared by all gateway processes.
+"""The accounts of callers' token limits in the live store, shared by all gateway processes.
 
-The live store may lose the accounts. Then the counts of the minute and the day start at 0.
+They count the tokens of language models. The live store may lose the accounts. Then the counts of the minute
+and the day start at 0.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tidegate.kernel.store.connection import Connected, answer
 from tidegate.kernel.store.scripts import FOLDER
 
 # The beginning of an account's key in the store; the account's id follows. The value is a hash with the
-# tokens of each second and of the day.
+# language model tokens used in each second and in the day.
 ACCOUNT = "tidegate:tokens:"
 
 
@@ -32,7 +33,7 @@ class TokenAccounts(Connected):
     async def charge(
         self, accounts: Sequence[TokenAccount], tokens: int
     ) -> tuple[int, tuple[TokenBalance, ...]]:
-        """Charge ``tokens`` to all accounts, or to none if one account refuses.
+        """Charge ``tokens`` to all accounts, or to none if one of them would exceed its limit.
 
         Return the time of the charge (Unix time in seconds) and the balances before the charge.
         """
@@ -44,10 +45,10 @@ class TokenAccounts(Connected):
         return int(found["at"]), tuple(TokenBalance(**each) for each in found["balances"])
 
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
-        """Add ``difference`` to the tokens that were charged to the accounts ``ids`` in the second ``at``.
+        """Correct a charge of the second ``at`` by ``difference`` tokens, in the accounts ``ids``.
 
-        If that second is more than a minute ago, the limit per minute ignores the difference. But with
-        ``late``, a difference above 0 counts in the present second.
+        If the charge is more than a minute old, the limit per minute ignores the correction. But with
+        ``late``, a positive difference counts in the present second.
         """
         await answer(self._settle(keys=[ACCOUNT + each for each in ids], args=[at, difference, int(late)]))
 

@@ -1,9 +1,9 @@
 """Group gRPC calls to fast models, so that they share an envelope.
 
-A gRPC client sends its calls one at a time. Alone, each would cost the broker and the worker as much as a
-full envelope. So if several calls to the model are in flight, a new call waits until one of them is answered,
-for 2 ms at most. Then all waiting calls are sent together. A call to a slow model does not wait. HTTP calls
-arrive in groups, so they need no grouper.
+A gRPC client sends its calls one at a time. A call in its own envelope would cost the broker and the worker
+as much as a full envelope. So a new call waits if several calls to the model are in flight: until one of them
+is answered, but for 2 ms at most. Then all waiting calls are sent together. A call to a slow model does not
+wait. HTTP calls arrive in groups, so they need no grouper.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CallGrouper:
         self._in_flight += 1
 
     def learn(self, compute_us: int, shared: int) -> None:
-        """Record whether the model is fast. It computed ``shared`` requests in ``compute_us`` µs."""
+        """Record whether the model is fast: it computed ``shared`` requests in ``compute_us`` µs."""
         self._light = compute_us <= LIGHT_US * shared
 
     def leave(self) -> None:

@@ -39,14 +39,14 @@ class HeaderBlockReader:
     """A reader of the header blocks of one connection."""
 
     def __init__(self, cache: dict[bytes, CallHeaders]) -> None:
-        """All connections may share ``cache``, because its blocks mean the same on every connection."""
+        """``cache``: decoded blocks by their bytes. All connections may share it."""
         self._decoder = Decoder(max_header_list_size=LIST_BYTES)
         self._cache = cache
 
     def read(self, block: bytes) -> CallHeaders:
         """Decode a header block: the headers of a call, or trailers; raise ProtocolError."""
-        # The server requests a dynamic table of size 0. Once the client has set this size, a block means the
-        # same on every connection, so the cache can be used.
+        # The server requests a dynamic table of size 0. With this size, a block means the same on every
+        # connection, so the cache can be used. Until the client has set the size, the cache is not used.
         stateless = self._decoder.header_table_size == 0
         if stateless and (cached := self._cache.get(block)) is not None:
             return cached
@@ -72,8 +72,8 @@ def _parsed(fields: list[tuple[bytes, bytes]]) -> CallHeaders:
         headers[name] = value
     if headers.get(b":method") != b"POST":
         return CallHeaders(problem=405)
-    # A web page of another origin cannot send this content type: it needs a preflight request first, and this
-    # server refuses such a request.
+    # A web page of another origin can send this content type only after a preflight request, which this
+    # server refuses.
     if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
         return CallHeaders(problem=415)
     timeout = headers.get(b"grpc-timeout")

@@ -25,13 +25,14 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.tensors import Datatype, check_count, elements, misfit, pack_strings
 from tidegate.kernel.triton_protocol import ModelInferResponse
 
-# With this parameter, a request in a stream gets one more response at its end, without outputs.
+# If a request in a stream has this parameter, an extra response without outputs follows its last answer.
 EMPTY_FINAL = "triton_enable_empty_final_response"
 FINAL = "triton_final_response"
 
-# A shape with more dimensions gets the full check. Any other shape is only checked for negative sizes.
+# `check_shape` is called only for a shape that is empty, has a negative size, or has more dimensions than
+# this. This saves time for normal shapes.
 MANY_DIMS = 16
-# Read at most this many dimensions of a shape. A shape with more is always an error.
+# Read at most this many dimensions of a shape. A shape with more dimensions is always an error.
 MOST_DIMS = 1024
 
 _CONTENTS = {
@@ -48,14 +49,15 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-# Datatypes whose packed protobuf field has the same bytes as the raw tensor, each with the field's tag.
+# For these datatypes, the packed protobuf field has the same bytes as the raw tensor, so these bytes are used
+# as they are. The value is the tag of the field.
 _RAW_ON_THE_WIRE = {"FP32": 6 << 3 | 2, "FP64": 7 << 3 | 2}
 
 
 def decode(message: Any, contract: Contract, beside: Beside | None = None) -> Decoded:
     """Decode a ``ModelInferRequest`` and check it against a contract; raise BadRequest.
 
-    Without regions in ``beside``, raise UsesRegions for tensors in shared memory.
+    If a tensor is in shared memory and ``beside`` has no regions, raise UsesRegions.
     """
     regions = None if beside is None else beside.regions
     sinks: dict[str, Sink] | None = None if regions is None else {}
@@ -110,7 +112,10 @@ def _wanted(
 
 
 def _unlike_numbers(message: Any, contract: Contract) -> BadRequest:
-    """Return the error for a wrong number of raw contents. Raise UsesRegions for inputs in shared memory."""
+    """Return the error for a request with the wrong number of raw contents.
+
+    If an input is in shared memory, the number may be right, so raise UsesRegions.
+    """
     for tensor in message.inputs:
         _parameters(tensor.parameters, f"input {tensor.name!r}")  # raises UsesRegions
     # Like Triton, report an input with both kinds of contents before a missing one.
@@ -182,7 +187,10 @@ def _contents(name: str, datatype: Datatype, shape: list[int], contents: Any) ->
 
 
 def _packed(wire: bytes, tag: int, size: int) -> bytes | None:
-    """Return the ``size`` bytes of the field ``tag`` if a serialized message begins with it, else None."""
+    """Return the bytes of a packed field as they are, without a conversion of its numbers.
+
+    ``wire``: a serialized message. Return None if it does not begin with the field ``tag`` of ``size`` bytes.
+    """
     at, length, shift = 1, 0, 0
     if wire[:1] != bytes((tag,)):
         return None

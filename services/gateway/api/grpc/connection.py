@@ -27,8 +27,8 @@ from tidegate.kernel.http.answers import new_request_id
 STREAMS = 1024
 # For this long after the server has announced a connection's end, it reads and drops the client's bytes.
 LINGER_S = 1.0
-# The most unsent bytes for a client that sends frames and does not read the answers to them. Responses to
-# calls cannot reach this limit, because they are not written while the socket's buffer is full.
+# If the socket buffer holds more than this, a client sends frames but does not read the answers to them. The
+# connection then ends. Responses cannot cause this, because none is written while the buffer is full.
 UNREAD_BYTES = 512 * 1024
 # Flow-control windows: unread bytes that a client may send on one stream, and on the connection.
 STREAM_WINDOW = 4 * 2**20
@@ -39,7 +39,7 @@ class GrpcConnection(asyncio.Protocol):
     """The connection of one client."""
 
     def __init__(self, shared: ServerState, open_connections: set[GrpcConnection]) -> None:
-        """``open_connections`` contains this connection while it is open."""
+        """``open_connections``: the set to which this connection adds itself while it is open."""
         self._shared = shared
         self._open = open_connections
         self._transport: asyncio.Transport
@@ -348,7 +348,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def _on_head(self, stream: int, block: bytes, ended: bool) -> None:
         head = self._heads.read(block)
-        if stream <= self._last:  # trailers, or headers of a call that has ended: both are ignored
+        if stream <= self._last:  # trailers, or headers of an ended call: their fields are ignored
             self._count_useless_frame()
             call = self.calls.get(stream)
             if call is not None and (call.half_closed or not ended):

@@ -36,7 +36,10 @@ class ErrorCode(IntEnum):
 
 
 class ProtocolError(Exception):
-    """The client broke the protocol or a limit. The connection ends with the error code ``code``."""
+    """An error of the client, which broke the protocol or a limit.
+
+    ``code``: the error code with which the connection ends.
+    """
 
     def __init__(self, code: ErrorCode, why: str) -> None:
         super().__init__(why)

@@ -280,7 +280,10 @@ class GrpcInference:
 
 
 def timeout_of(context: Any) -> float | None:
-    """Return the caller's timeout in ms, or None if it did not set one; raise BadRequest."""
+    """Return the caller's timeout in ms, or None if there is none; raise BadRequest.
+
+    The timeout is the smaller of the timeout header and the time until the call's deadline.
+    """
     timeout_ms = parse_timeout(context.headers.request_timeout_ms)
     left_s = context.time_remaining()
     if left_s is not None:
@@ -305,5 +308,5 @@ def _limit_trailers(grant: Grant) -> Metadata:
 
 
 def origin_of(request: Any, headers: dict[bytes, bytes], principal: Principal) -> Callable[[], Origin]:
-    """Return a function that returns the facts of a request that traffic rules and sticky keys read."""
+    """Return a function that returns a request's facts for traffic rules and sticky keys."""
     return lambda: Origin(headers, principal.id, lambda: codec.request_parameters(request))

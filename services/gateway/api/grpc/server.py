@@ -25,7 +25,8 @@ GRACE_S = 30.0
 BACKLOG = 4096
 HANDSHAKE_S, GOODBYE_S = 10.0, 1.0
 SWEEP_S = 5.0
-# The longest silence of a client: within a frame, before its first call, and between calls.
+# How long a client may be silent: within a frame, before its first call that needs a credential, and between
+# later calls.
 HALFWAY_S = 20.0
 STRANGER_S = 60.0
 IDLE_S = 600.0
@@ -121,7 +122,7 @@ class GrpcServer:
 
 
 async def sweep_all(connections: set[GrpcConnection]) -> None:
-    """Check all connections again and again. If the check of a connection fails, close only this one."""
+    """Check all connections every ``SWEEP_S`` seconds. If a check fails, close only this connection."""
     while True:
         await asyncio.sleep(SWEEP_S)
         now = asyncio.get_running_loop().time()
@@ -134,7 +135,7 @@ async def sweep_all(connections: set[GrpcConnection]) -> None:
 
 
 def sweep(connection: GrpcConnection, now: float) -> None:
-    """End a connection that has been stalled for too long, or only its stalled calls."""
+    """End a connection that is stalled or idle for too long, or only its stalled calls."""
     silent = now - connection.active
     if silent > UNREAD_S and (connection.closing or (connection.paused and not connection.calls)):
         connection.abort()  # not `end`: the client does not read, so it would not get the reason

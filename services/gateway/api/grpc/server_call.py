@@ -26,7 +26,7 @@ log = telemetry.logger(__name__)
 
 # A handler that writes must wait while more bytes than this are unsent.
 UNSENT_BYTES = 256 * 1024
-# Smaller messages cannot take much memory when they are parsed, so their structure is not checked first.
+# The parsed structure of a smaller message cannot take much memory, so its size is not checked first.
 SMALL_MESSAGE = 64 * 1024
 
 
@@ -36,10 +36,11 @@ Address = tuple[str, int]
 class MethodSpec(NamedTuple):
     """A method of a service, and its limits.
 
-    ``call`` handles a call. Its arguments are the message and the ServerCall. With ``streams``, an iterator
-    of :class:`StreamMessage` replaces the message. ``call`` returns the response, or None if it has written
-    its responses or ended the call itself. ``limit``: the most bytes of a message. ``open``: True if the
-    method needs no credential. ``lasting``: True if a call runs until its client ends it.
+    ``call``: the handler of a call. Its arguments are the message and the ServerCall. With ``streams``, it
+    gets an iterator of :class:`StreamMessage` in place of the message. ``call`` returns the response, or None
+    if it has already written its responses or ended the call. ``limit``: the most bytes of a message.
+    ``open``: True if the method needs no credential. ``lasting``: True if a call runs until its client ends
+    it.
     """
 
     call: Callable[[Any, Any], Awaitable[Any]]
@@ -71,7 +72,10 @@ class CallConnection(Protocol):
 
 
 class ServerCall:
-    """A call, which is also the context of its handler. An ended call has no bytes in the memory budget."""
+    """A gRPC call. Its handler gets this object as the context.
+
+    When the call ends, all its bytes are returned to the memory budget.
+    """
 
     __slots__ = (
         "_connection",
@@ -198,7 +202,7 @@ class ServerCall:
 
     @property
     def receiving(self) -> bool:
-        """Return True if the call waits for a message or for the rest of one."""
+        """Return True if the call waits for its only message, or for the rest of a message."""
         return self.final_trailers is None and (self.task is None or self.reader.begun)
 
     @property
@@ -273,7 +277,7 @@ class ServerCall:
     def _next(self) -> Any:
         """Return the next message, parsed; raise BadRequest, PayloadTooLarge or Overloaded.
 
-        The budget counts its bytes and the memory of its parsed structure until the handler releases them.
+        The memory budget counts the message's bytes and its parsed structure until the handler releases them.
         """
         data, held = self.reader.take()
         self._held += held

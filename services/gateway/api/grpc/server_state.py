@@ -1,6 +1,7 @@
 """The state that all gRPC connections of a process share, and their limits.
 
-At a limit, an old connection or call is ended to make room for a new one.
+If there are too many connections, a new connection replaces an idle one. If there are too many calls without
+a credential, the oldest of them is ended. If there are too many calls in all, a new call is refused.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from services.gateway.api.grpc.server_call import MethodSpec, ServerCall
 from tidegate.kernel.errors import Overloaded, TidegateError
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 
-# The most concurrent calls of the process. CALLS: all calls. OPEN_CALLS: calls of methods that need no
-# credential, without health watches. WATCHES: health watches. Above OPEN_CALLS or WATCHES, the oldest call of
-# that kind is ended.
+# The most concurrent calls of the process. CALLS: all calls; above it, a new call is refused. OPEN_CALLS:
+# calls of methods that need no credential, without health watches. WATCHES: health watches. Above OPEN_CALLS
+# or WATCHES, the oldest call of that kind is ended.
 CALLS = 8192
 OPEN_CALLS = 4096
 WATCHES = 256
@@ -54,15 +55,16 @@ class ServerState:
         self._open_calls: dict[ServerCall, None] = {}
         self._watches: dict[ServerCall, None] = {}
         self._peers: set[PeerConnection] = set()
-        # Connections without a call that needs a credential, oldest first: those that never had such a call,
-        # and those whose calls have ended.
+        # Connections that have no call in flight that needs a credential, oldest first. _unknown: connections
+        # that never had such a call. _idle: connections whose calls have ended.
         self._unknown: dict[PeerConnection, None] = {}
         self._idle: dict[PeerConnection, None] = {}
 
     def enter(self, peer: PeerConnection) -> bool:
-        """Add a connection; return False if there is no room.
+        """Add a connection; return False if the limit is reached and no connection can be replaced.
 
-        At the limit, the new connection replaces the oldest one without a call that needs a credential.
+        At the limit, the new connection replaces the oldest one that has no call in flight that needs a
+        credential.
         """
         if len(self._peers) >= self._max_connections:
             spare = next(iter(self._unknown or self._idle), None)
@@ -92,7 +94,10 @@ class ServerState:
             )
 
     def begin(self, peer: PeerConnection, call: ServerCall) -> None:
-        """Count an admitted call."""
+        """Count an admitted call.
+
+        If there are now too many calls without a credential, end the oldest of them.
+        """
         self.calls += 1
         if call.method.open:
             calls, limit = self._open_calls_like(call)
@@ -120,7 +125,7 @@ class ServerState:
 
 
 def _end_oldest(calls: dict[ServerCall, None]) -> None:
-    """End the oldest call that can be ended: a health watch, or a call that is not about to be answered."""
+    """End the oldest health watch, or the oldest call whose request has not arrived completely."""
     for call in calls:
         if call.task is None or call.method.lasting:
             call.fail(

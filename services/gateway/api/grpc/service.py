@@ -37,7 +37,7 @@ class InferenceService:
         *,
         max_bytes: int,
     ) -> None:
-        """Accept inference requests of at most ``max_bytes``."""
+        """``max_bytes``: the size of the largest inference request that is accepted."""
         self._max_bytes = max_bytes
         self._management = management
         self._calls = calls
@@ -75,7 +75,8 @@ class InferenceService:
     def _authorized(method: MethodHandler) -> MethodHandler:
         """Return the method with a check that the caller may use the model.
 
-        Lists in the response keep only the models that the caller may use.
+        If the caller may not use the model, the method raises Forbidden. It also removes such models from
+        lists in its response.
         """
 
         async def handle(request: Any, context: Any) -> Any:

@@ -49,7 +49,7 @@ def details_of(error: TidegateError) -> str:
 
 
 def trailers_of(error: TidegateError, rid: str) -> Metadata:
-    """Return the trailers of an error: its reason, the request id and, in whole seconds, ``retry-after``."""
+    """Return the trailers of an error: reason, request id, ``retry-after`` in whole seconds, and limits."""
     trailers: Metadata = (("reason", error.reason), ("x-request-id", rid))
     if error.retry_after_s is not None:
         trailers += (("retry-after", str(whole_seconds(error.retry_after_s))),)

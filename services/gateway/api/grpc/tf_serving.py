@@ -36,7 +36,7 @@ MOST_EXAMPLES, MOST_VALUES = 4096, 2**20
 
 
 class TfServing:
-    """The methods of TensorFlow Serving. ``max_bytes``: the limit for a request and for its raw tensors."""
+    """The methods of TensorFlow Serving. ``max_bytes``: the limit of a request, and of its raw tensors."""
 
     def __init__(self, calls: GrpcInference, catalogue: Catalogue, *, max_bytes: int) -> None:
         self._calls = calls
@@ -196,7 +196,10 @@ def _check(context: Any, model: str) -> None:
 
 
 def _features(given: Any) -> list[dict[str, Any]]:
-    """Return the features of each example, including the features of the context. Raise BadRequest."""
+    """Return the features of each example. Raise BadRequest.
+
+    If the request has a context, each example also gets the features of the context.
+    """
     with_context = given.HasField("example_list_with_context")
     source = given.example_list_with_context if with_context else given.example_list
     common = dict(source.context.features.feature) if with_context else {}

@@ -39,7 +39,7 @@ class AsgiFallback:
             await self.app(scope, receive, send)
             return
         headers: Headers = dict(scope["headers"])
-        refusal = self._inference.check_headers(headers)  # `knows` needs a checked credential
+        refusal = self._inference.check_headers(headers)  # ``knows`` below finds only checked credentials
         body = Body(self._inference.limits, known=self._inference.knows(headers))
         try:
             if refusal is None:

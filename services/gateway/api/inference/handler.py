@@ -98,7 +98,7 @@ class InferenceHandler:
         return self.limits.check_headers(headers, known=principal is not ANONYMOUS)
 
     def knows(self, headers: Headers) -> bool:
-        """Return True if the credential in these headers was recently valid."""
+        """Return True if the credential in these headers was checked recently and was valid."""
         return self._access.remembers(headers)
 
     def _caller(self, headers: Headers) -> Principal:
@@ -246,7 +246,10 @@ class InferenceHandler:
         principal: Principal,
         rid: bytes,
     ) -> PendingId | None:
-        """Return an id for feedback about the coming answer. The id does not keep the body in memory."""
+        """Return an id for feedback about the coming answer; None if the endpoint collects no feedback.
+
+        The id does not refer to the body, so the memory of the body can be freed before the answer.
+        """
 
         def origin() -> Origin:
             return Origin(headers, principal.id, lambda: oip.request_parameters(body, length))
@@ -305,7 +308,7 @@ class InferenceHandler:
         )
 
     def log_rejection(self, refusal: Refusal, rid: str) -> None:
-        """Log input that the connection refused before it became a call."""
+        """Log a request that the connection itself refused, for example because it is malformed."""
         error = TidegateError(refusal.message, reason=refusal.reason)
         self._log.refused("rest", "", error, None, rid, status=refusal.status)
 
@@ -417,7 +420,7 @@ class InferenceHandler:
 def _account(
     grant: Grant, outcome: InferenceResult | TidegateError, received: int, response: HttpResponse
 ) -> None:
-    """Record the usage of an admitted request, and add the remaining quota to the response headers."""
+    """Record the usage of an admitted request. Add headers with the caller's limits to the response."""
     if isinstance(outcome, InferenceResult):
         tokens_in, tokens_out = tokens(outcome.parameters) if outcome.parameters else (0, 0)
         grant.done(

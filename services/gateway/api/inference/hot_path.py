@@ -94,7 +94,7 @@ class HotPathCall:
         self._limits = limits
 
     def collected(self) -> Body:
-        """Return ``body``. The first call moves the bytes of ``small`` to it."""
+        """Return ``body``. The first call creates it from the bytes in ``small``."""
         if self.body is None:
             self.body = Body(self._limits, self.small, known=self.known)
             self.small = b""
@@ -178,7 +178,8 @@ class HotPathProtocol(Protocol):
         self.check_head()
         limits, headers = self._inference.limits, dict(self.headers)
         unusual = len(headers) != len(self.headers) or b"upgrade" in headers
-        # A request without the header Host must be refused. So use a line feed, which is never a valid host.
+        # A request without the header Host must be refused. So replace a missing header by a line feed, which
+        # is never a valid host.
         if (unusual or not valid_host(headers.get(b"host", b"\n"))) and self.check_unusual():
             return
         call = HotPathCall(target, headers, self.parser.should_keep_alive(), self._on_lost, limits)
@@ -188,7 +189,8 @@ class HotPathProtocol(Protocol):
         if not call.declared_size:
             self.keep_no_trailers()
         no_room = limits.bodies.used > limits.bodies.limit or limits.answers.used > limits.answers.limit
-        # A small body usually arrives with its headers. For other bodies, the headers are checked here.
+        # A small body usually arrives with its headers, so they are checked when the request is complete. For
+        # all other bodies, check the headers now: a refused body must not use memory.
         early = no_room or call.declared_size > SCATTER or not call.declared_size
         if early and (refusal := self._check_headers(call)) is not None:
             self._refuse_and_stop(call, refusal)
@@ -273,7 +275,7 @@ class HotPathProtocol(Protocol):
             self.transport.writelines([head, *tail])
 
     def _hold(self, size: int) -> None:
-        """Count a response against the budget until the client has read nearly all of it."""
+        """Count a response in the memory budget for answers until the client has read nearly all of it."""
         self._unsent += size
         self._inference.limits.answers.force(size)
 
@@ -287,7 +289,7 @@ class HotPathProtocol(Protocol):
         self._release_unsent()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Release everything that the connection held."""
+        """Forget the incomplete call, and release the memory of the unsent responses."""
         self._stop_receiving()
         self._release_unsent()
         super().connection_lost(exc)
@@ -318,15 +320,15 @@ class HotPathProtocol(Protocol):
         super().reject(refusal)
 
     def note(self, refusal: Refusal, rid: str) -> None:
-        """Log input that the connection refused before it became a call."""
+        """Log a request that the connection itself refused, for example because it is malformed."""
         self._inference.log_rejection(refusal, rid)
 
     def evict(self) -> None:
-        """Refuse a body that is not complete, because its memory is needed."""
+        """Refuse the incomplete body, because other requests need its memory."""
         self.reject(_EVICTED)
 
     def unfinished(self) -> Unfinished:
-        """Return the progress of the incomplete body. It is used to choose the bodies to drop."""
+        """Return how far the incomplete body has arrived. Slow bodies are dropped when memory is short."""
         call = self._direct
         if call is None or (call.body is not None and call.body.taking):
             return Unfinished(0, 0.0, 0, True)
@@ -334,10 +336,11 @@ class HotPathProtocol(Protocol):
         return Unfinished(held, *self.pace(), call.known)
 
     def knows_caller(self) -> bool:
-        """Return True if the last request is known to have had a valid credential."""
+        """Return True if the last request certainly had a valid credential."""
         cycle: Any = self.cycle
         if isinstance(cycle, HotPathCall):
-            # Every route refuses an invalid credential, so 200 means that this one is valid.
+            # Every route refuses an invalid credential. So status 200 means that the credential of this
+            # request is valid.
             answered = cycle.status == HTTPStatus.OK and b"authorization" in cycle.headers
             return answered or self._inference.knows(cycle.headers)
         return cycle is not None and self._inference.knows(dict(cycle.scope["headers"]))

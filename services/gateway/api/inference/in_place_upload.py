@@ -53,7 +53,8 @@ class InPlaceUpload(asyncio.BufferedProtocol):
             self._switch(self._owner)
 
     def _switch(self, protocol: asyncio.BaseProtocol) -> None:
-        # asyncio checks if the protocol is buffered only when reading begins. So pause and resume reading.
+        # asyncio checks only at the start of reading whether a protocol is a BufferedProtocol. So pause
+        # reading, set the protocol, and resume reading.
         self._transport.pause_reading()
         self._transport.set_protocol(protocol)
         self._transport.resume_reading()

@@ -16,7 +16,7 @@ class Infer(NamedTuple):
 
     @classmethod
     def named(cls, name: str) -> Infer:
-        """Return the target for a path's part ``{model}`` or ``{model}/versions/{version}``."""
+        """Return the target for ``{model}`` or ``{model}/versions/{version}`` in a URL path."""
         model, _, version = name.partition("/versions/")
         return cls(model, version)
 

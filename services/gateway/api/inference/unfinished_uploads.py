@@ -19,10 +19,10 @@ class Upload(Protocol):
     """A connection with a body that is not complete."""
 
     def unfinished(self) -> Unfinished:
-        """Return the progress of its body."""
+        """Return the progress of the connection's body."""
 
     def evict(self) -> None:
-        """Drop its body, and close the connection."""
+        """Drop the connection's body, and close the connection."""
 
 
 class UnfinishedUploads:

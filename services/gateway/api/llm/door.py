@@ -1,4 +1,4 @@
-"""The part that all APIs for language models share: read a request, run it, and count it."""
+"""The steps that all APIs for language models share: read a request, run it, count it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ Headers = dict[bytes, bytes]
 
 
 class ReceivedRequest(NamedTuple):
-    """A request with its JSON body. ``started``: the time of ``time.perf_counter`` when it was complete."""
+    """A request with its JSON body.
+
+    ``held``: the memory of the body. ``size``: bytes of the body. ``started``: the time of
+    ``time.perf_counter`` at which the body was complete.
+    """
 
     body: dict[str, Any]
     headers: Headers
@@ -36,7 +40,7 @@ class ReceivedRequest(NamedTuple):
     started: float
 
     def end(self) -> None:
-        """Free the body, after success or failure."""
+        """Free the memory of the body. Call this after success and after failure."""
         self.held.release()
 
 
@@ -52,7 +56,10 @@ class LlmDoor:
         *,
         queue_comments: bool = False,
     ) -> None:
-        """``queue_comments``: True to send each waiting stream its place in the queue by default."""
+        """``queue_comments``: True to send waiting streams their position in the queue.
+
+        The header ``X-Tidegate-Queue`` of a request overrides this setting.
+        """
         self.core = core
         self._queue_comments = queue_comments
         self._limits = limits
@@ -86,7 +93,8 @@ class LlmDoor:
     def call(self, received: ReceivedRequest, model: str, path: str, body: dict[str, Any]) -> LlmCall:
         """Return a call of ``path`` of OpenAI's API; raise BadRequest for headers that cannot be read.
 
-        ``body`` is in OpenAI's format. This method sets the body's model, and requests the usage of a stream.
+        ``body`` is in OpenAI's format. This method sets the model in the body. If the request is a stream, it
+        also requests the token counts from the engine.
         """
         body["model"] = model
         if body.get("stream") is True and path.endswith("completions"):
@@ -105,7 +113,10 @@ class LlmDoor:
         )
 
     def comment(self, received: ReceivedRequest, call: LlmCall) -> bytes:
-        """Return the comment for a stream that has no event to send."""
+        """Return the comment to send while a stream has no event.
+
+        If the caller wants it, this is the request's position in the queue. Otherwise it is a keep-alive.
+        """
         asked = received.headers.get(b"x-tidegate-queue", b"").strip().lower()
         wanted = self._queue_comments if asked == b"" else asked in (b"1", b"true", b"on")
         place = self.core.place(call) if wanted and not call.cost.answers else None
@@ -130,7 +141,8 @@ class LlmDoor:
 def bound(answer: Callable[..., Awaitable[Response]], **fixed: Any) -> Callable[..., Awaitable[Response]]:
     """Return a route's function with fixed arguments.
 
-    With ``functools.partial``, the query of a request could override them.
+    ``functools.partial`` is not safe here: FastAPI would read the arguments from the query of the URL, so
+    callers could change them.
     """
 
     async def answer_bound(request: Request) -> Response:

@@ -22,7 +22,8 @@ from services.gateway.domain.llm.refusal import EngineRefused
 from tidegate.kernel.errors import TidegateError
 from tidegate.version import VERSION
 
-# The HTTP statuses with which an engine answers if it has no such path, or if its model cannot serve it.
+# The HTTP statuses with which an engine answers if it does not have the URL path, or if its model cannot
+# serve it.
 _NOT_THERE = (404, 405, 501)
 _HOW = f"the member 'model', the header {MODEL_HEADER} or ?model=NAME"
 
@@ -48,7 +49,7 @@ class ExtraRoutes:
         return json_response({"version": VERSION})
 
     async def tokenize(self, request: Request) -> Response:
-        """Return the tokens of a text or of a chat. The request may be vLLM's, llama.cpp's or TGI's."""
+        """Return the tokens of a text or a chat. The request may have vLLM's, llama.cpp's or TGI's format."""
 
         async def make(received: ReceivedRequest, send: Send) -> None:
             model = self._model(request, received)

@@ -10,7 +10,8 @@ from starlette.types import Send
 from services.gateway.api.cancellable_response import EVENT_STREAM
 from tidegate.kernel import tasks
 
-# The headers are sent with the first event, or after this time. An error before that has its own status code.
+# The headers are sent with the first event, or after FIRST_WAIT_S. An error before the headers still gets its
+# own status code.
 FIRST_WAIT_S = 2.0
 KEEP_ALIVE_S = 5.0
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -22,8 +23,8 @@ class EventStream:
     """A response of server-sent events, with comments while no event comes.
 
     The headers are sent with the first event, or with the first comment after ``FIRST_WAIT_S``. ``headers``
-    returns the response's headers. ``comment`` returns the comment to send while no event comes. ``content``:
-    the headers that describe the body; another kind of stream needs other ones.
+    returns additional headers. ``comment`` returns the comment to send while no event comes. ``content``: the
+    headers that describe the body, such as its content type.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class EventStream:
         await tasks.end(self._ticker)
 
     async def write(self, data: bytes) -> None:
-        """Send events."""
+        """Send ``data``: one or more encoded events."""
         if not self.started:
             await self._start()
         self._recent = self._writing = True

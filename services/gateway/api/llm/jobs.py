@@ -47,7 +47,7 @@ class LlmJobs:
 
     @staticmethod
     def preference(received: ReceivedRequest) -> Preference | None:
-        """Return how the caller wants the request to run as a job, or None if the caller wants no job."""
+        """Return the caller's preference for a job; None if the caller wants no job."""
         return job_options.preference(received.headers.get(b"prefer"))
 
     async def answer(self, received: ReceivedRequest, path: str, prefer: Preference) -> Response:
@@ -98,7 +98,7 @@ class LlmJobs:
         if grant is not None:
             grant.accepted(received.size)
         if prefer.wait_s and not job.terminal:
-            with suppress(Unavailable):  # the job is accepted already, so answer 202
+            with suppress(Unavailable):  # if the wait fails, answer 202: the job is already accepted
                 job = await self._tracker.wait(job.id, prefer.wait_s)
         answer: HttpResponse
         if prefer.wait_s and job.terminal:
@@ -122,13 +122,16 @@ class LlmJobs:
 
 
 def _options(received: ReceivedRequest) -> JobOptions:
-    """Return a job's options. Without ``X-Job-Priority``, its level is the band of the request."""
+    """Return a job's options. Without ``X-Job-Priority``, its priority is the band of the request."""
     base = JobOptions(level=band_of(received.headers, received.body))
     return job_options.from_headers(received.headers, base)
 
 
 def _digest(path: str, body: dict[str, Any], options: JobOptions) -> bytes:
-    """Return a hash of a request and its options. Calls with the same idempotency key need the same hash."""
+    """Return a hash of a request and its options.
+
+    A call that repeats an idempotency key must have the same hash as the first call.
+    """
     parts = [path, options.level, options.ttl_s, options.webhook, body]
     try:
         return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).digest()

@@ -33,7 +33,7 @@ Translate = Callable[[Members], OllamaCall]
 
 
 class OllamaRoutes:
-    """The routes of Ollama. The routes that would manage models refuse, and name the command to run."""
+    """The routes of Ollama. Routes that manage models return an error with the command to run instead."""
 
     def __init__(self, door: LlmDoor) -> None:
         self._door = door
@@ -57,7 +57,10 @@ class OllamaRoutes:
         self.router.add_api_route(path, answer, methods=[method], name=name, response_model=None)
 
     async def generate(self, request: Request, *, translate: Translate) -> Response:
-        """Continue a chat or a prompt. The answer is a stream of lines unless ``stream`` is false."""
+        """Continue a chat or a prompt.
+
+        The answer is a stream of JSON lines. If ``stream`` is false, it is one JSON object.
+        """
 
         async def make(received: ReceivedRequest, send: Send) -> None:
             asked = translate(received.body)
@@ -206,7 +209,8 @@ def _model(name: str, route: DeploymentRoute) -> LlmModel:
 def _explain(error: EngineRefused, asked: OllamaCall) -> NoReturn:
     """Raise the engine's error, or BadRequest if the engine does not accept images.
 
-    Engines report this as a failure of their own.
+    If an engine does not accept images, it reports a failure of its own. So this function looks for words in
+    the message.
     """
     if asked.images and any(word in error.message for word in ("image", "multimodal")):
         raise BadRequest(f"the model {asked.model!r} does not accept images: {error.message}") from error

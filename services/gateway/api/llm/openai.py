@@ -65,8 +65,8 @@ class OpenAiRoutes:
     async def answer(self, request: Request, *, path: str, model: str = "") -> Response:
         """Answer a request with what the engine returns: one JSON body, or server-sent events.
 
-        If the header ``Prefer`` asks for a job, run the request as a job. ``model`` replaces the model in the
-        body, unless ``model`` is empty.
+        If the header ``Prefer`` requests a job, run the request as a job. If ``model`` is not empty, it
+        replaces the model in the body.
         """
         try:
             received = await self._door.receive(request)

@@ -139,5 +139,8 @@ def openai_response(error: TidegateError) -> Response:
 
 
 def answer_at(path: str, error: TidegateError, rid: str) -> Response:
-    """Return an error as an answer: in OpenAI's format if its API has the path, else in Tidegate's format."""
+    """Return an error as an answer.
+
+    If the path belongs to OpenAI's API, the error has OpenAI's format, else Tidegate's format.
+    """
     return openai_response(error) if PATHS.fullmatch(path) else error_response(error, rid)

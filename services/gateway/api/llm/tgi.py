@@ -82,7 +82,10 @@ class TgiRoutes:
         return json_response(tgi_answers.info(model, route.llm.context, route.llm.slots, VERSION))
 
     async def health(self, request: Request, model: str = "") -> Response:
-        """Answer 200 if requests can be routed and queued, and the model in the path (if any) is ready."""
+        """Answer 200 if requests can be routed and queued, else 503.
+
+        If the path names a model, the model must also be ready.
+        """
         try:
             if problems := request.app.state.health.problems():
                 raise Unavailable("; ".join(problems.values()), retry_after_s=1.0)

@@ -34,7 +34,10 @@ INTERNAL = TidegateError("internal error; see the log of the service")
 
 @dataclass(slots=True)
 class Answered:
-    """The next pieces of an answer. ``load``: the seconds without an engine before the first piece."""
+    """The next pieces of an answer.
+
+    ``load``: the seconds before the first piece in which no engine worked on the request.
+    """
 
     pieces: list[Piece]
     load: float
@@ -62,8 +65,8 @@ class Translation:
     def model(self, request: Request, named: object, how: str) -> str:
         """Return the model that a request names, or else the only model that its caller may use.
 
-        ``how``: how to name a model, for an error. Raise NotFound if the caller may use no model, BadRequest
-        if it may use several.
+        ``how``: the ways to name a model, as text for the error. Raise NotFound if the caller may use no
+        model, BadRequest if the caller may use several.
         """
         given = [
             request.path_params.get("model"),
@@ -112,7 +115,7 @@ class Translation:
                 yield Answered(read_all(answer.events, answer.meta.ids), load)
 
     async def only(self, received: ReceivedRequest, call: LlmCall) -> tuple[bytes, float]:
-        """Run a call. Return the body of its answer, and the seconds in which no engine had the request."""
+        """Run a call. Return its answer's body, and the seconds in which no engine worked on it."""
         answer = await only_answer(self.door.run(self._protocol, received, call))
         call.cost.sent += len(answer.events[0])
         return answer.events[0], max(0.0, time.perf_counter() - received.started - answer.timing.compute)
@@ -131,7 +134,10 @@ def grants(call: LlmCall) -> list[tuple[bytes, bytes]]:
 
 
 async def send_json(send: Send, document: Any, headers: Sequence[tuple[bytes, bytes]] = ()) -> int:
-    """Send ``document`` as JSON; bytes are JSON already. Return the size of the body in bytes."""
+    """Send ``document`` as JSON. Return the size of the body in bytes.
+
+    If ``document`` is bytes, it is already JSON and is sent unchanged.
+    """
     body = document if isinstance(document, bytes) else orjson.dumps(document)
     fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": 200, "headers": fields})

@@ -26,8 +26,8 @@ class OpenAiBatchHandlers:
     async def page(self, principal: str | None, after: str | None, limit: int) -> dict[str, Any]:
         """Return at most ``limit`` batches that are older than the batch ``after``, newest first.
 
-        A caller with the scope admin gets the batches of ``principal`` (None: of all callers), others their
-        own. Raises NotFound if ``after`` is no id of a batch.
+        A caller with the scope admin gets the batches of ``principal``; None means the batches of all
+        callers. Any other caller gets only its own batches. Raises NotFound if ``after`` is no id of a batch.
         """
         caller = request_principal()
         before = None if after is None else read_batch_id(after)

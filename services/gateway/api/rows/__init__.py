@@ -1,1 +1,1 @@
-"""The APIs of other systems for tensors: TensorFlow Serving, KServe v1, TorchServe, SageMaker, Azure ML."""
+"""The APIs of other model servers for tensors: TensorFlow Serving, KServe v1, TorchServe and others."""

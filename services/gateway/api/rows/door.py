@@ -1,4 +1,4 @@
-"""Receive, run, count and log the requests of other systems' APIs for tensors."""
+"""Receive, run, count and log the requests with tensors in the format of other model servers."""
 
 from __future__ import annotations
 
@@ -78,17 +78,20 @@ class RowsDoor:
         self._log = log
 
     async def receive(self, request: Request) -> Received:
-        """Receive a request; raise a TidegateError if it is refused. Release ``held`` afterwards."""
+        """Receive a request; raise a TidegateError if it is refused.
+
+        When the request has ended, release ``held`` of the result.
+        """
         if not principal().may(INFER):
             raise Forbidden(lacks(principal(), (INFER,)))
         body, held, started = await receive_body(request, self._limits)
         return Received(body, dict(request.scope["headers"]), held, started)
 
     async def respond(self, request: Request, make: Make, failed: Failed) -> Response:
-        """Receive a request, and return a response. When it is sent, it runs ``make``.
+        """Receive a request, and return a response that runs ``make`` when it is sent.
 
         ``make`` is cancelled if the caller disconnects. ``failed`` returns the response for an error, in the
-        form of the API.
+        format of the API.
         """
         try:
             received = await self.receive(request)
@@ -110,7 +113,7 @@ class RowsDoor:
         return CancellableResponse(write, received.held.release)
 
     def endpoints(self) -> list[EndpointRoute]:
-        """Return the endpoints for tensors that the caller may use, sorted by name."""
+        """Return the endpoints that accept tensors and that the caller may use, sorted by name."""
         found = self.core.table().endpoints.values()
         return sorted(
             (each for each in found if principal().may(INFER, each.name) and takes_tensors(each)),

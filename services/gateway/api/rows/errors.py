@@ -28,7 +28,8 @@ def _object(*names: str) -> dict[str, Any]:
 
 
 ROWS_ERROR_FORMS = MappingProxyType({
-    # TensorFlow Serving and OpenAI's API share the path of one model. OpenAI's ``error`` is an object.
+    # TensorFlow Serving and OpenAI's API share the path ``/v1/models/NAME``. Its ``error`` is a string
+    # (TensorFlow Serving) or an object (OpenAI).
     "TensorFlow Serving": ErrorForm("TensorFlowServingError", _EITHER),
     "TorchServe": ErrorForm(
         "TorchServeError",
@@ -101,7 +102,10 @@ _FORMS = (
 
 
 def rows_error_at(path: str, error: TidegateError) -> Response | None:
-    """Return the answer for an error that occurs before routing; None if no API for rows has the path."""
+    """Return the answer to an error that occurs before routing, in the format of the path's API.
+
+    Return None if the path belongs to none of these APIs.
+    """
     form = next((form for pattern, form in reversed(_FORMS) if pattern.fullmatch(path)), None)
     return None if form is None else form(error)
 

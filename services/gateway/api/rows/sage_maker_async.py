@@ -66,8 +66,8 @@ class SageMakerAsyncRoutes:
     async def invoke(self, request: Request, model: str) -> Response:
         """Accept a job for an input in the store. Answer 202 with the location of its result.
 
-        The header ``X-Amzn-SageMaker-InputLocation`` names the input. The answer has the content type in
-        ``X-Amzn-SageMaker-Accept``, or else that of the input.
+        The header ``X-Amzn-SageMaker-InputLocation`` names the input. The header ``X-Amzn-SageMaker-Accept``
+        sets the content type of the result. Without it, the result has the content type of the input.
         """
 
         async def make(received: Received) -> Response:

@@ -67,7 +67,7 @@ class TfServingRoutes:
         return await self._door.respond(request, make, tf_serving)
 
     async def classify(self, request: Request, model: str, version: str = "", label: str = "") -> Response:
-        """Answer examples with a list of ``[label, score]`` for each."""
+        """Return a list of ``[label, score]`` for each example."""
 
         async def make(received: Received) -> Response:
             answer = await self._examples(received, model, version, label)
@@ -77,7 +77,7 @@ class TfServingRoutes:
         return await self._door.respond(request, make, tf_serving)
 
     async def regress(self, request: Request, model: str, version: str = "", label: str = "") -> Response:
-        """Answer examples with one number for each."""
+        """Return one number for each example."""
 
         async def make(received: Received) -> Response:
             answer = await self._examples(received, model, version, label)
@@ -148,7 +148,7 @@ class TfServingRoutes:
     def _version(self, model: str, version: str, label: str) -> str:
         """Return the version that a path names. A label is an alias of a version.
 
-        The label ``stable`` means the version that the endpoint chooses, unless an alias has this name.
+        If no alias has the name ``stable``, this label means that the endpoint chooses the version.
         """
         return self._door.endpoint(model).labelled(label) if label else version
 

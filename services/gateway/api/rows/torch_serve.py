@@ -42,8 +42,8 @@ class TorchServeRoutes:
     async def predict(self, request: Request, model: str, version: str = "") -> Response:
         """Run a model, and return its outputs as JSON.
 
-        The JSON is a list, or one value if the request has one value. A model that takes the whole body of a
-        request also answers with a whole body.
+        The JSON is a list, or one value if the request has one value. If the model decodes request bodies
+        itself, return the body and the content type that the model returns.
         """
 
         async def make(received: Received) -> Response:
@@ -106,7 +106,7 @@ class TorchServeRoutes:
         min_worker: int = Query(1, ge=0, le=100_000),
         synchronous: bool = False,
     ) -> Response:
-        """Hold a model at ``min_worker`` replicas. The caller needs the scope ``operate``.
+        """Keep a model at ``min_worker`` replicas. The setting ``model_control`` says who may do this.
 
         With ``synchronous``, answer when that many replicas are ready.
         """

@@ -28,7 +28,10 @@ class BesideBody:
     """The input that requests may have outside their bodies. ``forwards``: True if headers go to models."""
 
     def __init__(self, regions: OwnedRegions | None = None, pattern: str = "") -> None:
-        """``regions``: None if callers may not use shared memory. ``pattern``: matches headers for models."""
+        """``regions``: None if callers may not use shared memory.
+
+        ``pattern``: a regular expression. Headers whose whole names match it go to models.
+        """
         self._regions = regions
         self._pattern = re.compile(pattern) if pattern else None
         self.forwards = self._pattern is not None

@@ -52,7 +52,10 @@ MAX_TIMEOUT_MS = 86_400_000
 
 @dataclass(slots=True)
 class Timing:
-    """The parts of a request's time in seconds. The start and end of each part are measured by one clock."""
+    """The parts of a request's time in seconds.
+
+    Each part begins and ends in the same process, so the clocks of different hosts need not agree.
+    """
 
     decode: float = 0.0
     wait: float = 0.0
@@ -129,7 +132,8 @@ class InferenceCore:
     def find(self, model: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
         """Return an endpoint and one of its Deployments; raise NotFound or NoRoutes.
 
-        Use this to describe or check them. Unlike :meth:`pick`, it does not count towards the traffic shares.
+        Use this method if no request is sent. Unlike :meth:`pick`, it does not count towards the traffic
+        shares.
         """
         return require(self._routes.table).find(model, version)
 
@@ -147,7 +151,11 @@ class InferenceCore:
         return endpoint, route
 
     def _reserved(self, shared: DeploymentRoute, own: DeploymentRoute | None) -> DeploymentRoute:
-        """Return the Deployment of the reserved replicas while they have room, else the shared Deployment."""
+        """Return the Deployment of the reserved replicas, or the shared Deployment.
+
+        Use the reserved replicas if they are ready and can take another request. Use them also if they are
+        ready and no shared replica is ready.
+        """
         if own is None or not self.fleet(own.name).ready:
             return shared
         queue = self._dispatcher.queue_of(own)
@@ -450,7 +458,10 @@ def _result(
 
 
 def not_tensors(model: str) -> BadRequest:
-    """Return the error for tensors to a language model. With tensors, a caller could name any engine path."""
+    """Return the error for a request with tensors to a language model.
+
+    Such a request must be refused: its tensors could name any URL path of the engine.
+    """
     return BadRequest(
         f"model {model!r} is a language model and accepts no tensors: use /v1/chat/completions",
         reason="language_model",

@@ -35,8 +35,8 @@ def elsewhere(
 ) -> DeploymentRoute:
     """Return another Deployment for a request; raise ``error`` if there is none.
 
-    If a traffic rule chose the Deployment, raise ``error``, too. The rule may be there to keep data in one
-    country.
+    If a traffic rule applies to the request, raise ``error``, too. Such a rule may keep data in one country,
+    so the request must not go elsewhere.
     """
     stays = bool(endpoint.rules) and origin is not None and endpoint.has_rule_for(origin())
     other = None if stays else another(endpoint, route, failed, error)
@@ -72,7 +72,10 @@ class Sender(Protocol):
 
 @dataclass(slots=True)
 class Failover:
-    """One request to an upstream, with its tensors. ``ends_at``: its deadline on the monotonic clock."""
+    """A request that can be sent again to another Deployment if its upstream is unavailable.
+
+    ``ends_at``: the deadline in seconds on the monotonic clock.
+    """
 
     core: Sender
     endpoint: EndpointRoute
@@ -86,7 +89,10 @@ class Failover:
     failed: set[str] = field(default_factory=set)
 
     def on_outcome(self, outcome: Any) -> None:
-        """Pass the outcome on, or send the request to another Deployment."""
+        """Return the outcome to the caller with ``done``.
+
+        If the upstream is unavailable, first try to send the request to another Deployment.
+        """
         left_ms = (self.ends_at - time.monotonic()) * 1e3
         if not isinstance(outcome, UpstreamUnavailable) or left_ms <= 0:
             self.done(outcome)

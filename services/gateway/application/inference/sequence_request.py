@@ -18,9 +18,10 @@ from tidegate.kernel.protocol.sequences import SequenceMark
 
 @dataclass(slots=True, eq=False)
 class SequenceRequest:
-    """A request of a sequence. ``route`` and ``request`` change if the sequence is at another Deployment.
+    """A request of a sequence. ``ends_at``: the deadline in seconds on the monotonic clock.
 
-    ``ends_at``: the deadline on the monotonic clock. ``decode`` decodes the body for another signature.
+    If another Deployment runs the sequence, ``route`` is set to it. Then ``decode`` decodes the body again,
+    because the signature may differ, and ``request`` is replaced.
     """
 
     id: bytes
@@ -41,7 +42,7 @@ class SequenceRequest:
     def forget_data(self) -> None:
         """Drop the tensors of a sent request.
 
-        Keep those of a request that starts a sequence, because another replica may have to run it.
+        A request that starts a sequence keeps its tensors, because it may be sent again to another replica.
         """
         if not self.mark.start:
             self.request, self.decode = self.request.without_data(), _forgotten
@@ -99,7 +100,7 @@ class Sender(Protocol):
 
 @dataclass(slots=True)
 class Line:
-    """The line in which the requests of one sequence wait to be sent. ``users``: how many are in it."""
+    """The requests of one sequence that wait to be sent. ``users``: the number of these requests."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     users: int = 0

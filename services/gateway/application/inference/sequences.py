@@ -1,8 +1,8 @@
 """Send the requests of a sequence to the replica that keeps its state, in the order of their arrival.
 
-A new sequence starts on the replica with the most free slots. The live store keeps the choice, so all
-gateways agree. A request goes to the replica's own queue, and no other replica ever gets it. If the replica
-is lost, the callers of its sequences get an error, because the state is lost too (ADR 053).
+A new sequence starts on the replica with the most free sequence slots. The live store keeps this choice, so
+all gateways use the same replica. A request goes to the replica's own queue, and no other replica gets it. If
+the replica is lost, the callers of its sequences get an error, because the state is lost too (ADR 053).
 """
 
 from __future__ import annotations
@@ -42,14 +42,17 @@ SEQUENCES = Counter(
     "Sequences of stateful models by event: started, ended, lost, unknown, full.",
     ["event"],
 )
-# A new sequence waits for a free slot for this share of its request's timeout, but at most for WAIT_S.
+# If all slots are taken, a new sequence waits for a free slot. It waits for this share of its request's
+# timeout, but at most WAIT_S seconds.
 WAIT_SHARE, WAIT_S = 0.8, 10.0
 POLL_S, UPLOAD_POLL_S = 0.05, 0.005
-# A lost replica may still be reported as ready for some seconds. Do not use it for this time.
+# After a replica is lost, it may still be reported as ready for some seconds. Treat it as lost for DEAD_S
+# seconds.
 DEAD_S = 15.0
 STARTS = 3
 REMEMBERED = 10_000
-# After a failed call, do not call the store for this time.
+# After a failed call, do not call the store for this many seconds. So requests do not all wait for a store
+# that is down.
 AWAY_S = 2.0
 T = TypeVar("T")
 
@@ -284,17 +287,18 @@ class SequenceRouter:
             if await self._watch.has_ended(_queue_of(held)):
                 await self._record_end(request.key, held, lost=True)
                 raise self._lost(request, f"the replica {held.replica} has ended")
-            self._dead.pop(held.replica, None)  # the replica lives, it had only lost its connection
+            self._dead.pop(held.replica, None)  # the replica still runs: only its connection was lost
         if held.deployment != request.route.name:
             self._move(request, held)
         await self._keep(request, held, request.left_ms)
         return held
 
     async def _held(self, request: SequenceRequest) -> Place | None:
-        """Return the place of a sequence from the store, or else from this gateway's memory; None if unknown.
+        """Return the replica of a sequence; None if it is unknown.
 
-        The store may be down or may have lost its data. A remembered place may be wrong; then the worker
-        refuses the request. Raise Unavailable if the store is down and nothing is remembered.
+        The store is asked first. If it is down or has lost its data, use this gateway's memory. The memory
+        may be out of date; then the worker refuses the request. Raise Unavailable if the store is down and
+        the memory has no entry.
         """
         known = self._remembered.get(request.key)
         try:
@@ -310,7 +314,10 @@ class SequenceRouter:
         return found
 
     async def _asked(self, call: Callable[[SequencePlaces], Awaitable[T]]) -> T:
-        """Call the store; raise StoreUnavailable. For ``AWAY_S`` after a failure, raise it without a call."""
+        """Call the store; raise StoreUnavailable if it is down.
+
+        After a failure, raise StoreUnavailable for ``AWAY_S`` seconds without a call.
+        """
         if self._places is None or time.monotonic() < self._away_until:
             raise StoreUnavailable("the store does not answer")
         try:
@@ -326,21 +333,28 @@ class SequenceRouter:
             self._remembered.popitem(last=False)
 
     def _move(self, request: SequenceRequest, held: Place) -> None:
-        """Change a request's Deployment to the one of its sequence, which may have an older version."""
+        """Change a request's Deployment to the Deployment of its sequence.
+
+        It may serve an older version. If it was removed, raise SequenceLost.
+        """
         route = request.endpoint.route_named(held.deployment)
         if route is None:
             raise self._lost(request, f"the Deployment {held.deployment} was removed")
         request.route, request.request = route, request.decode(route.contract)
 
     async def _start(self, request: SequenceRequest, held: Place | None) -> Place:
-        """Return a place for a new sequence. Wait until a replica is ready and has a free slot."""
+        """Return a ready replica with a free slot for a new sequence. Wait until there is one.
+
+        If all slots stay taken, raise an error. If no replica is ready before the deadline, raise
+        DeadlinePassed.
+        """
         request.starts += 1
         name, began = request.route.name, time.monotonic()
         if held is not None and held.deployment != name:
             await self._record_end(request.key, held)
         waits_until = min(began + WAIT_S, began + request.left_ms / 1e3 * WAIT_SHARE)
         load = self._dispatcher.queue_of(request.route).load
-        load.outstanding += 1  # the autoscaler must see the waiting sequence as load
+        load.outstanding += 1  # so that the autoscaler counts the waiting sequence
         try:
             while True:
                 fleet = self._fleet(name)
@@ -366,7 +380,7 @@ class SequenceRouter:
         return self._dead.get(replica, 0.0) < time.monotonic()
 
     async def _choose(self, request: SequenceRequest, ready: list[SequenceSlots]) -> Place | None:
-        """Return the place that the store has chosen; None if all slots are taken.
+        """Return the replica that the store has chosen; None if all slots are taken.
 
         Raise Unavailable if the store is down, because other gateways could not find the sequence.
         """
@@ -392,8 +406,8 @@ class SequenceRouter:
             SEQUENCES.labels("lost").inc()
             await self._record_end(request.key, place, lost=True)
         elif isinstance(outcome, BadRequest):
-            # If the server refused the start of a sequence, or says that a start is missing, no sequence is
-            # running.
+            # If the model server refused the request that starts a sequence, or reports that no sequence was
+            # started, no sequence is running.
             if request.mark.start or START_FLAG in outcome.message:
                 await self._record_end(request.key, place)
         elif request.mark.end and not isinstance(outcome, TidegateError):

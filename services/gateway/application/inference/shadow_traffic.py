@@ -36,7 +36,7 @@ from tidegate.kernel.token_bucket import TokenBucket
 
 log = telemetry.logger(__name__)
 
-# Copies are collected for this many seconds and sent together. So the answers to the requests are sent first.
+# Copies are collected for this many seconds and sent in one step, so that answers to callers are sent first.
 COLLECT_S = 0.002
 # The pause between two rounds. A round drops copies that waited too long, and compares answers.
 ROUND_S = 0.1
@@ -145,7 +145,10 @@ class ShadowTraffic:
         timeout_ms: float,
         done: Callable[[A | TidegateError], None],
     ) -> Callable[[A | TidegateError], None]:
-        """Return the callback for a request's outcome. It calls ``done``, and may copy the request later."""
+        """Return the callback for a request's outcome. If the request is not selected, return ``done``.
+
+        For a selected request, the callback calls ``done`` and then queues a copy for the shadow.
+        """
         shadow = endpoint.shadow
         if shadow is None or shadow.deployment.name == route.name:
             return done
@@ -155,7 +158,7 @@ class ShadowTraffic:
             return done
         asked = sum(map(len, request.data))
         if asked > self._largest:
-            request = request.without_data()  # no copy is sent, so the tensors need not stay in memory
+            request = request.without_data()  # too large for a copy, so do not keep the tensors in memory
         started = time.perf_counter()
 
         def answered(outcome: A | TidegateError) -> None:
@@ -330,7 +333,10 @@ class ShadowTraffic:
                 compared(pair.counts, pair.request, comparisons, now)
 
     def _take_answered(self) -> list[_Pair]:
-        """Remove and return the answers to compare in this round. The bytes per second are limited."""
+        """Remove and return the answers to compare in this round.
+
+        Stop at the limit for compared bytes per second, so that comparisons do not use too much CPU time.
+        """
         pairs, size = [], 0
         while self._answered and size < policy.COMPARED_BYTES_PER_S * ROUND_S:
             pair = self._answered.popleft()

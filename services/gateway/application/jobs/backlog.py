@@ -17,10 +17,10 @@ STALE_S = 2.0
 
 
 class BacklogEstimate:
-    """An estimate of the number of queued jobs of each Deployment.
+    """Estimate how many jobs of each Deployment are queued.
 
-    The estimate is the last number that ``read`` returned from the store, plus the jobs that this gateway
-    has accepted since then. Newer jobs of other gateways are missing.
+    The estimate is the last number that ``read`` returned from the store, plus the jobs that this gateway has
+    accepted since then. It does not include the jobs that other gateways have accepted since then.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
-"""Run a batch: submit a limited number of lines at a time as jobs, and write the results in their order.
+"""Run a batch: submit a limited number of lines at a time as jobs, and write results in line order.
 
-The gateway that runs a batch holds a lease on it. The gateway writes the results to the blob store in chunks,
-and the number of written lines to the batch's record. A gateway that takes over the batch begins after these
-lines. Each line's job has an idempotency key, so no line becomes two jobs.
+The gateway that runs a batch holds a lease on it. It writes the results to the blob store in chunks, and the
+number of written lines to the batch's record. If another gateway takes over the batch, it continues after
+these lines. The job of each line has an idempotency key, so a line that is submitted twice becomes only one
+job.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ class BatchRunner:
         beginning: asyncio.Task[bool] | None = None
         try:
             while self._done < self._batch.lines:
-                # New lines may wait for hours until their caller has quota again. Meanwhile, write results.
+                # New lines may wait for hours until their caller has quota again. So submit lines in the
+                # background, and meanwhile write the results of earlier lines.
                 beginning = beginning or self._submitter.begin()
                 moved = await self._write_results()
                 if self._writer.held and time.monotonic() - self._saved_at > SAVE_S:
@@ -199,7 +201,7 @@ class BatchRunner:
         return len(finished)
 
     async def _result_line(self, row: LineProgress, job: Job | None, frame: bytes | None) -> ResultLine:
-        """Return a line's outcome and its result line."""
+        """Return the line of the results file for one finished request line, with its outcome."""
         error = row.error
         if job is not None and frame is not None:
             try:
@@ -212,7 +214,7 @@ class BatchRunner:
         if error is None:
             error = Conflict("the job's record was deleted before its result was written", reason="job_gone")
         if error.reason == "cancelled" and not self._submitter.cancelling:
-            error = self._form.overdue() or error  # say that the batch is overdue, which cancelled the job
+            error = self._form.overdue() or error  # the job was cancelled because the batch is overdue
         outcome = error.reason if error.reason in {"cancelled", "expired"} else "failed"
         job_id = None if row.job is None else row.job.hex()
         return self._form.failed(row.number, row.id, job_id, outcome, error)

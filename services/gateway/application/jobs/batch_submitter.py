@@ -107,7 +107,7 @@ class BatchSubmitter:
         except Unauthorized as error:
             self.revoked = self.revoked or error
         except Unavailable:
-            pass  # the keys are not known yet; the next line checks this, too
+            pass  # the gateway has not loaded the keys yet; each line's submission checks the key again
         return self.cancelling or self.revoked is not None
 
     async def _submit_next(self, count: int) -> bool:
@@ -142,7 +142,7 @@ class BatchSubmitter:
                 line = self._form.read(raw)
                 grant = self._access.admit(self._access.recheck(self._principal), line.endpoint)
                 request = self._check(row, line, key)
-                del line  # the line's decoded JSON takes much more memory than its tensors
+                del line  # free the decoded JSON now: it takes much more memory than the tensors
                 submitted = await self._submitter.submit(request)
                 row.job = submitted.job.id
                 if grant is not None and submitted.fresh:
@@ -156,8 +156,8 @@ class BatchSubmitter:
                 if grant is not None:
                     grant.cancel()
             return
-        # Another gateway may have submitted the line before it lost its lease. Then the runner cancels this
-        # job.
+        # An earlier gateway may have submitted this line before it lost the lease. Find that job, so that the
+        # runner can cancel it.
         job = await keep_trying(partial(self._submitter.of_key, self._principal.id, key.key))
         if job is None:
             row.error = self.revoked or _CANCELLED

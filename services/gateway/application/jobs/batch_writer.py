@@ -1,4 +1,7 @@
-"""Write the results of a batch to the blob store, in chunks. OpenAI's batches have two files of results."""
+"""Write the results of a batch to the blob store, in chunks.
+
+OpenAI's batches have a file of answers and a file of errors.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ class Written(NamedTuple):
 
 
 class BatchWriter:
-    """A writer of one batch's results. ``counts``: the number of lines by outcome since its start."""
+    """Write the results of one batch.
+
+    ``counts``: the number of finished lines by outcome, since the batch began.
+    """
 
     def __init__(self, batch: Batch, blobs: Blobs, keep_s: float) -> None:
         self._batch = batch

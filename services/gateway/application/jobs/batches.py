@@ -35,7 +35,10 @@ CLAIM_INTERVAL_S = 1.0
 
 
 class BatchService:
-    """The batches of a gateway. ``owner``: the name of this process in leases. Times are in seconds."""
+    """Create, find, cancel and run the batches of a gateway process.
+
+    ``owner``: the name of this process in leases. Times are in seconds.
+    """
 
     def __init__(
         self,
@@ -81,8 +84,8 @@ class BatchService:
     ) -> Batch:
         """Store an uploaded file and its batch on disk, and return the batch.
 
-        ``hold`` is called with the number of bytes in memory, and raises Overloaded if they do not fit. Also
-        raises BadRequest, PayloadTooLarge.
+        ``hold``: a function that reserves memory. It gets the number of bytes in memory, and raises
+        Overloaded if they do not fit. The method also raises BadRequest and PayloadTooLarge.
         """
         chunks: list[FileChunk] = []
         try:
@@ -133,7 +136,7 @@ class BatchService:
             raise BadRequest("the file has no lines: send one JSON request on each line")
 
     async def find(self, id_: bytes, principal: Principal) -> Batch:
-        """Return a batch. Raises NotFound if ``principal`` may not see it (the scope admin sees all)."""
+        """Return a batch. Raises NotFound, unless ``principal`` is its owner or has the scope ``admin``."""
         batch = await self._store.get(id_)
         if batch is None or not principal.sees(batch.principal):
             raise _not_found(id_)
@@ -186,7 +189,7 @@ class BatchService:
                 self._keep_s,
             )
         except StoreUnavailable:
-            return  # when the lease expires, a gateway takes the batch
+            return  # a gateway takes over the batch when its lease expires
         try:
             await runner.run()
             log.info("a batch has ended", extra=context)

@@ -21,9 +21,10 @@ LEAST_TTL_S = 1.0
 
 
 class LineRequest(NamedTuple):
-    """The request of a line. It has either ``decode``, or the ``body`` of a request to a language model.
+    """The request of a line: ``decode`` for a request with tensors, ``body`` for a language model.
 
-    ``facts``: the parameters that the endpoint's traffic rules may read.
+    ``decode``: a function that checks the tensors against a signature. ``facts``: the parameters that the
+    endpoint's traffic rules may read.
     """
 
     model: str
@@ -40,7 +41,7 @@ class LineRequest(NamedTuple):
 
 
 class ResultLine(NamedTuple):
-    """The outcome of a line, and its line in the file of results."""
+    """The result of one request line. ``line``: the line to write to the results file."""
 
     outcome: str
     line: bytes
@@ -54,7 +55,7 @@ class LineForm(Protocol):
 
     @property
     def path(self) -> str:
-        """The path of the requests to language models; empty for tensors."""
+        """Return the URL path of the requests to language models; empty for requests with tensors."""
 
     def read(self, raw: bytes) -> LineRequest:
         """Return the request of a line. Raises TidegateError."""
@@ -72,7 +73,7 @@ class LineForm(Protocol):
 
 
 class TensorLines:
-    """Tidegate's own form, in which each line is an inference request."""
+    """Read and write lines in Tidegate's own form: each line is an inference request with tensors."""
 
     def __init__(self, batch: Batch, results: JobResults) -> None:
         self._batch = batch
@@ -113,7 +114,7 @@ class TensorLines:
 
 
 class OpenAiLines:
-    """OpenAI's form, in which each line is a request to a language model."""
+    """Read and write lines in OpenAI's form: each line is a request to a language model."""
 
     def __init__(self, batch: Batch, facts: OpenAiFacts, results: JobResults) -> None:
         self._batch = batch

@@ -50,9 +50,10 @@ RETRY_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A checked request that may become a job. ``ask``: the requested form of its answer.
+    """A checked request that is ready to be submitted as a job.
 
-    ``charge`` charges the tokens of a request to a language model. It raises TooMany or BadRequest.
+    ``ask``: the form that the caller wants for the answer. ``charge``: for a language model, a function that
+    charges the request's tokens; it raises TooMany or BadRequest at a token limit.
     """
 
     endpoint: str
@@ -200,7 +201,7 @@ class JobSubmitter:
         trace: bytes,
         principal: Principal,
     ) -> dict[str, Any]:
-        """Return the feedback id as a member of the job's record; empty if no feedback is collected."""
+        """Return the feedback id as a member for the job's record; empty if no feedback is collected."""
         facts = origin or (lambda: Origin({}, principal.id, dict))
         pending = self._core.feedback.begin(endpoint, version, facts, trace, principal)
         return {} if pending is None else {ASK: pending.id(route).decode()}
@@ -343,7 +344,10 @@ class JobSubmitter:
             await asyncio.sleep(RETRY_S)
 
     async def _earlier(self, id_: bytes) -> SubmittedJob:
-        """Return the job of an earlier call with the same key. Publish it if the earlier call did not."""
+        """Return the job of an earlier call with the same idempotency key.
+
+        If the earlier call stopped before it published the job, publish the job now.
+        """
         job = await self._tracker.get(id_)
         if job.state == "accepting" and (frame := await self._store.request(id_)) is not None:
             await self._queue.publish(job.deployment, job.level, frame)
@@ -356,7 +360,7 @@ class JobSubmitter:
         Do nothing if it has an idempotency key, because a later call with this key publishes the job.
         """
         if new.idempotency is None:
-            with suppress(StoreUnavailable):  # the router will publish the job; no caller reads its result
+            with suppress(StoreUnavailable):  # on failure, the job runs, but no caller reads its result
                 await self._store.cancel(new.id)
 
     async def _drop_payload(self, new: NewJob) -> None:

@@ -30,7 +30,7 @@ class JobTracker:
         return job
 
     async def find(self, id_: bytes, principal: Principal) -> Job:
-        """Return a job. Raises NotFound if ``principal`` may not see it (the scope admin sees all)."""
+        """Return a job. Raises NotFound, unless ``principal`` is its owner or has the scope ``admin``."""
         job = await self.store.get(id_)
         if job is None or not principal.sees(job.principal):
             raise _not_found(id_)

@@ -18,7 +18,7 @@ from tidegate.kernel.protocol.presence import GatewayLoad
 
 
 class Accounted(Protocol):
-    """The members of a call that its account uses."""
+    """The fields of a call that :class:`CallAccount` reads."""
 
     principal: Principal
     band: Band
@@ -117,8 +117,8 @@ class CallAccount:
                 tokens = self._reservation.charged
             self._reservation.settle(tokens)
         if prompt:
-            # Learn how many tokens a prompt has per estimated token. Only keys with limits have a ratio of
-            # their own, so that a process does not store too many.
+            # Learn the ratio of real to estimated prompt tokens. Only keys with token limits get a ratio of
+            # their own, so that the number of stored ratios stays small.
             caller = call.principal.id if self._reservation is not None else ""
             self._limits.ratio.learn(self._endpoint, call.estimate.prompt, prompt, caller)
         self._meter.end()

@@ -66,15 +66,16 @@ LOSSES = Counter(
     "Streams of language models whose worker was lost, by what followed: continue, end or fail.",
     ["action"],
 )
-# A request that loses more workers than this is not continued, because it may be the cause.
+# If a request has lost more workers than this, it fails, because the request itself may crash the workers.
 MAX_LOSSES = 2
 _INPUTS = (envelope.tensor(REQUEST, "BYTES", (1,)),)
-# The timeout of a request without ``stream`` is longer by this time for each token of the answer, because one
-# deadline applies to all tokens. In a stream, each token gets a new deadline. An engine on a CPU needs about
-# this time for a token while all slots are in use.
+# Without ``stream``, one timeout applies to the whole answer, so it is extended by this time for each token
+# of the answer. With ``stream``, the timeout starts again at each event. An engine on a CPU needs about this
+# time for a token while all engine slots are in use.
 MS_PER_TOKEN = 200.0
-# An engine's time depends on tokens. So when callers share an engine, this many estimated tokens count as one
-# request (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024).
+# The time that a request takes in an engine depends on its tokens. To share an engine fairly, this many
+# estimated tokens count as one request (Sheng et al., "Fairness in Serving Large Language Models", OSDI
+# 2024).
 TOKENS_OF_A_REQUEST = 256
 
 
@@ -200,12 +201,15 @@ class LlmCore:
     def job_charge(
         self, principal: Principal, endpoint: str, path: str, body: Mapping[str, Any], context: int | None
     ) -> Callable[[], Awaitable[Reservation | None]]:
-        """Return a function that charges the estimated tokens of a job. It does not keep the job's body."""
+        """Return a function that charges the estimated tokens of a job.
+
+        The function contains only the estimate and not the body, so the body's memory can be freed.
+        """
         tokens = estimate(path, body, context)
         return partial(self._accounting.charge_job, principal, endpoint, tokens, stated=states_answer(body))
 
     def place(self, call: LlmCall) -> QueuePlace | None:
-        """Return the estimated place of a waiting request in its queue; None before it is queued."""
+        """Return the estimated queue position of a waiting request; None before the request is queued."""
         if call.queued is None:
             return None
         route, at, before, completed = call.queued
@@ -322,7 +326,8 @@ class LlmCore:
         request = _decoded(call, resume, "high" if again else call.band)
         decode_s = time.perf_counter() - began
         wait_ms = 0.0
-        # A message that leaves the replica's own queue after wait_ms may run twice. So it must be retry_safe.
+        # After wait_ms, the message moves from the replica's own queue to the Deployment's queue, and may run
+        # twice. So use the replica's queue only if the Deployment is retry_safe.
         if route.llm is not None and route.retry_safe:
             wait_ms = route.llm.affinity_wait_ms
         salt = f"{call.principal.id}\0{call.adapter}".encode()
@@ -350,8 +355,8 @@ class LlmCore:
 def _refusal(error: TidegateError, earlier: EngineRefused | None) -> EngineRefused:
     """Return the failure that the caller gets if no other target answers.
 
-    If ``error`` is not from an engine, the target had no room. Then return the ``earlier`` failure. Without
-    an earlier failure, raise ``error``.
+    An error that is not from an engine only says that this target cannot take the request. In that case,
+    return the ``earlier`` failure, or raise ``error`` if there is none.
     """
     if isinstance(error, EngineRefused):
         return error

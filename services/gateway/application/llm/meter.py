@@ -62,7 +62,7 @@ _ALL = (FIRST_TOKEN, INTER_TOKEN, DURATION, QUEUED, PROMPT, ANSWER, CACHED, TOKE
 
 
 class _Series:
-    """The metrics of one endpoint and band. This object saves time, because finding labels is slow."""
+    """The metrics of one endpoint and band. They are looked up once, because a lookup by labels is slow."""
 
     __slots__ = ("answer", "answered", "cached", "duration", "first", "inter", "prompt", "prompted", "queued")
 
@@ -127,7 +127,11 @@ class CallMeter:
 
 
 class LlmMeters:
-    """The metrics of all language models. Only endpoints of the route table have metrics."""
+    """Create the meters of requests to language models.
+
+    Only endpoints of the route table may be passed to :meth:`begin`, so that callers cannot create new
+    metrics.
+    """
 
     def __init__(self) -> None:
         self._series: dict[tuple[str, Band], _Series] = {}

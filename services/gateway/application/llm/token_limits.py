@@ -1,8 +1,9 @@
-"""Charge callers for the tokens of language models: an estimate at admission, the engine's count at the end.
+"""Charge callers for tokens: an estimate at admission, then the engine's count at the end.
 
-A request to a language model takes seconds, so it can wait for the store. One call charges all accounts of
-the caller, which all gateway processes share. The difference to the engine's count is settled in the
-background. While the store is down, this process applies its share of each limit.
+Each charge waits for the store. This wait is short compared with a request, which takes seconds. One call to
+the store charges all accounts of the caller; all gateway processes share these accounts. At the end of the
+request, the charge is corrected in the background. While the store is down, each process applies its own
+share of each limit.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ log = telemetry.logger(__name__)
 
 SLOW_S = 0.5  # a store that needs longer for a call is treated as down
 RETRY_S = 0.5
-# While the store is down, a process stores the charges of at most this many accounts. If there are more, it
-# forgets all of them.
+# While the store is down, a process counts the charges of at most this many accounts. Above this number, it
+# deletes all counts, so that memory stays limited.
 MOST_WINDOWS = 10_000
 
 
@@ -41,19 +42,19 @@ class Store(Protocol):
         """Charge all accounts or none. Return the charge's second (Unix time), and the balances before it."""
 
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
-        """Correct a charge by ``difference``.
+        """Correct a charge by ``difference`` tokens.
 
-        If the charge no longer counts in the limit of a minute, the difference does not count there either.
-        But with ``late``, a difference above 0 counts in the present minute.
+        If the charge is more than a minute old, the limit per minute ignores the difference. But with
+        ``late``, a difference above 0 counts in the present minute.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A charge that can be corrected later. ``at``: its second in Unix time.
+    """A charge that can be corrected later. ``at``: the second of the charge, in Unix time.
 
-    ``late``: see :meth:`Store.settle`. It is False if the store was down and this process charged the tokens
-    to its share of the limit.
+    ``late``: see :meth:`Store.settle`. It is False for a charge that this process made against its own share
+    of the limit, while the store was down.
     """
 
     ids: tuple[str, ...]
@@ -62,7 +63,7 @@ class Charge:
 
 
 class Settlement(NamedTuple):
-    """A correction of a charge that is being sent to the store."""
+    """A correction of a charge, while it is sent to the store."""
 
     made: Charge
     difference: int
@@ -110,7 +111,7 @@ class Reservation:
 
 
 class TokenLimits:
-    """The token limits of all keys. ``processes``: the number of processes that share the accounts."""
+    """Apply the token limits of all keys. ``processes`` returns how many processes share the accounts."""
 
     def __init__(self, store: Store, processes: Callable[[], int]) -> None:
         self._store = store
@@ -213,7 +214,7 @@ class TokenLimits:
     def _take_back(
         self, charging: asyncio.Task[tuple[int, tuple[TokenBalance, ...]]], ids: tuple[str, ...], tokens: int
     ) -> None:
-        """Undo a charge that the store makes after its request has stopped waiting."""
+        """Undo a charge that the store may still make although the request no longer waits for it."""
 
         def on_done(_: object) -> None:
             self._late.discard(charging)
@@ -239,7 +240,8 @@ class TokenLimits:
         if not any(each.refused for each in balances):
             for id_ in ids:
                 self._window(id_).charge(tokens, now)
-            # Charge the account when the store answers again. Even a late charge counts for the day.
+            # Send this charge to the store when it answers again. Even if that is too late for the limit of
+            # the minute, the charge counts for the day.
             self._pending[made] = self._pending.get(made, 0) + tokens
         return made, balances
 
@@ -277,10 +279,10 @@ class TokenLimits:
                 await asyncio.sleep(RETRY_S)
 
     async def _flush(self) -> None:
-        """Send all differences to the store. Those that fail stay for the next call.
+        """Send all corrections to the store. If one fails, raise its error and keep it for the next call.
 
-        If the store is slow, the next call waits for the same settlement. To send it twice would count it
-        twice.
+        If the store is slow, raise TimeoutError. The next call waits for the same correction and does not
+        send it again, because the store would apply it twice.
         """
         while self._pending:
             if self._settling is None:

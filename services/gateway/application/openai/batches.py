@@ -60,7 +60,7 @@ class OpenAiBatches:
         return batch
 
     async def find(self, id_: bytes, principal: Principal) -> Batch:
-        """Return a batch. Raises NotFound if ``principal`` may not see it (the scope admin sees all)."""
+        """Return a batch. Raises NotFound, unless ``principal`` is its owner or has the scope ``admin``."""
         batch = await self._store.get(id_)
         if batch is None or batch.openai is None or not principal.sees(batch.principal):
             raise no_batch(batch_name(id_))

@@ -26,10 +26,11 @@ from tidegate.kernel.protocol.jobs import new_id
 
 log = telemetry.logger(__name__)
 
-# A piece is in memory twice: as received, and as written.
+# Each received piece is in memory twice: as received, and as the chunk to write.
 COPIES = 2
 SWEEP_S = 60.0
-# If an upload has not grown for this time, its gateway was lost. HTTP servers end slow uploads earlier.
+# An upload without new data for this time is deleted, because its gateway has died. A slow caller cannot be
+# the cause: HTTP servers end slow uploads earlier.
 IDLE_S = 900.0
 
 
@@ -45,9 +46,10 @@ class FileLimits(NamedTuple):
 
 
 class FileUpload:
-    """An upload while it arrives. Call :meth:`finish` or :meth:`abort` at its end.
+    """An upload in progress. Call :meth:`finish` or :meth:`abort` at its end.
 
-    ``hold`` is called with the number of bytes in memory, and raises Overloaded if they do not fit.
+    ``hold``: a function that reserves memory. It gets the number of bytes in memory, and raises Overloaded if
+    they do not fit.
     """
 
     def __init__(
@@ -103,8 +105,8 @@ class FileUpload:
         return file
 
     async def abort(self) -> None:
-        """Delete the stored parts."""
-        with suppress(Unavailable):  # a gateway will delete the parts later
+        """Delete the chunks that are already stored."""
+        with suppress(Unavailable):  # then the background task deletes the chunks later
             await _drop(self._store, self._blobs, self._id)
 
     async def _put(self, piece: RawPiece | None) -> None:
@@ -120,7 +122,7 @@ class FileUpload:
 
 
 class FileService:
-    """The files of all callers."""
+    """Upload, find, list, read and delete the files of all callers."""
 
     def __init__(self, store: FileStore, batches: BatchStore, blobs: Blobs, limits: FileLimits) -> None:
         self._store = store
@@ -139,12 +141,12 @@ class FileService:
         await self._store.close()
 
     async def begin(self, principal: Principal, hold: Callable[[int], None]) -> FileUpload:
-        """Begin an upload. Raises TooMany if the caller has too many files or bytes."""
+        """Begin an upload. Raises TooMany if the caller has too many files."""
         used = await used_bytes(self._store, principal, self.limits)
         return FileUpload(self._store, self._blobs, self.limits, principal, used, hold)
 
     async def find(self, id_: bytes, principal: Principal) -> StoredFile:
-        """Return a file. Raises NotFound if ``principal`` may not see it (the scope admin sees all)."""
+        """Return a file. Raises NotFound, unless ``principal`` is its owner or has the scope ``admin``."""
         file = await self._store.get(id_)
         if file is None or not principal.sees(file.principal):
             raise no_file(file_name(id_))

@@ -1,7 +1,7 @@
-"""Routes of engines that OpenAI's API does not have: tokens of a text, and the scores of vLLM.
+"""Translate requests to engine URL paths that OpenAI's API does not have: tokenization, vLLM's scores.
 
-vLLM, llama.cpp and TGI have different bodies for ``/tokenize``. Here, requests and answers have the members
-of all three. So the gateway need not know the engine or the client.
+vLLM, llama.cpp and TGI use different bodies for ``/tokenize``. Here, requests and answers have the members of
+all three. So the gateway works with each engine and each client without knowing which one it is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def tokenize(request: Members) -> dict[str, Any]:
     if not named:
         raise BadRequest("the request has nothing to tokenize: add 'prompt' or 'messages'")
     prompt = members.text(request, named[0])
-    default = named[0] != "content"  # 'content' is llama.cpp's name, and llama.cpp adds none by default
+    default = named[0] != "content"  # only llama.cpp uses 'content'; by default, it adds no special tokens
     special = members.flag(request, "add_special_tokens", members.flag(request, "add_special", default))
     strings = of_tgi(request) or members.flag(request, "return_token_strs")
     return {

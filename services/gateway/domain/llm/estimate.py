@@ -37,14 +37,18 @@ NO_TOKENS = TokenEstimate(0, 0)
 
 
 def estimate(path: str, body: Mapping[str, Any], context: int | None) -> TokenEstimate:
-    """Estimate a request's tokens. ``context``: the model's context length in tokens, if known."""
+    """Return the estimated tokens of a request's prompt and answer.
+
+    ``path``: the request's URL path. ``context``: the model's context length in tokens; None if unknown.
+    """
     prompt = max(1, sum(_tokens(body[name]) for name in _PROMPT if name in body))
     if (tools := body.get("tools")) is not None:
         prompt += len(encoded(tools)) // CHARACTERS_PER_TOKEN
     if path.endswith(("/embeddings", "/pooling", "/score", "/rerank", "/tokenize", "/detokenize")):
         return TokenEstimate(prompt, 0)
     room = max(1, context - prompt) if context is not None else None
-    # Engines read different members, so use the largest limit. The charge is corrected at the end.
+    # Each engine reads different limits, so use the largest. When the answer ends, the charge is corrected to
+    # the counted tokens.
     limit = max((body[name] for name in _LIMITS if _is_count(body.get(name))), default=None)
     if limit is None:
         limit = room if room is not None else USUAL_ANSWER
@@ -58,7 +62,7 @@ def states_answer(body: Mapping[str, Any]) -> bool:
 
 
 def _choices(body: Mapping[str, Any]) -> int:
-    """Return the number of answers that the engine writes, summed over all prompts."""
+    """Return how many answers the engine writes: the answers per prompt, times the number of prompts."""
     each = max((body[name] for name in ("n", "best_of") if _is_count(body.get(name))), default=1)
     prompt = body.get("prompt")
     if not isinstance(prompt, list) or not prompt or type(prompt[0]) is int:

@@ -6,17 +6,18 @@ from collections.abc import Collection
 
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 
-# The statuses of an engine or upstream that cannot work now. 429 is not among them, because it is passed to
-# the caller.
+# The HTTP statuses after which another Deployment gets the request. 429 is not among them: the caller gets
+# it.
 FAILED = frozenset({502, 503, 504})
 
 
 def other_target(
     endpoint: EndpointRoute, failed: Collection[str], status: int, adapter: str
 ) -> DeploymentRoute | None:
-    """Return a ready Deployment of the endpoint that has not failed; None if the caller must get the failure.
+    """Return another Deployment for a failed request; None if the caller must get the failure.
 
-    ``status``: the HTTP status of the failure. ``failed``: the names of Deployments that failed.
+    ``status``: the HTTP status of the failure. ``failed``: the names of the Deployments that have failed.
+    ``adapter``: the LoRA adapter that the request names, or empty.
     """
     if status not in FAILED:
         return None

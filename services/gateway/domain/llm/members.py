@@ -11,7 +11,10 @@ Members = Mapping[str, Any]
 
 
 def text(members: Members, name: str, default: str | None = None) -> str:
-    """Return a member that is a string. Without a default, the member is required."""
+    """Return a member that is a string; ``default`` if it is missing.
+
+    Raise BadRequest if it is missing and there is no default.
+    """
     value = members.get(name)
     if value is None:
         value = default

@@ -8,10 +8,11 @@ from tidegate.kernel.errors import BadRequest, NotFound
 
 
 def chosen(named: Iterable[str | None], models: Sequence[str], how: str) -> str:
-    """Return the first name that is not empty, or else the only language model.
+    """Return the model that a request names, or else the only language model.
 
-    ``models``: the models that the caller may use. ``how``: how to name a model, for the message. Raise
-    NotFound if no model exists, BadRequest if several exist.
+    ``named``: the names to try, in order; empty ones are skipped. ``models``: the models that the caller may
+    use. ``how``: how a request names a model, for the error message. Raise NotFound if no model exists,
+    BadRequest if several exist.
     """
     for name in named:
         if name:

@@ -17,10 +17,10 @@ _MS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """The times of one request in ns, as the gateway measures them.
+    """The times of one request in nanoseconds, as the gateway measures them.
 
-    ``first``: until the first event. ``total``: until the end. ``load``: the time before an engine had the
-    request, in a queue or during a cold start.
+    ``load``: from the request's arrival until an engine has it, with the time in a queue or of a cold start.
+    ``first``: until the first event. ``total``: until the end of the answer.
     """
 
     load: int
@@ -29,7 +29,7 @@ class Durations:
 
 
 class OllamaAnswer:
-    """The growing answer to one request. ``add`` returns the lines that a stream sends now."""
+    """Build Ollama's answer to one request from the engine's events. ``add`` returns the lines to send."""
 
     def __init__(self, call: OllamaCall) -> None:
         self._call = call
@@ -57,14 +57,17 @@ class OllamaAnswer:
         return [self._line(now, piece.text, piece.reasoning, logprobs)]
 
     def _add_call(self, delta: dict[str, Any]) -> None:
-        """Add a part of a tool call. Ollama sends whole calls, so calls are kept until the end."""
+        """Add a fragment of a tool call.
+
+        Ollama sends only whole calls, so the fragments are collected until the end.
+        """
         function = delta.get("function") or {}
         call = self._calls.setdefault(delta.get("index", len(self._calls)), {"name": "", "arguments": ""})
         call["name"] += function.get("name") or ""
         call["arguments"] += function.get("arguments") or ""
 
     def nothing(self, now: datetime) -> bytes:
-        """Return a line without text, for a caller that is waiting."""
+        """Return a line without text, to send while the request waits."""
         return self._line(now, "", "", [])
 
     def end(self, now: datetime, durations: Durations) -> list[bytes]:

@@ -18,9 +18,9 @@ _IMAGES = {"iVBORw0KGgo": "png", "/9j/": "jpeg", "UklGR": "webp", "R0lGOD": "gif
 def translated(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Translate the messages of a chat; raise BadRequest.
 
-    In OpenAI's API, a tool's message names the call that it answers. In Ollama's API, it may name the tool
-    instead. So this function gives an id to each call that has none. It assigns each answer to the tool's
-    oldest call that has no answer.
+    In OpenAI's API, a tool's message contains the id of the tool call that it answers. In Ollama's API, it
+    may contain only the tool's name. So this function gives an id to each tool call that has none. A message
+    with only a tool's name gets the id of the oldest unanswered call of this tool.
     """
     waiting: deque[tuple[str, str]] = deque()
     result = []

@@ -11,7 +11,7 @@ from services.gateway.domain.llm.ollama_requests import LATEST
 # The version of Ollama's API that these answers follow. Some clients require a minimum version.
 API_VERSION = "0.13.0"
 
-# The gateway does not manage models. For each of Ollama's paths that manage models, the text says what to do
+# Ollama's operations that manage models. The gateway does not support them, so its error says what to do
 # instead.
 INSTEAD = {
     "pull": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
@@ -22,7 +22,8 @@ INSTEAD = {
     "blobs": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
 }
 
-# Empty, because the registry knows these facts only for some formats, and clients only show them.
+# These members stay empty: the registry has their values only for some formats, and clients only display
+# them.
 _DETAILS = {
     "parent_model": "",
     "format": "",

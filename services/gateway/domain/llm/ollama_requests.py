@@ -13,7 +13,8 @@ from tidegate.kernel.errors import BadRequest
 CHAT, COMPLETION, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 LATEST = ":latest"
 
-# Ollama's options, with the engines' names for them. An engine ignores the names of other engines.
+# Ollama's options, and the names of each option in the engines' APIs. An engine ignores names that only
+# another engine uses.
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "temperature": ("temperature",),
     "top_p": ("top_p",),
@@ -30,7 +31,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "mirostat_eta": ("mirostat_eta",),
 }
 _OF_DEPLOYMENT = "the Deployment sets this"
-# Options and members that have no effect, and why.
+# Ollama's options and members that have no effect here, with the reason.
 _IGNORED = {
     "num_ctx": "the Deployment's llm.context sets this",
     "num_batch": _OF_DEPLOYMENT,
@@ -45,10 +46,12 @@ _UNKNOWN = "Tidegate does not have this option"
 
 @dataclass(frozen=True, slots=True)
 class OllamaCall:
-    """A translated request of Ollama. ``path``, ``body``: the path and the body of the request to the engine.
+    """A request of Ollama, translated for the engine.
 
-    The path is empty if no engine is needed. ``kind``: the form of the answer. ``model``: the name that the
-    caller sent. ``ignored``: members without effect, with the reason.
+    ``path``, ``body``: the URL path and the JSON body for the engine; the path is empty if no engine is
+    needed. ``kind``: the API of Ollama that was called; it determines the form of the answer. ``model``: the
+    model's name as the caller sent it. ``ignored``: members and options without effect, with the reason.
+    ``unload``: True if the caller wants to unload the model.
     """
 
     kind: Literal["chat", "generate"]
@@ -103,9 +106,12 @@ def generate(request: Members) -> OllamaCall:
 
 
 def embed(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
-    """Translate a request of ``/api/embed``. Return the body for :data:`EMBEDDINGS`, and ignored members."""
+    """Translate a request of ``/api/embed``; raise BadRequest.
+
+    Return the body of the request to :data:`EMBEDDINGS`, and the members without effect, with the reason.
+    """
     if request.get("truncate") is False:
-        ignored = {}  # it has an effect: engines refuse an input that is too long
+        ignored = {}  # engines refuse an input that is too long, as the caller wants
     else:
         ignored = (
             {"truncate": "the engine refuses an input that is too long"} if "truncate" in request else {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-# Quotes inside a JSON string are escaped, so these patterns match only members, not text.
+# These patterns do not match inside the answer's text, because quotes in a JSON string are escaped.
 _MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 _USAGE = b'"usage"'
 

@@ -1,4 +1,4 @@
-"""Estimate the place of a waiting request in its queue."""
+"""Estimate the position of a waiting request in its queue."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 
 class QueuePlace(NamedTuple):
-    """A request's place: how many requests are before it, and the estimated seconds until its turn, if known.
+    """The estimated position of a request in its queue.
 
-    ``waking``: True if no replica is ready. A replica may be starting.
+    ``position``: how many requests are before it. ``wait_s``: the seconds until a replica takes it; None if
+    unknown. ``waking``: True if no replica is ready; one may be starting.
     """
 
     position: int
@@ -16,7 +17,7 @@ class QueuePlace(NamedTuple):
     waking: bool
 
     def comment(self) -> bytes:
-        """Return the place as a comment in a stream of server-sent events."""
+        """Return the position as a comment line for a stream of server-sent events."""
         wait = b"" if self.wait_s is None else b" wait_s=%.1f" % self.wait_s
         state = b" state=waking" if self.waking else b""
         return b": x-tidegate-queue position=%d%b%b\n\n" % (self.position, wait, state)
@@ -25,11 +26,12 @@ class QueuePlace(NamedTuple):
 def place(
     *, before: int, left: int, waited_s: float, room: int, ready: int, start_ms: float | None
 ) -> QueuePlace:
-    """Estimate a place in a queue that is mostly first in, first out.
+    """Estimate a request's position in a queue that is mostly first in, first out.
 
-    ``before``: the number of requests in flight when this request arrived. ``left``: how many requests have
-    ended in the ``waited_s`` seconds since then. ``room``: how many requests one replica runs at the same
-    time. ``ready``: the number of ready replicas. ``start_ms``: the ms until a replica is ready, if known.
+    ``before``: the number of requests in flight when this request arrived. ``left``: the number of requests
+    that have ended in the ``waited_s`` seconds since then. ``room``: the number of requests that one replica
+    runs at the same time. ``ready``: the number of ready replicas. ``start_ms``: the ms until a replica is
+    ready; None if unknown.
     """
     position = max(0, before - left - room * ready)
     if ready == 0:

@@ -1,4 +1,4 @@
-"""An engine's refusal of a request, with the engine's own body."""
+"""Pass an engine's refusal of a request on to the caller."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def _detail(body: bytes) -> dict[str, Any]:
 
 
 def check_waits(body: Mapping[str, Any]) -> None:
-    """Raise BadRequest for a request with ``background``, because its tokens would never be counted."""
+    """Raise BadRequest for a request with ``background``.
+
+    The engine would reply before it runs such a request, so the tokens would never be counted.
+    """
     if body.get("background"):
         raise BadRequest(
             "'background' is not supported: leave it out, and send 'Prefer: respond-async' to get a job"

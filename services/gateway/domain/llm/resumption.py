@@ -1,4 +1,4 @@
-"""Decide if a stream can continue after its worker was lost, and where."""
+"""Decide if and where a stream continues after its worker was lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import orjson
 
 from tidegate.kernel.protocol.llm import Meta, Resume
 
-# Up to this many bytes, events are kept without parsing, which is quicker. Most streams never reach this
+# Up to this many bytes in total, events are not parsed, because parsing is slow. Most streams stay below this
 # size.
 KEPT_BYTES = 64 * 1024
 
@@ -27,9 +27,9 @@ _ELSEWHERE = ("reasoning_content", "reasoning", "tool_calls", "function_call")
 def obstacle(path: str, body: Mapping[str, Any]) -> str:
     """Return why a stream cannot continue on another worker; empty if it can.
 
-    The text follows the words "it has" in a message. The new engine gets the prompt and the tokens that the
-    caller already has. So the request must have one answer, and no state besides the tokens. The position in
-    a grammar would be such a state.
+    A message puts the text after the words "it has". Another engine continues from the prompt and from the
+    tokens that the caller already has. So it cannot continue several answers, or an answer with other state,
+    such as the position in a grammar.
     """
     if path not in (CHAT, TEXT):
         return f"events of {path}"
@@ -70,7 +70,7 @@ class AfterLoss(NamedTuple):
 
 
 class StreamProgress:
-    """The part of an answer that the caller already has."""
+    """Record the part of an answer that the caller already has, so that another worker can continue it."""
 
     def __init__(self, path: str, body: Mapping[str, Any]) -> None:
         self._streamed = body.get("stream") is True
@@ -90,7 +90,7 @@ class StreamProgress:
         return len(self._ids)
 
     def add(self, events: Sequence[bytes], meta: Meta) -> None:
-        """Add events that the caller gets. ``meta``: the worker's facts about them."""
+        """Record events that the caller gets. ``meta``: the worker's token ids and usage for these events."""
         if meta.usage is not None:
             self._usage = meta.usage
         if meta.prompt_ids and not self._prompt:
@@ -105,7 +105,7 @@ class StreamProgress:
                 self._read()
 
     def after_loss(self, *, retry_safe: bool = True) -> AfterLoss:
-        """Decide if the stream continues, fails, or is complete because only its end was lost.
+        """Decide what happens after the worker was lost: continue, fail, or end an answer that is complete.
 
         ``retry_safe``: True if requests of this Deployment may run twice.
         """
@@ -125,7 +125,7 @@ class StreamProgress:
         return AfterLoss("continue")
 
     def resume(self) -> Resume | None:
-        """Return where the stream continues; None if it starts at the beginning."""
+        """Return what another worker needs to continue the answer; None if the request starts again."""
         if not self._emitted:
             return None
         self._read()
@@ -139,7 +139,7 @@ class StreamProgress:
         )
 
     def aligned(self, event: bytes) -> bytes | None:
-        """Return an event of a continuation with the id of the first part.
+        """Return an event of the second worker with the id and time of the first worker's events.
 
         Return None for an event that only repeats the beginning of the answer.
         """
@@ -156,7 +156,7 @@ class StreamProgress:
         return orjson.dumps(document)
 
     def last_events(self) -> list[bytes]:
-        """Return the events that a stream with a complete answer still lacks: its usage."""
+        """Return the missing events of a complete answer whose end was lost: its token usage."""
         if not self._streamed or self._counted or self._usage is None:
             return []
         prompt, answer, cached = self._usage
@@ -169,7 +169,7 @@ class StreamProgress:
         return [orjson.dumps(self._head | {"choices": [], "usage": counts})]
 
     def _read(self) -> None:
-        """Parse the kept events, and keep only their text."""
+        """Parse the events that are not parsed yet. Then keep their text instead of the events."""
         events, self._events, self._bytes = self._events, [], 0
         for event in events:
             document = orjson.loads(event)

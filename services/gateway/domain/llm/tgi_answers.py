@@ -25,11 +25,12 @@ _TYPES: dict[type[TidegateError], str] = {
 
 
 class TgiAnswer:
-    """The growing answer to one request. ``add`` returns the events that a stream sends now.
+    """Build TGI's answer to one request from the engine's events. ``add`` returns the events to send.
 
-    TGI sends the text of the whole answer with the last token. But an engine reports the end only after the
-    last token. So the text is sent in a separate event, with an empty special token. The exception is the
-    token that reaches ``max_new_tokens``. It must be the last token, so the text is sent with it.
+    In TGI, the event of the last token also has the whole text. But an engine reports the end only after its
+    last token was sent. So the whole text is sent in one more event, with an empty special token. If the
+    answer reaches ``max_new_tokens``, the last token is known in time. Then the event of this token has the
+    whole text.
     """
 
     def __init__(self, request: Generation) -> None:
@@ -90,10 +91,9 @@ class TgiAnswer:
 
 
 def _whole(piece: Piece) -> list[Token]:
-    """Return the tokens of a piece if they make up its text; else one token with the whole text.
+    """Return a piece's tokens if their texts make up the piece's text; else one token with the whole text.
 
-    If several tokens make one character, these tokens have no text of their own. So one token gets the whole
-    text.
+    Several tokens may form one character. Then none of them has a text of its own.
     """
     if piece.tokens and "".join(token.text for token in piece.tokens) == piece.text:
         return piece.tokens

@@ -16,7 +16,7 @@ MAX_NEW_TOKENS = 100
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A request of TGI. ``body``: the body for :data:`PATH`. Most other fields set the form of the answer."""
+    """A translated request of TGI. ``body``: the JSON body of the request to :data:`PATH`."""
 
     body: dict[str, Any]
     prompt: str
@@ -70,7 +70,7 @@ def _check_supported(parameters: Members) -> None:
 def _sampling(parameters: Members) -> dict[str, Any]:
     """Return the sampling parameters of a request.
 
-    As in TGI, a request without these parameters is greedy.
+    As in TGI, decoding is greedy if the request has none of them.
     """
     temperature = members.real(parameters, "temperature")
     if temperature is not None and temperature <= 0:

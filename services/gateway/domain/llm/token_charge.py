@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 
 from tidegate.kernel.protocol.access import TokenAllowance
 
-# The charge for an answer that the request does not limit. Longer answers are charged more as they grow.
+# The tokens that are charged at first for an answer without a limit. If it becomes longer, more are charged
+# in steps.
 ASSUMED_ANSWER = 256
 # A growing answer is charged in steps of this many tokens.
 STEP = 64
-# The weight of the newest ratio in the moving average.
+# The weight of the newest request's ratio in the moving average.
 _WEIGHT = 0.2
 _RATIOS = (0.1, 10.0)
-# A new caller gets the ratio of all callers, but at most this value, because one caller with unusual prompts
-# can raise that ratio.
+# A new caller starts with the ratio of all callers, but at most this value. Otherwise, one caller with
+# unusual prompts could raise the charges of all new callers.
 _MOST_OF_OTHERS = 2.0
-# Estimates are multiplied by this factor, because a charge that is too low lets a caller exceed the limit. A
-# charge that is too high is corrected at the end.
+# Corrected estimates are multiplied by this factor, because a charge that is too low lets a caller exceed the
+# limit. A charge that is too high is corrected when the answer ends.
 _MARGIN = 1.1
 
 
@@ -27,8 +28,8 @@ _MARGIN = 1.1
 class PromptRatio:
     """The ratio of real to estimated prompt tokens, learned from requests that ended.
 
-    Each caller with limits has its own ratio at each endpoint. Before its first request, the ratio of all
-    callers (caller "") is used.
+    There is a ratio for each endpoint and each caller with limits. Until a caller's first request ends, the
+    ratio of all callers at the endpoint (caller "") is used.
     """
 
     ratios: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -41,22 +42,25 @@ class PromptRatio:
         return estimated if ratio is None else math.ceil(estimated * ratio * _MARGIN)
 
     def learn(self, endpoint: str, estimated: int, counted: int, caller: str = "") -> None:
-        """Update the ratios with a prompt: ``estimated`` tokens were expected, ``counted`` were real."""
+        """Update the ratios after a request.
+
+        ``estimated``: the estimated tokens of its prompt. ``counted``: the tokens that the engine counted.
+        """
         if estimated <= 0 or counted <= 0:
             return
         ratio = min(max(counted / estimated, _RATIOS[0]), _RATIOS[1])
         for key in {(endpoint, ""), (endpoint, caller)}:
             before = self.ratios.get(key, ratio)
-            # A higher ratio applies immediately. Otherwise, prompts with more tokens than estimated could
-            # exceed the limit for long.
+            # A higher ratio applies immediately. If it were averaged, a caller whose prompts have more tokens
+            # than estimated could exceed the limit for long.
             self.ratios[key] = max(ratio, before + _WEIGHT * (ratio - before))
 
 
 def charge(prompt: int, answer: int, *, stated: bool, limits: Mapping[str, TokenAllowance]) -> int:
     """Return how many tokens to charge at admission, for the prompt and the answer together.
 
-    ``stated``: True if the request itself limits its answer. Otherwise, assume a usual answer, or a shorter
-    one if the limits are lower.
+    ``prompt``, ``answer``: the estimated tokens. ``stated``: True if the request itself limits its answer. If
+    not, charge at most ``ASSUMED_ANSWER`` tokens for the answer, or fewer if ``limits`` allow only fewer.
     """
     if stated:
         return prompt + answer

@@ -14,7 +14,10 @@ Header = tuple[bytes, bytes]
 
 
 class TokenAccount(NamedTuple):
-    """An account of a caller. ``endpoint``: the endpoint that the limit is for; empty means all endpoints."""
+    """The token account of a caller, for one endpoint or all.
+
+    ``endpoint``: the endpoint to which ``limit`` applies; empty means all endpoints.
+    """
 
     principal: str
     endpoint: str
@@ -30,9 +33,10 @@ class TokenAccount(NamedTuple):
 
 
 class Left(NamedTuple):
-    """The state of one limit.
+    """The remainder of one limit.
 
-    ``rest``: how many tokens or requests remain. ``reset_s``: seconds until the full limit is available.
+    ``rest``: how many tokens or requests remain. ``reset_s``: seconds until the full limit is available
+    again.
     """
 
     name: str
@@ -46,7 +50,8 @@ def tokens_left(account: TokenAccount, balance: TokenBalance, charged: int) -> l
     end = f"-{account.endpoint}" if account.endpoint else ""
     limit, found = account.limit, []
     if limit.minute is not None:
-        # The window counts charges in whole seconds, so a new charge leaves the window up to one second late.
+        # The window counts tokens by whole seconds, so a charge counts for up to one second longer than the
+        # window.
         reset_s = WINDOW_S + 1.0 if charged else balance.reset_ms / 1e3
         rest = max(0, limit.minute - balance.used - charged)
         found.append(Left(f"tokens-minute{end}", limit.minute, rest, reset_s))
@@ -57,7 +62,7 @@ def tokens_left(account: TokenAccount, balance: TokenBalance, charged: int) -> l
 
 
 def requests_left(limiter: KeyLimiter | None, epoch_s: float) -> Left | None:
-    """Return the state of a key's request limit: its rate, or else its quota of the day or the month."""
+    """Return the rest of a key's rate limit, or else of its daily or monthly quota; None without a limit."""
     if limiter is None:
         return None
     allowance, rate = limiter.allowance, limiter.rate

@@ -38,7 +38,8 @@ def check_fits(accounts: Sequence[TokenAccount], prompt: int, tokens: int) -> No
 def too_many(account: TokenAccount, balance: TokenBalance, states: Sequence[Left]) -> TooMany:
     """Return the error for a request that exceeds an account's limit.
 
-    ``states``: the accounts' states, for the headers.
+    ``balance``: the account's state before the request. ``states``: what remains of all limits, for the
+    headers.
     """
     period = balance.refused
     if period == "day":

@@ -20,11 +20,11 @@ Refused = Literal["", "minute", "day"]
 
 @dataclass(frozen=True, slots=True)
 class TokenBalance:
-    """The state of an account before a request, without the request's tokens.
+    """The state of an account before a request is charged.
 
-    ``used`` and ``day_used`` are the tokens of the last minute and of this day. ``wait_ms`` is the time until
-    the window has room for the request. ``reset_ms`` is the time until the window is empty. ``day_ms`` is
-    the time until the day ends. ``refused`` is the limit that the request would exceed, or empty.
+    ``used``, ``day_used``: the tokens charged in the last minute and on this day. ``wait_ms``: the time until
+    the limit per minute allows the request. ``reset_ms``: the time until the window has no charge.
+    ``day_ms``: the time until the day ends. ``refused``: the limit that the request would exceed, or empty.
     """
 
     used: int = 0
@@ -44,7 +44,7 @@ class TokenWindow:
     day_used: int = 0
 
     def balance(self, tokens: int, limit: TokenAllowance, now: float) -> TokenBalance:
-        """Return the balance before a request of ``tokens``."""
+        """Return the account's state before a request of ``tokens`` tokens is charged."""
         self._forget(now)
         used = sum(self.charges.values())
         missing = 0 if limit.minute is None else used + tokens - limit.minute
@@ -70,10 +70,10 @@ class TokenWindow:
         return second
 
     def settle(self, at: int, difference: int, now: float) -> None:
-        """Correct the charge of the second ``at`` by ``difference``.
+        """Correct an earlier charge by ``difference`` tokens.
 
-        If that second has left the window, a difference above 0 is charged now. A difference below 0 then
-        changes only the count of the day.
+        ``at``: the second of the charge. If this second has left the window, a positive difference is charged
+        now. A negative difference then changes only the count of the day.
         """
         self._forget(now)
         second = at if at + 1 + WINDOW_S > now else int(now)

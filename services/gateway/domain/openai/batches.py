@@ -15,12 +15,12 @@ from tidegate.kernel.errors import BadRequest, NotFound, TidegateError
 from tidegate.kernel.protocol.jobs import read_id
 
 PREFIX = "batch_"
-# Members of a batch's counts: the lines and the bytes of its two files of results.
+# Names in a batch's counts: the lines and the bytes of its output file and of its error file.
 OUTPUT_LINES, OUTPUT_BYTES = "output_lines", "output_bytes"
 ERROR_LINES, ERROR_BYTES = "error_lines", "error_bytes"
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 MAX_WINDOW_S = 30 * 86_400
-# OpenAI's limits of metadata.
+# OpenAI's limits for metadata: the number of pairs, the characters of a name, and the characters of a value.
 MAX_PAIRS, MAX_NAME, MAX_VALUE = 16, 64, 512
 _WINDOW = re.compile(r"([1-9]\d{0,6})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}

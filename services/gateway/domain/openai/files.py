@@ -10,7 +10,7 @@ from tidegate.kernel.protocol.jobs import read_id
 
 PREFIX = "file-"
 Purpose = Literal["batch", "batch_output"]
-# OpenAI's limits of ``expires_after``.
+# OpenAI's limits for ``expires_after``, in seconds.
 LEAST_KEPT_S, MOST_KEPT_S = 3600, 30 * 86_400
 MAX_FILENAME = 255
 

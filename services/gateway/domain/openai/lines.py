@@ -80,9 +80,10 @@ def read_line(raw: bytes, endpoint: str) -> RequestLine:
 
 
 class FileCheck:
-    """The check of a whole file, line by line. ``errors``: the bad lines, at most :data:`MAX_ERRORS`.
+    """Check a whole file, line by line.
 
-    ``check_model`` raises a TidegateError if the caller cannot use a model.
+    ``errors``: the first bad lines, at most :data:`MAX_ERRORS`. ``check_model`` raises a TidegateError if the
+    caller cannot use a model.
     """
 
     def __init__(self, endpoint: str, check_model: Callable[[str], None]) -> None:

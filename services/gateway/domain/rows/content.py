@@ -29,19 +29,20 @@ _NUMBERS = {"FP16", "FP32", "FP64"}
 # Limits that are checked before decoding, because decoding blocks the event loop.
 _MOST_CELLS, _MOST_LINES = 2**22, 2**19
 _MOST_WRITTEN_CELLS = 2**20
-# Every string in a NumPy array takes as much memory as the longest one, so the array can become very large.
+# The largest size of a NumPy array of strings, in bytes. Each string takes as much memory as the longest one,
+# so one long string can make an array very large.
 _MOST_TEXT_BYTES = 64 * 2**20
 # NumPy's kinds of accepted arrays: booleans, integers, floating-point and complex numbers, and strings.
 _KINDS = "biufcSU"
-# MLflow's member for rows with separate column names.
+# The member of MLflow's requests that has a list of column names and a list of rows.
 SPLIT = "dataframe_split"
 _ROWS = ("instances", "features", "data", "dataframe_records")
 
 
 def decode(content_type: str, body: Buffer, contract: Contract) -> Decoded:
-    """Return the request in a body. An empty ``content_type`` means JSON.
+    """Decode a request body. An empty ``content_type`` means JSON.
 
-    Raise BadRequest, PayloadTooLarge, or Unavailable without a signature.
+    Raise BadRequest, PayloadTooLarge, or Unavailable if the model's signature is not known.
     """
     decoding.known(contract)
     kind = content_type.partition(";")[0].strip().lower()
@@ -167,7 +168,7 @@ def _flat(value: Any) -> list[Any]:
 
 
 def is_columns(document: Any, contract: Contract) -> bool:
-    """Return True if a JSON document is a request of columns, which are in its member ``inputs``."""
+    """Return True if a JSON document contains columns, in its member ``inputs``, and not rows."""
     return (
         isinstance(document, dict)
         and "inputs" in document
@@ -252,7 +253,7 @@ def _from_npy(body: Buffer, contract: Contract) -> Decoded:
 def _array(body: Buffer) -> np.ndarray:
     """Return the array in a .npy body.
 
-    ``np.load`` is not used, because it would allocate any size that the header declares.
+    ``np.load`` is not used: it allocates the size that the header declares, even if the body is small.
     """
     file = io.BytesIO(body)
     try:

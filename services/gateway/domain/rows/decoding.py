@@ -19,7 +19,8 @@ from tidegate.kernel.protocol.tensors import MAX_STRINGS, from_json
 B64 = "b64"
 _MAX_DEPTH = 32
 _NESTED = frozenset({list, dict})
-# A context is copied into each example. This is the limit for the size of all copies, in bytes.
+# A request's context is copied into each of its examples. This is the largest total size of the copies, in
+# bytes.
 _MOST_REPEATED = 32 * 2**20
 
 
@@ -127,7 +128,7 @@ def _is_named(value: Any, contract: Contract) -> bool:
 
 
 class _Strings:
-    """A decoder for the strings of an input. Their number is limited, because this blocks the event loop."""
+    """Decode the strings of an input. Their number is limited, because decoding blocks the event loop."""
 
     def __init__(self) -> None:
         self._left = 2 * MAX_STRINGS  # twice the limit, because nested lists count as elements, too

@@ -16,7 +16,8 @@ from tidegate.kernel.protocol.envelope import Buffer, Tensor
 class TypedBody:
     """The body of one request. :meth:`decode` sets ``rows`` and ``whole``.
 
-    ``rows``: True if the request had rows. ``whole``: True if the model gets and returns whole bodies.
+    ``rows``: True if the request had rows. ``whole``: True if the model itself decodes bodies and encodes
+    answers.
     """
 
     def __init__(self, kind: str, accept: str, body: Buffer) -> None:

@@ -31,7 +31,10 @@ def takes_whole_body(contract: Contract) -> bool:
 
 
 def decode(body: Buffer, content_type: str, accept: str, contract: Contract) -> Decoded:
-    """Return the request with this body. Without a content type, the body is JSON, as for other models."""
+    """Return the request that passes a body to the model unchanged.
+
+    Without a content type, the body is JSON, as for other models.
+    """
     values: dict[str, bytes | str] = {BODY: bytes(body), CONTENT_TYPE: content_type or "application/json"}
     if ACCEPT in contract.inputs:
         values[ACCEPT] = accept or "application/json"

@@ -42,7 +42,7 @@ async def entries(
 
 
 async def history_of(connection: AsyncConnection, endpoint: str, present: Collection[str]) -> EndpointHistory:
-    """Return past states of an Endpoint, and those of their Deployments that are deleted.
+    """Return past states of an Endpoint, and the last states of its Deployments that were deleted.
 
     ``present``: the names of all existing Deployments.
     """

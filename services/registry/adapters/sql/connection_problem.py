@@ -26,7 +26,7 @@ def of_url(url: str) -> str | None:
 
 
 def of_error(url: str, error: BaseException) -> str:
-    """Return a message for the ``error`` from opening the database at ``url``."""
+    """Return a message for an ``error`` that was raised while the database at ``url`` was opened."""
     parsed = sa.make_url(url)
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
     if parsed.get_backend_name() == "sqlite":

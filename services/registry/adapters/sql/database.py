@@ -23,7 +23,7 @@ log = telemetry.logger(__name__)
 
 Clock = Callable[[], datetime]
 
-# Wait this long for SQLite's lock. A migration or a backup may hold it for a short time.
+# Wait at most this many milliseconds for SQLite's lock. A migration or a backup may hold it for a short time.
 SQLITE_BUSY_MS = 5_000
 CONNECT_S = 10.0
 
@@ -34,7 +34,10 @@ def utc_now() -> datetime:
 
 
 def engine_for(url: str) -> AsyncEngine:
-    """Return an engine whose transactions include reads and DDL. Create the folder of an SQLite file."""
+    """Return a SQLAlchemy engine for a database URL. Its transactions also include reads and DDL.
+
+    If the database is an SQLite file, create the file's folder.
+    """
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return create_async_engine(
@@ -49,7 +52,8 @@ def engine_for(url: str) -> AsyncEngine:
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
-    # By default, the driver begins a transaction only at the first write. None leaves this to _begin_sqlite.
+    # By default, the driver begins a transaction only at the first write. With None, _begin_sqlite begins it
+    # instead.
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (
@@ -82,7 +86,7 @@ class RegistryDatabase:
 
     @property
     def engine(self) -> AsyncEngine:
-        """Return the engine, for migrations."""
+        """Return the SQLAlchemy engine, which migrations need."""
         return self._engine
 
     async def close(self) -> None:
@@ -98,10 +102,11 @@ class RegistryDatabase:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[DesiredStateWriter]:
-        """Open a write transaction, only one at a time. Commit after the block, roll back on an error.
+        """Open a write transaction. Commit it after the block, or roll it back on an error.
 
-        Raise Unavailable if the database fails. Raise Conflict if it rejects a key or a reference to another
-        row. Raise BadRequest if it rejects a value, such as a text that is too long.
+        Only one write transaction is open at a time. Raise Unavailable if the database fails. Raise Conflict
+        if it rejects a key or a reference to another row. Raise BadRequest if it rejects a value, such as a
+        text that is too long.
         """
         with self._translating_errors():
             async with self._write_lock, self._writes.begin() as connection:
@@ -149,10 +154,10 @@ class _ErrorTranslation:
 
 
 def _refuses_value(error: BaseException) -> bool:
-    """Return True if a value of the request caused the error. Then a retry would fail again."""
+    """Return True if a value in the request caused the error, so that a retry would fail again."""
     if isinstance(error, DBAPIError):
-        # asyncpg reports some wrong values without an exception class of their own. Their SQL state has the
-        # class 22 ("data exception").
+        # For some wrong values, asyncpg raises only a general exception, whose SQL state begins with 22
+        # ("data exception").
         state = getattr(error.orig, "sqlstate", None) or ""
         return isinstance(error, DataError) or str(state).startswith("22")
     # SQLite's driver raises OverflowError for an integer of more than 64 bits.

@@ -17,7 +17,10 @@ BATCH = 500
 async def states(
     connection: AsyncConnection, models: Collection[str]
 ) -> dict[tuple[str, int], tuple[datetime | None, str | None]]:
-    """Return the deletion times and stages of these models' versions. Versions with neither are left out."""
+    """Return the deletion time and the stage of these models' versions; None for a missing one.
+
+    Versions with neither a deletion time nor a stage are left out.
+    """
     query = sa.select(versions.c.model, versions.c.number, versions.c.deleted_at, versions.c.stage)
     special = versions.c.deleted_at.is_not(None) | versions.c.stage.is_not(None)
     rows = await connection.execute(query.where(versions.c.model.in_(models), special))

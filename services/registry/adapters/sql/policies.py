@@ -26,8 +26,8 @@ async def put(connection: AsyncConnection, model: str, policy: ModelPolicy) -> N
 async def drop_unused(connection: AsyncConnection) -> None:
     """Reset the policies of models whose versions are all removed permanently. Keep the rules for stages.
 
-    Only an admin may change these rules. So a publisher must not be able to remove them by deleting a model
-    and registering it again.
+    Only an admin may change these rules. Otherwise, a publisher could remove them: delete a model and
+    register it again.
     """
     used = sa.exists().where(versions.c.model == model_policies.c.model)
     rows = await connection.execute(sa.select(model_policies.c.model, model_policies.c.document).where(~used))

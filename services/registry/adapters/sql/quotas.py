@@ -10,7 +10,10 @@ from services.registry.domain.quotas import Used
 
 
 async def used(connection: AsyncConnection, principal: str) -> Used:
-    """Return the usage of a principal's versions. An artifact of several versions counts only once."""
+    """Return the number of a principal's versions, and the bytes of their artifacts.
+
+    An artifact of several versions counts only once. Deleted versions do not count.
+    """
     mine = (versions.c.created_by == principal) & versions.c.deleted_at.is_(None)
     count = sa.select(sa.func.count()).select_from(versions).where(mine).scalar_subquery()
     digests = sa.select(versions.c.artifact_sha256).where(mine)

@@ -52,7 +52,7 @@ class Totals(NamedTuple):
 
 
 class DesiredStateReader:
-    """A read transaction. ``now``: the current time. Expired overrides are left out of the results."""
+    """Read transaction on the desired state. Its results have no overrides that expired before ``now``."""
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
         self._connection = connection
@@ -60,7 +60,7 @@ class DesiredStateReader:
 
     @property
     def connection(self) -> AsyncConnection:
-        """Return the connection, for other queries in the same transaction."""
+        """Return the database connection, for other queries in the same transaction."""
         return self._connection
 
     async def revision(self) -> int:
@@ -101,7 +101,7 @@ class DesiredStateReader:
     async def versions_to_compare(self, model: str, artifact: str) -> list[Version]:
         """Return the versions to compare a registration with, sorted by number.
 
-        These are the model's versions with this artifact, its latest version, and the latest with a
+        These are the model's versions with this artifact, its latest version, and its latest version with a
         signature.
         """
         latest = sa.select(sa.func.max(versions.c.number)).where(versions.c.model == model, LIVE)
@@ -128,7 +128,7 @@ class DesiredStateReader:
         return found
 
     async def latest_versions(self, models_: list[str]) -> dict[str, Version]:
-        """Return the latest version of each of these models that has one."""
+        """Return the latest version of each of these models. Models without a version are left out."""
         latest = (
             sa.select(versions.c.model, sa.func.max(versions.c.number).label("number"))
             .where(versions.c.model.in_(models_), LIVE)
@@ -205,7 +205,7 @@ class DesiredStateReader:
         return await aliases.of_models(self._connection, list(rows.scalars()))
 
     async def snapshot(self) -> RegistrySnapshot:
-        """Return the snapshot of the desired state that decisions need."""
+        """Return what decisions about changes need: versions, Deployments, Endpoints and policies."""
         columns = versions.c.model, versions.c.number, versions.c.deleted_at.is_(None)
         keys = (await self._connection.execute(sa.select(*columns))).all()
         deployment_rows = (await self._connection.execute(sa.select(deployments))).mappings().all()
@@ -279,7 +279,10 @@ def _all_versions() -> sa.Select[Any]:
 
 
 def version_of(row: sa.RowMapping) -> Version:
-    """Return the version in a row. The row has the columns of ``versions``, and ``artifact_size``."""
+    """Return the version that a row describes.
+
+    The row has the columns of ``versions``, and ``artifact_size``.
+    """
     fields = {name: row[name] for name in _VERSION_FIELDS} | {"verification": _verification(row)}
     try:
         return Version.model_validate(fields)
@@ -306,7 +309,10 @@ def _endpoint_fields(row: sa.RowMapping, targets: dict[tuple[str, str], list[Tar
 
 
 def finite(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a row's fields without nan and inf. JSON does not have them, but older releases stored them."""
+    """Return a row's fields without values that are nan or infinite.
+
+    JSON has no such numbers, but older releases stored them.
+    """
     return {
         name: finite(value) if isinstance(value, dict) else value
         for name, value in fields.items()

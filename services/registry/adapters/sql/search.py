@@ -20,8 +20,8 @@ from services.registry.domain.version_metadata import seconds
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Version
 
-# A subquery by the primary key, because PostgreSQL's planner misjudges a join: it may read all artifacts for
-# each version.
+# This is a subquery by the primary key. For a join, PostgreSQL's planner may read all artifacts for each
+# version.
 _SIZE = sa.select(artifacts.c.size).where(artifacts.c.sha256 == versions.c.artifact_sha256)
 
 _COLUMNS: dict[str, sa.ColumnElement[Any]] = {
@@ -127,9 +127,10 @@ def _sort_key(order: Order | None) -> sa.ColumnElement[Any]:
 def _after(
     key: sa.ColumnElement[Any], last: list[Any], *, descending: bool, order: Order | None
 ) -> sa.ColumnElement[bool]:
-    """Return the condition for the versions after the last version of a page.
+    """Return the condition for the versions that follow a page.
 
-    ``last``: its sort key, model and number. Versions without a sort key are last.
+    ``last``: the sort key, model and number of the page's last version. Versions without a sort key come
+    last.
     """
     value, model, number = last
     name = exact(versions.c.model)
@@ -146,7 +147,7 @@ def _after(
 
 
 def _type_of(order: Order | None) -> type:
-    """Return the type of the sort key in a cursor. A time is a number there."""
+    """Return the type that a sort key has in a cursor. A time is a number of microseconds there."""
     return str if order is not None and order.subject.type == "text" else float
 
 
@@ -182,8 +183,8 @@ def _where(condition: Condition) -> sa.ColumnElement[bool]:
 def _fact(subject: Subject, *, by_text: bool) -> sa.ColumnElement[Any]:
     """Return an expression for the value of a version's fact; null if the version lacks the fact.
 
-    The expression is a scalar subquery by the primary key. With old statistics, PostgreSQL may run an EXISTS
-    as a join in a slow order.
+    The expression is a scalar subquery by the primary key, and not an EXISTS. With outdated table statistics,
+    PostgreSQL may run an EXISTS as a slow join.
     """
     fact = version_facts.alias()
     mine = (

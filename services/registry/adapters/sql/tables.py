@@ -10,7 +10,7 @@ from sqlalchemy.types import TypeDecorator
 
 
 class Moment(TypeDecorator[datetime]):
-    """A time with a zone. SQLite stores no zone, so values are stored as UTC."""
+    """Column type for times with a time zone. SQLite stores no zone, so values are stored as UTC."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -39,8 +39,8 @@ NAME = sa.String(63)
 DIGEST = sa.String(64)
 PRINCIPAL = sa.String(160)
 
-# This table has one row. Each writer first selects the row for update, so the row is also the lock of
-# writers.
+# This table has one row, with the revision. Each write transaction first locks it (SELECT FOR UPDATE), so
+# only one transaction writes at a time.
 revision = sa.Table(
     "revision",
     metadata,
@@ -68,8 +68,9 @@ signatures = sa.Table(
     sa.Column("created_at", Moment, nullable=False),
 )
 
-# The row of a deleted model stays, so that version numbers are never used again. Names of Deployments contain
-# the version number, and workers, queues and route tables know a Deployment only by its name.
+# The row of a deleted model stays, so that its version numbers are never used again. The name of a Deployment
+# contains the version number, and workers, queues and route tables use only this name. With a number used
+# twice, they would mix up two versions.
 models = sa.Table(
     "models",
     metadata,
@@ -231,7 +232,7 @@ api_keys = sa.Table(
     sa.Column("revision", sa.BigInteger, nullable=False, index=True),
 )
 
-# SQLite generates ids only for columns of type INTEGER.
+# The type of generated ids. SQLite generates ids only for columns of type INTEGER.
 COUNTED = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 # The audit log: all changes of the desired state and of keys.

@@ -34,7 +34,10 @@ async def add(connection: AsyncConnection, upload: Upload, now: datetime) -> Non
 
 
 async def change(connection: AsyncConnection, upload: Upload, before: int) -> bool:
-    """Write an upload. Return False if it has ended or no longer has ``before`` bytes."""
+    """Update an upload's row. Return False if the upload has ended or does not have ``before`` bytes.
+
+    ``before``: the number of bytes that were stored before this update.
+    """
     unfinished = sa.not_(uploads.c.stored) & (uploads.c.problem == "")
     query = sa.update(uploads).where(uploads.c.id == upload.id, uploads.c.received == before, unfinished)
     return bool((await connection.execute(query.values(_fields(upload)))).rowcount)
@@ -46,7 +49,7 @@ async def drop(connection: AsyncConnection, id_: str) -> None:
 
 
 async def drop_older(connection: AsyncConnection, moment: datetime) -> list[str]:
-    """Delete the uploads without new bytes since ``moment``. Return their ids."""
+    """Delete the uploads that got no bytes since ``moment``. Return their ids."""
     old = sa.select(uploads.c.id).where(uploads.c.touched_at < moment)
     found = list((await connection.execute(old)).scalars())
     for id_ in found:

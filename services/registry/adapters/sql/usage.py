@@ -34,7 +34,10 @@ async def add(connection: AsyncConnection, report: UsageReport, now: datetime) -
 
 
 async def forget_reports(connection: AsyncConnection, before: datetime) -> None:
-    """Delete the ids of reports that were added before this time. Such reports are never sent again."""
+    """Delete the ids of reports that were added before this time.
+
+    Gateways do not send such old reports again.
+    """
     await connection.execute(sa.delete(usage_reports).where(usage_reports.c.taken_at < before))
 
 
@@ -53,7 +56,7 @@ async def sums(connection: AsyncConnection, usage_query: UsageQuery) -> list[dic
     rows = [dict(row) for row in (await connection.execute(query)).mappings()]
     # Sort here and not in SQL, so that the order is the same with every database.
     rows.sort(key=lambda row: [str(row[name]) for name in usage_query.by])
-    # Without usage and without a column to group by, SQL returns a row of nulls, which is left out.
+    # If there is no usage and no column to group by, SQL returns one row of nulls. Leave it out.
     result: list[dict[str, Any]] = [
         {name: int(v) if name in COUNTS else v for name, v in row.items()}
         for row in rows

@@ -122,7 +122,7 @@ class DesiredStateWriter(DesiredStateReader):
         before: Mapping[str, Any] | None,
         after: Mapping[str, Any] | None,
     ) -> None:
-        """Add a change to the audit log, and its notification to ``notifications``."""
+        """Add a change to the audit log, and add its notification to ``notifications``."""
         self.notifications.append(notification)
         by = caller.current.get()
         old, new = audited(before, after)
@@ -174,7 +174,7 @@ class DesiredStateWriter(DesiredStateReader):
         return 1
 
     async def add_version(self, version: Version) -> None:
-        """Add a version. Its artifact is no longer pending."""
+        """Add a version. Its artifact is no longer pending, because a version uses it now."""
         await self._insert(
             versions,
             model=version.model,
@@ -227,7 +227,7 @@ class DesiredStateWriter(DesiredStateReader):
             )
 
     async def drop_unused_artifacts(self) -> list[str]:
-        """Delete the rows of unused artifacts, except pending ones. Return the sha256 of each deleted one."""
+        """Delete the rows of artifacts that no version uses and that are not pending. Return their sha256."""
         used = sa.select(versions.c.artifact_sha256).where(versions.c.artifact_sha256 == artifacts.c.sha256)
         pending = artifacts.c.pending_until.is_not(None) & (artifacts.c.pending_until > self.now)
         query = sa.select(artifacts.c.sha256).where(~used.exists(), ~pending)

@@ -1,7 +1,8 @@
-"""The alert rules. A rule checks one endpoint, and has the same condition as a Prometheus expression. Pure.
+"""The alert rules. Each rule checks one endpoint, and has an equal condition for Prometheus. Pure.
 
-The burn rates follow "Alerting on SLOs" in Google's SRE workbook (chapter 5): a long window shows that the
-budget is at risk, and a short one shows that the problem still exists.
+The burn rates follow "Alerting on SLOs" in Google's SRE workbook (chapter 5). Each rule compares a long and a
+short window. The long one shows that the error budget is at risk. The short one shows that the problem still
+exists.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from tidegate.kernel.protocol.service_level import ServiceLevel
 Severity = Literal["critical", "warning"]
 LEAST_REQUESTS = 20
 
-# The default limits.
+# Default limits: percent of failed requests, p99 as a multiple of its baseline, seconds in the queue, dead
+# letters in 15 minutes, unexpected ends of replicas in 15 minutes.
 ERROR_RATE = 5.0
 P99_RATIO = 2.0
 QUEUE_AGE_S = 10.0
@@ -39,12 +41,11 @@ class Breach:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule for alerts. Its alert fires when the condition has held for ``for_s`` seconds.
+    """A rule for alerts. Its alert fires when ``check`` has found a breach for ``for_s`` seconds.
 
-    The alert ends when the condition has not held for ``keep_s`` seconds.
-
-    ``expression``: the same condition for Prometheus, on the router's metrics. ``remedy``: a command with the
-    placeholder ``{endpoint}``.
+    The alert is resolved when ``check`` has found no breach for ``keep_s`` seconds. ``expression``: the same
+    condition for Prometheus, on the router's metrics. ``remedy``: a command with the placeholder
+    ``{endpoint}``.
     """
 
     name: str
@@ -59,7 +60,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Burn:
-    """Two windows. ``budget``: the largest share of the error budget that may be used up in the long one."""
+    """A long and a short window for a rule about burn rates.
+
+    ``budget``: the share of the error budget that may be used up in the long window. The rule's condition
+    holds if the burn rates of both windows are above the rate that uses up this share.
+    """
 
     long_s: float
     short_s: float
@@ -294,7 +299,10 @@ def breaches(facts: Facts, rules: tuple[Rule, ...] = RULES) -> dict[tuple[str, s
 
 
 def limits_of(facts: Facts) -> dict[str, float]:
-    """Return the limit of each rule that has only one limit. The rules for Prometheus use these limits."""
+    """Return the limits of the enabled rules that have a single limit.
+
+    The router publishes them as metrics, which the rules for Prometheus read.
+    """
     given = facts.limits
     found: dict[str, float] = {
         "ErrorRate": given.error_rate or ERROR_RATE,

@@ -74,7 +74,10 @@ class Facts:
 def totals(
     history: EndpointHistory, now: float, windows: Sequence[float] = BURN_WINDOWS
 ) -> dict[float, Counts]:
-    """Return the counts of the last seconds, for each number of seconds in ``windows``."""
+    """Return the counts of requests for each window length (seconds) in ``windows``.
+
+    Each window ends at ``now``.
+    """
     found = dict.fromkeys(windows, Counts())
     for each in pieces(history, now - max(windows)):
         age = now - each.start
@@ -87,7 +90,11 @@ def totals(
 
 
 def pieces(history: EndpointHistory, since: float) -> Iterable[Brief]:
-    """Return ticks, minutes and hours since a time, in any order. They do not overlap."""
+    """Return the history since a time as ticks, minutes and hours that do not overlap, in any order.
+
+    A tick is the time between two readings of the traffic. All ticks are returned, even those before
+    ``since``.
+    """
     ticks = [_tick(each) for each in history.ticks]
     oldest = min((each.start for each in ticks), default=float("inf"))
     minutes = [each for each in history.briefs("minute", since) if each.start + 30.0 < oldest]

@@ -20,9 +20,9 @@ _RANK = {"critical": 0, "warning": 1}
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """A receiver of alerts with ``severity`` or a worse one. ``to``: a URL or an e-mail address.
+    """A receiver of the alerts whose severity is ``severity`` or worse.
 
-    In ``endpoint``, ``*`` and ``?`` are wildcards.
+    ``to``: a URL or an e-mail address. In ``endpoint``, ``*`` and ``?`` are wildcards.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Receiver:
 class Pace:
     """The timing of messages, in seconds.
 
-    ``group_s``: how long an endpoint's alerts are collected for one message. ``repeat_s``: how long until a
-    firing alert is sent again.
+    ``group_s``: the time for which changes of an endpoint's alerts wait, so that one message reports them
+    together. ``repeat_s``: the time after which a firing alert is sent again.
     """
 
     group_s: float = 10.0
@@ -83,7 +83,10 @@ class Notification:
 def due(
     alerts: Mapping[Key, Alert], silences: Iterable[Silence], now: float, pace: Pace
 ) -> tuple[list[Notification], dict[Key, Alert]]:
-    """Return the notifications to send now, and all alerts, changed as if these notifications were sent."""
+    """Return the notifications to send now, and all alerts.
+
+    The alerts in these notifications are already marked as sent.
+    """
     silences = list(silences)
     after = dict(alerts)
     waiting: dict[str, list[Alert]] = {}
@@ -112,7 +115,10 @@ def _since(alert: Alert) -> float:
 
 
 def _news(alert: Alert, now: float, pace: Pace) -> bool:
-    """Return True if no message reported the alert's current state, or if its message must be repeated."""
+    """Return True if the alert must be sent: it newly fires, it still fires and is due again, or it ended.
+
+    The end is sent only if a message has reported that the alert fires.
+    """
     if alert.state == "firing":
         new = alert.notified != "firing" or alert.notified_at < alert.fired_at
         return new or now - alert.notified_at >= pace.repeat_s
@@ -120,6 +126,6 @@ def _news(alert: Alert, now: float, pace: Pace) -> bool:
 
 
 def for_receiver(notification: Notification, receiver: Receiver) -> Notification | None:
-    """Return the part of a notification that a receiver gets; None if it gets no part."""
+    """Return the notification with only the alerts that this receiver gets; None if it gets none."""
     alerts = tuple(each for each in notification.alerts if receiver.wants(each))
     return Notification(notification.endpoint, alerts) if alerts else None

@@ -1,7 +1,7 @@
 """The alert rules as a file for Prometheus and Alertmanager. Pure.
 
-The rules read the router's metrics of endpoints (docs/metrics.md), which contain each endpoint's limits. So
-one file serves all endpoints, and it need not change when endpoints change.
+The rules read the router's metrics of endpoints (docs/metrics.md). These metrics contain each endpoint's
+limits. So one file serves all endpoints, and does not change when endpoints change.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ RESOLVED_KEPT_S = 3600.0
 class Alert:
     """An alert of an endpoint. Times are seconds since the epoch; 0 means not yet.
 
-    ``id`` identifies one firing. ``notified`` is the state in the last message, ``notified_at`` its time.
+    ``id``: a new id each time the alert fires. ``notified``: the state that the last message reported.
+    ``notified_at``: the time of that message.
     """
 
     endpoint: str
@@ -91,7 +92,7 @@ def _held(
             endpoint, name, subject, rule.severity, "pending", now, now, breach.value, breach.limit,
             breach.summary, rule.remedy.format(endpoint=endpoint),
         )  # fmt: skip
-        if alert is not None and alert.notified == "firing":  # receivers think that it still fires
+        if alert is not None and alert.notified == "firing":  # receivers do not know that it was resolved
             new = replace(
                 new, id=alert.id, fired_at=alert.fired_at, notified="firing", notified_at=alert.notified_at
             )

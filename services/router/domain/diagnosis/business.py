@@ -10,16 +10,18 @@ from services.router.domain.diagnosis.finding import Remedy, Symptom, span, usua
 from services.router.domain.diagnosis.latency import more_replicas
 from services.router.domain.watch.window import Window
 
-# Adoption falls if callers per day fall to this share of the earlier mean, and by this many standard errors.
+# Adoption falls if the mean of callers per day is at most this share of the earlier mean, and lower by at
+# least this many standard errors.
 FALLS_TO = 0.7
 STANDARD_ERRORS = 4.0
 LEAST_CALLERS = 5
 FLAT_ERRORS = 0.01
-# Cost: replicas must grow by the first factor, and MORE_THAN_USAGE times as much as requests.
+# Cost grows if the number of replicas grows by at least the first factor, and by at least MORE_THAN_USAGE
+# times the growth of requests.
 MORE_REPLICAS, MORE_THAN_USAGE = 1.3, 1.5
 IDLE = 0.5
 AIM = 0.6
-# Errors: at least this share of the requests must fail, and this many times the share before.
+# Errors rise if at least this share of the requests fail, and at least this many times the earlier share.
 LEAST_ERRORS, MORE_ERRORS = 0.02, 3.0
 BUSY = 0.8
 # The reasons with which requests are rejected if the replicas lack capacity.
@@ -29,7 +31,7 @@ REJECTIONS = ("overloaded", "deadline_passed", "no_capacity", "cold_start")
 def adoption_falls(case: Case) -> Symptom | None:
     """Return the symptom if callers per day fall while errors are flat.
 
-    Without API keys, callers cannot be distinguished. Then requests per day are compared.
+    If the endpoint had few different callers, for example without API keys, compare requests per day.
     """
     count = case.spans.recent_days
     recent, before = list(case.days[-count:]), list(case.days[:-count])

@@ -1,4 +1,4 @@
-"""The input of a diagnosis: an endpoint's last minutes, past periods of the same length, and days. Pure."""
+"""The input of a diagnosis: an endpoint's last minutes, earlier equal periods, and full days. Pure."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LEAST_BLOCKS = 3
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """The lengths of the periods that a diagnosis compares, in seconds.
+    """The lengths of the periods that a diagnosis compares, in seconds (``recent_days``: in days).
 
-    It compares the last ``window_s`` with periods of the same length in the ``past_s`` before, and the last
-    ``recent_days`` full days (each of ``day_s``) with earlier days.
+    The last ``window_s`` are compared with earlier periods of this length, up to ``past_s`` back. The last
+    ``recent_days`` full days are compared with earlier days. ``day_s``: the length of a day.
     """
 
     window_s: float = 900.0
@@ -41,9 +41,10 @@ class Day(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeploymentFacts:
-    """A Deployment of the endpoint. ``override``: the number of replicas that an operator set, or None.
+    """The facts about one Deployment of the endpoint.
 
-    ``host_full``: the hosts have no room for more replicas.
+    ``override``: the number of replicas that an operator set, or None. ``host_full``: True if no more
+    replicas fit on the hosts.
     """
 
     name: str
@@ -59,9 +60,10 @@ class DeploymentFacts:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Everything that a diagnosis of one endpoint reads. ``blocks``: past periods, oldest first.
+    """All data that a diagnosis of one endpoint reads. ``blocks``: past periods, oldest first.
 
-    ``thirds``: the last minutes in three parts. A symptom in only one part was a short burst.
+    ``thirds``: the last minutes in three parts of equal length. A symptom must show in at least two of them,
+    because a short burst is no symptom.
     """
 
     endpoint: str
@@ -101,7 +103,7 @@ class Case:
         return ""
 
     def lasts(self, has: Callable[[Window], bool]) -> bool:
-        """Return True if at least two of the three parts of the last minutes fulfil ``has``."""
+        """Return True if ``has`` is true for at least two of the three parts of the last minutes."""
         return not self.thirds or sum(map(has, self.thirds)) >= len(self.thirds) - 1
 
     @property

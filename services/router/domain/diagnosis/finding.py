@@ -43,7 +43,10 @@ class Symptom:
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """The past values of a number. ``middle``: their median. At most 1 of 20 exceeds ``high``."""
+    """The usual value of a number in the past.
+
+    ``middle``: the median of the past values. ``high``: at most 1 of 20 past values is greater.
+    """
 
     middle: float
     high: float

@@ -9,7 +9,7 @@ from services.router.domain.diagnosis.finding import Remedy, Symptom, Usual, ms,
 from services.router.domain.watch.window import ReplicaWork, Window
 from tidegate.kernel.protocol.traffic import LEDGER
 
-# Users do not notice a smaller difference.
+# A smaller growth of a latency (seconds) is no symptom, because users do not notice it.
 LEAST_FELT_S = 0.002
 SLOWER, CLEARLY = 1.75, 1.4
 # Times are inconsistent if p99/p50 grows by at least the first factor, and p50 by at most the second one.
@@ -20,7 +20,7 @@ LEAST_ANSWERS = 200
 STANDS_OUT = 2.0
 STUCK_PART = 0.3
 UNKNOWN = "unknown"
-# The words for the parts of a request's time in texts for users.
+# The names of the parts of a request's time in texts for users.
 WORDS = {
     "decode": "reading requests",
     "transit": "queue and network",
@@ -31,7 +31,10 @@ WORDS = {
 
 
 def feels_slow(case: Case) -> Symptom | None:
-    """Return the symptom if p95 is far above the endpoint's past. Its cause is the part that grew most."""
+    """Return the symptom if p95 is far above the endpoint's past.
+
+    The cause is found from the part of a request's time that grew most.
+    """
     now, usual = case.recent.quantile_s(0.95), usual_of([each.quantile_s(0.95) for each in case.past])
     if not case.comparable or now is None or usual is None:
         return None
@@ -159,7 +162,8 @@ def inconsistent_times(case: Case) -> Symptom | None:
     has_tail = [(third.quantile_s(0.99) or 0.0) > tails.middle * WIDER for third in case.thirds]
     if has_tail and sum(has_tail) < len(has_tail) - 1:
         return None
-    # If the median rises at the end, all requests become slow, and p99 only rose first.
+    # If the median is high in the last third, all requests have become slow. That is another symptom, in
+    # which p99 only rises first.
     if case.thirds and (case.thirds[-1].quantile_s(0.5) or 0.0) > middles.middle * SAME_MIDDLE:
         return None
     cause, evidence, remedy = _tail_cause(case)

@@ -16,12 +16,16 @@ Level = Literal["minute", "hour"]
 SECONDS: dict[Level, float] = {"minute": 60.0, "hour": 3600.0}
 TICKS_S = 1800.0
 KEPT: dict[Level, int] = {"minute": 2 * 1440, "hour": 35 * 24}
-# The most minutes that are kept, of all endpoints together. With many endpoints, each has a shorter history.
+# The most minutes that are stored for all endpoints together. With many endpoints, each gets a shorter
+# history, but at least an hour.
 MOST_MINUTES = 120_000
 
 
 class Brief(NamedTuple):
-    """The numbers of a minute or an hour that alert rules read often. Quantiles are in seconds."""
+    """The numbers of a minute or an hour that alert rules read often. Quantiles are in seconds.
+
+    They are stored beside the JSON of the whole window, so that rules need not parse it.
+    """
 
     start: float
     requests: int
@@ -125,9 +129,10 @@ class History:
         return closed
 
     def restore(self, stored: Sequence[Stored]) -> list[Stored]:
-        """Load minutes and hours from the disk, oldest first. Return the hours that are computed now.
+        """Load minutes and hours from the disk, oldest first. Return the hours that are missing on the disk.
 
-        An hour that is not on disk was open when the last router ended. It is computed from its minutes.
+        The last router did not store the hour that was open when it ended. This hour is computed from its
+        minutes.
         """
         for each in stored:
             window = Window.from_json(each.body)

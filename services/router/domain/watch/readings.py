@@ -13,9 +13,9 @@ from tidegate.kernel.protocol.models import Endpoint
 from tidegate.kernel.protocol.presence import GatewayReport, ReplicaReport
 from tidegate.kernel.protocol.traffic import EndpointTraffic, TrafficReport, dense
 
-# Seconds for which a gateway's totals are remembered after its last report. The report can be missing only
-# because the store did not answer. If the totals were forgotten then, the next report would count all
-# requests of the gateway again.
+# Seconds after a gateway's last report until its totals are forgotten. A report can be missing because the
+# store did not answer for some time. Without the old totals, the next report would count all requests of the
+# gateway again.
 REMEMBERED_S = 600.0
 
 
@@ -54,7 +54,7 @@ class _DeploymentSpan:
 
 
 class Readings:
-    """Keeps the totals of the last reading, and computes how much they grow until the next one."""
+    """Compute how much the reported totals grow from one reading to the next."""
 
     def __init__(self) -> None:
         self._traffic: dict[tuple[str, str], EndpointTraffic] = {}
@@ -66,7 +66,10 @@ class Readings:
         self._at: float | None = None
 
     def spans(self, reading: Reading) -> dict[str, Window]:
-        """Return a window from the last reading to this one for each endpoint; empty at the first reading."""
+        """Return what happened since the last reading, as one window for each endpoint.
+
+        Return an empty dict at the first reading, because there are no earlier totals.
+        """
         before, self._at = self._at, reading.at
         new = before is None
         found = {each.name: Window(before or reading.at, reading.at) for each in reading.endpoints}
@@ -192,7 +195,10 @@ def _users(endpoints: Iterable[Endpoint]) -> dict[str, list[str]]:
 
 
 def _share(deployment: str, users: Sequence[str], window: Window, all_: Mapping[str, Window]) -> float:
-    """Return the share of a Deployment's answers that went to an endpoint; equal shares without answers."""
+    """Return the share of a Deployment's answers that were for this endpoint.
+
+    If it gave no answers, its endpoints (``users``) get equal shares.
+    """
     if len(users) == 1:
         return 1.0
     total = sum(all_[name].answered_by.get(deployment, 0) for name in users)

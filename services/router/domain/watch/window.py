@@ -18,11 +18,11 @@ _MIDDLES = FIRST_S * RATIO ** (np.arange(COUNT) + 0.5)
 
 @dataclass(slots=True)
 class ReplicaWork:
-    """The work of one replica.
+    """The work of one replica in a window.
 
-    ``call_ms``: the sum, over all requests, of the duration of the request's call. ``batch``: the sum, over
-    all requests, of the number of requests in the same call. ``stuck_s``: seconds in which the replica had
-    requests and finished none.
+    ``busy_s``: seconds in which the replica ran calls. ``call_ms``, ``batch``: sums over all requests. Each
+    request adds the duration of its call, and the number of requests in this call. ``stuck_s``: seconds in
+    which the replica had requests and finished none.
     """
 
     requests: int = 0
@@ -54,14 +54,18 @@ class ReplicaWork:
 class Window:
     """The traffic and the replicas of one endpoint from ``start`` to ``end`` (seconds since the epoch).
 
-    ``times``: histograms (``ROWS`` x buckets) of the times of answered requests. ``failed``: the number of
-    requests that failed because of the service. ``slow``: the number of answers slower than the endpoint's
-    objective. ``answered_by``: the number of answers by Deployment. ``callers``: the number of distinct
-    callers of the day so far. ``replica_s``: the running times of all replicas, added up. ``used_s``:
-    ``replica_s`` multiplied by the replicas' utilisation. ``cold_s``: seconds with requests but no ready
-    replica. ``queue``: the most requests in the queues. ``queue_age_s``: the highest age of a waiting
-    request. ``restarts``: the number of replicas and models that ended unexpectedly. ``dead``: the number of
-    dead letters.
+    - ``times``: histograms (``ROWS`` x buckets) of the times of answered requests
+    - ``outcomes``, ``answered_by``: the number of requests by outcome, and of answers by Deployment
+    - ``failed``: the number of requests that failed because of the service
+    - ``slow``: the number of answers slower than the endpoint's objective
+    - ``callers``: the number of distinct callers since the day began
+    - ``replica_s``: the running times of all replicas, added up
+    - ``used_s``: ``replica_s`` multiplied by the replicas' utilization
+    - ``cold_s``: seconds with waiting requests but no ready replica
+    - ``queue``: the highest number of waiting requests
+    - ``queue_age_s``: the highest age of a waiting request
+    - ``restarts``: the number of replicas and models that ended unexpectedly
+    - ``dead``: the number of dead letters
     """
 
     start: float
@@ -116,7 +120,7 @@ class Window:
         return int(self.times[ROWS.index(row)].sum())
 
     def quantile_s(self, part: float, row: str = ROWS[0]) -> float | None:
-        """Return a quantile in seconds: the upper bound of its bucket; None without times."""
+        """Return the quantile ``part`` (0 to 1) in seconds, rounded up to a bucket; None without times."""
         return quantile_s(self.times[ROWS.index(row)], part)
 
     def mean_s(self, row: str = ROWS[0]) -> float:
@@ -126,7 +130,7 @@ class Window:
         return float(counts @ _MIDDLES / total) if total else 0.0
 
     def ledger_ms(self) -> dict[str, float]:
-        """Return the mean of each part of the time ledger in ms."""
+        """Return the mean time of each step of a request in ms, by the step's name."""
         return {row: self.mean_s(row) * 1e3 for row in LEDGER}
 
     def slower_than(self, seconds: float) -> int:

@@ -70,7 +70,7 @@ class TritonPythonModel:
         return asyncio.run_coroutine_threadsafe(result, self._loop).result()
 
     def _streams(self, requests: list[Any]) -> None:
-        """Start a thread for each request. The thread sends the answers through the request's sender."""
+        """Start a thread for each request. The thread sends the answers of the stream."""
         for request in requests:
             thread = threading.Thread(target=self._stream, args=(request,), daemon=True)
             self._streaming.add(thread)
@@ -111,8 +111,8 @@ def error_response(problem: Exception) -> Any:
 
 
 def _imported() -> Any:
-    # Append the folder, so that a Tidegate from the version's requirements is found first. That one has more
-    # names than the folder.
+    # Append the folder at the end of `sys.path`. If the version's requirements include Tidegate, Python finds
+    # that package first. It has names that the folder lacks.
     sys.path.append(str(FOLDER / "tidegate_sdk"))
     spec = importlib.util.spec_from_file_location("model", FOLDER / "model.py")
     assert spec is not None

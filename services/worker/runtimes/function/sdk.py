@@ -1,4 +1,4 @@
-"""The names that a model's file can import from Tidegate if Tidegate is not installed."""
+"""Provide Tidegate's names to a model's file that imports them where Tidegate is not installed."""
 
 from tidegate.model import Tensor, batched
 

@@ -12,7 +12,7 @@ import numpy as np
 
 
 def argument(array: Any, how: dict[str, Any]) -> Any:
-    """Return an input in the form that ``predict`` gets: an array, a list, or one scalar.
+    """Return an input in the form that ``predict`` expects: an array, a list, or one scalar.
 
     Raises UnicodeDecodeError for text that is not UTF-8.
     """
@@ -111,7 +111,8 @@ def _texts(name: str, value: Any) -> Any:
 def _cast(spec: dict[str, Any], array: Any, expected: Any) -> Any:
     """Convert an array to the output's type.
 
-    Raise TypeError if the array has a type of another kind, or an integer that is too large for the output.
+    Raise TypeError if the conversion would change the kind of the values, or if an integer is too large for
+    the output.
     """
     if array.dtype == expected:
         return array

@@ -57,7 +57,7 @@ class OnnxEngine:
 
 
 def tokenizer_of(home: Path, max_tokens: int) -> Any:
-    """Return the folder's tokenizer. It cuts long texts, and pads the shorter texts of a batch."""
+    """Return the folder's tokenizer. It cuts texts at ``max_tokens``, and pads shorter texts of a batch."""
     from tokenizers import Tokenizer
 
     found = Tokenizer.from_file(str(home / "tokenizer.json"))
@@ -78,7 +78,7 @@ def tokenizer_of(home: Path, max_tokens: int) -> Any:
 def pixels_of(picture: Any, how: dict[str, Any]) -> Any:
     """Return a picture as an array with the axes channel, height and width.
 
-    ``how``: the folder's ``preprocessor_config.json``.
+    ``how``: the settings in the folder's ``preprocessor_config.json``.
     """
     if how.get("do_resize", True) and how.get("size"):
         picture = picture.resize(target_size(picture, how), how.get("resample", 2))

@@ -27,7 +27,8 @@ class TorchEngine:
         self._device, self._max_tokens = device, plan["max_tokens"]
         kind = getattr(transformers, _CLASSES[plan["task"]])
         only_here = {"local_files_only": True, "trust_remote_code": False}
-        # If there are safetensors, the registry does not check if pickles are allowed. So no pickle is read.
+        # If the folder has safetensors, the registry does not check its pickles. A pickle can execute code.
+        # So read only the safetensors.
         safe = {"use_safetensors": True} if any(home.glob("*.safetensors")) else {}
         self._model = kind.from_pretrained(home, dtype=torch.float32, **safe, **only_here).eval().to(device)
         if plan["task"] == "image-classification":

@@ -1,4 +1,4 @@
-"""Decide if an upstream that fails gets requests, and limit requests and tokens per minute. Pure.
+"""Stop requests to a failing upstream for some time, and limit requests and tokens per minute. Pure.
 
 The functions get the present time as an argument.
 """
@@ -11,8 +11,9 @@ CLOSED, OPEN, HALF_OPEN = "closed", "open", "half-open"
 class Breaker:
     """A circuit breaker. After ``threshold`` failures in a row it is open: no request is sent.
 
-    After ``pause_s`` it is half-open: one request is sent. If this request succeeds, the breaker closes. If
-    it fails, the breaker is open for twice as long as before, but at most for ``longest_s``.
+    After ``pause_s`` seconds it is half-open: one request is sent as a test. If this request succeeds, the
+    breaker closes. If it fails, the breaker is open for twice as long as before, but at most for
+    ``longest_s`` seconds.
     """
 
     def __init__(self, threshold: int = 5, pause_s: float = 5.0, longest_s: float = 60.0) -> None:
@@ -29,7 +30,8 @@ class Breaker:
     def admit(self, now: float) -> float:
         """Return 0 if a request may be sent now, else the seconds until the next attempt.
 
-        After 0, call :meth:`succeed`, :meth:`fail` or :meth:`abandon` exactly once.
+        If the result is 0, send the request and then call one of :meth:`succeed`, :meth:`fail` or
+        :meth:`abandon` once.
         """
         state = self.state(now)
         if state == CLOSED:
@@ -61,7 +63,10 @@ class Breaker:
 
 
 class MinuteLimit:
-    """A limit of units per minute; None means no limit. At most the units of one minute are saved up."""
+    """A limit of units per minute, such as requests or tokens. Units of at most one minute are saved up.
+
+    ``per_minute``: the limit; None means no limit.
+    """
 
     def __init__(self, per_minute: int | None, now: float) -> None:
         self._size, self._left, self._at = per_minute, float(per_minute or 0), now
@@ -69,7 +74,7 @@ class MinuteLimit:
     def wait_s(self, amount: float, now: float) -> float:
         """Return the seconds until ``amount`` units are available.
 
-        For an amount above the limit of a minute, return the seconds until the units of a full minute are
+        If ``amount`` is above ``per_minute``, return the seconds until the units of a full minute are
         available.
         """
         if self._size is None:

@@ -1,7 +1,7 @@
-"""Relay a request to an HTTP server with OpenAI's API, and emit its events.
+"""Relay a request to an HTTP server with OpenAI's API, and emit the events of its answer.
 
 Each request has its own connection, over TCP, TLS or a Unix socket. If the caller no longer waits, the
-connection is closed. The engine sees that, and frees the slot.
+connection is closed, so that the engine stops and its slot becomes free.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from calls import Call, Refused
 MAX_EVENT, MAX_BODY = 16 * 2**20, 64 * 2**20
 BLOCK = 64 * 1024
 LAST = b"[DONE]"
-# The only paths that callers may use. Servers also have paths for operators. A server would accept a caller's
-# request there, because it comes from this process.
+# The only URL paths that callers may use. A server also has URL paths for operators, and it trusts this
+# process. Without this limit, callers could use them.
 PATHS = frozenset({
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize",
     "/apply-template", "/pooling", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
@@ -34,10 +34,10 @@ _ENDED = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 @dataclass(frozen=True)
 class Server:
-    """An HTTP server. ``url`` is its address, or ``socket`` the path of its Unix socket.
+    """An HTTP server. ``url`` is its address, or ``socket`` is the file path of its Unix socket.
 
-    ``connect_s``, ``first_s`` and ``silence_s``: the most seconds to connect, until the head of the answer
-    arrives, and between two parts of the answer.
+    ``connect_s``: the maximum seconds to connect. ``first_s``: the maximum seconds until the head of the
+    answer arrives. ``silence_s``: the maximum seconds between two parts of the answer.
     """
 
     url: str = "http://localhost"
@@ -63,32 +63,37 @@ class Server:
         return connection
 
     def path(self, path: str) -> str:
-        """Return the target of a request: the path in the server's address, and then ``path``."""
+        """Return the URL path of a request: the path of the server's address, followed by ``path``."""
         base = urlsplit(self.url).path.rstrip("/")
-        # An address usually ends in /v1, like the base_url of a client. Then the /v1 of the path is left out.
+        # An address usually ends in /v1, like the base_url of a client. Then remove the /v1 from ``path``, so
+        # that it does not occur twice.
         return base + (path.removeprefix("/v1") if base.endswith("/v1") else path)
 
 
 def check_path(path: str) -> None:
-    """Raise Refused for a path that is not for requests."""
+    """Raise Refused if callers may not use this URL path."""
     if path not in PATHS:
         raise Refused(404, f"The engine serves no requests at the path {path[:80]!r}.", code="unknown_path")
 
 
 class Reader(Protocol):
-    """A converter of an engine's answer to events for the caller. It also finds the facts in the events."""
+    """Converts an engine's answer to events for the caller, and extracts facts such as token counts."""
 
     def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
         """Convert an event of the engine to events for the caller. Also return the event's facts."""
 
     def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Convert the whole body of an answer to the body for the caller. Also return its facts."""
+        """Convert the body of an answer without a stream to the body for the caller.
+
+        Also return its facts.
+        """
 
 
 class Failure(Exception):
-    """An answer with an error status, or no answer (then ``status`` is 0). No event was emitted yet.
+    """Error for an answer with an error status, or for no answer, before the first event is emitted.
 
-    ``body``: the error body, for the caller. ``retry_after_s``: the server's ``Retry-After``.
+    ``status``: the HTTP status; 0 if there was no answer. ``body``: the error body, for the caller.
+    ``retry_after_s``: the server's ``Retry-After``, in seconds.
     """
 
     def __init__(
@@ -119,8 +124,8 @@ def relay(
 ) -> None:
     """Send a request and emit its answer until the end, or until the call is cancelled.
 
-    ``on_head`` is called when an answer without an error begins. Raise :class:`Failure` if no event was
-    emitted, and :class:`Refused` if the connection ended before the end of the answer.
+    ``on_head`` is called when an answer without an error begins. If the request fails before the first event,
+    raise :class:`Failure`. If the stream breaks off later, raise :class:`Refused`.
     """
     emitted = False
     try:
@@ -194,7 +199,8 @@ def _send(
     server: Server, path: str, body: dict[str, Any], call: Call
 ) -> tuple[socket.socket, http.client.HTTPResponse]:
     connection = server.open()
-    # Keep the socket for a cancellation. http.client forgets it if the answer closes the connection.
+    # Keep a reference to the socket, so that a cancellation can shut it down. http.client drops its own
+    # reference if the server will close the connection.
     sock = connection.sock
     call.on_cancel(lambda: sock.shutdown(socket.SHUT_RDWR))
     sock.settimeout(server.first_s)
@@ -230,7 +236,7 @@ def _limited(answer: http.client.HTTPResponse) -> bytes:
 
 
 def _events(answer: http.client.HTTPResponse):
-    """Yield the events, in lists of those that arrived together. An event is the text after ``data: ``."""
+    """Yield lists of events that arrived together. An event is the text after ``data: ``."""
     rest = b""
     while block := answer.read1(BLOCK):
         *lines, rest = (rest + block).split(b"\n")
@@ -269,7 +275,10 @@ def usage_of(document: dict[str, Any]) -> list[int] | None:
 
 
 def error_status(document: dict[str, Any]) -> int | None:
-    """Return the status of an error event in a stream; None if the event is not an error."""
+    """Return the HTTP status of an error event in a stream, or 500 if it states none.
+
+    Return None if the event is not an error.
+    """
     error = document.get("error")
     if error is None:
         return None

@@ -50,7 +50,10 @@ class Call:
         self.usage = [0, 0, 0]
 
     def emit(self, events: list[bytes], meta: dict[str, Any]) -> None:
-        """Add events, and the facts about them: fields of ``tidegate.kernel.protocol.llm.Meta``."""
+        """Add events of the answer, and facts about them.
+
+        ``meta``: the facts, as fields of ``tidegate.kernel.protocol.llm.Meta``.
+        """
         with self._changed:
             self._events += events
             for key in ("prompt_ids", "ids"):
@@ -95,7 +98,7 @@ class Call:
     def take(self, timeout_s: float) -> tuple[list[bytes], dict[str, Any], bool]:
         """Return the events since the last :meth:`take`, their facts, and True if no more events follow.
 
-        Wait up to ``timeout_s`` seconds for the first event or the end.
+        Wait up to ``timeout_s`` seconds for an event or the end of the call.
         """
         with self._changed:
             if not self._events and not self._ended:
@@ -108,7 +111,7 @@ class Call:
 
 
 class Engine(Protocol):
-    """A runner of requests: llama.cpp in this process, or a bridge to a server."""
+    """The interface of all engines: llama.cpp in this process, or a bridge to another server."""
 
     def call(self, path: str, body: dict[str, Any], resume: dict[str, Any] | None, call: Call) -> None:
         """Run a request in the calling thread, and emit its events until the last one.
@@ -117,7 +120,7 @@ class Engine(Protocol):
         """
 
     def stats(self) -> dict[str, Any]:
-        """Return the facts that the engine knows.
+        """Return the engine's own figures.
 
         They are fields of ``tidegate.kernel.protocol.presence.EngineReport``.
         """

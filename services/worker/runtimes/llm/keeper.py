@@ -27,7 +27,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def main(folder: str, command: list[str]) -> int:
     """Run the command until it ends, or until standard input is closed. Return its exit code."""
-    # If a process ends, its children become children of this process.
+    # If a process ends, its children become children of this process, so that this process can kill them.
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -52,7 +52,10 @@ def _end_with_parent() -> None:
 
 
 def _reap(server: int) -> None:
-    """Collect the exit codes of inherited processes, but not that of the server."""
+    """Collect the exit codes of the other child processes, so that they do not remain as zombies.
+
+    ``server``: the server's process id. The exit code of the server is collected elsewhere.
+    """
     for pid in _children(os.getpid()):
         if pid != server:
             try:
@@ -62,7 +65,7 @@ def _reap(server: int) -> None:
 
 
 def _end_all() -> None:
-    """Kill descendants until none is left, but for at most 30 s."""
+    """Kill all descendants of this process. Stop after 30 s, even if some are left."""
     until = time.monotonic() + 30
     while (found := _children(os.getpid())) and time.monotonic() < until:
         for pid in found:
@@ -90,5 +93,5 @@ def _children(parent: int) -> list[int]:
 
 if __name__ == "__main__":
     code = main(sys.argv[1], sys.argv[2:])
-    # Add 128 to the number of a signal, as a shell does.
+    # If a signal ended the server, exit with 128 plus the number of the signal, as a shell does.
     sys.exit(128 - code if code < 0 else code)

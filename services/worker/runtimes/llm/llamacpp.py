@@ -1,7 +1,8 @@
 """Run llama.cpp in this process, with the package ``xllamacpp``.
 
-Streams of chats and completions call the engine directly. All other requests go through the engine's own HTTP
-server on the loopback interface. Only this process can use that server, because it needs a secret key.
+Chats and completions whose answers are plain text, and all their streams, use the engine's Python functions.
+All other requests go through the engine's own HTTP server on the loopback interface. Only this process can
+use that server, because it needs a secret key.
 """
 
 from __future__ import annotations
@@ -69,11 +70,12 @@ class LlamaCpp:
             relay.relay(self._server.listening_address, path, body, self._headers, call)
 
     def _with_adapter(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the body for the engine, with the LoRA adapter of a model name such as ``model:adapter``."""
+        """Return the body for the engine. For a name such as ``model:adapter``, select that LoRA adapter."""
         model, colon, adapter = str(body.get("model") or "").rpartition(":")
         if not self._adapters:
             return body
-        # Otherwise llama.cpp would reuse the KV cache of a prompt for a request with another adapter.
+        # Without this option, llama.cpp would reuse the KV cache of the same prompt with another adapter, and
+        # the answer would be wrong.
         body = {**body, "cache_prompt": False}
         if not colon:
             return body
@@ -156,7 +158,7 @@ class LlamaCpp:
         return relay.ask(self._server.listening_address, path, body, self._headers)
 
     def stats(self) -> dict[str, Any]:
-        """Return the number of slots. ``Tally`` counts everything else."""
+        """Return the number of engine slots. ``Tally`` counts all other figures."""
         return {"slots": self._plan["slots"]}
 
     def close(self) -> None:

@@ -25,9 +25,9 @@ def with_counts(body: dict[str, Any], *, ids: bool = False) -> dict[str, Any]:
 
 
 class StreamEvents:
-    """The events of one stream, without the facts that only :func:`with_counts` requested.
+    """Convert the events of one stream for the caller: remove what only :func:`with_counts` requested.
 
-    ``tokenize`` returns the ids of a text; None: the events have no ids.
+    ``tokenize``: a function that returns the token ids of a text. If it is None, no ids are reported.
     """
 
     def __init__(self, body: dict[str, Any], tokenize: Tokenize | None = None) -> None:
@@ -50,7 +50,10 @@ class StreamEvents:
         return [encoded(event) if changed else text.encode()], meta
 
     def take(self, event: Event) -> tuple[Event | None, dict[str, Any]]:
-        """Return what :meth:`read` returns, but as a decoded event. ``event`` is decoded and has no error."""
+        """Return what :meth:`read` returns, but the event as a dict.
+
+        ``event``: the engine's event, already decoded and without an error.
+        """
         meta, _ = self._facts(event)
         return (None if "prompt_progress" in event and not self._keep_progress else event), meta
 
@@ -84,11 +87,11 @@ class StreamEvents:
         return changed
 
     def _add_ids(self, choice: Event, entry: Event, meta: dict[str, Any]) -> None:
-        """Add the ids of an event's tokens to ``meta``. If the ids of one event are unknown, add no more ids.
+        """Add the ids of an event's tokens to ``meta``. After an event with unknown ids, add no more ids.
 
-        The engine reports only the id of an event's last token. An event has several tokens if they make one
-        character, or if the engine held them back as a possible stop text. Before a stop text, an event may
-        contain only a part of its last token.
+        The engine reports only the id of an event's last token. An event has several tokens if together they
+        make one character, or if the engine waited to see whether they become a stop text. Before a stop
+        text, an event may contain only a part of its last token.
         """
         wanted, text = meta["usage"][1] - self._count, bytes(entry["bytes"]).decode(errors="replace")
         ids = [entry["id"]]

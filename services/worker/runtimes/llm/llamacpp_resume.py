@@ -7,8 +7,8 @@ from typing import Any
 
 from llamacpp_events import Event, StreamEvents, Tokenize, encoded
 
-# A request with one of these members cannot be continued: the engine has more state than tokens, or its
-# events have more than text.
+# A stream with one of these members cannot be continued from its tokens alone: the engine needs more state
+# than the tokens, or the events contain more than text.
 _STATEFUL = (
     "tools", "functions", "response_format", "grammar", "json_schema", "logprobs", "echo", "suffix",
     "best_of", "use_beam_search", "n_probs", "return_tokens", "t_max_predict_ms",
@@ -44,7 +44,7 @@ def continuation(body: dict[str, Any], resume: dict[str, Any]) -> dict[str, Any]
 
 
 class ResumedEvents:
-    """The events of a continued stream, in the form of its first part: chat or completion."""
+    """Convert the events of a continued stream to the format of its first part: chat or completion."""
 
     def __init__(self, body: dict[str, Any], resume: dict[str, Any], tokenize: Tokenize, model: str) -> None:
         self._chat = "messages" in body

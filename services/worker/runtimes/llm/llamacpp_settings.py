@@ -22,11 +22,11 @@ _OURS = {
 # The size of the engine's cache of prompts in main memory. Its default of 8 GiB is more than operators
 # expect.
 PROMPT_CACHE_MB = 256
-# The number of a prompt's tokens in one batch on a CPU. Between two batches, a request can be cancelled and
-# other streams get their next token. For a prompt of 610 tokens, batches of 64 took 3.1 s of CPU time, and
-# batches of 512 (the default) took 3.0 s.
+# The most tokens of a prompt that a CPU reads in one batch. A request can be cancelled only between two
+# batches, and other streams get their next token only then. For a prompt of 610 tokens, batches of 64 took
+# 3.1 s of CPU time, and batches of 512 (the default) took 3.0 s.
 CPU_BATCH = 64
-# Log warnings and errors. At level 3, llama.cpp prints seven lines for each request.
+# Log only warnings and errors. At level 3, llama.cpp prints seven lines for each request.
 VERBOSITY = 2
 
 

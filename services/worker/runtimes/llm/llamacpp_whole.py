@@ -1,7 +1,7 @@
-"""Join the events of a stream to the answer of a request without ``stream``. Pure.
+"""Join the events of a stream into the answer of a request without ``stream``. Pure.
 
 llama.cpp can stop a cancelled stream after any token. For a request without a stream, it checks only once a
-second whether the caller still waits. So the engine always streams, and this module makes the whole answer.
+second whether the caller still waits. So the engine always streams, and this module joins the events.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MORE_THAN_TEXT = (
 
 
 def can_join(body: dict[str, Any]) -> bool:
-    """Return True if the answer to a request has only one text, so that events can be joined."""
+    """Return True if the answer to a request is one text, so that its events can be joined."""
     if any(body.get(key) for key in _MORE_THAN_TEXT) or body.get("n") not in (None, 1):
         return False
     prompt = body.get("prompt")

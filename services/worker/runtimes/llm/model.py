@@ -32,7 +32,7 @@ WATCH_S = 0.05
 
 
 class TritonPythonModel:
-    """The only instance of the model. Triton calls ``execute`` for each request as soon as it arrives."""
+    """The only instance of the model. Triton calls ``execute`` as soon as a request arrives."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Start the engine. Raise an exception, with the reason, if it cannot serve the model."""
@@ -46,7 +46,8 @@ class TritonPythonModel:
         self._engine_name, self._may_fetch = plan["engine"], may_fetch(plan)
         module = importlib.import_module(MODULES[plan["engine"]])
         self._engine: Engine = module.create(plan, FOLDER)
-        # A cancelled call keeps its slot until the engine has ended the call.
+        # One permit for each engine slot. A cancelled call keeps its permit until the engine has ended the
+        # call, so that the engine never gets more calls than it has slots.
         self._slots = threading.BoundedSemaphore(plan["slots"])
         self._tally = Tally(plan)
 
@@ -67,7 +68,8 @@ class TritonPythonModel:
                 return  # do not warm up an upstream, because its provider would charge for the call
             document = json.loads(raw) if raw else _warm_up()
             if document["path"] == STATS:
-                # The engine's own figures, if it has any, replace those that are counted here.
+                # The figures that the engine reports replace those of ``Tally``, which counts in this
+                # process.
                 known = {k: v for k, v in self._engine.stats().items() if v is not None}
                 sender.send(_response([json.dumps(self._tally.stats() | known).encode()], {}))
             else:

@@ -17,7 +17,10 @@ class NoAnswer(Exception):
 
 
 def ask(address: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> Any:
-    """Return the JSON answer to a short request; ``body`` None means a GET. Raise NoAnswer."""
+    """Return the JSON answer to a short request. Raise NoAnswer if there is none, or an error.
+
+    ``body``: the JSON body of a POST; None sends a GET.
+    """
     target = urlsplit(address)
     connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=10)
     try:
@@ -45,7 +48,8 @@ def relay(address: str, path: str, body: dict[str, Any], headers: dict[str, str]
     connection = http.client.HTTPConnection(target.hostname or "", target.port)
     try:
         connection.connect()
-        # Keep the socket for a cancellation. http.client forgets it if the answer closes the connection.
+        # Keep a reference to the socket, so that a cancellation can close it. http.client drops its own
+        # reference if the server closes the connection after the answer.
         sock = connection.sock
         call.on_cancel(lambda: sock.shutdown(socket.SHUT_RDWR))
         connection.request(

@@ -11,7 +11,10 @@ from calls import Call
 
 
 class Tally:
-    """The calls that wait for a slot or run, and the tokens of all calls. ``plan``: see ``model.py``."""
+    """Counts of waiting calls, running calls and tokens of an engine.
+
+    ``plan``: see ``model.py``.
+    """
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self._slots, self._kv_total = plan["slots"], plan.get("kv_total")
@@ -22,7 +25,7 @@ class Tally:
 
     @contextmanager
     def slot(self, call: Call, slots: threading.Semaphore) -> Iterator[None]:
-        """Wait for a slot. Keep the slot for a call until the end of the block."""
+        """Wait for an engine slot. Release the slot at the end of the ``with`` block."""
         with self._lock:
             self._waiting += 1
         slots.acquire()

@@ -25,8 +25,8 @@ CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
 # there was no answer.
 RETRIED = frozenset({0, 502, 503, 504})
 TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 3, 0.2, 3.0
-# The most seconds that a request waits for the Deployment's limits. A request that would wait longer gets
-# 429.
+# The most seconds that a request waits when the Deployment has reached its limits per minute. If the wait
+# would be longer, the request gets 429.
 PATIENCE_S = 2.0
 BYTES_PER_TOKEN, DEFAULT_ANSWER = 4, 256
 
@@ -65,8 +65,8 @@ class Upstream:
                 "server_error", "stream_not_continued",
             )  # fmt: skip
         body = _prepared(path, body, self._plan.get("upstream_model") or self._plan["name"])
-        # Count at most the limit of one minute for a request. Otherwise one large request could block others
-        # for days.
+        # Count at most one minute's limit of tokens for a request. Otherwise one large request could block
+        # other requests for days.
         estimate = min(estimated_tokens(body), self._plan.get("tokens_per_minute") or sys.maxsize)
         self._await_limits(estimate, call)
         reader = _UpstreamEvents(self._credential, self._host)
@@ -113,9 +113,10 @@ class Upstream:
                 raise
 
     def _await_limits(self, tokens: int, call: Call) -> None:
-        """Wait until the Deployment's own limits allow a request.
+        """Wait until the Deployment's limits of requests and tokens per minute allow a request.
 
-        Raise Refused if the wait would be longer than ``PATIENCE_S``.
+        ``tokens``: the request's estimated tokens. Raise Refused if the wait would be longer than
+        ``PATIENCE_S``.
         """
         until = time.monotonic() + PATIENCE_S
         while not call.cancelled:
@@ -197,7 +198,7 @@ class Upstream:
 
 
 class _UpstreamEvents:
-    """The events of an upstream, unchanged except that its credential is removed."""
+    """Read an upstream's events for the caller. They stay unchanged, but the credential is removed."""
 
     def __init__(self, credential: bytes, host: str) -> None:
         self._credential, self._host = credential, host
@@ -246,7 +247,11 @@ def estimated_tokens(body: dict[str, Any]) -> int:
 
 
 def pause_before_retry(status: int, retry_after_s: float | None, attempt: int) -> float | None:
-    """Return the seconds before a retry; None: do not retry. ``status`` 0: there was no answer."""
+    """Return the seconds to wait before a retry; None means no retry.
+
+    ``status``: the upstream's HTTP status, or 0 if there was no answer. ``attempt``: the number of attempts
+    so far.
+    """
     if status not in RETRIED or attempt >= TRIES:
         return None
     if retry_after_s is not None:

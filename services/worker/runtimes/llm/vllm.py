@@ -30,7 +30,7 @@ from vllm_metrics import read_metrics
 
 KEEPER = Path(__file__).with_name("keeper.py")
 POLL_S, REPORT_EVERY_S = 0.25, 10.0
-# The most seconds to wait after a failed request until the server has ended, or reports that it is healthy.
+# After a failed request, the most seconds to wait until the server ends or reports that it is healthy.
 VERDICT_S = 30.0
 _ROOT_CAUSE = re.compile(r"\b\w*(Error|Exception)\b: (?!Engine core initialization failed)")
 
@@ -43,7 +43,8 @@ def create(plan: dict[str, Any], folder: Path) -> Vllm:
 class Vllm:
     """A vLLM server. ``plan``: see ``services/worker/domain/llm_plan.py``.
 
-    ``on_end`` is called with a text when the server has ended unexpectedly.
+    ``on_end``: a function that gets the reason when the server has ended unexpectedly. By default, this
+    process ends.
     """
 
     def __init__(
@@ -164,9 +165,9 @@ class Vllm:
             return False
 
     def _verdict(self) -> None:
-        """Wait after a failure until the server is healthy, or until its end also ends this process.
+        """Wait after a failure until the server is healthy. If it ends instead, this process ends too.
 
-        Wait at most ``VERDICT_S`` seconds.
+        Return after ``VERDICT_S`` seconds at the latest.
         """
         until = time.monotonic() + VERDICT_S
         while not self._closing and time.monotonic() < until:
@@ -195,7 +196,10 @@ class Vllm:
             pass
 
     def _reason(self) -> str:
-        """Return the first error near the end of the log. If there is none, return the last line."""
+        """Return the log line that best explains why the server ended.
+
+        It is the first line with an error. If no line has an error, it is the last line.
+        """
         lines = list(self._lines)
         found = next(
             (line for line in lines if _ROOT_CAUSE.search(line)), lines[-1] if lines else "no output"
@@ -217,7 +221,7 @@ def _config(weights: Path) -> dict[str, Any]:
         found = json.loads((weights / "config.json").read_text())
     except OSError:
         return {}
-    # If a model reads text and images, its configuration has the sizes of its text model in a separate part.
+    # The configuration of a model for text and images has the sizes of its text model in ``text_config``.
     return {**found, **(found.get("text_config") or {})}
 
 

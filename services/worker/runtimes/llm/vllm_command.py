@@ -42,7 +42,8 @@ def command(
     }
     gpus = len(plan["gpus"])
     if not gpus:
-        # With the default block of 128 tokens, short prompts would never be found in the prefix cache.
+        # The prefix cache stores only whole blocks of tokens. With the default block of 128 tokens, it would
+        # never find short prompts.
         found |= {"enforce-eager": True, "block-size": 32} | ({} if bf16 else {"dtype": "float32"})
     elif gpus > 1 and not own.keys() & set(_PARALLEL):
         found["tensor-parallel-size"] = gpus
@@ -74,9 +75,9 @@ def environment(
     which only the server's user can open.
     """
     found = {key: value for key, value in inherited.items() if key not in _MISLEADING}
-    # PyTorch caches compiled code in the folder of temporary files, in a folder that has the user's name.
-    # Models with different uids have the same user name. So a model would load the code of another model, or
-    # fail if it may not read that code.
+    # By default, PyTorch caches compiled code in a temporary folder that has the user's name. Models run with
+    # different uids, but with the same user name. So a model would load the code of another model, or fail if
+    # it may not read that code.
     found["TMPDIR"] = place
     if "HOME" in found:
         found.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{found['HOME']}/.cache/torchinductor")
@@ -88,8 +89,8 @@ def environment(
     if plan["gpus"]:
         return found
     found |= {"VLLM_TARGET_DEVICE": "cpu", "KMP_BLOCKTIME": "0", "OMP_NUM_THREADS": str(plan["threads"])}
-    # Otherwise the first request of a kind waits half a minute, while a C++ compiler builds parts of the
-    # sampler.
+    # Without this setting, the first request of each kind waits half a minute, while a C++ compiler builds
+    # parts of the sampler.
     found.setdefault("TORCH_COMPILE_DISABLE", "1")
     openmp = libraries / "libiomp5.so"
     if openmp.exists():

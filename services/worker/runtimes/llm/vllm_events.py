@@ -12,7 +12,10 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
 def prepared(path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
-    """Return the body for the engine. It has the engine's name of the model, and Tidegate's options."""
+    """Return the body for the engine, with the engine's name of the model.
+
+    It also has the options that make vLLM report token counts and ids.
+    """
     body = {**body, "model": model}
     if path in (CHAT, COMPLETIONS):
         body["return_token_ids"] = True
@@ -23,9 +26,9 @@ def prepared(path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 class VllmEvents:
-    """The events of one answer, without the facts that only :func:`prepared` requested.
+    """Convert the events of one answer for the caller: remove what only :func:`prepared` requested.
 
-    ``on_failure`` is called before an event about a failure of the engine is returned.
+    ``on_failure``: a function to call before :meth:`read` returns an event about a failure of the engine.
     """
 
     def __init__(self, body: dict[str, Any], on_failure: Callable[[], None] = lambda: None) -> None:
@@ -79,7 +82,7 @@ class VllmEvents:
         return meta
 
     def _summed(self, choices: list[Any], usage: list[int], document: dict[str, Any]) -> list[int]:
-        """Return the usage of all choices. Each part of a stream has only the usage of its own choice."""
+        """Return the usage of all choices. An event of a stream has only the usage of its own choice."""
         if not str(document.get("object", "")).endswith((".chunk", "text_completion")) or len(choices) != 1:
             return usage
         index = choices[0].get("index", 0)

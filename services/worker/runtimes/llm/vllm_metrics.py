@@ -17,9 +17,9 @@ _LINE = re.compile(r"^(vllm:\w+)(?:\{(.*)\})? (\S+)$")
 
 
 def read_metrics(text: str) -> dict[str, Any]:
-    """Return the fields of ``tidegate.kernel.protocol.presence.EngineReport`` that the text contains.
+    """Return the fields of ``tidegate.kernel.protocol.presence.EngineReport`` from vLLM's metrics.
 
-    If one server has several engines (data parallel), their values are added.
+    One server can have several engines (data parallel). Then the fields are the sums of all engines.
     """
     found: dict[str, Any] = {}
     shares: list[float] = []
@@ -43,7 +43,7 @@ def read_metrics(text: str) -> dict[str, Any]:
 
 
 def _tokens(labels: str) -> int:
-    """Return how many tokens fit into an engine's KV cache; 0 if the labels do not contain this."""
+    """Return how many tokens fit into an engine's KV cache. Return 0 if the labels do not state it."""
     values = dict(re.findall(r'(\w+)="([^"]*)"', labels))
     try:
         return int(

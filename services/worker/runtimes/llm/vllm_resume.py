@@ -10,7 +10,8 @@ from bridge import error_status, usage_of
 from calls import Refused
 from vllm_events import CHAT, COMPLETIONS
 
-# Fields of the request that the continuation keeps. Other fields are for the chat's template, or refused.
+# The fields of a request that its continuation needs too. All other fields are either used only by the chat
+# template, or make a continuation impossible.
 _COPIED = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "stop_token_ids",
     "ignore_eos", "logit_bias", "skip_special_tokens", "spaces_between_special_tokens",
@@ -39,10 +40,12 @@ def refusal(path: str, body: dict[str, Any]) -> str | None:
 
 
 def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> tuple[int, str]:
-    """Return how many emitted ids the new request contains, and the end of ``text`` that the engine repeats.
+    """Return how many emitted ids the new request keeps, and the text that the engine will repeat.
 
-    An engine holds text back until a character is complete, or until the text cannot be a stop word. The ids
-    of this text are generated again, because the caller does not have their text.
+    ``text``: the text that the caller has. The lost engine had emitted the ids of its last tokens, but
+    perhaps not their text: it holds text back until a character is complete, or until the text cannot be a
+    stop word. These last ids are left out and generated again. If the caller already has a part of their
+    text, this part is the second result.
     """
     for count in range(len(emitted), max(len(emitted) - MAX_HELD_BACK, -1), -1):
         decoded = decode(emitted[:count]) if count else ""
@@ -58,7 +61,8 @@ def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> t
 def request(body: dict[str, Any], ids: list[int], done: int, context: int, model: str) -> dict[str, Any]:
     """Return the body of a completion that continues after ``ids``.
 
-    ``done``: how many of the ids belong to the answer.
+    ``ids``: the token ids of the prompt, then those of the answer. ``done``: how many of them belong to the
+    answer. ``context``: the model's context length in tokens.
     """
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     left = context - len(ids)
@@ -78,10 +82,10 @@ def request(body: dict[str, Any], ids: list[int], done: int, context: int, model
 
 
 class ContinuedEvents:
-    """The events of a continuation, in the shape of the first part's events.
+    """Convert the events of a continuation to the format of the stream's first part.
 
-    ``skip``: text that the caller already has; the continuation repeats it. ``done``: how many ids of the
-    answer the request contained.
+    ``skip``: text that the caller already has, and that the continuation repeats. ``done``: how many ids of
+    the answer the new request contained.
     """
 
     def __init__(self, path: str, body: dict[str, Any], resume: dict[str, Any], done: int, skip: str) -> None:

@@ -48,7 +48,7 @@ class Model:
 
 
 def column(array: Any, kind: str) -> Any:
-    """Return a column of a table. ``kind``: MLflow's name for the column's type."""
+    """Convert an input array to a column of a table. ``kind``: the column type, as MLflow names it."""
     if kind == "datetime":
         return np.array([text.decode() for text in array.ravel()], dtype="datetime64[ns]")
     if kind == "string":

@@ -21,7 +21,7 @@ PLAN, CREDENTIAL = "tidegate_upstream.json", "TIDEGATE_UPSTREAM_CREDENTIAL"
 
 
 class TritonPythonModel:
-    """One instance of the model. It has one connection, one circuit breaker and one limit of requests."""
+    """One instance of the model. It has its own connection, circuit breaker and request limit."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the plan. Do not connect to the upstream before the first request."""

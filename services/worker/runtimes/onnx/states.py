@@ -20,7 +20,8 @@ class StatefulRows(Rows):
         super().__init__(config, call)
         batching = config["sequence_batching"]
         self._states = {state["input_name"]: state["output_name"] for state in batching["state"]}
-        # Triton runs at most this many sequences at the same time. Older states belong to ended sequences.
+        # Triton runs at most this many sequences at the same time. If there are more states, the oldest
+        # belong to ended sequences and are removed.
         slots = batching.get("oldest", {}).get("max_candidate_sequences", 0)
         self._most = max(1, int(slots), int(config["max_batch_size"]))
         self._kept: OrderedDict[Any, dict[str, Any]] = OrderedDict()
@@ -40,15 +41,15 @@ class StatefulRows(Rows):
             if flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
                 self._kept.pop(
                     id_, None
-                )  # else the ended sequence would take the place of a running sequence
-            elif id_:  # without an id, it is an empty slot, which has no state
+                )  # otherwise the state of a running sequence could be removed too early
+            elif id_:  # a request without an id only fills an empty batch slot, and has no state
                 self._keep(id_, {put: found[got] for put, got in self._states.items()})
             return response(names, [found[name] for name in names])
         except Exception as problem:
             return failure(problem)
 
     def _state_of(self, id_: Any) -> dict[str, Any]:
-        """Return the state after the sequence's last request. Raise RuntimeError if it was removed."""
+        """Return the state from the sequence's previous request. Raise RuntimeError if it was removed."""
         state = self._kept.get(id_)
         if state is None:
             raise RuntimeError(f"the state of sequence {id_} is gone: start the sequence again")

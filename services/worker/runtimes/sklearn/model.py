@@ -66,7 +66,10 @@ class TritonPythonModel:
 
 
 def load(path: Path, config: dict[str, Any]) -> Any:
-    """Load the estimator. A skops file may use only scikit-learn's classes and the trusted names."""
+    """Load the estimator.
+
+    A skops file may use only scikit-learn's classes and the names that the Deployment trusts.
+    """
     if not zipfile.is_zipfile(path):
         return joblib.load(path)
     skops = importlib.import_module("skops.io")

@@ -25,7 +25,7 @@ class TritonPythonModel:
         tensorflow.config.threading.set_inter_op_parallelism_threads(1)
         folder = Path(args["model_repository"], args["model_version"], "saved_model")
         (file,) = [*folder.glob("saved_model.pb"), *folder.glob("*/saved_model.pb")][:1]
-        # Keep the loaded object, because its function stops working without it.
+        # Keep a reference to the loaded object, because its function fails once the object is deleted.
         self._loaded = tensorflow.saved_model.load(str(file.parent))
         self._function = self._loaded.signatures["serving_default"]
         self._specs = self._function.structured_input_signature[1]

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from rows import Rows, parameter
 
-# Torch warns that Triton's arrays are read-only. Modules get them without a copy, and must not write to them.
+# Torch warns that Triton's arrays are read-only. Hide this warning: modules get the arrays without a copy,
+# and must not write to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 

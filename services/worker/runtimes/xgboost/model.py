@@ -47,7 +47,11 @@ class TritonPythonModel:
 
 
 def load(path: Path) -> Any:
-    """Load a JSON or UBJSON file through a link with the right suffix, by which XGBoost knows the format."""
+    """Load a JSON or UBJSON file.
+
+    XGBoost recognizes the format by the file's suffix. So the file is loaded through a symbolic link that has
+    the right suffix.
+    """
     with path.open("rb") as file:
         kind = "ubj" if file.read(2)[1:] in (b"L", b"l", b"I", b"i", b"U", b"$", b"#") else "json"
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +63,7 @@ def load(path: Path) -> Any:
 def rounds_of(booster: Any) -> tuple[int, int]:
     """Return the range of boosting rounds to use; (0, 0) means all rounds.
 
-    After early stopping, XGBClassifier and XGBRegressor use only the rounds up to the best one.
+    If XGBClassifier or XGBRegressor stopped the training early, only the rounds up to the best one are used.
     """
     best = booster.attr("best_iteration")
     return (0, int(best) + 1) if best is not None and booster.attr("scikit_learn") is not None else (0, 0)

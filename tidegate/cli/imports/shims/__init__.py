@@ -1,1 +1,1 @@
-"""Files that an import puts beside the code of another system. They run in the models' Python."""
+"""Files that `tidegate import` copies into a model's folder. They run in the models' Python."""

@@ -1,7 +1,7 @@
-"""Run the inference script of a SageMaker model: model_fn, input_fn, predict_fn, output_fn or transform_fn.
+"""Run the script of a SageMaker model: model_fn, input_fn, predict_fn, output_fn or transform_fn.
 
-`tidegate import sagemaker` wrote this file. The model's archive is in the folder `artifact`. Requests and
-answers are whole bodies with their content types.
+`tidegate import sagemaker` wrote this file. The model's archive is in the folder `artifact`. The model's
+inputs and outputs are HTTP bodies with their content types.
 """
 
 import importlib
@@ -82,7 +82,7 @@ def encoded(prediction, accept):
 
 
 def _text(body, content_type):
-    """Return a text as str, as SageMaker's containers pass it to input_fn, and other bodies as bytes."""
+    """Return the body for input_fn, as in SageMaker: str for a text content type, bytes for others."""
     kind = content_type.partition(";")[0].strip()
     if kind in (JSON, CSV, "application/jsonlines") or kind.startswith("text/"):
         return body.decode()
@@ -99,7 +99,10 @@ def _called(function, *arguments):
 
 
 def _answer(answer, accept):
-    """Convert a result of output_fn to outputs. The result is a body, a body and a type, or a response."""
+    """Convert the script's result to the model's outputs.
+
+    The result is a body, a tuple of a body and its content type, or a response object.
+    """
     kind = accept.partition(",")[0].strip()
     kind = JSON if kind in ("", "*/*") else kind
     if isinstance(answer, tuple) and len(answer) == 2:

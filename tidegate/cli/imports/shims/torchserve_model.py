@@ -1,7 +1,7 @@
 """Run the handler of a TorchServe archive.
 
-`tidegate import torchserve` wrote this file. The archive is in the folder `artifact`, and the folder
-`torchserve` has the part of TorchServe's package `ts` that handlers use. Requests and answers are whole
+`tidegate import torchserve` wrote this file. The archive is in the folder `artifact`. The folder `torchserve`
+has the modules of TorchServe's package `ts` that handlers import. The model's inputs and outputs are HTTP
 bodies with their content types.
 """
 
@@ -52,9 +52,12 @@ class Model:
 
 
 def entry_point(module_name, function, context):
-    """Return the function that handles requests: a module's function, or a method of its only handler class.
+    """Initialize the handler, and return its function that answers requests.
 
-    Initialize the handler first."""
+    ``function``: the name of a function or a class of the module. Empty: use the module's ``handle``, or else
+    its only class with a method ``handle``. If ``function`` names a function, return it without
+    initialization.
+    """
     module = importlib.import_module(module_name)
     if function and not isinstance(getattr(module, function, None), type):
         return getattr(module, function)

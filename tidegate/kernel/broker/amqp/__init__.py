@@ -1,1 +1,4 @@
-"""AMQP 0-9-1 for the data path. This package packs and parses frequent frames; pamqp handles others."""
+"""The AMQP 0-9-1 driver for requests, replies and jobs.
+
+This package packs and parses the frequent frames itself. pamqp handles all others.
+"""

@@ -26,11 +26,11 @@ from tidegate.kernel.broker.amqp.wire import (
 
 CHANNEL = 1
 READ_SIZE = 256 * 1024
-# A message of at least this many bytes is written to the socket in pieces. The pieces of a smaller one are
-# joined, which is cheaper.
+# A message of at least this many bytes is written to the socket in pieces. The pieces of a smaller message
+# are joined first, because one write is cheaper.
 SCATTER = 64 * 1024
-# The highest number of gathered messages in one write. It is low, because gathered messages are not counted
-# as unsent bytes.
+# The highest number of gathered messages in one write. It is low, because ``MAX_UNSENT`` does not limit
+# gathered messages.
 MOST_GATHERED = 64
 # The highest number of unsent bytes while the broker does not read. Above it, publishing raises an error.
 MAX_UNSENT = 256 * 2**20
@@ -73,7 +73,10 @@ class Congested(Exception):
 
 
 class NotTaken(Exception):
-    """The error if the broker returned a mandatory message (``unroutable``) or refused a message (nack)."""
+    """The error if the broker did not take a message.
+
+    Either no queue takes the mandatory message (``unroutable``), or the broker answered with a nack.
+    """
 
     def __init__(self, unroutable: bool) -> None:
         super().__init__("no queue for it" if unroutable else "the broker refused it")
@@ -97,10 +100,11 @@ async def connect(url: str, *, name: str, heartbeat_s: int, confirms: bool) -> A
 
 
 class AmqpConnection(asyncio.BufferedProtocol):
-    """An AMQP connection. Methods with an answer run one at a time. Publish and ack do not wait.
+    """An AMQP connection with one channel. Methods with an answer run one at a time.
 
-    Only a message that is published with ``gather`` can wait until the end of the event loop's turn.
-    ``ended`` is a future that is done, with the reason, when the connection has ended.
+    Publish and ack return immediately. They write to the socket immediately, except after :meth:`hold` and
+    after a publish with ``gather``. ``ended``: a future that is done when the connection has ended; its
+    result is the reason.
     """
 
     def __init__(self, heartbeat_s: int) -> None:
@@ -178,7 +182,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         for future in [*self._open.values(), *([self._answer] if self._answer else [])]:
             if not future.done():
                 future.set_exception(ConnectionLost(reason))
-                future.exception()  # marked as retrieved: else asyncio warns if the caller was cancelled
+                future.exception()  # marks the error as read: else asyncio warns if the caller was cancelled
         self._open.clear()
 
     # --- asyncio.BufferedProtocol ----------------------------------------------------------------------
@@ -201,7 +205,10 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._slow = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return the buffer for the next bytes. A large content is read into its final place."""
+        """Return the buffer for the next bytes.
+
+        The content of a large message is read directly into its own buffer, without a copy.
+        """
         place = self._reader.window()
         self._in_place = place is not None
         return self._read[: self._reader.appetite(READ_SIZE)] if place is None else place
@@ -285,8 +292,8 @@ class AmqpConnection(asyncio.BufferedProtocol):
     ) -> str:
         """Start a consumer and return its tag."""
         await self._call(commands.Basic.Qos(0, prefetch, False))
-        # Choose the tag here. A tag of the broker's choice would be in the answer, and the first deliveries
-        # can arrive together with the answer.
+        # Choose the consumer's tag here. If the broker chose it, the first deliveries could arrive together
+        # with the answer, before this connection knows the tag.
         self._consumers_begun += 1
         tag = f"c{self._consumers_begun}"
         self._consumers[tag] = on_delivered
@@ -299,8 +306,8 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._consumers.pop(consumer_tag, None)
 
     async def _call(self, command: Frame, *, channel: int = CHANNEL) -> Any:
-        # Shield the call, because its answer arrives even if the caller is cancelled. The next call must not
-        # get this answer.
+        # Shield the call from a cancellation of the caller. Its answer arrives anyway, and without the shield
+        # the next call would take this answer for its own.
         call = asyncio.ensure_future(self._exchange(command, channel))
         call.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(call)
@@ -329,19 +336,22 @@ class AmqpConnection(asyncio.BufferedProtocol):
         properties: Properties,
         gather: bool = False,
     ) -> asyncio.Future[None] | None:
-        """Write a message of these pieces. Return the future of its confirm, or None without confirm mode.
+        """Write a message that consists of ``pieces``.
 
-        With ``gather``, all bytes written until the end of this turn of the event loop are sent in one write.
-        The pieces must not change afterwards, because they are not copied. The future raises
-        :class:`NotTaken` or :class:`ConnectionLost`. Raises :class:`Congested` while more than ``MAX_UNSENT``
-        bytes wait for the broker. Acks and other methods are written even then.
+        Return a future that is done at the broker's confirm, or None without confirm mode. It raises
+        :class:`NotTaken` or :class:`ConnectionLost`.
+
+        With ``gather``, all bytes that are written until the end of this turn of the event loop are sent in
+        one write. Do not change the pieces afterwards, because they are not copied. Raise :class:`Congested`
+        while more than ``MAX_UNSENT`` bytes wait for a slow broker. Acks and other methods are written even
+        then.
         """
         if self.ended.done():
             raise ConnectionLost(self.ended.result())
         if self._slow:
             self._check_room()
         if self._confirms and mandatory:
-            # basic.return contains this id, which shows which message was returned.
+            # If the broker returns the message, basic.return contains this id and shows which message it was.
             properties = properties._replace(message_id=str(self._published + 1))
         parts = wire.publish(
             CHANNEL,
@@ -370,7 +380,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         return confirm
 
     def _gather(self) -> None:
-        """Hold written bytes until the end of this turn of the event loop."""
+        """Collect written bytes until the end of this turn of the event loop, to send them in one write."""
         if self.held is not None and len(self.held) >= MOST_GATHERED:
             self.release()
         if self.held is None:
@@ -398,7 +408,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self.write(wire.method(channel, command))
 
     def hold(self) -> None:
-        """Hold the bytes that are written from now on, until :meth:`release`."""
+        """Collect the bytes that are written from now on. :meth:`release` sends them."""
         if self.held is None:
             self.held = []
 
@@ -409,14 +419,20 @@ class AmqpConnection(asyncio.BufferedProtocol):
             self._transport.write(b"".join(held))
 
     def write(self, data: bytes) -> None:
-        """Write whole frames to the socket, or hold them between :meth:`hold` and :meth:`release`."""
+        """Write whole frames to the socket.
+
+        Between :meth:`hold` and :meth:`release`, collect them instead.
+        """
         if self.held is not None:
             self.held.append(data)
         elif self._transport is not None:
             self._transport.write(data)
 
     def _pulse(self) -> None:
-        """Send two heartbeats per interval. End a connection that was silent for two intervals."""
+        """Send two heartbeats per interval.
+
+        If the broker sent nothing for two intervals, end the connection.
+        """
         if self._loop.time() - self._heard_at > 2 * self._heartbeat_s:
             self.abort(f"the broker sent nothing for {2 * self._heartbeat_s} s")
             return

@@ -1,8 +1,8 @@
 """Encode and decode AMQP 0-9-1 frames. Pure: no socket, no clock.
 
-Each request needs several publishes, deliveries, acks and confirms. This module packs and parses these
-itself, because that is faster. pamqp handles every other method. The layout is that of the AMQP 0-9-1
-specification: u8 type | u16 channel | u32 size | payload | 0xCE.
+Each request needs several publishes, deliveries, acks and confirms. This module packs and parses these four
+itself, because that is faster. pamqp handles every other method. The layout of a frame is that of the AMQP
+0-9-1 specification: u8 type | u16 channel | u32 size | payload | 0xCE.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ _STRINGS_AFTER_PRIORITY = (_CORRELATION, _REPLY_TO, _EXPIRATION, _MESSAGE_ID)
 FRAME_MAX = 1_048_576
 # How many bytes the type, channel, size and end of a frame take.
 _AROUND = 8
-# A content of LARGE bytes or more is received in place, without copies. RabbitMQ accepts up to MOST bytes.
+# A content of LARGE bytes or more is received directly into its own buffer, without copies. A content of more
+# than MOST bytes is malformed, because RabbitMQ accepts no larger messages.
 LARGE = 64 * 1024
 MOST = 16 * 2**20
 
@@ -79,7 +80,7 @@ class Returned(NamedTuple):
 
 
 class Confirmed(NamedTuple):
-    """``basic.ack`` or ``basic.nack`` of a published message."""
+    """The broker's confirm of a published message: ``basic.ack`` (``taken`` is true) or ``basic.nack``."""
 
     tag: int
     multiple: bool
@@ -112,7 +113,8 @@ def publish(
 ) -> list[Buffer]:
     """Return ``basic.publish`` with its content, in frames of at most ``frame_max`` bytes.
 
-    The content is the ``pieces`` in order. The result has them, or slices of them, uncopied.
+    The content consists of the ``pieces`` in order. The result contains the pieces, or slices of them,
+    without copies.
     """
     size = sum(map(len, pieces))
     method = b"".join(
@@ -142,7 +144,10 @@ def publish(
 
 
 def _frames(channel: int, pieces: Sequence[Buffer], left: int, room: int) -> Iterator[Buffer]:
-    """Yield body frames of at most ``room`` bytes each. ``left``: the sum of the pieces' sizes."""
+    """Yield body frames, each with at most ``room`` bytes of content.
+
+    ``left``: the sum of the pieces' sizes.
+    """
     free = 0
     for piece in pieces:
         view = memoryview(piece)
@@ -181,10 +186,11 @@ def ack(channel: int, tag: int, multiple: bool) -> bytes:
 
 
 class FrameReader:
-    """A decoder that turns bytes into events. A message becomes one event, when its content is complete.
+    """A decoder that turns bytes into events. A message becomes one event when its content is complete.
 
-    A large content is received in place. While :meth:`window` returns a place, the next bytes of the stream
-    may be written there, and :meth:`took` reports their number. All other bytes go to :meth:`feed`.
+    A large content is received directly into its own buffer. While :meth:`window` returns a part of this
+    buffer, write the next bytes of the stream there, and call :meth:`took` with their number. Pass all other
+    bytes to :meth:`feed`.
     """
 
     def __init__(self) -> None:
@@ -194,11 +200,14 @@ class FrameReader:
         self._missing = 0
         self._pieces: list[bytes] = []
         self._content: memoryview | None = None  # the large content that is being received
-        self._inside = False  # True inside a body frame of this content; _left bytes of it are missing
+        self._inside = False  # True inside a body frame of this content; the frame lacks _left bytes
         self._left = 0
 
     def window(self) -> memoryview | None:
-        """Return the place for the next bytes of a large content, or None if other bytes come first."""
+        """Return the buffer for the next bytes of a large content.
+
+        Return None if the next bytes are not content.
+        """
         if self._content is None or not self._left:
             return None
         at = len(self._content) - self._missing
@@ -210,9 +219,10 @@ class FrameReader:
         self._left -= count
 
     def appetite(self, limit: int) -> int:
-        """Return how many bytes the next call of :meth:`feed` may get at most.
+        """Return the highest number of bytes that the next call of :meth:`feed` may get.
 
-        Between two frames of a large content, this is a small number. So the next frame is received in place.
+        Between two frames of a large content, this is only the rest of the frame's end and head. So the
+        content of the next frame is received through :meth:`window`, without a copy.
         """
         if self._content is None or not self._missing:
             return limit
@@ -260,7 +270,10 @@ class FrameReader:
         self._inside, self._left = True, size
 
     def _fill(self, data: bytes, at: int) -> tuple[int, bool]:
-        """Copy bytes of a large content's frame. Return where they end, and True if more must come."""
+        """Copy the bytes of a body frame into the large content.
+
+        Return the offset after these bytes, and True if the frame is not complete.
+        """
         place = self.window()
         if place is not None:
             piece = memoryview(data)[at : at + len(place)]
@@ -357,7 +370,7 @@ def _got(data: bytes, start: int, end: int) -> Delivered:
 
 
 def _check_end(at: int, end: int) -> None:
-    """Raise MalformedFrame if a field ends at ``at``, after the end of its frame at ``end``."""
+    """Raise MalformedFrame if a field's end (``at``) is after the end of its frame (``end``)."""
     if at > end:
         raise MalformedFrame("a field reaches past its frame")
 

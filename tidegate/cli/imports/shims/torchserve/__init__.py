@@ -1,1 +1,1 @@
-"""The part of TorchServe that handlers use, without its server."""
+"""The modules of TorchServe's package ``ts`` that handlers import. The server is left out."""

@@ -13,8 +13,8 @@ depends_on = None
 
 def upgrade() -> None:
     """Add the column ``requirements`` to versions. Existing versions have no requirements."""
-    # SQLite can add a column in place. A batch operation of Alembic would recreate the table, which fails,
-    # because other tables refer to it.
+    # Do not use a batch operation of Alembic here. It would recreate the table, which fails because other
+    # tables refer to it. SQLite can add a column in place.
     op.add_column("versions", sa.Column("requirements", sa.JSON, nullable=False, server_default="[]"))
 
 

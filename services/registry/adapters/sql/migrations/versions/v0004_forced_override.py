@@ -1,4 +1,4 @@
-"""A column for overrides that may exceed a Deployment's maximum."""
+"""A column for replica overrides that may exceed a Deployment's maximum number of replicas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table for the running replicas, so that several registries know them."""
+"""A table for the running replicas, so that all registries can check what a replica may read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Drop an index of facts. With old statistics, PostgreSQL used it instead of the faster primary key."""
+"""Drop an index of facts that made searches slower.
+
+With outdated table statistics, PostgreSQL used the index instead of the faster primary key.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 
 class Context:
-    """The facts for a handler: the manifest, the model's folder and its device."""
+    """The context that a handler gets: the manifest, the model's folder and its device."""
 
     def __init__(self, model_name, model_dir, manifest, batch_size, gpu, mms_version, **more):
         self.model_name, self.manifest = model_name, manifest
@@ -22,7 +22,7 @@ class Context:
         """Return None, because headers do not reach the model."""
 
     def set_response_content_type(self, idx, value):
-        """Do nothing, because the content type follows from the result."""
+        """Do nothing, because Tidegate derives the content type from the handler's result."""
 
     def set_response_header(self, idx, key, value):
         """Do nothing."""

@@ -9,7 +9,7 @@ from ts.utils.util import load_label_mapping
 
 
 class BaseHandler:
-    """A handler that loads the archive's model, and runs requests in three steps."""
+    """The base of all handlers. It loads the model, and runs preprocess, inference and postprocess."""
 
     def __init__(self):
         self.model = self.mapping = self.device = self.context = self.manifest = None
@@ -18,7 +18,7 @@ class BaseHandler:
         self.target = 0
 
     def initialize(self, context):
-        """Load the model: TorchScript, a program of torch.export, or a class with its state dict."""
+        """Load the model: TorchScript, a torch.export program, or a module class with its state dict."""
         properties = context.system_properties
         gpu = properties.get("gpu_id")
         use_gpu = torch.cuda.is_available() and gpu is not None

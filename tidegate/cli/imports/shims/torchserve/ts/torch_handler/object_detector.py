@@ -4,7 +4,7 @@ from ts.torch_handler.vision_handler import VisionHandler, to_tensor
 
 
 class ObjectDetector(VisionHandler):
-    """A detector of objects. It returns those with a score above ``threshold``, as TorchServe does."""
+    """A detector of objects. As in TorchServe, an object's score must be at least ``threshold``."""
 
     threshold = 0.5
 

@@ -17,7 +17,7 @@ NGRAMS = 2
 class TextClassifier(BaseHandler):
     """A classifier of texts by their words and pairs of words.
 
-    ``source_vocab.pt`` must be a dict of token ids by word.
+    The archive's file ``source_vocab.pt`` must contain a dict from word to token id.
     """
 
     def initialize(self, context):

@@ -46,7 +46,7 @@ def to_tensor(picture):
 
 
 def resized(picture, shortest):
-    """Resize a picture: its shorter side gets this length, as in torchvision's Resize."""
+    """Resize a picture so that its shorter side has ``shortest`` pixels, as torchvision's Resize does."""
     width, height = picture.size
     if width <= height:
         return picture.resize((shortest, int(shortest * height / width)), Image.BILINEAR)
