@@ -1,7 +1,7 @@
 """``healthcheck PORT [PATH]``: exit with 0 if PATH (default: ``/health/ready``) answers 200.
 
-It runs every few seconds in a container. To start fast, it imports only `socket`, and `ssl` if the gateway
-serves TLS.
+It runs every few seconds in a container. To start fast, it imports only `os`, `socket` and `sys`. It also
+imports `ssl` if the gateway serves TLS.
 """
 
 import os

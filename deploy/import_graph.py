@@ -1,9 +1,9 @@
 """``python -m deploy.import_graph``: print how the rooms (folders) of each service import each other.
 
 For each service, it prints the number of imports from each room to each other room. For the whole source, it
-prints the import cycles. It fails if there is a cycle, or if a room imports a room of a higher level or a
-module beside ``app.py``. ``--rev REVISION`` examines another Git revision. The rules are in
-``.importlinter``.
+prints the import cycles. It fails if there is a cycle, or if a room imports a room of a higher level. It also
+fails if a room imports a module that is beside ``app.py``. Only ``settings`` may be imported by all rooms.
+``--rev REVISION`` examines another Git revision. The rules are in ``.importlinter``.
 """
 
 from __future__ import annotations
@@ -139,7 +139,10 @@ def report(folder: Path) -> int:
 
 
 def main() -> int:
-    """Print the report. Return 1 if an import is forbidden, a module is loose or there is a cycle."""
+    """Print the report. Return 1 if it contains a problem, else 0.
+
+    Problems are forbidden imports, import cycles and loose modules (see :func:`rooms`).
+    """
     parser = argparse.ArgumentParser(
         prog="deploy.import_graph", description="Print how the folders of each service import each other."
     )

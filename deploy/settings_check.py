@@ -16,7 +16,10 @@ OUTSIDE = {"TIDEGATE_STATE_DIR", "TIDEGATE_CONFIG_DIR", "TIDEGATE_CONTEXT"}
 
 
 def names() -> dict[str, tuple[str, ...]]:
-    """Return the environment variable of every setting, with the services that read it (empty: all)."""
+    """Return the environment variable of every setting, with the services that read the variable.
+
+    An empty tuple means that all services read it.
+    """
     found: dict[str, tuple[str, ...]] = {}
     for _, settings in SECTIONS:
         for field in settings.model_fields:

@@ -92,7 +92,7 @@ _MODEL = {"Tensor", "batched"}
 
 
 def __getattr__(name: str) -> Any:
-    # Import these names on first use. The services import this package too, and must not load the HTTP
+    # Import each name on its first use. The services import this package too, and they must not load the HTTP
     # client.
     if name in _CLIENT:
         from tidegate import client

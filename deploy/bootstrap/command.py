@@ -16,8 +16,8 @@ from deploy.bootstrap.step import StepFailed
 EXPLANATIONS = (
     (
         r"CERTIFICATE_VERIFY_FAILED|SSLError|certificate verify failed",
-        "This machine does not trust the package index's certificate. Behind a company proxy, name its CA: "
-        "PIP_CERT=/path/to/ca.crt make up",
+        "This machine does not trust the package index's certificate. Behind a company proxy, set PIP_CERT "
+        "to the file with the proxy's CA certificate: PIP_CERT=/path/to/ca.crt make up",
     ),
     (
         r"ProxyError|Tunnel connection failed|407 Proxy",
@@ -38,7 +38,8 @@ EXPLANATIONS = (
     ),
     (
         r"No matching distribution found|Could not find a version",
-        "The package index in use (`pip config list`) does not answer, or does not have a locked version. "
+        "The package index in use (`pip config list`) does not answer, or does not have a package version "
+        "that the lock file requires. "
         "Check the connection to the index, and that the index is up to date.",
     ),
     (

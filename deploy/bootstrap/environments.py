@@ -44,8 +44,8 @@ def usable(env: Path, module: str) -> bool:
 def create(paths: Paths, env: Path, runner: Runner, *, log: Path, pip: bool) -> None:
     """Delete the environment and create it again.
 
-    Raise StepFailed if the folder contains files but is not a virtual environment, so that no other files are
-    deleted.
+    Raise StepFailed if the folder contains files but is not a virtual environment. Otherwise these files
+    would be lost.
     """
     if env.exists() and any(env.iterdir()) and not (env / "pyvenv.cfg").exists():
         raise StepFailed(
@@ -60,10 +60,10 @@ def create(paths: Paths, env: Path, runner: Runner, *, log: Path, pip: bool) -> 
 def install(
     paths: Paths, env: Path, lock: Path, stamp: Path, runner: Runner, log: Path, report: Report
 ) -> None:
-    """Install the packages of a lock file in the environment ``env``.
+    """Install the packages that a lock file names into the environment ``env``.
 
-    The services' pip installs them. The file ``stamp`` records the lock file, so that :func:`filled` can
-    check it.
+    The pip of the services' environment installs them, because ``env`` may have no pip. The file ``stamp``
+    stores the lock file's fingerprint, which :func:`filled` compares.
     """
     pinned, seen = len(pins(lock)), 0
 
@@ -81,7 +81,7 @@ def install(
 
 
 def filled(env: Path, lock: Path, stamp: Path) -> bool:
-    """Return True if the lock file was installed and all its packages are still installed."""
+    """Return True if this version of the lock file was installed and all its packages are still there."""
     if not stamped(stamp, lock_fingerprint(lock)):
         return False
     site = env / "lib" / f"python{python_version()}" / "site-packages"
@@ -97,7 +97,7 @@ def lock_fingerprint(lock: Path) -> str:
 def pins(lock: Path) -> list[tuple[str, str]]:
     """Return the name and version of each package in a lock file.
 
-    Packages with an environment marker are skipped, because pip may not install them on this machine.
+    Packages with an environment marker are skipped, because pip installs them only on some machines.
     """
     return re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+) *\\?$", lock.read_text(), re.MULTILINE)
 

@@ -21,7 +21,7 @@ WORKERS = 3
 
 SLOW = f"""\
   Note: {sys.executable} was compiled without optimizations, as pyenv does by default.
-  Tidegate works with it, but serves a quarter fewer requests. Use the system's Python
+  Tidegate works with it, but serves 25 % fewer requests. Use the system's Python
   (TIDEGATE_PYTHON=/usr/bin/python3 make up), or build Python in pyenv
   with PYTHON_CONFIGURE_OPTS=--enable-optimizations."""
 

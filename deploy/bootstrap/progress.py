@@ -35,7 +35,10 @@ class _Line:
 
 
 class Plain:
-    """Prints a line when a step starts and when it ends, and its progress at most every 10 s."""
+    """Prints a line when a step starts and a line when it ends.
+
+    In between, it prints the step's progress at most every 10 s.
+    """
 
     def __init__(self, titles: dict[str, str]) -> None:
         self._lines = {name: _Line(title) for name, title in titles.items()}

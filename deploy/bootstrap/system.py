@@ -1,4 +1,7 @@
-"""Install system packages: RabbitMQ, Python's venv and libpython, Prometheus; PostgreSQL for the tests."""
+"""Install system packages for the stack, and PostgreSQL for the tests.
+
+The stack needs RabbitMQ, and Python's venv and libpython. Prometheus is optional.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ POSTGRES = Path("/usr/lib/postgresql")
 # Packages that contain a server. After a normal installation, systemd starts this server.
 SERVERS = ("rabbitmq-server", "prometheus")
 
-# The stack starts its own RabbitMQ and Prometheus. So the script neither starts nor enables the services of
-# these packages: they would only use memory and the standard ports. The tests create their own PostgreSQL
-# clusters. So the script also prevents PostgreSQL's package from creating a cluster that starts at each boot.
+# The stack starts its own RabbitMQ and Prometheus. So this script neither starts nor enables the services of
+# these packages. These services would only use memory and the standard ports. The tests create their own
+# PostgreSQL clusters. So this script also prevents PostgreSQL's package from creating a cluster that starts
+# at each boot.
 INSTALL = """
 set -e
 export DEBIAN_FRONTEND=noninteractive
@@ -55,18 +59,18 @@ MIN_GLIBC = (2, 35)
 
 
 def rabbitmq_missing() -> list[str]:
-    """Return the name of RabbitMQ's Debian package; an empty list if RabbitMQ is installed."""
+    """Return a list with the name of RabbitMQ's Debian package; empty if RabbitMQ is installed."""
     return [] if any(os.access(place, os.X_OK) for place in RABBITMQ) else ["rabbitmq-server"]
 
 
 def postgres_missing() -> list[str]:
-    """Return the name of PostgreSQL's Debian package; an empty list if a server is installed."""
+    """Return a list with the name of PostgreSQL's Debian package; empty if a server is installed."""
     there = any(POSTGRES.glob("*/bin/initdb")) or shutil.which("initdb") is not None
     return [] if there else ["postgresql"]
 
 
 def prometheus_missing() -> list[str]:
-    """Return the name of Prometheus's Debian package; an empty list if Prometheus is installed."""
+    """Return a list with the name of Prometheus's package; empty if Prometheus is installed."""
     return [] if shutil.which("prometheus") else ["prometheus"]
 
 
@@ -89,7 +93,10 @@ def python_missing(paths: Paths) -> list[str]:
 
 
 def python_lacks() -> list[str]:
-    """Return the missing Debian packages that this Python needs to create environments and run in Triton."""
+    """Return the names of the Debian packages that this Python lacks.
+
+    This Python needs them to create environments and to run in Triton.
+    """
     wanted = []
     if importlib.util.find_spec("ensurepip") is None:
         wanted.append(f"python{python_version()}-venv")
@@ -119,7 +126,10 @@ class Packages:
             )
 
     def install_for_tests(self, missing: Callable[[], list[str]], log_name: str, report: Report) -> None:
-        """Install packages that only tests need. A failure is reported, and these tests are skipped."""
+        """Install packages that only tests need. If this fails, report the reason and raise no error.
+
+        The tests that need these packages are then skipped.
+        """
         try:
             self._install(missing(), log_name, report)
         except StepFailed as failure:
@@ -144,9 +154,10 @@ class Packages:
 
 
 def _as_root(packages: Sequence[str]) -> list[str]:
-    """Return the words that run a command as root: none for root, otherwise ``sudo -n``.
+    """Return the words that must precede a command so that it runs as root.
 
-    Raise StepFailed if apt-get is missing, or if this user cannot become root. The error names ``packages``.
+    If this user is root, the list is empty. Otherwise it is ``sudo -n``. Raise StepFailed if apt-get is
+    missing, or if this user cannot become root. The error names ``packages``.
     """
     names = " ".join(packages)
     if shutil.which("apt-get") is None:
@@ -176,8 +187,8 @@ def _without_apt(packages: Sequence[str]) -> str:
             "Install Prometheus 2.40 or newer so that PATH has `prometheus`; then run the same command again."
         )
     return (
-        "Install RabbitMQ 3.10 or newer so that /usr/lib/rabbitmq/bin/rabbitmq-server exists, and "
-        f"{libpython()} for Python {python_version()}; then run the same command again."
+        "Install RabbitMQ 3.10 or newer so that /usr/lib/rabbitmq/bin/rabbitmq-server exists. Also install "
+        f"{libpython()} for Python {python_version()}. Then run the same command again."
     )
 
 

@@ -35,7 +35,7 @@ def install(paths: Paths, runner: Runner, report: Report) -> None:
     lock = paths.root / "requirements-triton.lock"
     pip = [str(paths.venv_python), "-m", "pip", "install", *PIP_FLAGS]
     runner.run([*pip, "--target", str(fresh), "-r", str(lock)], log, what="Installing Triton")
-    report("laying out the Python backend")
+    report("placing the Python backend in its folder")
     _lay_out(fresh)
     report("checking its libraries")
     _check_libraries(fresh, log)

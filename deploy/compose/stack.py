@@ -81,7 +81,7 @@ def down(tool: Tool, *, volumes: bool) -> None:
         try:
             command = ["python", "-P", "-m", "services.autoscaler", "sweep", "--grace", str(DRAIN_S)]
             tool.compose("run", "--rm", "--no-deps", "-T", "autoscaler", *command, quiet=True)
-        except ComposeFailed as error:  # no reason to stop: `down` also removes workers that did not drain
+        except ComposeFailed as error:  # continue: `down` also removes workers that did not drain
             print(f"The workers were not drained: {error}")
     tool.compose("down", "--remove-orphans", *(["--volumes"] if volumes else []))
 
@@ -122,6 +122,6 @@ def example(tool: Tool) -> None:
         "--out", f"{STATE}/examples/digits",
     )  # fmt: skip
     output = tool.engine("exec", name, "python", "-P", "-m", "tidegate.cli.example")
-    # The rest of the output shows calls that work only in the container. Calls from outside need another
-    # address and a key.
+    # The rest of the output is not printed, because its calls work only in the container. Calls from outside
+    # need another address and a key.
     print(output.partition("Ask it yourself:")[0].rstrip())

@@ -54,16 +54,20 @@ class Tool:
             raise ComposeFailed(f"`{' '.join(command)}` exited with {done.returncode}{output}")
 
     def engine(self, *arguments: str) -> str:
-        """Run a command of the engine and return its output. Raise ComposeFailed if it fails."""
+        """Run a command of the container engine and return its output. Raise ComposeFailed if it fails."""
         done = self._engine(*arguments)
         if done.returncode:
             raise ComposeFailed(f"`docker {' '.join(arguments)}`: {done.stderr.strip()[-2000:]}")
         return done.stdout
 
     def containers(self) -> list[dict[str, Any]]:
-        """Return the engine's description of each container of the project, also of launched workers."""
+        """Return the container engine's description of each container of the project.
+
+        The workers that the autoscaler launched are included.
+        """
         ids = self.engine("ps", "-aq", "--filter", f"label={PROJECT}={self.project}").split()
-        # If a container was removed meanwhile, `inspect` fails, but still describes the other containers.
+        # If a container was removed meanwhile, `inspect` fails, but still describes the other containers. So
+        # the exit code is ignored.
         found: list[dict[str, Any]] = json.loads(self._engine("inspect", *ids).stdout or "[]") if ids else []
         return found
 
@@ -104,7 +108,7 @@ def find(environ: Mapping[str, str] = os.environ) -> Tool:
     )
     project = environ.get("COMPOSE_PROJECT_NAME") or "tidegate"
     chosen = stand_ins(environ, set(listed.stdout.split()))
-    # Without the buildx plug-in, use the old builder. New engines ignore these two variables.
+    # If the buildx plug-in is missing, these two variables select the old builder. New engines ignore them.
     plain = {} if _has_buildx(environ) else {"DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
     known = {**environ, **plain, **chosen, "COMPOSE_PROJECT_NAME": project}
     return Tool(_command(environ), project, known)

@@ -34,7 +34,7 @@ COSTS = Dashboard(
         number(
             "Budgets that are used up",
             f"sum(tidegate_autoscaler_over_budget{{{_D}}})",
-            description="The number of Deployments. `tidegate costs` shows their budgets.",
+            description="The number of Deployments over budget. `tidegate costs` shows their budgets.",
             red_above=1,
             width=6,
         ),

@@ -13,7 +13,10 @@ _V = 'model=~"$model"'
 
 
 def _quantiles(metric: str, selector: str, by: str, *quantiles: float) -> tuple[tuple[str, str], ...]:
-    """Return a query and a legend for each quantile of a histogram, grouped by the label ``by``."""
+    """Return a query and a legend for each quantile of a histogram.
+
+    The queries group the series by the label ``by``.
+    """
     return tuple(
         (
             f"histogram_quantile({q}, sum by ({by}, le) "

@@ -75,7 +75,7 @@ ALERTS = Dashboard(
         lines(
             "Findings",
             (f"max by (endpoint, rule) (tidegate_endpoint_finding{{{_E}}})", "{{endpoint}} {{rule}}"),
-            description="1 while an endpoint has drift, a drop in quality, or a cost at its cap.",
+            description="1 while an endpoint has drift or a drop in quality, or cost limits its replicas.",
         ),
     ),
     (Variable("endpoint", "Endpoint", "tidegate_endpoint_requests_total"),),

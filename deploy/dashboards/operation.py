@@ -77,7 +77,7 @@ OVERVIEW = Dashboard(
         ),
         lines("Jobs by state", ("tidegate_jobs:by_state:count", "{{state}}")),
         lines(
-            "Jobs that are lost, dead letters",
+            "Lost jobs, and dead letters",
             ("max(tidegate_jobs_unaccounted)", "jobs unaccounted for"),
             ("sum(cause:tidegate_dead_letters:new15m) or vector(0)", "dead letters in 15 minutes"),
             description="Both must be 0. docs/ledger.md and docs/dead-letters.md say what to do.",

@@ -47,7 +47,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A menu with the values of the label ``name``, which Grafana reads from the metric ``series``."""
+    """A menu of a dashboard.
+
+    Grafana fills it with the values of the Prometheus label ``name`` in the metric ``series``.
+
+    ``label``: the text beside the menu.
+    """
 
     name: str
     label: str

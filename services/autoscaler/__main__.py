@@ -1,4 +1,7 @@
-"""Run the autoscaler, end all replicas (``sweep``), or run the engine's proxy (``engine-proxy``)."""
+"""Run the autoscaler or one of its commands.
+
+``sweep`` ends all replicas. ``engine-proxy`` runs the proxy in front of the container engine.
+"""
 
 from __future__ import annotations
 

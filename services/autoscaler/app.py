@@ -50,7 +50,7 @@ def build(
 ) -> FastAPI:
     """Return the autoscaler's app.
 
-    ``launcher`` None: the settings choose the launcher. ``probe`` reads the resources of the host.
+    If ``launcher`` is None, the settings choose the launcher. ``probe`` reads the resources of the host.
     """
 
     @asynccontextmanager

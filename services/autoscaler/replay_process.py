@@ -72,7 +72,10 @@ def replay(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verify(path: str, since: float, until: float, deployment: str | None) -> dict[str, Any]:
-    """Compute the decisions recorded from ``since`` to ``until`` again, and return the differences."""
+    """Repeat the decisions that were recorded from ``since`` to ``until``. Return the differences.
+
+    ``deployment``: compare only its decisions; None compares the decisions of all Deployments.
+    """
     recordings, counts = Recordings(Path(path), 0), Counter[str]()
     different: list[dict[str, Any]] = []
     first = last = None

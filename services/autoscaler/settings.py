@@ -55,8 +55,8 @@ class AutoscalerSettings(Settings):
         16.0,
         gt=0,
         le=1000,
-        description="Maximum number of replicas per core of the host. A replica with `cpus` counts as "
-        "that many replicas.",
+        description="Maximum number of replicas per core of the host. A replica of a Deployment "
+        "with `cpus: 4` counts as 4 replicas.",
     )
     autoscaler_replica_memory_mb: int = Field(
         256,
@@ -117,7 +117,7 @@ class AutoscalerSettings(Settings):
         description="When an image of workers is pulled: `never`, `always`, or if the engine has none "
         "(`missing`).",
     )
-    docker_network: str = Field("tidegate", description="Network of the engine that workers join.")
+    docker_network: str = Field("tidegate", description="The container engine's network for workers.")
     docker_volumes: dict[str, str] = Field(
         default_factory=dict, description="Named volumes of workers and their mount points, as JSON."
     )
@@ -135,8 +135,8 @@ class AutoscalerSettings(Settings):
     )
     docker_gpu_request: Literal["devices", "environment"] = Field(
         "devices",
-        description="How GPUs are requested: by device requests (`devices`), or by an `environment` variable "
-        "if NVIDIA's runtime is the engine's default.",
+        description="How GPUs are requested. `devices`: by device requests. `environment`: by an environment "
+        "variable, which works only if NVIDIA's runtime is the container engine's default.",
     )
     docker_log_driver: str = Field("json-file", description="The engine's log driver for workers.")
     docker_log_options: dict[str, str] = Field(
@@ -144,7 +144,8 @@ class AutoscalerSettings(Settings):
         description="Options of the workers' log driver, as JSON.",
     )
     engine_socket: str = Field(
-        "/var/run/docker.sock", description="Unix socket of the engine to which the engine's proxy connects."
+        "/var/run/docker.sock",
+        description="Unix socket of the container engine. The proxy in front of the engine connects to it.",
     )
     engine_proxy_port: int = Field(2375, description="Port of the engine's proxy.")
     engine_proxy_open: bool = Field(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class AccessWiring:
     """The keys, limits, usage counts and control-plane proxy of a gateway.
 
-    Start them before the first request, and stop them after the last.
+    The gateway calls :meth:`start` before its first request, and :meth:`stop` after its last one.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class AccessWiring:
         processes: Callable[[], int],
         costs: RequestCosts,
     ) -> None:
-        """``processes``: returns the number of gateway processes that share the limits."""
+        """``processes`` is a function. It returns the number of gateway processes that share the limits."""
         self._store = LimitAccounts.connect(settings.redis_url)
         self._live = Store.connect(settings.redis_url)
         self._cost_facts = CostFactsReader(self._live, costs)
@@ -88,7 +88,10 @@ class AccessWiring:
             )
 
     def watch_callers(self, seen: Callable[[Iterable[tuple[str, str]]], None]) -> None:
-        """Call ``seen`` at each usage report with the callers in it and the endpoints that they called."""
+        """Set the function that is called at each usage report.
+
+        ``seen`` gets pairs of a caller in the report and an endpoint that it called.
+        """
         self._usage.on_callers = seen
 
     async def start(self, app: FastAPI) -> None:

@@ -153,8 +153,9 @@ def _rest_app(
             models.router,
             generate.router,
             *parts.triton.routers,
-            # These routers and OpenAI's routers share the path ``/v1/models/NAME``. These come first, because
-            # they pass requests for language models on to OpenAI's routers.
+            # The routers of ``rows_routers`` and of OpenAI's API share the path ``/v1/models/NAME``. Those of
+            # ``rows_routers`` come first, because they pass requests for language models on to OpenAI's
+            # routers.
             *rows_routers(
                 parts.core,
                 access,

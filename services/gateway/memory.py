@@ -19,6 +19,6 @@ def return_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has this function
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        # After the call above, glibc also leaves the trim threshold at its low default. malloc would then
-        # return the memory of smaller bodies, too, and soon need it again.
+        # After the call above, glibc also leaves the trim threshold at its low default. Then malloc would
+        # return the memory of smaller bodies, too, and soon need it again. So set a higher trim threshold.
         mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK)

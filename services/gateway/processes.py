@@ -65,7 +65,7 @@ class Members:
                 self._alive[member] = time.monotonic()
             time.sleep(POLL_S)
             self._replace_dead()
-        self._stop()  # for a process that started during the signal and did not get it
+        self._stop()  # end a process that started during the signal and did not get it
         codes = [member.wait() for member in self._alive]
         return max(map(abs, codes), default=0)
 

@@ -167,7 +167,7 @@ class GatewaySettings(Settings):
     model_control: Literal["operate", "infer", "off"] = Field(
         "operate",
         description=(
-            "Who may load and unload models by Triton's API: callers with the scope `operate`; `infer`: "
+            "Who may load and unload models by Triton's API. `operate`: callers with this scope; `infer`: "
             "every caller that may use the model, as in Triton; `off`: no caller."
         ),
     )

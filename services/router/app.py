@@ -48,7 +48,7 @@ from tidegate.kernel.store.webhooks import WebhookStore
 
 
 def build(settings: RouterSettings) -> FastAPI:
-    """Return the router as an app. Its loops start and stop with the app."""
+    """Return the router's FastAPI app. The router's loops start and stop with the app."""
     data = settings.state_path / "data"
     store, job_store = Store.connect(settings.redis_url), JobStore.connect(settings.jobs_url)
     schedule, leases = WebhookStore.connect(settings.jobs_url), LeaderStore.connect(settings.jobs_url)

@@ -1,4 +1,4 @@
-"""Build the parts that watch the endpoints: the watch, the alerts, and the sender of their messages."""
+"""Build the parts that watch the endpoints: the watch, the alerts, and the sender of alerts."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ from services.router.domain.alerts.notifications import Pace
 from services.router.settings import RouterSettings
 from tidegate.kernel.store import Store
 
-# The most attempts in flight to all receivers of alerts together.
+# At most this many attempts to send an alert are in flight at the same time, to all receivers together.
 AT_ONCE = 8
 
 
 class WatchWiring(NamedTuple):
-    """The watch, the alerts and their sender. Watch and sender start and stop with the router."""
+    """The watch, the alerts and the sender of alerts.
+
+    The watch and the sender must be started and stopped together with the router.
+    """
 
     watch: EndpointWatch
     alerts: AlertRunner
@@ -38,7 +41,10 @@ class WatchWiring(NamedTuple):
     diagnosis: Diagnosis
 
     def attach(self, app: FastAPI, drift: Snapshot, quality: Snapshot) -> None:
-        """Make the parts available to the routes. ``drift`` and ``quality`` return judgements of versions."""
+        """Make the parts available to the HTTP routes of ``app``.
+
+        ``drift``, ``quality``: functions that return judgements of versions.
+        """
         judgements = app.state.judgements = VersionJudgements(drift, quality)
         self.alerts.findings.append(judgements.findings)
         self.alerts.findings.append(lambda: cost_findings(self.watch.endpoints(), self.watch.last.statuses))

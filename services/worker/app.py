@@ -1,4 +1,7 @@
-"""Create the parts of a worker, which is a replica or waits in the warm pool to become one."""
+"""Create the parts of a worker process.
+
+The worker runs a replica or a scratch replica, or it waits in the warm pool to become a replica.
+"""
 
 from __future__ import annotations
 

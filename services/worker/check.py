@@ -11,14 +11,18 @@ from tidegate.kernel.errors import Unavailable
 
 
 def main() -> int:
-    """Print the backends and the models' Python; return 1 if a part is missing or does not run."""
+    """Print Triton's backends and the Python that runs models.
+
+    Return 1 if a part is missing or does not run; 0 otherwise.
+    """
     settings = WorkerSettings()
     try:
         install = TritonInstall.find(settings.runtime_path, settings.triton_server, settings.triton_backends)
     except Unavailable as error:
         print(error.message, file=sys.stderr)
         return 1
-    # The server loads its libraries before it reads its options, so this also finds missing libraries.
+    # The server loads its libraries before it reads its options. So even `--help` fails if a library is
+    # missing.
     started = subprocess.run(
         [str(install.server), "--help"], capture_output=True, text=True, env=install.environment({})
     )

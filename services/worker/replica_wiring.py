@@ -45,9 +45,9 @@ def build_serving(
 ) -> ReplicaServing:
     """Return the parts that run the requests of ``queue``. If ``jobs`` is given, they also run jobs.
 
-    ``fetch_bytes``: the maximum number of bytes of tensors that are fetched from the blob store and in memory
-    at the same time. These tensors are fetched before their request enters the backlog. ``sequences``: the
-    sequence settings of a stateful model; None: the model is not stateful.
+    ``fetch_bytes``: the most bytes of memory for tensors that were fetched from the blob store. The tensors
+    of a request are fetched before the request enters the backlog. ``sequences``: the sequence settings of a
+    stateful model; None: the model is not stateful.
     """
     if jobs is not None:
         jobs.scheduler.sampler = sampler
@@ -121,8 +121,8 @@ def build_job_serving(
     """Return the parts that run a Deployment's jobs.
 
     ``keep_s``: the seconds for which results are stored. ``upstream_wait_s``: the maximum seconds that a job
-    waits for an upstream that is away. ``ack_timeout_s``: the broker's limit for an unacked delivery, in
-    seconds.
+    waits for an upstream that does not answer. ``ack_timeout_s``: the broker's limit for an unacked delivery,
+    in seconds.
     """
     records = JobRecords(store, claims, replica, keep_s=keep_s)
     scheduler = JobScheduler(

@@ -105,7 +105,7 @@ def _enable_faulthandler(repository: Path) -> None:
     for path in repository.glob("*/*/model.py"):
         if path.resolve().is_relative_to(repository.resolve()):  # skip links to the cached artifact
             code = path.read_bytes()
-            path.unlink()  # the file may be a hard link to the cached artifact
+            path.unlink()  # it may be a hard link to the cached artifact, which must not change
             path.write_bytes(code + FAULTHANDLER)
             path.chmod(0o644)  # the model's user must be able to read the file, whatever the umask is
 

@@ -105,9 +105,10 @@ def try_receivers(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Send a test message, and print each receiver's answer. Exit code 1: a receiver did not accept it.
+    """Send a test message, and print each receiver's answer.
 
-    Example: tidegate alerts test chat
+    Exit code 1: a receiver did not accept the message, or no receiver exists. Example: tidegate alerts test
+    chat
     """
     from urllib.parse import urlencode
 

@@ -34,7 +34,7 @@ UPLOAD_TIMEOUT_S = 300.0
 # A registration can take minutes: the registry reads the whole artifact, perhaps from an object store.
 REGISTER_TIMEOUT_S = 300.0
 REVISIONS = 5
-MOST_ITEMS = 1_000  # the largest page of a list
+MOST_ITEMS = 1_000  # the most items that one page of a list can have
 
 Doc = dict[str, Any]
 
@@ -61,7 +61,7 @@ class Service:
         return httpx.Client(**arguments, timeout=TIMEOUT_S, transport=self._transport)
 
     def get(self, path: str, **query: Any) -> Any:
-        """Send GET and return the answer's JSON. Query values of None are left out."""
+        """Send GET and return the answer's JSON. A query parameter whose value is None is not sent."""
         # Request JSON, because a job's result can also be binary.
         return self._send("GET", path, params=_given(query), headers={"Accept": "application/json"})
 
@@ -123,7 +123,7 @@ class Service:
         return self._send("PATCH", path, json=body)
 
     def delete(self, path: str, **query: Any) -> Any:
-        """Send DELETE; query values of None are left out."""
+        """Send DELETE. A query parameter whose value is None is not sent."""
         return self._send("DELETE", path, params=_given(query))
 
     def upload(self, path: str, chunks: Iterable[bytes], size: int, **query: Any) -> Any:
@@ -134,7 +134,10 @@ class Service:
         )
 
     def run(self, flow: Flow[T]) -> T:
-        """Send the requests of an SDK flow (a generator) to this service. Return the flow's result."""
+        """Send the requests of ``flow`` to this service. Return the flow's result.
+
+        A flow is a call of the Python client as a generator. It does no I/O itself.
+        """
         return driven(flow, self._step)
 
     def _step(self, step: Step) -> Answer | None:
@@ -148,7 +151,7 @@ class Service:
         return answer_of(self._exchange(step.method, step.path, **arguments))
 
     def send_lines(self, path: str, chunks: Iterable[bytes], **query: Any) -> Any:
-        """Send POST with a file of lines (JSONL), streamed; query values of None are left out."""
+        """Send POST with a file of lines (JSONL), streamed. Omit query parameters whose value is None."""
         headers = {"Content-Type": "application/jsonl"}
         return self._send(
             "POST", path, content=chunks, headers=headers, params=_given(query), timeout=UPLOAD_TIMEOUT_S
@@ -165,7 +168,8 @@ class Service:
     def exists(self, path: str) -> bool:
         """Return True if the path exists, False for a 404.
 
-        For any other error, send GET and raise its error, because an answer to HEAD has no message.
+        After any other error, send GET and raise the error of its answer. An answer to HEAD has no error
+        message.
         """
         try:
             self._send("HEAD", path)
@@ -268,7 +272,7 @@ class Control:
 
 
 def control() -> Control:
-    """Return the control plane that the settings name. Raise Unreachable without a key or token."""
+    """Return the control plane that the settings name. Raise Unreachable without a credential."""
     found = settings()
     if not token_of(found):
         raise no_stack(found)

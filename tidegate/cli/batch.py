@@ -106,7 +106,10 @@ def _followed(service: Service, found: Doc) -> Doc:
 
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal. Elsewhere print a line after each tenth of the batch."""
+    """Show a progress bar on a terminal. Elsewhere print a line after each tenth of the batch.
+
+    The ``with`` block gets a function. It must call this function with the number of lines that are done.
+    """
     if console(stderr=True).is_terminal:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -24,7 +24,11 @@ from tidegate.tune.measurement import GatewayAddress, measure, request_bytes
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """The plan of a sweep, which measures batching settings for at most ``limit_s`` seconds.
+    """The plan of a sweep: the batching settings and loads to measure, and the durations.
+
+    ``latency_ms``: the limit of the p99 latency. ``connections``: the loads, as numbers of connections.
+    ``seconds``: the duration of the measurement of one load. ``limit_s``: after this time in seconds, no
+    further setting is measured.
 
     If ``max_batch`` is None, batch sizes up to the signature's limit are measured. If ``inputs`` is None, the
     requests contain zeros.
@@ -43,7 +47,7 @@ class SweepPlan:
 class SweepResults:
     """The measurements of a sweep.
 
-    ``left``: how many settings were not measured, because the time was over.
+    ``left``: the number of settings that were not measured, because the plan's time limit was reached.
     """
 
     points: list[Point]
@@ -70,12 +74,13 @@ class BatchingSweep:
     def run(self) -> SweepResults:
         """Start a temporary replica, measure each setting, and remove the replica.
 
-        Raise UsageError for inputs that do not fit. Raise ModelFailed, BadRequest or Unavailable if a
-        measurement gets no answer.
+        Raise UsageError for inputs that do not fit the model's signature. Raise ModelFailed, BadRequest or
+        Unavailable if a measurement gets no answer.
         """
         end = time.monotonic() + self._plan.limit_s
         signature = self._version.get("signature")
-        # If the registry has no signature, only the running replica can report the largest batch.
+        # If the registry has no signature, the largest batch is unknown until the replica reports it. Then
+        # the replica starts with the batching of ``source``.
         first = self._settings(signature)[0] if signature else None
         with self._temporary.running(first):
             settings = self._settings(signature or self._learned())
@@ -98,7 +103,10 @@ class BatchingSweep:
         return signature
 
     def _settings(self, signature: Doc) -> list[BatchSetting]:
-        """Build the request. Return the batching settings in the order of their measurement."""
+        """Build the request and store it in ``self._request``. Return the batching settings.
+
+        The settings are in the order in which they are measured.
+        """
         if signature.get("decoupled"):
             raise BadRequest(
                 "The model is decoupled (many answers to a request), so it has no batch to tune."
@@ -139,7 +147,7 @@ class BatchingSweep:
     def _batch_since(self, before: calls.Calls | None) -> float | None:
         """Return the mean batch size since ``before`` was read.
 
-        If the replica has no counters, return the mean that its worker reports of its latest calls.
+        If the replica has no counters, return the mean of the latest calls that its worker reports.
         """
         now = calls.read(self._temporary.replica) if before else None
         if before and now:

@@ -168,7 +168,8 @@ def _first_call(
 ) -> Any:
     """Send one request, which also starts the model. Return prompts of about ``wanted`` tokens.
 
-    The answer reports the tokens of its prompt. They show how many words a prompt of ``wanted`` tokens needs.
+    The answer reports how many tokens its prompt had. This number shows how many words a prompt of ``wanted``
+    tokens needs.
     """
     from dataclasses import replace
 

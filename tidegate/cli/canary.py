@@ -1,4 +1,4 @@
-"""Roll a version out as a canary that Tidegate judges, or as a shadow: ``rollout`` and ``promote``."""
+"""The commands ``rollout`` and ``promote``: replace a version by means of a canary or a shadow."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def rollout(
 
 
 def promote(name: Endpoint, json: Json = False) -> None:
-    """Send all traffic to a canary or a shadow now, whatever its evidence.
+    """Send all traffic to a canary or a shadow now, even if its evidence is weak or bad.
 
     Example: tidegate promote digits
     """
@@ -207,7 +207,10 @@ def promote(name: Endpoint, json: Json = False) -> None:
 
 
 def _settled(plane: Control, name: str) -> bool:
-    """Return True when the traffic has moved to the endpoint's targets, False after ``_SETTLE_S`` seconds."""
+    """Wait until the traffic has moved to the endpoint's targets. Return True when it has moved.
+
+    Return False if it has not moved after ``_SETTLE_S`` seconds.
+    """
     end = time.monotonic() + _SETTLE_S
     while plane.registry.get(f"/v1/endpoints/{part(name)}")["previous"]:
         if time.monotonic() > end:

@@ -14,7 +14,8 @@ ENDED = ("promoted", "rolled_back", "aborted")
 def read(plane: Control, name: str) -> Doc:
     """Return the rollout with its evidence, and the shadow if it exists.
 
-    If the router has not read this rollout yet, it returns the evidence of an older one, which is left out.
+    If the router has not read this rollout yet, it returns the evidence of an older rollout. That evidence is
+    left out of the result.
     """
     from tidegate.cli import shadow
 

@@ -74,7 +74,7 @@ def describe(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Change the metadata of a version. Only the values that the options name change.
+    """Change the metadata of a version. Values that no option mentions stay the same.
 
     Example: `tidegate describe digits@3 --metric accuracy=0.98 --tag team=vision --remove notes`
     """
@@ -149,7 +149,7 @@ def lineage(version: Reference, json: Json = False) -> None:
 
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A version: NAME@3, NAME@ALIAS, or NAME.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The version to compare with it.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The version to compare with A.")],
     all_: Annotated[bool, typer.Option("--all", help="Also show values that are equal.")] = False,
     json: Json = False,
 ) -> None:

@@ -37,7 +37,7 @@ def chat(
         str | None,
         typer.Argument(
             metavar="[PROMPT]",
-            help="One message; text from a pipe is appended. Without it, a session starts.",
+            help="One message; text from a pipe is appended. Without a message, a session starts.",
         ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
@@ -119,7 +119,10 @@ def _has_input() -> bool:
 
 
 def members(more: list[str] | None) -> dict[str, Any]:
-    """Return the fields that ``--set K=JSON`` options add to the request. Text needs no quotes."""
+    """Return the fields that ``--set K=JSON`` options add to the request.
+
+    A value that is not valid JSON is used as text.
+    """
     import orjson
 
     found: dict[str, Any] = {}
@@ -189,7 +192,10 @@ class Session:
                 self._turn(text)
 
     def _read(self) -> str | None:
-        """Return the next message; "" after the first Ctrl-C, None to end the session."""
+        """Return the next message; "" after the first Ctrl-C, None after Ctrl-D.
+
+        Raise KeyboardInterrupt if Ctrl-C is pressed twice in a row.
+        """
         try:
             text = _message(input)
         except EOFError:

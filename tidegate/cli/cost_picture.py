@@ -1,4 +1,4 @@
-"""Draw a cost report as an SVG: a bar for the cost of each item, divided into busy, idle and other time."""
+"""Draw a cost report as an SVG. An item's bar shows the costs of busy, idle and other time."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def replay(
         raise UsageError("Give the id of one letter, or --all.")
     if id is not None:
         if deployment is not None:
-            raise UsageError("--deployment selects letters and needs --all; --to names where a letter runs.")
+            raise UsageError("--deployment needs --all. To choose where a letter runs, use --to.")
         found = _router().post(f"{_path(id)}/replay", {"to": to})
         output.show(found, json, lambda: _print(found))
         return

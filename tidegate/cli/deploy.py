@@ -187,7 +187,9 @@ def deploy(
     tokens_per_minute: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Upstream: most tokens of a replica per minute, both ways.", rich_help_panel=_LLM
+            min=1,
+            help="Upstream: most tokens of a replica per minute, in prompts and answers together.",
+            rich_help_panel=_LLM,
         ),
     ] = None,
     upstream_timeout: Annotated[
@@ -452,7 +454,8 @@ def deploy(
     request = DeployRequest(
         path=fit.path if fit else path,
         name=name or name_of(path),
-        # --engine makes the version a language model, even if it is an embedding model of transformers.
+        # --engine makes the version a language model, even if the folder holds an embedding model of
+        # transformers.
         format=model_format or ("llm" if engine else None),
         options=fit.options(_given(options)) if fit else _given(options),
         signature=read_json(signature) if signature else None,

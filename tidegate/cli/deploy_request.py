@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 class DeployRequest:
     """A model to serve, its name and its options. ``options`` is a partial DeploymentSpec.
 
-    ``requirements``: None for the requirements file in the model's folder, if it has one. ``adapters``: the
-    LoRA adapters of a language model, by name. ``baseline``: a file of training data. ``signed``: the file of
-    a cryptographic signature. ``card``: the file of the model card. ``samples``: requests that the version
-    must answer during its verification. ``timeout_s``: the longest wait for the verification.
+    ``requirements``: the lines of a requirements file. None: the file in the model's folder is used, if it
+    exists. ``adapters``: the LoRA adapters of a language model, by name. ``baseline``: a file of training
+    data. ``signed``: the file of a cryptographic signature. ``card``: the file of the model card.
+    ``samples``: requests that the version must answer during its verification. ``timeout_s``: the longest
+    wait in seconds for the verification.
     """
 
     path: Path

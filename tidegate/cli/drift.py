@@ -82,7 +82,7 @@ def _write_rows(plane: Control, name: str, path: Path) -> None:
 
 
 def _set_baseline(plane: Control, name: str, path: Path) -> None:
-    """Make the training data in a file the baseline of the newest version of a model or an endpoint."""
+    """Set the baseline of the newest version of a model or an endpoint, from a file of training data."""
     from tidegate.cli.publish import set_baseline
 
     with Steps().shown() as steps:

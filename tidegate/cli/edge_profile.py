@@ -16,9 +16,10 @@ CONTROL = "control"
 
 
 def chosen(found: Settings, profile: str, record: StackRecord) -> Settings:
-    """Return the settings of a start with this profile, and store the profile in tidegate.env.
+    """Return the settings for a start with ``profile``, and store the profile in tidegate.env.
 
-    Raise UsageError for an unknown profile, and StackFailed if the stack runs with another profile.
+    If the stack already runs with this profile, change nothing. Raise UsageError for an unknown profile, and
+    StackFailed if the stack runs with another profile.
     """
     from tidegate.kernel.settings import file
 

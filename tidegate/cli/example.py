@@ -34,7 +34,7 @@ class ExampleFailed(TidegateError):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A random held-out image, the model's answer, and the time of the call."""
+    """A random held-out image, the model's answer, and the duration of the call."""
 
     number: int
     image: list[float]
@@ -82,7 +82,7 @@ class Example:
         return self.settings.state_path / "examples" / NAME
 
     def run(self) -> Answered:
-        """Train, deploy, wait, and classify one image."""
+        """Train and deploy the model, wait until it serves, and classify one image."""
         self._train()
         self._deploy()
         return self._ask()

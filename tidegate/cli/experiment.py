@@ -68,7 +68,7 @@ def experiment(
 
 
 def start(plane: Control, name: str, to: str, options: Doc) -> None:
-    """Start an experiment with the versions or Deployments that ``to`` lists, separated by commas."""
+    """Start an experiment. ``to``: its versions or Deployments, with commas between them."""
     body: Doc = {"versions": [], "deployments": [], "options": options}
     for each in (text.strip() for text in to.split(",")):
         number = each.removeprefix("v")
@@ -130,7 +130,10 @@ def metric_of(text: str) -> Doc:
 
 
 def moment_of(text: str) -> datetime:
-    """Parse an ISO 8601 time, or a duration from now, as a moment. Raise UsageError for other texts."""
+    """Return the moment in ``text``: an ISO 8601 time, or a duration from now such as ``2h``.
+
+    Raise UsageError for other texts.
+    """
     try:
         return parsed(text).astimezone()
     except ValueError:
@@ -140,7 +143,8 @@ def moment_of(text: str) -> datetime:
 def read(plane: Control, name: str) -> Doc:
     """Return an experiment's report.
 
-    If the router has not read this experiment yet, it returns an older one. Then the report has no outcomes.
+    The router may still report an older experiment, because it has not read the present one yet. Then return
+    a report without outcomes.
     """
     stated = plane.registry.get(f"/v1/endpoints/{part(name)}").get("experiment")
     shown: Doc = plane.router.get(f"/v1/experiments/{part(name)}")
@@ -150,7 +154,7 @@ def read(plane: Control, name: str) -> Doc:
 
 
 def _variant(plane: Control, endpoint: Doc, text: str) -> str:
-    """Return the name of the variant that ``text`` names by its name or version.
+    """Return the name of the variant whose name or version number ``text`` states.
 
     If there is not exactly one such variant, return ``text`` unchanged.
     """
@@ -177,7 +181,7 @@ def _waited(plane: Control, name: str) -> Doc:
 
 
 def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return one flat row for each metric and variant."""
+    """Return a flat row for each pair of a metric and a variant."""
     rows = []
     for metric in found.get("metrics", ()):
         for variant in metric["variants"]:
@@ -264,9 +268,9 @@ def _percent(value: float | None) -> str:
 
 
 def _interval(compared: Mapping[str, Any], control: float | None) -> str:
-    """Return the interval of the relative difference in percent.
+    """Format the confidence interval of the relative difference to the control, in percent.
 
-    If the control's mean is 0 or unknown, return the interval of the absolute difference.
+    If the control's mean is 0 or unknown, format the interval of the absolute difference.
     """
     low, high = compared["low"], compared["high"]
     if low is None or high is None:

@@ -9,7 +9,8 @@ from typing import Any
 from tidegate.cli.canary_picture import BASE, CANARY, FAINT, GAP, INK, LEFT, PANEL, TOP, WIDTH, page
 
 _COLOURS = (CANARY, BASE, "#edae49", "#66a182", "#8d6a9f")
-# The vertical axis shows this multiple of the last interval. The first intervals are wider and are cut off.
+# The vertical axis ends at most at this multiple of the largest bound of the last intervals. The first
+# intervals are wider, so the picture cuts them off.
 _ZOOM = 3.0
 
 

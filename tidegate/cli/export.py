@@ -28,7 +28,8 @@ def export(
 ) -> None:
     """Print Deployments, Endpoints and models as YAML for `tidegate apply`. Without NAME, print all.
 
-    Fields with their defaults are left out. Example: tidegate export digits > state.yaml
+    Fields with default values are left out, except min_replicas and max_replicas. Example: tidegate export
+    digits > state.yaml
     """
     registry = control().registry
     intention = registry.get("/v1/intention")
@@ -54,8 +55,8 @@ def selected(intention: Fields, name: str | None) -> dict[str, list[dict[str, An
 def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) -> str:
     """Return the selection as YAML for `tidegate apply`.
 
-    Comments list the versions that must be registered, and the overrides by `tidegate scale`. The file does
-    not contain these overrides.
+    Comments at the top list the versions that must be registered, and the numbers of replicas that `tidegate
+    scale` holds. `tidegate apply` ignores these comments.
     """
     import yaml
 
@@ -113,9 +114,9 @@ def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[lis
 
 
 def _before_rollout(endpoint: Fields) -> Fields:
-    """Return an endpoint with the targets from before its running rollout, and with the canary.
+    """Return an endpoint as it was before its running rollout, with the canary as ``rollout``.
 
-    If the rollout has ended, leave it out and keep the present targets.
+    If the rollout has ended, return the endpoint with its present targets and without the rollout.
     """
     rollout = endpoint.get("rollout")
     if rollout is None:
@@ -135,7 +136,11 @@ def _canary_defaults() -> dict[str, Any]:
 
 
 def _stated(held: Fields, defaults: Fields) -> dict[str, Any]:
-    """Return the fields of a stored object, without defaults and without fields that the registry adds."""
+    """Return the fields of a stored object that an exported file contains.
+
+    Leave out the fields that the registry adds, and fields with default values. Never leave out the fields in
+    ``_ALWAYS``.
+    """
     return {
         key: _without_defaults(value, defaults.get(key)) if isinstance(value, dict) else value
         for key, value in held.items()
@@ -158,7 +163,10 @@ def _without_defaults(value: dict[str, Any], defaults: Any) -> dict[str, Any]:
 
 
 def _defaults_for(deployment: Fields) -> dict[str, Any]:
-    """Return the defaults of a Deployment's fields, and those of its part ``llm`` if it has one."""
+    """Return the default values of a Deployment's fields.
+
+    If the Deployment has the field ``llm``, include the default values inside this field.
+    """
     return _deployment_defaults() | (_llm_defaults() if deployment.get("llm") else {})
 
 

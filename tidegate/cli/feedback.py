@@ -74,7 +74,10 @@ def feedback(
 
 
 def metric_of(texts: list[str] | None) -> dict[str, Any]:
-    """Return ``metric`` and ``value`` of an option NAME=VALUE. Raise UsageError for any other option."""
+    """Return ``metric`` and ``value`` of ``--metric NAME=VALUE``; empty without the option.
+
+    Raise UsageError if the option has another form or is given twice.
+    """
     if not texts:
         return {}
     name, equals, text = texts[0].partition("=")

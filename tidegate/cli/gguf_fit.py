@@ -22,8 +22,8 @@ _PART = re.compile(r".*-\d{5}-of-\d{5}\.gguf", re.IGNORECASE)
 class FitOfFolder:
     """The choice of a GGUF file that fits into ``memory`` bytes.
 
-    ``candidates``: all GGUF files of the folder. ``fit``: the chosen file and the reasons. ``stated``: True
-    if the user gave the memory.
+    ``path``: the chosen file. ``candidates``: the GGUF files to choose from. ``fit``: the choice, and for
+    each file the reason why it was chosen or not. ``stated``: True if the user gave ``--memory``.
     """
 
     path: Path
@@ -33,7 +33,10 @@ class FitOfFolder:
     stated: bool
 
     def options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the Deployment's options. If the user stated the memory, it becomes the replica's limit."""
+        """Return the Deployment's options, with a memory limit if the user gave ``--memory``.
+
+        A memory limit that is already in ``options`` stays.
+        """
         resources = dict(options.get("resources") or {})
         if self.stated:
             resources.setdefault("memory_mb", self.memory // 2**20)
@@ -48,7 +51,7 @@ class FitOfFolder:
 def best_fit(
     path: Path, quantization: str | None, memory: str | None, slots: int | None, context: int | None
 ) -> FitOfFolder | None:
-    """Return the file to serve; None without --quantization and --memory.
+    """Return the file to serve; None if neither --quantization nor --memory is given.
 
     Raise UsageError for a wrong option, or if no file fits into the memory.
     """
@@ -72,7 +75,10 @@ def best_fit(
 
 
 def candidates_of(path: Path, slots: int, context: int | None) -> list[Candidate]:
-    """Return the GGUF files of a folder, the smallest first. Raise UsageError if the folder has none."""
+    """Return the GGUF files to choose from, the smallest first. Raise UsageError if there are none.
+
+    The parts of a split file, and files whose name begins with ``mmproj``, are not choices.
+    """
     files = [path] if path.is_file() else sorted(path.glob("*.gguf")) if path.is_dir() else []
     models = [f for f in files if not _PART.fullmatch(f.name) and not f.name.lower().startswith("mmproj")]
     if not models:
@@ -87,7 +93,8 @@ def candidates_of(path: Path, slots: int, context: int | None) -> list[Candidate
 def header_of(path: Path) -> gguf.GgufHeader:
     """Return the header of a GGUF file. Raise UsageError for a file that cannot be read as GGUF."""
     try:
-        # Do not read the weights. The header is below this limit: its vocabulary has a few megabytes at most.
+        # Read only the first HEADER_BYTES of the file, not all weights. The header is shorter, because the
+        # vocabulary in it has a few megabytes at most.
         with path.open("rb") as file:
             return gguf.read(file.read(HEADER_BYTES))
     except (OSError, gguf.NotGguf) as problem:
@@ -95,7 +102,10 @@ def header_of(path: Path) -> gguf.GgufHeader:
 
 
 def lines(candidates: list[Candidate] | tuple[Candidate, ...], fit: Fit, memory: int) -> list[str]:
-    """Return a table of the files: weights, KV cache, total, and why a file was chosen or not."""
+    """Return a table as lines: the memory that each file needs, and why it was chosen or not.
+
+    The last line states the memory of a replica.
+    """
     rows = [["FILE", "WEIGHTS", "KV CACHE", "IN ALL", "WHY"]]
     for each in candidates:
         sizes = [f"{part / 2**20:.0f} MiB" for part in (each.weights, each.kv, each.total)]

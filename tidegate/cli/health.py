@@ -50,7 +50,7 @@ class Overview:
 
     @property
     def complete(self) -> bool:
-        """Return True if every service answered."""
+        """Return True if every service answered and every list could be read."""
         return not self.problems and all(s["state"] != "no answer" for s in self.services)
 
     @property
@@ -118,7 +118,8 @@ class Overview:
         return {**service, "url": f"{service['url']}, gRPC {grpc}"} if grpc else service
 
 
-# The cause of an entry in a status's list `ended` after which the replica still runs: only its model died.
+# The value of ``cause`` in a status's list `ended` if only the model died. After this cause, the replica
+# still runs.
 MODEL_DIED = "model died"
 REMEMBERED_S = 600.0
 _SERVICE = ("service", "state", "where", "detail")
@@ -129,10 +130,10 @@ _DEPLOYMENT = (
 
 
 def _health(service: Service) -> Doc:
-    """Return the state of a service: ready, not ready, not allowed, or no answer.
+    """Return a service's state as a document: ready, not ready, not allowed, or no answer.
 
-    The field ``detail`` contains the reason. If the state is "not allowed", the field ``refusal`` contains
-    it.
+    If the service does not allow the key, the field ``refusal`` contains the reason. For the other states,
+    the field ``detail`` contains the reason, if there is one.
     """
     told = {"name": service.name, "url": service.url, "state": "ready", "detail": ""}
     try:

@@ -8,8 +8,8 @@ from pathlib import Path
 from tidegate.kernel.protocol.hugging_face_task import CONFIG, ONNX, task_of_config
 
 _SKIPPED = {"__pycache__", ".git", ".DS_Store", ".cache", ".gitattributes"}
-# Copies of the weights in other formats. Formats in ``_OTHERS`` are never packed. Formats in ``_PICKLED`` are
-# left out if safetensors are packed or an ONNX file replaces them.
+# File extensions of weights. Files in a format of ``_OTHERS`` are never packed. Files in a format of
+# ``_PICKLED`` are left out if the folder has safetensors, or an ONNX file that replaces them.
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _OTHERS = (".h5", ".msgpack", ".ot", ".tflite", ".mlmodel", ".xml")
 
@@ -28,7 +28,10 @@ def task_of(folder: Path) -> str | None:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Return the files to pack, by their path in the folder: one copy of the weights, and all small files."""
+    """Return the files to pack, without needless copies of the weights.
+
+    Each key is a file's path in the folder, and its value is the path on this machine.
+    """
     found = {
         path.relative_to(folder).as_posix(): path
         for path in folder.rglob("*")
@@ -36,7 +39,8 @@ def files_of(folder: Path) -> dict[str, Path]:
     }
     skipped: tuple[str, ...] = _OTHERS
     onnx = next((name for name in ONNX if name in found), None)
-    # Keep the weights of image models: their processor may need transformers, which reads the weights.
+    # An ONNX file replaces the other weights, except in image models. An image processor may need
+    # transformers, which reads the other weights.
     if onnx is not None and task_of(folder) != "image-classification":
         skipped += (".safetensors", *_PICKLED)
     elif any(name.endswith(".safetensors") for name in found):

@@ -168,7 +168,10 @@ def replicas(json: Json = False) -> None:
 
 
 def memory_of(replica: Mapping[str, Any]) -> str:
-    """Format the memory of a replica's processes and its memory limit. Leave out an unknown value."""
+    """Format the memory that a replica uses, and the replica's memory limit.
+
+    Leave out a value that is unknown.
+    """
     taken, limit = replica.get("memory_mb"), replica.get("memory_limit")
     return "; ".join([*([f"{taken} MiB"] if taken else []), *([f"limit {limit}"] if limit else [])])
 
@@ -228,7 +231,7 @@ def _cold_start_report(items: list[dict[str, Any]], json: bool) -> None:
 
 
 def cold_start_row(start: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the row of one cold start: its phases in order, and their sum."""
+    """Return the table row of one cold start, with the milliseconds of each phase and in total."""
     parts = start.get("phases_ms") or {}
     total = start.get("total_ms") or (sum(parts.values()) if parts else None)
     return (

@@ -82,7 +82,10 @@ def job(
 
 
 def gateway() -> Service:
-    """Return the gateway's API. Without a key, use the service token, which may read all callers' jobs."""
+    """Return a client of the gateway's API.
+
+    If no API key is set, use the service token. This token may read the jobs of all callers.
+    """
     found = api.settings()
     return api.Service("gateway", found.gateway_url, api.token_of(found))
 

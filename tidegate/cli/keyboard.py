@@ -11,9 +11,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def keys() -> Iterator[Callable[[float], str]]:
-    """Yield a function that waits up to the given seconds for a key, and returns the key, or "" for none.
+    """Yield a function that waits for a pressed key and returns it.
 
-    Without a terminal, and on Windows, the function only waits.
+    The function's argument is the longest wait in seconds. If no key is pressed in this time, the function
+    returns an empty text. Without a terminal, and on Windows, the function only waits.
     """
     try:
         import select

@@ -259,7 +259,10 @@ def _fields(
     weight: int | None,
     limits: tuple[float | None, ...],
 ) -> Doc:
-    """Return the fields of a key that have a value. ``limits`` are in the order of ``_LIMITS``."""
+    """Return a key's fields for the registry, without fields that are None.
+
+    ``limits``: the values of the fields in ``_LIMITS``, in the same order.
+    """
     fields = {
         "name": name,
         "owner": owner,

@@ -55,6 +55,9 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def webhook_secret(of: Of = "anonymous", json: Json = False) -> None:
-    """Print the secret that signs webhooks. Any Standard Webhooks library can verify them with it."""
+    """Print the secret that signs webhooks.
+
+    Any Standard Webhooks library can verify webhooks with this secret.
+    """
     found = control().router.get("/v1/webhooks/secret", principal=of)
     output.show(found, json, lambda: output.line(found["secret"]))

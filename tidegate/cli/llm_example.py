@@ -53,7 +53,7 @@ class ExampleAnswer:
 
 
 def snippet(gateway_url: str, *, needs_key: bool) -> str:
-    """Return a program for OpenAI's unmodified client. It prints an answer as it arrives."""
+    """Return a program for OpenAI's unmodified client. The program prints a streamed answer."""
     key, why = ("tg_...", "made by: tidegate keys create me") if needs_key else ("none", "no key is required")
     return f"""\
 from openai import OpenAI
@@ -105,7 +105,7 @@ class LlmExample:
         return found
 
     def ask(self, *, quiet: bool) -> ExampleAnswer:
-        """Send the question, and print the answer as it arrives unless ``quiet``."""
+        """Send the question. Unless ``quiet`` is set, print the answer while it arrives."""
         from tidegate.cli.chat import writer
         from tidegate.cli.conversation import Conversation
         from tidegate.cli.waiting_line import WaitingLine, state_of

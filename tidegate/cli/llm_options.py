@@ -61,7 +61,10 @@ def llm_fields(
 
 @contextmanager
 def upstream_artifact(address: str, model: str | None) -> Iterator[Path]:
-    """Yield the artifact of a version that only describes an upstream. Delete it after the ``with`` block."""
+    """Yield the path of a file that describes an upstream. The file is the artifact of a version.
+
+    The file is deleted at the end of the ``with`` block.
+    """
     with tempfile.TemporaryDirectory(prefix="tidegate-") as folder:
         path = Path(folder) / "upstream.json"
         path.write_text(json.dumps({"upstream": address, "model": model}) + "\n")

@@ -15,8 +15,8 @@ from tidegate.cli.exit_codes import UsageError
 MAGIC = b"GGUF"
 ADAPTERS = "adapters"
 _SKIPPED = {"__pycache__", ".git", ".DS_Store", ".cache", ".gitattributes"}
-# The same weights in other formats. If the folder has safetensors, no engine reads these files, so they are
-# not packed.
+# File extensions of weights in other formats than safetensors. If a folder has safetensors, no engine reads
+# files in these formats, so they are not packed.
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".tflite")
 
 
@@ -43,7 +43,7 @@ def is_llm_folder(folder: Path) -> bool:
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Return True for a Hugging Face folder of a language model, which only vLLM reads."""
+    """Return True for a Hugging Face folder of a language model. Only vLLM reads such a folder."""
     return folder.is_dir() and (folder / "config.json").exists() and is_llm_folder(folder)
 
 
@@ -75,9 +75,10 @@ def packed(path: Path, adapters: Mapping[str, Path]) -> Iterator[tuple[BinaryIO,
 
 @contextmanager
 def uncompressed(files: Mapping[str, Path]) -> Iterator[BinaryIO]:
-    """Yield a tar of ``files``, which maps names in the tar to files. Equal files make equal tars.
+    """Yield a tar of ``files``. Equal files in the same order make equal tars.
 
-    The tar has the order of ``files``. Raise UsageError for a file that cannot be read.
+    ``files``: for each name in the tar, the file on this machine. The tar has the same order. Raise
+    UsageError for a file that cannot be read.
     """
     with tempfile.TemporaryFile() as archive:
         with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:

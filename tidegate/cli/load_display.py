@@ -21,7 +21,10 @@ QUIET_S = 5.0
 
 
 def run(plan: LlmLoadPlan) -> tuple[LlmFigures, bool]:
-    """Run the load to its end or to Ctrl-C. Return the measurements, and True if Ctrl-C ended it."""
+    """Send the load until it ends, or until Ctrl-C or SIGTERM stops it.
+
+    Return the measurements, and True if Ctrl-C or SIGTERM stopped the load.
+    """
     return asyncio.run(_run(plan))
 
 
@@ -34,7 +37,7 @@ async def _run(plan: LlmLoadPlan) -> tuple[LlmFigures, bool]:
         load.stop()
 
     loop = asyncio.get_running_loop()
-    with suppress(NotImplementedError):  # not supported on Windows
+    with suppress(NotImplementedError):  # asyncio has no signal handlers on Windows
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
     showing = asyncio.create_task(_show(load))

@@ -15,7 +15,7 @@ Line = dict[str, Any]
 
 
 class Source(Protocol):
-    """Port: a source of logs."""
+    """The interface of a source of logs."""
 
     def read(self, name: str, *, since: float, until: float, lines: int) -> list[Line]:
         """Return the last lines of the logs of ``name``, the oldest first.

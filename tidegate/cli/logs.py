@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 POLL_S = 0.25
 FOLLOW_S = 0.5
 BLOCK = 64 * 1024
-# A time in the far future, in seconds since 1970. As an end, it excludes no log line.
+# A time in the far future, in seconds since 1970. A search that ends at this time excludes no log line.
 EVER = 1e11
 
 
@@ -120,7 +120,7 @@ def _show_merged(found: Source, name: str, lines: int, after: float, *, follow: 
         try:
             _show_lines(found.read(name, since=before, until=until, lines=10_000))
         except (NotFound, Unavailable):
-            until = before  # read this time span again: the logs return with a restart or a new replica
+            until = before  # read the same time span next time, because a restart can bring the logs back
 
 
 def _show_request(found: Source, id_: str, *, json: bool) -> None:
@@ -136,7 +136,7 @@ def _show_request(found: Source, id_: str, *, json: bool) -> None:
 
 
 def nothing_of(id_: str) -> str:
-    """Return the possible reasons why no log has a line of a request, and which commands help."""
+    """Return the possible reasons why no log mentions a request, and the commands that help."""
     return (
         f"No log has a line of {id_!r}. A line appears within a second. Under load, only a sample of the "
         "successful requests is logged. To log all of them: tidegate settings set ACCESS_LOG_SAMPLE=1. Old "
@@ -174,7 +174,10 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def following(path: Path) -> Iterator[str]:
-    """Yield lines as they are appended, without end. If the file gets shorter, read it from the start."""
+    """Yield each line that is appended to a file, and never end.
+
+    If the file gets shorter, read it again from its start.
+    """
     rest, at = b"", path.stat().st_size
     while True:
         size = path.stat().st_size if path.exists() else 0
@@ -199,7 +202,7 @@ def _parsed(text: str) -> Any:
 
 
 def prefixed(line: dict[str, Any]) -> str:
-    """Format a line of merged logs as ``time log | text``, with the name of the log."""
+    """Format a line of merged logs as ``time log | text``. Here, ``log`` is the name of the log."""
     log, fields = str(line["log"]), {key: value for key, value in line.items() if key != "log"}
     if fields.get("source") == "model":
         return f"{_clock(fields)} {log} | {fields['message']}"

@@ -62,7 +62,7 @@ def scale(
 
 
 def _way_out(name: str, replicas: int, bounded_by: str | None) -> str:
-    """Return a text with commands that allow more replicas; empty if the host has no more capacity."""
+    """Return a text with the commands that allow more replicas; empty if no command would help."""
     if bounded_by in (None, "host"):
         return ""
     raised = f"`tidegate policy {name} --set max_replicas={replicas}` raises the maximum; "
@@ -86,7 +86,10 @@ def apply(
 
 
 def _wait_for_verifications(plane: Control, deployments: list[dict[str, Any]]) -> None:
-    """Wait until pending verifications end. Ignore wrong documents here: the registry reports them."""
+    """Wait until the pending verifications of the Deployments' versions have ended.
+
+    Skip wrong documents here: the registry reports their errors later.
+    """
     from tidegate.cli.verification import wait_verified
 
     with Steps().shown() as steps:

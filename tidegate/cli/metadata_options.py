@@ -112,7 +112,10 @@ def stated(
 
 
 def merged(file: Path | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Merge the metadata of a file and of the options. Options override single values of the file."""
+    """Merge the metadata of a file with the metadata of the options.
+
+    In a dict such as the metrics, an option replaces only the value with its name.
+    """
     found = read_metadata(file) if file is not None else {}
     for name, value in options.items():
         both = isinstance(value, dict) and isinstance(found.get(name), dict)

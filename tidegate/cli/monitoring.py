@@ -34,7 +34,7 @@ def enabled(found: Settings, record: StackRecord) -> Settings:
 
 
 def _install() -> None:
-    # The installer's progress goes to stderr, so that `--json` stays one document.
+    # The installer's progress goes to stderr. So with `--json`, stdout contains only one JSON document.
     done = subprocess.run(
         [sys.executable, "-P", "-m", "deploy.bootstrap.monitoring"],
         cwd=source_checkout.root(),

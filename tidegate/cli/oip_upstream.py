@@ -15,8 +15,8 @@ from tidegate.cli.deploy_request import DeployRequest
 from tidegate.cli.exit_codes import UsageError
 
 TIMEOUT_S = 10.0
-# The default number of instances in a replica. Each sends one request at a time and mostly waits for the
-# upstream.
+# The default number of instances in a replica. Each instance sends one request at a time and mostly waits for
+# the upstream, so several instances are useful.
 INSTANCES = 4
 _FIELDS = {
     "credential": "credential",
@@ -52,7 +52,7 @@ def described(address: str, credential: str | None) -> tuple[dict[str, Any], boo
     try:
         most = int(_get(f"{address}/config", secret)["max_batch_size"])
     except (OSError, ValueError, KeyError, TypeError):
-        most = 0  # only Triton has this URL path; other servers' shapes stay unchanged
+        most = 0  # only Triton has the path /config; for other servers, keep all axes
     try:
         signature = signature_of(model, most)
     except (KeyError, TypeError) as problem:

@@ -12,9 +12,10 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 
 def model_in(path: Path) -> Path | None:
-    """Return the ONNX file that must be packed as a tar; None for any other path.
+    """Return the ONNX file at ``path`` if it must be packed as a tar; otherwise None.
 
-    ``path`` is an ONNX file with external data, or a folder with one ONNX file and no other kind of model.
+    It must be packed if ``path`` is an ONNX file with external data. It must also be packed if ``path`` is a
+    folder with one ONNX file and no other kind of model.
     """
     if not path.is_dir():
         return path if path.suffix.lower() == ".onnx" and path.is_file() and external_files(path) else None

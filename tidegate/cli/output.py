@@ -41,18 +41,24 @@ STYLES = {
 
 
 # Characters with which a text can control a terminal: its colours, title, clipboard or order of letters.
-# Newlines and tabs are harmless.
+# Newlines and tabs are not in this set, because they are harmless.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def plain(text: str) -> str:
-    """Return a text with its control characters escaped, because it may come from a model or a caller."""
+    """Return the text with its control characters escaped.
+
+    The text may come from a model or a caller, and they must not control the terminal.
+    """
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 @cache
 def console(stderr: bool = False) -> Console:
-    """Return the rich console of a stream. It wraps lines only on a terminal; programs need whole lines."""
+    """Return a console of the library ``rich`` for stdout or stderr.
+
+    The console wraps long lines only on a terminal. Programs that read the output need whole lines.
+    """
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -66,7 +72,7 @@ def say(message: str, style: str | None = None) -> None:
 
 
 def dump(data: Any) -> None:
-    """Print the one JSON document of a command with ``--json``."""
+    """Print ``data`` on stdout as JSON. A command with ``--json`` prints one such document."""
     text = orjson.dumps(data, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)
     sys.stdout.write(text.decode() + "\n")
     sys.stdout.flush()
@@ -86,7 +92,10 @@ def line(text: str = "", style: str | None = None) -> None:
 
 
 def table(rows: Sequence[Sequence[Any]], columns: Sequence[str], empty: str = "none") -> None:
-    """Print rows in aligned columns; words such as "ready" have a colour. Without rows, print ``empty``."""
+    """Print rows in aligned columns. If there are no rows, print ``empty`` on stderr.
+
+    Cells with a known state, such as "ready", have a colour.
+    """
     from rich.text import Text
 
     if not rows:
@@ -139,7 +148,10 @@ def size_of(count: float) -> str:
 
 
 def money_of(amount: float) -> str:
-    """Format an amount. Small amounts keep three digits, because single requests cost very little."""
+    """Format an amount of money.
+
+    Amounts below 0.01 get three significant digits, because a single request costs very little.
+    """
     return f"{amount:.2f}" if amount >= 100 else f"{amount:.4f}" if amount >= 0.01 else f"{amount:.3g}"
 
 

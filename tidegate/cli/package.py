@@ -75,9 +75,15 @@ def packed(path: Path, adapters: Mapping[str, Path] | None = None) -> Iterator[P
 def format_of(folder: Path) -> str:
     """Return the format of a folder by the files in it.
 
-    The first case that fits decides. "mlflow": ``MLmodel``. "huggingface": a Hugging Face folder that
-    classifies or embeds. "llm": a Hugging Face folder of a language model, or GGUF files. "onnx": a single
-    ONNX file. "tensorflow": ``saved_model.pb``. "python": ``model.py``. "triton": any other folder.
+    The first format that fits is returned:
+
+    - "mlflow": the folder has ``MLmodel``.
+    - "huggingface": a Hugging Face folder of a model that classifies or embeds.
+    - "llm": a Hugging Face folder of a language model, or GGUF files.
+    - "onnx": a single ONNX file.
+    - "tensorflow": the folder has ``saved_model.pb``.
+    - "python": the folder has ``model.py``, but no ``config.pbtxt`` and no numbered folders.
+    - "triton": any other folder.
     """
     if (folder / "MLmodel").is_file():
         return "mlflow"

@@ -47,9 +47,10 @@ def check_here(request: DeployRequest) -> None:
 
 
 def _read(path: Path, given: str | None) -> tuple[str, ast.Module | None]:
-    """Return the format, and the syntax tree of a Python model; None as the tree for other formats.
+    """Return a model's format and, for Python, the syntax tree of its file.
 
-    Raise UsageError if the Python file cannot be read or parsed.
+    The tree is None for other formats, and if the Python file does not exist. Raise UsageError if the Python
+    file cannot be read or parsed.
     """
     if path.is_dir():
         kind, source = given or format_of(path), path / _MODEL
@@ -67,7 +68,11 @@ def _read(path: Path, given: str | None) -> tuple[str, ast.Module | None]:
 
 
 def _check_functions(tree: ast.Module, given: Doc | None) -> None:
-    """Raise BadRequest if the annotations of ``predict`` are unclear, or if ``given`` does not fit."""
+    """Check the function ``predict`` and the signature ``given``.
+
+    Raise BadRequest if ``given`` does not fit the function. If ``given`` is None, the annotations must state
+    the signature: raise BadRequest if they are unclear.
+    """
     from pydantic import ValidationError
 
     from tidegate.kernel.protocol import python_model, python_signature
@@ -81,7 +86,10 @@ def _check_functions(tree: ast.Module, given: Doc | None) -> None:
 
 
 def check_there(control: Control, package: Package, request: DeployRequest, body: Doc) -> list[str]:
-    """Let the registry check the version and its Deployment. Return the warnings, or raise the error."""
+    """Let the registry check the version and its Deployment. Return the warnings.
+
+    Raise the error that the registry reports.
+    """
     asked = body | {"size": package.size, "deployment": request.options, "endpoint": request.name}
     try:
         found = control.registry.post(f"/v1/models/{part(request.name)}/check", asked, REGISTER_TIMEOUT_S)

@@ -27,7 +27,7 @@ DEFAULT_LOSS = "0.5%"
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """The precision that a user wants, and how its loss is measured."""
+    """The precision that a user wants, the largest loss to accept, and how to measure the loss."""
 
     precision: str
     samples: Path | None
@@ -39,7 +39,10 @@ class Wish:
     seconds: float = 2.0
 
     def check(self, path: Path) -> Path:
-        """Check the options and files. Return the file with samples. Raise UsageError if one is wrong."""
+        """Check the options and the files. Return the path of the file with samples.
+
+        Raise UsageError if an option or a file is wrong.
+        """
         if self.precision not in PRECISIONS:
             raise UsageError(f"--precision {self.precision}: choose one of {', '.join(PRECISIONS)}.")
         if self.measure is not None and self.measure not in MEASURES:
@@ -59,7 +62,10 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """The measurements of a study, and its choice. ``file``: the int8 model; None if the model stays fp32."""
+    """The measurements of a study, and the recipe that was chosen.
+
+    ``file``: the int8 model; None if the model stays fp32.
+    """
 
     study: Study
     choice: Choice
@@ -109,13 +115,13 @@ class Quantised:
         ]  # fmt: skip
         output.table(rows, ["recipe", "loss", study.measure, "SQNR dB", "size", "ms", "why"])
         kind = "accuracy" if study.labels else study.measure
-        shared = ", which calibrated the recipes too" if study.shared else ""
+        shared = ". These rows also calibrated the recipes" if study.shared else ""
         output.line(
             f"Loss: {kind} of {study.output!r} on {study.rows} rows{shared}. A call has {study.batch} rows."
         )
         if not self.choice.quantised:
             output.line(
-                "No recipe is better within this loss, so the model stays fp32. --max-loss allows more.",
+                "Every recipe was refused (see WHY), so the model stays fp32. --max-loss allows more loss.",
                 style="bold",
             )
 
@@ -165,7 +171,7 @@ def quantised(path: Path, wish: Wish, steps: Steps) -> Iterator[Quantised]:
 
 
 def _runtime() -> Path:
-    """Return the folder with the models' environment, also if no stack exists."""
+    """Return the folder that contains the models' Python environment. It works without a stack, too."""
     try:
         return api.settings().runtime_path
     except TidegateError:
@@ -173,7 +179,7 @@ def _runtime() -> Path:
 
 
 def _marked(study: Study, choice: Choice, precision: Precision) -> Path:
-    """Write the precision and the samples into the chosen model. Return its path."""
+    """Write the precision and the samples into the file of the chosen model. Return the file's path."""
     from tidegate.kernel.precision import embedded
 
     file = study.file(choice.name)
@@ -202,7 +208,7 @@ def _precision(study: Study, choice: Choice, max_loss: float) -> Precision:
 
 
 def sibling_metadata(found: Quantised, parent: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return the smaller version's metadata: the original's metadata, the lineage and the measurements."""
+    """Return the int8 version's metadata: the original's metadata, the lineage and the measurements."""
     chosen, original, precision = found.chosen, found.original, found.precision
     assert precision is not None
     tags = {

@@ -45,7 +45,7 @@ class Steps:
         ]
 
     def render(self) -> Text:
-        """Return the list as it is now."""
+        """Return the list of steps in its present state, as text for a terminal."""
         from rich.text import Text
 
         rows, text = self.rows(), Text()
@@ -81,7 +81,11 @@ class Steps:
 
 @contextmanager
 def transfer(name: str, total: int, doing: str = "uploading") -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal. Yield a function to call with each number of bytes sent."""
+    """Show a progress bar on a terminal. Yield a function that advances it.
+
+    After each piece, the calling code must call the function with the number of bytes in this piece. Without
+    a terminal, the function does nothing.
+    """
     if not console(stderr=True).is_terminal:
         yield lambda _: None
         return

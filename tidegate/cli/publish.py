@@ -28,8 +28,8 @@ from tidegate.kernel.errors import (
 )
 
 POLL_S = 0.5
-# A status can be older than the deploy. So a failure counts only if it is newer than the deploy, or if it
-# lasts for this many seconds.
+# A status can be older than the deploy. So a failure counts only in two cases: it is newer than the deploy,
+# or the autoscaler still reports it this many seconds after the deploy.
 STALE_S = 3.0
 HOPELESS = {"LoadFailed", "StartTimeout"}
 
@@ -70,7 +70,7 @@ def registered(control: Control, request: DeployRequest, steps: Steps) -> Doc:
 
 
 def set_baseline(control: Control, version: Doc, path: Path, steps: Steps) -> None:
-    """Make the training data in a file the baseline of a version. Only the data's profile is sent.
+    """Set the baseline of a version from a file of training data. Send only the data's profile.
 
     Raise UsageError for data that cannot be used.
     """
@@ -105,11 +105,12 @@ def register(control: Control, package: Package, request: DeployRequest) -> Doc:
     path = f"/v1/models/{part(request.name)}/versions"
     body = _registration(package, request)
     verification = {"deployment": request.options, "samples": request.samples}
-    # A registry of an earlier release refuses this field, so it is sent only if it is set.
+    # A registry of an earlier release refuses the field `verification`, so send it only if it has a value.
     body |= {"verification": verification} if any(verification.values()) else {}
     version: Doc = control.registry.post(path, body, REGISTER_TIMEOUT_S)
     if not _says(version["metadata"], request.metadata):
-        # A version with the same bytes exists: merge the new metadata into it.
+        # The registry returned an existing version with the same bytes: merge the new metadata into that
+        # version.
         said = {"metadata": {**version["metadata"], **request.metadata}}
         version = control.registry.patch(f"{path}/{version['number']}", said)
     return version
@@ -141,8 +142,8 @@ def _says(held: Doc, given: Doc) -> bool:
 
 def _is_same(key: str, held: Any, given: Any) -> bool:
     if key == "parent" and held is not None:
-        # The registry stores `digits@champion` with the alias's version number of that time. So compare only
-        # the model.
+        # The registry stores `digits@champion` with a number, such as `digits@3`. The alias may point to
+        # another version now, so compare only the model.
         model, at, version = str(given).rpartition("@")
         if at and not version.isdigit():
             return bool(str(held).startswith(f"{model}@"))
@@ -200,7 +201,7 @@ def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[flo
 
 
 def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) -> Doc:
-    """Wait until the endpoint serves the deployment; return its status.
+    """Wait until the endpoint serves the deployment. Return the deployment's status.
 
     Raise ModelFailed with Triton's message, DeadlinePassed after ``timeout_s`` seconds, or Conflict if
     another deploy has replaced the endpoint's targets.
@@ -221,7 +222,10 @@ def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) 
 
 
 def wait_ready(control: Control, placed: Doc, timeout_s: float, steps: Steps) -> Doc:
-    """Wait until a Deployment without traffic is ready; return its status. Errors: see `wait_serving`."""
+    """Wait until a Deployment without traffic is ready. Return the Deployment's status.
+
+    Raise ModelFailed with Triton's message, or DeadlinePassed after ``timeout_s`` seconds.
+    """
     return _wait(control, placed, lambda: {"previous": []}, lambda look: look, timeout_s, steps)
 
 
@@ -319,7 +323,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_bundle(path: Path) -> Any:
-    """Return the Sigstore bundle in a file. Raise UsageError unless its signature can be read."""
+    """Return the Sigstore bundle in a file.
+
+    Raise UsageError if the file cannot be read, or if the bundle has no readable signature.
+    """
     from tidegate.kernel.protocol import model_signature
 
     bundle = read_json(path)

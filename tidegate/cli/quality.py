@@ -92,7 +92,8 @@ def estimate_of(version: Mapping[str, Any]) -> str:
 def labels_of(version: Mapping[str, Any]) -> str:
     """Describe how many labels belong to sampled requests, and how many do not."""
     line = (
-        f"{version['labels_joined']:,} labels joined, {version['labels_unmatched']:,} of requests that were "
+        f"{version['labels_joined']:,} labels joined to predictions; "
+        f"{version['labels_unmatched']:,} labels are for requests that were "
     )
     return f"{line}not sampled; {version['predictions_waiting']:,} predictions wait for labels"
 

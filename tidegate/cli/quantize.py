@@ -1,4 +1,4 @@
-"""``tidegate quantize``: try int8 recipes on an ONNX model, and write the fastest with a small loss."""
+"""``tidegate quantize``: try int8 recipes on an ONNX model, and write the fastest one with a small loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SamplesFile = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.npz",
-        help="The model's inputs by name, and perhaps `labels`; or its only input as .npy.",
+        help="The model's inputs by name, and `labels` if you have them; or the model's only input as .npy.",
     ),
 ]
 
@@ -57,9 +57,9 @@ def quantize(
 ) -> None:
     """Make an ONNX model smaller and faster, and measure the loss on your samples.
 
-    Each recipe is compared with the original: loss, noise, size, latency. Exit code 1: the loss of every
-    recipe is above --max-loss, and no file is written. Example: tidegate quantize model.onnx --samples
-    data.npz --max-loss 0.5%
+    Each recipe is compared with the original: loss, noise, size, latency. Exit code 1: every recipe was
+    refused, for example because its loss is above --max-loss. Then no file is written. Example: tidegate
+    quantize model.onnx --samples data.npz --max-loss 0.5%
     """
     from tidegate.cli.precision import Wish, loss_of, quantised
 

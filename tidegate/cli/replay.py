@@ -43,7 +43,7 @@ def replay(
         bool,
         typer.Option(
             "--recorded",
-            help="Replay the arrivals that were recorded in the last --for.",
+            help="Replay recorded arrivals. --for sets how far back they go.",
             rich_help_panel=_ARRIVALS,
         ),
     ] = False,
@@ -188,7 +188,7 @@ def _tell(found: Mapping[str, Any]) -> None:
     slots = f" in {service['slots']} slots" if service.get("slots", 1) > 1 else ""
     output.line(
         f"{found['deployment']}: {found['requests']:,} requests in {found['seconds']:,.0f} s. A call of up "
-        f"to {service['batch']}{slots} takes {service['call_ms']:.3g} ms, a start takes "
+        f"to {service['batch']} requests{slots} takes {service['call_ms']:.3g} ms, a start takes "
         f"{service['start_s']:.3g} s. A request is late after a wait of {found['target_wait_ms']:g} ms."
     )
     output.table(rows_of(found["results"]), _HEADS)

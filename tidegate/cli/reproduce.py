@@ -57,7 +57,7 @@ def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
         "replica": f"reproduce-{letter['letter']}",
         "generation": 0,
         "deployment": wanted,
-        # Leave out the registry's other fields of a version, because a worker does not accept them.
+        # A worker accepts only the fields of the class `Version`, so leave out what the registry adds.
         "version": {name: version[name] for name in Version.model_fields if name in version},
         "launched_at": time.time(),
     }

@@ -42,7 +42,7 @@ Name = Annotated[str, typer.Option("--name", help="The unit's name; several stac
 
 
 class ServiceFailed(TidegateError):
-    """The error if systemd does not run or if one of its commands fails."""
+    """The error if systemd does not run, or if systemctl is not installed or fails."""
 
     reason = "service"
 
@@ -54,7 +54,9 @@ def install(
     run_as: Annotated[
         str | None,
         typer.Option(
-            "--run-as", metavar="USER", help="User of a system-wide unit; default: the state's owner."
+            "--run-as",
+            metavar="USER",
+            help="User of a system-wide unit; default: the owner of the state folder.",
         ),
     ] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Also start the stack now.")] = True,

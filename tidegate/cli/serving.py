@@ -1,4 +1,4 @@
-"""Register and serve a version: with traffic immediately, after a check, or without traffic."""
+"""Register and serve a version: with traffic, with traffic after a check, or without traffic."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Way:
     """The options for serving a version: traffic, the check before it, and the wait for a ready replica.
 
-    ``check``: a file of samples that the version must answer first. ``only_register``: if True, the version
-    is registered and not served.
+    ``check``: a file of samples that the version must answer before it gets traffic. ``only_register``: if
+    True, the version is registered and not served.
     """
 
     timeout_s: float
@@ -37,7 +37,7 @@ class Way:
 def publish_and_serve(request: DeployRequest, way: Way, json: bool, wish: Wish | None = None) -> None:
     """Upload and register a file, and serve it (``deploy FILE``).
 
-    ``wish``: the wanted precision and its highest loss; None: serve the file as it is.
+    ``wish``: the wanted precision and the largest loss to accept. If it is None, the file is served as it is.
     """
     from tidegate.cli.precision import registered_smaller
     from tidegate.cli.publish import registered
@@ -68,14 +68,20 @@ def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str
 
 
 def serve_imported(request: DeployRequest, way: Way, json: bool, report: Doc) -> None:
-    """Upload, register and serve a file from another system. ``report``: members to add to the JSON."""
+    """Upload, register and serve a file from another system.
+
+    ``report``: fields to add to the JSON document of the command.
+    """
     from tidegate.cli.publish import registered
 
     _serve(lambda plane, steps: registered(plane, request, steps), request.options, way, json, report=report)
 
 
 def register_only(request: DeployRequest, json: bool, more: Doc) -> None:
-    """Upload and register a file, without serving it. ``more``: members to add to the JSON document."""
+    """Upload and register a file, without serving it.
+
+    ``more``: fields to add to the JSON document of the command.
+    """
     from tidegate.cli.publish import registered
 
     with Steps().shown() as steps:
@@ -121,7 +127,7 @@ def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
 
 
 def still_trying(placed: Doc) -> str:
-    """Return a message that Tidegate retries after a failed load, with the command that stops the retries."""
+    """Return a message after a failed load: Tidegate retries, and a command stops the retries."""
     endpoint = placed.get("endpoint")
     if not endpoint:
         return f"Tidegate keeps trying. Stop it: tidegate delete {placed['deployment']['name']} --deployment"

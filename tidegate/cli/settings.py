@@ -141,9 +141,10 @@ def fits(item: Doc, word: str | None, *, changed: bool) -> bool:
 
 
 def _reports() -> tuple[list[Doc], list[str], bool]:
-    """Return the settings reports, the error messages, and False if the reports are on the next start.
+    """Return the settings reports, the error messages, and True if running services made the reports.
 
-    If no service answers and Tidegate's source is here, the reports are on the next start.
+    If no service answers and Tidegate's source is here, the reports show the settings of the next start. Then
+    the third value is False.
     """
     from tidegate.cli.api import Control, settings
 

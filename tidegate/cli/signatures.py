@@ -127,7 +127,7 @@ def _signed(name: str, package: Package, key: Path) -> Doc:
         copy.flush()
         artifact = Path(copy.name)
         files = {signing.ONE_FILE: package.sha256}
-        # A folder is uploaded as an archive. The signature covers its files, not the bytes of the archive.
+        # A folder is uploaded as an archive. The signature covers the files in it, not the archive's bytes.
         if package.filename.endswith((".tar", ".tar.gz")) and package.filename != name:
             files = signing.digests_of(artifact)
         try:

@@ -85,7 +85,7 @@ def up(
         if example:
             from tidegate.cli.example import Example
 
-            # Read the settings again, because the token exists only after the start.
+            # Read the settings again, because the stack creates the service token at its start.
             shown = Example(own(starting=not running), steps).run()
         talk = None
         if llm:
@@ -165,11 +165,14 @@ def _tell_forgotten(found: Settings) -> None:
 
 
 def _register(found: Settings) -> str | None:
-    """Make the stack the user's current context. Return its name, or None if it cannot be stored."""
+    """Make the stack the user's current context.
+
+    Return the name of the context, or None if the context cannot be stored.
+    """
     try:
         return contexts.register(found.state_path, found.gateway_url)
     except TidegateError as error:
-        say(f"{error.message} Commands find this stack only in its folder.", style="yellow")
+        say(f"{error.message} Commands find this stack only if you run them in its folder.", style="yellow")
         return None
 
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def memory_of(found: Settings, record: StackRecord) -> Doc | None:
-    """Return the memory of each part of the stack, and the sum, in bytes; None if it cannot be read."""
+    """Return the resident memory of each part of the stack and the sum, in bytes.
+
+    Return None if the memory cannot be read.
+    """
     from dataclasses import asdict
 
     from tidegate.stack import memory

@@ -1,4 +1,4 @@
-"""A temporary Deployment to measure settings on; it is always deleted at the end."""
+"""A temporary Deployment on which settings are measured. It is always deleted at the end."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ POLL_S = 0.25
 PATIENCE_S = 30.0
 REMOVAL_TRIES = 5
 REMOVAL_PAUSE_S = 1.0
-# Fields that are copied from the source Deployment. The bounds of replicas and an override are not
-# copied, because the temporary Deployment always has one replica.
+# Fields that are copied from the source Deployment. The bounds and the override of its number of replicas are
+# not copied, because the temporary Deployment always has one replica.
 _TAKEN_OVER = (
     "model",
     "version",
@@ -57,7 +57,9 @@ class TemporaryDeployment:
 
     @contextmanager
     def running(self, setting: BatchSetting | None) -> Iterator[TemporaryDeployment]:
-        """Run the ``with`` block with a ready replica. ``setting``: the batching; None: that of the source.
+        """Run the ``with`` block with a ready replica.
+
+        ``setting``: the batching of the replica; None: the batching of the source Deployment.
 
         Delete the Deployment and the Endpoint afterwards, also after an error, Ctrl-C or SIGTERM.
         """
@@ -72,7 +74,10 @@ class TemporaryDeployment:
                     self._remove(paths)
 
     def use(self, setting: BatchSetting) -> None:
-        """Change the batching. Wait until a replica with it is ready and all other replicas have ended."""
+        """Change the batching.
+
+        Wait until a replica with the new batching is ready and all other replicas have ended.
+        """
         if setting == self._setting:
             return
         path = f"/v1/deployments/{part(self.name)}"

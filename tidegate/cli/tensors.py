@@ -15,7 +15,7 @@ from tidegate.client.codec import Array
 
 
 def from_json(text: str | bytes) -> Any:
-    """Parse inputs from JSON: an object by input name, an OIP request, or an array.
+    """Parse inputs from JSON: an object with the inputs by name, an OIP request, or an array.
 
     Raise UsageError if the text is not JSON, or if a tensor of an OIP request is wrong.
     """
@@ -81,7 +81,7 @@ def save(outputs: Mapping[str, Array], path: Path) -> None:
 
 
 def _plain(array: Array) -> Array:
-    # numpy would write object arrays as a pickle, which cannot be read safely.
+    # Write bytes instead of objects: numpy would write objects as a pickle, which cannot be read safely.
     return array.astype(np.bytes_) if array.dtype == object else array
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-# The ways to sort the endpoints, by the key to press: a title and a sort function.
+# The orders in which the endpoints can be sorted. Each order has a key of the keyboard, a title and a sort
+# function.
 ORDERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
     "r": ("rate", lambda item: -item["rate"]),
     "p": ("p99", lambda item: -(item["p99_ms"] or 0.0)),
@@ -80,7 +81,7 @@ HEADS = (
 
 
 def rows(items: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-    """Return the lines of `--once`."""
+    """Return the rows of the table that `--once` prints, one for each endpoint."""
     return [
         (
             item["endpoint"],
@@ -157,7 +158,8 @@ class Screen:
         drawn = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, emoji=False)
         drawn.print(self.render(width))
         picture = drawn.export_svg(title="tidegate top")
-        # rich refers to fonts on a server, but a picture must not load other files.
+        # The picture of rich refers to fonts on a server. Remove this, because a picture must not load other
+        # files.
         picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL).replace("Fira Code, ", "")
         Path(file).write_text(picture, encoding="utf-8")
 
@@ -171,7 +173,7 @@ class Screen:
                 self._rates[item["endpoint"]] = deque(rates, maxlen=POINTS)
 
     def read(self) -> None:
-        """Read the numbers. After an error keep the last numbers, and note the problem."""
+        """Read the numbers of all endpoints. After an error, keep the last numbers and store the message."""
         try:
             self._items = self._router.items("/v1/top")
             self._problem = ""

@@ -235,7 +235,10 @@ def _note(
 
 
 def _unready(deployment: Mapping[str, Any], status: Mapping[str, Any]) -> str:
-    """Return what happens to requests of a target without a ready replica; else an empty string."""
+    """Return what happens to a target's requests if the target has no ready replica.
+
+    Return an empty string if it has a ready replica.
+    """
     if deployment.get("ready", 1):
         return ""
     if not deployment.get("wakeable", True):

@@ -41,7 +41,7 @@ def baseline_of(path: Path, signature: Doc | None) -> Doc:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
     if not columns.rows or not (columns.numbers or columns.values):
-        raise UsageError(f"{path} has no rows with a column of the version.")
+        raise UsageError(f"{path} has no rows, or no column of the version's inputs and outputs.")
     return training_baseline(columns).to_json()
 
 
@@ -113,9 +113,9 @@ def _add_array(columns: Columns, name: str, array: np.ndarray[Any, Any]) -> None
 def named(cells: Mapping[str, Sequence[Any]], rows: int, signature: Doc | None) -> Columns:
     """Return the columns of a file that belong to a version's inputs and outputs.
 
-    ``cells``: the cells of each column, by the column's name in the file. If no name is that of an input's
-    column, match the columns to the inputs by order. In this case, raise UsageError if the file has more or
-    fewer columns than the inputs.
+    ``cells``: the cells of each column, by the column's name in the file. If no name is the name of an
+    input's column, the order decides which column belongs to which input. In this case, raise UsageError if
+    the file has more or fewer columns than the inputs.
     """
     expected = input_columns(signature)
     chosen = {name: each for name, each in cells.items() if not expected or name in (*expected, *_OUTPUTS)}
@@ -135,7 +135,7 @@ def named(cells: Mapping[str, Sequence[Any]], rows: int, signature: Doc | None) 
 def _add_cells(columns: Columns, name: str, cells: Sequence[Any]) -> None:
     try:
         if name == PREDICTION and all(isinstance(each, str) and each.isdecimal() for each in cells):
-            raise ValueError  # the numbers of predicted classes are labels, not amounts: treat them as texts
+            raise ValueError  # A predicted class is a label, also if it is a number. Treat it as a text.
         numbers = [float("nan") if each in (None, "") else float(each) for each in cells]
     except (TypeError, ValueError):
         texts = [None if each is None else str(each) for each in cells]

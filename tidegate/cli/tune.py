@@ -52,7 +52,7 @@ def tune(
         list[int] | None,
         typer.Option(
             min=1,
-            help="Maximum rows in a call to measure; repeatable. [1, 2, 4 ..]",
+            help="Maximum rows in a call: a value to measure; repeatable. [1, 2, 4 ..]",
             rich_help_panel=_GRID,
         ),
     ] = None,
@@ -60,7 +60,7 @@ def tune(
         list[float] | None,
         typer.Option(
             min=0,
-            help="Longest wait to fill a batch to measure, in milliseconds; repeatable. [0, 2, 5]",
+            help="Longest wait to fill a batch, in milliseconds: a value to measure; repeatable. [0, 2, 5]",
             rich_help_panel=_GRID,
         ),
     ] = None,
@@ -71,7 +71,7 @@ def tune(
             "-c",
             min=1,
             max=1024,
-            help="Number of concurrent callers to measure; repeatable. [1, 8, 64]",
+            help="Number of concurrent callers: a value to measure; repeatable. [1, 8, 64]",
             rich_help_panel=_GRID,
         ),
     ] = None,
@@ -225,7 +225,7 @@ def _documents(points: list[Point], chosen: Point | None) -> list[dict[str, Any]
 
 
 def _store(plane: Control, source: Doc, chosen: Point) -> dict[str, float]:
-    """Write the chosen setting's capacity into the version's metrics. Return only these metrics."""
+    """Add the capacity of the chosen setting to the version's metrics. Return only the added metrics."""
     path = f"/v1/models/{part(source['model'])}/versions/{source['version']}"
     metadata = plane.registry.get(path)["metadata"]
     found = chosen.capacity().to_metrics()
@@ -242,7 +242,10 @@ def _apply(plane: Control, source: Doc, chosen: Point) -> None:
 
 
 def _writable(path: Path) -> Path:
-    """Return the picture's path. Raise UsageError now, before the measurement, if it cannot be written."""
+    """Return the path for the picture. Raise UsageError if no picture can be written there.
+
+    The command calls this before the measurement, so that a wrong path fails early.
+    """
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path}: the picture's name must end with .png.")
     if path.is_dir() or not path.parent.is_dir():

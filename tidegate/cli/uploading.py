@@ -35,7 +35,7 @@ def upload(control: Control, package: Package, steps: Steps) -> None:
 def upload_in_parts(control: Control, package: Package, steps: Steps, count: Callable[[int], None]) -> None:
     """Upload the bytes in parts. Try again after a lost connection.
 
-    If the command ends before the upload, the same command continues the upload later.
+    If the command ends before all bytes are uploaded, run it again later: it then continues the upload.
     """
     from tidegate.client.uploads import Source, Uploading, with_remedy
 

@@ -10,7 +10,7 @@ from tidegate.cli.api import Control, Doc, part
 from tidegate.cli.progress import Steps
 from tidegate.kernel.errors import DeadlinePassed, ModelFailed, TidegateError
 
-POLL_S, LOOK_S = 0.05, 0.5  # the registry answers at the end of the verification, or after LOOK_S seconds
+POLL_S, LOOK_S = 0.05, 0.5  # The registry waits for the end of the verification, at most LOOK_S seconds.
 STEP = "verify"
 REJECTED = "version_rejected"
 

@@ -118,9 +118,9 @@ def load(
 
 
 def named(text: str) -> tuple[str, int | None]:
-    """Parse ``NAME[@N]`` as model and version number. Without a number, return None for the latest.
+    """Parse ``NAME[@N]`` as the model and the number of a version.
 
-    Raise UsageError for other texts.
+    Without ``@N``, the number is None, which means the latest version. Raise UsageError for other texts.
     """
     model, at, number = text.partition("@")
     number = number.removeprefix("v")

@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Import these names on first use, because the command line needs only the errors and not numpy.
+    # Import these names on first use. Their modules need numpy, and the command line needs only the errors.
     if name in {"Client", "JobHandle", "BatchHandle"}:
         from tidegate.client import sync
 

@@ -30,13 +30,21 @@ class Address:
 
 
 def find(url: str | None, key: str | None, environ: Mapping[str, str] = os.environ) -> Address:
-    """Return the gateway to call: ``url``, else TIDEGATE_GATEWAY_URL, else that of the stack in use.
+    """Return the gateway to call, and the key to send to it.
 
-    The stack in use is the same as for the command line. The first of these that is set decides:
-    TIDEGATE_CONTEXT, TIDEGATE_STATE_DIR, a stack in this folder, the current context, the defaults.
+    The gateway is ``url`` if it is given, else TIDEGATE_GATEWAY_URL, else the gateway of the stack in use.
+    The stack in use is the one that the command line would use. The first of these that exists decides:
 
-    If ``key`` is None, use TIDEGATE_API_KEY for ``url`` and for TIDEGATE_GATEWAY_URL, and the stack's own key
-    for the stack in use. Raise BadRequest for wrong settings, NotFound for an unknown context.
+    - the context that TIDEGATE_CONTEXT names
+    - the state folder that TIDEGATE_STATE_DIR names
+    - a stack in the current folder
+    - the current context
+    - the default settings
+
+    If ``key`` is None, use TIDEGATE_API_KEY. If this variable is not set, use the stack's own key for the
+    stack in use, and no key for another gateway.
+
+    Raise BadRequest if a setting is wrong, NotFound if the context is unknown.
     """
     given = environ.get("TIDEGATE_API_KEY", "") if key is None else key
     if stated := url or environ.get("TIDEGATE_GATEWAY_URL"):

@@ -48,7 +48,7 @@ class AsyncBatchHandle(BatchCalls, Awaited):
         self._client = client
 
     async def results(self, timeout_s: float | None = None) -> AsyncGenerator[BatchItem, None]:
-        """Wait for the end, then yield the outcome of each request, in the order of the requests.
+        """Wait until the batch has ended. Then yield the outcome of each request, in the requests' order.
 
         Raise DeadlinePassed if the batch has not ended after ``timeout_s`` seconds (None: no limit).
         """
@@ -125,7 +125,8 @@ class AsyncClient(SharedCalls, AsyncLlmCalls, AsyncUploadCalls):
     ) -> AsyncGenerator[InferResult, None]:
         """Yield each answer of a model as it arrives; see :meth:`tidegate.Client.stream`.
 
-        Use ``contextlib.aclosing`` to cancel the request as soon as the loop ends.
+        If your loop can end before the last answer, iterate within ``contextlib.aclosing``. Then the end of
+        the loop cancels the request.
         """
         flow = self._core.stream(
             model,

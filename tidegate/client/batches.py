@@ -23,7 +23,7 @@ POLL_S = 0.5
 
 
 class BatchCalls(Handle):
-    """The calls of a batch's handle that the blocking client and the asyncio client share."""
+    """The calls of a batch's handle. The blocking client and the asyncio client share them."""
 
     def __init__(self, document: Document, batches: BatchFlows) -> None:
         super().__init__(document)
@@ -36,7 +36,7 @@ class BatchCalls(Handle):
 
     @property
     def done(self) -> int:
-        """Return how many requests had ended when the document was read."""
+        """Return how many requests had ended when ``document`` was fetched."""
         return int(self.document["done"])
 
     @Call
@@ -46,7 +46,10 @@ class BatchCalls(Handle):
 
     @Call
     def wait(self, timeout_s: float | None = None) -> Flow[str]:
-        """Wait for the batch's end; return its status. Raise DeadlinePassed after ``timeout_s``, if given."""
+        """Wait until the batch has ended, and return its status.
+
+        Raise DeadlinePassed after ``timeout_s`` seconds (None: no limit).
+        """
         return self._heard(self._batches.wait(self.id, timeout_s))
 
     @Call
@@ -92,7 +95,8 @@ class BatchFlows:
     ) -> Flow[Document]:
         """Submit a batch. Return its document when the batch is durable.
 
-        After a broken connection the request is not sent again: that could create a second batch.
+        After a broken connection, the HTTP request is not sent again, because that could create a second
+        batch.
         """
         wanted = list(requests)
         if not wanted:
@@ -124,7 +128,10 @@ class BatchFlows:
         return document_of((yield from self.core.call("DELETE", _path(id), None)))
 
     def wait(self, id: str, timeout_s: float | None) -> Flow[Document]:
-        """Return a batch's document when it has ended. Raise DeadlinePassed after ``timeout_s``, if given."""
+        """Wait until a batch has ended, and return its document.
+
+        Raise DeadlinePassed after ``timeout_s`` seconds (None: no limit).
+        """
         clock = self.core.caller.clock
         deadline = None if timeout_s is None else clock() + timeout_s
         while True:
@@ -140,7 +147,11 @@ class BatchFlows:
             yield Sleep(POLL_S)
 
     def results(self, id: str, timeout_s: float | None) -> Flow[Answer]:
-        """Wait for a batch's end. Return the response with the results, whose body is not read yet."""
+        """Wait until a batch has ended. Return the HTTP response with the results.
+
+        The response's body is not read yet. Raise DeadlinePassed after ``timeout_s`` seconds (None: no
+        limit).
+        """
         yield from self.wait(id, timeout_s)
         return (
             yield from self.core.caller.call(
@@ -150,7 +161,7 @@ class BatchFlows:
 
 
 def read_item(line: str) -> BatchItem:
-    """Return the outcome in a line of the results. Raise BadAnswer if the line is malformed."""
+    """Return the outcome that one line of the results contains. Raise BadAnswer for a malformed line."""
     try:
         found = orjson.loads(line)
         response, error = found.get("response"), found.get("error")

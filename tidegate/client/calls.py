@@ -1,4 +1,4 @@
-"""Calls that the blocking client and the asyncio client share. Each is a method that returns a flow."""
+"""Let the blocking and the asyncio client share calls. Each call is written once, as a flow."""
 
 from __future__ import annotations
 

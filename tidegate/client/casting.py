@@ -12,8 +12,8 @@ from tidegate.client.codec import Array, datatype_of, dtype_of
 def fit(name: str, value: Any, datatype: str | None) -> tuple[Array, str]:
     """Return ``value`` as an array of ``datatype``, and the datatype to send.
 
-    ``datatype``: the datatype that the model expects; None: keep that of the value, but send Python floats as
-    FP32.
+    ``datatype``: the datatype that the model expects. If it is None, do not cast the value. Then send Python
+    floats as FP32, and all other values with their own datatype.
 
     An array of integers or bools is cast if the datatype is numeric and can hold all its values. A float
     array is cast if numpy calls the cast safe. There is one exception: Python floats and float64 arrays
@@ -66,8 +66,9 @@ def _cast(name: str, array: Array, datatype: str, target: np.dtype[Any], rounds:
 
 def _same_values(whole: Array, cast: Array) -> bool:
     if cast.dtype.kind == "f":
-        # If a float is beyond the range of the integer type, casting it back gives an undefined result. So
-        # count it as a changed value.
+        # ``cast`` has floats, and ``whole`` has the original integers. If a float is beyond the range of the
+        # integer type, converting it back gives an undefined result. So count such a float as a changed
+        # value.
         info_max = np.iinfo(np.uint64).max if whole.dtype.kind == "u" else np.iinfo(np.int64).max
         if not np.all(np.isfinite(cast)) or np.any(np.abs(cast.astype(np.float64)) >= float(info_max)):
             return False

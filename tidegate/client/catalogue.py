@@ -1,4 +1,4 @@
-"""Find, describe and compare registered versions through a gateway: shared by both clients.
+"""Find, describe and compare registered versions through a gateway, for both clients.
 
 The caller's key needs the scopes of the registry's API (`docs/access.md`).
 """
@@ -17,7 +17,7 @@ from tidegate.client.core import Core
 from tidegate.client.flow import Flow
 from tidegate.client.jobs import Document, document_of
 
-MOST_ITEMS = 1_000  # the largest page of a list
+MOST_ITEMS = 1_000  # a page of a list has at most this many items
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,10 @@ class CatalogueFlows:
     core: Core
 
     def pages(self, path: str, limit: int | None, query: Mapping[str, Any]) -> Flow[list[Document]]:
-        """Return up to ``limit`` items of a list, which is read page by page. None means all items."""
+        """Return the first ``limit`` items of a list, or all items if ``limit`` is None.
+
+        The list is read page by page.
+        """
         found: list[Document] = []
         cursor: str | None = None
         while limit is None or len(found) < limit:
@@ -56,7 +59,10 @@ class CatalogueFlows:
         return (yield from self.send(method, path, body))
 
     def read(self, path: str, query: Mapping[str, Any]) -> Flow[Document]:
-        """Send a GET request, without the query values that are None."""
+        """Send a GET request, and return the JSON object of the answer.
+
+        ``query``: the query values by name. Values of None are not sent.
+        """
         given = urlencode({name: value for name, value in query.items() if value is not None})
         whole = f"/api/registry/v1/{path}" + (f"?{given}" if given else "")
         return document_of((yield from self.core.call("GET", whole, None)))
@@ -91,7 +97,8 @@ class CatalogueCalls:
     ) -> Flow[list[Document]]:
         """Return the versions of all models that match a filter, such as ``metrics.accuracy > 0.9``.
 
-        ``order_by``: a name and ``asc`` or ``desc``. ``limit``: return at most this many versions; None: all.
+        ``order_by``: the field to sort by, then ``asc`` or ``desc``, as in ``metrics.accuracy desc``.
+        ``limit``: return at most this many versions; None: all.
         """
         query = {"filter": filter, "order_by": order_by}
         return self._catalogue.pages("versions", limit, query)
@@ -155,10 +162,10 @@ class CatalogueCalls:
     def set_alias(
         self, model: str, alias: str, version: int | None, *, expected: int | None = None
     ) -> Flow[None]:
-        """Point an alias to a version immediately; None deletes the alias.
+        """Point an alias to a version, or delete the alias if ``version`` is None.
 
-        ``expected``: the version to which the alias must point now; raise Conflict if it does not. 0: the
-        alias must not exist. None: no check.
+        ``expected``: the version to which the alias must point before the change. 0: the alias must not
+        exist. None: no check. Raise Conflict if this condition is not met. A deletion ignores ``expected``.
         """
         path = f"models/{_part(model)}/aliases/{_part(alias)}"
         if version is None:
@@ -168,7 +175,10 @@ class CatalogueCalls:
 
     @Call
     def alias_history(self, model: str, alias: str) -> Flow[list[Document]]:
-        """Return the latest moves of an alias, newest first: time ``at``, author ``by`` and both versions."""
+        """Return the latest moves of an alias, newest first.
+
+        Each has its time ``at``, its author ``by``, and the versions ``from_version`` and ``to_version``.
+        """
         path = f"models/{_part(model)}/aliases/{_part(alias)}"
         return list((yield from self._catalogue.read(path, {}))["moves"])
 
@@ -196,9 +206,10 @@ class CatalogueCalls:
         self, model: str, *, keep_last: int | None = None, max_age_days: float | None = None,
         sleeping: bool = False, dry_run: bool = True,
     ) -> Flow[list[Document]]:  # fmt: skip
-        """Return for each version whether it is kept. If ``dry_run`` is False, delete the others now.
+        """Return for each version whether it is kept.
 
-        If no limits are given, the model's own retention applies.
+        If ``dry_run`` is False, delete the versions that are not kept. ``keep_last`` and ``max_age_days`` are
+        limits. If neither is given, the model's own retention applies.
         """
         limits = {"keep_last": keep_last, "max_age_days": max_age_days, "sleeping": sleeping}
         given = keep_last is not None or max_age_days is not None
@@ -221,7 +232,7 @@ class CatalogueCalls:
 
     @Call
     def approve(self, reference: str, stage: str, *, comment: str = "") -> Flow[Document]:
-        """Approve a version for a stage, with the client's key."""
+        """Approve a version for a stage. The approval counts for the owner of the client's key."""
         body = {"stage": stage, "comment": comment}
         return self._catalogue.change("POST", reference, "/approvals", body)
 

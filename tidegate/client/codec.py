@@ -129,9 +129,10 @@ def encode_request(
 
 
 def decode_response(body: bytes, head_length: int | None) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Return the head of an inference response, and its outputs by name. Raise ValueError if malformed.
+    """Return the head and the outputs of an inference response.
 
-    ``head_length`` None means that the whole body is JSON. Each output is either binary or JSON.
+    The outputs are arrays by name. Raise ValueError if the body is malformed. If ``head_length`` is None, the
+    whole body is JSON. Each output is either binary or JSON.
     """
     view = memoryview(body)
     end = len(view) if head_length is None else head_length

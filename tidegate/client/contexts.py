@@ -1,7 +1,9 @@
-"""Find the stack that a command calls. A context is a stack that the user has named.
+"""Find the stack that a command calls.
 
-The contexts are in ``contexts.json`` in the user's config folder. Only the user can read the file.
-`tidegate up` adds its stack, and `tidegate context add` adds a stack on another machine.
+A stack is one installation of Tidegate's services. A context is a stack that the user has named.
+
+The contexts are in ``contexts.json`` in the user's config folder. Only the user can read the file. `tidegate
+up` adds its stack, and `tidegate context add` adds a stack on another machine.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class Contexts:
     items: dict[str, Context] = field(default_factory=dict)
 
     def get(self, name: str) -> Context:
-        """Return a context by its name. Raise NotFound with the existing names."""
+        """Return the context with this name. Raise NotFound, which lists all names, for an unknown name."""
         if name not in self.items:
             known = f"There are: {', '.join(sorted(self.items))}." if self.items else "There is none yet."
             raise NotFound(
@@ -64,19 +66,19 @@ class Contexts:
     def having(self, context: Context, *, current: bool) -> Contexts:
         """Return the contexts with ``context`` added. It replaces a context of the same name.
 
-        If ``current`` is true, or if there is no current context, it becomes the current one.
+        ``context`` becomes the current one if ``current`` is true, or if there is no current context.
         """
         items = {**self.items, context.name: context}
         return Contexts(context.name if current or not self.current else self.current, items)
 
     def without(self, name: str) -> Contexts:
-        """Return the contexts without this one. Raise NotFound if there is none of this name."""
+        """Return the contexts without the one that ``name`` names. Raise NotFound for an unknown name."""
         self.get(name)
         items = {each: context for each, context in self.items.items() if each != name}
         return Contexts("" if self.current == name else self.current, items)
 
     def name_for(self, state: Path) -> str:
-        """Return the name of a state folder's context. If it has no context, return an unused name."""
+        """Return the name of a state folder's context. If there is no context, return an unused name."""
         for context in self.items.values():
             if context.state_dir == str(state):
                 return context.name
@@ -177,10 +179,16 @@ def find_own(
 ) -> Path | None:
     """Return the state folder of the stack to start or stop on this machine.
 
-    Without a context in ``chosen`` or in the environment, the stack in the folder ``here`` is used. If there
-    is none, stop the stack of the current context, but start the one in ``source``, the folder of Tidegate's
-    source. Return None if the environment names the state folder, or if there is no ``source``. Raise
-    BadRequest for a context of another machine.
+    The first of these that exists decides:
+
+    - the context ``chosen``, or else the context that TIDEGATE_CONTEXT names
+    - the variable TIDEGATE_STATE_DIR: return None
+    - the stack in the folder ``here``
+    - only to stop a stack: the stack of the current context, if it is on this machine
+    - the stack in ``source``, the folder of Tidegate's source code
+
+    If none exists, return None. Raise BadRequest for a context of another machine, NotFound for an unknown
+    context.
     """
     name = chosen or environ.get("TIDEGATE_CONTEXT", "")
     if not name and environ.get("TIDEGATE_STATE_DIR"):

@@ -29,7 +29,10 @@ Version = int | str | None
 
 @dataclass(slots=True)
 class Core:
-    """The flows of all calls. Metadata is cached for a minute, and read again after a rejected request."""
+    """The flows of ``infer``, ``stream`` and other basic calls. Other modules' flows use this class.
+
+    A model's metadata is cached for a minute. After a rejected request, it is read again.
+    """
 
     timeout_s: float
     caller: Caller
@@ -46,7 +49,11 @@ class Core:
         request_id: str | None,
         parameters: Mapping[str, Any] | None,
     ) -> Flow[InferResult]:
-        """Run one inference. Run it again only if the model's signature has changed since it was read."""
+        """Run one inference. If it fails and the model's inputs have changed, run it once more.
+
+        If the connection breaks, or after a 429 or 503, the request is also sent again. A request of a
+        sequence is not sent again after a broken connection.
+        """
         path = _path(model, version)
 
         def attempt(metadata: Metadata, left: float) -> Flow[InferResult]:
@@ -164,11 +171,11 @@ class Core:
         return found
 
     def is_ready(self, model: str, *, version: Version, timeout_s: float | None) -> Flow[bool]:
-        """Return True if the model accepts requests, False for an unknown name."""
+        """Return True if the model accepts requests, False if it accepts none or is unknown."""
         return not (yield from self._why_not_ready(model, version, timeout_s))
 
     def _why_not_ready(self, model: str, version: Version, timeout_s: float | None) -> Flow[str]:
-        """Return why the model accepts no requests; empty if it accepts them."""
+        """Return the reason why the model accepts no requests. Return an empty text if it accepts them."""
         try:
             yield from self.call("GET", f"{_path(model, version)}/ready", timeout_s)
         except Unreachable:
@@ -182,7 +189,7 @@ class Core:
         return ""
 
     def wait_ready(self, model: str, *, version: Version, timeout_s: float) -> Flow[None]:
-        """Wait until the model is ready. Raise DeadlinePassed after ``timeout_s``."""
+        """Wait until the model is ready. Raise DeadlinePassed after ``timeout_s`` seconds."""
         deadline = self.caller.clock() + timeout_s
         last = NOT_READY
         while (left := deadline - self.caller.clock()) > 0:
@@ -213,10 +220,11 @@ class Core:
         return metadata
 
     def _expected(self, path: str, inputs: Any, deadline: float) -> Flow[Metadata]:
-        """Return the model's metadata. If the gateway does not have it yet, return {} for inputs with names.
+        """Return the model's metadata. If the gateway does not have it yet, return {} or wait.
 
-        For an input without a name, wait until the gateway has the metadata. The request for the metadata
-        also starts the model.
+        Return {} if ``inputs`` has names, because then a request needs no metadata. If ``inputs`` is one
+        array without a name, wait until the gateway has the metadata, which has the name. The request for the
+        metadata also starts the model.
         """
 
         def unless_known() -> Flow[Metadata]:

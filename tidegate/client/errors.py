@@ -84,8 +84,8 @@ _BY_STATUS: dict[int, type[TidegateError]] = {
     504: DeadlinePassed,
 }
 
-# The error classes for errors inside a stream, which have no HTTP status: by the types and codes of OpenAI's
-# errors.
+# The error class for each type and code of OpenAI's errors. It is needed for an error inside a stream,
+# because such an error has no HTTP status.
 _BY_TYPE: dict[str, type[TidegateError]] = {
     "invalid_request_error": BadRequest,
     "authentication_error": Unauthorized,
@@ -108,7 +108,8 @@ def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> Tidegat
     """Return the error for an answer with a status of 400 or more.
 
     ``headers`` must be case-insensitive or lower-case. The answer's reason selects the class. If this client
-    does not know the reason, the status selects the class. The error's ``retry_after_s`` is ``Retry-After``.
+    does not know the reason, the status selects the class. The error's ``retry_after_s`` has the value of the
+    header ``Retry-After``.
     """
     if body.lstrip().startswith(b"<"):
         # The gateway never sends an error as a web page, so another server or a proxy has answered.
@@ -129,7 +130,10 @@ def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> Tidegat
 
 
 def from_document(document: Mapping[str, object]) -> TidegateError:
-    """Return the error in a JSON object: an event of a stream or a line of a batch."""
+    """Return the error that a JSON object states.
+
+    The object is an event of a stream, or the error in a line of a batch's results.
+    """
     reason = str(document.get("reason") or "")
     kind = BY_REASON.get(reason, TidegateError)
     message = document.get("error") or document.get("message") or "The answer was an error without a reason."

@@ -1,4 +1,4 @@
-"""The logic of calls without I/O, so that the blocking and the asyncio client share it.
+"""The logic of calls, without I/O. So the blocking client and the asyncio client can share it.
 
 A flow is a generator. It yields :class:`Send`, :class:`Sleep` or :class:`Alone`, receives the outcome, and
 returns its result. If there is no answer, the driver throws :class:`~tidegate.client.errors.Unreachable` or
@@ -49,9 +49,10 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A flow that a client runs under a lock, one at a time.
+    """A flow that a client runs under a lock, so that only one such flow runs at a time.
 
-    So several threads or tasks do not send the same request: each uses the result of the one before it.
+    So several threads or tasks do not send the same request. The first one sends it, and the others use its
+    result.
     """
 
     flow: Flow[Any]
@@ -70,7 +71,7 @@ class Answer:
     live: Any = None
 
 
-# A flow receives an Answer for a Send, the result for an Alone, and None after a Sleep.
+# A flow receives an Answer for a Send, the result of the inner flow for an Alone, and None after a Sleep.
 Step = Send | Sleep | Alone
 Flow = Generator[Step, Any, T]
 
@@ -124,7 +125,7 @@ class Caller:
         """Send a request and return its answer. Raise the answer's error if the status is 400 or more.
 
         ``at_once``: an error with this reason is raised without a retry. ``stream``: leave the body open.
-        ``repeatable``: also retry after a broken connection.
+        ``repeatable``: if it is False, do not retry after a broken connection.
         """
         deadline = self.clock() + timeout_s
         for attempt in count():

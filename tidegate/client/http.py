@@ -22,9 +22,9 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 def options(url: str, token: str | None, *, cert: str | None = None, ca: str | None = None) -> dict[str, Any]:
-    """Return the arguments of ``httpx.Client`` and ``AsyncClient``. Raise ValueError for an invalid URL.
+    """Return the arguments of httpx's clients. Raise ValueError for an invalid URL.
 
-    ``cert`` and ``ca`` are certificate files, used if the environment names none.
+    ``cert`` and ``ca`` are paths of certificate files. TIDEGATE_TLS_CERT and TIDEGATE_TLS_CA override them.
     """
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -65,7 +65,7 @@ def open_answer_of(response: httpx.Response) -> Answer:
 def meaning(error: httpx.HTTPError, what: str, url: str) -> TidegateError:
     """Return the error to throw into a flow after an error of httpx.
 
-    ``what`` and ``url``: the server that did not answer.
+    ``what`` and ``url``: the name and the URL of the server that did not answer.
     """
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return DeadlinePassed(f"{what} at {url} did not answer in time.")

@@ -1,6 +1,6 @@
 """The flows of calls about one durable job. ``JobHandle`` and ``AsyncJobHandle`` run them.
 
-Each is a generator as in :mod:`tidegate.client.flow`.
+Each flow is a generator, see :mod:`tidegate.client.flow`.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _path(id: str) -> str:
 
 
 def document_of(answer: Answer) -> Document:
-    """Return the JSON object of an answer. Raise BadAnswer if the answer is none."""
+    """Return the JSON object of an answer. Raise BadAnswer if the answer is not a JSON object."""
     try:
         found = orjson.loads(answer.body)
     except orjson.JSONDecodeError:
@@ -189,8 +189,8 @@ class JobCalls(Handle):
     def result(self, timeout_s: float | None = None) -> Flow[InferResult]:
         """Wait for the result and return it. A later call returns the same result.
 
-        Raise DeadlinePassed after ``timeout_s`` seconds (None: no limit), or the job's own error:
-        ModelFailed, Conflict if it was cancelled, DeadlinePassed if it expired.
+        Raise DeadlinePassed after ``timeout_s`` seconds (None: no limit). If the job has no result, raise its
+        error: ModelFailed if it failed, Conflict if it was cancelled, DeadlinePassed if it expired.
         """
         return self._jobs.result(self.id, timeout_s)
 

@@ -43,7 +43,10 @@ class Usage:
 
     @classmethod
     def read(cls, document: Any) -> Usage | None:
-        """Return the usage in an answer or an event, or None if it has none."""
+        """Return the counts in ``document``, or None if it is not a JSON object.
+
+        ``document``: the member ``usage`` of an answer or of an event.
+        """
         if not isinstance(document, dict):
             return None
         details = document.get("prompt_tokens_details") or {}
@@ -92,12 +95,12 @@ class ChatResult:
 
     @property
     def tool_calls(self) -> list[Document]:
-        """Return the model's tool calls."""
+        """Return the tool calls of the first choice."""
         return list(self.message.get("tool_calls") or [])
 
     @property
     def finish_reason(self) -> str | None:
-        """Return why the first choice ended: ``stop``, ``length``, ``tool_calls`` or another reason."""
+        """Return the reason why the first choice ended: ``stop``, ``length``, ``tool_calls`` or another."""
         return self.choices[0].finish_reason if self.choices else None
 
 

@@ -111,8 +111,8 @@ class LlmCalls(EmbedCalls, Blocking):
         that only the engine supports.
 
         With ``stream=True``, iterate over the returned :class:`ChatStream`. Then ``timeout_s`` limits the
-        wait for the first event and between two events. Errors are those of :meth:`infer`. In a stream they
-        can come after some chunks.
+        wait for each event, and not the whole call. Errors are those of :meth:`infer`. In a stream they can
+        come after some chunks.
         """
         call = CallOptions(timeout_s, request_id, headers)
         body = llm.chat_body(model, messages, stream, options)

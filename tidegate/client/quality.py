@@ -21,9 +21,9 @@ class QualityFlows:
     core: Core
 
     def read(self, what: str, name: str | None) -> Flow[Document]:
-        """Return the drift or the quality of the versions behind ``name``, or of all versions if it is None.
+        """Return the drift or the quality of the versions behind ``name`` (None: of all versions).
 
-        ``what``: ``drift`` or ``quality``.
+        ``what``: ``drift`` or ``quality``. ``name``: an endpoint, a Deployment or a model.
         """
         path = f"/api/router/v1/{what}" + (f"/{quote(name, safe='')}" if name is not None else "")
         return document_of((yield from self.core.call("GET", path, None)))
@@ -53,8 +53,8 @@ class QualityCalls:
     def drift(self, name: str | None = None) -> Flow[Document]:
         """Return ``items``: the drift of each version behind an endpoint, a Deployment or a model.
 
-        With a name, the items contain all ``columns`` and ``points``. Without a name, they are a summary of
-        all deployed versions.
+        With a name, each item has the drift of all its ``columns``, and the ``points`` for a chart. Without a
+        name, the items are a summary of all deployed versions.
         """
         return self._quality.read("drift", name)
 

@@ -74,7 +74,7 @@ def read_result(answer: Answer) -> InferResult:
 
 
 def read_timing(header: str) -> dict[str, float]:
-    """Return ``Server-Timing`` as milliseconds by name; entries without a duration are left out."""
+    """Return ``Server-Timing`` as milliseconds by name. Leave out entries without a duration."""
     timing: dict[str, float] = {}
     for entry in header.split(","):
         name, *fields = (part.strip() for part in entry.split(";"))

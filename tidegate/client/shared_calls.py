@@ -53,13 +53,14 @@ class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls)
     ) -> Flow[InferResult]:
         """Run ``model`` on arrays by input name, or on one array if it has a single input.
 
-        An array of another dtype is cast if no value changes. float64 arrays and lists are rounded to the
-        model's floats. Raise TypeError, with the expected datatype, for all other arrays. BYTES inputs are
-        object arrays of ``bytes`` or ``str``. BF16 inputs are float32 arrays, which are rounded.
-        ``outputs`` names the outputs to return (default: all).
+        An array of another dtype is cast if no value changes. float64 arrays and lists of floats are rounded
+        to the model's float datatype. Raise TypeError, with the expected datatype, for all other arrays.
+        BYTES inputs are object arrays of ``bytes`` or ``str``. BF16 inputs are float32 arrays, which are
+        rounded. ``outputs`` names the outputs to return (default: all).
 
-        Raise DeadlinePassed after ``timeout_s`` seconds, Overloaded with ``retry_after_s``, NotFound,
-        BadRequest, ModelFailed with the model's own message, Unreachable if no gateway answers.
+        Raise DeadlinePassed after ``timeout_s`` seconds. Raise Overloaded, with ``retry_after_s``, if the
+        request is rejected because of too much load. Raise NotFound for an unknown model, BadRequest for a
+        wrong request, ModelFailed with the model's own message, and Unreachable if no gateway answers.
         """
         return self._core.infer(
             model,
@@ -87,10 +88,10 @@ class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls)
     ) -> Flow[Document]:
         """Report how good an answer was: a score, a reward, a label, or any ``metric`` with a ``value``.
 
-        ``answer``: a result, a job, or an id (``feedback_id``). ``idempotency_key``: the key of a job, to
-        pass in place of ``answer``. ``at``: the time of the outcome. Only the first value of each metric
-        counts, so a repeated call is safe. Raise NotFound for an unknown or old answer, Forbidden for the
-        answer of another key.
+        ``answer``: a result, a job, or an id (``feedback_id``). ``idempotency_key``: pass it instead of
+        ``answer`` if you know only the idempotency key of the job. ``at``: the time of the outcome. Only the
+        first value of each metric counts, so a repeated call is safe. Raise NotFound if the answer is unknown
+        or too old. Raise Forbidden if another API key got the answer.
         """
         outcomes = {"score": score, "reward": reward, "label": label, "metric": metric, "value": value}
         return self._feedback.one(item_of(answer, idempotency_key, outcomes, at), timeout_s)
@@ -128,10 +129,10 @@ class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls)
         deployment: str | None = None,
         timeout_s: float | None = None,
     ) -> Flow[dict[str, Any]]:
-        """Return what replicas cost. The caller's key needs the scope operate.
+        """Return what replicas cost. The caller's key needs the scope ``operate``.
 
         ``by`` groups the costs: deployment, version, endpoint or key. ``since`` and ``until`` are Unix times
-        in seconds; default: the last day. docs/costs.md explains the members.
+        in seconds; default: the last day. docs/costs.md explains the members of the returned object.
         """
         return self._core.costs(by, since, until, deployment, timeout_s)
 
@@ -139,7 +140,7 @@ class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls)
     def is_ready(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> Flow[bool]:
         """Return True if the model accepts requests, even if it must start first.
 
-        Return False for an unknown name.
+        Return False if it accepts no requests now, or if the name is unknown.
         """
         return self._core.is_ready(model, version=version, timeout_s=timeout_s)
 

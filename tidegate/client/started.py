@@ -40,8 +40,8 @@ _PLACES = {
 class Started:
     """The settings with which `up` started a stack.
 
-    ``address``: the settings to reach the stack that differ from their defaults. ``environment``: the
-    ``TIDEGATE_*`` variables of `up`, without secrets.
+    ``address``: the settings that a command needs to reach the stack. It has only settings that differ from
+    their defaults. ``environment``: the ``TIDEGATE_*`` variables of `up`, without secrets.
     """
 
     address: dict[str, str] = field(default_factory=dict)
@@ -82,9 +82,9 @@ def read(state: Path) -> Started:
 
 
 def forgotten(before: Started, environ: Mapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the last start that are now missing.
+    """Return the variables that the last start had and that are missing now.
 
-    They are neither in ``environ`` nor in ``kept``, the settings of the stack's file.
+    They are neither in ``environ`` nor in ``kept``, the settings in the stack's settings file.
     """
     return {
         name: value

@@ -49,9 +49,10 @@ def _text(values: Any) -> Any:
 
 
 def read_line(line: str, opened: Opened) -> InferResult | None:
-    """Return the answer in a line of the stream, or None if the line has none.
+    """Return the answer in a line of the stream, or None if the line has no answer.
 
-    Raise the error that ended the stream, or BadAnswer.
+    If the line contains the error that ended the stream, raise this error. Raise BadAnswer for a malformed
+    line.
     """
     if not line.startswith(_DATA):
         return None  # an empty line between events, or a comment
@@ -91,12 +92,12 @@ def _array(value: Any, spec: Mapping[str, Any] | None) -> Array:
 def shape_of(declared: Sequence[int], count: int) -> list[int]:
     """Return the shape of one row with ``count`` values.
 
-    ``declared``: the model's shape of this output. If it does not determine the row's shape, return
-    ``[count]``.
+    ``declared``: the output's shape in the model's metadata; -1 means any size. If ``declared`` does not
+    determine the row's shape, return ``[count]``.
     """
     dims = list(declared)
     if dims.count(-1) > 1:
-        dims[dims.index(-1)] = 1  # the batch axis has size 1, because a stream has one row
+        dims[dims.index(-1)] = 1  # a stream's answer is one row, so the batch axis has size 1
     known = prod(dim for dim in dims if dim != -1)
     if dims.count(-1) == 1 and known and count % known == 0:
         return [count // known if dim == -1 else dim for dim in dims]

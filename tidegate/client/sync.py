@@ -47,7 +47,7 @@ class BatchHandle(BatchCalls, Blocking):
         self._client = client
 
     def results(self, timeout_s: float | None = None) -> Generator[BatchItem, None, None]:
-        """Wait for the end, then yield the outcome of each request, in the order of the requests.
+        """Wait until the batch has ended. Then yield the outcome of each request, in the requests' order.
 
         Raise DeadlinePassed if the batch has not ended after ``timeout_s`` seconds (None: no limit).
         """
@@ -64,12 +64,13 @@ class Client(SharedCalls, LlmCalls, UploadCalls):
     """A client that calls models through a gateway. It reuses connections; threads can share it.
 
     ``url``: the gateway's URL. The default is ``TIDEGATE_GATEWAY_URL``. If this variable is not set, the
-    client uses the stack that the command line uses (``tidegate context``), with its credential. ``api_key``:
-    the default is ``TIDEGATE_API_KEY``.
+    client uses the stack that the command line uses (``tidegate context``), with the stack's credential.
+    ``api_key``: the default is ``TIDEGATE_API_KEY``.
 
-    ``timeout_s`` limits each call, including its retries. ``retries``: how often a call may be sent again,
-    after a failed connection, or after a 429 or 503 whose ``Retry-After`` ends before the deadline. Use 0 for
-    models that must not run twice. Errors are those of :mod:`tidegate.client.errors`.
+    ``timeout_s`` limits each call, including its retries. ``retries``: the highest number of retries of a
+    call. A call is retried after a failed connection, and after a 429 or 503 whose ``Retry-After`` ends
+    before the deadline. Use 0 for models that must not run twice. Errors are those of
+    :mod:`tidegate.client.errors`.
     """
 
     def __init__(
@@ -133,12 +134,14 @@ class Client(SharedCalls, LlmCalls, UploadCalls):
         request_id: str | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> Generator[InferResult, None, None]:
-        """Run a model with many answers, such as a language model; yield each answer as it arrives.
+        """Run a model that sends many answers to one request. Yield each answer as it arrives.
 
-        A model that is not decoupled has one answer. ``timeout_s`` limits the wait for the first answer and
-        for each next one. Closing the iterator cancels the request; leaving the loop closes it. BYTES inputs
-        are text; FP16 and BF16 cannot be streamed. Errors are those of :meth:`infer`; they can come after
-        some answers.
+        Language models are an example. A model that is not decoupled (a term of Triton) sends one answer.
+        ``timeout_s`` limits the wait for the first answer and for each next one. Closing the iterator cancels
+        the request. Leaving the loop early closes the iterator.
+
+        BYTES inputs are text; FP16 and BF16 cannot be streamed. Errors are those of :meth:`infer`; they can
+        come after some answers.
         """
         flow = self._core.stream(
             model,
@@ -165,9 +168,9 @@ class Client(SharedCalls, LlmCalls, UploadCalls):
     ) -> BatchHandle:
         """Submit a batch: many inputs for ``model``, each as for :meth:`infer`. Return its handle.
 
-        The batch is durable: it continues without this process. The requests are sent as JSON and must fit
-        into memory; ``tidegate batch`` sends a file of any size. Each request expires ``ttl_s`` seconds
-        after it was queued. See ``docs/jobs.md``.
+        The batch is durable: it continues without this process. All requests are sent as JSON in one call, so
+        they must fit into memory. ``tidegate batch`` can send a file of any size. Each request expires
+        ``ttl_s`` seconds after it was queued. See ``docs/jobs.md``.
         """
         flow = self._batches.submit(
             model, requests, version=version, priority=priority, ttl_s=ttl_s, timeout_s=timeout_s

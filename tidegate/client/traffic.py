@@ -98,7 +98,7 @@ class TrafficFlows:
         return (yield from self._change(endpoint, "experiment", body))
 
     def end_experiment(self, endpoint: str, winner: str | None) -> Flow[Document]:
-        """Stop an experiment, or send all traffic to its winner. Return the endpoint."""
+        """Stop an experiment, or send all traffic to ``winner`` if it is given. Return the endpoint."""
         if winner is None:
             return (yield from self._change(endpoint, "experiment/stop", {}))
         return (yield from self._change(endpoint, "experiment/winner", {"deployment": winner}))
@@ -181,11 +181,10 @@ class TrafficCalls:
 
     @Call
     def rollback(self, endpoint: str, version: int | None = None) -> Flow[Document]:
-        """End a canary or an experiment.
+        """End a canary or an experiment, or go back to an earlier version.
 
-        If there is none, or with ``version``, go back to an earlier version.
-
-        ``version`` None: the version before the present one.
+        With ``version``, go back to this version. Without ``version``, end what is in progress: a rollout, a
+        canary or an experiment. If nothing is in progress, go back to the version before the present one.
         """
         return self._traffic.rollback(endpoint, version)
 
@@ -223,7 +222,7 @@ class TrafficCalls:
 
     @Call
     def experiment(self, endpoint: str) -> Flow[Document]:
-        """Return an endpoint's ``experiment`` (None: none yet), its ``metrics`` and a ``summary``."""
+        """Return an endpoint's ``experiment`` (None: never any), its ``metrics`` and a ``summary``."""
         return self._traffic.experiment(endpoint)
 
     @Call

@@ -43,8 +43,8 @@ LONGEST_PAUSE_S = 5.0
 LONGEST_TURN_S = 30.0
 CHECK_PAUSE_S = 0.2
 
-# A function that gets the number of stored bytes, and a problem. The problem is empty while the connection
-# works.
+# A function that gets the number of stored bytes, and the text of a problem. The text is empty while the
+# connection works.
 Progress = Callable[[int, str], object]
 
 
@@ -92,11 +92,11 @@ class Uploading:
     _known: Document | None = field(default=None, init=False)
 
     def flow(self) -> Flow[Document]:
-        """Send what the registry lacks, wait until it has checked the bytes, and return the upload.
+        """Send the bytes that the registry lacks, and wait until it has checked them. Return the upload.
 
         Retry after a lost connection, or if another process sends the same bytes. Raise the last error after
-        ``patience_s`` without progress. Raise BadRequest if the registry got other bytes than were announced.
-        Raise other errors of the registry immediately.
+        ``patience_s`` seconds without progress. Raise BadRequest if the registry got other bytes than were
+        announced. Raise other errors of the registry immediately.
         """
         stored, pause, since = -1, FIRST_PAUSE_S, self.clock()
         while True:
@@ -198,9 +198,9 @@ class UploadCalls(Blocking):
     def upload(self, path: str | Path, *, progress: Progress | None = None) -> Document:
         """Upload a model's file in parts, and return a document with its ``sha256`` and ``size``.
 
-        The upload continues after a lost connection, and in a new process that uploads the same file. Bytes
-        that the registry already has are not sent again. ``progress``: a function that gets the number of
-        stored bytes and a problem. The problem is empty while the connection works.
+        After a lost connection, the upload continues. A new process that uploads the same file continues it,
+        too. Bytes that the registry already has are not sent again. ``progress``: a function that gets the
+        number of stored bytes, and the text of a problem. The text is empty while the connection works.
         """
         with Path(path).open("rb") as file:
             return self._run(self._uploads.upload(Source.of(file), progress))

@@ -43,7 +43,10 @@ class VerificationFlows:
         return document_of(answer)
 
     def wait(self, model: str, version: int, timeout_s: float) -> Flow[Document]:
-        """Return the verification as soon as it is not pending. Raise DeadlinePassed after ``timeout_s``."""
+        """Return the verification as soon as it is not pending.
+
+        Raise DeadlinePassed after ``timeout_s`` seconds.
+        """
         clock = self.core.caller.clock
         deadline = clock() + timeout_s
         while True:
@@ -71,12 +74,15 @@ class VerificationCalls:
 
     @Call
     def verify(self, model: str, version: int, samples: Sequence[Document] = ()) -> Flow[Document]:
-        """Verify a version again, with these samples or with those of the last verification."""
+        """Verify a version again. If ``samples`` is empty, use the samples of its last verification."""
         return self._verification.start(model, version, samples)
 
     @Call
     def wait_verified(self, model: str, version: int, timeout_s: float = 120.0) -> Flow[Document]:
-        """Wait until a version is verified, rejected or skipped. Raise DeadlinePassed after ``timeout_s``."""
+        """Wait until a version is verified, rejected or skipped.
+
+        Raise DeadlinePassed after ``timeout_s`` seconds.
+        """
         return self._verification.wait(model, version, timeout_s)
 
 

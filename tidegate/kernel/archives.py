@@ -156,7 +156,10 @@ def _directory(file: IO[bytes]) -> int:
 
 
 def _zip64(file: IO[bytes], length: int, offset: int, end: int) -> tuple[int, int, int]:
-    """Return the directory's length, offset and end. If the zip has a zip64 end record, read them from it."""
+    """Return the directory's length, offset and end.
+
+    If the zip has a zip64 end record, take them from this record. Otherwise return the arguments unchanged.
+    """
     file.seek(end - _LOCATOR.size)
     magic, _, at, _ = _LOCATOR.unpack(file.read(_LOCATOR.size))
     if magic != _LOCATOR_MAGIC:
@@ -191,7 +194,7 @@ def _check_places(file: IO[bytes], infos: list[zipfile.ZipInfo], directory: int)
 def _second_name(info: zipfile.ZipInfo) -> bool:
     """Return True if an extra field has a different name for the entry.
 
-    Only new versions of zipfile use that name.
+    Old versions of zipfile ignore this name, and new versions use it.
     """
     extra = info.extra
     while len(extra) >= 4:

@@ -9,23 +9,23 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 # How many requests a caller that was idle may send in a burst before the requests of other callers go first.
-# With a larger number, bursts would delay other callers. With a smaller number, a request soon after another
-# one would wait.
+# With a larger number, bursts would delay other callers. With a smaller number, a caller's second request
+# would have to wait if it came soon after the first one.
 BURST = 8.0
-# If there are more tags than this number plus twice the members with work, drop the tags of idle members that
-# no longer matter.
+# The tags of some idle members no longer matter. Such tags are dropped when there are too many tags: more
+# than twice the number of members with work, plus this number.
 IDLE_KEPT = 64
 
 
 class FairOrder(Generic[K]):
     """The order in which members that have waiting work are served (start-time fair queueing).
 
-    Source: Goyal, Vin and Cheng, "Start-time Fair Queueing", SIGCOMM 1996. Each member has a tag. Served work
-    raises the tag by the work's cost divided by the member's weight. The member with the smallest tag is
-    next. The clock is the tag of the member that was chosen last. When a member gets work, a tag below the
-    clock minus ``credit`` is raised to this value. So a member that was idle is ahead of the others by at
-    most ``credit``. While two members always have work, their tags rise at the same speed. :meth:`enter` and
-    :meth:`first` take O(log n) time on average.
+    Source: Goyal, Vin and Cheng, "Start-time Fair Queueing", SIGCOMM 1996. Each member has a tag, which is a
+    number. When work of a member is served, its tag rises by the work's cost divided by the member's weight.
+    The member with the smallest tag is next. The clock is the tag of the member that was chosen last. When an
+    idle member gets work, its tag is raised to the clock minus ``credit``, unless it is higher already. So a
+    member that was idle is ahead of the others by at most ``credit``. While two members always have work,
+    their tags rise at the same speed. :meth:`enter` and :meth:`first` take O(log n) time on average.
     """
 
     def __init__(self, credit: float = 0.0) -> None:
@@ -78,8 +78,8 @@ class FairOrder(Generic[K]):
         if not self._entries:
             self._heap.clear()
         if len(self._tags) > 2 * len(self._entries) + IDLE_KEPT:
-            # A member without a tag starts at the clock minus the credit. A member with a tag up to this
-            # value starts there as well, so such a tag can be dropped.
+            # A member without a tag starts at the clock minus the credit. A member whose tag is not above
+            # this value starts there as well, so its tag can be dropped.
             self._tags = {
                 known: tag
                 for known, tag in self._tags.items()

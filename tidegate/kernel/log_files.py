@@ -107,9 +107,11 @@ def rotated(path: Path) -> list[Path]:
 
 
 def _entries(path: Path, log: str, since: float, lines: int) -> list[LogEntry]:
-    """Return the last entries of a file: at least ``lines``, or all after ``since``.
+    """Return the last entries of a file.
 
-    At most ``MOST_BYTES`` (rounded up to a block) are read, so a very large log can give fewer entries.
+    The file is read backwards in blocks. Reading ends when there are more than ``lines`` lines, or when a
+    line is not newer than ``since``. It also ends after ``MOST_BYTES`` (rounded up to a block), so a very
+    large log can give fewer entries.
     """
     with path.open("rb") as file:
         at, data = file.seek(0, 2), b""
@@ -133,15 +135,15 @@ def _entries(path: Path, log: str, since: float, lines: int) -> list[LogEntry]:
 
 
 def _with_times(entries: list[LogEntry]) -> list[LogEntry]:
-    """Give the lines before the first line with a time the time of that line."""
+    """Return the entries. Those before the first entry with a time get the time of this entry."""
     first = next((each.at for each in entries if each.at), 0.0)
     return [each if each.at else each._replace(at=first) for each in entries]
 
 
 def _first_time(data: bytes, *, whole: bool) -> float:
-    """Return the time that the first complete line with a time states; infinity if there is none.
+    """Return the time in the first complete line that states a time; infinity if no line does.
 
-    ``whole``: True if ``data`` begins with a complete line.
+    Only the first 50 lines are searched. ``whole``: True if ``data`` begins with a complete line.
     """
     for text in data.split(b"\n", 50)[0 if whole else 1 : 50]:
         entry = log_lines.parse(text.decode(errors="replace"), "", 0.0)

@@ -1,9 +1,9 @@
 """Linux users for the processes of models. Such a user is a user id without an account.
 
-Each user id has a file with the id as its name. A worker claims a user by a lock on this file, and holds the
-lock while it lives. So two models never have the same user, and every process of a claimed user belongs to
-the worker with the lock. An empty file means that the user has no processes, so a new worker need not search
-for old ones.
+Each user id has a file with the id as its name. A worker claims a user: it locks this file, and holds the
+lock while the worker lives. So two models never have the same user, and every process of a claimed user
+belongs to the worker with the lock. An empty file means that the user has no processes. Then a new worker
+does not search for processes of an earlier worker.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class ModelUser:
 
     @classmethod
     def claim(cls, *folders: Path) -> ModelUser:
-        """Claim a user that is locked in none of ``folders``, and end all processes of its former worker.
+        """Claim a user that no other worker has claimed. Kill the processes that an earlier worker left.
 
-        Raises Unavailable if every user is claimed.
+        ``folders``: in each of these folders, the user's file is locked. Raises Unavailable if every user is
+        claimed, or if a process does not end.
         """
         first = _first()
         try:
@@ -104,7 +105,7 @@ def is_ours(uid: int) -> bool:
 
 
 def end_all(uid: int) -> None:
-    """Kill every process of a user until none is left. Raises Unavailable after some seconds."""
+    """Kill all processes of a user. Raises Unavailable if some still live after ``END_LIMIT_S``."""
     deadline = time.monotonic() + END_LIMIT_S
     while found := processes_of(uid):
         for pid in found:
@@ -159,7 +160,10 @@ def _locks(paths: Iterable[Path]) -> list[int]:
 
 
 def _first() -> int:
-    """Return the first user id of the first range that this user namespace contains."""
+    """Return the first user id of a range for models.
+
+    This is the first range that lies completely in this process's user namespace.
+    """
     spans = [tuple(map(int, line.split())) for line in (PROC / "self/uid_map").read_text().splitlines()]
     for first in FIRST:
         if any(start <= first and first + COUNT <= start + count for start, _, count in spans):

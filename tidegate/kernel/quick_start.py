@@ -6,12 +6,12 @@ import atexit
 import gc
 import sys
 
-# Collect no garbage before this many new objects. A service makes fewer while it loads. A command that runs
-# for hours makes more, so its garbage is still collected.
+# Collect no garbage until this many new objects exist. A service makes fewer objects while it loads. A
+# command that runs for hours makes more objects, so its garbage is still collected.
 LOADING = 300_000
 # Thresholds of the garbage collector for a running service. The first two make most collections small and
-# quick. The third makes full collections rare, because they also visit 17 objects of each open connection,
-# and 100,000 objects take 60 ms.
+# quick. The third makes full collections rare, because a full collection visits all objects. Each open
+# connection has 17 objects, and a visit to 100,000 objects takes 60 ms.
 RUNNING = (10_000, 3, 600)
 
 
@@ -29,11 +29,11 @@ def begin() -> None:
 
 
 def loaded() -> None:
-    """Exclude all present objects from garbage collection, and set the thresholds of a running service.
+    """Exclude present objects from garbage collection. Set the thresholds of a running service.
 
     A full collection would visit every module, model class and route, and delay all requests by some 40 ms.
-    Inference requests make no reference cycles, so they need no collection. There is no collection before
-    this, because it takes 60 ms and would free only 1,200 of 150,000 objects.
+    Inference requests make no reference cycles, so they need no collection. This function does not collect
+    garbage first. A collection takes 60 ms and would free only 1,200 of 150,000 objects.
     """
     gc.freeze()
     gc.set_threshold(*RUNNING)

@@ -15,7 +15,10 @@ Step = Callable[[], Awaitable[float | None]]
 
 
 class RepeatingTask:
-    """A loop that runs ``step`` until stopped. A failed step is logged, and runs again after ``retry_s``."""
+    """A loop that runs ``step`` until it is stopped.
+
+    A failed step is logged, and runs again after ``retry_s`` seconds.
+    """
 
     def __init__(self, name: str, step: Step, *, retry_s: float = 1.0) -> None:
         self._name = name
@@ -33,7 +36,7 @@ class RepeatingTask:
         self._wake.set()
 
     async def stop(self) -> None:
-        """Cancel the step, or the pause, and return when it has ended."""
+        """Cancel the running step or the pause. Return when the loop has ended."""
         await tasks.end(self._task)
 
     async def _run(self, after_s: float) -> None:

@@ -1,4 +1,7 @@
-"""A log file that several processes write. It is rotated by size and age: ``x.log``, ``x.log.1``, ..."""
+"""A log file that several processes write. It is rotated by size: ``x.log``, ``x.log.1``, ...
+
+Parts that are too old are deleted.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from typing import NamedTuple
 
 from tidegate.kernel.log_files import rotated
 
-# The maximum number of files of one log: the current file and its older parts. They share the total size.
+# The maximum number of files of one log: the current file and its older parts. The limit of the log's total
+# size is divided equally among these files.
 PARTS = 8
 PRUNE_S = 3600.0
 
@@ -33,9 +37,10 @@ def overdue(parts: Sequence[Part], now: float, keep_s: float) -> list[int]:
 
 
 class RotatingFile:
-    """A file to append whole lines to. It blocks, so use it in a thread.
+    """A file to which processes append whole lines. Its methods block, so use it in a thread.
 
-    ``total_bytes`` limits all parts together. A part is kept for ``keep_s`` after its last line.
+    ``total_bytes``: the limit of the size of all parts together. ``keep_s``: how many seconds a part is kept
+    after its last line.
     """
 
     def __init__(
@@ -91,7 +96,10 @@ class RotatingFile:
         self.close()
 
     def prune(self) -> None:
-        """Delete the parts that are too old. This also works for a log that is too small to be rotated."""
+        """Delete the older parts whose last line is too old.
+
+        A rotation deletes them too, but a log that grows slowly is seldom rotated.
+        """
         for part in rotated(self._path):
             with contextlib.suppress(OSError):
                 if self._clock() - part.stat().st_mtime > self._keep_s:

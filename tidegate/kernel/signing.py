@@ -89,8 +89,9 @@ class TrustedKeys:
     def check(self, bundles: Iterable[Any], artifact: Path, sha256: str) -> str:
         """Return the id of the trusted key that signed an artifact. Raise BadSignature if there is none.
 
-        ``bundles``: the artifact's signatures. ``sha256``: the artifact's digest, which the caller has
-        already compared with the file. The call blocks, because it reads all files of an archive.
+        ``bundles``: the artifact's signatures. ``sha256``: the artifact's digest. The calling code must
+        compare the digest with the file before this call. This method blocks, because it reads all files of
+        an archive.
         """
         problem = "the artifact has no signature"
         for bundle in bundles:
@@ -105,9 +106,9 @@ class TrustedKeys:
 
 
 def mismatch(signed: Files, artifact: Path, sha256: str) -> str:
-    """Return a text that says how an artifact differs from the signed files; empty if it does not differ.
+    """Return a text about how an artifact differs from the signed files; empty if it does not.
 
-    The call blocks.
+    This function blocks, because it reads all files of an archive.
     """
     if signed == {ONE_FILE: sha256}:
         return ""

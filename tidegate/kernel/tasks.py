@@ -19,7 +19,7 @@ class TaskSet:
     """The background tasks of one object.
 
     It keeps a reference to each running task, so that Python does not garbage-collect the task. It logs the
-    errors of tasks, because no code awaits them.
+    error of a task that fails, because no code awaits these tasks.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,10 @@ class TaskSet:
         return iter(tuple(self._tasks))
 
     def start(self, work: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
-        """Run ``work`` as a task, and log the error if it fails. Must be called from the event loop."""
+        """Run ``work`` as a task, and log the error if the task fails.
+
+        The calling code must run in the event loop.
+        """
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)

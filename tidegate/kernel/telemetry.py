@@ -24,7 +24,10 @@ def shown_id(raw: bytes) -> str:
 
 
 def logger(name: str) -> logging.Logger:
-    """Return the logger of a module. Pass structured fields with ``extra={...}``."""
+    """Return the logger of a module.
+
+    The calling code passes structured fields to the logger with ``extra={...}``.
+    """
     return logging.getLogger(name)
 
 

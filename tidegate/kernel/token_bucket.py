@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TokenBucket:
-    """A limit of ``per_s`` events per second, after a burst of up to ``burst`` events.
+    """A limiter that allows ``per_s`` events per second, and a burst of up to ``burst`` events.
 
     ``dropped``: the number of rejected events since the last call of :meth:`settled`.
     """
@@ -26,6 +26,6 @@ class TokenBucket:
         return True
 
     def settled(self) -> int:
-        """Return the number of dropped events since the last call."""
+        """Return the number of rejected events since the last call of this method."""
         found, self.dropped = self.dropped, 0
         return found

@@ -32,8 +32,8 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 # How many seconds a process waits at its end for the export of its last spans. Without this limit, a receiver
 # that never answers would keep the process from ending.
 CLOSE_S = 2.0
-# How many times both clocks are read to compute their offset. One reading is not enough, because it is wrong
-# if the process is preempted during it.
+# How many times both clocks are read to compute their offset. One reading is not enough: if the process is
+# preempted during a reading, the offset is wrong.
 READINGS = 5
 
 
@@ -70,10 +70,10 @@ def epoch_ahead(
 ) -> float:
     """Return how many seconds the wall clock is ahead of the monotonic clock.
 
-    The wall clock is read ``READINGS`` times, each time between two readings of the monotonic clock. The
-    offset with the shortest time between these two readings is returned. Use one offset for all spans of a
-    request, so that their order is exact. The offset is also valid for ``time.perf_counter``, which is the
-    same clock as ``time.monotonic``.
+    Read the wall clock ``READINGS`` times, each time between two readings of the monotonic clock. Return the
+    offset for which these two readings were closest to each other. The calling code should use one offset for
+    all spans of a request. Otherwise, the order of the spans can be wrong. The offset is also valid for
+    ``time.perf_counter``, which is the same clock as ``time.monotonic``.
     """
     readings = []
     for _ in range(READINGS):
@@ -83,14 +83,18 @@ def epoch_ahead(
 
 
 class SpanExport:
-    """An exporter that sends spans in batches, in a thread. It drops spans if the receiver is too slow."""
+    """An exporter that sends spans in batches. It has a thread of its own for this.
+
+    It drops spans if the receiver is too slow.
+    """
 
     def __init__(self, service: str, **resource: str) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        # The SDK logs each failed attempt to export. One line for each lost batch is enough.
+        # Hide the SDK's warning about each failed attempt to export. The SDK's one error for each lost batch
+        # is enough.
         logging.getLogger("opentelemetry").setLevel(logging.ERROR)
         own = {"service.namespace": "tidegate", "service.name": service, **resource}
         if "OTEL_SERVICE_NAME" in os.environ:
@@ -99,7 +103,7 @@ class SpanExport:
         self._processor: BatchSpanProcessor = BatchSpanProcessor(OTLPSpanExporter())
 
     def add(self, span: Span) -> None:
-        """Export a span soon."""
+        """Add a span to the next batch that is exported."""
         from opentelemetry.sdk.trace import ReadableSpan
         from opentelemetry.trace import Link, SpanKind
         from opentelemetry.trace.status import Status, StatusCode
@@ -147,7 +151,10 @@ def _scope() -> InstrumentationScope:
 
 
 def export_of(service: str, **resource: str) -> SpanExport | None:
-    """Return the export that the variables ``OTEL_*`` configure; None without a receiver. Never raises."""
+    """Return the exporter that the variables ``OTEL_*`` configure, or None. Never raise an error.
+
+    None means that the variables name no receiver, or that a variable is wrong.
+    """
     if not wanted():
         return None
     try:

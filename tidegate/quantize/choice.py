@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 Wanted = Literal["auto", "int8"]
 ORIGINAL = "fp32"
-# Latencies within this factor are treated as equal. Among equally fast recipes, those that are exact on every
-# CPU are preferred, and among these the one with the smallest loss.
+# Recipes are treated as equally fast if their latencies are at most this factor above the lowest. Among them,
+# a recipe that is exact on every CPU is preferred. If several remain, the one with the smallest loss is
+# chosen.
 SAME_MS = 1.05
 
 
@@ -64,10 +65,11 @@ class Choice:
 def choose(
     results: Sequence[Measured], max_loss: float, wanted: Wanted = "auto", *, portable: bool = False
 ) -> Choice:
-    """Return the fastest recipe with a loss of at most ``max_loss``, or the original if no recipe qualifies.
+    """Return the best recipe with a loss of at most ``max_loss``; the original if there is none.
 
-    With ``auto``, a recipe must also be faster than the original. ``portable``: True to refuse recipes that
-    are exact only on some CPUs.
+    The best recipe is the fastest. If several recipes are about equally fast, see :data:`SAME_MS`. If
+    ``wanted`` is ``auto``, a recipe must also be faster than the original. ``portable``: True to refuse
+    recipes that are exact only on some CPUs.
     """
     original = next(each for each in results if each.name == ORIGINAL)
     reasons, able = {}, []

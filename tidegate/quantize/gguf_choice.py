@@ -37,8 +37,8 @@ def candidate(name: str, size: int, header: GgufHeader, slots: int, context: int
     """Return a file as a candidate, with the memory that a replica with this file needs.
 
     ``size``: bytes of the file. ``slots``: the number of engine slots, which is how many requests run at the
-    same time. ``context``: the most tokens of a prompt and its answer together. If it is None, the limit in
-    the file's header is used, but at most the default.
+    same time. ``context``: the most tokens of a prompt and its answer together. If ``context`` is None, use
+    the smaller of two limits: the limit in the file's header, and Tidegate's default.
     """
     tokens = kv_tokens_of(context_of(header, context), slots, stated=context is not None)
     return Candidate(name, size, tokens * kv_bytes_per_token(header))

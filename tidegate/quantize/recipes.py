@@ -45,8 +45,8 @@ class Problem(Exception):
 class Recipe:
     """A method to convert a model to int8.
 
-    ``full_range``: True if weights use all 8 bits. On some CPUs, sums of products then exceed their range,
-    and the model's answers are not exact.
+    ``full_range``: True if weights use all 8 bits. On some CPUs, sums of products can then overflow. So the
+    model's answers are not exact on these CPUs.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Recipe:
 def static(
     *, per_channel: bool, reduce_range: bool, unsigned: bool = False, only: tuple[str, ...] | None = None
 ) -> Callable[[Path, Path, Samples], None]:
-    """Return a function that quantises a model with value ranges computed from samples.
+    """Return a function that quantises a model. It computes the value ranges from samples.
 
     ``only``: the operators to quantise; None for all that onnxruntime can quantise.
     """
@@ -140,11 +140,10 @@ class Reader:
 
 
 class Samples:
-    """The rows of a file, split into rows for calibration and rows for measuring the loss.
+    """The rows of a samples file: some for calibration, the others for measuring the loss.
 
     A call has at most ``batch`` rows. ``fixed``: True if the model accepts only calls of ``batch`` rows.
-    ``shared``: True if there are too few rows to split. Then the same rows are used for calibration and for
-    the loss.
+    ``shared``: True if there are too few rows to split. Then the same rows are used for both purposes.
     """
 
     def __init__(self, inputs: dict[str, Any], labels: Any | None, batch: int, fixed: bool) -> None:
@@ -303,10 +302,10 @@ TYPES = {"tensor(float)": 1, "tensor(int32)": 6, "tensor(int64)": 7, "tensor(dou
 
 
 def add_types(path: Path) -> None:
-    """Add the types of tensors that ONNX cannot infer, such as those after scikit-learn's operators.
+    """Add the types of tensors whose types ONNX cannot infer.
 
-    onnxruntime can infer them. So load a temporary copy of the model that has these tensors as outputs, and
-    read the outputs' types.
+    An example is a tensor that an operator of scikit-learn computes. onnxruntime can infer these types. So
+    load a temporary copy of the model that has these tensors as outputs, and read the outputs' types.
     """
     import onnx
 
@@ -403,7 +402,11 @@ def total_size(model: Path) -> int:
 
 
 def judged(found: Any, expected: Any, samples: Samples, measure: Any, output: str) -> dict[str, Any]:
-    """Compare a recipe's answers with the original's. Return likeness, loss, SQNR and accuracy."""
+    """Compare a recipe's answers with the original's. Return likeness, loss, SQNR and accuracy.
+
+    SQNR: the ratio of the signal to the noise of quantisation, in decibels. The accuracy is None without
+    labels.
+    """
     likeness = comparing.likeness(measure, expected[output], found[output])
     accuracy, loss = None, 1.0 - likeness
     if samples.labels is not None and measure == "agreement":

@@ -77,7 +77,8 @@ class Study:
 def python_of(runtime: Path, own: str = sys.executable) -> str:
     """Return the path of a Python that has the packages for quantisation.
 
-    Prefer the Python of the models' environment to the running one. Raise StudyFailed if neither has them.
+    Try the Python of the models' environment first, then ``own``. Raise StudyFailed if neither has the
+    packages.
     """
     for python in (str(runtime / "model-env" / "bin" / "python3"), own):
         if os.access(python, os.X_OK) and _has_packages(python):

@@ -14,8 +14,9 @@ from tidegate.kernel import credentials
 from tidegate.kernel.broker.permissions import BROKER, JOB_STORE, LIVE_STORE
 
 VHOST = "/"
-# Users to lock, because their passwords are well known: RabbitMQ's default user (guest), and the user of
-# earlier releases in containers (tidegate).
+# RabbitMQ users whose passwords are well known. They are locked: each gets an unknown password and no
+# permissions. `guest` is RabbitMQ's default user. `tidegate` is the user that earlier releases had in
+# containers.
 LOCKED = ("guest", "tidegate")
 
 
@@ -77,9 +78,8 @@ def _rabbitmq_hash(password: str) -> str:
 def write(secrets: Path, servers: Path) -> None:
     """Create missing passwords in ``secrets``, and write each server's files below ``servers``.
 
-    The servers' files contain hashes instead of passwords, so every user may read them. This is needed for a
-    server in a container, because it runs as another user. Its container contains only the server's own
-    folder.
+    A server in a container runs as another user. So every user may read the servers' files, which contain
+    hashes instead of passwords. A server's container contains only the folder of this server.
     """
     credentials.ensure(secrets)
     broker, live, jobs = (credentials.read_all(secrets, server) for server in credentials.SERVERS)

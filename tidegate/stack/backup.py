@@ -1,8 +1,8 @@
 """Back up a stack while it runs: its database, artifacts, jobs, secrets and settings.
 
 No server is stopped, but the order of the copies makes the backup consistent. Artifacts are copied after the
-database, so that the backup contains every artifact that the database names. Large payloads are copied before
-and after the jobs, so that the backup contains every payload that a job refers to.
+database, so that the backup contains every artifact to which the database refers. Large payloads are copied
+before and after the jobs, so that the backup contains every payload to which a job refers.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _TRIES = 3
 
 
 def is_state(name: str) -> bool:
-    """Return True if a backup contains this file of the state folder.
+    """Return True if a backup contains the file ``name`` of the state folder.
 
-    A backup contains the single files at the top, the folder ``secrets``, and parts of the folder ``data``.
-    It does not contain programs and run-time records, because a start creates them again.
+    A backup contains the files directly in the state folder, the folder ``secrets``, and parts of the folder
+    ``data``. It does not contain programs and run-time records, because a start creates them again.
     """
     first, *rest = name.split("/")
     return not rest or first == "secrets" or (first == "data" and rest[0] not in _NOT_AS_FILES)
 
 
 def ignore(_: str, __: str) -> None:
-    """Do nothing, for callers that show no progress."""
+    """Do nothing. This is the default for calling code that shows no progress."""
 
 
 def local_folder(url: str) -> Path | None:
@@ -56,10 +56,10 @@ def local_folder(url: str) -> Path | None:
 
 
 def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifest:
-    """Write a backup of the stack with these settings to ``place``.
+    """Write a backup of the stack to ``place``.
 
-    The backup contains every change that a service had confirmed before the call. Raise BackupError if a part
-    cannot be copied.
+    ``settings``: the settings of this stack. The backup contains every change that a service had confirmed
+    before the call. Raise BackupError if a part cannot be copied.
     """
     state = settings.state_path
     if not (state / "data").is_dir():
@@ -77,7 +77,10 @@ def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifes
 
 
 class _MissedArtifact(Exception):
-    """The backup must be repeated, because an artifact that the copied database names was deleted."""
+    """The backup must be repeated, because an artifact is missing.
+
+    The copied database refers to this artifact, but it was deleted before it was copied.
+    """
 
 
 def _backup(settings: Settings, place: Path, on_step: OnStep) -> Manifest:
@@ -106,7 +109,7 @@ def _backup(settings: Settings, place: Path, on_step: OnStep) -> Manifest:
 
 
 def _database(settings: Settings, aside: Path, writer: Writer) -> set[str]:
-    """Add the registry's database. Return the digests of the artifacts that the database names.
+    """Add the registry's database. Return the digests of the artifacts to which it refers.
 
     The set is empty for PostgreSQL, because its dump is not read.
     """

@@ -77,16 +77,19 @@ class Manifest:
 
 
 class Writer:
-    """A writer that adds files to a backup, and lists them in ``manifest``."""
+    """A writer that adds files to a backup, and lists them in ``manifest``.
+
+    A file is added with the length that it has when its copy starts.
+    """
 
     def __init__(self, tar: tarfile.TarFile, manifest: Manifest) -> None:
         self._tar = tar
         self.manifest = manifest
 
     def add(self, name: str, path: Path) -> bool:
-        """Add a file with the size that it has now. Return False if it no longer exists.
+        """Add a file to the backup. Return False if the file no longer exists.
 
-        Data that is appended to the file during the copy is left out.
+        Leave out data that is appended to the file during the copy.
         """
         try:
             file = path.open("rb")
@@ -97,7 +100,7 @@ class Writer:
         return True
 
     def add_open(self, name: str, file: IO[bytes]) -> None:
-        """Add an open file with the size that it has now. Leave out data that is appended during the copy."""
+        """Add an open file to the backup. Leave out data that is appended to it during the copy."""
         info = tarfile.TarInfo(name)
         info.size, info.mode, info.mtime = os.fstat(file.fileno()).st_size, 0o600, int(time.time())
         hashing = _Hashing(file)

@@ -43,10 +43,11 @@ class Child:
     """One process of the stack.
 
     ``probe``: None for a process that runs once at the start and must exit with 0. ``after``: the children
-    that must be ready first. ``stop_order``: children stop in ascending order. ``after_stop``: a command that
-    runs after the child has ended. ``files``: the texts of files to write before each start. ``links``: links
-    to create before each start, with their targets. ``optional``: True if the stack is ready without this
-    child. If its start fails, it is started again.
+    that must be ready before this child starts. ``stop_order``: the child with the lowest number stops first.
+    ``after_stop``: a command that runs after the child has ended. ``files``: the path and the text of each
+    file to write before each start. ``links``: the path and the target of each symbolic link to create before
+    each start. ``optional``: True if the stack counts as ready without this child. If the start of an
+    optional child fails, the supervisor starts the child again.
     """
 
     name: str

@@ -27,7 +27,10 @@ def backoff_s(deaths: int) -> float:
 
 @dataclass(slots=True)
 class ChildSupervisor:
-    """The supervisor of one child. It passes the changed fields of the child's record to ``report``."""
+    """The supervisor of one child.
+
+    When the child's state changes, it passes the changed fields of the child's record to ``report``.
+    """
 
     child: Child
     log: Path
@@ -38,10 +41,11 @@ class ChildSupervisor:
     _deaths: int = field(default=0)
 
     async def run(self) -> None:
-        """Keep the child running until cancelled.
+        """Keep the child running until this task is cancelled.
 
-        If the child has no probe, return when it has exited with 0. If a required child ends, or exceeds its
-        time limit, before it was ever ready, raise ChildFailed. An optional child is restarted instead.
+        If the child has no probe, return when the child has exited with 0. Raise ChildFailed if a required
+        child ends before it was ever ready. Also raise ChildFailed if it is not ready within its time limit.
+        An optional child has no time limit, and is started again when it ends.
         """
         for name in self.child.after:
             self._report("waiting", detail=f"for {name}")

@@ -62,7 +62,7 @@ def schema(path: Path) -> str | None:
 
 
 def artifacts(path: Path) -> set[str]:
-    """Return the digests of the artifacts that a copy of the registry's database names."""
+    """Return the digests of the artifacts to which a copy of the registry's database refers."""
     with closing(sqlite3.connect(path)) as copy:
         return {sha256 for (sha256,) in copy.execute("SELECT DISTINCT artifact_sha256 FROM versions")}
 
@@ -107,7 +107,7 @@ def _run(program: str, arguments: list[str], environment: Mapping[str, str]) -> 
     if found is None:
         raise BackupError(
             f"The registry uses PostgreSQL, and {program} is not installed: install the package "
-            "postgresql-client (at least of the server's version)."
+            "postgresql-client, in the server's version or a later one."
         )
     done = subprocess.run(
         [found, *arguments], env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False

@@ -20,9 +20,10 @@ async def keep_short(state: Path) -> None:
 
 
 def shorten(folder: Path, limit_bytes: int) -> None:
-    """Move the content of each log over the limit to ``<name>.log.1``.
+    """Copy each log that is larger than ``limit_bytes`` to ``<name>.log.1``, and empty the log.
 
-    The log itself is emptied and not replaced, because its writer keeps it open.
+    The log is not replaced by a new file, because the process that writes it keeps it open. Skip
+    ``ROTATED_BY_ITS_WRITER``.
     """
     for log in folder.glob("*.log"):
         if log.name == ROTATED_BY_ITS_WRITER:

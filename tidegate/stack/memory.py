@@ -17,10 +17,10 @@ _FIELD = re.compile(r"^(Pss|Rss):\s+(\d+) kB", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class PartMemory:
-    """The memory of a part of the stack in bytes.
+    """The memory of a part of the stack, in bytes.
 
-    ``pss``: a page that several processes share is divided among them, so the sum of all parts is exact.
-    ``rss``: a shared page is added in full for each process.
+    Several processes can share a page of memory. ``pss``: such a page is divided among the processes, so the
+    sum over all parts is exact. ``rss``: such a page is counted in full for each process.
     """
 
     name: str

@@ -151,8 +151,8 @@ def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, st
     # The URLs contain no passwords, because each child reads its own password.
     values |= settings.server_urls
     ours = {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
-    # Copy the settings file's present values to the environment. So a child that is restarted later gets the
-    # same values, even if the file has changed.
+    # Copy the current values of the settings file to the environment. So a child that is restarted later gets
+    # the same values, even if the file has changed.
     file = {name: value for name, value in settings.file_values.items() if value and not environ.get(name)}
     sources = json.loads(environ.get(SOURCES) or "{}") | dict.fromkeys(file, FILE)
     for name, source in settings.sources().items():

@@ -16,15 +16,15 @@ from tidegate.stack.errors import PortBusy
 # The lowest port to try. It is below the range from which the kernel assigns ports to outgoing connections.
 _FIRST = 10_000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_APART = 997  # the distance between the first ports that processes with consecutive pids try
+_APART = 997  # Two processes with consecutive pids start their search this many ports apart.
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ``count`` loopback ports that are free now, and likely to stay free until they are used.
+    """Return ``count`` loopback ports that are free now, and will probably stay free until their use.
 
     If possible, the ports are below the range from which the kernel assigns ports to outgoing connections.
-    Each process begins its search at a different port, and continues where its last call ended. So the same
-    port is rarely returned twice.
+    Each process begins its search at a port that depends on its pid. Each call continues where the last call
+    in this process ended. So two calls rarely return the same port.
     """
     return list(itertools.islice(filter(_is_free, _ports), count))
 

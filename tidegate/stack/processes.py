@@ -24,7 +24,7 @@ class Process:
     started: int
 
     def alive(self) -> bool:
-        """Return True if this process runs, False for a zombie."""
+        """Return True if this process runs, False if it has ended or is a zombie."""
         return find(self.pid) == self
 
     def command(self, limit: int | None = 120) -> str:
@@ -90,7 +90,10 @@ def wait_gone(processes: Iterable[Process], limit_s: float) -> list[Process]:
 
 
 def stop(processes: Sequence[Process], grace_s: float) -> None:
-    """Send SIGTERM to each process. After ``grace_s`` seconds, kill the groups of those that still run."""
+    """Send SIGTERM to each process. After ``grace_s`` seconds, kill those that still run.
+
+    If such a process leads a process group, kill the whole group.
+    """
     for process in processes:
         process.send(signal.SIGTERM)
     left = wait_gone(processes, grace_s)

@@ -9,8 +9,9 @@ from tidegate.kernel.settings.base import Settings
 EDGE = "edge"
 DAY_S = 86_400
 
-# For one core and 1 GB: lower memory limits and longer intervals. Jobs, upstreams and webhooks wait up to a
-# week, because the network may be down for days.
+# The settings for a machine with one core and 1 GB of RAM. They lower memory limits and lengthen intervals. A
+# job waits up to a week for its model or upstream, and a webhook is tried again for up to a week. This is
+# because the network may be down for days.
 _EDGE = {
     "MONITORING": "off",
     "GATEWAY_WORKERS": 1,
@@ -38,7 +39,7 @@ _EDGE = {
     "WEBHOOK_GIVE_UP_S": 7.0 * DAY_S,
     "WEBHOOK_LONGEST_RETRY_S": 300.0,
 }
-# One malloc arena, because each further arena keeps freed memory.
+# Limit glibc's malloc to one arena. Each further arena would keep memory that the process has freed.
 _PROCESS = {"MALLOC_ARENA_MAX": "1"}
 
 
@@ -52,7 +53,10 @@ def defaults(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def process_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the profile's other variables, such as malloc's. Leave out variables that the user has set."""
+    """Return the profile's variables that are not settings, such as the one for malloc.
+
+    Leave out variables that the user has set.
+    """
     if settings.profile != EDGE:
         return {}
     return {name: value for name, value in _PROCESS.items() if not environ.get(name)}

@@ -40,8 +40,9 @@ VERSION_LIMIT_S = 10.0
 # A query can read at most this many samples, of 16 bytes each. Prometheus's default is 50 million.
 MOST_SAMPLES = 5_000_000
 # The most samples in the metrics of one target. Prometheus rejects a target with more, so that no target can
-# fill its memory. A gateway has 121 samples for each Deployment (241 for a language model) and about 10 for
-# each endpoint. So the limit is enough for 1,000 Deployments.
+# fill Prometheus's memory. A gateway has 121 samples for each Deployment (241 for a language model) and about
+# 10 for each endpoint. So the limit is enough for 1,000 Deployments, or for 750 Deployments of language
+# models.
 PAGE_SAMPLES = 200_000
 
 
@@ -49,8 +50,8 @@ PAGE_SAMPLES = 200_000
 class Place:
     """The port, the targets and the limits of Prometheus. Prometheus writes only to ``home``.
 
-    ``targets``: the address of each service. ``tls``: the services that use TLS. ``days``, ``max_mb``: how
-    long metrics are stored, and their largest size on disk.
+    ``targets``: the address of each service. ``tls``: the services that use TLS. ``days``: how many days
+    metrics are stored. ``max_mb``: the largest size of the stored metrics on disk, in MB.
     """
 
     home: Path

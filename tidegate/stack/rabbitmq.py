@@ -12,8 +12,8 @@ from pathlib import Path
 from tidegate.stack.child import Child, Port, Probe
 from tidegate.stack.errors import MissingPart
 
-# The scripts that the wrapper in /usr/sbin calls. The wrapper is not used, because it switches to the user
-# `rabbitmq`.
+# The possible paths of RabbitMQ's own start script. Debian also installs a wrapper of it in /usr/sbin. The
+# wrapper is not used, because it switches to the user `rabbitmq`.
 DEBIANS = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 PLACES = (DEBIANS, Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 
@@ -38,8 +38,9 @@ ERLANG_FLAGS = (
     " -start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
 )
 
-# For a machine with one core and 1 GB. These lines override earlier lines of the configuration. The flags set
-# one scheduler of each kind, small memory carriers, and no cache of freed carriers.
+# For a machine with one core and 1 GB of RAM. These lines override earlier lines of the configuration.
+# SMALL_FLAGS set one scheduler of each kind. They also reduce Erlang's carriers, which are its memory blocks
+# from the system: carriers become smaller, and Erlang caches no freed ones.
 SMALL_CONFIG = """\
 vm_memory_high_watermark.absolute = 192MB
 raft.wal_max_size_bytes = 4194304
@@ -65,10 +66,11 @@ def children(
 ) -> tuple[Child, Child]:
     """Return two processes: epmd (Erlang's name server) and the RabbitMQ node.
 
-    They write only below ``home``.
+    Both processes write only below ``home``.
 
     ``small``: True to limit the node to one core and to save 30 MB of memory. ``definitions``: the text of
-    the node's users (``accounts.py``); empty for RabbitMQ's default user.
+    RabbitMQ's definitions file (``accounts.py``), which lists the node's users. If it is empty, the node has
+    only RabbitMQ's default user.
     """
     ours = {"HOME": str(home), "ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
     env = {k: v for k, v in environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))} | ours
@@ -118,8 +120,8 @@ def _files(home: Path, port: int, ack_timeout_s: float, definitions: str, *, sma
 class _QuickStart:
     """The folders with which a node starts faster (see :func:`_quick_start`).
 
-    ``broker``: the folder of RabbitMQ's main plugin. ``code``: Erlang's code folders that a start needs,
-    largest first.
+    ``broker``: the folder of RabbitMQ's main plugin. ``code``: the folders with Erlang modules that a start
+    needs. The folder with the most modules comes first.
     """
 
     broker: Path
@@ -127,13 +129,15 @@ class _QuickStart:
 
 
 def _quick_start(plugins: Path) -> _QuickStart | None:
-    """Return folders that halve the start time of a node; None if they are not as in Debian's packages.
+    """Return folders with which a node starts in half the time.
 
-    A start loads about 600 modules. For each module, Erlang searches one folder after another: first the
-    folders of 70 disabled plugins, then its own. About 20,000 of these searches fail. So the node gets a
-    plugins folder with only the main plugin, and it searches the largest code folders first. Erlang 26 and
-    later cache the content of their own folders, but not of folders that are named explicitly. So for these
-    releases, no code folders are returned.
+    Return None if RabbitMQ's main plugin or Erlang is not found.
+
+    A start loads about 600 modules. For each module, Erlang searches one folder after another. It begins with
+    the folders of 70 disabled plugins, and continues with Erlang's own folders. About 20,000 of these
+    searches fail. So the node gets a plugins folder with only the main plugin, and it searches the folders
+    with the most modules first. Erlang 26 and later cache the content of Erlang's own folders, but not of
+    folders that are named explicitly. So for these releases, ``code`` is empty.
     """
     broker = next(plugins.glob("rabbit-*"), None)
     erl = shutil.which("erl")
@@ -179,7 +183,7 @@ def _node_environment(
     if quick is not None:
         env["RABBITMQ_PLUGINS_DIR"] = str(home / "plugins")
         if quick.code:
-            # reversed, because -pa puts each folder before the folders that were named earlier
+            # Reverse the folders, because -pa puts each folder before the folders that were named earlier.
             env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += " -pa " + " ".join(map(str, reversed(quick.code)))
     return env
 

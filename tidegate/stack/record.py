@@ -84,9 +84,9 @@ class RunFolder:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Hold a lock during the block, so that only one ``up`` or ``down`` runs at a time.
+        """Wait for a lock, and hold it during the block.
 
-        First wait for the lock.
+        So only one ``up`` or ``down`` runs at a time.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.path / "turn.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -98,7 +98,10 @@ class RunFolder:
 
 
 def with_child(record: StackRecord, name: str, **changes: Any) -> StackRecord:
-    """Return the record with some fields of one child replaced."""
+    """Return a copy of the record in which some fields of one child are replaced.
+
+    ``changes``: the new values of these fields.
+    """
     children = tuple(replace(c, **changes) if c.name == name else c for c in record.children)
     return replace(record, children=children)
 

@@ -30,8 +30,9 @@ _DATA = ("data", "secrets", "token", "webhook-secret", "metrics")
 def restore(settings: Settings, place: Path, *, force: bool = False, on_step: OnStep = ignore) -> Manifest:
     """Write a backup into the state folder, the database and the stores of these settings.
 
-    Raise BackupError if the backup is damaged, if the stack runs, or if the restore would replace data.
-    ``force``: True to stop a running stack, move existing files aside, and replace tables in PostgreSQL.
+    Raise BackupError if the backup is damaged. Without ``force``, also raise BackupError if the stack runs or
+    if the restore would replace data. With ``force``, stop a running stack, move existing files aside, and
+    replace tables in PostgreSQL.
     """
     manifest = verified(place)
     on_step("checksums", f"{len(manifest.files)} files agree")
@@ -159,9 +160,10 @@ def _carry_out(layout: Layout, place: Path, there: list[Path | str], *, force: b
 
 
 def _move_aside(layout: Layout, there: list[Path], stamp: str) -> Path | None:
-    """Move existing data aside, so that nothing is lost. Return the new folder; None if there was no data.
+    """Move existing files aside, so that they are not lost.
 
-    Files and folders outside of the state folder are not moved to the new folder, but renamed.
+    Return the new folder inside the state folder; None if ``there`` is empty. Files and folders outside of
+    the state folder are not moved to the new folder. They are renamed where they are.
     """
     if not there:
         return None

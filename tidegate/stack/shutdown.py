@@ -24,7 +24,10 @@ LEFTOVER_GRACE_S = 3.0
 def stop_children(
     children: Sequence[Child], running: dict[str, Process], state: Path, report: Report
 ) -> None:
-    """Stop the children in order, each within its grace time. Then end the stack's other processes."""
+    """Stop the children by ascending ``stop_order``. Then end the stack's other processes.
+
+    Each child gets its own grace time. After it, the child is killed.
+    """
     for child in sorted(children, key=lambda c: c.stop_order):
         process = running.get(child.name)
         if process and process.alive():
@@ -40,8 +43,8 @@ def stop_children(
 def sweep(state: Path) -> list[Process]:
     """End every process with the stack's mark. Return the processes that were found.
 
-    Without CAP_SYS_PTRACE, the marks of model processes cannot be read. So also end all processes of the
-    users that models run as.
+    Also end all processes of the Linux users that models run as. Without CAP_SYS_PTRACE, the marks of these
+    processes cannot be read.
     """
     found = processes.marked(state)
     processes.stop(found, LEFTOVER_GRACE_S)

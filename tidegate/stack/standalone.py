@@ -19,7 +19,10 @@ POLL_S = 0.1
 
 @contextmanager
 def running(children: Sequence[Child], log_folder: Path) -> Iterator[None]:
-    """Start the children one after another, each when the previous one is ready. Stop all at the end."""
+    """Start the children one after another, and stop all of them after the block.
+
+    Before each next start, wait until the previous child is ready.
+    """
     started: list[tuple[Child, subprocess.Popen[bytes]]] = []
     try:
         for child in children:
@@ -50,9 +53,9 @@ def rabbitmq_running(folder: Path, *, ack_timeout_s: float = 1800.0) -> Iterator
 
 @contextmanager
 def valkey_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
-    """Run a Valkey for live facts on a free port (or ``port``), with all files below ``folder``.
+    """Run a Valkey for live facts, such as heartbeats. Yield its URL.
 
-    Yield its URL.
+    All its files are below ``folder``. ``port``: None for a free port.
     """
     number = port or free_ports(1)[0]
     with running([valkey.child(folder / "data", port=number, environ=os.environ)], folder):
@@ -61,7 +64,10 @@ def valkey_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
 
 @contextmanager
 def jobs_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
-    """Run a Valkey for jobs. Yield its URL. The data survives a restart in the same ``folder``."""
+    """Run a Valkey for jobs. Yield its URL.
+
+    A later call with the same ``folder`` finds the same data. ``port``: None for a free port.
+    """
     number = port or free_ports(1)[0]
     with running([valkey.jobs_child(folder / "data", port=number, environ=os.environ)], folder):
         yield f"redis://127.0.0.1:{number}/0"

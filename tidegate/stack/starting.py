@@ -43,7 +43,10 @@ OnProgress = Callable[[Progress], None]
 
 
 class ProgressReporter:
-    """A reporter that calls ``on_progress`` once for each change between records."""
+    """A reporter that compares each record with the earlier ones.
+
+    It calls ``on_progress`` for each child whose state or detail has changed.
+    """
 
     def __init__(self, on_progress: OnProgress) -> None:
         self._on_progress = on_progress
@@ -67,7 +70,7 @@ class ProgressReporter:
 
 
 def ignore(_: Progress) -> None:
-    """Do nothing, for callers that show no progress."""
+    """Do nothing. This is the default for calling code that shows no progress."""
 
 
 def up(settings: Settings, on_progress: OnProgress = ignore) -> StackRecord:
@@ -152,7 +155,10 @@ def _check_stores(settings: Settings) -> None:
 
 
 def _clear_leftovers(record: StackRecord, children: Sequence[Child]) -> None:
-    """Stop the children of a supervisor that died. Replicas keep running for the new autoscaler."""
+    """Stop the children of a supervisor that died.
+
+    Replicas are not stopped. The new autoscaler takes them over.
+    """
     left = {c.name: c.process for c in record.children if c.process and c.process.alive()}
     for child in sorted(children, key=lambda c: c.stop_order):
         if process := left.pop(child.name, None):
@@ -178,7 +184,10 @@ def _supervisor(children: Sequence[Child]) -> Child:
 def _wait(
     folder: RunFolder, started: subprocess.Popen[bytes] | None, watch: ProgressReporter, state: Path
 ) -> StackRecord:
-    """Wait until the stack runs and its required children are ready. Otherwise, raise ChildFailed."""
+    """Wait until the stack runs and its required children are ready. Return the stack's record.
+
+    Raise ChildFailed if the supervisor ends before that, or after ``LIMIT_S`` seconds.
+    """
     end = time.monotonic() + LIMIT_S
     while True:
         gone = started is not None and started.poll() is not None

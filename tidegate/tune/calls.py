@@ -25,7 +25,7 @@ class Calls:
 
 
 def parse(text: str) -> Calls | None:
-    """Return the counters in a page of Prometheus metrics; None if it has none."""
+    """Return the counters in a page of Prometheus metrics; None if the page lacks them."""
     found = {}
     for line in text.splitlines():
         name, _, value = line.partition(" ")
@@ -37,7 +37,10 @@ def parse(text: str) -> Calls | None:
 
 
 def read(replica: Mapping[str, Any]) -> Calls | None:
-    """Return a replica's counters; None if they cannot be read, such as from another host."""
+    """Return a replica's counters; None if they cannot be read.
+
+    For example, the counters of a replica on another host cannot be read.
+    """
     import httpx
 
     from tidegate.kernel.http.certificates import trusted

@@ -17,10 +17,10 @@ NOISE = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The result of one setting at one load. ``rps``: successful responses per second.
+    """The result of one batching setting with one number of ``connections``.
 
-    ``batch_mean``: mean number of requests in a call. ``failed``: number of error responses. A figure is None
-    if it was not measured.
+    ``rps``: successful responses per second. ``batch_mean``: mean number of requests in a call. ``failed``:
+    number of error responses. A figure is None if it was not measured.
     """
 
     setting: BatchSetting
@@ -58,7 +58,8 @@ def quantile(ascending: Sequence[float], share: float) -> float | None:
 def front(points: Sequence[Point]) -> list[Point]:
     """Return the Pareto front, by ascending p99.
 
-    This is each point for which no other point has more throughput and a lower p99.
+    The front leaves out a point if another point is at least as good in throughput and in p99. It also leaves
+    out points with failed requests.
     """
     measured = [point for point in points if point.p99_ms is not None and not point.failed]
     found: list[Point] = []

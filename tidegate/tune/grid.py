@@ -44,8 +44,9 @@ def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
 
 
 def settings(batches: Iterable[int], windows_ms: Iterable[float], rows: int) -> list[BatchSetting]:
-    """Return the settings to measure. ``windows_ms``: how long a call waits for more rows.
+    """Return the settings to measure.
 
+    ``windows_ms``: the times to try for which a call waits for more rows. ``rows``: the rows of one request.
     Settings with a wait of 0 come first, in case the time for the measurement runs out. If one request fills
     a batch, a call never waits for more rows. So this batch size is tried only with a wait of 0.
     """

@@ -62,8 +62,8 @@ class Spread:
 class LlmFigures:
     """The result of a load that took ``seconds``.
 
-    ``first_token`` and ``between_tokens`` include requests that were cut off. ``whole`` includes only
-    complete answers.
+    ``first_token`` and ``between_tokens`` include requests that the end of the load cut off. ``whole``
+    includes only complete answers.
     """
 
     seconds: float
@@ -125,7 +125,8 @@ def _tokens_in(record: CallRecord, began: float, ended: float) -> float:
     events = sum(began <= at <= ended for at in record.token_times)
     if not record.token_times:
         return 0.0 if record.problem else float(record.tokens)
-    # Divide all tokens among the events, because an answer often has more tokens than events with text.
+    # Divide the tokens of a complete answer among its events, because it often has more tokens than events
+    # with text. For an incomplete answer, count each event as one token.
     return events * max(record.tokens, 1) / len(record.token_times) if record.good else float(events)
 
 

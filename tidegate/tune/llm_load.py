@@ -19,11 +19,12 @@ SILENCE_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class LlmLoadPlan:
-    """A load of ``callers`` (closed loop) or of ``rate`` requests per second at random times (open loop).
+    """A load on an endpoint, either as a closed loop or as an open loop.
 
-    The load ends after ``seconds`` seconds or ``requests`` requests, whichever comes first. ``body`` returns
-    the body of the request with a given number. ``keep_text``: True to keep the text of the answers in the
-    records.
+    A closed loop has ``callers``, each with one request at a time. An open loop sends ``rate`` requests per
+    second on average, at random times. The load ends after ``seconds`` seconds or ``requests`` requests,
+    whichever comes first. ``body`` takes the number of a request, and returns the body of this request.
+    ``keep_text``: True to keep the text of the answers in the records.
     """
 
     target: Target
@@ -67,8 +68,8 @@ class LlmLoad:
     async def run(self) -> None:
         """Run the load to its end.
 
-        When its time is over, a closed loop cancels the requests in flight. An open loop waits for their
-        answers.
+        When the time of the load is over, a closed loop cancels the requests in flight. An open loop waits
+        for their answers.
         """
         plan, self.began = self.plan, time.perf_counter()
         work = asyncio.create_task(self._closed() if plan.rate is None else self._open(plan.rate))

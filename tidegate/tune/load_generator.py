@@ -19,7 +19,8 @@ from tidegate.kernel.http.certificates import trusted
 from tidegate.tune.curve import quantile
 
 CONNECT_TIMEOUT_S = 5.0
-# Seconds to wait at the end for requests in flight, so that they do not disturb the next run.
+# After the load, wait at most this many seconds for the responses to requests in flight. Otherwise, these
+# requests would disturb the next run.
 LINGER_S = 1.0
 
 
@@ -67,7 +68,7 @@ class LoadCounters:
     latencies: list[float] = field(default_factory=list)
 
     def note(self, status: int, latency_s: float, body: bytes) -> None:
-        """Count an error response. Count a correct response only while ``counts`` is True."""
+        """Count a response: an error while ``open`` is True, a correct one while ``counts`` is True."""
         if status != 200 and self.open:
             self.fail(_error_of(body), status)
         elif status == 200 and self.counts:

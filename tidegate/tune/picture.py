@@ -75,7 +75,10 @@ def _axes(axis: Any, title: str, points: Sequence[Point], latency_ms: float) -> 
 
 
 def _settings(axis: Any, points: Sequence[Point]) -> None:
-    """Draw one line per setting. The batch size decides its colour, the window its marker and dashes."""
+    """Draw one line for each setting.
+
+    The batch size decides the line's colour. The window decides the line's marker and dashes.
+    """
     import matplotlib as mpl
     from matplotlib.lines import Line2D
 
@@ -102,7 +105,10 @@ def _settings(axis: Any, points: Sequence[Point]) -> None:
 
 
 def _labels(axis: Any, best: Sequence[Point], chosen: Point | None) -> None:
-    """Label the points of the Pareto front, each above the previous label, so that no labels overlap."""
+    """Label the points of the Pareto front. Put each label above the previous one.
+
+    So no two labels overlap. The chosen point gets its label elsewhere.
+    """
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=3, foreground="white")]

@@ -25,10 +25,11 @@ TASK = "Write a long story with these words:"
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The prompts of a load: the prompts in ``given`` in turn, or prompts of ``words`` random words.
+    """The prompts of a load. If ``given`` is not empty, its prompts are used in turn.
 
-    Random prompts contain the request's number, so that an engine cannot reuse its KV cache for the text
-    after the number. The first ``shared`` words are the same in all prompts, like a system prompt.
+    Otherwise, each prompt has ``words`` random words. Such a prompt contains the request's number, so that an
+    engine cannot reuse its KV cache for the text after the number. The first ``shared`` words are the same in
+    all prompts, like a system prompt.
     """
 
     words: int
@@ -50,8 +51,8 @@ class Prompts:
 def fitted(words: int, measured: int, wanted: int) -> int:
     """Return the number of words for a prompt of ``wanted`` tokens.
 
-    ``measured``: the number of tokens of an earlier prompt with ``words`` words. This includes the tokens of
-    the chat template and of the task. Each word is assumed to be one token.
+    ``measured``: the number of tokens of an earlier prompt with ``words`` words. It includes the tokens of
+    the chat template and of ``TASK``. Each word is assumed to be one token.
     """
     return max(1, words + wanted - measured)
 
@@ -65,7 +66,7 @@ class ChatBodies:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def body(self, number: int) -> bytes:
-        """Return the body of the request with a given number, for a stream that ends with token counts."""
+        """Return the body of request ``number``. It asks for a stream that ends with token counts."""
         return orjson.dumps(
             {
                 "model": self.model,

@@ -44,7 +44,7 @@ WARM_WORKERS = Gauge(
 )
 WARM_GIVEN = Counter(
     "tidegate_autoscaler_warm_given_total",
-    "Replicas that were requested from the warm pool, by outcome: given, none waits, not taken.",
+    "Replicas that were requested from the warm pool, by outcome: given, not taken, none waits (no worker).",
     ["flavour", "outcome"],
 )
 VERIFICATIONS = Counter(

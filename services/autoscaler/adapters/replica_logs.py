@@ -1,4 +1,7 @@
-"""The logs of workers. The logs of ended workers are deleted beyond limits of age, size and number."""
+"""The logs of workers.
+
+The logs of ended workers are deleted beyond limits of age, size and number, the oldest first.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ class ReplicaLogs:
             )
 
     def prune(self, lives: Callable[[str], bool] = lambda _: False) -> None:
-        """Delete the oldest logs of ended replicas that exceed the limits of age, size or number.
+        """Delete logs of ended replicas beyond the limits of age, size and number, the oldest first.
 
         ``lives`` returns True for a replica that has not ended.
 

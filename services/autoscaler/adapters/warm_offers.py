@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.models import Assignment
 
 
 class WarmOffers:
-    """Publishes offers to the queues of the warm pools.
+    """A publisher of offers to the queues of the warm pools.
 
     Without a connection, :meth:`offer` raises ``Unavailable``.
     """

@@ -1,4 +1,7 @@
-"""Read the settings of a new worker: run the worker's settings report in a worker's environment."""
+"""Read the settings that a new worker would have.
+
+A separate process runs the module that reports a worker's settings. It gets a worker's environment variables.
+"""
 
 from __future__ import annotations
 

@@ -25,9 +25,10 @@ _DROPPED = {"connection", "keep-alive", "transfer-encoding", "date", "server"}
 
 
 class EngineProxy:
-    """An ASGI app between the launcher and the engine at the Unix socket ``socket``.
+    """An ASGI app that forwards allowed calls of the launcher to the container engine.
 
-    Callers must send ``token``. None: no token is needed, because only the autoscaler can connect.
+    ``socket``: the path of the engine's Unix socket. ``token``: the token that callers must send. If it is
+    None, no token is needed, because only the autoscaler can connect.
     """
 
     def __init__(self, bounds: StackBounds, socket: str, token: str | None) -> None:

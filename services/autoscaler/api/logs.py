@@ -29,10 +29,10 @@ async def read_logs(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the last log lines of a Deployment, Endpoint or replica, in order of time.
 
-    Lines of ended replicas are included.
+    For operators, `name` may also be a service. Lines of ended replicas are included.
 
     `since` and `until` are in seconds since the epoch. Lines of the model's own output have `model` as their
-    `source`. Operators may also name a service.
+    `source`.
     """
     services = caller.current.get().principal.may(OPERATE)
     items = await logs.read(name, since=since, until=until, lines=lines, services=services)

@@ -35,7 +35,7 @@ class OverrideRequest(BaseModel):
 class PauseRequest(BaseModel):
     """A pause of ``ttl_s`` seconds (null: until an operator ends it).
 
-    A pause ends all replicas. With ``hold``, it fixes their current number instead.
+    A pause ends all replicas. With ``hold``, the current number of replicas stays instead.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -72,8 +72,8 @@ class OverrideResult(BaseModel):
     - ``replicas``: the requested number of replicas; null if the override was removed
     - ``held_by``: where the override is stored: ``registry``, or ``autoscaler`` until the registry answers
     - ``runs``: the resulting number of replicas; null if it is not known yet
-    - ``bounded_by``: the limit that applied: ``maximum``, ``schedule``, ``cost cap`` or ``host``
-    - ``reason``: the explanation if ``runs`` is smaller
+    - ``bounded_by``: the limit that applied: ``maximum``, ``schedule``, ``cost cap``, ``budget`` or ``host``
+    - ``reason``: why ``runs`` is smaller than ``replicas``; empty if it is not smaller
     """
 
     deployment: str
@@ -106,7 +106,7 @@ async def get_deployment(name: str, operations: OperationsDep) -> DeploymentStat
 
 @router.put("/deployments/{name}/replicas")
 async def override_replicas(name: str, body: OverrideRequest, operations: OperationsDep) -> OverrideResult:
-    """Fix the number of replicas.
+    """Set a fixed number of replicas.
 
     The limits are the host's resources and, unless forced, the Deployment's maximum.
     """
@@ -129,7 +129,10 @@ async def remove_override(name: str, operations: OperationsDep) -> OverrideResul
 
 @router.post("/deployments/{name}/pause")
 async def pause(name: str, body: PauseRequest, operations: OperationsDep) -> OverrideResult:
-    """Pause scaling: end all replicas, or with ``hold`` fix their current number, whatever the demand is."""
+    """Pause scaling: end all replicas, or with ``hold`` keep their current number.
+
+    Demand does not change the number of replicas during the pause.
+    """
     replicas, held_by = await operations.pause(name, body.ttl_s, hold=body.hold)
     return OverrideResult(deployment=name, replicas=replicas, held_by=held_by)
 

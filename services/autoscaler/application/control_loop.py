@@ -110,7 +110,10 @@ class ControlLoop:
         self._wake.set()
 
     def hint(self, deployment: str) -> None:
-        """Record a demand event. For a while, the event is treated as one request for ``deployment``."""
+        """Record that a demand event for ``deployment`` has arrived.
+
+        For a while, the event counts as one request for the Deployment.
+        """
         self._hints[deployment] = self._clock()
         self.wake()
 
@@ -188,7 +191,10 @@ class ControlLoop:
         )
 
     async def act(self, plan: Plan) -> None:
-        """Run the actions of each Deployment in order, and the Deployments concurrently."""
+        """Run the actions of a plan.
+
+        The actions of one Deployment run in order. The actions of different Deployments run concurrently.
+        """
         by_deployment: dict[str, list[Action]] = {}
         for action in plan.actions:
             by_deployment.setdefault(deployment_of(action), []).append(action)

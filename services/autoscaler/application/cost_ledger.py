@@ -134,7 +134,7 @@ class CostLedger:
             await asyncio.sleep(RETRY_S)
 
     async def collect(self) -> None:
-        """Add the time that workers reported since the last call to the ledger.
+        """Add to the ledger the time that workers have reported since the last call of this method.
 
         Do nothing if this process does not lead. Raise ``Unavailable`` if the store or the cost ledger's file
         fails.
@@ -167,7 +167,7 @@ class CostLedger:
     async def report(self, since: float, until: float, by: By, deployment: str | None) -> dict[str, Any]:
         """Return the costs of the hours that begin in a period.
 
-        If the period lasts until now, time that is not in the ledger yet is included.
+        If the period lasts until now, the report includes the time that is not in the ledger yet.
         """
         with contextlib.suppress(Unavailable):
             await self.collect()
@@ -189,9 +189,10 @@ class CostLedger:
         }
 
     def _budgets(self, deployment: str | None) -> list[dict[str, Any]]:
-        """Return the budgets of a Deployment, or of all Deployments (None).
+        """Return the budgets of a Deployment, or of all Deployments if ``deployment`` is None.
 
-        For None, leave out Deployments with reserved replicas, because they use another Deployment's budget.
+        For all Deployments, leave out the Deployments of reserved replicas, because they use another
+        Deployment's budget.
         """
         names = self._limited().keys() - self._holders.keys() if deployment is None else {deployment}
         limited = {name: each for name, each in self._limited().items() if name in names}

@@ -17,7 +17,9 @@ Line = dict[str, Any]
 
 
 class LogReader:
-    """Reads logs from the log folder, and the output of running replicas from the launcher.
+    """A reader of log files, and of the output of running replicas.
+
+    Log files are in the log folder. The launcher returns the output of running replicas.
 
     ``desired_state`` returns the desired state that was read last. ``replicas`` returns the names of the
     running replicas.

@@ -95,7 +95,7 @@ class Operations:
     async def override(
         self, name: str, replicas: int, ttl_s: float | None, *, force: bool = False
     ) -> tuple[str, OverrideEffect]:
-        """Fix the number of replicas, and return where the override is stored and its effect."""
+        """Set a fixed number of replicas. Return where the override is stored, and its effect."""
         known = self._known(name)
         held_by = await self.parts.overrides.put(name, replicas, ttl_s, force=force, known=known)
         effect = await self._effect_of(name, replicas, ttl_s, force)
@@ -123,7 +123,7 @@ class Operations:
         return OverrideEffect(found.target, rule, found.wanted.reason)
 
     async def pause(self, name: str, ttl_s: float | None, *, hold: bool) -> tuple[int, str]:
-        """End all replicas, or with ``hold`` fix their current number.
+        """End all replicas, or with ``hold`` keep their current number.
 
         Return the number of replicas, and where the pause is stored.
         """

@@ -68,7 +68,7 @@ class Recorder:
         await self._write(now, whole=True)
 
     async def forecast(self, deployments: list[Deployment], state: State, now: float) -> Mapping[str, float]:
-        """Return the highest rate of arrivals expected until a new replica could be ready, by Deployment.
+        """Return each Deployment's highest expected arrival rate until a new replica could be ready.
 
         Rates are in requests a second. Deployments without a forecast or with too little history are left
         out.

@@ -78,7 +78,7 @@ class ReplayRunner:
     async def _earlier(self, name: str, arrivals: dict[str, Any]) -> dict[str, int]:
         """Return the arrivals of each minute in the four weeks before the replay, for forecasts.
 
-        Empty if the replay does not use recorded arrivals.
+        The result is empty if the replay does not use recorded arrivals.
         """
         if arrivals["kind"] != "recorded":
             return {}
@@ -125,7 +125,7 @@ class ReplayRunner:
                     out, errors = await process.communicate(orjson.dumps(document))
             except TimeoutError:
                 raise DeadlinePassed(
-                    f"The replay took more than {TIME_LIMIT_S:g} s. Request a shorter time or fewer policies."
+                    f"The replay took more than {TIME_LIMIT_S:g} s. Set a shorter period or fewer policies."
                 ) from None
             finally:
                 if process.returncode is None:

@@ -96,7 +96,10 @@ class Verifier:
         self.problem: str | None = None
 
     def take_over(self) -> None:
-        """Read the last generation of the scratch replicas. Call this when the process becomes the leader."""
+        """Read the last generation of each version's scratch replicas, for the names of new ones.
+
+        The generation is the last number in a replica's name. Call this when the process becomes the leader.
+        """
         found = self._decisions.generations()
         self._generations = {name: last for (name, _), last in found.items() if scratch_of(name)}
 
@@ -153,7 +156,7 @@ class Verifier:
         self._listed = True
         self._drop_notes()
         now = self._clock()
-        self._grant(pending, now)  # before the read of the store, which may fail and end this check
+        self._grant(pending, now)  # first, because the read of the store below may fail and end this check
         heard = await self._read_reports(now)
         # Leave out replicas that are already being ended, so that the outcome of a replica is counted only
         # once.
@@ -214,9 +217,9 @@ class Verifier:
                 self._grants.launching(each.replica, version.artifact_sha256)
 
     async def _read_reports(self, now: float) -> dict[str, float]:
-        """Read the heartbeats. Return the time since which each scratch replica has been silent.
+        """Read the heartbeats. Return, for each scratch replica, the time when it was last heard.
 
-        This is the time of its last heartbeat, or the end of the last store outage if that was later.
+        This is the time of its last heartbeat. If a store outage ended later, it is the end of that outage.
         """
         try:
             self._reports = {report.replica: report for report in await self._store.replicas()}
@@ -228,7 +231,7 @@ class Verifier:
         return {each.replica: max(answered, self._heard.get(each.replica, 0.0)) for each in self._running}
 
     def _drop_notes(self) -> None:
-        """Forget scratch replicas that have ended or have become replicas."""
+        """Forget scratch replicas that have ended, or that have become replicas of a Deployment."""
         there = {each.replica for each in self._running}
         for noted in (self._granted, self._started, self._kept, self._ending, self._heard):
             for replica in noted.keys() - there:
@@ -240,8 +243,8 @@ class Verifier:
 
     async def _act(self, found: ScratchPlan) -> None:
         settled = {(each.model, each.number) for each in found.settle}
-        # Mark these replicas as ending before the registry is called. If the call fails, the next check does
-        # not count their outcomes again.
+        # If a version has no result yet, mark its replicas to kill as ending before the registry is called.
+        # If the call fails, the next check does not count the outcomes of these replicas again.
         for replica, cause in found.kill:
             if self._version_of(replica) not in settled and not self._is_kept(replica, self._clock()):
                 self._ending.setdefault(replica, cause)
@@ -259,7 +262,7 @@ class Verifier:
             await self._launch(version)
 
     async def _end(self, replica: str) -> None:
-        """End a scratch replica, unless it has become a replica, or may have become one."""
+        """End a scratch replica, unless it has become a Deployment's replica, or may have become one."""
         if not self._pool.release_verified(replica):
             return
         log.info("ending a scratch replica", extra={"replica": replica, "cause": self._ending[replica]})

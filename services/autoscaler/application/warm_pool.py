@@ -98,16 +98,20 @@ class WarmPool:
         self.problem: str | None = None
 
     def take_over(self) -> None:
-        """Read the claims and the workers' generations. Call this when the process becomes the leader."""
+        """Read the claims, and the last generation of each pool's workers.
+
+        The generation is the last number in a worker's name. Call this when the process becomes the leader.
+        """
         self._claims.take_over()
         self._generations = {
             name: last for (name, _), last in self._decision_store.generations().items() if pool_of(name)
         }
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
-        """Make a waiting worker the replica. If none takes it, start a new worker with the real launcher.
+        """Make a waiting worker the replica, or start a new worker with the real launcher.
 
-        Raise the errors of the real launcher.
+        A new worker starts only if no waiting worker takes the replica. Raise the errors of the real
+        launcher.
         """
         if isinstance(assignment, Assignment):
             if await self._take_verified(assignment):
@@ -131,16 +135,16 @@ class WarmPool:
         return await self._launcher.output(self._claims.worker_of(replica), lines)
 
     def keep_verified(self, scratch: Assignment) -> None:
-        """Keep a scratch replica that has verified its version. It can become the next replica that fits."""
+        """Keep a verified version's scratch replica. A later launch of this version can use it."""
         self._verified[scratch.replica] = scratch
 
     def release_verified(self, worker: str) -> bool:
-        """Stop keeping a scratch replica. Return False if it has become a replica, or may have become one."""
+        """Stop keeping a scratch replica. Return False if it is or may be a Deployment's replica now."""
         self._verified.pop(worker, None)
         return not (self._in_doubt or worker in self._claims.workers)
 
     def became_replica(self, worker: str) -> bool:
-        """Return True if a scratch replica has become a replica."""
+        """Return True if a scratch replica has become a replica of a Deployment."""
         return worker in self._claims.workers
 
     @property

@@ -31,9 +31,12 @@ class ReplicaBounds:
 def bounds(deployment: Deployment, now: float, start_s: float, over_budget: str = "") -> ReplicaBounds:
     """Return the bounds at ``now``.
 
-    ``over_budget``: the message about a budget that is used up; empty if none is used up. If several windows
-    of the schedule are open, the largest bounds apply. The minimum of a window applies ``start_s`` seconds
-    earlier, so that its replicas are ready when the window opens. A budget limits both bounds.
+    ``over_budget``: the message about a budget that is used up; empty if none is used up. Such a budget sets
+    both bounds.
+
+    If several windows of the schedule are open, the largest bounds apply. The minimum of a window applies
+    ``start_s`` seconds earlier, so that its replicas are ready when the window opens. A budget per hour can
+    lower both bounds.
     """
     low, high = deployment.min_replicas, deployment.max_replicas
     if over_budget:

@@ -204,6 +204,6 @@ def _turn(claim: HostClaim, count: int, whole: Room) -> tuple[bool, float, bool,
     """Return the sort key for replica ``count`` + 1 of a claim. The smallest key gets room first."""
     memory = claim.size.memory_mb / whole.memory_mb if whole.memory_mb > 0 else 0.0
     cores = claim.size.cores / whole.cores if whole.cores > 0 else 0.0
-    # Among equal Deployments, one that already holds this replica comes first, so that no replica is
+    # Among equal Deployments, prefer one that already has this replica. Otherwise, replicas would be
     # exchanged needlessly.
     return count >= claim.low, round(count * max(memory, cores), 9), count >= claim.held, claim.name

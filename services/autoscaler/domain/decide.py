@@ -31,7 +31,8 @@ from tidegate.kernel.protocol.presence import ReplicaReport
 def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tuple[Plan, State]:
     """Return the plan for ``snapshot`` at ``now`` (seconds since the epoch), and the next state.
 
-    The plan is empty while the desired state or the running replicas are not known. Never raises.
+    The plan is empty while the desired state or the running replicas are not known. This function never
+    raises an exception.
     """
     state = _notice(snapshot, state, now)
     if snapshot.desired_state is None or snapshot.running is None:
@@ -84,7 +85,10 @@ def _proposals(
     state: State,
     now: float,
 ) -> list[Proposal]:
-    """Return a proposal for each Deployment of the desired state. ``running`` has their replicas."""
+    """Return a proposal for each Deployment of the desired state.
+
+    ``running``: the replicas of each Deployment, by its name.
+    """
     if snapshot.desired_state is None:
         return []
     reports = reports_by_deployment(snapshot.reports)
@@ -133,8 +137,8 @@ def _adopt(
             took = max(0.0, now - each.launched_at - seen.installing_s)
             starts[each.deployment] = (took, *starts.get(each.deployment, ()))[:STARTS_KEPT]
         _raise_generation(generations, each.deployment, each.slot, each.generation)
-    # a failed replica keeps its report after its end; count its generation, so that its name is not used
-    # again
+    # The report of a failed replica stays after the replica has ended. Count its generation too, so that no
+    # later replica gets the same name.
     for name in reports or {}:
         if parsed := parse_replica(name):
             _raise_generation(generations, *parsed)

@@ -1,4 +1,4 @@
-"""Decide about one Deployment in one round: count failures, find the target, then start and drain."""
+"""Decide about one Deployment in one round: count failures, find the target, start and drain replicas."""
 
 from __future__ import annotations
 
@@ -93,9 +93,10 @@ class DeploymentRound:
     def settle(
         self, proposal: Proposal, launches: Sequence[Launch], put_off: int
     ) -> tuple[list[Action], Decision | None, DeploymentMemory]:
-        """Return the actions, the decision (if it is worth recording) and the memory for the next round.
+        """Return the actions, the decision (None if not worth recording) and the ``DeploymentMemory``.
 
-        ``launches`` are made now; ``put_off`` is the number of launches that must wait.
+        The memory is for the next round. ``launches`` are made now; ``put_off`` is the number of launches
+        that must wait.
         """
         before, found = proposal.before, proposal.target
         memory = replace(proposal.memory, put_off=put_off)
@@ -118,9 +119,9 @@ class DeploymentRound:
         )
 
     def _first_memory(self, state: State) -> DeploymentMemory:
-        """Return the first memory of a Deployment that this process has not seen before.
+        """Return the first ``DeploymentMemory`` of a Deployment that is new to this process.
 
-        Its target is the number of replicas that run now. A Deployment that never ran gets at least one
+        The target in it is the number of replicas that run now. A Deployment that never ran gets at least one
         replica, even with a minimum of 0, to show that its model loads.
         """
         active = sum(v.active for v in self.verdicts)
@@ -139,13 +140,15 @@ class DeploymentRound:
             start_failures = StartFailures(
                 1, not_before, self.now, replica_health.REASONS[replica_health.FAILED], failed.message
             )
-        # Record the running replicas as recommended, so that none of them is drained for a whole down window.
+        # Record the first target as a recommendation. So no replica is drained before one down window
+        # (`down_window_s`) has passed.
         return DeploymentMemory(start, self.now, recommended=((self.now, start),), start=start_failures)
 
     def _with_configuration(self, memory: DeploymentMemory) -> DeploymentMemory:
-        """Return the memory of the Deployment for its current configuration.
+        """Return ``memory``, adapted to the Deployment's current configuration.
 
-        If the configuration has changed, forget the failed starts, the replica slots and the measured MiB.
+        If the configuration has changed, forget the failed starts, the failures of replica slots, and the
+        measured MiB of a replica.
         """
         current = fingerprint(self.deployment)
         if memory.fingerprint == current:
@@ -155,7 +158,10 @@ class DeploymentRound:
         return replace(memory, fingerprint=current, start=StartFailures(), slots={}, replica_mb=0)
 
     def _with_size(self, memory: DeploymentMemory) -> DeploymentMemory:
-        """Update the highest measured memory (MiB) of a ready replica of this configuration."""
+        """Return ``memory`` with the highest MiB that were measured for a ready replica.
+
+        Only replicas of the current configuration count.
+        """
         found = [
             v.running.memory_mb
             for v in self.verdicts
@@ -165,9 +171,10 @@ class DeploymentRound:
         return memory if most <= memory.replica_mb else replace(memory, replica_mb=most)
 
     def _with_ends(self, memory: DeploymentMemory, state: State) -> DeploymentMemory:
-        """Count the failures of this round. Forget failed starts once a later replica is ready.
+        """Return ``memory`` with the failures of this round.
 
-        Forget the failures of a replica slot ``FORGET_SLOT_AFTER_S`` seconds after the last one.
+        Forget failed starts when a replica became ready after the last of them. Forget the failures of a
+        replica slot ``FORGET_SLOT_AFTER_S`` seconds after its last failure.
         """
         ready = [
             state.replicas[v.running.replica].ready_at or 0.0 for v in self.verdicts if v.phase == "ready"
@@ -264,9 +271,13 @@ class DeploymentRound:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """The target of one Deployment in one round, before and after the host limits it.
+    """The target of one Deployment in one round.
 
-    ``before``: the Deployment's memory of the last round. ``cause``: why new replicas are launched.
+    At first, the host does not limit the target. :meth:`bounded` returns a proposal whose target the host
+    limits.
+
+    ``before``: the :class:`DeploymentMemory` after the last round. ``memory``: the one after this round.
+    ``cause``: why new replicas are launched.
     """
 
     round: DeploymentRound
@@ -288,9 +299,9 @@ class Proposal:
         return any(v.active and v.running.fingerprint != self.memory.fingerprint for v in self.round.verdicts)
 
     def bounded(self, replicas: int, words: str) -> Proposal:
-        """Return the proposal with the target lowered to ``replicas``, for which the host has room.
+        """Return the proposal with its target lowered to ``replicas``: the host has room for no more.
 
-        ``words`` say why.
+        ``words`` explain this limit.
         """
         full = self.target
         reason = f"{full.reason}; {words}"

@@ -1,8 +1,13 @@
 """Allow only those calls to the container engine that the launcher needs.
 
-A caller that may create any container controls the whole machine: one call can mount the disk. So a proxy
-holds the engine's socket and forwards only what these rules allow: containers of this stack by name, with the
-workers' images and network, with named volumes, without privileges.
+A caller that may create any container controls the whole machine: one call can mount the disk. So only a
+proxy can reach the engine's socket, and it forwards only what these rules allow. A container that it forwards
+must meet these conditions:
+
+- It belongs to this stack by its name.
+- It uses the images and the network of workers.
+- It mounts only named volumes.
+- It gains no privileges.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ _CALLS: Mapping[str, set[str | None]] = {
     "PUT": {"/archive"},
     "DELETE": {None},
 }
-# The only capabilities of a worker that runs as root. With them, it can run its model as another user, and
+# The only capabilities of a worker that runs as root. They let the worker run its model as another user, and
 # end the model.
 ROOT = "0:0"
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
@@ -39,7 +44,10 @@ _HOST = {
 
 @dataclass(frozen=True, slots=True)
 class StackBounds:
-    """The limits for this stack's containers. ``images``: patterns with ``*``. ``home``: the state folder."""
+    """The limits for this stack's containers.
+
+    ``images``: patterns of the allowed images, with ``*``. ``home``: the state folder in a container.
+    """
 
     stack: str
     images: tuple[str, ...]
@@ -50,10 +58,10 @@ class StackBounds:
 
 
 def refusal(method: str, path: str, query: Query, body: bytes, bounds: StackBounds) -> str | None:
-    """Return None for an allowed call, else the reason for the rejection. ``path`` is decoded."""
+    """Return why a call is not allowed; None if it is allowed. ``path``: the decoded URL path."""
     path = _VERSION.sub("", path)
-    # Reject repeated parameters and parameters in the body of a form. The engine could read them differently
-    # from this check.
+    # Reject repeated parameters and parameters in a form body. The engine could read them differently from
+    # this check.
     if any(len(values) > 1 or ";" in values[0] for values in query.values()):
         return "a parameter may occur only once"
     if body and content_type(path) is None:

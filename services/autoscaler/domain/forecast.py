@@ -26,10 +26,10 @@ Minutes = Mapping[int, int]
 
 
 def expected(history: Minutes, first: int, season: Season, now: float, ahead_s: float) -> float | None:
-    """Return the highest rate (requests a second) expected between ``now`` and ``ahead_s`` seconds later.
+    """Return the highest forecast rate (requests per second) in the next ``ahead_s`` seconds.
 
-    ``first`` is the minute in which ``history`` begins. Return None if the forecast is off, or if the history
-    is too short.
+    ``first``: the minute since the epoch in which ``history`` begins. Return None if the forecast is off, or
+    if ``history`` is too short.
     """
     if season == "off":
         return None
@@ -45,7 +45,11 @@ def expected(history: Minutes, first: int, season: Season, now: float, ahead_s: 
 
 
 def _average(history: Minutes, minute: int, length: int, weights: Sequence[float], around: int) -> float:
-    """Return the weighted mean of arrivals in the same minutes of earlier seasons."""
+    """Return the weighted mean of arrivals per minute, at the time of ``minute`` in earlier seasons.
+
+    ``length``: the minutes of a season. ``weights``: a weight for each earlier season, the latest first.
+    ``around``: this many minutes before and after the minute also count.
+    """
     total = 0.0
     for back, weight in enumerate(weights, start=1):
         middle = minute - back * length

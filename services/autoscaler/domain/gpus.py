@@ -1,6 +1,6 @@
 """Choose the GPUs of a replica, from the GPUs of the machine and the claims on them.
 
-A claim is a number of MiB of a GPU's memory; a claim on a whole GPU has all its memory. A claim is stored
+A claim is a number of MiB of a GPU's memory. A claim on a whole GPU is for all its memory. A claim is stored
 with its replica: as a label of the container, or as a file in the folder of the process. So the claim ends
 with the replica.
 """
@@ -34,7 +34,8 @@ class Gpu:
 class GpuClaim:
     """The GPU memory that a replica claims.
 
-    If two claims need more memory than the GPU has, the claim with the smaller ``order`` is valid.
+    If two claims together need more memory than the GPU has, only the claim with the smaller ``order`` is
+    valid.
     """
 
     replica: str
@@ -111,10 +112,11 @@ def read_inventory(listing: str) -> tuple[Gpu, ...]:
 
 
 def visible(gpus: Sequence[Gpu], setting: str | None) -> tuple[Gpu, ...]:
-    """Return the GPUs that the value ``setting`` of ``CUDA_VISIBLE_DEVICES`` allows; None: it is not set.
+    """Return the GPUs that ``setting``, the value of ``CUDA_VISIBLE_DEVICES``, allows.
 
-    An entry is an index into the list, or the beginning of a UUID. The first entry that matches no GPU ends
-    the list.
+    If ``setting`` is None, the variable is not set and all GPUs are allowed. Each entry is an index into
+    ``gpus``, or the beginning of a UUID. The list ends before the first entry that does not match exactly one
+    GPU, or that names a GPU again.
     """
     if setting is None:
         return tuple(gpus)

@@ -1,4 +1,4 @@
-"""Limit the replicas of all Deployments to what the host can run, and choose what starts now."""
+"""Limit the replicas of all Deployments to what the host can run, and choose which ones start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from services.autoscaler.domain.snapshot import Host, Launch, Policy, Snapshot
 
 @dataclass(frozen=True, slots=True)
 class HostBounds:
-    """The host in one round: its free room, and how many starts are allowed (None means any number)."""
+    """The free memory and cores of the host in one round, and the number of allowed starts.
+
+    ``starts``: how many replicas may start now; None means any number.
+    """
 
     host: Host | None
     policy: Policy

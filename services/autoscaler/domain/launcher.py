@@ -168,7 +168,7 @@ def fingerprint(deployment: Deployment) -> str:
         read.add("llm")
     if deployment.upstream is not None:
         read.add("upstream")
-    # Only gateways read `affinity_wait_ms`, so its change does not replace workers.
+    # Only gateways read `affinity_wait_ms`. So a change of this setting does not replace workers.
     return _digest(deployment.model_dump(mode="json", include=read, exclude={"llm": {"affinity_wait_ms"}}))
 
 

@@ -39,7 +39,7 @@ def measure_llm(
     loads = [g.deployments[name] for g in gateways.reports if name in g.deployments] if gateways else []
     ready = [r for r in reports if r.state == "ready"]
     engines = [r.llm or EngineReport() for r in ready]
-    # If the engine does not report how many requests it runs, use how many the replica has in flight.
+    # If an engine does not report how many requests it runs, use the number that its replica has in flight.
     running = sum(r.inflight if e.running is None else e.running for r, e in zip(ready, engines, strict=True))
     sized = [e for e in engines if e.kv_total]
     memory = _with_reading(reports, memory, policy, now)
@@ -61,7 +61,7 @@ def measure_llm(
 def _with_reading(
     reports: Iterable[ReplicaReport], memory: LoadMemory, policy: Policy, now: float
 ) -> LoadMemory:
-    """Return the memory with a new sample: the prompt tokens that all engines together have computed."""
+    """Return ``memory`` with a new sample of the prompt tokens that all engines have computed."""
     more, prompts = 0, {}
     for report in reports:
         if report.llm is None or report.llm.prompt_tokens is None:

@@ -1,15 +1,16 @@
-"""The scaling rules of language models, beside those in ``rules.py``.
+"""The scaling rules of language models, in addition to the rules in ``rules.py``.
 
 The rule *wait* counts requests; one request runs in each slot. The rules here count tokens, because one
 request may have a thousand times the tokens of another. The need is the number of replicas that a rule
 demands.
 
 *tokens*. Q prompt tokens wait, all slots are busy, and R replicas together read T prompt tokens per second.
-These prompts are read after Q/T seconds. ``limit`` is the target wait or the time of a start, whichever is
-longer, because a new replica cannot help before it has started. The need is R * (Q/T) / limit.
+So the engines read these Q tokens in Q/T seconds. ``limit`` is the target wait or the time of a start,
+whichever is longer, because a new replica cannot help before it has started. If ``Tuning.impatient`` is set,
+it is the target wait. The need is R * (Q/T) / limit.
 
-*kv*. The KV caches of R replicas can store K tokens and now store U; Q prompt tokens wait. The need is R * (U
-+ Q) / (u * K), where u is the utilization that the Deployment allows.
+*kv*. The KV caches of R replicas have room for K tokens. U tokens are in them now, and Q prompt tokens wait.
+The need is R * (U + Q) / (u * K), where u is the utilization that the Deployment allows.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def words(load: LlmLoad) -> str:
 
 
 def llm_needs(load: LlmLoad, tuning: Tuning, ready: int, start_s: float) -> list[RuleNeed]:
-    """Return the number of replicas that each rule needs. Skip rules whose inputs are not known.
+    """Return the number of replicas that each rule demands. Skip rules whose inputs are not known.
 
     ``start_s``: the seconds that the start of a replica takes.
     """

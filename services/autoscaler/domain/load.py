@@ -19,8 +19,8 @@ from tidegate.kernel.protocol.capacity import measured_rps
 from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
-# Conditions for a trend: at least this many rates, at least this R squared, and a slope of at least this many
-# standard errors.
+# The conditions for a trend. It needs at least this many rates and at least this R squared. Its slope must be
+# at least this many standard errors.
 TREND_POINTS = 6
 TREND_EXPLAINS = 0.85
 TREND_CLEAR = 3.0
@@ -37,7 +37,7 @@ def measure(
     slots: int = 1,
     start_s: float = 0.0,
 ) -> tuple[Load, LoadMemory]:
-    """Return the load of ``deployment`` and its new memory.
+    """Return the load of ``deployment``, and its :class:`LoadMemory` after this round.
 
     ``reports``: the reports of its replicas. ``jobs``: the number of unfinished jobs by Deployment.
     ``slots``: the number of model instances in a replica. ``start_s``: the seconds until a new replica is
@@ -80,9 +80,10 @@ def _windows(each_ms: float | None, start_s: float, policy: Policy) -> _Windows:
     """Return the windows over which arrivals are counted for a rate.
 
     A count of n random arrivals has a standard deviation of sqrt(n). A busy replica serves one arrival per
-    service time, so about 30 arrivals for each replica fall into a window of 30 service times. Their count
-    has a standard deviation of 18 %, which is exact enough. If a start takes long, the window is at least a
-    quarter of that time, so that a short peak starts nothing. The policy limits the window.
+    service time. So about 30 arrivals for each replica fall into a window of 30 service times. The standard
+    deviation of this count is 18 % of it, which is exact enough. If a start takes long, the window is at
+    least a quarter of the start time, so that a short peak starts no replica. The policy limits the length of
+    the window.
     """
     window = max(policy.rate_window_s, 0.03 * (each_ms or 0.0), start_s / 4)
     whole = min(policy.longest_rate_window_s, window)
@@ -128,7 +129,10 @@ def _arrivals(
 
 
 def _followed(memory: LoadMemory, sample: Sample, policy: Policy) -> LoadMemory:
-    """Add ``sample`` to ``memory.trail``, and compute the trend. Skip it if it follows too soon."""
+    """Return ``memory`` with ``sample`` in ``trail``, and with the new trend.
+
+    If the last sample in ``trail`` is too recent, return ``memory`` unchanged.
+    """
     if memory.trail and sample.at - memory.trail[-1].at < policy.trail_every_s:
         return memory
     trail = _window((*memory.trail, sample), sample.at - policy.trail_s)
@@ -166,7 +170,7 @@ def _utilization(services: tuple[Sample, ...]) -> float | None:
 def _service(
     reports: list[ReplicaReport], memory: LoadMemory, policy: Policy, now: float, slots: int
 ) -> LoadMemory:
-    """Return the memory with the time per request in the window, computed from the workers' totals."""
+    """Return ``memory`` with the time per request in the window, computed from the workers' totals."""
     done, busy = 0, 0.0
     served: dict[str, tuple[int, float]] = {}
     for report in reports:
@@ -206,7 +210,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _rate(samples: tuple[Sample, ...], least_s: float) -> float | None:
-    """Return the growth of the count in a second; None if the samples cover less than ``least_s`` seconds."""
+    """Return how much the count grows per second; None if the samples cover less than ``least_s`` s."""
     span = samples[-1].at - samples[0].at if samples else 0.0
     return (samples[-1].count - samples[0].count) / span if span >= least_s else None
 

@@ -1,4 +1,4 @@
-"""Choose which logs of ended replicas to delete: those that are too old, and the oldest beyond the limits."""
+"""Choose the logs of ended replicas to delete: logs that are too old, and logs beyond the limits."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# Limits for one Deployment: its share of ``total_bytes`` and its number of logs. So a Deployment that fails
-# repeatedly does not displace the logs of other Deployments.
+# Limits for one Deployment: a share of ``LogLimits.total_bytes``, and a number of logs. So the logs of a
+# Deployment that fails repeatedly do not displace the logs of other Deployments.
 SHARE = 0.25
 MOST_EACH = 100
 
@@ -32,7 +32,10 @@ class EndedReplicaLog(NamedTuple):
 
 
 def overdue(logs: Iterable[EndedReplicaLog], now: float, limits: LogLimits) -> list[str]:
-    """Return the names of the logs to delete: those that are too old, and the oldest beyond the limits."""
+    """Return the names of the logs to delete.
+
+    These are the logs that are too old, and the logs that exceed a limit. The newest logs are kept first.
+    """
     kept, deleted = 0, []
     sizes, count = defaultdict[str, int](int), defaultdict[str, int](int)
     for log in sorted(logs, key=lambda each: each.written_at, reverse=True):

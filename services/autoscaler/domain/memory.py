@@ -28,7 +28,7 @@ class RuleNeed:
 class Target:
     """The target number of replicas, the rule that set it, and the reason.
 
-    ``terms``: the number of replicas that each rule needs, before bounds, windows and limits. ``low`` and
+    ``terms``: the number of replicas that each rule demands, before bounds, windows and limits. ``low`` and
     ``high``: the bounds. ``asked``: the target before the host limited it; None if the host did not limit it.
     """
 
@@ -66,16 +66,16 @@ class LlmLoad:
 class Load:
     """The load of one Deployment. A field is None if it is not known. Rates are requests per second.
 
-    ``new`` are the requests that arrived since the last round. ``ms_per_request`` is the model time of a
-    request in one of a replica's ``slots`` (model instances). While the replicas are not measured yet, this
-    time is an estimate, and ``guess`` names its source. ``batch`` is the number of requests that share a
-    model call. ``at_least`` is the part of the demand that is known, also if ``demand`` is None.
-    ``burst_rate`` is the arrival rate over a shorter window. ``trend`` is the increase of the arrival rate in
-    each second, if it grows steadily. ``expected`` is the forecast of the arrival rate at the time when a
-    replica that starts now is ready. ``utilization`` is the share of time in which replicas were busy;
-    ``gpu_utilization`` is the same for their GPUs. ``measured`` is True if replicas have finished requests
-    within the window. ``llm`` is for language models. ``sequences`` is the number of sequences that the
-    replicas of a stateful model keep; each replica can keep ``sequence_slots``.
+    ``new`` is the number of requests that arrived since the last round. ``ms_per_request`` is the model time
+    of a request in one of a replica's ``slots`` (model instances). Before replicas are measured, this time is
+    an estimate, and ``guess`` names its source. ``batch`` is the number of requests that share a model call.
+    ``at_least`` is the known part of the demand; it is set even if ``demand`` is None. ``burst_rate`` is the
+    arrival rate over a shorter window. ``trend`` is how much the arrival rate grows per second, if it grows
+    steadily. ``expected`` is the highest forecast rate until a replica that starts now is ready.
+    ``utilization`` is the share of time in which replicas were busy; ``gpu_utilization`` is the same for
+    their GPUs. ``measured`` is True if replicas have finished requests within the window. ``llm`` is for
+    language models. ``sequences`` is the number of sequences that the replicas of a stateful model keep.
+    ``sequence_slots`` is the number of sequences that one replica can keep.
     """
 
     demand: int | None
@@ -111,7 +111,8 @@ class Load:
 class Sample:
     """Totals at one moment. The difference of two samples gives a rate.
 
-    ``offered_ms`` is the time in which replicas could serve requests.
+    ``offered_ms`` is the time in which replicas could serve requests. ``busy_ms`` is the time in which they
+    did.
     """
 
     at: float
@@ -124,10 +125,10 @@ class Sample:
 class LoadMemory:
     """The totals that each gateway and worker last reported, and the samples computed from them.
 
-    If a total becomes smaller, its growth counts as 0, so a restarted process does not cause a negative rate.
+    If a total becomes smaller, its growth counts as 0. So a restarted process does not cause a negative rate.
     ``trail`` has samples of arrivals like ``arrivals``, but over a longer time and at longer intervals.
-    ``trend`` is the growth of the arrival rate in a second. ``prompts`` has the number of prompt tokens that
-    each engine had read, and ``read`` has samples of their sum.
+    ``trend`` is how much the arrival rate grows per second. ``prompts`` has the number of prompt tokens that
+    each engine had computed at its last report. ``read`` has samples of the sum over all engines.
     """
 
     arrived: Mapping[str, int] = field(default_factory=dict)
@@ -144,7 +145,10 @@ class LoadMemory:
 
 @dataclass(frozen=True, slots=True)
 class SlotMemory:
-    """The failures in a row of one slot's replicas. Only failures of replicas that had been ready count."""
+    """The consecutive failures of the replicas in one replica slot of a Deployment.
+
+    A failure counts only if the replica had been ready before.
+    """
 
     failures: int = 0
     not_before: float = 0.0
@@ -154,7 +158,10 @@ class SlotMemory:
 
 @dataclass(frozen=True, slots=True)
 class StartFailures:
-    """The failed starts in a row. They count for all slots together, because the version causes them."""
+    """The consecutive failed starts of a Deployment.
+
+    They are counted together for all replica slots, because the version causes them.
+    """
 
     failures: int = 0
     not_before: float = 0.0
@@ -177,12 +184,12 @@ class EndedReplica:
 class DeploymentMemory:
     """The memory of one Deployment.
 
-    ``recommended`` and ``lowest`` are earlier needs, as (time, replicas): those in ``recommended`` still
-    prevent scaling down, those in ``lowest`` still prevent scaling up. ``moves`` are the changes of the
-    target in the last minute, as (time, change). ``seen`` is the load of the last round and ``wanted`` its
-    target. ``ended`` are the last failures, newest first. ``replica_mb`` is the highest measured memory of a
-    replica of this configuration. ``put_off`` is the number of starts that wait for other starts, or for
-    memory or cores.
+    ``recommended`` and ``lowest`` have needs of earlier rounds, as (time, replicas). Needs in ``recommended``
+    can still prevent scaling down. Needs in ``lowest`` can still prevent scaling up. ``moves`` has the
+    changes of the target in the last minute, as (time, change). ``seen`` is the load of the last round, and
+    ``wanted`` is the target of that round. ``ended`` has the last failures, newest first. ``replica_mb`` is
+    the highest measured memory of a replica of this configuration, in MiB. ``put_off`` is the number of
+    starts that must wait for other starts, for memory or for cores.
     """
 
     target: int
@@ -209,8 +216,8 @@ class ReplicaMemory:
     """The memory of one running replica, from its heartbeats.
 
     ``installing_s``: the time to install the version's requirements; it does not count as start time.
-    ``progress``: the number of finished requests and the busy time. ``progress_at``: when ``progress`` last
-    changed, or when the replica last had no request.
+    ``progress``: the number of finished requests, and the busy time in ms. ``progress_at``: when ``progress``
+    last changed, or when the replica last had no request, whichever is later.
     """
 
     first_seen: float

@@ -9,7 +9,7 @@ from tidegate.kernel.protocol.deployment_status import Condition
 from tidegate.kernel.protocol.presence import ModelDeath, ReplicaReport
 
 MODEL_DIED = "model died"
-# From this many deaths in a row on, the Deployment counts as crash-looping.
+# After this many deaths of its model in a row, a Deployment counts as crash-looping.
 REPEATED = 3
 # A model's process that lives longer than this many seconds counts as healthy. Then the worker counts the
 # deaths from zero again.
@@ -25,7 +25,11 @@ def starts_again(report: ReplicaReport | None) -> bool:
 def with_deaths(
     ended: tuple[EndedReplica, ...], reports: Iterable[ReplicaReport], kept: int, now: float
 ) -> tuple[EndedReplica, ...]:
-    """Return the last ``kept`` failures, newest first, including the last death of each replica's model."""
+    """Return ``ended`` with the last death of each replica's model, newest failure first.
+
+    Deaths that are older than ``REMEMBERED_S`` seconds are not added. If there are more than ``kept``
+    failures, the oldest are dropped.
+    """
     for report in reports:
         death = report.death
         if death is None or now - death.at > REMEMBERED_S:
@@ -44,7 +48,11 @@ def describe(death: ModelDeath) -> str:
 
 
 def unhealthy(deployment: str, reports: Iterable[ReplicaReport], now: float) -> Condition | None:
-    """Return the condition of a Deployment whose model dies; None if no model has died lately."""
+    """Return the condition that says that a Deployment's model dies; None if this is not so.
+
+    A death counts while the replica loads the model again. ``REPEATED`` or more deaths in a row also count
+    for ``QUIET_S`` seconds after the last of them.
+    """
     found = [
         (report, report.death)
         for report in reports

@@ -13,10 +13,11 @@ from tidegate.kernel.protocol.models import Deployment, Version
 
 
 def to_drain(verdicts: Iterable[Verdict], target: int, current: str) -> list[Drain]:
-    """Return the replicas to drain: unneeded ones of an older configuration, then the surplus.
+    """Return the replicas to drain: first replicas of an older configuration, then the surplus.
 
-    In each of these two groups, replicas that do not serve yet are drained first, then those with the fewest
-    requests in flight, then the youngest.
+    A ready replica of an older configuration is drained only if enough other replicas are ready. Each group
+    has this order: first the replicas that do not serve yet, then those with the fewest requests in flight,
+    then the youngest.
     """
     active = [v for v in verdicts if v.active]
     fresh = [v for v in active if v.running.fingerprint == current]

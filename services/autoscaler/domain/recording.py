@@ -55,7 +55,7 @@ class RecordedRound(NamedTuple):
 
 @dataclass(slots=True)
 class LastRound:
-    """The sections of the last round. The next round is compared with them."""
+    """The sections (parts of the snapshot) of the last round. The next round is compared with them."""
 
     sections: dict[str, Section | None] = field(default_factory=dict)
     desired_state: DesiredState | None = None
@@ -84,7 +84,7 @@ def write_round(snapshot: Snapshot, last: LastRound) -> Document:
 
 
 def read_round(document: Document, last: LastRound) -> Snapshot:
-    """Return the snapshot of a document of :func:`write_round`. Update ``last`` to this round."""
+    """Return the snapshot that :func:`write_round` stored. Update ``last`` to this round."""
     if "intention" in document:
         desired = document["intention"]
         last.desired_state = None if desired is None else DesiredState.model_validate(desired)
@@ -108,7 +108,7 @@ def write_state(state: State) -> Document:
 
 
 def read_state(document: Document) -> State:
-    """Return the state of a document."""
+    """Return the state that :func:`write_state` stored in ``document``."""
     generations = {(name, slot): generation for name, slot, generation in document["generations"]}
     return replace(_STATE.validate_python({**document, "generations": {}}), generations=generations)
 
@@ -127,7 +127,7 @@ def write_chunk(policy: Policy, before: State | None, rounds: Iterable[RecordedR
 
 
 def decide_again(chunks: Iterable[Document]) -> Iterator[tuple[float, list[Document], list[Document]]]:
-    """Repeat the decisions of each round. Yield its time, the recorded and the new decisions.
+    """Decide each recorded round again. Yield its time, the recorded decisions and the new decisions.
 
     The first chunk must have the state before its first round.
     """
@@ -138,7 +138,8 @@ def decide_again(chunks: Iterable[Document]) -> Iterator[tuple[float, list[Docum
             state, last = read_state(chunk["state"]), LastRound()
         for now, document, before in chunk["rounds"]:
             plan, state = decide(read_round(document, last), policy, state, now)
-            # Compare as JSON, where a tuple is a list, because the recorded decisions come from JSON.
+            # Convert the new decisions to JSON and back. The recorded decisions also come from JSON, in which
+            # a tuple is a list.
             yield now, before, [orjson.loads(orjson.dumps(asdict(d))) for d in plan.decisions]
 
 
@@ -178,7 +179,7 @@ def _snapshot(document: Document, last: LastRound) -> Snapshot:
         overrides={name: LocalOverride(*fields) for name, fields in overrides.items()},
         launch_failures=found["launch_failures"] or {},
         expected=found["expected"] or {},
-        # Recordings by an earlier version of Tidegate have no budgets.
+        # Recordings by an earlier version of Tidegate do not have this section.
         over_budget=found.get("over_budget") or {},
         host=document["host"],
         cordoned=frozenset(document["cordoned"]),
@@ -191,7 +192,7 @@ def _sorted(section: Mapping[str, Any]) -> Section:
 
 
 def _running(running: Running) -> Section:
-    # Fields that mostly have their default are written only if they differ.
+    # Some fields almost always have their default. Such a field is written only if it has another value.
     plain = {
         "replica": running.replica,
         "deployment": running.deployment,
@@ -278,7 +279,10 @@ def _read_report(plain: list[Any]) -> ReplicaReport:
 
 
 def _gateways(view: GatewayView) -> Section:
-    """Return the gateways' loads by incarnation and Deployment. A gateway without load has an empty entry."""
+    """Return the gateways' loads by incarnation and Deployment.
+
+    Each gateway also has an entry None of its own, so that a gateway without load is stored too.
+    """
     plain: Section = {" missing": sorted(view.missing)}
     for gateway in view.reports:
         plain[gateway.incarnation] = None

@@ -1,7 +1,7 @@
 """Decide whether a replica is healthy, and when its successor may start.
 
-A missing heartbeat counts only while the store answers and has other heartbeats. So no replica is ended
-because the store is down or was restarted empty.
+A missing heartbeat counts only while the store answers and has other heartbeats. So an outage of the store,
+or its restart without data, does not end any replica.
 """
 
 from __future__ import annotations
@@ -42,9 +42,12 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class ReplicaTimeouts:
-    """The time limits of a Deployment's replicas in seconds: until ready, and until a request finishes.
+    """The time limits of a Deployment's replicas, in seconds.
 
-    If ``progress_s`` is None, the limit of the policy applies, but not to replicas with jobs or streams.
+    ``start_s``: until a replica is ready. ``progress_s``: until a request finishes.
+
+    If ``progress_s`` is None, the policy's limit applies. That limit does not apply to replicas that run
+    jobs, nor to replicas whose model can stream.
     """
 
     start_s: float
@@ -55,8 +58,9 @@ class ReplicaTimeouts:
 class Verdict:
     """The verdict on a replica: its phase, or the cause of its end with a message.
 
-    ``reported`` is False if it has no heartbeat now. Then its phase is the last known one. ``inflight``: the
-    requests that it works on and the sequences that it keeps.
+    ``reported``: True if an active replica has a heartbeat now. Without a heartbeat, its phase is the last
+    known one. ``inflight``: the number of requests that it works on, plus the number of sequences that it
+    keeps.
     """
 
     running: Running
@@ -160,7 +164,7 @@ def judge_all(
 
 
 def phase_of(memory: ReplicaMemory | None) -> Phase:
-    """Return the phase of a replica; ``memory`` None: it has not reported yet."""
+    """Return the phase of a replica. ``memory`` is None before the replica's first heartbeat."""
     if memory is None:
         return "starting"
     if memory.draining_since is not None:
@@ -192,8 +196,8 @@ def _stuck(
     if report is None or (timeouts.progress_s is None and _may_be_long(report)):
         return ""
     limit = timeouts.progress_s or policy.progress_timeout_s
-    # The worker has the same limit: it ends a model that hangs and reports why. Wait a little longer for its
-    # report.
+    # The worker has the same limit. It ends a model that hangs, and then it reports the reason. Wait a little
+    # longer for this report.
     if now - memory.progress_at <= limit + policy.start_grace_s:
         return ""
     return (
@@ -241,5 +245,8 @@ def failed_start(
 
 
 def _backoff(failures: int, policy: Policy) -> float:
-    """Return the seconds to wait after ``failures`` in a row: 0, 1, 2, 4 .. up to the policy's limit."""
+    """Return the seconds to wait after ``failures`` failures in a row: 0, 1, 2, 4 .. up to a limit.
+
+    ``policy.backoff_max_s`` is this limit.
+    """
     return 0.0 if failures < 1 else float(min(policy.backoff_max_s, 2.0 ** min(failures - 1, 16)))

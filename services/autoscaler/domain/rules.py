@@ -1,27 +1,29 @@
 """The scaling rules: the replicas that the load needs, and why. The largest need counts.
 
-*wait*. With N unanswered requests, R replicas, s ms of model time per request and c requests per call, a
-replica serves c requests at a time. The rest of its share waits (N/R - c)*s. This stays within the target
-wait W if R >= N*s / (W + c*s). So a single slow request needs one replica and not s/W of them. With k model
-instances in a replica, k calls run at the same time: R >= N*(s/k) / (W + c*s). If the current replicas can
-empty the queue before a new one is ready, the rule does not scale up. To decide this, it replaces N by the
-number of requests at that time, N + (L - R*k/s)*S, with arrivals at rate L and a start time S.
+*wait*. N requests are unanswered, R replicas serve them, and a request takes s ms of model time. A call has c
+requests, so a replica serves c requests at a time. Each replica has N/R requests. The last of them waits (N/R
+- c)*s ms. This is at most the target wait W if R >= N*s / (W + c*s). So a single slow request needs one
+replica and not s/W of them. With k model instances in a replica, k calls run at the same time: R >= N*(s/k) /
+(W + c*s). If the current replicas can empty the queue before a new one is ready, the rule does not scale up.
+To decide this, it replaces N by the number of requests at that time. This number is N + (L - R*k/s)*S, with
+an arrival rate L and a start time S.
 
-*utilization*. Arrivals at rate L keep L*s/k replicas busy (Little's law). At a utilization of u, they need
-L*s/(k*u) replicas. If the Deployment sets u, the measured utilization U of replicas (or their GPUs) counts as
-well (*busy*). Then R replicas do the work of R*U/u. This is the formula of the Kubernetes HPA, with its
-tolerance of a tenth.
+*utilization*. Arrivals at rate L keep L*s/k replicas busy (Little's law). If replicas may be busy for a share
+u of the time, L*s/(k*u) replicas are needed. If the Deployment sets u, the rule *busy* applies as well. It
+uses the measured utilization U of the replicas or of their GPUs, whichever is higher. R replicas at
+utilization U do the work of R*U/u replicas at utilization u, so this is the need. This is the formula of the
+Kubernetes HPA, with its tolerance of a tenth.
 
 *backlog*. The need is N / (number of requests per replica that the Deployment allows).
 
 *sequences*, for stateful models. The need is (number of sequences that replicas keep) / (slots of a replica).
-Unanswered requests count if no slot is free, because one of them may start a sequence.
+If no slot is free, unanswered requests count too, because each of them may start a sequence.
 
-*tokens* and *kv*, for language models: see ``llm_rules.py``. For these models, an engine's requests share its
-slots. So c is the number of slots, and s is the time of a request divided by c.
+*tokens* and *kv*, for language models: see ``llm_rules.py``. An engine runs one request in each of its slots.
+So c is the number of slots, and s is the time of a request divided by c.
 
-*trend* and *forecast*. This is the utilization rule at the rate that is expected when a replica that starts
-now is ready.
+*trend* and *forecast*. These are the utilization rule at a future rate: the rate that is expected when a
+replica that starts now is ready.
 
 Every need grows with the load: with N, with each rate and with U.
 """

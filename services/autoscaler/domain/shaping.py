@@ -92,7 +92,7 @@ def _limited(memory: DeploymentMemory, found: Shaped, tuning: Tuning, now: float
 
 
 def moved(memory: DeploymentMemory, replicas: int, now: float) -> DeploymentMemory:
-    """Return ``memory`` with the new target and the change."""
+    """Return ``memory`` with the new target, and with its change in ``moves``."""
     change = replicas - memory.target
     recent = tuple((at, n) for at, n in memory.moves if now - at < MINUTE_S)
     return replace(memory, target=replicas, moves=(*recent, (now, change)) if change else recent)

@@ -25,7 +25,10 @@ class LocalOverride:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The resources of the machine that replicas run on. ``available_mb`` None: only its size is known."""
+    """The resources of the machine that replicas run on.
+
+    ``available_mb`` is None if it is not known how much memory is free.
+    """
 
     cores: float
     memory_mb: int
@@ -43,12 +46,13 @@ class HostProbe(Protocol):
 class Snapshot:
     """One observation. None always means that a value could not be read, never that it is empty.
 
-    ``jobs`` has the number of unfinished jobs by Deployment. ``hints`` has the time of the last demand event
-    by Deployment. ``launch_failures`` has the message of each launch that failed in the last round, by
-    replica. ``expected`` has the forecasts of arrivals a second by Deployment. ``over_budget`` has the
-    messages about used-up budgets by Deployment. If ``host`` is one of the ``cordoned`` hosts, no replica is
-    started on it. ``room`` has the resources of ``host``. If ``room`` is None, memory and cores limit no
-    start.
+    These fields are by Deployment: ``jobs`` has the number of unfinished jobs. ``hints`` has the time of the
+    last demand event. ``expected`` has the forecast arrivals per second. ``over_budget`` has the message
+    about a used-up budget.
+
+    ``launch_failures`` has, by replica, the message of each launch that failed in the last round. If ``host``
+    is one of the ``cordoned`` hosts, no replica is started on it. ``room`` has the resources of ``host``. If
+    ``room`` is None, starts are not limited by memory and cores.
     """
 
     desired_state: DesiredState | None
@@ -80,13 +84,14 @@ class Policy:
     trail_every_s: float = 5.0  # time between the samples of a trend, which are kept for ``trail_s``
     trail_s: float = 60.0
     service_window_s: float = 30.0
-    step_every_s: float = 5.0  # time between steps up while the service rate is not known
+    step_every_s: float = 5.0  # time between two added replicas while the service rate is not known
     stuck_after_s: float = 15.0
     progress_timeout_s: float = (
         300.0  # longest time without a finished request, if the Deployment has no limit
     )
     reports_return_s: float = 10.0  # missing heartbeats do not count for this long after the store returns
-    # A worker acts on its Deployment's limits itself, and reports why. The autoscaler waits this much longer.
+    # A worker itself acts on its Deployment's time limits, and reports why. The autoscaler waits this much
+    # longer than a limit, so that the report can arrive.
     start_grace_s: float = 5.0
     drain_grace_s: float = 10.0
     backoff_max_s: float = 60.0
@@ -155,7 +160,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The actions of a round, in order within each Deployment, and the decisions to store."""
+    """The actions of a round, and the decisions to store.
+
+    The actions on one Deployment are in the order in which they must run.
+    """
 
     actions: tuple[Action, ...] = ()
     decisions: tuple[Decision, ...] = ()

@@ -102,7 +102,7 @@ def _status(
 def replica_view(
     running: Running, report: ReplicaReport | None, memory: ReplicaMemory | None
 ) -> dict[str, Any]:
-    """Return a replica for JSON: its last heartbeat, if any, and what the launcher reports."""
+    """Return a replica's data for JSON: its heartbeat, if it has one, and what the launcher reports."""
     report = report or ReplicaReport(
         replica=running.replica,
         deployment=running.deployment,
@@ -209,7 +209,7 @@ def _condition(kind: str, ok: bool, reason: str, message: str, now: float) -> Co
 
 
 def _dated(conditions: list[Condition], previous: DeploymentStatus | None) -> list[Condition]:
-    """Return the conditions with the time of their last change."""
+    """Return the conditions. A condition that has not changed keeps its earlier time."""
     before = {c.type: c for c in previous.conditions} if previous else {}
     return [
         c.model_copy(update={"at": old.at})

@@ -1,8 +1,9 @@
 """Compute the target: the largest need of the rules, shaped over time, within the bounds.
 
-``rules.py`` computes the need, ``shaping.py`` how fast to follow it, ``bounds.py`` what is allowed. Three
-cases come first: an override, an unknown demand, and scale to zero. Each is a function below that returns
-None if it does not apply. The first that applies decides.
+``rules.py`` computes the need. ``shaping.py`` decides how fast the target follows the need. ``bounds.py``
+computes the smallest and the largest allowed target. Three cases come first: an override, an unknown demand,
+and scale to zero. Each case has a function below, which returns None if the case does not apply. The first
+case that applies decides.
 """
 
 from __future__ import annotations
@@ -120,10 +121,10 @@ def _panicked(
     limits: ReplicaBounds,
     now: float,
 ) -> tuple[Need, DeploymentMemory]:
-    """Return the need. In a panic, return the need of the last few seconds if it is larger.
+    """Return ``need``, or in a panic the need of the last few seconds if it is larger than ``need``.
 
-    A panic begins when the larger of the two needs is several times the number of ready replicas. It ends one
-    down window after the last round with such a large need.
+    A panic begins when the larger of these two needs is several times the number of ready replicas. It ends
+    one down window after the last round with such a large need.
     """
     if not tuned.panic_factor or load.demand is None:
         return need, memory

@@ -1,7 +1,7 @@
-"""Decide which scratch replicas start and end, and which versions are verified or rejected. Pure.
+"""Decide which scratch replicas start and end, and which versions are verified or rejected.
 
-A scratch replica loads one pending version, checks it and reports. The name of its Deployment is
-``scratch-<model>-<version>-``, which no other Deployment can have.
+The functions do no I/O. A scratch replica loads one pending version, checks it and reports the result. The
+name of its Deployment is ``scratch-<model>-<version>-``, which no other Deployment can have.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ DEATHS, INTERRUPTIONS = 2, 3
 AT_ONCE = 2  # more scratch replicas at the same time would slow down each other's measurements
 PREFIX, SUFFIX = "scratch-", "-"
 SILENT_S = 30.0
-LONGEST_S = 2400.0  # only for workers that do not end at their own, shorter limits
-# The first and the longest pause before the next try.
+LONGEST_S = 2400.0  # ends workers that did not end at their own, shorter limits
+# The first and the longest pause before the next try, in seconds.
 BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
 
 Key = tuple[str, int]
@@ -33,8 +33,8 @@ Key = tuple[str, int]
 class Attempts:
     """The failed scratch replicas in one verification round of a version, counted by cause.
 
-    ``deaths``: the model's process ended. ``interruptions``: the cause is not known. ``outages``: the
-    platform failed. ``not_before`` is the earliest time of the next start.
+    ``deaths``: the model's process ended. ``interruptions``: the cause is not known, or no GPU was free.
+    ``outages``: the platform failed. ``not_before`` is the earliest time of the next start.
     """
 
     round: int
@@ -61,7 +61,10 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class ScratchPlan:
-    """The versions to verify now, the results, and the scratch replicas to end, each with the cause."""
+    """The versions to verify now, the results, and the scratch replicas to end.
+
+    ``kill`` has the name of each of these replicas and the cause of its end.
+    """
 
     launch: tuple[Version, ...] = ()
     settle: tuple[Settle, ...] = ()
@@ -75,7 +78,7 @@ def deployment_of_scratch(model: str, number: int) -> str:
 
 
 def scratch_of(deployment: str) -> Key | None:
-    """Return the version of a name from :func:`deployment_of_scratch`; None for other names."""
+    """Return the version to which a name from :func:`deployment_of_scratch` belongs; else None."""
     if not (deployment.startswith(PREFIX) and deployment.endswith(SUFFIX)):
         return None
     model, _, number = deployment[len(PREFIX) : -len(SUFFIX)].rpartition("-")
@@ -89,7 +92,7 @@ def is_scratch(worker: str) -> bool:
 
 
 def fits(scratch: Assignment, assignment: Assignment) -> bool:
-    """Return True if the scratch replica of a verified version can become this replica of the version."""
+    """Return True if the scratch replica of a verified version can become the replica ``assignment``."""
     of, for_ = scratch.deployment, assignment.deployment
     same = (of.model, of.version, of.image, of.resources) == (
         for_.model,
@@ -109,9 +112,11 @@ def plan(
     heard: Mapping[str, float] | None = None,
     reported: Container[str] = frozenset(),
 ) -> ScratchPlan:
-    """Return what to do now. ``running``: the scratch replicas. ``reports``: the heartbeats of workers.
+    """Return what to do now.
 
-    ``heard``: for each scratch replica, the time since which it counts as silent. ``reported``: the scratch
+    ``running``: the scratch replicas. ``reports``: the heartbeats of workers.
+
+    ``heard``: for each scratch replica, the time from which its silence counts. ``reported``: the scratch
     replicas that have sent a heartbeat so far.
     """
     wanted = {(version.model, version.number): version for version in pending}
@@ -156,10 +161,11 @@ def plan(
 def after_failed_launch(
     version: Version, kept: Attempts | None, error: TidegateError, now: float
 ) -> tuple[Attempts, VerificationResult | None]:
-    """Return the attempts including this failed launch, and the version's result if no other try follows.
+    """Return the attempts including this failed launch, and the version's result if no try follows.
 
-    While the launcher fails, the version stays pending. If the machine has no free GPU after several tries,
-    the version is skipped. So a new version can still replace a version that uses the only GPU.
+    If the launcher refuses the version's options, the version is rejected. If the machine has no free GPU in
+    several tries, the version is skipped. So a new version can still replace a version that uses the only
+    GPU. After any other failure of the launcher, the version stays pending.
     """
     no_gpu = isinstance(error, NoFreeGpu)
     kind = "interrupted" if no_gpu else "rejected" if isinstance(error, OptionsRefused) else "unavailable"
@@ -228,7 +234,10 @@ def _outcome(
 def _judged(
     kept: Attempts, outcome: ScratchOutcome, now: float
 ) -> tuple[Attempts, VerificationResult | None]:
-    """Return the attempts including this outcome, and the version's result; None if another try follows."""
+    """Return the attempts including this outcome, and the version's result.
+
+    The result is None if another try follows.
+    """
     if outcome.kind in ("verified", "rejected"):
         result = VerificationResult.model_validate(
             {"round": outcome.round, "state": outcome.kind, "message": outcome.message, "card": outcome.card}

@@ -17,9 +17,10 @@ BACKOFF_MAX_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class WarmClaim:
-    """A replica that was offered to the pool, and the ``worker`` that took it; None if not known yet.
+    """A replica that was offered to the workers of a pool.
 
-    The other fields are those of :class:`Running` that the launcher cannot know.
+    ``worker``: the name of the worker that became this replica; None if it is not known yet. The other fields
+    are those of :class:`Running` that the launcher cannot know.
     """
 
     replica: str
@@ -31,7 +32,10 @@ class WarmClaim:
 
 @dataclass(frozen=True, slots=True)
 class PoolFailures:
-    """The failed starts of one pool in a row, the earliest time of the next start, and the last message."""
+    """The consecutive failed starts of one pool.
+
+    ``not_before`` is the earliest time of the next start. ``message`` describes the last failure.
+    """
 
     count: int = 0
     not_before: float = 0.0
@@ -40,7 +44,7 @@ class PoolFailures:
 
 @dataclass(frozen=True, slots=True)
 class PoolMemory:
-    """The time of each worker's last heartbeat, by name, and the failed starts of each pool."""
+    """The time of each worker's last heartbeat, by worker, and the failed starts of each pool."""
 
     heartbeats: Mapping[str, float] = field(default_factory=dict)
     failures: Mapping[str, PoolFailures] = field(default_factory=dict)
@@ -48,7 +52,11 @@ class PoolMemory:
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """The pools that need another worker, the workers to end (each with the cause), and the idle workers."""
+    """The workers to start and to end, and the idle workers.
+
+    ``launch`` has the pool of each worker to start. ``kill`` has the name of each worker to end, with the
+    cause. ``idle`` has the names of the idle workers by pool.
+    """
 
     launch: tuple[str, ...]
     kill: tuple[tuple[str, str], ...]
@@ -72,9 +80,9 @@ def plan_pool(
 ) -> tuple[PoolPlan, PoolMemory]:
     """Plan starts and ends that keep every pool at its size.
 
-    ``waiting``: all workers without a Deployment. ``evidence_since``: since when heartbeats can be read. A
-    worker that ends before it gets a Deployment counts as a failed start: the next start waits 1, 2, 4 .. 60
-    s.
+    ``waiting``: all workers without a Deployment. ``evidence_since``: the time since which heartbeats can be
+    read. If a worker ends before it gets a Deployment, this counts as a failed start. Then the next start
+    waits: 1 s, 2 s, 4 s, up to 60 s.
     """
     heartbeats = {r.replica: memory.heartbeats.get(r.replica, 0.0) for r in waiting}
     heartbeats |= {name: now for name in heartbeats if name in reports and reports[name].state == "warm"}
@@ -103,7 +111,8 @@ def plan_pool(
         not_before = failures.get(name, PoolFailures()).not_before
         if now >= not_before:
             launch += [name] * (spec.workers - len(kept[name]))
-        # Only a worker that was started after the failure proves that starts work again.
+        # A heartbeat ends the failures only if its worker was started after the pause that followed the last
+        # failure.
         if any(heartbeats[each.replica] == now and each.launched_at >= not_before for each in kept[name]):
             failures.pop(name, None)
     idle = {
@@ -114,7 +123,10 @@ def plan_pool(
 
 
 def as_replica(worker: Running, claim: WarmClaim, parsed: tuple[str, int, int]) -> Running:
-    """Return a worker of the pool as the replica that it became; ``parsed`` are the parts of that name."""
+    """Return a worker of the pool as the replica that it became.
+
+    ``parsed``: the Deployment, the slot and the generation in the replica's name.
+    """
     deployment, slot, generation = parsed
     return replace(
         worker,
@@ -139,7 +151,8 @@ def _failure(
 ) -> str:
     """Return why a worker of the pool must be ended; empty if it is healthy.
 
-    ``evidence_s``: for how long heartbeats have been readable.
+    ``heartbeats``: the time of the worker's last heartbeat; 0 if it has sent none. ``evidence_s``: for how
+    many seconds heartbeats could be read.
     """
     if not worker.alive:
         return worker.ending or "the worker's process has ended"

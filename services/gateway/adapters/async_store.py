@@ -35,7 +35,7 @@ class AsyncStore:
         return f"{self.root}/{key}"
 
     async def read(self, key: str, most_bytes: int) -> bytes:
-        """Return an input. Raise NotFound, PayloadTooLarge, or Unavailable if the store fails."""
+        """Return an input. Raise NotFound or PayloadTooLarge; raise Unavailable if the store fails."""
         return await self._do(self._read, key, most_bytes)
 
     async def write(self, key: str, content: bytes) -> None:
@@ -87,10 +87,10 @@ class AsyncStore:
 
 
 def _local(path: str, root: str) -> Stream:
-    """Open a plain file in a folder; raise FileNotFoundError for other files and for links out of it.
+    """Open a plain file in the folder ``root``. Raise FileNotFoundError for any other file.
 
-    Users of this host put inputs into the folder. A link could give a user the gateway's own files, and
-    reading a pipe would never end.
+    Users of this host put inputs into the folder. A link to a file outside the folder could give a user the
+    gateway's own files. Reading a pipe would never end.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     place = Path(os.path.realpath(f"/proc/self/fd/{handle}"))

@@ -30,15 +30,15 @@ class AutoscalerClient:
             await self._http.aclose()
 
     async def pause(self, deployment: str) -> None:
-        """Keep a Deployment at 0 replicas until :meth:`resume` is called. Raise TidegateError."""
+        """Keep a Deployment at 0 replicas until :meth:`resume`. Raise TidegateError if this fails."""
         await self._post(f"/v1/deployments/{deployment}/pause", {})
 
     async def resume(self, deployment: str) -> None:
-        """Let the policy decide the number of replicas again. Raise TidegateError."""
+        """Let the policy decide the number of replicas again. Raise TidegateError if this fails."""
         await self._post(f"/v1/deployments/{deployment}/resume", None)
 
     async def hold(self, deployment: str, replicas: int) -> None:
-        """Keep a Deployment at a fixed number of replicas. Raise TidegateError."""
+        """Keep a Deployment at a fixed number of replicas. Raise TidegateError if this fails."""
         await self._send("PUT", f"/v1/deployments/{deployment}/replicas", {"replicas": replicas})
 
     async def _post(self, path: str, body: dict[str, str] | None) -> None:

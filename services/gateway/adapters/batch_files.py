@@ -65,7 +65,10 @@ class LineSplitter:
         return len(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Add bytes. Return the lines that are now complete, without empty lines."""
+        """Add bytes. Return the lines that are now complete.
+
+        Whitespace at both ends of a line is removed, and blank lines are left out.
+        """
         self._total += len(data)
         if self._total > self._total_bytes:
             raise PayloadTooLarge(
@@ -112,7 +115,7 @@ class RawPiece(NamedTuple):
 
 
 class RawLines:
-    """A splitter of incoming bytes into pieces of complete lines. Joined, the pieces equal the file.
+    """A splitter of incoming bytes into pieces of complete lines. All pieces together equal the file.
 
     Raises PayloadTooLarge if the file or a line has too many bytes, and BadRequest for too many lines.
     """
@@ -132,7 +135,7 @@ class RawLines:
         return len(self._rest)
 
     def feed(self, data: bytes) -> RawPiece | None:
-        """Add bytes. Return the next piece if enough lines are complete."""
+        """Add bytes. Return the next piece when the complete lines have ``CHUNK_BYTES`` bytes; else None."""
         self.size += len(data)
         if self.size > self._total_bytes:
             raise PayloadTooLarge(f"the file is larger than {self._total_bytes} bytes: split it")

@@ -1,7 +1,7 @@
-"""Publish copies of requests for shadow traffic, and pass on their answers. A lost copy is not sent again.
+"""Publish copies of requests for shadow traffic, and pass on the answers to the copies.
 
-Copies have separate ids, so no reply to a copy reaches a caller. A copy is not counted as a request of its
-Deployment, nor as demand.
+A copy that is lost is not sent again. Copies have ids of their own, so no reply to a copy reaches a caller. A
+copy counts neither as a request of its Deployment nor as demand.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _OF_COPIES = 1 << 63
 class Copy:
     """A copy of a request.
 
-    ``done`` is called once: with the reply, or with a reason and a message if there is no reply.
-    ``timeout_s``: the longest wait for the answer. ``deadline``: a time of ``time.monotonic``, set when the
-    copy is sent.
+    ``done`` is called once. It gets the reply, or a reason and a message if there is no reply. ``timeout_s``:
+    the longest wait for the answer. ``deadline``: when this wait ends, on the clock of ``time.monotonic``; it
+    is set when the copy is sent.
     """
 
     endpoint: str
@@ -72,7 +72,7 @@ class CopyPublisher:
         return channel is not None and not channel.blocked
 
     def in_flight(self, deployment: str) -> int:
-        """Return how many copies from this process wait for an answer of a Deployment."""
+        """Return how many copies from this process wait for an answer from a Deployment."""
         return self._by_deployment.get(deployment, 0)
 
     def publish(self, copies: Sequence[Copy], fleet: ReplicaFleet) -> None:

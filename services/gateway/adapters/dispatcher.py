@@ -110,7 +110,7 @@ class Dispatcher:
         return self.out.problem or self.back.problem
 
     def queue_of(self, route: DeploymentRoute) -> DeploymentQueue:
-        """Return the queue of a Deployment. The first call creates it."""
+        """Return this process's queue for a Deployment. The first call for the Deployment creates it."""
         queue = self._queues.get(route.name)
         if queue is None:
             queue = self._queues[route.name] = DeploymentQueue(route.queue)
@@ -151,10 +151,11 @@ class Dispatcher:
     ) -> bytes:
         """Queue a request and return its id. After that, ``done`` is called with the reply or an error.
 
-        Callers share the Deployment by weight. ``cost``: how much the request counts for its caller; 0: its
-        ``rows`` count. ``replica``: for a language model, the preferred replica. The request waits in this
-        replica's queue for at most ``wait_ms``. ``keeper``: the replica of the request's sequence. A request
-        of a sequence goes only to this replica, and is never sent again.
+        Callers share the Deployment by weight. ``cost``: the units that the request takes from its caller's
+        share; with 0, each of its ``rows`` is a unit. ``replica``: for a language model, the preferred
+        replica. The request waits in this replica's queue for at most ``wait_ms``. ``keeper``: for a request
+        of a sequence, the replica of the sequence. Such a request goes only to this replica, and is never
+        sent again.
 
         With ``stream``, ``done`` is called with each chunk, and last with END or an error. The requests to a
         Deployment that are queued in one event-loop turn are published together, at the end of the turn.
@@ -196,7 +197,7 @@ class Dispatcher:
         return id_
 
     def uploads(self, id_: bytes) -> bool:
-        """Return True while a request is not published; for a sequence: while its data is being uploaded."""
+        """Return True while a request is not published: it waits in a :class:`FairLane`, or is uploaded."""
         return (pending := self._pending.get(id_)) is not None and not pending.published
 
     def _enqueue(self, queue: DeploymentQueue, pending: PendingRequest) -> None:
@@ -274,7 +275,7 @@ class Dispatcher:
     def _publish_to_replica(
         self, channel: Channel, pending: PendingRequest, lane: Lane, queue: Queue
     ) -> None:
-        """Publish a request to the queue of its replica. If that is impossible, use the shared queue."""
+        """Publish a request to its preferred replica's queue. If this is impossible, use the shared queue."""
 
         def on_failure(error: Unavailable) -> None:
             if isinstance(error, Unroutable | Refused):  # otherwise, the request is sent after the reconnect
@@ -369,10 +370,10 @@ class Dispatcher:
         await channel.declare(CANCELS)
 
     def _resend(self) -> None:
-        """Send requests after a reconnect: those not sent before, and those that may have been lost.
+        """Send requests after a reconnect: requests that were not sent, and requests that may be lost.
 
-        A request is sent again only once. A request of a sequence, or to a Deployment with ``retry: never``,
-        is not sent again: it fails.
+        A request is sent again only once. Two kinds of requests are not sent again, but fail: requests of a
+        sequence, and requests to a Deployment with ``retry: never``.
         """
         again: dict[str, list[PendingRequest]] = defaultdict(list)
         for id_, pending in list(self._pending.items()):
@@ -451,7 +452,7 @@ class Dispatcher:
         elif (left := pending.deadline - self._loop.time()) > 0:
             pending.timer = self._loop.call_later(left, self._expire, id_)
         else:
-            self._events.cancel(id_)  # the worker runs the stream until it gets the cancel
+            self._events.cancel(id_)  # the worker runs the stream until this cancel reaches it
             what = "next" if pending.order.emitted else "first"
             passed = f"the {what} part of the stream did not arrive within {pending.timeout_s:g} s"
             self.fail(id_, self._too_late(pending, passed))
@@ -493,7 +494,7 @@ class Dispatcher:
         return pending
 
     def demand(self, route: DeploymentRoute) -> None:
-        """Publish demand after a request to a Deployment was refused, so that a replica can start."""
+        """Publish a demand event for a Deployment that refused a request, so that a replica can start."""
         self.queue_of(route)  # create the queue: the heartbeat reports only Deployments with a queue
         if self.out.channel is not None:
             self._events.demand(self.out.channel, route.name)

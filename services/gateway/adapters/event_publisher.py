@@ -21,7 +21,10 @@ DEMAND_EVERY_S = 1.0
 
 
 class EventPublisher:
-    """A publisher on the connection ``out``. Requests cancelled in one event-loop turn share a message."""
+    """A publisher on the connection ``out``.
+
+    It collects the requests that are cancelled in one event-loop turn, and publishes them in one message.
+    """
 
     def __init__(self, out: Connection, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
         self._out = out

@@ -104,6 +104,6 @@ class Heartbeat:
     def _waits_for_replica(self, loads: dict[str, GatewayLoad]) -> bool:
         """Return True if requests wait for a Deployment without a ready replica.
 
-        Then every round reads the Deployments' statuses, because a status shows whether a start failed.
+        If True, the round reads the Deployments' statuses, because a status shows whether a start failed.
         """
         return any(load.outstanding and not self.fleet(name).ready for name, load in loads.items())

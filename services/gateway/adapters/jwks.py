@@ -21,14 +21,15 @@ from tidegate.kernel.protocol.access import Principal
 log = telemetry.logger(__name__)
 
 REFRESH_S = 300.0
-# If a token has an unknown key, the gateway reads the keys again, but at most once in this time. While there
-# are no keys, it reads them at this interval.
+# The seconds between two reads of the keys while there are no keys. A token with an unknown key also causes a
+# read, but only if the last read is more than this many seconds ago.
 RETRY_S = 5.0
 TIMEOUT_S = 5.0
 LEEWAY_S = 30
-# A verified token is accepted for this long without a new check.
+# The seconds for which a verified token is accepted without a new check. A token that expires earlier is
+# accepted for a shorter time.
 TRUST_S = 300.0
-# The most characters of a token. It is limited because thousands of verified tokens stay in memory.
+# The most characters of a token. There is a limit because thousands of verified tokens stay in memory.
 LONGEST = 8192
 _TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 # The accepted algorithms sign with a private key. A token that is signed with a shared secret, or not
@@ -83,8 +84,9 @@ class Jwks:
                 reason="not_known_yet",
                 retry_after_s=1,
             )
-        # The decoder ignores invalid characters, so one token could be written in many ways. Each of these
-        # texts would fill an entry in the cache of verified tokens. So reject them here.
+        # The decoder ignores invalid characters, so one token could be written as many different texts. Each
+        # text would fill an entry in the cache of verified tokens. So reject every text with invalid
+        # characters here.
         if len(token) > LONGEST or _TOKEN.fullmatch(token) is None:
             raise Unauthorized(f"the token is invalid: expected a JWT of at most {LONGEST} characters")
         try:

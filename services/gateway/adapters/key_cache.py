@@ -27,11 +27,12 @@ TIMEOUT_S = 2.0
 
 
 class KeyCache:
-    """A cache of the registry's table of keys, which is read every 2 s and after each published change.
+    """A cache of the registry's table of keys. It is read every 2 s and after each published change.
 
-    After a key is revoked, it works until the next read: for some milliseconds, or for up to 2 s while the
-    broker is away. While the registry is away, no key can be revoked. ``on_change`` is called with each new
-    table.
+    A revoked key works until the next read of the table. This takes some milliseconds, or up to 2 s while the
+    broker is away. While the registry is away, no key can be revoked.
+
+    ``on_change``: called with each new table.
     """
 
     def __init__(
@@ -75,9 +76,9 @@ class KeyCache:
         await self._http.aclose()
 
     async def prior_usage(self, principal: str, day: str) -> PriorUsage:
-        """Return how many requests of a principal the registry counted on ``day`` and in that month.
+        """Return how many requests of a principal the registry counted on ``day`` and in its month.
 
-        Raises Unavailable.
+        Raise Unavailable if the registry does not report the counts.
         """
         try:
             answer = await self._http.get(f"/v1/usage/{quote(principal, safe='')}/quota", params={"day": day})

@@ -1,6 +1,7 @@
-"""Report to the store how much callers used of their limits in this process, and lease the next part.
+"""Report to the store how much of their limits callers used, and renew this process's leases.
 
-This runs in the background, so requests do not wait for the store.
+A lease is a part of a limit that this process may use. The exchange with the store runs in the background, so
+requests do not wait for the store.
 """
 
 from __future__ import annotations
@@ -71,11 +72,14 @@ class LimitLeases:
         self.limiters: dict[str, KeyLimiter] = {}
 
     def start(self) -> None:
-        """Start settling in the background."""
+        """Start the task that renews the leases in the background."""
         self._task = asyncio.create_task(self._run(), name="limits")
 
     async def stop(self) -> None:
-        """Stop, and return unused tokens and concurrency slots to the accounts in the store."""
+        """Stop the task, and return the unused part of each lease to the accounts in the store.
+
+        The unused part consists of rate-limit tokens and concurrency slots.
+        """
         await tasks.end(self._task, *self._seeding.values())
         with contextlib.suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(SLOW_S):
@@ -180,7 +184,10 @@ class LimitLeases:
             del self._active[limiter]
 
     async def _seed(self, principal: str, day: str) -> None:
-        """Add earlier requests from the registry to a new account, so its quota does not start at 0."""
+        """Add the requests that the registry counted earlier to a new account in the store.
+
+        Without this, the account's quota would start at 0.
+        """
         try:
             await self._store.seed(await self._read_prior_usage(principal, day))
         except TidegateError as error:

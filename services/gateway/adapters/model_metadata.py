@@ -33,14 +33,15 @@ class ModelMetadataCache:
     async def get(self, deployment: str) -> ModelMetadata | None:
         """Return a Deployment's metadata, or None if no worker has published it.
 
-        If the metadata is not in the cache, read it from the store. Raise StoreUnavailable.
+        If the metadata is not in the cache, read it from the store. Raise StoreUnavailable if the store does
+        not answer.
         """
         if deployment not in self._metadata:
             self._metadata |= await self._store.models([deployment])
         return self._metadata.get(deployment)
 
     def labels(self, deployment: str) -> Mapping[str, Sequence[str]]:
-        """Return the class names of each output. Empty if the metadata is not known."""
+        """Return a list of class names for each output; an empty mapping if no metadata is known."""
         metadata = self._metadata.get(deployment)
         return metadata.labels if metadata is not None else {}
 

@@ -35,17 +35,18 @@ SEQUENCE_UNKNOWN = (
 SEQUENCE_LOST = (
     "the replica of this sequence has ended, and the sequence's state is lost: start the sequence again"
 )
-# A heartbeat reports at most this many flows of a lane: those with the most requests.
+# A heartbeat reports at most this many flows of each FairLane. These are the flows with the most unanswered
+# requests.
 MOST_FLOWS = 64
 
 
 @dataclass(slots=True)
 class Lane:
-    """The queues for a request to a language model, or for a request of a sequence.
+    """The RabbitMQ queues for one request, which is for a language model or belongs to a sequence.
 
     ``sequence``: True if the request belongs to a sequence. ``shared``: for a sequence, the queue of its
     replica; for a language model, the queue of the request's band. ``own``: the queue of the preferred
-    replica, or None. After ``wait_ms`` in ``own``, the request moves to ``shared``.
+    replica, or None. A request that is still in ``own`` after ``wait_ms`` milliseconds moves to ``shared``.
     """
 
     shared: Queue
@@ -62,21 +63,24 @@ def lane_of(deployment: str, band: Band, replica: str, wait_ms: float) -> Lane:
 
 @dataclass(slots=True)
 class PendingRequest:
-    """A request that waits for its reply. ``done`` is called once, with the reply or an error.
+    """A request that waits for its reply.
 
-    A stream has an ``order``. For a stream, ``done`` is called with each chunk and with the end.
-    ``timeout_s`` limits the time between two chunks, so each chunk moves ``deadline``.
+    ``done``: called once, with the reply or an error. For a stream, it is called with each chunk and with the
+    end.
 
-    ``frame``: the request as sent; a list of pieces if it is large. It is None while the data is uploaded to
-    the blob store, and after a stream's first chunk. ``size``: the bytes of the data. It includes uploaded
-    data, because the worker loads that data into memory.
+    ``order``: set only for a stream. ``timeout_s``: for a stream, the longest time between two chunks. So
+    each chunk of the stream sets a later ``deadline``.
 
-    ``lane``: only for a request to a language model or of a sequence. Such a request is sent in a separate
-    message.
+    ``frame``: the request as it is sent; a list of pieces if it is large. It is None while the data is
+    uploaded to the blob store, and after a stream's first chunk. ``size``: the bytes of the data. It includes
+    uploaded data, because the worker loads that data into memory.
+
+    ``lane``: set only if the request is for a language model or belongs to a sequence. Such a request is sent
+    in a separate message.
 
     ``fair``: the :class:`FairLane` that the request shares with other callers' requests. ``flow``: the
-    caller's requests in it. ``published``: True if the request was published, False if it waits in ``fair``.
-    ``cost``: how much the request counts for its caller.
+    caller's requests in ``fair``. ``published``: True if the request was published, False if it waits in
+    ``fair``. ``cost``: how much the request counts for its caller.
     """
 
     id: bytes
@@ -101,11 +105,12 @@ class PendingRequest:
 
 @dataclass(slots=True)
 class DeploymentQueue:
-    """The requests to publish to one Deployment in this event-loop turn, and the Deployment's counters.
+    """The requests and counters of one Deployment.
 
-    ``lane``: the requests that cannot be published yet. A language model has such a lane for each band, in
-    ``lanes``. ``sequences``: requests of sequences. They are published immediately, because their order must
-    not change.
+    ``waiting``: the requests to publish in this event-loop turn. ``lanes``: a :class:`FairLane` for each
+    band. It counts the published requests and holds those that cannot be published yet. ``lane``: the one of
+    the band ``normal``; only language models use other bands. ``sequences``: the requests of sequences. They
+    are published immediately, because their order must not change.
     """
 
     amqp_queue: Queue
@@ -119,7 +124,7 @@ class DeploymentQueue:
         self.lanes["normal"] = self.lane
 
     def band(self, band: Band) -> FairLane[PendingRequest]:
-        """Return the lane of a band."""
+        """Return the :class:`FairLane` of a band. The first call creates it."""
         lane = self.lanes.get(band)
         if lane is None:
             lane = self.lanes[band] = FairLane()
@@ -127,9 +132,9 @@ class DeploymentQueue:
         return lane
 
     def standing(self, key: FlowKey) -> Standing | None:
-        """Return the number of a caller's unanswered requests, and the caller's share of the Deployment.
+        """Return the number of a caller's unanswered requests, and its fair share of the Deployment.
 
-        Return None if no other caller has requests.
+        Return None if no other caller has unanswered requests.
         """
         contended, mine, share = False, 0, 1.0
         for lane in self.lanes.values():
@@ -140,7 +145,10 @@ class DeploymentQueue:
         return Standing(mine + self.lane.elsewhere(flow), share) if contended else None
 
     def learn(self, fleet: ReplicaFleet) -> None:
-        """Set each lane's window to what keeps the replicas busy, and store the loads at other gateways."""
+        """Set the window of each :class:`FairLane`, and store the loads at other gateways.
+
+        The window is the number of published requests that keeps the replicas busy.
+        """
         for lane in self.lanes.values():
             lane.window = window_of(fleet)
             lane.learn(fleet.flows_elsewhere)
@@ -152,7 +160,10 @@ class DeploymentQueue:
         pending.fair.arrive(pending.flow)
 
     def settle(self, pending: PendingRequest) -> FairLane[PendingRequest]:
-        """Count a request as completed. Return the request's lane, which may now publish another request."""
+        """Count a request as completed, and return its :class:`FairLane`.
+
+        The FairLane may now have room to publish another request.
+        """
         self.load.outstanding -= 1
         self.load.completed += 1
         pending.fair.settle(pending.flow, published=pending.published)
@@ -186,9 +197,10 @@ def frame_of(
 
 
 def publish_failure(queue: Queue, error: Unavailable, lane: Lane | None = None) -> TidegateError | None:
-    """Return the error for unpublished requests; None if they may be sent again after the reconnect.
+    """Return the error for requests that could not be published because of ``error``.
 
-    ``lane``: the lane of the first request.
+    Return None if the requests may be sent again after the reconnect. ``lane``: the lane of the first
+    request.
     """
     if isinstance(error, Unroutable):
         if lane is not None and lane.sequence:
@@ -214,9 +226,9 @@ def never_again(pending: PendingRequest) -> TidegateError | None:
 def prepare_again(pending: PendingRequest) -> None:
     """Prepare a request to be sent again after a reconnect."""
     if pending.sent and pending.order is not None:
-        # The first copy may still run, so the second copy gets another attempt number, which tells their
-        # chunks apart. If the request has a lane, skip one number. The first copy gets that number if it
-        # moves from the preferred replica's queue to the shared queue.
+        # The first copy may still run. So the second copy gets another attempt number, which shows to which
+        # copy a chunk belongs. If the request has a lane, skip one number. The first copy gets the skipped
+        # number if it moves from the preferred replica's queue to the shared queue.
         assert pending.frame is not None
         pending.order.attempt += 1 if pending.lane is None else 2
         pending.frame = renumbered(pending.frame, pending.order.attempt)

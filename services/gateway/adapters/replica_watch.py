@@ -15,11 +15,11 @@ from tidegate.kernel.tasks import TaskSet
 log = telemetry.logger(__name__)
 
 LOOK_S = 0.4
-# After this many looks in a row without a consumer, a replica counts as ended. One look is not enough,
-# because a worker that reconnects to the broker has no consumer for a moment.
+# A replica counts as ended if this many checks in a row find no consumer at its queue. One check is not
+# enough, because a worker that reconnects to the broker has no consumer for a moment.
 LOOKS = 2
-# For this long after this gateway has reconnected to the broker, no replica counts as ended. Workers can
-# reconnect later than the gateway, because they try every two seconds.
+# For this many seconds after the gateway has reconnected to the broker, no replica counts as ended. Workers
+# try to reconnect every two seconds, so they can be later than the gateway.
 BACK_S = 5.0
 
 
@@ -41,7 +41,10 @@ class ReplicaWatch:
         self._running = False
 
     async def declare(self, queue: Queue) -> None:
-        """Declare the queue of a replica, so that messages can be sent to it. Raise Unavailable."""
+        """Declare the queue of a replica, so that messages can be sent to it.
+
+        Raise Unavailable if the broker is not connected.
+        """
         connection = self._connection()
         channel = connection.channel
         if channel is None:
@@ -59,7 +62,10 @@ class ReplicaWatch:
             self._channel, self._declared = channel, set()
 
     async def has_ended(self, queue: Queue) -> bool:
-        """Return True if a replica's queue has no consumer now. Raise Unavailable."""
+        """Return True if a replica's queue has no consumer now.
+
+        Return False if the broker is not connected. Raise Unavailable if the broker does not answer.
+        """
         channel = self._connection().channel
         return channel is not None and not await channel.consumers(queue)
 
@@ -93,9 +99,10 @@ class ReplicaWatch:
             self._running = False
 
     async def _look(self, silent: dict[str, int]) -> dict[str, int]:
-        """Report the requests of ended replicas. ``silent``: the result of the previous call.
+        """Count the consumers of the queues, and report the requests of replicas that have ended.
 
-        Return how often in a row each queue had no consumer.
+        Return, for each queue without a consumer, how many checks in a row found none. ``silent``: the return
+        value of the previous call.
         """
         before, found = time.monotonic() - LOOK_S / 2, dict[str, int]()
         for name, waiting in list(self._waiting.items()):

@@ -19,8 +19,8 @@ from tidegate.kernel.errors import BadRequest, Conflict, Forbidden, NotFound, Ov
 from tidegate.kernel.protocol.envelope import Buffer
 
 FOLDER = Path("/dev/shm")
-# The most regions of one caller, and of all callers together. They are limited because each region needs a
-# file descriptor.
+# MOST_OF_ONE is the limit of the regions of one caller. MOST is the limit of the regions of all callers
+# together. There are limits because each region needs a file descriptor.
 MOST_OF_ONE, MOST = 256, 1024
 ROOT = 0
 
@@ -42,7 +42,7 @@ class Region:
         os.close(self._handle)
 
     def read(self, part: RegionPart, into: bytearray) -> None:
-        """Copy a part of the region to ``into``; raise BadRequest if the segment is now too short for it."""
+        """Copy ``part`` of the region to ``into``; raise BadRequest if the segment is now too short."""
         got = os.preadv(self._handle, [into], self.offset + part.offset) if into else 0
         while 0 < got < len(into):
             more = os.preadv(self._handle, [memoryview(into)[got:]], self.offset + part.offset + got)
@@ -53,7 +53,7 @@ class Region:
             raise self._shrunk(part)
 
     def write(self, part: RegionPart, data: Buffer) -> None:
-        """Write data to a part; raise BadRequest if the segment has become too short for it."""
+        """Write ``data`` to ``part`` of the region; raise BadRequest if the segment is now too short."""
         begin = self.offset + part.offset
         if os.fstat(self._handle).st_size < begin + len(data):
             raise self._shrunk(part)
@@ -75,10 +75,12 @@ class SharedRegions:
     def __init__(
         self, budget: MemoryBudget, body_bytes: int, table: Path | None = None, folder: Path = FOLDER
     ) -> None:
-        """``budget``: the memory budget for copies of tensors. ``body_bytes``: the most bytes of one copy.
+        """``budget``: the memory budget for copies of tensors.
 
-        ``table``: the file with which several gateway processes share the registrations;
-        None: there is one process.
+        ``body_bytes``: the most bytes of one copy.
+
+        ``table``: the file with which several gateway processes share the registrations. It is None if there
+        is only one process.
         """
         self._budget = budget
         self._body_bytes = body_bytes

@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-# After a program has closed its socket, the kernel lists the connection with user 0 and no inode until it has
-# ended. Ignore such an entry, because the program may belong to another user.
+# When a program has closed its socket, the kernel still lists the connection until the connection has ended.
+# This entry has user 0 and no inode. It is ignored, because the program may belong to another user.
 _OPEN, _NO_INODE = "01", "0"
 Address = tuple[str, int]
 
 
 def user_of(client: Address, server: Address) -> int | None:
-    """Return the user id of the program at ``client`` that is connected to ``server``.
+    """Return the user id of the program that has a connection from ``client`` to ``server``.
 
-    Return None if the client is not on a loopback address. Also return None if the program has closed its
-    side of the connection, because the kernel then no longer shows the user.
+    Return None if one of the addresses is not a loopback address. Also return None if the program has closed
+    its side of the connection, because the kernel then no longer shows the user.
     """
     here, there = _packed(client), _packed(server)
     if here is None or there is None:

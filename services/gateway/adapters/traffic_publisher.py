@@ -34,7 +34,10 @@ class TrafficPublisher:
         await self._publish()
 
     def seen(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Record the callers in a report of usage, each with the endpoint that it called."""
+        """Record which callers called which endpoints.
+
+        ``pairs``: (caller, endpoint), from a usage report.
+        """
         for caller, endpoint in pairs:
             self._callers.setdefault(endpoint, set()).add(caller)
 

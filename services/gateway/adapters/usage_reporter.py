@@ -70,7 +70,10 @@ class UsageReporter:
         await self.connection.stop()
 
     def counts(self, principal: str, endpoint: str) -> list[int]:
-        """Return a caller's counts at an endpoint, as in ``COUNTS``. Add new usage to this list in place."""
+        """Return a caller's counts at an endpoint, in the order of ``COUNTS``.
+
+        The calling code adds new usage by changing this list in place.
+        """
         counts = self._counts.get((principal, endpoint))
         if counts is None:
             counts = self._counts[principal, endpoint] = [0] * len(ZERO)

@@ -30,9 +30,11 @@ from tidegate.kernel.errors import BadRequest, NotFound, TidegateError
 from tidegate.kernel.protocol import bounded_json
 from tidegate.kernel.protocol.access import ADMIN, ANONYMOUS
 
-# Split this many bytes into lines at a time. In memory, short lines need twenty times their size.
+# At most this many bytes are split into lines at a time. There is a limit because short lines need twenty
+# times their size in memory.
 PIECE = 64 * 1024
-# A larger JSON body is not a batch of OpenAI's API, because a batch's metadata has at most 9 KB.
+# A JSON body with more bytes than this is not a batch of OpenAI's API, because such a batch has at most 9 KB
+# of metadata.
 WISH_BYTES = 64 * 1024
 
 
@@ -76,9 +78,10 @@ class BatchHandlers:
         priority: str | None = None,
         ttl_s: float | None = None,
     ) -> Response:
-        """Submit a file with one request on each line (JSONL). A line may override the parameters.
+        """Submit a file with one request on each line (JSONL), as a batch.
 
-        A JSON object with ``input_file_id`` is a batch of OpenAI's API.
+        A line may override the parameters of the batch for its own request. A body that is a JSON object with
+        ``input_file_id`` creates a batch of OpenAI's API.
         """
         principal = request_principal()
         body: AsyncIterator[bytes] = request.stream()
@@ -136,7 +139,7 @@ class BatchHandlers:
     async def results(self, id: str, partial: bool = False) -> Response:
         """Return the results in the order of the requests (JSONL), or 202 before the batch has ended.
 
-        With ``partial``, return the results written so far.
+        With ``partial``, return the results that exist so far.
         """
         if id.startswith(PREFIX):
             raise NotFound(
@@ -163,7 +166,11 @@ def _may_be_wish(request: Request) -> bool:
 
 
 async def _begin(body: AsyncIterator[bytes]) -> tuple[bytes, Any]:
-    """Read a body up to ``WISH_BYTES``. Return its bytes, and its JSON (None if too large or not JSON)."""
+    """Read a body until it ends or has more than ``WISH_BYTES`` bytes.
+
+    Return the bytes that were read, and the decoded JSON. The JSON is None if the body is too large or is not
+    JSON.
+    """
     begun = b""
     async for data in body:
         begun += data
@@ -184,7 +191,7 @@ async def _continued(begun: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator
 async def _uncompressed(request: Request, body: AsyncIterator[bytes] | None = None) -> AsyncGenerator[bytes]:
     """Yield the decompressed body in pieces of bounded size. Raises BadRequest.
 
-    ``body``: the whole body, if its beginning was read already; None: read it from ``request``.
+    ``body``: an iterator over the whole body. If it is None, the body is read from ``request``.
     """
     encoding = encoding_of(dict(request.scope["headers"]))
     inflater = Decompressor(encoding) if encoding else None

@@ -56,7 +56,10 @@ class BodyLimits:
         )
 
     def check_json(self, size: int) -> None:
-        """Raise PayloadTooLarge if the JSON part is too large. Decoded JSON takes many times its size."""
+        """Raise PayloadTooLarge if the JSON part has too many bytes.
+
+        The part has a limit because decoded JSON takes many times as much memory as its text.
+        """
         if size > self.json_bytes:
             raise PayloadTooLarge(
                 f"the JSON part has {size} bytes, but the limit is {self.json_bytes} "
@@ -75,9 +78,11 @@ class BodyLimits:
 class Body:
     """A body that arrives in pieces. The memory budget counts it until :meth:`release`.
 
-    If the size is not known, call :meth:`add` for each piece. If it is known, call :meth:`expect` first; then
-    write each piece into :meth:`window` and call :meth:`took`. Memory is reserved step by step as bytes
-    arrive, so a large Content-Length alone takes no memory.
+    If the size is not known, the calling code must call :meth:`add` for each piece. If the size is known, it
+    must call :meth:`expect` once. Then, for each piece, it must write the piece into :meth:`window` and call
+    :meth:`took`.
+
+    Memory is reserved step by step as bytes arrive, so a large Content-Length alone takes no memory.
     """
 
     __slots__ = ("_data", "_known", "_limits", "_size", "_total", "held", "taking")
@@ -149,9 +154,9 @@ class Body:
         self._data = b""
 
     def _make_room(self) -> TidegateError | None:
-        """Reserve the next bytes in the memory budget.
+        """Reserve the next bytes of the body in the memory budget.
 
-        :meth:`window` allocates them later, when no read uses the old memory.
+        :meth:`window` allocates the memory later, because now a read can still use the old memory.
         """
         step = min(STEP, self._total - self._size)
         return None if self._take(step, self._total) else self._limits.overloaded()
@@ -166,9 +171,10 @@ class Body:
 
 
 class UploadMemory:
-    """The memory of an upload that is stored while it arrives, counted against the budget.
+    """The memory of an upload, which the memory budget counts.
 
-    ``known``: True if the caller has sent a valid credential.
+    The upload is stored while it arrives, so only a part of it is in memory. ``known``: True if the caller
+    has sent a valid credential.
     """
 
     def __init__(self, limits: BodyLimits, *, known: bool = False) -> None:

@@ -24,7 +24,7 @@ class Decompressor:
     """A decompressor of one body. ``what``: the word for the data in error messages."""
 
     def __init__(self, encoding: str, what: str = "body") -> None:
-        """Decompress ``encoding``: gzip or deflate; raise BadRequest for any other encoding."""
+        """``encoding``: gzip or deflate. Raise BadRequest for any other encoding."""
         if encoding not in _WBITS:
             raise BadRequest(f"Content-Encoding {encoding[:40]!r} is not supported: use gzip or deflate")
         self._encoding = encoding

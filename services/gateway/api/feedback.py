@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.access import INFER, OPERATE
 from tidegate.kernel.service import caller
 
 MOST = 1000
-# The most bytes of a body. A thousand items of the usual size need a third of it.
+# The most bytes of a body. The limit is three times the size of a thousand usual items.
 BODY_BYTES = 1024 * 1024
 _LINES = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines", "application/json-lines")
 
@@ -63,7 +63,10 @@ def _items(body: bytes, content_type: str) -> tuple[list[Any], bool]:
 
 
 def _line(line: bytes) -> Any:
-    """Return a line as an item; None if it is not JSON. Then only this item is refused."""
+    """Return the item in a line, or None if the line is not JSON.
+
+    A None causes the refusal of this item only, not of the whole body.
+    """
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError:

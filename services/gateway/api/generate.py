@@ -37,7 +37,10 @@ log = telemetry.logger(__name__)
 
 
 class GenerateCall(NamedTuple):
-    """A request whose body has arrived. ``started``: the time of ``time.perf_counter`` at that moment."""
+    """A request whose body has arrived.
+
+    ``started``: the value of ``time.perf_counter()`` when the body had arrived.
+    """
 
     model: str
     version: str

@@ -27,7 +27,7 @@ _BODIES: dict[int | str, dict[str, Any]] = {
 
 
 def router(access: Access) -> APIRouter:
-    """Return the FastAPI router of the page. The page needs no credential."""
+    """Return the FastAPI router of ``/``, which needs no credential."""
     routes = APIRouter(tags=["health"])
 
     @routes.head("/", response_class=Response, operation_id="is_there_a_server__head")

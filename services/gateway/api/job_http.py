@@ -22,7 +22,7 @@ def request_principal() -> Principal:
 
 
 def id_in_path(text: str, what: str) -> bytes:
-    """Parse an id in a URL path. Raises NotFound.
+    """Parse an id in a URL path. Raises NotFound if the text is no id.
 
     ``what``: the kind of object that the id names, for the error message: "job" or "batch".
     """
@@ -33,7 +33,7 @@ def id_in_path(text: str, what: str) -> bytes:
 
 
 def read_cursor(cursor: str | None) -> bytes | None:
-    """Parse a cursor, which is the ``next`` of the previous page. Raises BadRequest."""
+    """Parse a cursor, which is the ``next`` of the previous page. Raises BadRequest if it is no id."""
     id_ = None if cursor is None else read_id(cursor)
     if cursor is not None and id_ is None:
         raise BadRequest(f"cursor must be the value of 'next' in the previous page, got {cursor[:40]!r}")

@@ -73,10 +73,11 @@ class JobSubmissionHandler:
         done: OnDone,
         failed: OnFailed,
     ) -> None:
-        """Begin to accept a job. Later, ``done`` or ``failed`` is called.
+        """Check a request, and begin to accept it as a job in the background.
 
-        ``length``: the bytes of the body's JSON part; None: the whole body is JSON. Raises a TidegateError if
-        the request is not valid or not admitted.
+        Later, ``done`` is called with the response, or ``failed`` with the error. ``length``: the size of the
+        body's JSON part in bytes; None: the whole body is JSON. Raises a TidegateError if the request is not
+        valid or not admitted.
         """
         trace = self._log.begin(rid, headers)
         request, grant = self._read(target, headers, body, length, principal, trace)
@@ -187,10 +188,10 @@ def _read_fields(head: dict[str, object] | None, base: JobOptions) -> tuple[str,
 
 
 def _name(target: Target) -> str:
-    """Return the target as text for the digest.
+    """Return the target as text for ``_digest``.
 
-    Never change this text. Digests of earlier calls are stored with their idempotency keys, and a repeated
-    call must have the same digest.
+    Never change the form of this text. Digests of earlier calls are stored with their idempotency keys, and a
+    repeated call must have the same digest.
     """
     if target is SUBMIT_JOB:
         return "\njobs"

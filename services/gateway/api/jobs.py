@@ -108,7 +108,8 @@ class JobHandlers:
     async def events(self, request: Request, id: str) -> Response:
         """Stream a job's events until it ends, as server-sent events.
 
-        If the header ``Last-Event-ID`` is present, send only the events after this one.
+        The header ``Last-Event-ID`` names the last event that the client has seen. If it is present, send
+        only later events.
         """
         job = await self._find(id)
         after = last_event_id(request.headers.get("last-event-id"))

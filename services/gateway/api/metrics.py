@@ -72,10 +72,10 @@ Row = tuple[float, float, float, float, float, float]
 
 
 class _Times:
-    """The times of one Deployment's requests, collected and then added to the histograms together.
+    """The times of one Deployment's requests, collected and then added to the histograms in groups.
 
-    A request has six times. To add one, prometheus_client takes a lock and searches a list in Python. Adding
-    each time separately took an eighth of the gateway's CPU time.
+    A request has six times. To add one of them, prometheus_client takes a lock and searches a list in Python.
+    When each time was added separately, this took an eighth of the gateway's CPU time.
     """
 
     def __init__(self, model: str, deployment: str) -> None:
@@ -117,10 +117,12 @@ def observe_all(histogram: Histogram, values: np.ndarray) -> None:
 
 
 class GatewayMetrics:
-    """Counters of requests and histograms of their times. :meth:`report` adds the collected times to them.
+    """Counters of requests, and histograms of the times of requests.
 
-    Only names in the route table become labels, so callers cannot make the metrics page grow. A single
-    process removes a label when its name leaves the table.
+    :meth:`report` adds the collected times to the histograms.
+
+    Only names in the route table become labels, so callers cannot make the metrics page grow. When a name
+    leaves the table, its label is removed, but only if the gateway has a single process.
     """
 
     def __init__(self, table: Callable[[], RouteTable | None] = lambda: None) -> None:
@@ -181,7 +183,11 @@ class GatewayMetrics:
                 metric.remove_by_labels({"deployment": deployment})
 
     def _label(self, model: str) -> str:
-        """Return the label for a model name that a caller sent. The name is empty for ``POST /v1/jobs``."""
+        """Return the label for a model name that a caller sent.
+
+        An unknown name gets the label ``UNKNOWN``. The name of a ``POST /v1/jobs`` is empty, and so is its
+        label.
+        """
         table = self._table()
         return model if not model or (table is not None and model in table.endpoints) else UNKNOWN
 

@@ -22,8 +22,8 @@ def failure_timing(total: float) -> bytes:
 def stream_timing(first: tuple[LoggedAnswer, float] | None, total: float) -> bytes:
     """Return the ``Server-Timing`` header of a stream.
 
-    It has the parts of the first answer, the time until the first answer, and the total. ``first``: the first
-    answer and the seconds until it arrived; None if none arrived.
+    It has the times of the parts of the first answer, the time until this answer arrived, and the total.
+    ``first``: the first answer, and the seconds until it arrived; None if the stream had no answer.
     """
     if first is None:
         return b"total;dur=%.3f" % (total * 1e3)

@@ -55,7 +55,10 @@ class SharedMemoryRoutes:
         return []
 
     async def unregister(self, name: str = "") -> Response:
-        """Unregister a region of the caller; without a name, all of them. No memory is deleted."""
+        """Unregister one region of the caller; if ``name`` is empty, all of them.
+
+        No shared memory is deleted.
+        """
         if self._regions is not None:
             self._regions.unregister(_owner(), name)
         return Response()

@@ -20,7 +20,10 @@ A = TypeVar("A", bound=LoggedAnswer)
 
 
 class StreamObserver:
-    """Counts and logs the streams of one API. ``protocol``: the API's name in the log."""
+    """An observer that counts and logs the streams of one API.
+
+    ``protocol``: the API's name in the log.
+    """
 
     def __init__(self, protocol: str, metrics: GatewayMetrics, log: AccessLog) -> None:
         self._protocol = protocol

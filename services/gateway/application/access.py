@@ -25,8 +25,8 @@ LIMITED = Counter(
 )
 
 Headers = dict[bytes, bytes]
-# A function that returns a token's principal, and when the token expires (Unix time in ms). Raises
-# Unauthorized.
+# A function that returns the principal of a token, and the time at which the token expires (Unix time in ms).
+# The function raises Unauthorized if the token is not valid.
 Verify = Callable[[bytes], tuple[Principal, float]]
 # A function that returns the list of usage counts of a principal at an endpoint, in the order of
 # ``tidegate.kernel.protocol.usage.COUNTS``. The code that calls it adds to the counts in this list.
@@ -134,9 +134,9 @@ class Grant:
         """Count a request that has ended.
 
         ``compute_us``: the request's share of the time of its model call, in microseconds. ``whole_us``: the
-        time of the whole call in microseconds, which other requests may share. ``received``, ``sent``: bytes
-        of the bodies. ``route``: the Deployment that answered. If there was no answer, ``route`` is None and
-        the caller's budget is not charged.
+        time of this whole model call, in microseconds; other requests may share the call. ``received``,
+        ``sent``: the bytes of the request's body and of the response's body. ``route``: the Deployment that
+        answered. If there was no answer, ``route`` is None and the caller's budget is not charged.
         """
         if not self._open:
             return
@@ -159,10 +159,10 @@ class Grant:
             counts[6] += tokens_out
 
     def accepted(self, received: int) -> None:
-        """Count the ``received`` bytes of a request that became a job. The rest is counted when the job ends.
+        """Count the ``received`` bytes of a request that became a job.
 
-        This process does not learn the job's real cost. So it charges the caller's budget the mean cost of
-        the endpoint's requests.
+        All other usage is counted when the job ends. This process does not learn the real cost of the job. So
+        it charges the caller's budget the mean cost of the endpoint's requests.
         """
         if self._open:
             self._end(0 if self._costs is None else self._costs.mean(self._endpoint))

@@ -57,9 +57,10 @@ class LoggedAnswer(Protocol):
 
 
 class AccessLog:
-    """A log of requests. A thread calls ``write`` with whole lines; without ``write``, nothing is logged.
+    """A log of requests.
 
-    ``traces``: the traces of the same requests, or None.
+    A thread calls ``write`` with whole lines. If ``write`` is None, nothing is logged. ``traces`` exports the
+    traces of the same requests; None: no traces are exported.
     """
 
     def __init__(
@@ -154,9 +155,10 @@ class AccessLog:
         started: float,
         **extra: Any,
     ) -> None:
-        """Export the trace of an answered request that is traced or slow. :attr:`traces` must not be None.
+        """Export the trace of an answered request, if the request is traced or slow.
 
-        ``started``: the time of ``time.perf_counter`` at which the request began.
+        :attr:`traces` must not be None. ``started``: the time of ``time.perf_counter`` at which the request
+        began.
         """
         assert self.traces is not None
         total = time.perf_counter() - started
@@ -186,7 +188,7 @@ class AccessLog:
         status: int,
         started: float,
     ) -> None:
-        """Export the trace of an accepted job that is traced or slow."""
+        """Export the trace of an accepted job, if the request is traced or the job was accepted slowly."""
         if self.traces is None:
             return
         total = time.perf_counter() - started
@@ -239,8 +241,8 @@ class AccessLog:
     ) -> None:
         """Log a failed or refused request, and export its trace.
 
-        Above a number of log lines per second, the line is only counted. ``started``: the time of
-        ``time.perf_counter`` at which the request began; None means now.
+        If more requests fail per second than ``errors_per_s`` allows, the others are not logged but only
+        counted. ``started``: the time of ``time.perf_counter`` at which the request began; None means now.
         """
         ended = time.perf_counter()
         started = ended if started is None else started

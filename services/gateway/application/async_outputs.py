@@ -26,13 +26,16 @@ WRITTEN = Counter(
     "tidegate_gateway_async_answers_total", "Answers of asynchronous inference, by outcome.", ["outcome"]
 )
 TAKEN, LEASE_MS, POLL_S, RETRY_S = 64, 60_000, 0.5, 2.0
-# A new job is first checked after FIRST_MS. Each later pause is a tenth of the job's age, from FIRST_MS to
-# RAREST_MS.
+# A new job is first checked after FIRST_MS. If the job has not ended, it is checked again after a pause. The
+# pause is a tenth of the age of the job, but at least FIRST_MS and at most RAREST_MS.
 FIRST_MS, RAREST_MS = 250, 10_000
 
 
 class AsyncOutputs:
-    """Writes answers in one loop per gateway process, one answer at a time to save memory."""
+    """The loop that writes answers. Each gateway process has one.
+
+    It writes one answer at a time to save memory.
+    """
 
     def __init__(self, due: AsyncOutputStore, jobs: JobStore, results: JobResults, store: AsyncStore) -> None:
         self._due = due
@@ -51,7 +54,10 @@ class AsyncOutputs:
         await self._due.close()
 
     async def expect(self, job: Job) -> None:
-        """Write a job's answer later, when the job has ended. Raise Unavailable if the live store is down."""
+        """Write a job's answer later, when the job has ended.
+
+        Raise Unavailable if the live store (Valkey) is down.
+        """
         await self._due.add(job.id, int(time.time() * 1e3) + FIRST_MS)
 
     async def _step(self) -> float:
@@ -83,7 +89,7 @@ class AsyncOutputs:
         return 0.0 if len(ids) == TAKEN else POLL_S
 
     async def _write(self, job: Job) -> bool:
-        """Write a job's answer or error. Return False if the store failed."""
+        """Write a job's answer or error. Return False if a store failed and it must be written again."""
         name = job.id.hex()
         try:
             key, body, outcome = await self._answer(job, name)

@@ -70,7 +70,10 @@ class Catalogue:
         return "" if "" in reasons else reasons[0]
 
     def metadata(self, model: str, version: str) -> dict[str, Any]:
-        """Return inputs, outputs and versions of a model. Raises Unavailable if its signature is unknown."""
+        """Return the inputs, outputs and versions of a model.
+
+        Raise Unavailable if the model's signature is unknown.
+        """
         endpoint, route = self._core.find(model, version)
         signature = route.contract.signature
         if signature is None:
@@ -89,7 +92,11 @@ class Catalogue:
         }
 
     async def config(self, model: str, version: str) -> dict[str, Any]:
-        """Return a model's configuration, completed by Triton, under the model's public name."""
+        """Return a model's complete configuration, with the model's public name.
+
+        Triton has added its own defaults to this configuration. Raise Unavailable before the first replica is
+        ready.
+        """
         endpoint, route = self._core.find(model, version)
         found = await self._metadata.get(route.name)
         if found is None:

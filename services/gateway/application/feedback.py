@@ -30,7 +30,7 @@ from tidegate.kernel.store.feedback import MOST_NAMES, Added, FeedbackStore
 RECEIVED = Counter("tidegate_gateway_feedback_total", "Feedback from callers, by outcome.", ["outcome"])
 
 HEADER = b"x-feedback-id"
-# The member of a job's record that holds the feedback id.
+# The name of the field of a job's record that contains the feedback id.
 ASK = "feedback"
 _AT_A_TIME = 100
 # The most items of feedback per second from one caller, in one gateway process.
@@ -51,7 +51,7 @@ class PendingId:
     def id(self, route: DeploymentRoute, *, moved: bool = False) -> bytes:
         """Return the feedback id of an answer of ``route``.
 
-        ``moved``: True if another Deployment was chosen first. Then the answer does not belong to an
+        ``moved``: True if another Deployment was chosen first. Such an answer does not belong to an
         experiment.
         """
         endpoint, request_id, assigned, unit, owner, experiment = self._facts
@@ -86,7 +86,10 @@ class FeedbackTags:
     def begin(
         self, endpoint: str, version: str, origin: Callable[[], Origin], rid: bytes, principal: Principal
     ) -> PendingId | None:
-        """Return a feedback id that lacks the Deployment; None if the endpoint collects no feedback."""
+        """Return a feedback id in which the Deployment is still missing.
+
+        Return None if the endpoint collects no feedback.
+        """
         route = self._routes.get(endpoint)
         if route is None:
             return None
@@ -121,10 +124,10 @@ class FeedbackIntake:
         self._paces = Paces(ITEMS_PER_S, "items of feedback")
 
     async def accept(self, raw: Sequence[Any], principal: Principal) -> list[ItemAnswer]:
-        """Accept items of feedback. Return the status of each item; accepted items are on disk.
+        """Accept items of feedback. Return the status of each item.
 
-        Raise TooMany if the caller sends more than ``ITEMS_PER_S`` items per second. Raise StoreUnavailable
-        if the store is down.
+        When this method returns, the accepted items are on disk. Raise TooMany if the caller sends more than
+        ``ITEMS_PER_S`` items per second. Raise StoreUnavailable if the store is down.
         """
         self._paces.check(principal.id, len(raw), time.monotonic())
         answers: list[ItemAnswer] = []

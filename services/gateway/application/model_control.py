@@ -51,8 +51,9 @@ class ModelControl:
         principal: Principal,
         timeout_ms: float | None = None,
     ) -> None:
-        """Wake a model, even if it is paused. Return when it is ready; raise TidegateError.
+        """Wake a model, even if it is paused. Return when it is ready.
 
+        Raise a TidegateError if the caller may not load the model, or if the model is not ready in time.
         ``timeout_ms``: the longest time to wait; None means ``LOAD_S`` seconds.
         """
         self._permit(model, principal)
@@ -65,9 +66,10 @@ class ModelControl:
         await self._until_ready(model, LOAD_S if timeout_ms is None else timeout_ms / 1e3)
 
     async def unload(self, model: str, principal: Principal) -> None:
-        """Set every version of a model to 0 replicas; raise TidegateError.
+        """Set every version of a model to 0 replicas.
 
-        Return when no version answers requests, or after ``UNLOAD_S`` seconds.
+        Return when no version answers requests, or after ``UNLOAD_S`` seconds. Raise a TidegateError if the
+        model may not be unloaded.
         """
         self._permit(model, principal)
         endpoint = self._endpoint(model, "unload")
@@ -82,10 +84,11 @@ class ModelControl:
     async def scale(
         self, model: str, version: str, replicas: int, principal: Principal, *, wait: bool
     ) -> None:
-        """Set a fixed number of replicas for a version. Raise TidegateError.
+        """Set a fixed number of replicas for a version of a model.
 
-        If ``version`` is empty, do this for every target of the model's Endpoint. With ``wait``, return when
-        that many replicas are ready.
+        If ``version`` is empty, set the number for every target of the model's Endpoint. With ``wait``,
+        return when that many replicas are ready. Raise a TidegateError if the caller may not scale the model,
+        or if the replicas are not ready in time.
         """
         self._permit(model, principal)
         endpoint = self._endpoint(model, "scale")
@@ -161,7 +164,10 @@ class ModelControl:
 
 
 class _acting:  # noqa: N801  a context manager
-    """Run operations as the principal, or as the stack if the principal lacks the scope ``operate``."""
+    """Run operations in the name of the principal.
+
+    If the principal lacks the scope ``operate``, run them in the name of the stack itself.
+    """
 
     def __init__(self, principal: Principal) -> None:
         present = caller.current.get()

@@ -24,7 +24,10 @@ PREFIXES = Counter(
 
 
 class DeploymentMemory:
-    """For each replica of a Deployment: its prompts so far, and this gateway's requests in flight."""
+    """The prompts that each replica of a Deployment has read, and its load.
+
+    ``inflight``: the number of this gateway's requests in flight, by replica.
+    """
 
     def __init__(self) -> None:
         self.prefixes = PrefixMemory()
@@ -32,10 +35,11 @@ class DeploymentMemory:
 
 
 class Placement:
-    """The replica chosen for one request. Use it as a context manager while the request runs.
+    """The choice of a replica for one request.
 
-    ``replica``: the preferred replica; None means any. Until the context ends, the request counts as load of
-    its replica.
+    This class is a context manager: the calling code enters it while the request runs. ``replica``: the
+    preferred replica; None means any. Until the context ends, the request counts as load of the replica that
+    runs it.
     """
 
     def __init__(self, memory: DeploymentMemory, blocks: list[bytes], choice: Choice) -> None:
@@ -90,7 +94,7 @@ class PrefixAffinity:
     def place(
         self, deployment: str, wait_ms: float, path: str, body: dict[str, Any], salt: bytes
     ) -> Placement:
-        """Return the placement of a request. ``wait_ms`` 0 means no prefix affinity."""
+        """Return the placement of a request. If ``wait_ms`` is 0, no replica is preferred."""
         memory = self._memories.get(deployment)
         if memory is None:
             memory = self._memories[deployment] = DeploymentMemory()

@@ -42,9 +42,10 @@ class Export(Protocol):
 
 
 class RequestTraces:
-    """The traces of one gateway process. ``slow_s``: the seconds from which a request is slow.
+    """The traces of one gateway process.
 
-    Some slow or failed requests are exported although the sampler did not choose them.
+    ``slow_s``: a request that takes at least this many seconds is slow. Some slow or failed requests are
+    exported although the sampler did not choose them.
     """
 
     def __init__(self, export: Export, sampler: TraceSampler, slow_s: float) -> None:
@@ -55,7 +56,10 @@ class RequestTraces:
         self._by_callers = TokenBucket(BY_CALLERS_PER_S, BY_CALLERS_PER_S * 5)
 
     def begin(self, rid: bytes, headers: Headers) -> bytes:
-        """Return the field ``trace`` of a request's frame: ``rid``, and a trace context if it is traced."""
+        """Return the field ``trace`` of a request's frame.
+
+        The field contains ``rid``. For a traced request, it also contains a trace context.
+        """
         header = headers.get(b"traceparent")
         parent = trace_context.parse(header) if header is not None else None
         if not self._sampler.take(parent, random.random):
@@ -65,9 +69,10 @@ class RequestTraces:
         return trace_context.attached(rid, new_context(parent.trace_id if parent else 0))
 
     def wants(self, trace: bytes, total: float, error: TidegateError | None = None) -> bool:
-        """Return True if a request that took ``total`` seconds must be exported. Call this once per request.
+        """Return True if a request that took ``total`` seconds must be exported.
 
-        Build the attributes of spans only after this call, because most requests are not exported.
+        The calling code must call this method once per request. It should build the attributes of spans only
+        after this call, because most requests are not exported.
         """
         if SEPARATOR in trace:
             return True
@@ -86,11 +91,11 @@ class RequestTraces:
         timing: Timing | None = None,
         error: TidegateError | None = None,
     ) -> None:
-        """Export a request that took ``total`` seconds. Call this only if :meth:`wants` returned True.
+        """Export a request that took ``total`` seconds.
 
-        ``started``: the time of ``time.perf_counter`` at which the request began. The spans' times are
-        computed from ``started`` and not from the present time, because the process may have paused before
-        this call.
+        The calling code may call this method only if :meth:`wants` returned True. ``started``: the value of
+        ``time.perf_counter`` when the request began. The spans' times are computed from ``started`` and not
+        from the present time, because the process may have paused before this call.
         """
         sent = trace_context.detached(trace)[1]
         parent = trace_context.parse(headers.get(b"traceparent")) if headers else None

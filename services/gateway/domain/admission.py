@@ -98,9 +98,12 @@ def too_late(
 ) -> TidegateError:
     """Return the error for a passed deadline. If no replica can start, the error says why.
 
-    ``passed``: the message about the deadline. ``held``: None if the request was published to the queue.
-    Otherwise, the number of the caller's unanswered requests to the Deployment. A request that was not
-    published has not run. Its error is Overloaded if a replica is ready, so the caller can safely retry.
+    ``passed``: the message about the deadline. ``waited_s``: how long the request waited. ``held``: None if
+    the request was published to the queue. Otherwise, it is the number of the caller's unanswered requests to
+    the Deployment.
+
+    A request that was not published has not run. If a replica is ready, the error for such a request is
+    Overloaded. It tells the caller that a retry is safe.
     """
     if fleet.fault and not fleet.ready:
         return no_replica(fleet, name)

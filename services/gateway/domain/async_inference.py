@@ -11,11 +11,12 @@ from tidegate.kernel.protocol.bounded_json import shown
 
 # The folder of the answers in the object store. An input must not be in this folder.
 FOLDER = "tidegate-async"
-# The member of a job's record that holds the form of its answer.
+# The name of the field of a job's record that contains the form of the answer.
 ASK = "async"
 ID = re.compile(r"[\x21-\x7e]{1,64}")
 MAX_LOCATION = 1024
-# In SageMaker, 6 hours are the default and the maximum.
+# The limits and the default of a request's ttl, in seconds. As in SageMaker, 6 hours are the default and the
+# maximum.
 LEAST_TTL_S, DEFAULT_TTL_S, MOST_TTL_S = 60, 21_600, 21_600
 
 
@@ -31,7 +32,7 @@ class AnswerPlan(NamedTuple):
     whole: bool = False
 
     def to_ask(self) -> dict[str, Any]:
-        """Return the form as a member of a job's record."""
+        """Return the form as a field of a job's record."""
         return {ASK: {"accept": self.accept[:200], "rows": self.rows, "whole": self.whole}}
 
     @classmethod
@@ -75,7 +76,10 @@ def failure_key(job: str) -> str:
 
 
 def ttl_s(text: str) -> float:
-    """Return the seconds after which a waiting request expires. Raise BadRequest."""
+    """Return the seconds after which a waiting request expires.
+
+    Raise BadRequest if ``text`` is not such a number.
+    """
     if not text:
         return DEFAULT_TTL_S
     if not text.isdecimal() or len(text) > 9 or not LEAST_TTL_S <= int(text) <= MOST_TTL_S:
@@ -86,7 +90,10 @@ def ttl_s(text: str) -> float:
 
 
 def inference_id(text: str, job: str) -> str:
-    """Return the caller's id of a request, or the job's id if there is none. Raise BadRequest."""
+    """Return the caller's id of a request, or the job's id if the caller gave none.
+
+    Raise BadRequest if the caller's id is invalid.
+    """
     if text and ID.fullmatch(text) is None:
         raise BadRequest(f"InferenceId must have 1 to 64 characters without blanks, got {shown(text)}")
     return text or job

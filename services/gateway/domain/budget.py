@@ -22,8 +22,8 @@ CREDIT = 0.25
 class Reserved(NamedTuple):
     """The amount that one request reserves, and the day and month of the reservation.
 
-    ``day``, ``month``: numbers that this process counts from 0. With them, :meth:`Budget.settle` ignores a
-    reservation of an earlier period.
+    ``day``, ``month``: numbers that this process counts from 0. :meth:`Budget.settle` compares them with the
+    present day and month.
     """
 
     day: int
@@ -76,7 +76,8 @@ class Budget:
     def settle(self, reserved: Reserved, nanos: int) -> None:
         """Replace a reservation by the real cost.
 
-        After the end of the day or month of the reservation, only add the real cost.
+        If the day or month of the reservation has ended, its budget no longer contains the reservation. Then
+        only charge the real cost to this budget.
         """
         if self.day is not None:
             self.day.held += (reserved.nanos if reserved.day == self._days else 0) - nanos
@@ -98,7 +99,10 @@ class Budget:
             each.borrow(_credit(each.available, share))
 
     def settlement_due(self, requests: int) -> bool:
-        """Return True if this process must settle now: it needs money, or has spent more than its lease."""
+        """Return True if this process must settle now.
+
+        It must settle if it needs money, or if it has spent more than its lease.
+        """
         return self.short or any(
             each.held < 0 or (2 * each.held < requests * self.expected and each.available >= 1)
             for each in self.tokens

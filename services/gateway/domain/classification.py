@@ -1,4 +1,4 @@
-"""The classification extension: encode an output as its highest values, each ``value:index[:label]``."""
+"""The classification extension: return only the highest values of an output, as ``value:index[:label]``."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def top(
     size = elements(list(tensor.dims))
     count = min(count, size)
     values: Any = np.frombuffer(raw, tensor.datatype.numpy).reshape(max(rows, 1), size)
-    # The highest value comes first, and of equal values the one with the lower index. For this order, sort
-    # the reversed row in ascending order with a stable sort, and reverse the result.
+    # The highest value comes first. Of equal values, the one with the lower index comes first. A stable
+    # ascending sort of the reversed row has exactly the opposite order, so reverse its result.
     order = size - 1 - np.argsort(values[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]
     chosen = np.take_along_axis(values, order, axis=1)
     shown = "%f:%d" if tensor.datatype.name.startswith("FP") else "%d:%d"

@@ -43,7 +43,7 @@ class Output(NamedTuple):
 class Comparison(NamedTuple):
     """The result of the comparison of one output.
 
-    ``difference``: the difference in words; empty if the output agrees.
+    ``difference``: a text that describes the difference; empty if the outputs agree.
     """
 
     name: str
@@ -103,8 +103,8 @@ def _numbers(name: str, a: Output, b: Output, atol: float, rtol: float) -> Compa
         counts.agreed = 1
         return Comparison(name, counts, "")
     with np.errstate(all="ignore"):
-        # Subtract floats, because a difference of unsigned or 64-bit integers can overflow. Floats are exact
-        # up to 2**53.
+        # Convert the values to floats first, because a difference of unsigned or 64-bit integers can
+        # overflow. A float64 represents integers exactly up to 2**53.
         one, other = first.astype(np.float64).ravel(), second.astype(np.float64).ravel()
         distance = np.abs(one - other)
         distance[(one == other) | (np.isnan(one) & np.isnan(other))] = 0.0

@@ -46,7 +46,11 @@ RETRY_AFTER_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class WantedOutput:
-    """An output that the caller wants. ``classes``: the number of classes to return; 0: return the values."""
+    """An output that the caller wants.
+
+    ``classes``: how many of the most likely classes to return instead of the values. 0 means: return the
+    values.
+    """
 
     name: str
     binary: bool
@@ -181,7 +185,7 @@ class Contract:
 class Inputs:
     """Check and collect the inputs of one request.
 
-    For each input, call ``expect`` and then ``put``. At the end, call ``done``.
+    The calling code must call ``expect`` and then ``put`` for each input. At the end, it must call ``done``.
     """
 
     __slots__ = ("_contract", "_datatype", "_dims", "_seen", "_shape", "_slot", "_slots", "name", "rows")
@@ -240,7 +244,7 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
     if len(set(outputs)) < len(outputs):
         (twice, _), *_ = Counter(outputs).most_common(1)
         raise BadRequest(f"Duplicate output name {twice!r} is not allowed in a request: send each name once")
-    size = 2 * names  # a lower bound: call_key cannot encode more than 65,535 names
+    size = 2 * names  # at least this many bytes; checked first, because call_key fails for over 65,535 names
     if size <= MAX_KEY:
         key = call_key(inputs, outputs, parameters)
         if len(key) <= MAX_KEY:
@@ -253,10 +257,11 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
 
 
 def check_parameters(parameters: Any, where: str, *, in_memory: bool = False) -> dict[str, Any]:
-    """Return the parameters of a request, an input or an output; raise BadRequest if they are not an object.
+    """Return the parameters of a request, an input or an output.
 
-    ``in_memory``: True if the tensor may be in shared memory. Otherwise, raise UsesRegions for a tensor in
-    shared memory.
+    Raise BadRequest if the parameters are not an object. ``in_memory``: True if the tensor may be in shared
+    memory. If it is False, raise UsesRegions for a tensor in shared memory. ``where``: the name of the
+    request, input or output in error messages.
     """
     if parameters is None:
         return {}
@@ -268,7 +273,10 @@ def check_parameters(parameters: Any, where: str, *, in_memory: bool = False) ->
 
 
 def is_ours(name: str) -> bool:
-    """Return True if Tidegate or Triton uses a parameter of this name. A forwarded header must not use it."""
+    """Return True if Tidegate or Triton uses a parameter of this name.
+
+    A forwarded header must not have such a name.
+    """
     return name in _FOR_US | _FOR_THE_QUEUE | PARAMETERS or name.startswith("triton_")
 
 
@@ -276,7 +284,7 @@ def options(parameters: dict[str, Any], beside: Beside | None = None) -> Options
     """Separate a request's parameters by purpose; raise BadRequest for an invalid parameter.
 
     The parameter ``timeout`` is in µs, as in Triton. The forwarded headers of ``beside`` also go to the
-    model, except headers with the name of a parameter.
+    model. If a header and a parameter have the same name, only the parameter goes to the model.
     """
     if not parameters and (beside is None or not beside.forwarded):
         return _NO_OPTIONS
@@ -349,7 +357,11 @@ def _no_shape(name: str, given: Any) -> BadRequest:
 def _checked(
     name: str, datatype: Any, shape: list[int], order: int, contract: Contract
 ) -> tuple[int, Datatype, tuple[int, ...], int]:
-    """Return the input's position, datatype, dims without the batch axis, and rows (0 without that axis)."""
+    """Return an input's position, its datatype, its dims without the batch axis, and its rows.
+
+    The number of rows is 0 if the shape has no batch axis. Raise BadRequest if the input does not fit the
+    model.
+    """
     if contract.signature is None:
         check_name("input", name)
         if not isinstance(datatype, str) or datatype not in DATATYPES:
@@ -438,7 +450,10 @@ def inputs_unknown() -> Unavailable:
 
 
 def json_refusal(output: str) -> BadRequest:
-    """Return the error for an output with a datatype that JSON cannot represent. Triton refuses it too."""
+    """Return the error for an output with a datatype that JSON cannot represent.
+
+    Triton also refuses to send such an output as JSON.
+    """
     return BadRequest(
         f"output {output!r}: {' and '.join(sorted(BINARY_ONLY))} cannot be sent as JSON; request binary data "
         "(parameter binary_data of the output, or binary_data_output of the request)"

@@ -20,9 +20,13 @@ MAX_FRAMES = 256
 def frames_per_envelope(waiting: int, fleet: ReplicaFleet, limit: int = MAX_FRAMES) -> int:
     """Return how many frames an envelope may hold, if ``waiting`` frames are published now.
 
-    An envelope holds at most ``QUANTUM_MS`` of one replica's work, at most the waiting frames divided by the
-    ready replicas, and at most ``limit`` frames. It holds 1 frame if no replica is ready or no model time is
-    measured.
+    The result is the smallest of these three numbers, but at least 1:
+
+    - the frames that one replica computes in ``QUANTUM_MS``
+    - the waiting frames, divided by the number of ready replicas
+    - ``limit``
+
+    The result is 1 if no replica is ready, or if the model's time for a request is not measured yet.
     """
     if fleet.request_ms is None or fleet.ready == 0:
         return 1
@@ -32,8 +36,9 @@ def frames_per_envelope(waiting: int, fleet: ReplicaFleet, limit: int = MAX_FRAM
 
 
 def split(sizes: list[int], most: int) -> Iterator[tuple[int, int]]:
-    """Yield the range [start, end) of frames for each envelope: up to ``most`` frames, ``MAX_BYTES`` bytes.
+    """Yield the frames of each envelope as a range [start, end) of indexes.
 
-    ``sizes``: the bytes of each frame. A frame larger than ``MAX_BYTES`` gets its own envelope.
+    ``sizes``: the bytes of each frame. An envelope holds at most ``most`` frames and at most ``MAX_BYTES``
+    bytes. A frame larger than ``MAX_BYTES`` gets its own envelope.
     """
     return envelope.runs(sizes, most)

@@ -22,12 +22,15 @@ class Unfinished(NamedTuple):
 
 
 def choose(bodies: Sequence[Unfinished], need: int, bytes_per_s: int, *, for_known: bool) -> list[int]:
-    """Return the indexes of the bodies to drop, to free ``need`` bytes or as many as possible.
+    """Return the indexes of the bodies to drop, so that ``need`` bytes become free.
 
-    Bodies slower than ``bytes_per_s`` may be dropped. ``for_known``: True if a caller with a valid credential
-    needs the memory. Then all bodies of callers without a credential may be dropped too. Bodies of callers
-    without a credential are dropped first. Within each of these two groups, slower bodies are dropped first,
-    then larger ones.
+    If this is not possible, free as many bytes as possible. A body may be dropped if it arrives slower than
+    ``bytes_per_s``. ``for_known``: True if a caller with a valid credential needs the memory. In this case,
+    each body of a caller without a valid credential may be dropped too.
+
+    Bodies of callers without a valid credential are dropped first. Among these bodies, and then among the
+    others, the slowest body is dropped first. If two bodies are equally slow, the larger one is dropped
+    first.
     """
     candidates = []
     for at, body in enumerate(bodies):

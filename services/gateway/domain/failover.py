@@ -15,11 +15,11 @@ REASONS = (UpstreamUnavailable, NoCapacity, ColdStart)
 def another(
     endpoint: EndpointRoute, route: DeploymentRoute, failed: Collection[str], error: TidegateError
 ) -> DeploymentRoute | None:
-    """Return a ready Deployment that accepts the same tensors and has not failed, or None.
+    """Return a ready Deployment that accepts the same tensors and is not in ``failed``, or None.
 
     If an upstream failed, try the endpoint's targets first. Then try the Deployments in the endpoint's
-    ``failover``, in their order. If replicas are missing, skip the targets, because the router already
-    applies the setting ``when_unready`` to them.
+    ``failover``, in their order. If replicas are missing, try only ``failover``. In this case, the router
+    already applies the setting ``when_unready`` to the targets.
     """
     if not isinstance(error, REASONS):
         return None

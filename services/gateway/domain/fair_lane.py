@@ -1,12 +1,12 @@
-"""Share a Deployment among its callers: decide whose request is published to its queue next.
+"""Share a Deployment among its callers: choose the next request to publish to its queue.
 
-The broker's queue is first in, first out, so its order cannot be changed later. So the gateway publishes only
-as many requests as the replicas need to stay busy. This number is the window. The other requests wait here,
-and the next one is chosen fairly by weight. A caller that uses less than its share of the window does not
-wait. If there is only one caller, it may use the whole window.
+The broker's queue is first in, first out, so the gateway cannot change the order of published requests. So it
+publishes only as many requests as the replicas need to stay busy. This number is the window. The other
+requests wait in the gateway, and the next one is chosen fairly by weight. The requests of a caller that uses
+less than its share of the window do not wait. If there is only one caller, it may use the whole window.
 
-Byte queue limits in Linux use the same method: keep the last queue short, and schedule in the queue before
-it. See :class:`~tidegate.kernel.fair_order.FairOrder` for the order.
+Byte queue limits in Linux use the same method. They keep the last queue short, and schedule in the queue
+before the last one. See :class:`~tidegate.kernel.fair_order.FairOrder` for the order of the waiting requests.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ T = TypeVar("T")
 UNLIMITED = sys.maxsize
 # The priority of a request that sets none. The worker's backlog uses the same value.
 DEFAULT_PRIORITY = 4
-# If there are this many flows, remove the flows without requests.
+# If a FairLane has this many flows, it removes the flows without requests before it adds another flow.
 IDLE_KEPT = 1024
 
 
 class FlowKey(NamedTuple):
-    """The key of a flow: one caller at one endpoint. ``weight``: the product of their weights."""
+    """The key of a flow: one caller at one endpoint.
+
+    ``weight``: the caller's weight, multiplied by the endpoint's weight.
+    """
 
     endpoint: str
     caller: str
@@ -52,10 +55,10 @@ class FlowLoad(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """A caller's load at a Deployment, on which its admission depends.
+    """A caller's load at a Deployment. It decides if the caller's next request is admitted.
 
-    ``outstanding``: the caller's unanswered requests at all gateways. ``share``: its fair share of the
-    Deployment (0 to 1).
+    ``outstanding``: the caller's unanswered requests at all gateways. ``share``: the caller's fair share of
+    the Deployment (0 to 1).
     """
 
     outstanding: int
@@ -81,7 +84,7 @@ class Flow(Generic[T]):
 
 
 class FairLane(Generic[T]):
-    """The requests of one queue: count the published ones, and hold the others until their turn."""
+    """Count the published requests of one queue, and hold the other requests until their turn."""
 
     def __init__(self) -> None:
         self.window = UNLIMITED
@@ -93,8 +96,8 @@ class FairLane(Generic[T]):
         self._last: tuple[FlowKey, Flow[T]] | None = None
         self._order: FairOrder[FlowKey] = FairOrder(BURST)
         self._elsewhere: Mapping[str, FlowLoad] = {}
-        # The flows without requests here that had requests at other gateways at the last report. Below: the
-        # sum of their weights.
+        # The flows without requests here that had requests at other gateways at the last report. The variable
+        # _other_weight is the sum of the weights of these flows.
         self._only_elsewhere: Mapping[str, FlowLoad] = {}
         self._other_weight = 0
         self._active_weight = 0
@@ -126,7 +129,7 @@ class FairLane(Generic[T]):
     def settle(self, flow: Flow[T], *, published: bool) -> None:
         """Count a request of a flow as answered.
 
-        Then call :meth:`release`, because a held request may fit into the window now.
+        Then the calling code must call :meth:`release`, because a held request may fit into the window now.
         """
         flow.outstanding -= 1
         if flow.outstanding == 0:
@@ -136,10 +139,11 @@ class FairLane(Generic[T]):
             self.published -= 1
 
     def take(self, flow: Flow[T], cost: float = 1.0) -> bool:
-        """Count a request as published and return True; return False if the request must be held.
+        """Decide if a new request is published now. Return False if the request must be held.
 
-        Publish a request if the window is not full and no request is held. Otherwise, publish it only if its
-        flow holds no request and uses less than its share of the window.
+        If the result is True, the request is counted as published. This is so if the window is not full and
+        no request is held. Otherwise, the result is True only if the request's flow holds no request and uses
+        less than its share of the window.
         """
         if self.published < self.window and not self.held:
             flow.published += 1
@@ -160,11 +164,13 @@ class FairLane(Generic[T]):
         self._order.enter(flow.key)
 
     def release(self) -> Iterator[T]:
-        """Yield the held requests to publish now. Call :meth:`skip` for each one that has already ended.
+        """Yield the held requests that must be published now.
 
-        If publishing a request fails, the error handling calls this method again while it is still running.
-        The inner call yields nothing, and the outer call continues with the next request. So calls do not
-        nest deeply while the broker is down.
+        If a yielded request has already ended, the calling code must call :meth:`skip` for it.
+
+        If the calling code cannot publish a request, its error handling calls this method again, while the
+        first call is still running. This second call yields nothing, and the first call continues with the
+        next request. So calls do not nest deeply while the broker is down.
         """
         if self._releasing:
             return

@@ -1,7 +1,8 @@
-"""Ids of answers. An id contains the facts about its answer, so they are not stored elsewhere. Pure.
+"""Ids of answers. Pure.
 
-An id is ``fb1.``, followed by the base64 of a JSON list and a part of its HMAC-SHA256. The HMAC's key is
-derived from the service token. So only the gateways of one stack can make and check the ids of this stack.
+An id contains the facts about its answer, so the gateway does not store these facts. An id is ``fb1.``,
+followed by the base64 of a JSON list and a part of the list's HMAC-SHA256. The HMAC's key is derived from the
+service token. So a gateway accepts only ids that a gateway with the same service token made.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ _MAC_BYTES = 10
 class AnswerFacts:
     """The facts about an answer that its id contains. ``at``: microseconds since the epoch.
 
-    ``assigned``: True if weights or a sticky key chose the Deployment. False if a rule or the version in the
-    request chose it, or if the request was moved to another Deployment. ``unit``: the hash of the sticky key,
-    or empty. ``owner``: the hash of the caller. ``experiment``: the id of the experiment that chose the
-    Deployment, or empty.
+    ``assigned``: True if weights or a sticky key chose the Deployment. It is False if a routing rule chose
+    the Deployment, if the request named the version, or if the request was moved to another Deployment.
+    ``unit``: the hash of the sticky key, or empty. ``owner``: the hash of the caller. ``experiment``: the id
+    of the experiment that chose the Deployment, or empty.
     """
 
     endpoint: str
@@ -42,7 +43,7 @@ class AnswerFacts:
 
 
 class FeedbackIds:
-    """Makes and reads ids."""
+    """Make and read the ids of answers."""
 
     def __init__(self, service_token: str) -> None:
         self._key = hmac.digest(service_token.encode(), b"tidegate feedback", "sha256")
@@ -53,7 +54,7 @@ class FeedbackIds:
         return PREFIX.encode() + urlsafe_b64encode(content + self._mac(content)).rstrip(b"=")
 
     def read(self, id_: str) -> AnswerFacts | None:
-        """Return the facts in an id; None if this stack did not make the id."""
+        """Return the facts in an id; None if no gateway with this service token made the id."""
         if not id_.startswith(PREFIX) or len(id_) > LONGEST:
             return None
         text = id_[len(PREFIX) :]

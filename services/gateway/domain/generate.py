@@ -1,4 +1,4 @@
-"""Triton's generate extension: requests and answers are JSON objects of tensors by name."""
+"""Triton's generate extension: in requests and answers, each tensor is a member of a JSON object."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _RESERVED = frozenset({"id", "parameters"})
 
 
 def decode(body: Buffer, contract: Contract) -> Decoded:
-    """Decode a body and check it against a signature; raise BadRequest, or Unavailable without a signature.
+    """Decode a body and check it against the model's signature; raise BadRequest.
 
-    A member with the name of an input is a tensor. Its shape follows from the signature and the values; its
-    batch size is 1. Other members, and the members of ``parameters``, are parameters for the model.
+    Raise Unavailable if the signature is not known. A member with the name of an input is a tensor. Its shape
+    follows from the signature and the values; its batch size is 1. Other members, and the members of
+    ``parameters``, are parameters for the model.
     """
     if contract.signature is None:
         raise inputs_unknown()
@@ -94,8 +95,8 @@ def _put(inputs: Inputs, contract: Contract, name: str, value: Any) -> None:
 def fitting(name: str, dims: tuple[int, ...], value: Any) -> list[int]:
     """Return the shape of a value (scalar or nested list) for an input of ``dims``; raise BadRequest.
 
-    If the nesting of the value does not match ``dims``, its values fill ``dims`` as a flat list. A dim of -1
-    may have any size.
+    A dim of -1 may have any size. If the nesting of the value matches ``dims``, return the value's own shape.
+    Otherwise, only the number of values must fit. Then return ``dims``, with a size that fits in place of -1.
     """
     sizes = _sizes(value)
     if len(sizes) == len(dims) and all(want in (-1, size) for want, size in zip(dims, sizes, strict=True)):

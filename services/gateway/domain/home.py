@@ -23,8 +23,9 @@ def document(
 ) -> dict[str, Any]:
     """Return the page as data.
 
-    ``models``: the index entries that the caller may see; None if it has no valid credential. ``problem``: in
-    this case, what is wrong with the credential. ``url``: the address that the caller used.
+    ``url``: the address that the caller used. ``models``: the index entries that the caller may see. None
+    means that the caller has no valid credential. In this case, ``problem`` says what is wrong with the
+    credential.
     """
     page: dict[str, Any] = {"name": "tidegate", "version": version, "description": WHAT}
     if models is None:

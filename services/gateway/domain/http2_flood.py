@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-# The number of frames without work that a client may send, and the number that is added each second. Each
-# sent answer allows more frames.
+# A useless frame does no work for a request. A client may send USELESS_FRAMES of them. After each second, it
+# may send USELESS_FRAMES_PER_S more. After each sent answer, it may also send some more.
 USELESS_FRAMES = 2000.0
 USELESS_FRAMES_PER_S = 500.0
-# A ping is a strike if it comes sooner than PING_INTERVAL_S after the last ping. If the gateway sends data,
-# the number of strikes becomes 0. More than PING_STRIKES strikes end the connection.
+# A ping is a strike if it comes sooner than PING_INTERVAL_S after the ping before it. If the gateway sends
+# data, the number of strikes becomes 0. More than PING_STRIKES strikes end the connection.
 PING_INTERVAL_S = 5.0
 PING_STRIKES = 4
-# The number of calls that a client may cancel before their answer. Each answered call allows four more.
+# The number of calls that a client may cancel before it has their answers. For each answered call, it may
+# cancel four more calls.
 RESETS = 200
-# The number of bytes that a client may send for calls that have ended. Each new call allows one flow-control
-# window more.
+# The number of bytes that a client may send for calls that have ended. For each new call, it may send more of
+# these bytes: as many as one flow-control window has.
 LATE_BYTES = 16 * 2**20
 
 
 class FloodGuard:
     """The counts of one client's useless work.
 
-    Methods that count such work return why the connection must end, or None.
+    A method that counts such work returns the reason to end the connection. It returns None if the connection
+    may stay.
     """
 
     __slots__ = ("_answered", "_late_bytes", "_left", "_pinged", "_resets", "_since", "_strikes")

@@ -38,7 +38,10 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """The options of a job. It expires after ``ttl_s`` seconds; None means the default time."""
+    """The options of a job.
+
+    ``ttl_s``: the job expires after this many seconds. None means the default number of seconds.
+    """
 
     level: Level = "normal"
     ttl_s: float | None = None
@@ -68,9 +71,9 @@ def preference(header: bytes | None) -> Preference | None:
 
 
 def from_headers(headers: Mapping[bytes, bytes], base: JobOptions = _DEFAULT) -> JobOptions:
-    """Return ``base`` with the values of ``X-Job-Priority``, ``X-Job-TTL`` (seconds) and ``X-Job-Webhook``.
+    """Return ``base``, changed by the job headers of a request; raise BadRequest.
 
-    Raises BadRequest.
+    The headers are ``X-Job-Priority``, ``X-Job-TTL`` (seconds) and ``X-Job-Webhook``.
     """
     texts = {
         name: value.decode("latin-1")

@@ -1,4 +1,4 @@
-"""Store the form of a job's answer in its record, and explain why a job has no result. Pure."""
+"""Write and read the form of an answer in a job's record. Explain why a job has no result. Pure."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ def principal_of(
 ) -> Principal:
     """Return the principal of a token with these claims.
 
-    ``roles_claim``: the claim that contains the roles: a name, or a path with dots such as Keycloak's
-    ``realm_access.roles``. ``scopes_of``: the scopes of each role. If it is empty, each role that has the
-    name of a scope grants this scope.
+    ``roles_claim``: the claim that contains the roles. It is one name, or several names with dots between
+    them, such as Keycloak's ``realm_access.roles``. ``scopes_of``: the scopes of each role. If ``scopes_of``
+    is empty, each role that has the name of a scope grants this scope.
     """
     subject = str(claims["sub"])
     if len(subject) > _ID_CHARS or not subject.isprintable():

@@ -1,8 +1,9 @@
 """Apply the limits of one key in one gateway process.
 
-A request takes one token of each limit here, and never waits for the store. In the background, the process
-settles with the key's account in the store. It requests the tokens that it needs at its current pace, or its
-share of the remaining tokens if the share is larger. It returns tokens that it does not use.
+A request takes one token of each limit from the tokens that this process holds. So it never waits for the
+store. In the background, the process reports to the key's account in the store. This report is a settlement.
+With it, the process requests the tokens that it needs at its current pace, and returns tokens that it does
+not need. Of the rate limit, it requests at least its share of the remaining tokens.
 
 While the key is idle, the process holds no tokens. At the next request, the process may borrow up to its
 share of the tokens until the account answers. Then the account is charged for the borrowed tokens. While the
@@ -36,7 +37,8 @@ class LimitReached:
 
     ``limit``: one of ``rate``, ``concurrency``, ``day``, ``month``, ``day_budget`` and ``month_budget``.
     ``soon``: True if the account may still have money, so the next settlement may lease it to this process.
-    For limits of a day or a month, use ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
+    ``retry_after_s``: the seconds until a retry is useful. For limits of a day or a month, this number is
+    valid only if ``soon`` is True. Otherwise, the calling code must use ``rate_limit_headers.seconds_left``.
     """
 
     limit: str
@@ -75,9 +77,10 @@ class KeyLimiter:
     )  # fmt: skip
 
     def __init__(self, principal: str, allowance: Allowance, activate: Callable[[KeyLimiter], None]) -> None:
-        """Start idle. When the idle time ends, ``activate`` is called with this limiter and sets its share.
+        """Start idle. When an idle time ends, the limiter calls ``activate`` with itself.
 
-        ``share`` is this process's share of each limit. ``standalone`` is True while the store is down.
+        ``activate`` must set ``share``, which is this process's share of each limit. ``standalone`` is True
+        while the store is down.
         """
         self.principal = principal
         self.allowance = allowance
@@ -102,9 +105,10 @@ class KeyLimiter:
         self._last_at = self._settled_at = self._wait_until = float("-inf")
 
     def take(self, now: float, nanos: int = 0) -> LimitReached | None:
-        """Admit one request, or return the limit that refuses it. Call :meth:`finish` at its end.
+        """Admit one request, or return the limit that refuses it.
 
-        ``nanos``: the expected cost, which is reserved in the budgets.
+        When an admitted request ends, the calling code must call :meth:`finish`. ``nanos``: the request's
+        expected cost, which is reserved in the budgets.
         """
         if not self.active:
             self._wake(now)
@@ -195,7 +199,7 @@ class KeyLimiter:
             tokens.change(limit)
             minimum = tokens.minimum
             tokens.borrow(self._share_of(tokens.available) if tokens.available >= 1 else 0)
-            if kind == "rate" or self.standalone:  # otherwise, each change of a limit would give credit
+            if kind == "rate" or self.standalone:  # without this, each change of the limit would give credit
                 tokens.minimum = max(tokens.minimum, minimum)
         return tokens
 
@@ -209,7 +213,7 @@ class KeyLimiter:
             self.budget.new_day(self.share, new_month=new_month)
 
     def lease_request(self, now: float, day: str) -> LeaseRequest | None:
-        """Return the report to the account that is due now, or None.
+        """Return the report for the account; None if no report is due now.
 
         ``day``: today, such as ``2026-01-31``.
         """
@@ -218,7 +222,7 @@ class KeyLimiter:
         if not self._settlement_due(now):
             return None
         idle = now - self._last_at >= IDLE_S
-        # The number of requests expected in the next AHEAD_S, at the pace since the last settlement.
+        # The expected number of requests in the next AHEAD_S seconds, at the pace since the last settlement.
         pace = math.ceil(self._requests * AHEAD_S / max(now - self._settled_at, AHEAD_S / 5))
         if self.standalone and self.rate is not None:
             # While the store was down, the account's bucket was refilled too. So report 0 held tokens.
@@ -229,7 +233,10 @@ class KeyLimiter:
         return self._settlement(day, pace, idle, TokenHolding(self.in_flight, slots))
 
     def release_request(self, day: str) -> LeaseRequest:
-        """Return the last settlement of a process that stops. It returns all tokens and slots."""
+        """Return the last report of a process that stops.
+
+        With this report, the process returns all tokens and slots.
+        """
         return self._settlement(day, 0, True, TokenHolding())
 
     def _settlement(self, day: str, pace: int, idle: bool, slots: TokenHolding) -> LeaseRequest:
@@ -258,8 +265,8 @@ class KeyLimiter:
         if self.rate is not None and limits.rate is not None:
             credit = self._unused_share(request.rate, grant.rate_left) if self._unsettled else 0
             self.rate.apply(request.rate, grant.rate, grant.rate_left, credit)
-        # If a process crashes, the tokens that it has leased are lost. So it leases few tokens of a quota,
-        # and takes the rest of its share on credit.
+        # If a process crashes, the tokens that it has leased are lost. So a process leases only a few tokens
+        # of a quota, and takes the rest of its share on credit.
         if self.day_quota is not None and limits.day is not None:
             left = max(0, grant.day_left + self.day_quota.limit - limits.day)
             self.day_quota.apply(request.day_quota, grant.day_quota, left, int(left * self.share))
@@ -366,8 +373,9 @@ class KeyLimiter:
         if tokens is None:
             return TokenHolding()
         if idle or (self._unsettled and tokens is self.rate):
-            # Other processes may have borrowed too, so the remaining tokens are unknown. Request none until
-            # the account has answered.
+            # An idle process needs no tokens. After an idle time, the remaining tokens of the rate limit are
+            # unknown, because other processes may have borrowed too. Then request none until the account has
+            # answered.
             return tokens.holding(0)
         share = self._share_of(tokens.available + max(tokens.held, 0)) if tokens is self.rate else 1
         return tokens.holding(max(pace, share))

@@ -28,8 +28,8 @@ class KeyTable:
     def find(self, credential: bytes, now_ms: float) -> tuple[Key, float] | None:
         """Return a credential's key, and when the credential becomes invalid (ms since the epoch).
 
-        Return None if the credential is not valid. The previous secret of a key becomes invalid before the
-        key expires.
+        Return None if the credential is not valid. A credential with the key's previous secret may become
+        invalid before the key expires.
         """
         id_ = access.key_id(credential)
         key = self.keys.get(id_) if id_ is not None else None

@@ -25,11 +25,12 @@ class TokenHolding:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """A process's report about one caller: for each limit, the tokens that the process holds and wants.
+    """A process's report about one caller.
 
-    ``day``: today in UTC, such as ``2026-01-31``. ``month``: the month of this day, such as ``2026-01``.
-    ``slots``: for the concurrency limit, the number of requests in flight, and the highest number that the
-    process wants to allow.
+    For each limit, the report says how many tokens the process holds and wants. ``day``: today in UTC, such
+    as ``2026-01-31``. ``month``: the month of this day, such as ``2026-01``. ``slots`` is for the concurrency
+    limit. Its ``held`` is the number of requests in flight. Its ``wanted`` is the highest number of requests
+    in flight that the process wants to allow.
     """
 
     principal: str
@@ -46,11 +47,13 @@ class LeaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class LeaseGrant:
-    """The store's answer: the tokens granted to the process, and the tokens left in the account.
+    """The store's answer to a report.
 
-    ``wait_ms``: the time until the account has a token again. ``slots``: the number of concurrent requests
-    that the process may allow. ``tight``: True if a process had too few of these slots in the last second.
-    ``seeded``: True if the quotas of day and month include the usage from before the account existed.
+    For each limit, it contains the tokens that the process gets. The fields that end in ``_left`` are the
+    tokens that remain in the account. ``wait_ms``: the time until the account has a token of the rate limit
+    again. ``slots``: the number of concurrent requests that the process may allow. ``tight``: True if a
+    process had too few of these slots in the last second. ``seeded``: True if the account counts the day's
+    and the month's requests from before it existed.
     """
 
     rate: int = 0

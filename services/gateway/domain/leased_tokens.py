@@ -23,7 +23,7 @@ class LeasedTokens:
         self.minimum: float = 1
         self.available: float = limit  # the tokens in the account at the last settlement
         self.borrowed: float = 0  # the part of ``held`` that the account has not granted yet
-        self.cut: float = 0  # reported tokens that a lower limit has removed since the report
+        self.cut: float = 0  # tokens of the last report that a lower limit has removed since then
 
     @property
     def remaining(self) -> int:
@@ -55,7 +55,7 @@ class LeasedTokens:
         """Set a new limit. Spent tokens still count, and no more than the new limit remains."""
         rest = self.available + self.held
         if self.kind != "rate" or self.available >= self.limit:
-            rest += limit - self.limit  # only a full bucket grows now; another one refills later
+            rest += limit - self.limit  # quotas and full buckets change now; another bucket refills later
         rest, held, reported = min(rest, limit), self.held, self.held - self.borrowed
         self.held = min(held, max(0, rest))
         self.borrowed = max(0, self.borrowed - (held - self.held))

@@ -9,9 +9,10 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}
 
 
 class LogSampler:
-    """A sampler that takes the ``first`` requests of each second and a ``fraction`` (0 to 1) of the others.
+    """A sampler of requests for the access log.
 
-    Call :meth:`second` once a second.
+    In each second, it takes the first requests, up to the number ``first``. Of the other requests, it takes a
+    ``fraction`` (0 to 1). The calling code must call :meth:`second` once a second.
     """
 
     __slots__ = ("_due", "_every", "_first", "_left")

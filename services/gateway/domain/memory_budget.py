@@ -16,13 +16,14 @@ class MemoryBudget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        # Called with the number of missing bytes if new bytes do not fit. It may release other bytes. The
-        # second argument is True if the new bytes belong to a caller with a valid credential.
+        # This function is called if new bytes do not fit, and may release other bytes. The first argument is
+        # the number of missing bytes. The second is True if the new bytes belong to a caller with a valid
+        # credential.
         self.reclaim: Callable[[int, bool], None] = lambda *_: None
         self._limit_large = int(limit * SHARE_OF_LARGE)
 
     def room(self, count: int, *, of: int = 0, known: bool = False) -> bool:
-        """Return True if ``count`` more bytes fit. If they do not fit at first, call ``reclaim``.
+        """Return True if ``count`` more bytes fit. If they do not fit, call ``reclaim`` and check again.
 
         ``of``: the total bytes of the object. ``known``: True if the caller has sent a valid credential.
         """

@@ -1,7 +1,8 @@
 """Count the bytes of structure in a serialized ``ModelInferRequest``, to limit its memory.
 
-Structure is everything except raw tensors. It takes more memory after parsing. With upb, one serialized byte
-becomes this many bytes: 44 for empty inputs, 8 for typed contents and shapes, 1 for raw tensors.
+Structure is everything except raw tensors. Parsing makes it larger. With the protobuf parser upb, each
+serialized byte takes this many bytes of memory after parsing: 44 for empty inputs, 8 for typed contents and
+shapes, 1 for raw tensors.
 """
 
 from __future__ import annotations

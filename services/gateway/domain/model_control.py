@@ -8,8 +8,8 @@ from typing import Any, Literal
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 from tidegate.kernel.errors import BadRequest, Conflict
 
-# The callers that may load and unload models: those with the scope ``operate``, all that may send requests,
-# or none.
+# The callers that may load and unload models. With "operate", callers with the scope ``operate`` may do it.
+# With "infer", all callers that may send requests may do it. With "off", no caller may do it.
 Allowed = Literal["operate", "infer", "off"]
 
 # Triton returns this message if its model control mode is not "explicit".
@@ -19,7 +19,7 @@ NOT_ALLOWED = "explicit model load / unload is not allowed if polling is enabled
 def check_parameters(model: str, parameters: Mapping[str, Any]) -> None:
     """Raise BadRequest if a load request contains a configuration or files.
 
-    They would change the version, and a version never changes.
+    A configuration or files would change the version, and a version never changes.
     """
     if any(name.startswith("file:") for name in parameters):
         what = "files"

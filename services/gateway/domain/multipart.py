@@ -57,15 +57,16 @@ def boundary_of(content_type: str) -> bytes:
 
 
 class MultipartReader:
-    """Read one form in chunks.
+    """Read one form that arrives in chunks.
 
-    The reader keeps in memory at most one head, or the last bytes, which can be the start of a delimiter.
+    The reader keeps few bytes in memory: at most one head, or the last bytes of a chunk. These last bytes can
+    be the start of a delimiter.
     """
 
     def __init__(self, boundary: bytes) -> None:
         self._delimiter = b"\r\n--" + boundary
-        # Every delimiter but the first follows a line break. Add one at the start, so that the first is
-        # found, too.
+        # Every delimiter except the first follows a line break. Add a line break at the start, so that the
+        # first delimiter is found too.
         self._held = b"\r\n"
         self._in = "preamble"
         self._parts = 0
@@ -118,8 +119,8 @@ class MultipartReader:
             self._held, self._in = after, "head"
 
     def _read_head(self) -> Iterator[Event]:
-        # A head ends with two line breaks, but an empty head is only one. Add one before each head, so that
-        # both end in the same way.
+        # A head ends with two line breaks, but an empty head is only one line break. Add one line break
+        # before each head, so that every head ends with two.
         head, found, after = (b"\r\n" + self._held).partition(b"\r\n\r\n")
         if len(head) > HEAD_BYTES:
             raise BadRequest(f"a part of the form has a head of more than {HEAD_BYTES} bytes")

@@ -46,8 +46,10 @@ def decode(
 
     ``header_length``: the bytes of JSON at the start of the body if binary tensor data follows, else None. If
     it is 0, the whole body is the data of the model's only input. In this case, raise Unavailable if the
-    model's signature is not known. ``beside``: reads the parts of the request that are not in its body. If it
-    has no regions, raise UsesRegions for a tensor in shared memory.
+    model's signature is not known.
+
+    ``beside``: the parts of the request that are not in its body. If ``beside`` has no regions, raise
+    UsesRegions for a tensor in shared memory.
     """
     head, tail = parts(body, header_length)
     return decode_head(head, tail, contract, beside)
@@ -282,9 +284,10 @@ def encode(
     data: list[Buffer],
     labels: Labels | None = None,
 ) -> tuple[bytes, list[Buffer]]:
-    """Return the JSON of a response, and the tensors that follow it as binary data.
+    """Return the JSON of a response, and the tensors that follow the JSON as binary data.
 
-    ``labels``: the class names by output. Raise BadRequest for an output that cannot be sent as requested.
+    Write an output to shared memory if the request wants it there. ``labels``: for each output, the names of
+    its classes. Raise BadRequest for an output that cannot be sent as requested.
     """
     forms: dict[str, bool] = {}
     if request.wanted:

@@ -14,9 +14,9 @@ BURST_S = 5.0
 class Paces:
     """Limit each caller to ``per_s`` events per second. ``what`` names the events in the error.
 
-    Each caller has a number of events left. It grows by ``per_s`` per second, up to the events of ``BURST_S``
-    seconds. A call is accepted if the number is above 0, even if the call has more events. Then the number
-    falls below 0, and later calls are refused until it is above 0 again.
+    Each caller has a balance of events. The balance grows by ``per_s`` per second, up to the events of
+    ``BURST_S`` seconds. A call is accepted if the balance is above 0, even if the call has more events than
+    the balance. Then the balance falls below 0, and later calls are refused until it is above 0 again.
     """
 
     def __init__(self, per_s: float, what: str) -> None:
@@ -25,7 +25,10 @@ class Paces:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def check(self, caller: str, events: int, now: float) -> None:
-        """Count ``events`` events of a caller. Raise TooMany at the limit. ``now``: monotonic seconds."""
+        """Subtract ``events`` from a caller's balance. Raise TooMany if the balance is not above 0.
+
+        ``now``: monotonic seconds.
+        """
         left, at = self._left.pop(caller, (self._per_s * BURST_S, now))
         left = min(self._per_s * BURST_S, left + (now - at) * self._per_s)
         if left <= 0:

@@ -1,8 +1,8 @@
 """Hash the blocks of a prompt in a chain, so that prompts with a common beginning have common hashes.
 
-An engine has the prompts that it has read in its KV cache. So a prompt needs less computation on a replica
-that has read its beginning. The hashes depend on the caller. Otherwise, quick responses would tell a caller
-how the prompts of other callers begin.
+An engine's KV cache keeps the prompts that the engine has read. So a replica that has read the beginning of a
+prompt needs less computation for it. The hashes depend on the caller. Otherwise, quick responses would tell a
+caller how the prompts of other callers begin.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def prompt_blocks(path: str, body: dict[str, Any], salt: bytes) -> list[bytes]:
 
 
 def _parts(path: str, body: dict[str, Any]) -> Iterator[bytes]:
-    """Yield the parts of a prompt in the order of chat templates: tools, then messages."""
+    """Yield the parts of a prompt in the order of chat templates: tools, instructions, messages."""
     for name in ("tools", "instructions"):
         if body.get(name):
             yield orjson.dumps(body[name])

@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 # If no replica has read a prompt, the hash of its first FIRST_BLOCKS blocks determines the replica. So all
 # gateways choose the same replica for this prompt, and for other prompts with the same beginning.
 FIRST_BLOCKS = 4
-# A replica has too much load if this gateway has more requests there than LOAD_CAP times the mean of all
-# replicas, plus one.
+# The gateway counts its own requests in flight at each replica. A replica has too much load if it has more of
+# them than LOAD_CAP * M + 1. M is the mean of all ready replicas.
 LOAD_CAP = 1.25
-# The number of blocks that a gateway remembers for each Deployment.
+# The largest number of prompt blocks that a gateway remembers for each Deployment.
 MAX_BLOCKS = 100_000
 
 Outcome = Literal["hit", "first", "stolen", "loaded", "none"]
@@ -27,8 +27,8 @@ Outcome = Literal["hit", "first", "stolen", "loaded", "none"]
 class ReplicaSlots(NamedTuple):
     """A ready replica of a language model.
 
-    ``inflight``: the number of requests that it last reported. ``slots``: how many requests it can run at the
-    same time.
+    ``inflight``: the number of requests in flight in the replica's last report. ``slots``: how many requests
+    the replica can run at the same time.
     """
 
     name: str
@@ -52,7 +52,7 @@ class PrefixMemory:
             self._replicas.popitem(last=False)
 
     def depths(self, blocks: Sequence[bytes]) -> dict[str, int]:
-        """Return by replica how many blocks from the beginning of a prompt it has read."""
+        """Return for each replica how many blocks it has read from the beginning of a prompt."""
         found: dict[str, int] = {}
         for depth, block in enumerate(blocks, 1):
             replica = self._replicas.get(block)
@@ -65,7 +65,7 @@ class PrefixMemory:
 class Choice(NamedTuple):
     """The preferred replica for a request; None if no replica is preferred.
 
-    ``outcome``: the label for the metrics, if this replica then runs the request.
+    ``outcome``: the label for the metrics. If another replica runs the request, the label becomes ``stolen``.
     """
 
     replica: str | None
@@ -104,7 +104,7 @@ def is_loaded(replica: ReplicaSlots, ready: Sequence[ReplicaSlots], inflight: Ma
 
 
 def _rendezvous(block: bytes, ready: Sequence[ReplicaSlots]) -> ReplicaSlots:
-    """Return the replica with the highest hash of ``block`` and its name.
+    """Return the replica whose name has the highest hash together with ``block``.
 
     If a replica is lost, only the prompts of this replica move to other replicas.
     """

@@ -21,16 +21,16 @@ class ReplicaFleet:
     """A summary of a Deployment's replicas from their last reports. A field is None if it is not known.
 
     ``request_ms``: the model's time per request in recent calls. ``full_ms``: the model's time per request if
-    every call is full. ``elsewhere``: the number of requests that other gateways have in flight.
+    the replicas are fully loaded. ``elsewhere``: the number of requests that other gateways have in flight.
     ``start_ms``: the ms until the next replica is ready. ``fault``: why no replica can start.
-    ``load_failed``: True if the model cannot be loaded and no replica can answer. ``reloading``: if no
-    replica is ready, the message of a replica that loads its model again. ``replicas``: the ready replicas of
-    a decoupled model. ``parallel``: how many requests a fully loaded replica finishes in the time of one
-    call. ``holds``: how many requests all ready replicas together can have, running and waiting; 0 if a
-    replica does not report it. ``flows_elsewhere``: the requests of each flow at other gateways.
-    ``gateways``: the number of gateways with requests for this Deployment, plus this gateway. ``host_busy``:
-    the share (0 to 1) of busy cores on the busiest host. ``sequences``: the ready replicas of a stateful
-    model.
+    ``load_failed``: True if the model cannot be loaded and no replica can answer. ``reloading``: a message if
+    no replica is ready and a replica loads its model again. ``replicas``: the ready replicas of a decoupled
+    model. ``parallel``: how many requests a fully loaded replica finishes in the time of one call. ``holds``:
+    how many requests all ready replicas together can hold, including those that wait; 0 if a replica does not
+    report its number. ``flows_elsewhere``: the requests of each flow at other gateways. ``gateways``: the
+    number of other gateways with requests in flight for this Deployment, plus 1 for this gateway.
+    ``host_busy``: the share (0 to 1) of busy cores on the busiest host. ``sequences``: the ready replicas of
+    a stateful model.
     """
 
     ready: int = 0
@@ -71,9 +71,9 @@ STARTING_WINDOW = 32
 def window_of(fleet: ReplicaFleet) -> int:
     """Return how many unanswered requests a gateway may have published to a Deployment.
 
-    Further requests wait in the gateway. The number is just enough to keep the replicas busy. It is unlimited
-    if nothing is known about the replicas, or if a worker of an earlier version does not report how many
-    requests it can hold.
+    Further requests wait in the gateway. The number is just enough to keep the replicas busy. There is no
+    limit if nothing is known about the replicas. There is also no limit if a worker of an earlier Tidegate
+    version does not report how many requests it can hold.
     """
     if fleet is UNKNOWN_FLEET:
         return UNLIMITED
@@ -150,7 +150,7 @@ def replica_fault(reports: Sequence[ReplicaReport], status: Mapping[str, Any]) -
     failed = next((c for c in status.get("conditions", ()) if c["type"] == "Loaded" and not c["ok"]), None)
     if failed is None:
         return ReplicaFault(reloading=reloading)
-    # Check the status, too, because the store may have lost the reports of replicas that still answer.
+    # Also check the Deployment's status: the store may have lost the reports of replicas that still answer.
     serving = status.get("ready") or status.get("draining") or any(r.state == "draining" for r in reports)
     by_model = failed.get("reason") == LOAD_FAILED
     return ReplicaFault(failed["message"], by_model and not serving and not reloads, reloading)

@@ -20,7 +20,8 @@ HEADER = b"x-tidegate-cost"
 # The cost of a request is unknown until the endpoint's first answer. Until then, a request reserves the cost
 # of this many µs of a replica's time.
 FIRST_US = 1_000_000
-# The weight of the last answer's cost in the mean cost, and in the highest cost if the answer cost less.
+# WEIGHT is the weight of the last answer's cost in the mean cost. If the answer cost less than the highest
+# cost, DECAY is its weight in the highest cost.
 WEIGHT, DECAY = 0.1, 0.01
 
 
@@ -35,7 +36,7 @@ class RequestCosts:
         self.refused: frozenset[str] = frozenset()
 
     def replace(self, facts: CostFacts) -> None:
-        """Set the rates. A Deployment without a rate costs as much as the most expensive one."""
+        """Set the rates. A Deployment without a rate gets the highest rate of all Deployments."""
         self._facts = facts
         self.refused = frozenset(name for name, each in facts.deployments.items() if each.refused)
 
@@ -69,15 +70,15 @@ class RequestCosts:
         return b"%d.%09d %s" % (nanos // NANOS, nanos % NANOS, self._facts.currency.encode())
 
     def most(self, endpoint: str) -> int:
-        """Return the cost to reserve for the next request of an endpoint, in nanos, at least 1."""
+        """Return the cost to reserve for the next request of an endpoint, in nanos. It is at least 1."""
         known = self._most.get(endpoint)
         return max(1, round(self._dearest() * FIRST_US if known is None else known))
 
     def mean(self, endpoint: str) -> int:
         """Return the expected cost of a request of an endpoint, in nanos.
 
-        Before the endpoint's first answer, return the cost that a request reserves. With 0 instead, jobs
-        would be free at an endpoint that gets only jobs, because jobs do not update the mean.
+        Before the endpoint's first answer, return the cost that a request reserves. Jobs do not update the
+        mean. So if the result were 0, all jobs would be free at an endpoint that gets only jobs.
         """
         known = self._mean.get(endpoint)
         return self.most(endpoint) if known is None else round(known)
@@ -87,9 +88,9 @@ class RequestCosts:
     ) -> None:
         """Update the learned costs of an endpoint with the cost of an answer.
 
-        ``nanos``: the cost of the answer. ``compute_us``: its share of the time of its model call.
-        ``whole_us``: the time of the whole call. The highest cost is that of a call with only this request,
-        which runs alone in the replica.
+        ``nanos``: the cost of the answer. ``compute_us``: the answer's share of the time of its model call,
+        in µs. ``whole_us``: the time of the whole call, in µs. The highest cost is that of the worst case:
+        the call has only this request, and no other call runs in the replica.
         """
         found = self._facts.deployments.get(route.name)
         alone = found.alone if found is not None else 0.0

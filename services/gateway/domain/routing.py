@@ -136,7 +136,7 @@ class EndpointRoute:
         return flow
 
     def choose(self, splitter: TrafficSplitter, origin: Callable[[], Origin] | None) -> DeploymentRoute:
-        """Return the Deployment for the next request; raise NotFound if no target has a share."""
+        """Return the Deployment for the next request. Raise NotFound if no target gets traffic."""
         targets = self.targets
         if origin is not None and (self.rules or self.sticky is not None):
             found = self._by_origin(origin())
@@ -151,10 +151,10 @@ class EndpointRoute:
         return targets[splitter.draw(self.name, self.names, self.weights)]
 
     def labelled(self, label: str) -> str:
-        """Return the version of a label; raise NotFound.
+        """Return the version of a label. Raise NotFound if the label does not exist.
 
-        For ``stable``, return "", so that the endpoint chooses the version. If an alias has the name
-        ``stable``, return its version.
+        Every alias is a label. If no alias has the name ``stable``, return "" for it, so that the endpoint
+        chooses the version.
         """
         if label in self.labels:
             return self.labels[label]
@@ -214,10 +214,10 @@ class RouteTable:
         splitter: TrafficSplitter,
         origin: Callable[[], Origin] | None = None,
     ) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return the endpoint and the Deployment for a request; raise NotFound.
+        """Return the endpoint and the Deployment for a request. Raise NotFound if there is none.
 
-        ``origin`` returns the facts that the endpoint's rules and sticky keys read; without ``origin``, rules
-        and sticky keys are skipped. A version in the request overrides rules, sticky keys and weights.
+        ``origin`` returns the facts that the endpoint's rules and sticky keys read. Without ``origin``, rules
+        and sticky keys are skipped. If ``version`` is not empty, it overrides rules, sticky keys and weights.
         """
         route = self.endpoints.get(endpoint)
         if route is not None and not version:
@@ -225,9 +225,10 @@ class RouteTable:
         return self.find(endpoint, version)
 
     def find(self, endpoint: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return the endpoint and one of its Deployments, without a random choice; raise NotFound.
+        """Return the endpoint and one of its Deployments, without a random choice.
 
-        Without a version, this is the Deployment with the largest share.
+        If ``version`` is empty, this is the Deployment with the largest share of the traffic. Raise NotFound
+        if the endpoint or the Deployment does not exist.
         """
         route = self.endpoints.get(endpoint)
         if route is None:
@@ -252,7 +253,7 @@ def _no_version(route: EndpointRoute, version: str) -> str:
         )
     labels = f", and the aliases {sorted(route.labels)}" if route.labels else ""
     if not version.isdecimal():
-        return (  # Triton's message comes first
+        return (  # the message begins with Triton's words
             f"failed to get model version from specified version string {version!r}: model {route.name!r} "
             f"has the versions {sorted(route.versions)}{labels}"
         )
@@ -281,7 +282,10 @@ def require(table: RouteTable | None) -> RouteTable:
 
 
 def parse_table(raw: dict[str, Any]) -> RouteTable:
-    """Compile the route table that the router publishes; raise KeyError, TypeError or ValueError."""
+    """Compile the route table that the router publishes.
+
+    Raise KeyError, TypeError or ValueError if the table is malformed.
+    """
     deployments = {name: _deployment(name, entry) for name, entry in raw["deployments"].items()}
     endpoints = {name: _endpoint(name, entry, deployments) for name, entry in raw["endpoints"].items()}
     return RouteTable((raw["epoch"], raw["n"]), endpoints)

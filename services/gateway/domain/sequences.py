@@ -15,15 +15,16 @@ _LARGEST_ID, _LONGEST_ID = 2**64 - 1, 128
 # The model server ends an idle sequence by its own clock. So gateways remember the sequence this many ms
 # longer than its idle limit, and do not forget it too early.
 IDLE_MARGIN_MS = 250
-# How long a lost sequence is remembered, so that its caller gets a clear error.
+# If a replica ends, its sequences are lost. Each of them is remembered for this many ms, so that its caller
+# gets a clear error.
 LOST_KEPT_MS = 120_000
 
 
 class Place(NamedTuple):
     """The replica that has the state of a sequence. ``lost``: True if this replica has ended.
 
-    ``token``: random, new for each start of the sequence. With an earlier token, a late request cannot change
-    the record of the present start.
+    ``token``: a random text, new for each start of the sequence. A late request from an earlier start has
+    another token. So it cannot change the record of the present start.
     """
 
     deployment: str

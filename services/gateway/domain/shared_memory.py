@@ -64,10 +64,17 @@ class Regions(Protocol):
     """The regions of one caller."""
 
     def read(self, part: RegionPart) -> Buffer:
-        """Return a copy of the bytes in a part; raise NotFound, BadRequest or Overloaded."""
+        """Return a copy of the bytes in a part.
+
+        Raise NotFound if the region does not exist, and BadRequest if the part is wrong or too large. Raise
+        Overloaded if the gateway's memory for requests is full.
+        """
 
     def sink(self, part: RegionPart) -> Sink:
-        """Return a part as the destination of an output; raise NotFound or BadRequest."""
+        """Return a part as the destination of an output.
+
+        Raise NotFound if the region does not exist, and BadRequest if the part is not inside it.
+        """
 
 
 def file_of(name: str, key: str) -> str:
@@ -120,9 +127,9 @@ def check_part(part: RegionPart, region_size: int) -> None:
 
 
 def part_of(where: str, parameters: Mapping[str, Any]) -> RegionPart | None:
-    """Return the part of a region that a tensor's parameters name, or None; raise BadRequest.
+    """Return the part of a region that a tensor's parameters name, or None if they name none.
 
-    ``where``: the tensor's name for messages.
+    Raise BadRequest if the parameters are wrong. ``where``: the tensor's name for messages.
     """
     region, offset, size = parameters.get(REGION), parameters.get(OFFSET), parameters.get(SIZE)
     if region is None:

@@ -1,7 +1,8 @@
 """Translate TensorFlow's tensors (``TensorProto``) to raw tensors of the inference protocol, and back. Pure.
 
-A ``TensorProto`` has its values as bytes (``tensor_content``), or as numbers in the list of its datatype. If
-a list is shorter than the shape, TensorFlow repeats the last value. An empty list means zeros.
+A ``TensorProto`` has its values as bytes (``tensor_content``), or as elements of the list for its datatype,
+such as ``float_val``. If the list has fewer values than the shape needs, TensorFlow repeats the last value.
+An empty list means zeros.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ KINDS = {
 }
 NUMBERS = {kind.name: number for number, kind in KINDS.items()}
 _BITS = {"FP16", "BF16"}  # ``half_val`` holds their values as bit patterns
-# In Protobuf's packed form, the lists of these datatypes have the same bytes as the raw tensor. So they are
-# copied: the tag of the list (the number here), then its length, then the bytes.
+# In Protobuf's packed form, the lists of these datatypes have the same bytes as the raw tensor. So the raw
+# tensor is copied into the message, after the tag of the list (the number here) and the number of bytes.
 _PACKED = {"FP32": 5 << 3 | 2, "FP64": 6 << 3 | 2, "BOOL": 11 << 3 | 2}
 MAX_DIMS = 16
 
@@ -56,7 +57,7 @@ def raw_of(name: str, tensor: Any, most_bytes: int) -> tuple[str, list[int], byt
     """Return the datatype, the shape and the raw bytes of a ``TensorProto``.
 
     ``most_bytes``: the largest size of the raw tensor in bytes. It is checked, because a short list can mean
-    a large tensor. Raise BadRequest, or PayloadTooLarge.
+    a large tensor. Raise PayloadTooLarge if the tensor is larger, and BadRequest if the tensor is wrong.
     """
     kind = KINDS.get(tensor.dtype)
     if kind is None:
@@ -100,10 +101,10 @@ def proto_of(target: Any, datatype: str, shape: Sequence[int], raw: bytes) -> No
 
 
 def columns(examples: Sequence[Mapping[str, Any]], datatypes: Mapping[str, str]) -> dict[str, Array]:
-    """Return the inputs in examples (``tf.Example``): for each feature, an array with a row per example.
+    """Return the inputs in examples (``tf.Example``): per feature, an array with a row per example.
 
     ``examples``: the features of each example by name. ``datatypes``: the datatype of each input of the
-    model. Raise BadRequest.
+    model. Raise BadRequest if the examples differ in their features, or do not fit the model.
     """
     if not examples:
         raise BadRequest("the request has no examples")

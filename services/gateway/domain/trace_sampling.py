@@ -30,8 +30,8 @@ class TraceSampler:
     def take(self, parent: TraceContext | None, uniform: Callable[[], float]) -> bool:
         """Return True if a request is traced. ``uniform`` returns a random number from [0, 1).
 
-        If the request has a ``parent``, the decision depends only on this trace context. So all services
-        trace the same requests.
+        If the request has a ``parent``, the decision uses this trace context instead of a random number. So
+        all services with the same settings trace the same requests.
         """
         if parent is None:
             return uniform() < self.ratio
@@ -41,7 +41,7 @@ class TraceSampler:
 
 
 def sampler_of(environment: Mapping[str, str]) -> TraceSampler:
-    """Return the sampler that the environment variables name. Raise ValueError."""
+    """Return the sampler that the environment variables name. Raise ValueError if a value is wrong."""
     name = environment.get(SAMPLER) or f"{_PARENT}traceidratio"
     by_parent, kind = name.startswith(_PARENT), name.removeprefix(_PARENT)
     if kind in _FIXED:

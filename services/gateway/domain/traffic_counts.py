@@ -28,7 +28,7 @@ class TrafficCounter:
         self._count(endpoint, "ok", len(seconds))
 
     def add_first(self, endpoint: str, deployment: str, seconds: float) -> None:
-        """Count the time to the first answer of a stream. Its outcome is counted at its end."""
+        """Count the time to the first answer of a stream. The outcome is counted when the stream ends."""
         self._of(endpoint, deployment)[0, bucket_of(seconds)] += 1
 
     def add_outcome(self, endpoint: str, outcome: str, *, failed: bool = False) -> None:

@@ -16,8 +16,8 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 BLOCK = 100
-# The largest number of endpoints with blocks in memory. Without it, memory would grow with each new endpoint
-# name.
+# The largest number of endpoints whose blocks are in memory. Without this limit, memory use would grow with
+# each new name of an endpoint.
 _KEPT = 10_000
 
 
@@ -113,7 +113,7 @@ class TrafficSplitter:
 class _Blocks:
     """The targets that are drawn for an endpoint's next requests, in blocks of ``BLOCK`` requests.
 
-    If a target's share of a block is not a whole number, the rest is added to its share of the next block.
+    If a target's share of a block is not a whole number, the difference is carried over to the next block.
     """
 
     __slots__ = ("carry", "left", "names", "weights")
@@ -129,8 +129,8 @@ class _Blocks:
         total = sum(self.weights)
         due = [carry + BLOCK * weight / total for carry, weight in zip(self.carry, self.weights, strict=True)]
         counts = [math.floor(each + 1e-9) for each in due]
-        # Requests that are still without a target go to the targets with the largest fractions. Equal
-        # fractions are in random order.
+        # After rounding down, some requests have no target yet. They go to the targets with the largest
+        # fractional parts. Targets with equal parts are in random order.
         order = sorted(range(len(due)), key=lambda i: (counts[i] - due[i], rng.random()))
         for index in order[: BLOCK - sum(counts)]:
             counts[index] += 1

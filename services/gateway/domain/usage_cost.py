@@ -1,4 +1,4 @@
-"""Compute the usage of an answer from the numbers in its reply."""
+"""Compute the usage cost of an answer: what it adds to its caller's usage."""
 
 from __future__ import annotations
 

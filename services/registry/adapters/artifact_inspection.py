@@ -155,7 +155,8 @@ def _tflite(path: Path) -> OnnxGraph:
 
 def _triton_signature(declared: Signature | None, user_signature: Signature | None) -> Signature | None:
     if declared is not None and user_signature is not None:
-        # A user's signature does not say if the model is decoupled or stateful. So copy it from config.pbtxt.
+        # A user's signature does not say if the model is decoupled or stateful. So copy both facts from
+        # config.pbtxt.
         from_config = {"decoupled": declared.decoupled, "sequences": declared.sequences}
         user_signature = user_signature.model_copy(update=from_config)
     if declared is not None and user_signature is not None and declared != user_signature:

@@ -140,9 +140,10 @@ class ArtifactStore:
 
     @asynccontextmanager
     async def local(self, sha256: str) -> AsyncIterator[Path]:
-        """Yield the path of an artifact as a local file. A copy from an object store is deleted afterwards.
+        """Yield the path of a local file with the bytes of an artifact.
 
-        Raise NotFound.
+        If the artifact is in an object store, the file is a copy, which is deleted afterwards. Raise NotFound
+        if the artifact is not stored.
         """
         place = self._place(sha256)
         try:

@@ -1,4 +1,4 @@
-"""Publish change notifications of the desired state.
+"""Publish notifications about changes of the desired state.
 
 A lost notification only causes a delay, because the other services also read the whole desired state every
 few seconds.

@@ -13,7 +13,10 @@ from tidegate.kernel.errors import BadRequest
 
 @contextmanager
 def mapped(path: Path) -> Iterator[mmap.mmap]:
-    """Yield a memory map of a file. Raise BadRequest for an empty file, or if the block raises Malformed."""
+    """Yield a memory map of a file.
+
+    Raise BadRequest if the file is empty, or if the ``with`` block of the calling code raises Malformed.
+    """
     if not path.stat().st_size:
         raise BadRequest("The file is empty. Save the model again.")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -30,7 +30,10 @@ def show(revision: int, totals: Totals) -> None:
 
 
 class RequestMetrics:
-    """ASGI middleware that counts and times requests by route. A series per URL path would be too many."""
+    """ASGI middleware that counts and times requests by route.
+
+    One time series per URL path would be too many.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -20,7 +20,10 @@ _PICKLES, _SKOPS = (".pkl", ".pickle", ".joblib"), ".skops"
 
 @dataclass(frozen=True, slots=True)
 class MlflowInspection:
-    """The properties of an MLflow model that its version stores. ``notes``: warnings for the publisher."""
+    """The properties of an MLflow model that the registry stores with its version.
+
+    ``notes``: warnings for the publisher.
+    """
 
     signature: Signature
     requirements: list[str]

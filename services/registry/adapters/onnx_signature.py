@@ -1,7 +1,8 @@
 """Read the inputs and outputs of an ONNX file from its protobuf, without loading the model.
 
-The package ``onnx`` would load the whole file into memory. It would also merge repeated fields silently, but
-a file with them must be rejected (ADR 014). The field numbers are from onnx.proto3.
+The package ``onnx`` would load the whole file into memory. If a file has two graphs, the package would also
+merge them without an error, but such a file must be rejected (ADR 014). The field numbers are from
+onnx.proto3.
 """
 
 from __future__ import annotations

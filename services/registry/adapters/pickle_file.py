@@ -12,12 +12,12 @@ from typing import Any
 from tidegate.kernel.errors import BadRequest
 
 STEP = 1024 * 1024
-# Bytes after this limit are not read. In any estimator, the texts that the registry searches for come
-# earlier.
+# At most this many unpacked bytes of a file are read. In any estimator, the texts that the registry searches
+# for come earlier.
 MAX_UNPACKED = 1024**3
 # Memory limit for unpacking LZMA. joblib's highest preset needs 65 MiB.
 MAX_LZMA_MEMORY = 128 * 1024**2
-_ZLIB_OR_GZIP = 47  # zlib's "wbits" that accept the headers of both zlib and gzip
+_ZLIB_OR_GZIP = 47  # the "wbits" value with which zlib accepts the headers of zlib and gzip
 
 
 def pieces(path: Path) -> Iterator[bytes]:
@@ -45,12 +45,18 @@ def pieces(path: Path) -> Iterator[bytes]:
 
 
 def is_plain(head: bytes) -> bool:
-    """Return True if a file that begins with ``head`` is not compressed."""
+    """Return True if a file that begins with ``head`` is not compressed.
+
+    Also return True if the file is compressed with lz4. The calling code must reject such a file first.
+    """
     return _unpacker(head) is None
 
 
 def _unpacked(unpacker: Any, piece: bytes) -> Iterator[bytes]:
-    """Yield the unpacked bytes in steps of 1 MiB. A piece may unpack to 1,000 times its size."""
+    """Yield the unpacked bytes of ``piece`` in steps of 1 MiB.
+
+    The steps limit the needed memory, because a piece may unpack to 1,000 times its size.
+    """
     if hasattr(unpacker, "needs_input"):  # bz2 and lzma keep input that is not unpacked yet
         while not unpacker.eof and (piece or not unpacker.needs_input):
             yield unpacker.decompress(piece, STEP)

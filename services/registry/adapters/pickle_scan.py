@@ -19,8 +19,8 @@ STEP = 64 * 1024
 def imports(path: Path, *, joblib: bool = True) -> set[Import]:
     """Return each (module, name) that loading a file would import. Blocking. Raise BadRequest.
 
-    ``joblib``: True if joblib loads the file; False if pickle does. Only joblib supports compression, and
-    arrays between the pickle opcodes.
+    ``joblib``: True if joblib loads the file; False if pickle loads it. Only joblib reads compressed files.
+    Only joblib reads arrays that lie between the pickle opcodes.
     """
     with path.open("rb") as file:
         head = file.read(6)

@@ -94,8 +94,9 @@ def _names_in(saved: bytes) -> set[str]:
     """Return the names that the pickle in a torch.save file imports; "?" if it cannot be read."""
     found: set[str] = set()
     try:
-        # zipfile recognises a zip by the end of the file, but torch by its beginning: it reads any other file
-        # as a pickle. Without this check, a pickle with a zip at its end would not be scanned.
+        # Python's zipfile recognises a zip by the end of the file. torch recognises it by the beginning of
+        # the file, and reads any other file as a pickle. Without this check, a pickle with a zip at its end
+        # would not be scanned.
         archives.check_zip(saved)
         with zipfile.ZipFile(io.BytesIO(saved)) as archive:
             files = archive.infolist()

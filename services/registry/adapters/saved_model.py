@@ -16,7 +16,8 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 FILE = "saved_model.pb"
 SERVING = "serving_default"
-# protobuf's limit for a message, and so for the graph. Variables are in other files.
+# The maximum size of the graph in bytes. This is protobuf's limit for one message. The variables do not
+# count, because they are in other files.
 MAX_GRAPH = 2 * 1024**3
 # Field numbers from saved_model.proto, meta_graph.proto and tensor_shape.proto.
 META_GRAPHS, SIGNATURES, SIGNATURE_INPUTS, SIGNATURE_OUTPUTS = 2, 5, 1, 2

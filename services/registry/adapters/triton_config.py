@@ -40,8 +40,9 @@ class TritonConfig:
 def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | None, list[str]]:
     """Return the signature and all requirements of a Triton model directory.
 
-    ``model``: the name of the registered model. The signature is None if the config does not declare it; then
-    Triton derives it when it loads the model. Blocking: call it in a thread. Raise BadRequest.
+    ``model``: the name of the registered model. The signature is None if the config does not declare inputs
+    and outputs. Then Triton derives them when it loads the model. Blocking: call it in a thread. Raise
+    BadRequest.
     """
     names = {triton_layout.CONFIG, requirements.FILE}
     contents = archive_reader.read_archive(path, names=names, max_text=MAX_CONFIG, limits=limits)
@@ -52,7 +53,8 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
         if triton_layout.config_path(folder) in contents.texts
     }
     parts = frozenset().union(*(config.parts for config in configs.values()))
-    # ``heads``: True for an ensemble that is not a part of another one. Requests go only to such an ensemble.
+    # ``heads``: for each folder, True if its model is an ensemble that no other ensemble uses. If neither the
+    # number nor the names of the folders decide, such an ensemble gets the requests.
     heads = {f: config.is_ensemble and f.name not in parts for f, config in configs.items()}
     served = triton_layout.served(folders, model, heads)
     for folder in folders:

@@ -31,10 +31,13 @@ class UploadParts:
         return f"{self._folder}/{upload}"
 
     def write(self, upload: str, offset: int, data: bytes | bytearray) -> str:
-        """Write bytes at an offset, and return the name of the stored part. The bytes are synced to disk.
+        """Write bytes of an upload at an offset, and return the name of the stored part.
 
-        In a folder, parts have no names, so return an empty name. If another registry or task checks the file
-        now, or has moved it, drop the bytes: the upload is complete, and the database would reject them.
+        In an object store, each part is an object with a name of its own. In a folder, parts have no names,
+        so return an empty name. The bytes in a folder are synced to disk.
+
+        In a folder, drop the bytes if another registry or task checks the file now, or has moved it. In both
+        cases the upload is complete, and the database would reject this part.
         """
         if not self._is_local:
             # Two connections may write the same part. With a random suffix, neither overwrites the other's

@@ -23,7 +23,7 @@ TAKEN = Counter("tidegate_registry_usage_reports_total", "Reports of usage, by o
 
 PREFETCH = 50
 RETRY_S = 1.0
-# Gateways do not resend a report after this time, so its id can be deleted.
+# The time for which the id of a report is stored. Gateways do not resend a report after this time.
 REMEMBER = timedelta(days=7)
 FORGET_EVERY_S = 3600.0
 

@@ -31,7 +31,10 @@ class Alias(BaseModel):
 
 
 class Move(BaseModel):
-    """A move of an alias. ``from_version`` None: creation. ``to_version`` None: deletion."""
+    """A move of an alias.
+
+    ``from_version`` None: the move created the alias. ``to_version`` None: the move deleted the alias.
+    """
 
     at: datetime
     by: str
@@ -99,7 +102,10 @@ async def get_alias(transactions: TransactionsDep, name: str, alias: str, respon
 async def set_alias(
     transactions: TransactionsDep, name: str, alias: str, body: AliasTarget, response: Response
 ) -> Alias:
-    """Point an alias to a version. Return 409 if ``expected`` is given and is not its present version."""
+    """Point an alias to a version.
+
+    If ``expected`` is given and the alias does not point to that version now, return 409.
+    """
 
     async def result(_: DesiredStateReader) -> Alias:
         set_etag(response, str(body.version))

@@ -31,10 +31,11 @@ async def upload(
         str | None, Query(description=("A name for the sender's own logs. The registry does not store it."))
     ] = None,
 ) -> ArtifactInfo:
-    """Store the request's body under its sha256, while it arrives. The same bytes are stored only once.
+    """Store the request's body as an artifact. The artifact is identified by the sha256 of the body.
 
-    Return 413 as soon as the body exceeds the limit. If no version uses the artifact within
-    ``TIDEGATE_PENDING_ARTIFACT_S`` (default: an hour), it is deleted.
+    The body is written to the store while it arrives. The same bytes are stored only once. Return 413 as soon
+    as the body exceeds the limit. If no version uses the artifact within ``TIDEGATE_PENDING_ARTIFACT_S``
+    (default: an hour), the artifact is deleted.
     """
     stored = await artifacts.upload(request.stream(), announced=content_length, expected=sha256)
     return ArtifactInfo(sha256=stored.sha256, size=stored.size)
@@ -63,12 +64,12 @@ async def download(
         str | None, Header(alias="Range", description="`bytes=N-`; other forms are ignored.")
     ] = None,
     known: Annotated[str | None, Header(alias="If-None-Match")] = None,
-    redirect: Annotated[bool, Query(description="Allow a redirect to the artifact store (replicas).")] = True,
+    redirect: Annotated[bool, Query(description="Allow to redirect a replica to the artifact store.")] = True,
 ) -> Response:
     """Return the bytes of an artifact as a stream. The caller must check the sha256.
 
-    If ``TIDEGATE_PRESIGNED_DOWNLOADS`` is set and the artifact store is on S3, redirect replicas to a URL of
-    the store.
+    A replica is redirected to a URL of the artifact store if ``TIDEGATE_PRESIGNED_DOWNLOADS`` is set, the
+    store is on S3, and ``redirect`` is True.
     """
     size = await artifacts.size(sha256)
     headers = _headers(sha256, size)

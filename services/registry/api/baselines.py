@@ -39,6 +39,6 @@ async def put_baseline(
 async def delete_baseline(baselines: BaselinesDep, name: str, number: Number) -> None:
     """Delete a version's training baseline.
 
-    The next full window of the version's samples becomes its baseline.
+    The next full window of the version's samples becomes the new baseline.
     """
     await baselines.delete(name, number)

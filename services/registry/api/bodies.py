@@ -30,13 +30,16 @@ Trust = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Fie
 
 
 def _schema(model: type[BaseModel], required: tuple[str, ...]) -> dict[str, Any]:
-    """Return a model's JSON schema, with ``required`` replaced and all definitions inlined."""
+    """Return the JSON schema of a pydantic class, with all definitions inlined.
+
+    ``required``: the names that replace the schema's own list of required fields.
+    """
     schema = inlined(model)
     return {**schema, "required": list(required)} if required else {**schema, "required": []}
 
 
-# A dict and not a model class, because an absent field and null have different meanings. The domain checks
-# the fields.
+# These types are dicts and not pydantic classes, because an absent field and null have different meanings.
+# The domain checks the fields.
 DeploymentFields = Annotated[dict[str, Any], WithJsonSchema(_schema(DeploymentSpec, ("model", "version")))]
 DeploymentPatch = Annotated[dict[str, Any], WithJsonSchema(_schema(DeploymentSpec, ()))]
 _SPEC = _schema(DeploymentSpec, ())
@@ -208,7 +211,10 @@ class DeployBody(Noun):
 
 
 class Deployed(BaseModel):
-    """The version's Deployment and Endpoint. ``endpoint`` may be None if ``traffic`` was False."""
+    """The Deployment and the Endpoint of the deployed version.
+
+    ``endpoint`` may be None if the request had ``traffic`` False.
+    """
 
     deployment: Deployment
     endpoint: Endpoint | None

@@ -92,8 +92,8 @@ def _keyring(request: Request) -> Keyring:
 def guarded(kind: Kind) -> DependsParameter:
     """Return a dependency for routes that change one object.
 
-    It reads ``If-Match`` and ``If-None-Match``. The first write transaction checks that the object meets
-    them.
+    The dependency reads the headers ``If-Match`` and ``If-None-Match``. The first write transaction of the
+    request checks that the object meets their conditions.
     """
 
     async def read(
@@ -130,7 +130,10 @@ def with_version_etag(version: V, response: Response) -> V:
 
 
 def with_content_etag(found: B, response: Response, content: Any = None) -> B:
-    """Set the header ``ETag`` to a digest of ``content``, by default the object. Return the object."""
+    """Set the header ``ETag`` to a digest of ``content``, and return ``found``.
+
+    ``content`` None: use ``found`` itself.
+    """
     set_etag(response, content_etag(content if content is not None else found.model_dump(mode="json")))
     return found
 

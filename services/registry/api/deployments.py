@@ -90,7 +90,10 @@ async def delete(transactions: TransactionsDep, name: str) -> None:
 async def put_override(
     transactions: TransactionsDep, name: str, body: OverrideBody, response: Response
 ) -> Deployment:
-    """Set the number of replicas, for ``ttl_s`` seconds or until the override is removed."""
+    """Set an override: the number of replicas that a Deployment has from now on.
+
+    The override ends after ``ttl_s`` seconds, or when it is removed.
+    """
     expires_at = None if body.ttl_s is None else transactions.now() + timedelta(seconds=body.ttl_s)
     override = Override(replicas=body.replicas, expires_at=expires_at, force=body.force)
     return await _override(transactions, name, override, response)

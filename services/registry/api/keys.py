@@ -25,8 +25,8 @@ _FIELDS = KeySpec.model_json_schema()["properties"] | {
     "ttl_s": {"type": "number"},
     "endpoint_tokens": {"type": "object", "additionalProperties": TokenLimits.model_json_schema()},
 }
-# A dict and not a model class, because an absent field and null have different meanings. The domain checks
-# the fields.
+# These types are dicts and not pydantic classes, because an absent field and null have different meanings.
+# The domain checks the fields.
 KeyFields = Annotated[
     dict[str, Any], WithJsonSchema({"type": "object", "properties": _FIELDS, "required": ["name"]})
 ]

@@ -67,7 +67,10 @@ async def register(versions: VersionsDep, name: str, body: NewVersion, response:
 
 @router.post("/{name}/check")
 async def check(versions: VersionsDep, name: str, body: VersionCheck) -> VersionChecked:
-    """Check a version before its upload, as a registration and a deploy would. Change nothing."""
+    """Check a version before its upload. Change nothing.
+
+    The checks are the same as those of a registration and of a deploy.
+    """
     fields = dict(body)
     deploy = DeployRequest(name, None, fields.pop("deployment"), fields.pop("endpoint"))
     size, artifact = fields.pop("size"), fields.pop("artifact") or ""
@@ -149,7 +152,7 @@ async def list_versions(transactions: TransactionsDep, name: str, search: Search
 async def get_version(
     transactions: TransactionsDep,
     name: str,
-    number: Annotated[str, Path(description="The number of a version, an alias, or `latest`.")],
+    number: Annotated[str, Path(description="A version's number or alias, or `latest`.")],
     response: Response,
 ) -> VersionInfo:
     """Return one version. The ``ETag`` is a digest of its metadata and signature."""

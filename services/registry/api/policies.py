@@ -18,8 +18,8 @@ from tidegate.kernel.service.openapi import inlined
 router = APIRouter(prefix="/v1/models/{name}", tags=["models"], route_class=JsonRoute)
 GUARDED = guarded("policy")
 
-# A dict and not a model class, because an absent field and null have different meanings. The domain checks
-# the fields.
+# This type is a dict and not a pydantic class, because an absent field and null have different meanings. The
+# domain checks the fields.
 PolicyPatch = Annotated[dict[str, Any], WithJsonSchema(inlined(ModelPolicy))]
 
 

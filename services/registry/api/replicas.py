@@ -65,7 +65,7 @@ async def own_artifact(sha256: str, running: Annotated[RunningReplicas, Depends(
     """Raise Forbidden if the caller is a replica that does not run or has another artifact."""
     replica = _replica()
     if replica is not None and not await running.may_read(replica, sha256):
-        raise Forbidden("This token gives access only to the artifact of a running replica.")
+        raise Forbidden("A replica may read only its own artifact, and only while the replica runs.")
 
 
 @router.put("", status_code=204)

@@ -1,4 +1,4 @@
-"""The search route for versions of all models, and the query parameters that lists share."""
+"""The route that searches the versions of all models, and query parameters of list routes."""
 
 from __future__ import annotations
 

@@ -80,7 +80,8 @@ async def stop(
 ) -> Endpoint:
     """End an endpoint's shadow traffic.
 
-    If nothing else uses the shadow's Deployment, it scales to zero.
+    If nothing else uses the shadow's Deployment, the Deployment scales to zero. A Deployment that a user
+    created by PUT or apply keeps its scale.
     """
     endpoints = await transactions.decide(
         lambda snapshot: shadows.stop(snapshot, name, id), lambda reader: reader.endpoints(name)

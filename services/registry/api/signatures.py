@@ -41,8 +41,8 @@ async def get_signatures(signatures: SignaturesDep, sha256: Digest) -> Items[Art
 async def add_signature(signatures: SignaturesDep, sha256: Digest, body: dict[str, Any]) -> ArtifactSignature:
     """Store a bundle of OpenSSF Model Signing, as `model_signing sign key` writes it.
 
-    It replaces an earlier signature that was made with the same key. If the registry has trusted keys, the
-    signature must be made with one of them.
+    The bundle replaces an earlier signature that was made with the same key. If the registry has trusted
+    keys, the signature must be made with one of them.
     """
     return _shown(await signatures.put(sha256, body))
 

@@ -22,7 +22,7 @@ class StageBody(Noun):
 
 
 class ApprovalBody(StageBody):
-    """The stage that a version is approved for."""
+    """The stage for which a version is approved."""
 
     comment: str = Field("", max_length=1_000)
 
@@ -44,7 +44,7 @@ async def set_stage(stages: StagesDep, name: str, number: Number, body: StageBod
 
 @router.post("/approvals")
 async def approve(stages: StagesDep, name: str, number: Number, body: ApprovalBody) -> StageView:
-    """Approve a version for a stage. The caller needs the scope that the stage's rules name."""
+    """Approve a version for a stage. The stage's rules name the scope that the caller needs."""
     return await stages.approve(name, number, body.stage, body.comment)
 
 

@@ -65,7 +65,10 @@ async def roll_back(transactions: TransactionsDep, name: str, body: RollbackBody
 
 @router.post("/{name}/split", dependencies=[GUARDED])
 async def split(transactions: TransactionsDep, name: str, body: SplitBody, response: Response) -> Endpoint:
-    """Split an Endpoint's traffic among Deployments. The current ones serve until all new ones are ready."""
+    """Split an Endpoint's traffic among Deployments, in proportion to their weights.
+
+    The current Deployments serve until all new Deployments are ready.
+    """
 
     async def result(reader: DesiredStateReader) -> Endpoint:
         return (await reader.endpoints(name))[0]

@@ -80,10 +80,11 @@ async def append(
     upload_offset: Annotated[int, Header(ge=0, description="Number of bytes that are already stored.")],
     content_length: Annotated[int | None, Header(ge=0)] = None,
 ) -> UploadInfo:
-    """Append the request's body. Return 409 ``wrong_offset`` if it does not begin at the next offset.
+    """Append the request's body to an upload.
 
-    A body is stored in parts of about 8 MiB. If less than 1 MiB remains after the last full part, it is
-    dropped, unless it ends the file. So continue at the ``offset`` in the response.
+    If the body does not begin at the upload's ``offset``, return 409 ``wrong_offset``. The body is stored in
+    parts of about 8 MiB. A last part of less than 1 MiB is dropped, unless it ends the file. So begin the
+    next request at the ``offset`` in the response.
     """
     try:
         upload = await uploads.append(_owner(), id_, upload_offset, request.stream(), content_length)

@@ -70,9 +70,9 @@ class Artifacts:
     async def admit(self, sha256: str, size: int, staged: StagedArtifact | None = None) -> None:
         """Write an artifact's row. If the artifact is not in the store, move ``staged`` there.
 
-        Without ``staged``, raise Unavailable if the artifact is not in the store. This method and
+        If ``staged`` is None and the artifact is not in the store, raise Unavailable. This method and
         :meth:`collect` use write transactions, and only one is open at a time. So :meth:`collect` cannot
-        delete the artifact between the two steps.
+        delete the artifact after its row is written and before ``staged`` is moved.
         """
         async with self._transactions.change() as writer:
             await writer.note_artifact(sha256, size, writer.now + self._keep_unused)
@@ -83,7 +83,10 @@ class Artifacts:
         metrics.UPLOADED.inc(size)
 
     async def keep_longer(self, writer: DesiredStateWriter, sha256: str) -> bool:
-        """Restart the time for which an unused artifact is kept. Return False if it is not stored."""
+        """Keep an artifact for the full ``keep_unused`` time from now, even if no version uses it.
+
+        Return False if the artifact is not stored.
+        """
         size = await writer.artifact_size(sha256)
         if size is None or not await self.store.has(sha256):
             return False

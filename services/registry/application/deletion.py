@@ -21,10 +21,10 @@ class Deletion:
         self.grace = grace
 
     async def delete_version(self, model: str, number: int, *, permanent: bool) -> None:
-        """Delete a version. With ``permanent`` it cannot be restored.
+        """Delete a version. With ``permanent`` or a grace of 0, it cannot be restored.
 
-        With ``permanent``, also delete its artifact if no other version uses it. Raise NotFound, or Conflict
-        if the version is in use.
+        After a permanent deletion, also delete its artifact if no other version uses it. Raise NotFound, or
+        Conflict if the version is in use.
         """
         for_good = permanent or not self.grace
         await self._transactions.decide(
@@ -36,8 +36,8 @@ class Deletion:
     async def delete_model(self, model: str, *, cascade: bool, permanent: bool) -> list[ChangeNotification]:
         """Delete all versions of a model, and return the changes.
 
-        With ``cascade``, also delete its aliases, its Deployments and their Endpoints. Without ``cascade``,
-        raise Conflict if the model has aliases or a Deployment runs it.
+        ``cascade`` True: also delete the model's aliases, its Deployments and their Endpoints. ``cascade``
+        False: raise Conflict if the model has aliases or a Deployment runs it.
         """
         for_good = permanent or not self.grace
         async with self._transactions.change() as writer:

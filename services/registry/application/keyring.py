@@ -108,7 +108,8 @@ async def _put(writer: DesiredStateWriter, key: StoredKey, before: StoredKey | N
 def _for_audit(key: StoredKey) -> dict[str, Any]:
     """Return a key's fields for the audit log.
 
-    ``secret`` is the beginning of the secret's digest. It only shows whether the secret has changed.
+    The field ``secret`` has the first 8 characters of the secret's digest. It only shows whether the secret
+    has changed.
     """
     return {
         **key.spec.model_dump(mode="json"),

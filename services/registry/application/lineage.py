@@ -57,8 +57,9 @@ async def lineage_of(reader: DesiredStateReader, version: Version) -> Lineage:
 async def with_parent(reader: DesiredStateReader, metadata: VersionMetadata, own: str) -> VersionMetadata:
     """Return the metadata of the version ``own``, with its parent as ``MODEL@NUMBER``.
 
-    The publisher may name the parent by an alias or ``latest``. Both can move later, so the number is stored.
-    A parent that is not registered here stays as it is. Raise BadRequest if the version is its own parent.
+    The publisher may name the parent by an alias or ``latest``. An alias and ``latest`` can point to another
+    version later, so the number is stored. If the parent is not registered here, leave its name as it is.
+    Raise BadRequest if the version is its own parent.
     """
     parent = metadata.parent
     if parent is None or "@" not in parent:

@@ -74,7 +74,7 @@ class Retention:
     async def _plan_or_none(self, model: str) -> list[Fate]:
         try:
             return await self.plan(model)
-        except NotFound:  # all its versions are deleted
+        except NotFound:  # all versions of this model are deleted
             return []
 
 
@@ -90,9 +90,9 @@ async def _fates(reader: DesiredStateReader, model: str, policy: RetentionPolicy
 async def _rollback_targets(
     reader: DesiredStateReader, snapshot: RegistrySnapshot, model: str
 ) -> dict[int, str]:
-    """Return the versions that a rollback of any Endpoint would restore, by number.
+    """Return the versions of a model that a rollback of any of the Endpoints would restore.
 
-    Each value is the text "endpoint NAME", for messages.
+    Each key is a version number. Each value is the text "endpoint NAME", for messages.
     """
     found: dict[int, str] = {}
     for name, stored in snapshot.endpoints.items():

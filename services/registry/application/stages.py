@@ -1,4 +1,4 @@
-"""Move versions between stages, and store their approvals. Each change is in the audit log."""
+"""Move versions between stages, and store approvals of versions. Each change is in the audit log."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tidegate.kernel.service import caller
 
 @dataclass(frozen=True, slots=True)
 class StageView:
-    """The stage of a version, its approvals, and what the next stage needs.
+    """The stage and the approvals of a version, and what it lacks for the next stage.
 
-    ``stage`` is None if the version has no stage. ``next`` is None if its stage is the last one.
-    ``missing``: the requirements of the next stage that are not met.
+    ``stage`` None: the version has no stage. ``next`` None: the version is in the last stage. ``missing``:
+    the requirements of the next stage that the version does not meet.
     """
 
     stage: str | None
@@ -47,7 +47,10 @@ class Stages:
             return await _view(reader, model, number)
 
     async def move(self, model: str, number: int, name: str) -> StageView:
-        """Move a version to a stage, or to ``none``. Raise NotFound, BadRequest, or Conflict."""
+        """Move a version to a stage; ``none`` takes it out of its stage.
+
+        Raise NotFound, BadRequest, or Conflict.
+        """
         async with self._transactions.change() as writer:
             policy = await _policy(writer, model, number)
             before = (await stored.find(writer.connection, model, number)).stage

@@ -45,7 +45,8 @@ class Transactions:
     async def change(self) -> AsyncIterator[DesiredStateWriter]:
         """Open a write transaction. Publish its notifications only after the commit.
 
-        Raise PreconditionFailed if the request has a precondition that its object does not meet.
+        If the request has a precondition, check it first. Raise PreconditionFailed if the object of the
+        precondition does not meet it.
         """
         async with self._database.write() as writer:
             if (precondition := expected.get()) is not None:

@@ -18,8 +18,8 @@ from tidegate.kernel.errors import TidegateError, Unavailable
 
 log = telemetry.logger(__name__)
 
-# If a request reads the state of an upload, wait at most this many seconds until the upload's bytes are
-# checked.
+# A request that reads the state of an upload may wait until the registry has checked the upload's bytes. It
+# waits at most this many seconds.
 WAIT_S = 10.0
 
 
@@ -59,10 +59,10 @@ class Uploads:
         self._arrived: dict[str, _Arrived] = {}
 
     async def open(self, owner: str, sha256: str, size: int) -> tuple[Upload, bool]:
-        """Return the caller's unfinished upload of these bytes or a new upload, and True if it is new.
+        """Return the caller's upload of these bytes, and True if this call has created it.
 
-        If the artifact is stored already, return an upload in the state ``stored``. Raise PayloadTooLarge or
-        TooMany.
+        If the caller has an unfinished upload of the same bytes, return that upload. If the artifact is
+        stored already, return an upload in the state ``stored``. Raise PayloadTooLarge or TooMany.
         """
         async with self._transactions.change() as writer:
             opened = Upload(uuid.uuid4().hex, owner, sha256, size, writer.now)
@@ -88,7 +88,7 @@ class Uploads:
         upload = await self._find(owner, id_)
         if upload.state != "verifying":
             return upload
-        # If no check runs, a restart of the registry has ended it. Then start a new one.
+        # No check runs if the registry was restarted or if the last check failed. Then start a new check.
         check = self._checks.get(id_)
         if check is None:
             self._checks[id_] = check = asyncio.create_task(self._finish(upload), name=id_)
@@ -101,10 +101,13 @@ class Uploads:
     async def append(
         self, owner: str, id_: str, offset: int, chunks: AsyncIterator[bytes], announced: int | None
     ) -> Upload:
-        """Store the bytes from ``offset`` on, in parts, and return the upload.
+        """Append the bytes of one request to an upload, from ``offset`` on. Return the upload.
 
-        If the sender disconnects, keep the bytes that have arrived, except a last part below 1 MiB. Raise
-        NotFound, BadRequest for too many bytes, or Conflict if ``offset`` is not the number of stored bytes.
+        ``chunks``: the bytes. ``announced``: the number of bytes that the sender states; None if unknown. If
+        the sender disconnects, keep the bytes that have arrived, except a last part below 1 MiB.
+
+        Raise NotFound, BadRequest for too many bytes, or Conflict if ``offset`` is not the number of stored
+        bytes.
         """
         upload = await self._find(owner, id_)
         uploads.check_append(upload, offset, announced)
@@ -119,8 +122,8 @@ class Uploads:
                         upload = await self._commit(upload, arrived.taken())
             except Exception as error:
                 if not isinstance(error, TidegateError):
-                    # The sender has disconnected. Store the bytes that have arrived, so that it can continue
-                    # after them.
+                    # The sender has disconnected. Store the bytes that have arrived, so that the sender can
+                    # continue after them.
                     await self._commit_rest(upload, arrived.taken())
                 raise
             return await self._commit_rest(upload, arrived.taken())
@@ -157,8 +160,8 @@ class Uploads:
     def _only_writer(self, id_: str) -> Iterator[_Arrived]:
         """Make this request the only one in this process that appends to an upload.
 
-        Drop the unstored bytes of an earlier request. Its connection may be dead, so its bytes would stay in
-        memory until a timeout.
+        Drop the bytes of an earlier request that are not stored yet. The connection of that request may be
+        dead. Then its bytes would stay in memory until a timeout.
         """
         if (earlier := self._arrived.get(id_)) is not None:
             earlier.give_up()
@@ -188,8 +191,8 @@ class Uploads:
     async def _commit(self, upload: Upload, part: bytearray) -> Upload:
         """Write a part, then record it in the database. Raise Conflict if another connection was faster.
 
-        Check the offset before the write. A folder has one file for each upload, so late bytes could
-        overwrite bytes that are checked already.
+        Check the offset before the write. If the store is a folder, each upload is one file. Then late bytes
+        could overwrite bytes that are checked already.
         """
         now = await self._find(upload.owner, upload.id)
         uploads.check_append(now, upload.received, None)
@@ -207,7 +210,10 @@ class Uploads:
         raise uploads.moved(now.received, upload.received)
 
     async def _finish(self, upload: Upload) -> None:
-        """Make the bytes an artifact if they have the announced sha256. Else mark the upload as failed."""
+        """Store an upload as an artifact, or mark the upload as failed.
+
+        The upload fails if its bytes are lost, or if their sha256 is not the announced one.
+        """
         async with self._transactions.read() as reader:
             is_noted = await reader.artifact_size(upload.sha256) is not None
         is_stored = is_noted and await self._store.has(upload.sha256)
@@ -220,7 +226,10 @@ class Uploads:
         await self._store.do(self._store.parts.delete, upload.id)
 
     async def _assembled(self, upload: Upload) -> str | None:
-        """Make the bytes of an upload an artifact. Return their sha256, or None if the bytes are lost."""
+        """Join the parts of an upload into an artifact. Return the sha256 of the bytes.
+
+        If the sha256 is not the announced one, store no artifact. Return None if the bytes are lost.
+        """
         try:
             return await self._store.assemble(upload.id, upload.parts, upload.sha256, upload.size)
         except FileNotFoundError:

@@ -97,7 +97,11 @@ class Verifications:
             await asyncio.sleep(WAIT_POLL_S)
 
     async def task(self, model: str, number: int) -> tuple[DeploymentSpec, ScratchTask]:
-        """Return the Deployment of a scratch replica, and the samples that it checks. Raise NotFound."""
+        """Return the Deployment and the verification task of a version's scratch replica.
+
+        The task has the number of the verification round and the samples. Raise NotFound if there is no such
+        version or task.
+        """
         async with self._transactions.read() as reader:
             version = await _version(reader, model, number)
             stored = await verifications.find(reader.connection, model, number)

@@ -97,7 +97,7 @@ class InspectionSettings:
 
 
 class Versions:
-    """Registers, checks and describes versions."""
+    """Register, check and describe versions."""
 
     def __init__(
         self,
@@ -114,9 +114,11 @@ class Versions:
     async def register(self, request: Registration) -> RegisterResult:
         """Register an uploaded artifact as the next version of a model.
 
-        If a version with the same artifact, format, signature and requirements exists, add the fields of
-        ``request.metadata`` to its metadata and return that version. Raise BadRequest if the artifact is not
-        stored or not acceptable, Conflict if the signature breaks callers of the latest version.
+        A version with the same artifact, format, signature and requirements may exist. Then add the fields of
+        ``request.metadata`` to its metadata, and return that version.
+
+        Raise BadRequest if the artifact is not stored or not acceptable. Raise Conflict if the signature
+        breaks callers of the latest version.
         """
         request = await self._recognised(request)
         format_ = _check_request(request)
@@ -282,9 +284,9 @@ class Versions:
 
 
 def _check_request(request: Registration) -> Format | None:
-    """Return the stated format, or the format that the file name suggests, or None.
+    """Check a request. Return the stated format, or the format that the file name suggests, or None.
 
-    Raise BadRequest for errors in any field. The artifact is not read.
+    Raise BadRequest if any field is wrong. The artifact is not read.
     """
     names.check("model", request.model)
     formats.check_filename(request.filename)

@@ -16,9 +16,9 @@ def put(
 ) -> list[Change]:
     """Plan to point an alias to a version. Return no changes if it points there already.
 
-    ``expected``: the version that the alias must point to now; 0: the alias must not exist; None: no
-    condition. Raise Conflict if the condition is not met, NotFound for an unknown version, or BadRequest for
-    an invalid alias.
+    ``expected`` is the version to which the alias must point now. With 0, the alias must not exist. With
+    None, there is no condition. Raise Conflict if the condition is not met, NotFound for an unknown version,
+    or BadRequest for an invalid alias.
     """
     check_alias(alias)
     if (model, number) not in snapshot.versions:
@@ -48,7 +48,7 @@ def drop(snapshot: RegistrySnapshot, model: str, alias: str) -> list[Change]:
 
 
 def unknown(model: str, alias: str, known: dict[str, int]) -> NotFound:
-    """Return the error for an unknown alias. Its message lists the known ones."""
+    """Return the error for an unknown alias. Its message lists the model's aliases."""
     there = ", ".join(f"{name} ({number})" for name, number in sorted(known.items())) or "none"
     return NotFound(
         f"Model {model[:80]!r} has no alias {alias[:80]!r}. Its aliases: {there}. To set this one: tidegate "

@@ -49,7 +49,8 @@ def read(data: mmap | bytes) -> CatboostFile:
     _check_servable(trees)
     info = {each.text(0): each.text(1) for each in core.tables(CORE_INFO)}
     found = _RELEASE.search(info.get("catboost_version_info", ""))
-    # Take the highest index, because the file may leave out features that no tree uses.
+    # Compute the number of features from the highest index. The file may leave out features that no tree
+    # uses, so a count of the features in the file can be too low.
     floats = 1 + max((each.number(FLOAT_INDEX, -1) for each in trees.tables(TREES_FLOATS)), default=-1)
     categories = 1 + max(
         (each.number(CATEGORY_INDEX, -1) for each in trees.tables(TREES_CATEGORIES)), default=-1
@@ -79,7 +80,7 @@ def _model(floats: int, categories: int, dimension: int, info: dict[str, str]) -
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """Return ``value`` if it is a dict, else the dict that it contains as JSON text, else an empty dict."""
+    """Return ``value`` as a dict; empty if it is neither a dict nor the JSON text of one."""
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):

@@ -74,7 +74,8 @@ def _outputs(before: Sequence[TensorSpec], after: Sequence[TensorSpec]) -> list[
     changes = [f"output {name!r} is removed" for name in old if name not in new]
     for name, tensor in old.items():
         if name in new:
-            # Callers can rely on a fixed size, so it must stay. A dynamic size (-1) can become any size.
+            # Callers can rely on a fixed size of an output, so that size must stay. A dynamic size (-1) can
+            # become any size.
             changes += _changed("output", tensor, new[name], narrowed=lambda was, now: was not in (-1, now))
     return changes
 

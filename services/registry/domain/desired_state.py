@@ -20,7 +20,8 @@ Action = Literal["created", "updated", "deleted", "restored"]
 class StoredDeployment:
     """A stored Deployment.
 
-    ``declared``: True if a user created it by PUT or apply. Then roll-overs do not change its scale.
+    ``declared``: True if a user created the Deployment by PUT or apply. Then a change of an Endpoint's
+    version does not change how many replicas the Deployment has.
     """
 
     spec: DeploymentSpec
@@ -212,15 +213,21 @@ class RegistrySnapshot:
         return replace(self, versions=self.versions | {(model, number)})
 
     def in_use(self) -> set[str]:
-        """Return the Deployments that any Endpoint names: as target, previous target, shadow or in a rule."""
+        """Return the Deployments that at least one Endpoint names as target or shadow, or in a rule.
+
+        Previous targets of an Endpoint count as targets.
+        """
         return {name for stored in self.endpoints.values() for name in deployments_in(stored.spec)}
 
     def failovers(self) -> set[str]:
-        """Return the Deployments that any Endpoint names as failover."""
+        """Return the Deployments that at least one Endpoint names as failover."""
         return {name for stored in self.endpoints.values() for name in stored.spec.failover}
 
     def with_traffic(self) -> set[str]:
-        """Return the Deployments that any Endpoint names as target or previous target, or in a rule."""
+        """Return the Deployments that at least one Endpoint names as target or in a rule.
+
+        Previous targets of an Endpoint count as targets.
+        """
         return {name for stored in self.endpoints.values() for name in targets_in(stored.spec)}
 
     def after(self, changes: Iterable[Change]) -> RegistrySnapshot:
@@ -280,5 +287,6 @@ def expect_revision(what: str, revision: int | None, expected: int | None) -> No
         return
     now = "does not exist" if revision is None else f"is at revision {revision}"
     raise Conflict(
-        f"{what} {now}, not at revision {expected}. Read the present state again and repeat the change."
+        f"{what} {now}, but the request expected revision {expected}. Read the present state again and "
+        "repeat the change."
     )

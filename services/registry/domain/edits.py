@@ -85,9 +85,9 @@ def delete_deployment(snapshot: RegistrySnapshot, name: str) -> list[Change]:
 
 
 def set_override(snapshot: RegistrySnapshot, name: str, override: Override | None) -> list[Change]:
-    """Plan to set an operator's override of the number of replicas. None removes the override.
+    """Plan to set an operator's override of the number of replicas.
 
-    Raise NotFound for an unknown Deployment.
+    ``override`` None: remove the override. Raise NotFound for an unknown Deployment.
     """
     stored = snapshot.deployment(name)
     return _changed(stored, replace(stored, override=override))
@@ -115,7 +115,10 @@ def put_endpoint(snapshot: RegistrySnapshot, name: str, fields: Fields, now: flo
 
 
 def _identified(stored: Shadow | None, stated: Shadow | None) -> Shadow | None:
-    """Return ``stated``. If it has no id and otherwise equals the stored shadow, add that shadow's id."""
+    """Return ``stated``. If it describes the stored shadow, add the id of that shadow.
+
+    ``stated`` describes the stored shadow if it has no id and all its other fields are equal.
+    """
     if stored is None or stated is None or stated.id:
         return stated
     same = stated.model_copy(update={"id": stored.id})

@@ -21,7 +21,8 @@ from tidegate.kernel.protocol.experiments import (
 )
 from tidegate.kernel.protocol.models import EndpointSpec, Target
 
-# The factor for all weights, the same as in a rollout. A common factor does not change the shares.
+# All weights of an experiment are multiplied by this factor, as in a rollout. The factor does not change the
+# shares.
 _SCALE = 1000
 _EVENTS_KEPT = 50
 
@@ -148,7 +149,10 @@ def choose(snapshot: RegistrySnapshot, name: str, winner: str, now: float) -> li
 
 
 def refuse_if_running(spec: EndpointSpec) -> None:
-    """Raise Conflict if an Endpoint has a running canary or experiment, because only one may run."""
+    """Raise Conflict if an Endpoint has a running canary or experiment.
+
+    An Endpoint can run only one canary or one experiment at a time.
+    """
     name = spec.name
     if spec.rollout is not None and spec.rollout.active:
         raise Conflict(
@@ -172,9 +176,10 @@ def targets_of(experiment: Experiment) -> list[Target]:
 
 
 def ended_by_hand(spec: EndpointSpec, reason: str) -> dict[str, Any]:
-    """Return the fields of an Endpoint that change when an operator sets its targets during an experiment.
+    """Return the fields of an Endpoint that change when an operator sets its targets.
 
-    A running experiment is aborted, and the Endpoint gets back the sticky keys from before the experiment.
+    A running experiment is aborted. Then the Endpoint gets back the sticky keys that it had before the
+    experiment.
     """
     experiment = spec.experiment
     if experiment is None or not experiment.active:
@@ -185,9 +190,9 @@ def ended_by_hand(spec: EndpointSpec, reason: str) -> dict[str, Any]:
 def kept(stored: EndpointSpec, spec: EndpointSpec, fields: Mapping[str, Any]) -> EndpointSpec:
     """Return the new spec of an Endpoint, with the stored experiment if the spec does not change it.
 
-    A file for `tidegate apply` has no experiment id. If the treatments and options are those of the stored
-    experiment, the file means that experiment. Other targets abort a running experiment. Raise Conflict if
-    the spec removes or replaces a running experiment, or changes its sticky keys.
+    A file for `tidegate apply` has no experiment id. If its treatments and options are those of the stored
+    experiment, the file means that experiment. A running experiment is aborted if the spec has other targets.
+    Raise Conflict if the spec removes or replaces a running experiment, or changes the sticky keys.
     """
     running = stored.experiment
     if running is None:
@@ -224,7 +229,10 @@ def _refuse_change(stored: EndpointSpec, spec: EndpointSpec) -> None:
 
 
 def begun(snapshot: RegistrySnapshot, changes: list[Change], spec: EndpointSpec, now: float) -> list[Change]:
-    """Return ``changes``, which write ``spec``. If its experiment has no id yet, also start it."""
+    """Return ``changes``, plus the start of the experiment in ``spec`` if it has no id yet.
+
+    The calling code must pass the changes that write ``spec``.
+    """
     wanted = spec.experiment
     if wanted is None or wanted.id:
         return changes

@@ -71,7 +71,10 @@ _TOKENS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The value that a condition tests or an order sorts by, such as the metric ``accuracy``."""
+    """A value of a version, such as the metric ``accuracy``.
+
+    Conditions test this value, and lists are sorted by it.
+    """
 
     kind: Kind
     name: str
@@ -80,7 +83,10 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition. ``values``: several for ``in``, none for ``null`` and ``not null``, else one."""
+    """One condition of a filter. ``values``: the values with which the subject is compared.
+
+    The operator ``in`` has several values, ``null`` and ``not null`` have none, and the others have one.
+    """
 
     subject: Subject
     operator: Operator

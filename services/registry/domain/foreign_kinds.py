@@ -19,7 +19,7 @@ _XGBOOST = "Save the model with booster.save_model('model.ubj')."
 
 
 def has_file(path: str) -> Test:
-    """Return a test for an archive that contains a file with this path."""
+    """Return a function that returns True for an archive with a file at this path."""
     return lambda glimpse: path in (glimpse.members or ())
 
 
@@ -181,7 +181,7 @@ def _is_text(glimpse: Glimpse) -> bool:
 
 
 def _json_with(*keys: str) -> Test:
-    """Return a test for a JSON document with one of these keys near its start."""
+    """Return a function that returns True for a JSON document with one of these keys near its start."""
     return lambda glimpse: _is_json(glimpse) and any(f'"{key}"'.encode() in glimpse.head for key in keys)
 
 

@@ -51,7 +51,7 @@ def check_filename(filename: str) -> str:
 
 
 def check_pickle_allowed(format_: Format | None, *, allow_pickle: bool) -> None:
-    """Raise BadRequest for a pickle, unless ``allow_pickle``, because loading a pickle runs code."""
+    """Raise BadRequest for a pickle if ``allow_pickle`` is False. Loading a pickle can run any code."""
     if format_ == "sklearn" and not allow_pickle:
         raise BadRequest(
             "A joblib file of scikit-learn is a pickle. Loading a pickle can run any code on the workers. "

@@ -16,8 +16,9 @@ MAX_PARTS = 20_000_000
 MAX_VALUE = 4 * 1024 * 1024
 """The most bytes of one value that is read."""
 
-# A bracket, or a string (with its colon, if it is a key). A string without a closing quote matches up to the
-# end of the data. Otherwise, the search of a damaged file would take quadratic time.
+# This pattern matches a bracket or a string. If the string is a key, the match includes the colon. A string
+# without a closing quote matches up to the end of the data. Otherwise, the search in a damaged file would
+# take quadratic time.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"(\s*+:)?|\\?\Z)|[{}\[\]]', re.DOTALL)
 _MAX_KEY = 256
 
@@ -29,8 +30,8 @@ class Malformed(Exception):
 def pick_json(data: mmap | bytes, wanted: Collection[Path]) -> dict[Path, Any]:
     """Return the values at these paths of a JSON document. Absent paths are left out.
 
-    A path is a tuple of keys, such as ``("learner", "objective")``. The value must be a string, an array or
-    an object. Outside these values, only the brackets are checked.
+    A path is a tuple of keys, such as ``("learner", "objective")``. A path must lead to a string, an array or
+    an object. Outside the values at these paths, only the brackets are checked.
     """
     return _Outline(frozenset(wanted)).read(data)
 
@@ -38,8 +39,8 @@ def pick_json(data: mmap | bytes, wanted: Collection[Path]) -> dict[Path, Any]:
 def objects(data: mmap | bytes, keys: frozenset[str]) -> Iterator[dict[str, Any]]:
     """Yield one dict for each object in a JSON document, with the text values of these keys.
 
-    A value that is not a text becomes None. If a key occurs twice in an object, the last value is used. An
-    array yields an empty dict. Raise Malformed.
+    Also yield an empty dict for each array. A value that is not a text becomes None. If a key occurs twice in
+    an object, the last value is used. Raise Malformed.
     """
     frames: list[tuple[bytes, dict[str, Any]]] = []
     key = ""
@@ -75,12 +76,13 @@ def objects(data: mmap | bytes, keys: frozenset[str]) -> Iterator[dict[str, Any]
 class _Outline:
     wanted: frozenset[Path]
     found: dict[Path, Any] = field(default_factory=dict)
-    # For each bracket that is still open: the key of its value; empty for an element of an array.
+    # One key for each bracket that is still open: the key whose value begins with the bracket. The key is
+    # empty if the bracket is an element of an array.
     open: list[str] = field(default_factory=list)
     kinds: list[bytes] = field(default_factory=list)
     key: str = ""
     begin: int = 0
-    inside: int = 0  # depth of the value that is being read; 0: no value
+    inside: int = 0  # depth of the wanted value that is being read; 0: none
 
     def read(self, data: mmap | bytes) -> dict[Path, Any]:
         for count, token in enumerate(_TOKEN.finditer(data)):
@@ -253,7 +255,7 @@ class _Ubj:
     def _head(self) -> tuple[bytes, int | None]:
         """Return the type of a container's elements, and the number of elements.
 
-        The file may omit the type, or the type and the number. Then the type is empty, and the number is
+        The file may omit the type, or both. An omitted type is returned as empty bytes, an omitted number as
         None.
         """
         kind, count = b"", None

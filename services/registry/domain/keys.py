@@ -196,9 +196,10 @@ def created(spec: KeySpec, random: bytes, now: datetime) -> tuple[StoredKey, str
 
 
 def rotated(stored: StoredKey, random: bytes, now: datetime, grace_s: float) -> tuple[StoredKey, str]:
-    """Return the key with a new secret, and the secret. The old secret works for ``grace_s`` more seconds.
+    """Return the key with a new secret, and the new secret itself.
 
-    Raise Conflict for a revoked key.
+    The old secret works for ``grace_s`` more seconds, but not after the key has expired. Raise Conflict for a
+    revoked key.
     """
     _check_not_revoked(stored)
     key = _key(stored.id, random)
@@ -224,7 +225,7 @@ def changed(stored: StoredKey, patch: Mapping[str, Any], now: datetime) -> Store
         if "expires_at" not in patch:
             fields.pop("expires_at", None)
         return replace(stored, spec=parse_spec(fields, now))
-    # Do not check the expiry time, because an expired key can be renamed. It stays expired.
+    # Do not check the expiry time, so that an expired key can be renamed, for example. The key stays expired.
     return replace(stored, spec=merge.checked(KeySpec, fields, "key"))
 
 

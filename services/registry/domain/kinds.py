@@ -18,7 +18,7 @@ from tidegate.kernel.protocol.hugging_face import IMAGES
 from tidegate.kernel.protocol.hugging_face_task import CONFIG
 from tidegate.kernel.protocol.models import Format
 
-# Formats of folders. A folder's files can fit several of them, so its publisher may state one.
+# Formats of folders. One folder can fit several of these formats, so its publisher may state the format.
 FOLDERS: frozenset[Format] = frozenset(
     {"triton", "python", "onnx", "llm", "tensorflow", "mlflow", "huggingface"}
 )
@@ -57,8 +57,8 @@ def _is_saved_model(glimpse: Glimpse) -> bool:
 
 
 def _is_onnx(glimpse: Glimpse) -> bool:
-    # ONNX has no magic bytes, but all exporters write the IR version first. A name, the graph or the opsets
-    # follow.
+    # ONNX has no magic bytes, but all exporters write the field with the IR version first. Another field of
+    # the model follows.
     return _ONNX.match(glimpse.head) is not None
 
 
@@ -72,7 +72,7 @@ def _is_torchscript(glimpse: Glimpse) -> bool:
 
 
 def _is_exported(glimpse: Glimpse) -> bool:
-    """Return True for a zip that torch.export.save of an old or a new release of torch wrote."""
+    """Return True for a zip file that torch.export.save wrote, in an old or a new release of torch."""
     programs = [path for path in glimpse.below if path.startswith("models/") and path.endswith(".json")]
     new = "archive_format" in glimpse.below and bool(programs)
     return new or "serialized_exported_program.json" in glimpse.root

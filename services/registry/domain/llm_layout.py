@@ -38,7 +38,8 @@ def check(
     if CONFIG not in names:
         raise BadRequest(
             f"A language model is a GGUF file, or a Hugging Face folder with {CONFIG}, a tokenizer and "
-            f"weights. This archive has none of them at its root. Pack the folder's contents, not the folder."
+            f"weights. This archive has neither a GGUF file nor {CONFIG} at its root. Pack the folder's "
+            "contents, not the folder."
         )
     _read_json(texts, CONFIG)
     if not names & TOKENIZERS:
@@ -55,7 +56,7 @@ def _check_weights(names: frozenset[str], texts: Mapping[PurePosixPath, str], *,
         shards = set(index.values()) if isinstance(index, dict) else set()
         if missing := sorted(str(shard) for shard in shards - names):
             raise BadRequest(
-                f"{INDEX} names {len(shards)} files, but {missing[0]} is missing ({len(missing)} in all). "
+                f"{INDEX} names {len(shards)} files. Missing: {len(missing)}, for example {missing[0]}. "
                 "Download the model again, completely."
             )
     if any(name.endswith(".safetensors") for name in names):

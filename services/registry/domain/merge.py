@@ -32,9 +32,13 @@ def deployment(
 ) -> DeploymentSpec:
     """Return ``base`` with ``patch`` applied, as a checked DeploymentSpec. Raise BadRequest.
 
-    ``patch`` may set only min_replicas or only max_replicas, so that the minimum would exceed the maximum. If
-    ``base`` does not set the other one of the two, it gets the same value. With ``exact_follows``, it also
-    gets this value if ``base`` has an equal minimum and maximum. So `--min 3` alone means exactly 3 replicas.
+    ``patch`` may set only min_replicas or only max_replicas, so that the minimum exceeds the maximum. The
+    other field of the two then gets the same value in these cases:
+
+    - ``base`` does not set the other field.
+    - ``exact_follows`` is True, and the minimum and the maximum are equal in ``base``.
+
+    So `--min 3` alone can mean exactly 3 replicas.
     """
     merged = patched(base, patch)
     low, high = patch.get("min_replicas"), patch.get("max_replicas")

@@ -17,9 +17,11 @@ NO_STAGE = "none"
 class RetentionPolicy(Noun):
     """The rule for how many versions are kept. Versions in use are always kept.
 
-    ``keep_last``: always keep this many of the newest versions. ``max_age_days``: delete only versions older
-    than this. ``sleeping`` True: also delete versions that only a sleeping Deployment runs, together with
-    that Deployment, if no Endpoint names it.
+    ``keep_last``: the number of newest versions that are always kept. ``max_age_days``: only versions that
+    are older than this many days are deleted.
+
+    ``sleeping`` False: a version is in use if any Deployment runs it. ``sleeping`` True: a Deployment that
+    sleeps and that no Endpoint names does not count, and it is deleted together with the version.
     """
 
     keep_last: int | None = Field(None, ge=1, le=LARGEST)
@@ -35,9 +37,10 @@ class RetentionPolicy(Noun):
 class Stage(Noun):
     """A stage of versions, and its requirements.
 
-    ``approvals``: the number of owners of keys with the scope ``scope`` that must approve. The owner that
-    registered the version does not count. ``verified``: True if the version must be verified. ``checks``: a
-    filter that the version must match.
+    ``approvals``: the number of owners who must approve the version. They approve with keys that have the
+    scope ``scope``. The owner of the key that registered the version does not count.
+
+    ``verified``: True if the version must be verified. ``checks``: a filter that the version must match.
     """
 
     name: StageName
@@ -76,7 +79,10 @@ class ModelPolicy(Noun):
         return names.index(stage) + 1 if stage in names else 0
 
     def guards(self, other: ModelPolicy) -> bool:
-        """Return True if the policies differ in ``stages`` or ``serve_from``, so in what may serve."""
+        """Return True if the policies differ in ``stages`` or ``serve_from``.
+
+        These two fields decide which versions may serve.
+        """
         return (self.stages, self.serve_from) != (other.stages, other.serve_from)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from tidegate.kernel.protocol.models import Format
 
-# Tested releases. XGBoost, LightGBM and CatBoost can also read files of older releases.
+# The tested releases of XGBoost and CatBoost. Both libraries can also read files of older releases.
+# FIRST_XGBOOST_CPU: the first release of XGBoost with a CPU-only build.
 XGBOOST, FIRST_XGBOOST_CPU = (3, 2, 0), (2, 1, 1)
 CATBOOST = "1.2.10"
 
@@ -43,14 +44,17 @@ SKOPS = Need("skops==0.16.0", ("skops",))
 def xgboost(saved_by: Sequence[int]) -> Need:
     """Return the need for the XGBoost release that saved a file.
 
-    If that release has no CPU-only build, return the need for the tested release.
+    Return the need for the tested release if that release is unknown or has no CPU-only build.
     """
     version = tuple(saved_by) if len(saved_by) == 3 and tuple(saved_by) >= FIRST_XGBOOST_CPU else XGBOOST
     return Need(f"xgboost-cpu=={'.'.join(map(str, version))}", ("xgboost-cpu", "xgboost"))
 
 
 def catboost(release: str) -> Need:
-    """Return the need for the CatBoost release that saved a file, or for the tested one if it is unknown."""
+    """Return the need for the CatBoost release that saved a file.
+
+    ``release`` is empty if it is unknown. Then return the need for the tested release.
+    """
     return Need(f"catboost=={release or CATBOOST}", ("catboost",))
 
 
@@ -61,9 +65,9 @@ def of_modules(modules: Collection[str]) -> list[Need]:
 
 
 def unmet(lines: Sequence[str], needs: Sequence[Need], installed: Collection[str]) -> list[Need]:
-    """Return the needs that neither ``lines`` (requirements) nor the models' environment meets.
+    """Return the needs that neither the requirements nor the models' environment meets.
 
-    ``installed``: the packages of the models' environment.
+    ``lines``: the requirements. ``installed``: the packages of the models' environment.
     """
     met = named(lines) | set(installed)
     return [need for need in needs if not met & set(need.packages)]

@@ -7,9 +7,11 @@ from pathlib import PurePosixPath
 
 from tidegate.kernel.errors import BadRequest
 
-# protobuf's limit for a message, and so for an ONNX file without its external data.
+# The largest size of a protobuf message, in bytes. An ONNX file is one message; its external data does not
+# count.
 MAX_MODEL_BYTES = 2 * 1024**3
-# Extensions of files that Python would import from the model's folder, or that Triton would read.
+# Extensions of forbidden files. Python would import such files from the model's folder, or Triton would read
+# them.
 _CODE = frozenset({".py", ".pyc", ".pyd", ".pth", ".so", ".pbtxt"})
 
 

@@ -42,7 +42,10 @@ class Source(Protocol):
         """Skip ``size`` bytes. Raise Unscannable if fewer remain."""
 
     def line(self, limit: int) -> bytes:
-        """Read a line. Return at most its first ``limit`` bytes, without the line feed. Raise Unscannable."""
+        """Read a whole line. Return at most its first ``limit`` bytes, without the line feed.
+
+        Raise Unscannable if the line has no end.
+        """
 
 
 class _Symbol:
@@ -75,7 +78,8 @@ class Ref:
 def imports(source: Source, *, arrays: bool = True) -> set[Import]:
     """Return each (module, name) that loading a pickle would import. Raise Unscannable.
 
-    ``arrays``: True if joblib loads the file, so arrays can be between the opcodes. False if pickle loads it.
+    ``arrays`` True: joblib loads the file, so arrays can be between the opcodes. ``arrays`` False: Python's
+    own ``pickle`` loads it.
     """
     return _Machine(source, _Budget(), arrays=arrays).run()
 
@@ -108,8 +112,8 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 # _WRAPPER: joblib's class for the description of an array. _DTYPE: numpy's datatype. _INCOMPLETE: a key that
 # marks an incomplete dict.
 _WRAPPER, _DTYPE, _INCOMPLETE = ("joblib.numpy_pickle", "NumpyArrayWrapper"), ("numpy", "dtype"), None
-# The kinds of numpy's datatypes. _SIZED: the code contains the size, such as "f8". _STATED: the state
-# contains the size, such as for "V".
+# The kinds of numpy's datatypes. _SIZED: kinds whose size is in the code, such as "f8". _STATED: kinds whose
+# size is read from the pickled state of the datatype, such as "V".
 _SIZED, _STATED = frozenset("biufcmM"), frozenset("SUV")
 
 
@@ -355,7 +359,10 @@ class _Machine:
             self._stack[-1] = OPAQUE  # joblib replaces the description by the array
 
     def _skip_array(self, state: Any) -> None:
-        """Skip an array, which joblib writes directly after its description: padding, then the bytes."""
+        """Skip an array: first the padding, then the bytes.
+
+        joblib writes an array directly after its description.
+        """
         if not self._arrays:
             raise Unscannable("the pickle has a joblib array in a place where joblib reads none")
         self.check_frame()
@@ -412,8 +419,8 @@ def _code_of(datatype: Made) -> str:
 def _state_of(datatype: Made) -> tuple[int, int]:
     """Return the size in bytes and the flags from a datatype's state. Raise Unscannable.
 
-    numpy does not read the flags in a state before version 3, but computes them. Flags in such a state can be
-    false, so the state is rejected.
+    For a state before version 3, numpy ignores the flags in the state and computes them itself. The flags in
+    such a state can be wrong, so the state is rejected.
     """
     state = datatype.state
     known = isinstance(state, tuple) and len(state) in (8, 9) and state[0] in (3, 4)
@@ -423,7 +430,10 @@ def _state_of(datatype: Made) -> tuple[int, int]:
 
 
 def _has_objects(datatype: Made) -> bool:
-    """Return True if the array contains references to objects: the first bit of the flags is set."""
+    """Return True if the array contains references to objects: the first flag is set.
+
+    Raise Unscannable if the flags do not fit the kind of the datatype.
+    """
     kind, (_, flags) = _code_of(datatype)[0], _state_of(datatype)
     if kind != "V" and bool(flags & 1) != (kind == "O"):
         raise Unscannable("a joblib array has a datatype with wrong flags")

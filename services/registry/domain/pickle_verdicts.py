@@ -68,7 +68,8 @@ _SAFE: dict[str, frozenset[str]] = {
             "type",
         ]
     ),
-    # List single classes, because a module also has dangerous names: `enum.bltns` is the module builtins.
+    # Single classes are listed here, not whole modules. A module also has dangerous names: `enum.bltns`, for
+    # example, is the module `builtins`.
     "collections": frozenset(
         {"OrderedDict", "defaultdict", "deque", "Counter", "ChainMap", "UserDict", "UserList", "UserString"}
     ),
@@ -90,7 +91,7 @@ _SAFE: dict[str, frozenset[str]] = {
     "abc": frozenset({"ABCMeta"}),
     "uuid": frozenset({"UUID", "SafeUUID"}),
 }
-# Functions of well-known packages that load another pickle, read or write files, or evaluate text.
+# Dangerous functions of well-known packages: they load another pickle, read or write files, or evaluate text.
 _DANGEROUS: dict[str, frozenset[str]] = {
     "numpy": frozenset(
         {
@@ -181,10 +182,10 @@ def _is_dangerous(name: Import, flagged: bool) -> bool:
 
 
 def _reaches_out(module: str, attribute: str) -> bool:
-    """Return True if an import is a module, or may be reached through a module.
+    """Return True if an import leads from its module into another module.
 
-    For example, `joblib.disk` imports os, so its attribute `os.system` runs programs. A dotted name is safe
-    only if all its parts look like classes.
+    For example, `joblib.disk` imports os. So the name `joblib.disk.os.system` leads to `os.system`, which
+    runs programs. A dotted attribute is safe only if all its parts look like classes.
     """
     if module.startswith("joblib.numpy_pickle"):
         return attribute != "NumpyArrayWrapper"

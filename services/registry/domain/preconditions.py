@@ -31,7 +31,10 @@ class Precondition:
     new: bool = False
 
     def check(self, etag: str | None) -> None:
-        """Raise PreconditionFailed if the object is in another state. ``etag`` None: it does not exist."""
+        """Raise PreconditionFailed if the object is not in the required state.
+
+        ``etag``: the object's ETag; None if the object does not exist.
+        """
         what = f"{self.kind.capitalize()} {self.name!r}"
         if self.new and etag is not None:
             raise PreconditionFailed(

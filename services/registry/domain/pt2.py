@@ -35,9 +35,10 @@ _PICKLED = re.compile(r"torch\._utils _rebuild_tensor_v2|torch \w+Storage|collec
 
 
 def signature_of(program: Mapping[str, Any], given: Signature | None, default_max_batch: int) -> Signature:
-    """Return ``given``, or else the program's signature. Raise BadRequest with the remedy.
+    """Return the signature ``given``, or derive one from the program if ``given`` is None.
 
-    If all inputs and outputs have the same dynamic first axis, it is the batch axis.
+    If all inputs and outputs have the same dynamic first axis, it is the batch axis. Raise BadRequest if
+    ``given`` does not fit the program, or if the program cannot be read or served.
     """
     try:
         graph = program["graph_module"]
@@ -66,8 +67,8 @@ def signature_of(program: Mapping[str, Any], given: Signature | None, default_ma
 def runs_code(program: Mapping[str, Any], payloads: Mapping[str, str], names: Mapping[str, set[str]]) -> str:
     """Return why loading the file could run code; empty if it cannot.
 
-    ``payloads``: for each file with a description of weights or constants, its JSON text. ``names``: the
-    imports of each pickle in the file.
+    ``payloads``: the JSON texts of the files that describe weights or constants, by file name. ``names``: the
+    imports of each pickle in the file, by the pickle's name.
     """
     for file, text in payloads.items():
         try:

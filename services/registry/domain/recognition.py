@@ -82,10 +82,10 @@ Test = Callable[[Glimpse], bool]
 class Kind:
     """A kind of file.
 
-    ``what``: its name in messages ("a PNG image"). ``format``: the format that serves it. If ``format`` is
-    None, the kind cannot be served, and ``remedy`` tells the user what to do. ``fits``: other formats that a
-    publisher may state for a file of this kind. ``general``: True if the kind alone does not prove the
-    format. Then a file name that suggests another format is an error.
+    ``what``: the kind's name in messages ("a PNG image"). ``format``: the format in which Tidegate serves
+    files of this kind. If ``format`` is None, such files cannot be served, and ``remedy`` tells the user what
+    to do. ``fits``: other formats that a publisher may state for a file of this kind. ``general``: True if
+    the kind alone does not prove the format. Then a file name that suggests another format is an error.
     """
 
     what: str

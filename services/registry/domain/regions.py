@@ -10,9 +10,10 @@ from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec
 
 
 def check(after: RegistrySnapshot, changes: Sequence[Change]) -> None:
-    """Raise Conflict if a change sends an Endpoint's requests to a Deployment outside its regions.
+    """Raise Conflict if an Endpoint uses a Deployment outside the Endpoint's regions.
 
-    ``after``: the snapshot with the changes applied. Only changed Endpoints and Deployments are checked.
+    ``after``: the snapshot with the changes applied. The use of a Deployment by an Endpoint is checked only
+    if ``changes`` has the Endpoint or the Deployment.
     """
     endpoints = {change.spec.name for change in changes if isinstance(change, PutEndpoint)}
     deployments = {change.stored.spec.name for change in changes if isinstance(change, PutDeployment)}

@@ -1,4 +1,4 @@
-"""Decide if a registration equals an existing version, and if it is complete. Pure."""
+"""Decide if a registration is complete, and if it equals an existing version. Pure."""
 
 from __future__ import annotations
 

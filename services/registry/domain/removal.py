@@ -24,8 +24,8 @@ def delete_version(
 ) -> list[Change]:
     """Return the changes that delete a version. If ``permanent``, the version cannot be restored.
 
-    With ``permanent``, an already deleted version is removed permanently. Raise NotFound, or Conflict while a
-    Deployment runs the version or an alias points to it.
+    With ``permanent``, a version that is deleted already is removed permanently. Raise NotFound if the
+    version does not exist. Raise Conflict if a Deployment runs the version, or if an alias points to it.
     """
     if permanent and (model, number) in snapshot.deleted:
         return [DropVersion(model, number)]
@@ -74,11 +74,12 @@ def restore(snapshot: RegistrySnapshot, model: str, number: int | None) -> list[
 def delete_model(
     snapshot: RegistrySnapshot, model: str, *, cascade: bool, permanent: bool = False
 ) -> list[Change]:
-    """Return the changes that delete all versions of a model. If ``permanent``, they cannot be restored.
+    """Return the changes that delete all versions of a model.
 
-    With ``cascade``, also delete its aliases, its Deployments and their Endpoints. Without ``cascade``, raise
-    Conflict while a version has an alias or a Deployment runs a version. An Endpoint that also serves another
-    model is not deleted: it loses only the targets of the deleted model.
+    ``permanent``: the deleted versions cannot be restored. With ``cascade``, the model's aliases, its
+    Deployments and the Endpoints of these Deployments are deleted too. An Endpoint that also serves another
+    model is not deleted: it loses only the targets of the deleted model. Without ``cascade``, raise Conflict
+    if the model has an alias or a Deployment.
     """
     numbers = snapshot.numbers(model)
     gone_before = sorted(each for name, each in snapshot.deleted if name == model) if permanent else []

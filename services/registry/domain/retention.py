@@ -1,7 +1,10 @@
 """Decide which versions of a model its retention deletes. Pure.
 
 A version is kept if a Deployment runs it, an alias points to it, a rollback would return to it, or it is the
-latest version. Other versions are deleted if they are not among the newest and are older than the limit.
+latest version. With the option ``sleeping``, a Deployment that sleeps does not keep its version. All other
+versions are judged by the limits that the retention sets. A version is deleted if it is not among the newest
+``keep_last`` versions and is older than ``max_age_days``. A limit that is not set is not checked. Without any
+limit, no version is deleted.
 """
 
 from __future__ import annotations
@@ -111,7 +114,10 @@ def _first(used: Sequence[StoredDeployment]) -> str:
 
 
 def _sleeps(snapshot: RegistrySnapshot, stored: StoredDeployment) -> bool:
-    """Return True if a Deployment sleeps after a roll-over and no Endpoint names it."""
+    """Return True if a Deployment has a minimum of 0 replicas and no Endpoint uses it.
+
+    A Deployment that a user declared, or that has an ``override``, never counts as sleeping.
+    """
     if stored.declared or stored.override is not None or stored.spec.min_replicas > 0:
         return False
     return stored.spec.name not in snapshot.in_use() | snapshot.failovers()

@@ -36,7 +36,7 @@ class EndpointHistory:
 class RollbackPlan:
     """The plan of a rollback to ``deployment``.
 
-    ``remade``: True if that Deployment was deleted, so that the plan creates it.
+    ``remade``: True if that Deployment was deleted. Then the plan creates it again.
     """
 
     changes: list[Change]
@@ -202,9 +202,9 @@ def _sole_target(state: Fields) -> str | None:
 def _spec_before_deletion(
     snapshot: RegistrySnapshot, endpoint: StoredEndpoint, old: Fields
 ) -> DeploymentSpec:
-    """Return a deleted Deployment's spec.
+    """Return the spec that a deleted Deployment had.
 
-    Its ``env`` is from the current Deployment, because the audit log hides these values.
+    The values of ``env`` are from the Endpoint's current Deployment, because the audit log hides such values.
     """
     known = {key: value for key, value in old.items() if key in DeploymentSpec.model_fields}
     env = snapshot.heaviest(endpoint.spec.targets).env if old.get("env") else {}

@@ -1,7 +1,7 @@
 """Plan the start, the steps and the end of a canary. Pure.
 
-The registry stores the state of a rollout, and the router judges it. During a rollout, the replicas of the
-baseline do not change. So a rollback needs one write and no cold start.
+The registry stores the state of a rollout. The router judges the canary. During a rollout, the replicas of
+the baseline do not change. So a rollback needs one write and no cold start.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Progress:
 def start(
     snapshot: RegistrySnapshot, name: str, deployment: str, options: CanaryOptions, id: str, now: float
 ) -> list[Change]:
-    """Plan the start of a canary of an existing Deployment, with the share of the first step.
+    """Plan to make an existing Deployment the canary of an Endpoint, with the first step's share.
 
-    ``now``: Unix time in seconds. Raise Conflict while another rollout or a roll-over is in progress,
-    BadRequest if the Deployment has traffic already.
+    ``now``: Unix time in seconds. Raise Conflict while another rollout or a roll-over is in progress. Raise
+    BadRequest if the Deployment has traffic already, or if the first step is 100 %.
     """
     if options.steps[0] >= 100:
         raise BadRequest(
@@ -76,7 +76,7 @@ def swap(snapshot: RegistrySnapshot, name: str, deployment: str, id: str, now: f
     """Plan to replace an Endpoint's targets with a Deployment immediately, before it is ready.
 
     The current targets go to sleep, so the host needs no memory for both versions. Requests wait in the queue
-    of the new Deployment. Raise the same errors as :func:`start`.
+    of the new Deployment. Raise the errors of :func:`start`, except the error for the first step.
     """
     spec, base = _checked(snapshot, name, deployment)
     woken = waking.wake(snapshot, name, [deployment])
@@ -194,7 +194,10 @@ def targets_of(rollout: Rollout) -> list[Target]:
 
 
 def _scaled(base: Sequence[Target], weight: int, total: int) -> list[Target]:
-    """Return the baseline with weights scaled to a sum of ``weight``. Rounding errors are below 0.01 %."""
+    """Return the baseline with weights whose sum is ``weight``. Rounding errors are below 0.01 %.
+
+    ``total``: the sum of the weights in ``base``.
+    """
     scaled = [
         Target(deployment=each.deployment, weight=max(1, round(each.weight * weight / total)))
         for each in base

@@ -94,10 +94,10 @@ def settle(snapshot: RegistrySnapshot, name: str, seen: int | None) -> list[Chan
 
 
 def with_previous(stored: EndpointSpec, spec: EndpointSpec) -> EndpointSpec:
-    """Return ``spec`` with ``previous`` set to the targets that serve now, except the targets in ``spec``.
+    """Return ``spec`` with ``previous`` set to the targets that serve now and are not in ``spec``.
 
-    During a roll-over, the ``previous`` targets of ``stored`` serve, because its new targets may not be
-    ready. Otherwise, the ``targets`` of ``stored`` serve.
+    ``stored``: the Endpoint's present spec. During a roll-over, its ``previous`` targets serve, because its
+    new targets may not be ready. Otherwise, its ``targets`` serve.
     """
     kept = {target.deployment for target in spec.targets}
     serving = stored.previous or stored.targets
@@ -137,10 +137,11 @@ def without_own_shadow(spec: EndpointSpec) -> EndpointSpec:
 
 
 def with_minimum(snapshot: RegistrySnapshot, rollout: Rollout, share: int) -> list[Change]:
-    """Return the change that sets a canary's minimum replicas to ``share`` percent of its full minimum.
+    """Return the change that scales a canary's minimum number of replicas to ``share`` percent.
 
-    The number is rounded up. The minimum grows with the share, so that the baseline and the canary together
-    do not need twice the replicas. A rollout with full capacity is not changed.
+    ``rollout.min_replicas``: the minimum at 100 percent; None: the minimum does not change. The new minimum
+    is rounded up. It grows with the share, so that the baseline and the canary together do not need twice the
+    replicas.
     """
     stored = snapshot.deployments.get(rollout.deployment)
     if stored is None or rollout.min_replicas is None:
@@ -157,7 +158,7 @@ def asleep_spec(spec: DeploymentSpec) -> DeploymentSpec:
 
 
 def scale_of(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> dict[str, Any]:
-    """Return the settings for scaling of the Endpoint's target with the largest weight."""
+    """Return the scaling settings of the Endpoint's target with the largest weight."""
     current = snapshot.heaviest(endpoint.spec.targets)
     return {key: getattr(current, key) for key in _SCALE}
 
@@ -202,7 +203,8 @@ def _deployment(
         )
     base = stored.spec.model_dump()
     if current is not None and name not in snapshot.with_traffic():
-        # The Deployment was asleep, so copy the scale of the Deployment that serves now.
+        # The Deployment has no traffic and may be asleep. So copy the scale of the Deployment that serves
+        # now.
         needed = current.model_dump()
         base |= {key: needed[key] for key in _SCALE}
     spec = merge.deployment(base, options, what, exact_follows=True)

@@ -15,11 +15,11 @@ from tidegate.kernel.protocol.models import Shadow, Target
 def version_changes(
     snapshot: RegistrySnapshot, name: str, version: int, *, wake: bool
 ) -> tuple[list[Change], str]:
-    """Return the changes that create a Deployment of a version, and the name of the Deployment.
+    """Return the changes that create a Deployment of a version, and the Deployment's name.
 
-    Without ``wake``, an existing Deployment is not changed, so it stays asleep if it sleeps. With ``wake``,
-    it gets the number of replicas of the Deployment that serves now. Raise NotFound for an unknown Endpoint
-    or version.
+    Without ``wake``, an existing Deployment is not changed, so it stays asleep if it sleeps. With ``wake``, a
+    Deployment without traffic gets the scaling settings of the Deployment that serves now. Raise NotFound for
+    an unknown Endpoint or version.
     """
     spec = snapshot.endpoint(name).spec
     model = snapshot.heaviest(spec.targets).model

@@ -27,7 +27,10 @@ class GraphValue:
 
 @dataclass(frozen=True, slots=True)
 class OnnxGraph:
-    """The inputs and outputs of a graph, without its weights. ``what``: its name in messages."""
+    """The inputs and outputs of a graph, without its weights.
+
+    ``what``: the graph's name in messages.
+    """
 
     inputs: tuple[GraphValue, ...]
     outputs: tuple[GraphValue, ...]
@@ -40,10 +43,11 @@ class OnnxGraph:
 
 
 def of_graph(graph: OnnxGraph, user_signature: Signature | None, default_max_batch: int) -> Signature:
-    """Return the user's signature if it agrees with the graph. Without one, derive it from the graph.
+    """Return the user's signature, or derive one from the graph if ``user_signature`` is None.
 
-    If the first axis of every input and output is dynamic, it is the batch axis. Then max_batch_size is
-    ``default_max_batch``, and shapes leave that axis out. Raise BadRequest with the remedy.
+    If the first axis of every input and output is dynamic, it is the batch axis. Then max_batch_size of a
+    derived signature is ``default_max_batch``, and its shapes leave that axis out. Raise BadRequest if the
+    user's signature does not agree with the graph, or if the graph cannot be served.
     """
     _check_servable(graph)
     if user_signature is not None:

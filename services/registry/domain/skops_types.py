@@ -1,8 +1,9 @@
 """Decide which types in a skops file need the publisher's trust. Pure.
 
-skops constructs only objects of the types that its file names. It requires trust in each type that is not on
-the list of skops. This module also trusts all classes of scikit-learn. skops leaves out some of them, because
-a crafted file can crash the process. Here, such a crash ends only the model's process.
+skops constructs only objects of the types that the file names. skops has a list of types that it trusts, and
+the publisher must trust each other type by name. This module also trusts all classes of scikit-learn. The
+list of skops lacks some of these classes, because a crafted file can crash the process that loads them. Here,
+such a crash ends only the model's process.
 """
 
 from __future__ import annotations

@@ -48,9 +48,11 @@ class StageFacts:
 
 
 def approver(principal: str, owner: str | None) -> tuple[str, str]:
-    """Return the person for whom an approval counts: the owner of a key, or the subject of a token.
+    """Return the identity that gives an approval: the owner of a key, or the subject of a token.
 
-    For a key without an owner, return the id of the principal.
+    Several approvals of one identity count as one. The result is the kind of the identity and its name. For a
+    key without an owner, the kind is ``key`` and the name is the id of the principal. Otherwise, the kind is
+    ``owner``.
     """
     if owner is None and principal.startswith(JWT_PREFIX):
         owner = principal.removeprefix(JWT_PREFIX)
@@ -58,7 +60,10 @@ def approver(principal: str, owner: str | None) -> tuple[str, str]:
 
 
 def stage_of(policy: ModelPolicy, model: str, name: str) -> Stage:
-    """Return a stage of a model. Raise BadRequest, which lists the model's stages."""
+    """Return the stage ``name`` of a model. Raise BadRequest if the model has no such stage.
+
+    The error lists the model's stages.
+    """
     found = next((stage for stage in policy.stages if stage.name == name), None)
     if found is None:
         known = ", ".join(stage.name for stage in policy.stages) or "none"
@@ -138,7 +143,7 @@ def changes_rules(before: RegistrySnapshot, changes: Sequence[Change]) -> bool:
 
 
 def check(before: RegistrySnapshot, changes: Sequence[Change]) -> None:
-    """Raise Conflict if a new Deployment runs a version that its stage does not allow to serve."""
+    """Raise Conflict if a new Deployment runs a version whose stage does not allow it to serve."""
     policies = dict(before.policies)
     for change in changes:
         if isinstance(change, PutPolicy):

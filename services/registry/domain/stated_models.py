@@ -1,4 +1,7 @@
-"""Plan the policy and the aliases of a model in a file, for `tidegate apply`. Pure."""
+"""Plan the changes for a model that a file describes: its policy and its aliases. Pure.
+
+`tidegate apply` sends the contents of such a file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plan an Endpoint with a canary, for `tidegate apply` and ``PUT``. Pure.
+"""Plan to create or replace an Endpoint with a canary, for `tidegate apply` and ``PUT``. Pure.
 
 A file states the current targets and the canary. It can be applied repeatedly: a running canary continues,
 and a canary that has ended is not started a second time.
@@ -39,8 +39,8 @@ def put_endpoint(
 ) -> list[Change]:
     """Plan to create or replace an Endpoint, and to start the canary in its fields.
 
-    If ``rollout`` has an ``id``, the caller sends back a stored rollout. It is written unchanged, and no
-    canary starts. Raise the errors of :func:`edits.put_endpoint`.
+    If ``rollout`` in ``fields`` has an ``id``, it is a rollout that the registry has stored before. Then it
+    is written unchanged, and no canary starts. Raise the errors of :func:`edits.put_endpoint`.
     """
     stated, stored = fields.get("rollout"), snapshot.endpoints.get(name)
     if not isinstance(stated, Mapping) or stated.get("id"):

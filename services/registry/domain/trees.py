@@ -22,9 +22,10 @@ MAX_OUTPUTS = 100_000
 class TreeModel:
     """The facts about a model in a file.
 
-    ``classes``: the number of classes; 0 if the model is not a classifier. ``outputs``: the number of outputs
-    per row; 0 if the model returns one plain number. ``categories``: the number of features that are texts
-    (CatBoost).
+    ``features``: the number of numeric features. ``categories``: the number of features that are texts
+    (CatBoost). ``classes``: the number of classes; 0 if the model is not a classifier. ``outputs``: the
+    number of outputs per row; 0 if the model returns one plain number. ``label``, ``floats`` and ``answers``:
+    the datatypes of the label, of the numeric input and of the other outputs.
     """
 
     features: int
@@ -38,7 +39,10 @@ class TreeModel:
 
 
 def signature_of(model: TreeModel, user_signature: Signature | None, max_batch: int) -> Signature:
-    """Return the user's signature if it fits the file, or else the file's signature. Raise BadRequest."""
+    """Return the user's signature, or derive one from the file if ``user_signature`` is None.
+
+    Raise BadRequest if the user's signature does not fit the file, or if the file's numbers cannot be right.
+    """
     if not 0 < model.features + model.categories <= MAX_FEATURES:
         raise BadRequest(
             f"The file says that the model has {model.features + model.categories} features, which cannot "

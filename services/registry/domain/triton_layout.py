@@ -34,9 +34,10 @@ def models(files: Iterable[PurePosixPath]) -> set[PurePosixPath]:
 def served(folders: set[PurePosixPath], model: str, ensembles: Mapping[PurePosixPath, bool]) -> PurePosixPath:
     """Return the folder of the model that gets requests.
 
-    Choose the only folder, else the folder named ``model``, else the only outermost ensemble. An ensemble is
-    outermost if no other ensemble uses it. ``ensembles``: True for the folder of an outermost ensemble. Raise
-    BadRequest if there is no folder, or if the choice is not clear.
+    Choose the only folder, or else the folder whose name equals ``model``, or else the only outermost
+    ensemble. An ensemble is outermost if no other ensemble uses it. ``model``: the model's name in the
+    registry. ``ensembles``: True for the folder of an outermost ensemble. Raise BadRequest if there is no
+    folder, or if the choice is not clear.
     """
     if not folders:
         raise BadRequest(

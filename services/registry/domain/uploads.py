@@ -1,4 +1,4 @@
-"""Rules for uploads that can be continued: opening, appending and ending them. Pure."""
+"""Rules for uploads that can be continued: how an upload begins, receives bytes and ends. Pure."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Upload:
 
 
 def resumed(uploads: Sequence[Upload], sha256: str, size: int) -> Upload | None:
-    """Return the unfinished upload of the same bytes, or None."""
+    """Return the unfinished upload with this ``sha256`` and ``size``, or None."""
     same = (each for each in uploads if each.is_unfinished and (each.sha256, each.size) == (sha256, size))
     return next(same, None)
 
@@ -116,7 +116,7 @@ def moved(received: int, offset: int) -> Conflict:
 
 
 def too_many_bytes(upload: Upload) -> BadRequest:
-    """Return the error for more bytes than the size with which the upload was opened."""
+    """Return the error for an upload that receives more bytes than it was opened for."""
     return BadRequest(
         f"The upload was opened for {upload.size} bytes, but more arrived. Open another upload."
     )

@@ -28,7 +28,7 @@ RUN_OPTIONS = (
     "threads", "instances", "batching", "max_concurrency", "start_timeout_s", "env", "resources", "image",
     "llm", "upstream",
 )  # fmt: skip
-PENDING_RETRY_S = 2.0  # seconds; the verification of a small version takes about this time
+PENDING_RETRY_S = 2.0  # retry-after in seconds: a small version is verified in about this time
 _SKIPPED: dict[Format, str] = {
     "llm": (
         "Language models are not verified, because loading takes long. The first replica shows whether the "
@@ -48,7 +48,10 @@ def at_registration(format_: Format, now: datetime, *, enabled: bool, round_: in
 
 
 def settled(stored: Verification, result: VerificationResult, now: datetime) -> Verification | None:
-    """Return the verification with the result; None for a duplicate result or one of an earlier round."""
+    """Return the verification with the result; None if the result is a duplicate or outdated.
+
+    An outdated result is from an earlier round of the verification.
+    """
     if stored.state != "pending" or stored.round != result.round:
         return None
     card = result.card or stored.card
@@ -60,7 +63,8 @@ def scratch_spec(
 ) -> DeploymentSpec:
     """Return the Deployment for a version's scratch replica. Raise BadRequest for invalid options.
 
-    Its options are those of the Deployment that serves the model now, overridden by the publisher's options.
+    The base is the options of the Deployment that serves the model now. The publisher's options override
+    them.
     """
     endpoint = snapshot.endpoints.get(model)
     base: dict[str, Any] = {}
@@ -76,8 +80,9 @@ def scratch_spec(
 def check(before: RegistrySnapshot, changes: Sequence[Change]) -> None:
     """Raise Conflict if a change lets a version serve while its verification is pending or rejected.
 
-    Only new Deployments, and new targets, rules, shadows and failovers of Endpoints are checked. So
-    Deployments that run already continue. A Deployment with ``unverified`` may run any version.
+    Two things are checked: new Deployments, and Deployments that an Endpoint begins to use as a target, rule,
+    shadow or failover. So Deployments that run already continue. A Deployment with ``unverified`` may run any
+    version.
     """
     after = before.after(changes)
     for change in changes:

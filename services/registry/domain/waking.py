@@ -12,8 +12,8 @@ from services.registry.domain.desired_state import Change, PutDeployment, Regist
 def wake(snapshot: RegistrySnapshot, name: str, deployments: Sequence[str]) -> list[Change]:
     """Return the changes that wake sleeping Deployments before they get traffic.
 
-    They get the settings for scaling of the largest target of Endpoint ``name``. Deployments that a user
-    declared, or that have traffic already, are not changed.
+    Each gets the scaling settings of the target with the largest weight of Endpoint ``name``. A Deployment
+    does not change if a user declared it, or if it has traffic already.
     """
     scale = rollover.scale_of(snapshot, snapshot.endpoint(name))
     changes: list[Change] = []

@@ -33,7 +33,10 @@ class XgboostFacts:
 
 
 def read(data: mmap | bytes) -> XgboostFacts:
-    """Return the facts in a JSON or UBJSON file. Raise Malformed or BadRequest."""
+    """Return the facts in a JSON or UBJSON file.
+
+    Raise Malformed if the file is damaged, BadRequest if it is not a model.
+    """
     pick = pick_ubj if data[1:2] in [bytes([each]) for each in _UBJ_MARKERS] else pick_json
     found = pick(data, {_PARAMETERS, _OBJECTIVE, _NAMES, _TREES, _VERSION})
     parameters, objective = found.get(_PARAMETERS), found.get(_OBJECTIVE)

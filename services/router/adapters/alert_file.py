@@ -1,4 +1,4 @@
-"""Store alerts, silences, receivers and messages to receivers in ``<state>/data/alerts.db`` (SQLite)."""
+"""The file ``<state>/data/alerts.db`` (SQLite): alerts, silences, receivers and messages to receivers."""
 
 from __future__ import annotations
 
@@ -152,14 +152,14 @@ class AlertFile:
         self._db.write(("INSERT OR REPLACE INTO receivers VALUES (?, ?)", [row]))
 
     def drop_receiver(self, name: str) -> None:
-        """Delete a receiver, and the messages that wait for it."""
+        """Delete a receiver, and the messages that still wait to be sent to it."""
         self._db.write(
             ("DELETE FROM receivers WHERE name = ?", [(name,)]),
             ("DELETE FROM messages WHERE receiver = ? AND state = 'waiting'", [(name,)]),
         )
 
     def due(self, now: float, limit: int) -> list[AlertMessage]:
-        """Return at most ``limit`` messages whose time to be sent has come, earliest ``next_at`` first."""
+        """Return at most ``limit`` waiting messages whose ``next_at`` has passed, earliest first."""
         query = f"SELECT {_MESSAGE} FROM messages WHERE state = 'waiting' AND next <= ? ORDER BY next LIMIT ?"
         return [AlertMessage(*row) for row in self._db.read(query, (now, limit))]
 

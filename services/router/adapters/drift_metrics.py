@@ -52,7 +52,10 @@ class DriftMetrics:
     """Sets the gauges of drift: the last verdict on each version."""
 
     def show(self, comparisons: Mapping[tuple[str, int], Comparison | None]) -> None:
-        """Set the gauges of these versions, and remove all other gauges. None means no verdict yet."""
+        """Set the gauges of these versions, and remove all other gauges.
+
+        A version whose comparison is None has no verdict yet, and gets no gauges.
+        """
         for gauge in (SCORE, DRIFTED, COLUMN):
             gauge.clear()
         for (model, number), found in comparisons.items():

@@ -64,7 +64,10 @@ class EndpointMetrics:
         self._names = set(names)
 
     def count(self, name: str, window: Window) -> None:
-        """Add an endpoint's requests since the last reading to its counters."""
+        """Add the requests in ``window`` to an endpoint's counters.
+
+        ``window``: the endpoint's figures since the last reading.
+        """
         REQUESTS.labels(name).inc(window.requests)
         FAILED.labels(name).inc(window.failed)
         LATE.labels(name).inc(min(window.requests, window.failed + window.slow))
@@ -94,7 +97,7 @@ class EndpointMetrics:
                 BUDGET.labels(name, "latency").set(1 - slo.latency_target / 100)
 
     def states(self, alerts: Iterable[Alert]) -> None:
-        """Set the gauge with the number of pending alerts and the number of firing alerts."""
+        """Set the gauge of alerts by state: how many are pending, and how many are firing."""
         counts: Mapping[str, int] = {}
         found = dict.fromkeys(("pending", "firing"), 0) | dict(counts)
         for each in alerts:

@@ -11,7 +11,10 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def own(incarnation: str) -> str:
-    """Return ``<host>:<pid>:<incarnation>@<namespace>``. ``<namespace>``: the pid namespace of ``<pid>``."""
+    """Return the name of this process: ``<host>:<pid>:<incarnation>@<namespace>``.
+
+    ``incarnation``: a random text that is new at each start. ``<namespace>``: the pid namespace of ``<pid>``.
+    """
     return f"{socket.gethostname()}:{os.getpid()}:{incarnation}@{_namespace()}"
 
 
@@ -33,7 +36,7 @@ def is_dead(name: str) -> bool:
 
 
 def _namespace() -> str:
-    """Return the id of the machine's boot and the pid namespace; empty if they are unknown."""
+    """Return a text that identifies the machine's boot and the pid namespace; empty if unknown."""
     with contextlib.suppress(OSError):
         return f"{BOOT.read_text().strip()[:8]}-{Path('/proc/self/ns/pid').stat().st_ino}"
     return ""

@@ -1,8 +1,8 @@
 """Store the quality histories, and the predictions that wait for labels, in two files.
 
-The file of histories also stores the last read position in the stream of feedback. Both are replaced in one
-atomic write, so each label is counted exactly once, even after a crash. The file of predictions is written
-less often.
+The file of histories also stores the last read position in the stream of feedback. One atomic write replaces
+the histories and the position together. So each label is counted exactly once, even after a crash. The file
+of predictions is written less often.
 """
 
 from __future__ import annotations

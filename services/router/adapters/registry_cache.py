@@ -1,4 +1,4 @@
-"""Read the desired state from the registry, and report decisions and completed moves of traffic to it."""
+"""Read the desired state from the registry, and tell it about decisions and moved traffic."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RegistryCache:
         await self._client.aclose()
 
     async def refresh(self) -> None:
-        """Read the desired state. On an error, keep the last one and set ``problem``."""
+        """Read the desired state. On an error, keep the state that was read last, and set ``problem``."""
         try:
             # Use the older name of /v1/desired-state, because the registry may be older than the router.
             response = await self._client.get("/v1/intention")
@@ -63,7 +63,10 @@ class RegistryCache:
         self.desired = desired
 
     async def baseline(self, model: str, version: int) -> Baseline | None:
-        """Return the training baseline of a version; None if it has none. Raise Unavailable on an error."""
+        """Return a version's training baseline; None if the version has no baseline.
+
+        Raise Unavailable if the registry cannot be read.
+        """
         try:
             response = await self._client.get(f"/v1/models/{model}/versions/{version}/baseline")
             if response.status_code == 404:
@@ -76,7 +79,7 @@ class RegistryCache:
     async def settle(self, endpoint: Endpoint) -> None:
         """Tell the registry that an Endpoint's traffic has moved to its new targets.
 
-        If this fails, log the error and raise nothing: the caller tries again later.
+        If this fails, log the error and raise nothing. The calling code tries again later.
         """
         try:
             response = await self._client.post(
@@ -89,7 +92,7 @@ class RegistryCache:
     async def end_shadow(self, endpoint: Endpoint) -> None:
         """End an endpoint's shadow in the registry.
 
-        If this fails, log the error and raise nothing: the caller tries again later.
+        If this fails, log the error and raise nothing. The calling code tries again later.
         """
         assert endpoint.shadow is not None
         try:
@@ -104,12 +107,18 @@ class RegistryCache:
             )
 
     async def progress(self, endpoint: str, id: str, phase: RolloutPhase, step: int, reason: str) -> bool:
-        """Write a decision about a canary. Return False if it was not stored; the caller must try again."""
+        """Write a decision about a canary. Return False if it was not stored.
+
+        After False, the calling code must try again.
+        """
         body = {"id": id, "phase": phase, "step": step, "reason": reason[:2000]}
         return await self._decide(f"/v1/endpoints/{endpoint}/rollout/progress", body)
 
     async def complete(self, endpoint: str, id: str, reason: str) -> bool:
-        """Mark an experiment as complete. Return False if that was not stored; the caller must try again."""
+        """Mark an experiment as complete. Return False if this was not stored.
+
+        After False, the calling code must try again.
+        """
         body = {"id": id, "reason": reason[:2000]}
         return await self._decide(f"/v1/endpoints/{endpoint}/experiment/complete", body)
 

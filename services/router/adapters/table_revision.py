@@ -30,7 +30,10 @@ class TableRevision:
         return f"{self.epoch:014d}"
 
     def begin(self, epoch: int) -> None:
-        """Start a new epoch, and store it on disk before its first table is published."""
+        """Start a new epoch and store it on disk.
+
+        The calling code must call this before it publishes the first table of the epoch.
+        """
         self.epoch, self.n = epoch, 0
         shared_file.replace(self._path, orjson.dumps({"epoch": self.text}))
 

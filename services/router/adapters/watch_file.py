@@ -29,7 +29,10 @@ class WatchFile:
         self.db.close()
 
     def windows(self, now: float) -> list[Stored]:
-        """Return the stored minutes and hours that are not too old, grouped by level, oldest first."""
+        """Return the stored figures that are not too old.
+
+        The minutes come before the hours. Each of these two groups is sorted by time, oldest first.
+        """
         found: list[Stored] = []
         for level in SECONDS:
             rows = self.db.read(
@@ -40,7 +43,7 @@ class WatchFile:
         return found
 
     def add(self, stored: Sequence[Stored], now: float) -> None:
-        """Store past minutes and hours, and delete those that are too old."""
+        """Store the figures of past minutes and hours, and delete stored figures that are too old."""
         rows = [(each.level, each.start, each.endpoint, each.body) for each in stored]
         old = [(level, now - _age_s(level)) for level in SECONDS]
         self.db.write(

@@ -14,7 +14,8 @@ def load(path: Path) -> bytes:
         if secret := path.read_text().strip():
             return secret.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Routers may start at the same time. Only the first of them can link its file, and all read that file.
+    # Several routers may start at the same time. Each writes a secret to its own file, but only the first can
+    # link its file to ``path``. Then all read ``path``.
     new_file = path.with_name(f"{path.name}.{os.getpid()}")
     descriptor = os.open(new_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:

@@ -64,7 +64,10 @@ async def list_all(
 
 @router.post("/replay")
 async def replay_all(request: Request, operator: Operator, body: ReplayMany) -> dict[str, Any]:
-    """Run letters again as jobs. Skip letters without a payload, and letters that were replayed before."""
+    """Run the dead letters of ``body.deployment`` again as jobs; None means all Deployments.
+
+    Letters without a payload are skipped. Letters that were replayed before are skipped too.
+    """
     letters = matching(_letters(request).all, body.deployment, None)
     new = [letter for letter in letters if letter.payload and not letter.replays]
     return {"items": [await _replay(request, letter, body.to, operator) for letter in new]}

@@ -13,7 +13,10 @@ router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
 
 @router.get("/{name}")
 async def experiment(request: Request, name: str) -> dict[str, Any]:
-    """Return an endpoint's experiment: each variant's numbers, the comparisons, and the data still needed."""
+    """Return an endpoint's experiment with its report.
+
+    The report has each variant's numbers, the comparisons, and how much data is still needed.
+    """
     desired = request.app.state.controller.desired
     found = next((each for each in desired.endpoints if each.name == name), None) if desired else None
     if found is None:

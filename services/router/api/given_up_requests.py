@@ -1,5 +1,6 @@
-"""Consume ``exceptions.v1``: answer the callers of given-up requests, and keep the requests as dead letters.
+"""Consume the queue ``exceptions.v1`` of requests and jobs that were given up.
 
+The caller of a request gets an error, if the caller is known. The requests and jobs are kept as dead letters.
 Only the leader consumes, because routers on one state folder share the journal of dead letters.
 """
 
@@ -26,8 +27,8 @@ from tidegate.kernel.store import JobStore, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# Seconds to wait if the store is unavailable, before the message is requeued. Also the wait before the
-# journal is loaded again after an error.
+# The wait in seconds before a message is requeued because the store is unavailable. It is also the wait
+# before the journal is loaded again after an error.
 RETRY_S = 1.0
 # The token with which jobs are taken from the store. It never changes, so a redelivery continues the attempt
 # of the first delivery instead of starting a new one.
@@ -131,7 +132,8 @@ class ExceptionConsumer:
             letter = DeadLetter(
                 time.time(), cause, queue, request.id.hex(), request.attempt, len(request.raw), trace
             )
-            # Store the letter before the reply: after the reply, the gateway deletes the tensors of a claim.
+            # Store the letter before the reply. The letter copies the tensors of a claim, and the gateway
+            # deletes these tensors after the reply.
             await self._letters.add(replace(letter, tenant=caller_of(request.tenant)), request)
             if error is not None:
                 replies.append(
@@ -163,7 +165,7 @@ class ExceptionConsumer:
 
     async def _fail(self, id_: bytes, cause: str) -> None:
         # Take the job as a worker would, then mark it as failed. If the job has ended or is running, the
-        # store refuses, and the record does not change.
+        # store does not give the job out. Then the job's record does not change.
         (taken,) = await self._jobs.take([Take(id_, "router", False, 0, TOKEN)])
         if taken.outcome == "run":
             error = {"reason": cause, "message": f"the job's message could not be handled: {cause}"}

@@ -1,4 +1,4 @@
-"""Routes of the ledger of jobs, and of the secrets of webhooks."""
+"""HTTP routes for the ledger of jobs and for the secrets that sign webhooks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 
 @router.get("/ledger")
 async def ledger(request: Request) -> dict[str, Any]:
-    """Return the ledger of jobs. ``unaccounted``: the number of lost jobs; null if it is unknown."""
+    """Return the latest report of the ledger of jobs.
+
+    Its field ``unaccounted`` is the number of lost jobs; null if the number is unknown.
+    """
     caller.require(OPERATE)
     report: dict[str, Any] = request.app.state.ledger.report.to_json()
     return report
@@ -25,9 +28,10 @@ async def ledger(request: Request) -> dict[str, Any]:
 async def webhook_secret(
     request: Request, principal: str | None = Query(None, min_length=1, max_length=200)
 ) -> dict[str, str]:
-    """Return the secret that signs a caller's webhooks.
+    """Return the secret that signs the webhooks of a caller.
 
-    ``principal``: the caller's id; None: the caller of this route. Another caller's id needs the scope admin.
+    ``principal``: the id of this caller; None means the caller that sends the request. The secret of any
+    other caller needs the scope admin.
     """
     own = caller.require(INFER).id
     if principal is not None and principal != own:

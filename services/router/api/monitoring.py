@@ -1,4 +1,4 @@
-"""Routes of the endpoints' live numbers, history, error budgets and diagnosis."""
+"""HTTP routes for the live numbers, the history, the error budgets and the diagnosis of endpoints."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ async def history(
 ) -> dict[str, Any]:
     """Return an endpoint's history by minute or by hour.
 
-    By minute, the last half hour has one point for each reading of the traffic.
+    If ``level`` is ``minute``, the last half hour has one point for each reading of the traffic. Earlier
+    times have one point for each minute.
     """
     watch = leading(request)
     if watch.endpoint(name) is None:
@@ -60,7 +61,7 @@ async def history(
 
 @router.get("/slo")
 async def slo(request: Request) -> dict[str, Any]:
-    """Return the error budgets of the endpoints with objectives: what is left of each, and burn rates."""
+    """Return the error budgets of all endpoints that have objectives, with the burn rates."""
     watch = leading(request)
     items = [
         budget
@@ -79,10 +80,11 @@ async def diagnosis(
     past_s: Annotated[float, Query(ge=30, le=2 * 86_400)] = 86_400.0,
     recent_days: Annotated[int, Query(ge=1, le=14)] = 7,
 ) -> dict[str, Any]:
-    """Return the symptoms of every endpoint, or of one, each with its evidence and a remedy.
+    """Return the symptoms of the endpoint ``name``, or of every endpoint if ``name`` is None.
 
-    The diagnosis compares the last ``window_s`` seconds with earlier periods of that length, up to
-    ``past_s`` seconds back. It also compares the last ``recent_days`` full days with the days before them.
+    Each symptom has its evidence and a remedy. The diagnosis compares the last ``window_s`` seconds with
+    earlier periods of that length, up to ``past_s`` seconds back. It also compares the last ``recent_days``
+    full days with the days before them.
     """
     watch = leading(request)
     endpoints = watch.endpoints()

@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1", tags=["routes"])
 
 @router.get("/routes")
 async def routes(request: Request) -> dict[str, Any]:
-    """Return the route table with its revision (epoch, n)."""
+    """Return the route table. Its fields ``epoch`` and ``n`` are its revision."""
     table: dict[str, Any] | None = request.app.state.controller.table
     if table is None:
         raise Unavailable(

@@ -98,8 +98,8 @@ class AlertRunner:
         self._metrics.states(after.values())
 
     def _load(self, stored: Iterable[Alert], now: float) -> None:
-        # While no router ran, nobody checked the conditions. Treat the conditions of firing alerts as seen
-        # now, so that these alerts are not resolved only because no router ran.
+        # While no router ran, nobody checked the conditions. So treat the condition of each firing alert as
+        # if it held now. Otherwise the alert would be resolved only because no router ran.
         self.alerts = {each.key: _seen(each, now) for each in stored}
         self._loaded = True
 

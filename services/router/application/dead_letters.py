@@ -36,7 +36,7 @@ DEAD = Counter("tidegate_router_dead_letters_total", "Requests given up.", ["cau
 HELD = Gauge("tidegate_router_dead_letter_bytes", "Bytes of payloads that are kept with dead letters.")
 
 SWEEP_S = 60.0
-# The journal is rewritten when it has this many outdated lines.
+# The journal is rewritten when it has more outdated lines than this.
 SPARE_LINES = 1000
 
 
@@ -167,7 +167,7 @@ class DeadLetters:
         return SWEEP_S
 
     async def _sweep(self) -> None:
-        """Delete letters and payloads above the limits. The blob store itself deletes payloads by age."""
+        """Delete letters and payloads that exceed the limits. The blob store itself deletes old payloads."""
         due = overdue(list(self._letters.values()), time.time(), self._limits)
         self._forget(due.letters)
         missing = "it was deleted, because all payloads together exceeded TIDEGATE_DEAD_LETTER_BYTES"

@@ -15,7 +15,7 @@ from tidegate.kernel.protocol.models import Deployment, Endpoint
 
 
 class Diagnosis:
-    """Diagnoses endpoints on demand."""
+    """The diagnosis of endpoints, which runs when a caller requests it."""
 
     def __init__(self, watch: EndpointWatch, registry: RegistryCache) -> None:
         self._watch = watch

@@ -58,8 +58,9 @@ class DriftJudge:
         self._quality = quality
         self._blobs = blobs
         self._versions: dict[VersionKey, DriftHistory] = {}
-        # By version: the number of an earlier version, and the comparison with it. Comparisons are slow, so
-        # each is computed only once, when a window closes.
+        # The key is a version. The value has the number of an earlier version of the same model, and the
+        # comparison of the two versions. A comparison is slow, so it is computed only once, when a window of
+        # the key's version closes.
         self._compared: dict[VersionKey, tuple[int, Comparison]] = {}
         self._repeated_at = float("-inf")
         self._published: dict[str, tuple[str, bool]] = {}
@@ -91,9 +92,9 @@ class DriftJudge:
         return {"items": items}
 
     def shown(self, name: str) -> dict[str, Any]:
-        """Return all details of the drift of an endpoint's, a Deployment's or a model's versions.
+        """Return all drift details of the versions of an endpoint, a Deployment or a model.
 
-        Raise NotFound if there is nothing with this name, Unavailable if another router leads.
+        Raise NotFound if nothing has this name, and Unavailable if another router leads.
         """
         desired = self._desired()
         items = []
@@ -104,9 +105,10 @@ class DriftJudge:
         return {"name": name, "items": items}
 
     def rows(self, name: str) -> AsyncIterator[bytes]:
-        """Return the raw rows of an endpoint's, a Deployment's or a model's versions, as JSONL.
+        """Return the raw rows of the versions of an endpoint, a Deployment or a model, as JSONL.
 
-        Raise NotFound if no rows are stored or the name is unknown, Unavailable if another router leads.
+        Raise NotFound if nothing has this name or no rows are stored. Raise Unavailable if another router
+        leads.
         """
         kept = [each.key for key in self._keys(self._desired(), name) for each in self._of(key).kept]
         if not kept:
@@ -122,9 +124,10 @@ class DriftJudge:
                 yield await self._blobs.get(key)
 
     async def rebase(self, name: str) -> dict[str, Any]:
-        """Replace the baselines of the versions behind a name by new ones from the next sampled rows.
+        """Replace the baselines of the versions of an endpoint, a Deployment or a model.
 
-        A version with a training baseline keeps this baseline.
+        The new baselines are made from rows that are sampled from now on. A version with a training baseline
+        keeps its baseline.
         """
         changed = []
         for key in self._keys(self._desired(), name):
@@ -197,7 +200,7 @@ class DriftJudge:
     async def _close(self, keys: Iterable[VersionKey]) -> None:
         """Close the windows that are full or old, and judge them.
 
-        They are judged in a thread, so that the slow bootstrap does not block the event loop.
+        A thread judges them, because the bootstrap (random draws) is slow and would block the event loop.
         """
         closed = []
         for key in keys:
@@ -213,7 +216,10 @@ class DriftJudge:
             self._metrics.show({key: self._of(key).comparison for key in keys})
 
     async def _drop_rows(self, desired: DesiredState) -> None:
-        """Delete the expired raw rows, and the oldest ones above the Deployments' limits."""
+        """Delete expired raw rows. If a version has more rows than its limit, delete its oldest rows too.
+
+        The limit of a version is the largest ``keep_rows`` of its Deployments; 0 if it has no Deployment.
+        """
         limits: dict[VersionKey, int] = {}
         for each in desired.deployments:
             key = each.model, each.version
@@ -233,8 +239,8 @@ class DriftJudge:
     async def _publish(self, places: dict[str, VersionKey], labelled: set[str]) -> None:
         """Publish the bins that changed since the last call, and all bins every ``REPEAT_S`` seconds.
 
-        ``labelled``: the Deployments of endpoints that collect feedback. Only their replicas send
-        predictions.
+        ``labelled``: the Deployments of endpoints that collect feedback. Only replicas of these Deployments
+        send predictions.
         """
         due: dict[str, PublishedBins] = {}
         for deployment, key in places.items():

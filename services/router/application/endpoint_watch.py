@@ -26,7 +26,7 @@ log = telemetry.logger(__name__)
 # Seconds after which a standby router checks again whether it leads.
 STANDBY_S = 1.0
 
-# Returns the time (seconds since the epoch) and the Deployment of each dead letter.
+# A function that returns the time (seconds since the epoch) and the Deployment of each dead letter.
 Letters = Callable[[], Iterable[tuple[float, str]]]
 
 
@@ -60,9 +60,9 @@ class EndpointWatch:
         self._letters_until = 0.0
         self.history = History()
         self.last = Reading(0.0)
-        # Called after each reading with the reading's time.
+        # Functions that are called after each reading. Their argument is the time of the reading.
         self.after: list[Callable[[float], Awaitable[None]]] = []
-        # Called when this router no longer leads.
+        # Functions that are called when this router stops leading.
         self.when_not_leading: list[Callable[[], None]] = []
 
     def start(self) -> None:
@@ -115,7 +115,8 @@ class EndpointWatch:
         now = time.time()
         self._letters_until = now
         try:
-            # The file can hold a hundred thousand minutes. A thread reads it without blocking the event loop.
+            # The file can hold 100,000 windows of one minute. A thread reads them without blocking the event
+            # loop.
             closed = await asyncio.to_thread(lambda: history.restore(self._file.windows(now)))
             await asyncio.to_thread(self._file.add, closed, now)
         except (Unavailable, ValueError) as error:  # a damaged file must not stop the watch

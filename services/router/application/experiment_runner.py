@@ -30,8 +30,8 @@ from tidegate.kernel.store.feedback import START, FeedbackStore
 log = telemetry.logger(__name__)
 
 TICK_S = 1.0
-# Shortest time between two writes of the file, in seconds. A crash loses no count: the next router continues
-# in the stream at the position in the file.
+# Shortest time between two writes of the file, in seconds. A crash loses no count: the file also holds the
+# position in the stream of feedback, and the next router continues there.
 SAVE_S = 2.0
 PAGE = 1000
 

@@ -1,4 +1,7 @@
-"""Sweep jobs: queue jobs again that have neither a message nor a worker, expire jobs, remove old records."""
+"""Sweep the jobs: publish lost messages again, end expired jobs, and remove old records.
+
+The message of a job is lost if it is in no queue and no worker has the job.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ from tidegate.kernel.store.jobs import JobStore
 
 log = telemetry.logger(__name__)
 
-# For the error reasons of failed jobs that become dead letters: the cause of the dead letter.
+# The error reasons of failed jobs that become dead letters, each with the cause of the dead letter.
 DEAD_LETTER_CAUSES = {"attempts_exhausted": EXHAUSTED, "worker_lost": NOT_RETRIED}
 BATCH = 500
-# Milliseconds after which a job is checked for a lost message. The message of a younger job may not be in the
-# queue yet.
+# Only jobs that are at least this old (in milliseconds) are checked for a lost message. The message of a
+# younger job may not be in the queue yet.
 LOST_AFTER_MS = 10_000
 
 REPUBLISHED = Counter(
@@ -63,7 +66,8 @@ class JobSweeper:
     ) -> None:
         """``lost``: a function that returns the Deployments that lost messages (``Ledger.take_lost``).
 
-        ``letters``: the dead letters, to which jobs are added that failed and will not be retried.
+        ``letters``: the dead letters. A failed job that will not be retried is added to them. None: no job is
+        added.
         """
         self._jobs = jobs
         self._lost = lost

@@ -27,7 +27,7 @@ LEADS = Gauge("tidegate_router_leads", "1 on the router that leads, 0 on the oth
 
 
 class Leadership:
-    """Claims and renews the leader's lease for this router.
+    """The part of this router that claims and renews the leader's lease.
 
     ``holder``: the name of the leader, as far as this router knows.
     """
@@ -43,7 +43,7 @@ class Leadership:
     ) -> None:
         """``seen``: the highest epoch that this router had stored before it started.
 
-        ``is_dead`` returns True if the router with this name has died.
+        ``is_dead``: a function that gets the name of a router, and returns True if that router has died.
         """
         self._store = store
         self._name = name

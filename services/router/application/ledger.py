@@ -1,4 +1,4 @@
-"""Keep the conservation ledger of jobs: read every source regularly, and report lost jobs."""
+"""Keep the ledger of jobs: read every source regularly, and report lost jobs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ UNKNOWN = Counter(
 
 
 class SourceUnavailable(Exception):
-    """A source of the ledger cannot be read. ``source`` is its name, ``problem`` the reason."""
+    """The error that a source of the ledger cannot be read.
+
+    ``source``: the name of the source. ``problem``: the reason.
+    """
 
     def __init__(self, source: str, problem: str) -> None:
         super().__init__(problem)
@@ -69,10 +72,10 @@ class Ledger:
         await self._connection.stop()
 
     def take_lost(self) -> dict[str, bool]:
-        """Return the Deployments that lost messages, each with True if it still has other messages.
+        """Return the Deployments that have lost messages of jobs.
 
-        The caller must queue the lost messages again. After that, several readings must confirm a loss before
-        the Deployment is returned again.
+        The value is True if the Deployment still has other messages. The calling code must queue the jobs
+        again. After that, a Deployment is returned again only if several readings confirm another loss.
         """
         lost = ledger.lost_messages(self._missing)
         if lost:

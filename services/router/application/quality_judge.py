@@ -75,7 +75,7 @@ class QualityJudge:
         self._of(key).add_predictions(predictions, time.time(), self._limits)
 
     def add_window(self, key: VersionKey, window: Profile, at: float) -> None:
-        """Estimate the quality of a closed window of samples."""
+        """Estimate a version's quality in a closed window of samples, and store the estimate."""
         history = self._of(key)
         if (found := estimate(window, history.all)) is not None:
             history.add_estimate(found, at)

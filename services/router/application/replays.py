@@ -1,6 +1,6 @@
 """Replay dead letters as jobs.
 
-A job belongs to the operator who requests the replay, not to the first caller.
+The job belongs to the operator who requests the replay, not to the caller of the original request.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONNECT_S = 10.0
 
 
 class Replays:
-    """Replays dead letters as jobs.
+    """The replay of dead letters as jobs.
 
     ``table``: a function that returns the route table. ``ttl_s``: seconds after which a job expires.
     ``retention_s``: seconds for which a job's result is stored.
@@ -55,7 +55,9 @@ class Replays:
         self._retention_s = retention_s
 
     async def replay(self, letter: DeadLetter, to: str | None, principal: str) -> DeadLetter:
-        """Run a letter's request again, on its Deployment or on the Deployment ``to``.
+        """Run a letter's request again as a job. Return the letter with this replay.
+
+        ``to``: the Deployment that runs the job; None means the Deployment of the letter.
 
         Raise Conflict if the letter has no request, NotFound if its payload or the Deployment does not exist,
         and Unavailable if a store fails or there is no route table.
@@ -81,7 +83,10 @@ class Replays:
         return self._letters.add_replay(letter, Replay(new.id.hex(), deployment, time.time()))
 
     async def outcomes(self, letter: DeadLetter) -> list[dict[str, Any]]:
-        """Return the replays of a letter, each with its job's state (None if the record was removed)."""
+        """Return the replays of a letter, each with the state of its job.
+
+        The state is None if the record of the job was removed.
+        """
         ids = [read_id(each.job) or b"" for each in letter.replays]
         jobs = await self._jobs.get_many(ids)
         return [each._asdict() | _outcome(job) for each, job in zip(letter.replays, jobs, strict=True)]

@@ -17,9 +17,9 @@ Snapshot = Callable[[], dict[str, Any]]
 
 
 class VersionJudgements:
-    """The last drift and quality of all versions.
+    """The drift and the quality of all versions, as they were last read.
 
-    They change slowly, so they are read only every ``EVERY_S`` seconds.
+    Drift and quality change slowly, so they are read only every ``EVERY_S`` seconds.
     """
 
     def __init__(self, drift: Snapshot, quality: Snapshot) -> None:

@@ -32,9 +32,9 @@ log = telemetry.logger(__name__)
 
 POLL_S = 0.25
 RETRY_S = 1.0
-# A claim lasts LEASE_S seconds, or twice an attempt's timeout plus MARGIN_S if that is longer. When a claim
-# ends without a result, the webhook is due again: its router died, or did not receive the store's response to
-# the claim.
+# The leader claims a webhook for LEASE_S seconds, or for 2 * timeout + MARGIN_S seconds if that is longer
+# (timeout: the timeout of an attempt). If no result is stored in this time, the webhook is due again. For
+# example, the router died, or it did not receive the store's response to the claim.
 LEASE_S, MARGIN_S = 30.0, 10.0
 MAX_QUEUED = 1024
 CLAIMED_AT_ONCE = 256
@@ -170,7 +170,7 @@ class WebhookDispatcher:
         queue.pacing.waiting += 1
 
     def _send_more(self, queue: ReceiverQueue) -> None:
-        """Start as many attempts as limits and pacing allow now."""
+        """Start as many attempts as the limits and the receiver's pacing allow now."""
         while (
             queue.webhooks
             and len(self._in_flight) < self._limits.max_in_flight

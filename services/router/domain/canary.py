@@ -25,13 +25,14 @@ HEALTHY = CanaryHealth()
 # The suffix of the metrics that count seconds. For example, ``slow`` counts requests and ``slow_seconds``
 # counts seconds.
 SECONDS = "_seconds"
-# The share of alpha for all metrics of seconds together. It is small, because the other metrics find harm
-# sooner.
+# All metrics of seconds together get this share of ``CanaryPolicy.alpha``. The share is small, because the
+# metrics of requests find harm sooner.
 _ALPHA_OF_SECONDS = 0.05
-# Four numbers for each metric: the largest accepted ratio of bad events (canary to baseline), the harmful
-# ratio, and the largest factors by which one block and one tick multiply the evidence. Latency has a finite
-# factor for a block, because one stall of a replica makes many requests slow together. Errors come one by
-# one, so their factors are infinite.
+# Four numbers for each metric, in the order of the first fields of ``Evidence``. The first two are ratios of
+# the rates of bad events (canary to baseline): the largest accepted ratio, and the harmful ratio. The last
+# two are the largest factors by which one block and one tick can multiply the evidence. A block is a period
+# of BLOCK_S seconds (see ``evidence.py``). Latency has a finite factor for a block, because one stall of a
+# replica makes many requests slow together. Errors come one by one, so their factors are infinite.
 MARGINS = {
     "errors": (1.25, 2.0, inf, inf),
     "slow": (1.15, 1.6, 12.0, 3.0),
@@ -111,8 +112,9 @@ def judge(
     """Decide about a canary after one tick.
 
     ``ticks``: the counts of each metric since the last tick. ``requests``: the canary's requests since then.
-    ``unjudged``: why a metric cannot be judged yet; empty if all metrics can. It prevents the promotion. A
-    promoted or rolled-back canary does not change its state. A paused canary can still be rolled back.
+    ``unjudged``: why a metric cannot be judged yet; empty if all metrics can be judged. As long as
+    ``unjudged`` is not empty, the canary is not promoted. A promoted or rolled-back canary does not change
+    its state. A paused canary can still be rolled back.
     """
     if state.phase in ("promoted", "rolled_back"):
         return CanaryDecision("hold", state.reason, state)
@@ -187,9 +189,9 @@ def decides_promotion(metric: str) -> bool:
 def roll_back_at(policy: CanaryPolicy, evidence: Container[str], metric: str) -> float:
     """Return the e-value at which a metric rolls a canary back.
 
-    It is m divided by a part of alpha. m is the number of metrics of the same kind: of requests, or of
-    seconds. The part of alpha is the share of this kind. m also counts metrics of latency that have no
-    evidence yet.
+    The e-value is m / a. There are two kinds of metrics: of requests and of seconds. m is the number of
+    metrics of the same kind as this metric, and a is the part of alpha that this kind gets. m also counts
+    metrics that have no evidence yet, except ``quality``.
     """
     if metric.endswith(SECONDS):
         return _OF_SECONDS / (policy.alpha * _ALPHA_OF_SECONDS)

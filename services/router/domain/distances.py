@@ -18,7 +18,8 @@ Counts = npt.NDArray[Any]
 
 # The number of random draws for a quantile. The 99.9 % quantile of 2,000 draws is the third largest one.
 DRAWS = 2000
-# For the PSI, smaller shares are replaced by this share. A share of 0 would make the PSI infinite.
+# For the population stability index (PSI), this share replaces every smaller share. A share of 0 would make
+# the PSI infinite.
 LEAST_SHARE = 1e-4
 
 

@@ -62,7 +62,10 @@ class ColumnDrift:
 
     @property
     def score(self) -> float:
-        """Return the larger ratio of a distance to its limit; 1 or more is above the limit."""
+        """Return the larger of two ratios: ``js`` to its limit, and ``ks`` to its limit.
+
+        At 1 or more, the column is above its limit.
+        """
         if self.distances is None:
             return 0.0
         return max(self.distances.js / self.js_limit, (self.distances.ks or 0.0) / self.ks_limit)

@@ -158,9 +158,9 @@ class DriftHistory:
         self.open.profile.add(piece.profile)
 
     def drop_rows(self, limit: int, now: float) -> list[str]:
-        """Forget the raw rows that have expired, and the oldest rows above ``limit``.
+        """Forget the raw rows that have expired, and the oldest rows if there are more than ``limit``.
 
-        Return the keys of their blobs.
+        Return the keys of the blobs of the forgotten rows.
         """
         total, kept = 0, list[KeptRows]()
         for each in reversed(self.kept):

@@ -1,4 +1,4 @@
-"""Describe a version's drift for JSON: the snapshot of all versions, and one version in detail. Pure."""
+"""Describe drift for JSON: a summary of each version, and the details of one version. Pure."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def state_of(history: DriftHistory) -> tuple[str, str]:
 def summary(
     model: str, version: int, history: DriftHistory, limits: WindowLimits, against: Comparison | None
 ) -> dict[str, Any]:
-    """Return a version's item in the snapshot, with its worst columns."""
+    """Return the summary of a version's drift, with its worst columns.
+
+    ``against``: the comparison with the predecessor; None if there is no such comparison.
+    """
     state, reason = state_of(history)
     found = history.comparison
     return {
@@ -136,7 +139,7 @@ def _window(history: DriftHistory) -> dict[str, Any] | None:
 
 
 def _histograms(history: DriftHistory, names: Iterable[str]) -> dict[str, Any]:
-    """Return the histograms of these number columns, in the baseline and in the last window."""
+    """Return the histograms of the numeric columns ``names``, of the baseline and of the last window."""
     found: dict[str, Any] = {}
     if history.baseline is None or history.last is None or history.bins is None:
         return found

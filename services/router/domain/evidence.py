@@ -1,23 +1,24 @@
-"""Measure the evidence that a canary is worse than its baseline, or that it is not. Pure.
+"""Measure the evidence that a canary is worse than its baseline, or that it is not harmful. Pure.
 
 The evidence is valid at any time, however often it is read. A metric counts bad events: errors, or requests
-that are slower than a frozen quantile of the baseline. If the canary gets the share s of the requests and is
-r times as bad, a bad event is the canary's with the probability p(r) = s*r / (1 - s + s*r). The likelihood
-ratio of two values of r is multiplied from tick to tick. The product is an e-process: under the null
-hypothesis it exceeds 1/alpha with a probability of at most alpha, no matter how often it is read (Lindon,
-Sanden and Shirikian, "Rapid Regression Detection in Software Deployments through Sequential Testing", KDD
-2022, arXiv 2205.14762; here one-sided and with a margin).
+that are slower than a frozen quantile of the baseline. Let s be the canary's share of the requests. Let the
+canary's rate of bad events be r times the baseline's rate. Then a bad event is the canary's with the
+probability p(r) = s*r / (1 - s + s*r). The likelihood ratio of two values of r is multiplied from tick to
+tick. The product is an e-process: under the null hypothesis it exceeds 1/alpha with a probability of at most
+alpha, no matter how often it is read (Lindon, Sanden and Shirikian, "Rapid Regression Detection in Software
+Deployments through Sequential Testing", KDD 2022, arXiv 2205.14762; here one-sided and with a margin).
 
 The share s is computed for each tick, so it may change with the canary's steps.
 
 Bad events are not independent: if a replica stalls for a second, all its requests are slow. So the evidence
-that one tick or one block of ``BLOCK_S`` seconds adds is limited. A limit only makes the evidence smaller, so
-the guarantee still holds.
+that one tick adds is limited, and also the evidence that one block of ``BLOCK_S`` seconds adds. A limit only
+makes the evidence smaller, so the guarantee still holds.
 
-The same formula can judge seconds instead of requests. Then each second is one event of the canary and one
-event of the baseline. An event is bad to a degree from 0 to 1: the degree to which the second's requests were
-bad. Requests of one second may depend on each other in any way: for x in [0, 1], a**x <= 1 + x * (a - 1), so
-the expected factor is at most 1.
+The same formula can judge seconds instead of requests. For slow requests, each second is one event of the
+canary and one event of the baseline. The event is bad to a degree from 0 to 1: the share of the second's
+requests that were slow. For stalls, each second of a busy replica is one event. The requests of one second
+may depend on each other in any way: for x in [0, 1], a**x <= 1 + x * (a - 1), so the expected factor is at
+most 1.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from functools import lru_cache
 from math import exp, inf, lgamma, log, log1p
 from operator import add
 
-# The ratios of the alternative hypotheses: WORSE as multiples of ``margin``, BETTER as multiples of
-# ``harmful``.
+# Each alternative hypothesis is a ratio. WORSE has multiples of ``Evidence.margin``, and BETTER has multiples
+# of ``Evidence.harmful``.
 WORSE = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 BETTER = (0.8, 0.67, 0.5, 0.33, 0.2, 0.1, 0.03)
 BLOCK_S = 10.0
@@ -41,7 +42,8 @@ _MAX_LOG = 700.0
 class Tick:
     """The counts of one tick: requests and bad events, of the canary and of the baseline.
 
-    In a metric of seconds, the numbers of requests are 1, and the numbers of bad events are from 0 to 1.
+    In a metric of slow seconds, the numbers of requests are 1, and the numbers of bad events are from 0 to 1.
+    In the metric of stalled seconds, the numbers are those of busy replicas and of stalled replicas.
     """
 
     canary: int
@@ -107,7 +109,7 @@ class Evidence:
 
     @property
     def e_worse(self) -> float:
-        """Return the e-value for "the canary is worse than the margin allows"."""
+        """Return the e-value. If it is large, the canary is worse than ``margin`` allows."""
         return _mean_exp(self._limited(self.worse, self.open_worse))
 
     def reaches(self, limit: float) -> bool:
@@ -117,12 +119,12 @@ class Evidence:
 
     @property
     def e_fine(self) -> float:
-        """Return the e-value for "the canary is not harmful"."""
+        """Return the e-value. If it is large, the canary is not harmful."""
         return _mean_exp(self._limited(self.fine, self.open_fine))
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Return the rate of bad events of the canary, and of the baseline; 0 without requests."""
+        """Return the canary's rate of bad events, then the baseline's; 0 without requests."""
         return self.canary_bad / max(self.canary, 1), self.base_bad / max(self.base, 1)
 
 
@@ -141,9 +143,12 @@ def _added(
     return tuple(found)
 
 
-@lru_cache(1024)  # in many ticks, the canary has the same share of the requests
+@lru_cache(1024)  # the canary's share of the requests is the same in many ticks, so results repeat
 def _steps(alternatives: tuple[float, ...], null: float, share: float) -> tuple[tuple[float, float], ...]:
-    """Return what a bad event of the canary and one of the baseline add, for each alternative hypothesis."""
+    """Return what one bad event adds to the log-likelihood ratio of each alternative hypothesis.
+
+    Each pair: what an event of the canary adds, and what an event of the baseline adds.
+    """
     p0 = _into_canary(null, share)
     into = [_into_canary(null * factor, share) for factor in alternatives]
     return tuple((log(p / p0), log((1 - p) / (1 - p0))) for p in into)
@@ -162,10 +167,11 @@ def _mean_exp(logs: tuple[float, ...]) -> float:
 
 
 def upper_bound(bad: float, total: int, alpha: float) -> float:
-    """Return an upper bound of a rate of bad events. It holds at all times with probability 1 - ``alpha``.
+    """Return an upper bound of the rate of bad events.
 
-    The bound is the largest rate that the mixture of all binomial likelihoods under a uniform prior does not
-    reject (Robbins, "Statistical methods related to the law of the iterated logarithm", 1970).
+    With probability 1 - ``alpha``, the rate is below the bound at all times. The bound is the largest rate
+    that the mixture of all binomial likelihoods under a uniform prior does not reject (Robbins, "Statistical
+    methods related to the law of the iterated logarithm", 1970).
     """
     if bad >= total:
         return 1.0

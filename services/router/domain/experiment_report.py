@@ -77,9 +77,9 @@ def point_of(experiment: Experiment, watch: ExperimentWatch, now: float) -> Expe
 
 
 def sample_ratio(experiment: Experiment, watch: ExperimentWatch) -> dict[str, Any]:
-    """Check if the variants got their planned shares of the units.
+    """Return the planned and the actual shares of the variants, and if they contradict each other.
 
-    If no request has a unit, check the shares of the requests.
+    The shares are those of the units. If no request has a unit, they are the shares of the requests.
     """
     number = len(experiment.variants)
     if watch.units:

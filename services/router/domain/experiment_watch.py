@@ -18,9 +18,11 @@ from tidegate.kernel.protocol.latency_buckets import COUNT, upper_s
 from tidegate.kernel.protocol.presence import GatewayReport, VariantCounts
 
 BUCKETS = 1024
-# With fewer buckets, the variance between units is too uncertain.
+# A comparison needs units in at least this many buckets. With fewer buckets, the variance between units is
+# too uncertain.
 MIN_UNITS = 50
-# The most units in the sample for the check of the shares. The hash of a unit decides if it is in the sample.
+# The check of the variants' shares uses a sample of at most this many units. The hash of a unit decides if
+# the unit is in the sample.
 UNITS_KEPT = 4096
 # The most points of the history. When it is full, every other point is dropped.
 POINTS_KEPT = 240
@@ -63,7 +65,10 @@ class Outcomes:
 
     @property
     def enough_units(self) -> bool:
-        """Return True if the outcomes come from enough different units for a comparison."""
+        """Return True if there are enough different units for a comparison.
+
+        This is also True if no outcome has a unit, or if at least ``MIN_OUTCOMES`` outcomes have no unit.
+        """
         return not self.buckets or self.alone.n >= MIN_OUTCOMES or len(self.buckets) >= MIN_UNITS
 
 
@@ -79,10 +84,10 @@ class ExperimentPoint:
 class ExperimentWatch:
     """The counts of one experiment. ``outcomes``: by variant and metric. ``answers``: by variant.
 
-    ``seen``: the last totals of each gateway. ``begun``: True if ``seen`` has the totals from the start of
-    the experiment, so that earlier requests are not counted. ``units``: the sampled units, each with the
-    index of its variant. ``depth``: the number of bits of a unit's hash that must be 0, so that the unit is
-    sampled.
+    ``seen``: the last totals of each gateway. ``begun``: True if the totals at the start of the experiment
+    were stored in ``seen``, so that earlier requests are not counted. ``units``: the sampled units, each with
+    the index of its variant. ``depth``: a unit is sampled if this number of bits of its hash are 0. ``late``:
+    True if some feedback was lost before the router read it.
     """
 
     id: str
@@ -143,7 +148,7 @@ class ExperimentWatch:
         return Moments() if found is None else found.moments()
 
     def enough_units(self, variant: str, metric: ExperimentMetric) -> bool:
-        """Return True if the outcomes of a variant come from enough different units, or if there are none."""
+        """Return True if a variant has enough different units in this metric, or no outcomes yet."""
         found = self.outcomes.get(variant, {}).get(metric.name)
         return found is None or found.enough_units
 
@@ -215,7 +220,7 @@ class ExperimentWatch:
 
 
 def value_of(metric: ExperimentMetric, record: FeedbackRecord) -> float | None:
-    """Return a record's value for a metric; None if the record belongs to another metric."""
+    """Return a record's value for a metric; None if the record has no value for this metric."""
     if metric.measured or record.metric != metric.source:
         return None
     if metric.kind == "rate":
@@ -224,7 +229,7 @@ def value_of(metric: ExperimentMetric, record: FeedbackRecord) -> float | None:
 
 
 def errors_of(counts: VariantCounts) -> Moments:
-    """Return the moments of failures. A failed request counts 1, an answered one 0."""
+    """Return the moments of the failures. A failed request has the value 1, an answered one 0."""
     n = sum(counts.times) + counts.failed
     if not n:
         return Moments()
@@ -244,7 +249,10 @@ def latency_of(counts: VariantCounts) -> Moments:
 
 
 def _add_new(into: VariantCounts, before: VariantCounts | None, total: VariantCounts) -> None:
-    """Add the growth from ``before`` to ``total``. A total that became smaller has started again at zero."""
+    """Add the growth from ``before`` to ``total`` to ``into``.
+
+    If ``total`` is smaller than ``before``, the gateway's counts began again at 0. Then add all of ``total``.
+    """
     if before is not None and (sum(total.times) < sum(before.times) or total.failed < before.failed):
         before = None
     old = before or VariantCounts(0, [0] * COUNT)

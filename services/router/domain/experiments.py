@@ -1,10 +1,10 @@
-"""Compare the variants of an experiment. The results may be read at any time and repeatedly. Pure.
+"""Compare the variants of an experiment. The results are valid however often they are read. Pure.
 
 The interval of the difference of two means is an asymptotic confidence sequence. With probability 1 - alpha
 it contains the true difference at all times (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform
 central limit theory and asymptotic confidence sequences", Annals of Statistics 2024, arXiv 2103.06476). With
-several metrics, the method of Benjamini and Hochberg limits false discoveries. It uses e-values (Wang and
-Ramdas, "False discovery rate control with e-values", JRSS B 2022, arXiv 2009.02824).
+several metrics, the method of Benjamini and Hochberg limits false discoveries. This method is applied to
+e-values (Wang and Ramdas, "False discovery rate control with e-values", JRSS B 2022, arXiv 2009.02824).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf, isfinite, lgamma, log, sqrt
 
-# The interval is narrowest at this many outcomes of both variants together.
+# The parameter rho is chosen so that the interval is as narrow as possible at this many outcomes. Outcomes of
+# both variants are counted.
 BEST_AT = 5_000
 # With fewer outcomes of a variant, the normal approximation does not hold.
 MIN_OUTCOMES = 100
@@ -58,8 +59,10 @@ class Comparison:
     """The difference between a variant and the control in one metric, and the interval of the difference.
 
     The interval, ``p_value`` and ``e_value`` are valid at all times. ``lift``: the difference divided by the
-    control's mean; None if the mean is 0. ``needed``: how many more outcomes of both variants together would
-    make this difference significant; None if it is significant already, or if no number is enough.
+    absolute value of the control's mean; None if the mean is 0. ``needed``: how many more outcomes, of both
+    variants together, would make this difference significant. It is None if the difference is significant
+    already, or if no number is enough. If a variant has fewer than ``MIN_OUTCOMES`` outcomes, ``needed`` is
+    the number of outcomes that are missing.
     """
 
     difference: float
@@ -72,7 +75,7 @@ class Comparison:
 
 
 def best_rho(n: float, alpha: float) -> float:
-    """Return the parameter for which the interval is narrowest at ``n`` outcomes.
+    """Return the parameter rho that makes the interval as narrow as possible at ``n`` outcomes.
 
     It solves u = ln(u + 1) - 2 ln(alpha) for u = n rho^2. Each iteration divides the error by about u + 1.
     """
@@ -118,10 +121,10 @@ def compare(control: Moments, variant: Moments, alpha: float = 0.05, best_at: in
 
 
 def needed_for(control: Moments, variant: Moments, lift: float, alpha: float = 0.05) -> int | None:
-    """Return how many more outcomes of both variants are needed to find a difference of ``lift``.
+    """Return how many more outcomes, of both variants together, would show a difference of ``lift``.
 
     ``lift``: the difference as a fraction of the control's mean. Return None if a variant has too few
-    outcomes, or if the control's mean is 0.
+    outcomes, if the control's mean is 0, or if no number is enough.
     """
     if min(control.n, variant.n) < MIN_OUTCOMES or not control.mean:
         return None
@@ -130,7 +133,7 @@ def needed_for(control: Moments, variant: Moments, lift: float, alpha: float = 0
 
 
 def interval(found: Moments, alpha: float = 0.05, best_at: int = BEST_AT) -> tuple[float, float]:
-    """Return an interval for a variant's mean that holds at all times."""
+    """Return the confidence interval of a variant's mean. The interval is valid at all times."""
     if found.n < MIN_OUTCOMES:
         return -inf, inf
     half = radius(found.n, found.variance, alpha, best_rho(best_at, alpha))
@@ -175,10 +178,11 @@ def significant(e_values: Mapping[str, float], alpha: float = 0.05) -> frozenset
 
 
 def ratio_e_value(counts: Sequence[int], weights: Sequence[float]) -> float:
-    """Return the e-value against a split of the counts by these weights; 20 or more is a mismatch.
+    """Return the e-value against the hypothesis that ``counts`` are split by ``weights``.
 
-    This is the Bayes factor of a multinomial with a Dirichlet prior around the weights (Lindon and Malek,
-    "Anytime-Valid Inference for Multinomial Count Data", NeurIPS 2022, arXiv 2011.03567).
+    A value of 20 or more is a mismatch. The e-value is the Bayes factor of a multinomial with a Dirichlet
+    prior around the weights (Lindon and Malek, "Anytime-Valid Inference for Multinomial Count Data", NeurIPS
+    2022, arXiv 2011.03567).
     """
     pairs = [(count, weight / sum(weights)) for count, weight in zip(counts, weights, strict=True) if weight]
     if any(count and not weight for count, weight in zip(counts, weights, strict=True)):

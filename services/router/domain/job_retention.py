@@ -19,8 +19,8 @@ class Retention:
     """Limits on the records of finished jobs. Above a limit, the oldest records are removed first.
 
     ``keep_s``: the highest age in seconds. ``count``: the highest number of finished jobs. ``bytes``: the
-    memory of the store, 0 for no limit. A job that finished less than ``at_least_s`` seconds ago is kept even
-    above ``bytes``, so that its caller can fetch the result.
+    highest number of bytes that the store uses in memory; 0 for no limit. A job that finished less than
+    ``at_least_s`` seconds ago is kept even above ``bytes``, so that its caller can fetch the result.
     """
 
     keep_s: float
@@ -29,10 +29,9 @@ class Retention:
     at_least_s: float
 
     def surplus(self, size: StoreSize) -> int:
-        """Return how many records to remove to bring the store below ``bytes``.
+        """Return how many records must be removed to bring the store below ``bytes``.
 
-        The number is an estimate, because the size of each record is not known: each counts with the mean
-        size.
+        The number is an estimate: the size of a single record is not known, so the mean size is used.
         """
         if not self.bytes or size.used_bytes <= self.bytes or not size.records:
             return 0

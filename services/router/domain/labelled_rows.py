@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# The number of bins for probabilities. For the AUC, two scores in the same bin are a tie and count half.
+# The number of bins for probabilities. The AUC compares pairs of scores. If both scores are in the same bin,
+# the pair is a tie and counts half.
 BINS = 100
 # The calibration error is the mean over this many bins (as in Guo et al., ICML 2017).
 CALIBRATION_BINS = 15
@@ -41,9 +42,9 @@ class Labelled:
 class LabelledRows:
     """Counts of predictions with known labels, from which the quality measures are computed.
 
-    ``hits``, ``misses``: right and wrong predictions, by bin of the confidence. ``positives``, ``negatives``:
-    predictions whose true class is the second or the first one, by bin of the score. ``numbers``: predictions
-    of a number, not of a class.
+    ``hits``, ``misses``: right and wrong predictions, by bin of the confidence. ``positives``: predictions
+    whose true class is the second of two classes, by bin of the score. ``negatives``: the same for the first
+    class. ``numbers``: predictions of a number, not of a class.
     """
 
     n: int = 0
@@ -96,7 +97,7 @@ class LabelledRows:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def measures(self) -> dict[str, float]:
-        """Return accuracy, auc, ece, mae and rmse, as far as these predictions allow them."""
+        """Return those of accuracy, auc, ece, mae and rmse that these predictions allow."""
         found: dict[str, float] = {}
         if self.labelled:
             found["accuracy"] = self.correct / self.labelled
@@ -136,7 +137,7 @@ def bin_of(probability: float) -> int:
 
 
 def auc(positives: Counts, negatives: Counts) -> float | None:
-    """Return the area under the ROC curve from counts by score; None without both classes.
+    """Return the area under the ROC curve from counts by score; None if a class has no predictions.
 
     It is the probability that a positive has a higher score than a negative (Hanley and McNeil, 1982).
     """

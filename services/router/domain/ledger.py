@@ -9,8 +9,9 @@ while a lease or the sweeper watches it. If nothing is lost,
     unfinished, per Deployment  <= ready + held + watched
 
 The sources cannot be read at the same instant, so the job records are read before and after the messages.
-Jobs that arrived in between are not counted as missing. During failures, a single reading can miss jobs that
-are not lost. Therefore only jobs that are missing in several readings in a row are reported.
+Jobs that arrived between these two reads are not counted as missing. During failures, a job can seem to be
+missing in a single reading although it is not lost. Therefore only jobs that are missing in several readings
+in a row are reported.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class Discrepancy:
     """
 
     records: int  # jobs with a 202, but without a job record
-    endings: int  # accepted, but neither finished nor unfinished (negative: counted twice)
-    messages: int  # unfinished jobs without a message, and not watched by a lease or the sweeper
+    endings: int  # accepted jobs that are in no state (negative: jobs that are counted in two states)
+    messages: int  # unfinished jobs that have no message and that neither a lease nor the sweeper watches
     where: Mapping[str, bool] = field(default_factory=dict)
 
     @property

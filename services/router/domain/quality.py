@@ -17,7 +17,7 @@ from tidegate.kernel.protocol.models import Rollout
 
 FREEZE_AT = 100
 # If less than this share of the baseline's first outcomes is worse than the limit, outcomes that equal the
-# limit also count as bad.
+# limit also count as bad. But they do not if no first outcome is better than the limit.
 FEWEST_BAD = 0.05
 
 
@@ -117,7 +117,10 @@ class QualityWatch:
 
 
 def limit_of(values: list[float], sign: int) -> Limit:
-    """Compute the limit of bad outcomes from the baseline's first outcomes. ``sign``: see :class:`Limit`."""
+    """Compute the limit, from the baseline's first outcomes, beyond which an outcome is bad.
+
+    ``sign``: see :class:`Limit`.
+    """
     signed = sorted(sign * value for value in values)
     quartile = signed[len(signed) // 4]
     worse = sum(value < quartile for value in signed)

@@ -24,9 +24,9 @@ class QualityLimits:
     """The sizes of a version's windows, and the limits above which its quality has dropped.
 
     A window closes when it has ``rows`` labels, or after ``seconds``. At most ``predictions`` predictions
-    wait for their labels, each for up to ``keep_s`` seconds. A window is worse than the first one if the
-    difference exceeds ``drop`` and also ``sigmas`` standard errors. The quality has dropped if this happens
-    in two windows in a row.
+    wait for their labels, each for up to ``keep_s`` seconds. A later window is worse than the first window if
+    its accuracy or its error differs by more than ``drop``, and also by more than ``sigmas`` standard errors.
+    The quality has dropped if two windows in a row are worse.
     """
 
     rows: int = 500
@@ -57,7 +57,8 @@ class QualityHistory:
     - ``open``, ``begin``: the window that is not closed yet, and its start
     - ``first``: the first full window, with which later windows are compared
     - ``all``: the labels of all closed windows together
-    - ``joined``, ``unmatched``: the number of labels with a prediction, and of labels dropped without one
+    - ``joined``: the number of labels that were joined with a prediction
+    - ``unmatched``: the number of labels that were dropped because no prediction arrived
     """
 
     waiting: OrderedDict[str, SampledPrediction] = field(default_factory=OrderedDict)

@@ -38,7 +38,7 @@ class ReceiverPacing:
     _next_slot: float = 0.0
 
     def postpone(self, now: float) -> float | None:
-        """Return the seconds until a webhook is sent; None if it can wait in this router's queue."""
+        """Return the delay of a webhook in seconds; None if the webhook may enter this router's queue."""
         if now >= self.paused_until and self.waiting < (1 if self.failures else self.longest_queue):
             return None
         first = max(self.paused_until, now + SHORTEST_SLOT_S)
@@ -47,11 +47,17 @@ class ReceiverPacing:
         return slot - now
 
     def may_send(self, now: float) -> bool:
-        """Return True if one more attempt may start. After a failure, only one may run at a time."""
+        """Return True if one more attempt may start.
+
+        After a failure, only one attempt may be in flight at a time, until the receiver answers.
+        """
         return now >= self.paused_until and self.in_flight < (1 if self.failures else self.max_in_flight)
 
     def record(self, attempt: WebhookAttempt, now: float, draw: float, policy: RetryPolicy) -> None:
-        """Update the mean duration and the pause after an attempt. The caller updates ``in_flight``."""
+        """Update the mean duration and the pause after an attempt.
+
+        The calling code must update ``in_flight``.
+        """
         self.mean_s += SMOOTHING * (attempt.took_ms / 1e3 - self.mean_s)
         if attempt.answered:
             self.failures, self.paused_until = 0, 0.0

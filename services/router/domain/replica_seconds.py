@@ -25,7 +25,10 @@ class Reading(NamedTuple):
 
 
 def readings(reports: Iterable[ReplicaReport], deployments: frozenset[str]) -> dict[str, Reading]:
-    """Return the readings of the ready replicas with quick calls and without streams, by replica."""
+    """Return the readings of these Deployments' ready replicas, by replica.
+
+    Replicas with slow calls are left out, and also replicas whose model answers with streams.
+    """
     return {
         report.replica: Reading(report.inflight, report.completed + report.failed)
         for report in reports
@@ -45,7 +48,10 @@ def stalled(before: Mapping[str, Reading], now: Mapping[str, Reading]) -> tuple[
 
 
 def tick_of(canary: tuple[int, int], base: tuple[int, int]) -> Tick | None:
-    """Return the counts of one second as a tick; None if canary or baseline had no busy replica."""
+    """Return the counts of one second as a tick; None if canary or baseline had no busy replica.
+
+    ``canary``, ``base``: the number of busy replicas, and how many of them stalled.
+    """
     if not canary[0] or not base[0]:
         return None
     return Tick(canary[0], canary[1], base[0], base[1])

@@ -262,11 +262,15 @@ def _quality(document: dict[str, Any] | None) -> QualityWatch:
 
 
 def _restored(metric: str, document: dict[str, Any]) -> Evidence:
-    """Return the evidence from a document, with the margins of this release."""
+    """Return the evidence from a document, with the margins and factors of this release.
+
+    The document's own margins and factors are not used, because a factor can be infinite and JSON cannot
+    store infinity.
+    """
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
     }
-    for margin in ("margin", "harmful", "block_factor", "tick_factor"):  # JSON cannot store infinity
+    for margin in ("margin", "harmful", "block_factor", "tick_factor"):
         values.pop(margin, None)
     return replace(canary.no_evidence(metric), **values)
 

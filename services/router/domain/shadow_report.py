@@ -138,7 +138,10 @@ def _quantiles(times: list[int]) -> dict[str, float] | None:
 
 
 def _quantile(times: list[int], part: float) -> float | None:
-    """Return the upper end of the bucket that contains the quantile, in ms; None without times."""
+    """Return the upper end, in ms, of the bucket that contains a quantile; None without times.
+
+    ``part``: the quantile, from 0 to 1.
+    """
     total = sum(times)
     if not total:
         return None

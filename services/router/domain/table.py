@@ -140,7 +140,7 @@ def _endpoint(
         if (reserve := reserve_of(name, endpoint.name)) in deployments
         and _same_version(
             deployments[reserve], deployments.get(name)
-        )  # the reserve's name alone does not show that its version is the same
+        )  # a Deployment with the reserve's name may have another version
     }
     ready = ready | {name: ready.get(name, 0) + ready.get(own, 0) for name, own in reserved.items()}
     serving = serving_targets(endpoint, ready)
@@ -159,12 +159,13 @@ def _endpoint(
         "compared": _canary_of(endpoint) != "" or (_experiment_of(endpoint) != "" and not without),
         "experiment": "" if without else _experiment_of(endpoint),
         "feedback": endpoint.collects_feedback,
-        # By version, the Deployment for requests that name a version. All Deployments of the Endpoint's
-        # models are included. If several of them have the version, a target of the Endpoint is preferred.
-        # Otherwise the last name in the alphabet is used.
+        # ``versions`` maps each version to the Deployment for requests that name this version. All
+        # Deployments of the Endpoint's models are included. If several of them have the same version, a
+        # target of the Endpoint is preferred. Otherwise the Deployment whose name is last in the alphabet is
+        # used.
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
-        # If an alias points to different versions in several models of the Endpoint, the model whose name is
-        # last in the alphabet decides.
+        # Several models of the Endpoint may have the same alias for different versions. Then the model whose
+        # name is last in the alphabet decides.
         "labels": {
             alias: str(number) for model in sorted(models) for alias, number in aliases.get(model, {}).items()
         },
@@ -188,7 +189,7 @@ def _targets(
 ) -> list[dict[str, Any]]:
     """Return the targets that get traffic now, without the withheld ones.
 
-    If no remaining target has a share, add the first failover Deployment that is ready.
+    If targets are withheld and no other target has a weight, add the first failover Deployment that is ready.
     """
     found = [t for t in serving if t.deployment in deployments and t.deployment not in without]
     if without and not any(t.weight for t in found):
@@ -258,7 +259,7 @@ def withheld(
     if rollout is not None and rollout.id in condemned:
         return {rollout.deployment: "the canary was rolled back, but the registry does not answer yet"}
     weighted = [target.deployment for target in serving if target.weight]
-    if endpoint.when_unready == "fail":  # even then, a new version gets no traffic before it is ready
+    if endpoint.when_unready == "fail":  # here, only a new version that is not ready is withheld
         unready = [name for name in weighted if not ready.get(name, 0)]
         if rollout is not None:
             return {name: "the canary is not ready yet" for name in unready if name == rollout.deployment}
@@ -289,9 +290,10 @@ def _name(deployment: Deployment) -> str:
 
 
 def serving_targets(endpoint: Endpoint, ready: dict[str, int]) -> list[Target]:
-    """Return the targets that get the traffic now, so that a version that never loads gets no requests.
+    """Return the targets that get the traffic now: the new targets or the previous ones.
 
-    These are the previous targets until every new target with a weight is ready.
+    The previous targets get it until every new target with a weight is ready. So a version that never loads
+    gets no requests.
     """
     if not endpoint.previous or all(ready.get(t.deployment, 0) for t in endpoint.targets if t.weight):
         return endpoint.targets
@@ -299,5 +301,8 @@ def serving_targets(endpoint: Endpoint, ready: dict[str, int]) -> list[Target]:
 
 
 def settled(desired: DesiredState, ready: dict[str, int]) -> list[Endpoint]:
-    """Return the Endpoints whose new targets are all ready. They no longer need ``previous``."""
+    """Return the Endpoints whose new targets with a weight are all ready.
+
+    These Endpoints no longer need ``previous``.
+    """
     return [e for e in desired.endpoints if e.previous and serving_targets(e, ready) == e.targets]

@@ -78,11 +78,12 @@ class RetryDecision:
 def decide(
     result: WebhookAttempt, attempt: int, age_s: float, draw: float, policy: RetryPolicy
 ) -> RetryDecision:
-    """Decide whether and when to send a webhook again.
+    """Decide if a webhook is sent again, and after which delay.
 
-    ``attempt``: the number of the last attempt, from 1. ``age_s``: seconds since the end of the job.
-    ``draw``: a random number in [0, 1). Each wait is three times as long as the last one. A random factor
-    from 0.5 to 1.5 spreads the retries of webhooks that failed at the same time.
+    ``attempt``: the number of the attempt that has just ended, from 1. ``age_s``: seconds since the end of
+    the job. ``draw``: a random number in [0, 1). Each delay is three times as long as the one before, up to
+    ``policy.longest_s``. A random factor from 0.5 to 1.5 spreads the retries of webhooks that failed at the
+    same time.
     """
     if result.status is not None and 200 <= result.status < 300:
         return RetryDecision("delivered")
@@ -97,7 +98,10 @@ def decide(
 
 
 def pause_s(failures: int, draw: float, policy: RetryPolicy) -> float:
-    """Return a receiver's pause in seconds after ``failures`` attempts in a row without a response."""
+    """Return a receiver's pause in seconds after ``failures`` attempts in a row without a response.
+
+    The pause is 0 for the first two failures.
+    """
     if failures < 3:
         return 0.0
     return min(60.0, policy.first_s * 2.0 ** min(failures - 3, 10)) * (0.5 + draw)
@@ -115,7 +119,10 @@ def secret_of(master: bytes, principal: str) -> str:
 
 
 def body_of(job: dict[str, Any], finished_ms: int) -> bytes:
-    """Return a webhook's body: ``type`` is ``job.<state>``, ``data`` the job as in ``GET /v1/jobs/{id}``."""
+    """Return a webhook's body.
+
+    ``type`` is ``job.<state>``. ``data`` is the job as in ``GET /v1/jobs/{id}``.
+    """
     at = datetime.fromtimestamp(finished_ms / 1e3, UTC).isoformat(timespec="milliseconds")
     return orjson.dumps({"type": f"job.{job['status']}", "timestamp": at.replace("+00:00", "Z"), "data": job})
 

@@ -16,8 +16,9 @@ LIMITS = ArchiveLimits(unpacked_bytes=64 * 1024**3)
 def unpack(archive: Path, into: Path, limits: ArchiveLimits = LIMITS) -> None:
     """Unpack a zip, tar or tar.gz into the new folder ``into``. Blocking.
 
-    Only plain files and folders are written, with new modes. If the archive contains anything else or exceeds
-    the limits, removes ``into`` and raises ModelFailed.
+    Only plain files and folders are written. The permissions in the archive are ignored. If the archive is
+    broken, contains anything else or exceeds the limits, this function removes ``into`` and raises
+    ModelFailed.
     """
     into.mkdir(parents=True)
     try:

@@ -30,9 +30,9 @@ TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 class ArtifactCache:
     """A cache of artifacts in ``folder``, shared by the workers of one host.
 
-    The file ``<sha256>`` is an artifact. After a check of its digest, its size, modification time and inode
-    are written to ``<sha256>.ok``. The digest is checked again only if one of these three has changed,
-    because the check of a large file is slow.
+    The file ``<sha256>`` is an artifact. When the artifact's digest is right, the file's size, modification
+    time and inode are written to ``<sha256>.ok``. The digest is checked again only if one of these three has
+    changed, because the check of a large file is slow.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,8 +41,8 @@ class ArtifactCache:
     async def fetch(self, registry_url: str, token: str, sha256: str, size: int) -> Path:
         """Return the artifact as a local file. Download it if the cache has no complete copy.
 
-        Raises NotFound if the registry does not have it. Raises Unavailable if it must be downloaded and the
-        registry cannot be reached or sends wrong bytes.
+        A download raises NotFound if the registry does not have the artifact. It raises Unavailable if the
+        registry cannot be reached, or if the received bytes are wrong.
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._folder / sha256
@@ -59,10 +59,10 @@ class ArtifactCache:
 class _Download:
     """The download of one artifact to ``path``, in several attempts.
 
-    Each attempt appends to the file ``<sha256>.part``, so the next attempt, also of another worker, only
-    loads the missing bytes. The registry may redirect the download to its artifact store with a signed URL.
-    The replica's token is not sent to the store. If the store fails to send the artifact, the next attempt
-    gets the bytes from the registry.
+    Each attempt appends to the file ``<sha256>.part``. So the next attempt loads only the missing bytes, even
+    if another worker makes it. The registry may redirect the download to its artifact store with a signed
+    URL. The replica's token is not sent to the store. If the store fails to send the artifact, the next
+    attempt gets the bytes from the registry.
     """
 
     def __init__(self, url: str, token: str, path: Path, size: int) -> None:
@@ -74,7 +74,11 @@ class _Download:
         self._redirects = True
 
     async def run(self) -> None:
-        """Download the artifact, with retries. Raise NotFound, or Unavailable after the last attempt."""
+        """Download the artifact, with retries.
+
+        Raise NotFound immediately if the registry does not have the artifact. Raise Unavailable if the last
+        attempt fails.
+        """
         pause_s = FIRST_PAUSE_S
         for attempt in range(1, TRIES + 1):
             try:
@@ -159,8 +163,8 @@ def _check_status(answer: httpx.Response, sha256: str) -> None:
     if answer.status_code == 404:
         raise NotFound(f"The registry has no artifact {sha256}.")
     if answer.status_code in (401, 403):
-        # The autoscaler tells the registry which replicas run. A registry that has just started rejects the
-        # tokens of these replicas until then, so the download is tried again.
+        # The autoscaler tells the registry which replicas run. A registry that has just started may not know
+        # them yet, and then rejects their tokens. So the download is tried again.
         raise Unavailable("the registry does not know this replica's token", reason="unauthorized")
     if answer.status_code not in (200, 206):
         raise Unavailable(f"the registry answered {answer.status_code}")

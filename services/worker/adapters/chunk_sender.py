@@ -14,8 +14,8 @@ from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
-# The most bytes of replies to one gateway process that wait to be sent. Above this, streams wait for the
-# broker, so that memory does not grow.
+# At most this many bytes of replies wait to be sent to one gateway process. Above this limit, streams wait
+# for the broker, so that memory does not grow.
 MAX_WAITING_BYTES = envelope.LARGE
 
 
@@ -66,9 +66,10 @@ class ChunkSender:
         await self._tasks.end()
 
     async def reply(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float) -> None:
-        """Send replies. Wait for the broker only after a large reply, or if too many bytes wait to be sent.
+        """Send replies. Wait for the broker only at a large reply, or if too many bytes wait to be sent.
 
-        ``left_s``: the seconds for which the caller of a large reply still waits.
+        A large reply is sent after the broker has confirmed all earlier replies. ``left_s``: the seconds for
+        which the caller of a large reply still waits.
         """
         for frame in frames:
             if isinstance(frame, Reply) or len(frame) > envelope.LARGE:

@@ -22,11 +22,13 @@ MAX_FETCHES = 4
 
 
 class ClaimFetcher:
-    """Fetch the tensors of up to ``MAX_FETCHES`` requests at the same time.
+    """Fetch the tensors of requests from the blob store, in the background or directly.
 
-    The fetched tensors use at most ``limit_bytes`` of memory until their requests are settled. A request with
-    larger tensors is fetched only when no other fetched tensors are in memory. ``add`` is called with each
-    complete request. ``settle`` is called with requests that failed.
+    In the background, the tensors of at most ``MAX_FETCHES`` requests are fetched at the same time. These
+    tensors use at most ``limit_bytes`` of memory, counted until their requests are settled. A request with
+    larger tensors is fetched only when no other such tensors are in memory. ``add``: called with each request
+    that was fetched in the background. ``settle``: called with requests whose fetch failed or whose deadline
+    passed.
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class ClaimFetcher:
         self._tasks = TaskSet()
 
     def start(self, item: QueuedRequest) -> None:
-        """Fetch a request's tensors in the background, then call ``add``.
+        """Fetch a request's tensors in the background. On success, call ``add``.
 
-        If the blob store fails, reply with an error. If the deadline passes, only settle the request.
+        If the blob store fails, reply with an error and settle the request. If the deadline passes, only
+        settle the request.
         """
         self._tasks.start(self._fetch_and_add(item))
 

@@ -1,4 +1,7 @@
-"""Change the owner of an environment's files: the model's user for pip's run, then the worker's user."""
+"""Change the owner of an environment's files.
+
+While pip runs, the model's user is the owner. Afterwards, the worker's user is the owner.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ def is_whole(path: Path) -> bool:
 
 
 def hand_over(path: Path, uid: int | None) -> None:
-    """Make the user ``uid`` the owner of a new environment; None: the worker's user stays its owner."""
+    """Make the user ``uid`` the owner of a new environment.
+
+    If ``uid`` is None, the worker's user stays the owner.
+    """
     if uid is None:
         return
     for each in _tree(path):
@@ -31,9 +37,10 @@ def hand_over(path: Path, uid: int | None) -> None:
 def take_over(path: Path, uid: int | None) -> None:
     """Make the worker's user the owner again, and let every user read the environment.
 
-    If ``uid`` is not None, the files become read-only. Call this only after all processes of the user ``uid``
-    have ended. Raises ModelFailed if a file belongs to an unexpected user. It could be a hard link to a file
-    outside the environment, whose owner must not change.
+    ``uid``: the user that owns the files now; None for the worker's user. If it is not None, the files become
+    read-only. The calling code must first end all processes of the user ``uid``. Raises ModelFailed if a file
+    belongs to an unexpected user. Such a file could be a hard link to a file outside the environment, whose
+    owner must not change.
     """
     ours = os.geteuid() if uid is None else uid
     for each in _tree(path):
@@ -61,9 +68,10 @@ def _take(path: Path, expected: int, uid: int | None) -> None:
 
 
 def _readable(mode: int, *, keep_write: bool) -> int:
-    """Return the mode for a file that every user may read, and execute if its owner may.
+    """Return the new mode of a file or folder with the mode ``mode``.
 
-    The set-user-ID bit is removed. ``keep_write``: True if the owner may still write to the file.
+    Every user may read the file. Every user may execute it if its owner may. The set-user-ID bit is removed.
+    ``keep_write``: True if the owner keeps the right to write to the file.
     """
     runs = 0o111 if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else 0
     # A folder always stays writable for its owner. Otherwise its contents could not be removed later.

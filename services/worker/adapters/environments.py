@@ -75,9 +75,9 @@ class BasePython:
     site_packages: tuple[str, ...]
 
     def packages(self) -> list[str]:
-        """Return the installed packages with their versions. They are part of an environment's digest.
+        """Return the installed packages with their versions.
 
-        So if they change, a new environment is built.
+        They are part of an environment's digest. So if a package changes, a new environment is built.
         """
         return sorted(p.name for site in self.site_packages for p in Path(site).glob("*.dist-info"))
 

@@ -1,4 +1,4 @@
-"""Lock files, so that only one worker of a host uses what a file protects at a time."""
+"""Lock a file, so that only one worker of a host at a time uses what the file protects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ POLL_S = 0.05
 
 @contextlib.asynccontextmanager
 async def exclusive(lock: Path, on_wait: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
-    """Hold the lock on a file. Call ``on_wait`` once if another worker has the lock."""
+    """Hold the lock on the file ``lock`` while the ``async with`` block runs.
+
+    If another worker has the lock, call ``on_wait`` once and wait.
+    """
     handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         waited = False

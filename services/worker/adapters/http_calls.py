@@ -1,8 +1,8 @@
 """Call Triton over HTTP/1.1 on its Unix socket. This costs Triton a third less CPU time than gRPC.
 
-Triton runs a call over HTTP to its end, even if its caller no longer waits. So HTTP is used only for calls
-that are so quick that nobody needs to cancel them. A connection carries one call at a time and is reused for
-later calls.
+Triton runs a call over HTTP to its end, even if nobody waits for the response any more. So HTTP is used only
+for calls that are so quick that nobody needs to cancel them. A connection carries one call at a time and is
+reused for later calls.
 
 The requests follow RFC 9112 (HTTP/1.1) and Triton's binary tensor extension. Only responses with a
 Content-Length can be read, and Triton always sends this header.

@@ -1,6 +1,6 @@
 """Build HTTP requests for inference from raw tensor bytes, and read the responses.
 
-The format is Triton's extension for binary tensor data: JSON, then the bytes of the tensors.
+The format is Triton's extension for binary tensor data: a body is JSON, followed by the bytes of the tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from tidegate.kernel.protocol.envelope import KEPT_KEY
 
 HEADS_KEPT = 1024
 _INT64 = range(-(2**63), 2**63)
-# A parameter for Triton's HTTP server. The model does not get it, so a request that has it cannot use HTTP.
+# Triton's HTTP server reads this parameter itself and does not pass it to the model. Over gRPC, the model
+# gets it. So a request that has this parameter must use gRPC.
 _BINARY_OUTPUT = "binary_data_output"
 
 

@@ -10,10 +10,11 @@ from services.worker.domain import llm_plan
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import DeploymentSpec, Version
 
-# The model's variable with the upstream's credential. `services/worker/runtimes/llm/upstream.py` reads it.
+# The environment variable in which the model gets the upstream's credential.
+# `services/worker/runtimes/llm/upstream.py` reads it.
 CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
-# A Deployment may use these variables of the worker as its upstream's credential. Models can read no other
-# variables of the worker, such as its passwords.
+# A Deployment may name one of these environment variables of the worker as its upstream's credential. It
+# cannot name any other variable of the worker, such as a password.
 USABLE = re.compile(r"(?!TIDEGATE_)(\w+_API_KEY|UPSTREAM_\w+)")
 MAX_BYTES = 16 * 1024
 
@@ -35,7 +36,7 @@ def vllm_python(runtime: Path) -> Path:
 
 
 def secrets(deployment: DeploymentSpec, folder: Path) -> dict[str, str]:
-    """Return a variable with the credential of the Deployment's upstream; empty if it needs none.
+    """Return an environment variable with the credential of the upstream; empty if none is set.
 
     ``folder``: a Deployment may name only files in this folder. Raises ModelFailed, without the secret in its
     message, if the credential is missing or unusable.

@@ -30,10 +30,11 @@ def prepare(
     place: Callable[[Path, Path], None],
     engine_python: Path | None = None,
 ) -> str:
-    """Write ``folder/1``, the model's version folder. Return the text of its configuration. Blocking.
+    """Write a model's version folder, ``folder/1``. Return the text of the model's configuration.
 
-    ``place``: a function that links or copies a cached file to another path. ``engine_python``: the Python of
-    the engine's own environment; None if it has none. Raises ModelFailed if the weights cannot be used.
+    This function blocks. ``place``: a function that links or copies a cached file to another path.
+    ``engine_python``: the Python of the engine's own environment; None if the engine has none. Raises
+    ModelFailed if the weights cannot be used.
     """
     inner = folder / "1"
     inner.mkdir(parents=True)
@@ -53,7 +54,7 @@ def prepare(
 
 
 def _put_weights(artifact: Path, inner: Path, place: Callable[[Path, Path], None]) -> str:
-    """Put the weights into the folder. Return the path in the folder that the engine loads."""
+    """Put the weights into ``inner``. Return the path below ``inner`` that the engine must load."""
     if is_archive(artifact):
         unpack(artifact, inner / WEIGHTS)
         files = [path.name for path in (inner / WEIGHTS).iterdir() if path.is_file()]

@@ -22,7 +22,8 @@ from tidegate.kernel import tasks, telemetry
 log = telemetry.logger(__name__)
 
 CGROUP, PROC = Path("/sys/fs/cgroup"), Path("/proc")
-# Files of cgroup v2 and v1 with the number of killed processes. Only the first that exists is read.
+# These files of cgroup v2 and v1 contain the number of processes that the kernel has killed. Only the first
+# file that exists is read.
 COUNTERS = ("memory.events", "memory.oom_control", "memory/memory.oom_control")
 OUT_OF_MEMORY = "The kernel killed a process (out of memory): this container reached its memory limit."
 # Two files in a replica's folder. The launcher writes the limit in MiB to the first. The worker writes the
@@ -78,7 +79,7 @@ class MemoryLimit:
 
     @property
     def description(self) -> str:
-        """Return a text with the limit and how it is enforced, for the replica's report."""
+        """Return the limit and the way in which it is enforced, as a text for the replica's report."""
         watched = f"watched by the worker, because no cgroup can be created: {self._why}"
         return f"{self.limit_mb} MiB, {watched if self._why else 'by a cgroup'}"
 
@@ -104,12 +105,18 @@ class MemoryLimit:
                 )
 
     def watch(self, processes: Callable[[], Iterable[int]]) -> None:
-        """Watch the memory of these processes if no cgroup limits them. Kill one if they exceed the limit."""
+        """Start to watch the memory of these processes, unless a cgroup limits it.
+
+        If the processes together use more than the limit, the largest one is killed.
+        """
         if self.group is None and self._watching is None:
             self._watching = asyncio.create_task(self._watch(processes))
 
     async def close(self) -> None:
-        """Stop watching. Wait a moment until the processes in the cgroup have ended, then remove it."""
+        """Stop watching, and remove the cgroup when its processes have ended.
+
+        If the cgroup still has processes after LEAVE_S seconds, it is not removed.
+        """
         watching, self._watching = self._watching, None
         await tasks.end(watching)
         if self.group is not None:
@@ -146,7 +153,10 @@ class MemoryLimit:
 
 
 def _create_group(name: str, limit: int, cgroup: Path, proc: Path) -> tuple[Path | None, str]:
-    """Create a cgroup with this limit. Return the cgroup and an empty text, or None and what went wrong."""
+    """Create a cgroup with this limit. Return the cgroup and an error text.
+
+    The error text is empty if the cgroup was created. Otherwise, None is returned in place of the cgroup.
+    """
     why = "no memory controller is mounted"
     for parent in _parents(cgroup, proc):
         group = parent / name
@@ -187,11 +197,11 @@ def _enable_children(parent: Path) -> None:
 
 
 def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
-    """Yield the cgroups in which to try to create a new one: first that of this process, then its parents.
+    """Yield the cgroups in which the model's cgroup may be created.
 
-    Stop after a cgroup that has a limit, because this limit must apply to the model too. Parents are needed
-    in cgroup v2, where a cgroup with processes cannot have children with limits. In cgroup v1, yield only the
-    cgroup of this process.
+    The first is the cgroup of this process. Its parents follow, up to the first cgroup that has a limit,
+    because this limit must apply to the model too. Parents are needed in cgroup v2, where a cgroup with
+    processes cannot have children with limits. In cgroup v1, only the cgroup of this process is yielded.
     """
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -212,7 +222,10 @@ def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
 
 
 def _used_bytes(process: Path) -> int:
-    """Return the bytes of a process in memory and swap, without file pages, which can be reclaimed."""
+    """Return how many bytes of memory and swap a process uses.
+
+    Pages of files are not counted, because the kernel can reclaim them.
+    """
     found = re.findall(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB$", _text(process / "status"), re.MULTILINE)
     return sum(map(int, found)) * 1024
 

@@ -97,7 +97,7 @@ LLM_COUNTERS = {
 
 
 def count_engine(before: EngineReport, now: EngineReport) -> None:
-    """Update the metrics of an engine. ``now`` and ``before``: the facts of this and the previous reading."""
+    """Update the metrics of an engine from two readings. ``before``: the reading before ``now``."""
     for name, gauge in LLM_GAUGES.items():
         if (value := getattr(now, name)) is not None:
             gauge.set(value)

@@ -1,4 +1,8 @@
-"""Call one model of a Triton. Requests with the same call key are sent as one batch of raw bytes."""
+"""Call one model of a Triton.
+
+Requests with the same call key are sent as one batch. A call key consists of the input tensors, the requested
+outputs and the parameters. The data of the tensors is not parsed.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +38,8 @@ log = telemetry.logger(__name__)
 
 HEADS_KEPT = 1024
 # A call over HTTP costs less than over gRPC, but Triton cannot cancel it. So HTTP is used only for models
-# whose calls take less than QUICK_S seconds, and for inputs up to QUICK_BYTES. Larger inputs cost the same
-# over HTTP.
+# whose calls take less than QUICK_S seconds. It is used only for inputs of up to QUICK_BYTES, because with
+# larger inputs a call over HTTP costs as much as over gRPC.
 QUICK_S = 0.01
 QUICK_BYTES = 256 * 1024
 WARN_EVERY_S = 60.0
@@ -44,11 +48,11 @@ _PLAIN_NAME = re.compile("[A-Za-z0-9._~-]+")
 
 
 class Model:
-    """One model of one Triton. ``outputs``: the outputs in its signature.
+    """One model of one Triton. ``outputs``: the outputs in the model's signature.
 
-    Large tensors (above ``shared_above`` bytes) are passed in shared memory (``regions``): inputs, and
-    outputs with a fixed size. ``cached``: True if Triton caches the model's answers. Triton's cache compares
-    only the inputs, so every call requests all outputs and passes no parameters.
+    ``regions``: the shared memory for tensors of more than ``shared_above`` bytes. All inputs can be passed
+    in it, but only outputs of a fixed size. ``cached``: True if Triton caches the model's answers. Triton's
+    cache compares only the inputs, so every call requests all outputs and passes no parameters.
     """
 
     def __init__(
@@ -87,8 +91,8 @@ class Model:
         """Run requests with the same call key as one batch. The answer has their rows in the same order.
 
         The model gets ``parameters`` in addition to those of the requests. Raises the errors of
-        :meth:`TritonClient.infer`. Cancelling the task cancels the call in Triton, except for quick models
-        (ADR 011).
+        :meth:`TritonClient.infer`. Cancelling the task also cancels the call in Triton, if the call uses
+        gRPC. Calls of quick models use HTTP, and Triton cannot cancel them (ADR 011).
         """
         if self.decoupled:
             raise BadRequest(
@@ -309,7 +313,7 @@ def _row_bytes(output: TensorSpec) -> int:
 
 
 def _from_region(output: Output, region: Region, places: Mapping[str, Place]) -> Output:
-    """Return an output with its bytes, read from shared memory if it has a place there."""
+    """Return an output with its bytes. If it has a place in shared memory, read the bytes there."""
     if output.name not in places:
         return output
     size = elements(list(output.shape)) * DATATYPES[output.datatype].size

@@ -1,4 +1,4 @@
-"""A call of a model and its answer, the same for gRPC and HTTP."""
+"""Define a model's call and its answer, in a form that is the same for gRPC and HTTP."""
 
 from __future__ import annotations
 

@@ -15,7 +15,10 @@ _KINDS: dict[int, Kind] = {0: "auto", 1: "gpu", 2: "cpu", 3: "model"}
 
 
 async def read_device(client: TritonClient, models: Sequence[str]) -> str:
-    """Return a text about the devices on which these models run. An ensemble itself runs on none."""
+    """Return a text about the devices on which these models run.
+
+    An ensemble is left out, because only its steps run on devices.
+    """
     configs = [await client.config(model) for model in models]
     groups = [
         InstanceGroup(_KINDS.get(int(group.kind), "auto"), tuple(group.gpus))

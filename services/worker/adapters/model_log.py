@@ -69,9 +69,9 @@ class ModelLog:
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[int]:
-        """Yield the descriptor of a pipe for a process to write to.
+        """Yield the descriptor of a pipe. The calling code passes it to a process as its output.
 
-        Its output is read until every process has closed the descriptor.
+        The output is read until every process has closed the descriptor.
         """
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         try:
@@ -85,7 +85,7 @@ class ModelLog:
         threading.Thread(target=self._read, args=(ours,), name="model log", daemon=True).start()
 
     def catch_up(self) -> None:
-        """Wait until all output so far is read, for up to SETTLE_S seconds. Then ``path`` is up to date."""
+        """Wait until ``path`` contains all output so far, but at most SETTLE_S seconds."""
         ends_at = time.monotonic() + SETTLE_S
         while time.monotonic() < ends_at and (self._busy or self._unread()):
             time.sleep(POLL_S)
@@ -134,7 +134,10 @@ class ModelLog:
         return os.read(pipe, BLOCK)
 
     def keep(self, lines: list[OutputLine], raw: IO[bytes]) -> None:
-        """Write the lines within the limit to ``raw``, and if ``logged`` is set, also to the log."""
+        """Write lines to ``raw``, and to the log if their :attr:`OutputLine.logged` is True.
+
+        Triton and the model each have a limit in bytes per second. Lines beyond their limit are dropped.
+        """
         now = time.monotonic()
         kept = [line for line in lines if self._limit_of(line).take(len(line.text), now, LINE_BYTES)]
         if kept:

@@ -17,10 +17,11 @@ STUB = b"triton_python_backend_stub"[:15]
 
 
 def model_processes(server: int, descendants: Iterable[int]) -> list[int]:
-    """Return the processes in which a tritonserver runs Python models, also those that have just ended.
+    """Return the pids of the processes in which a tritonserver runs Python models.
 
-    ``descendants``: all descendants of the tritonserver. Only its direct children are returned. A process
-    that a model forks has the same name, but its end is no failure.
+    Processes that have just ended are included. ``descendants``: all descendants of the tritonserver. Only
+    its direct children are returned. A process that a model forks has the same name, but its end is no
+    failure.
     """
     return [
         pid for pid in descendants if process_table.name(pid) == STUB and process_table.parent(pid) == server
@@ -55,10 +56,10 @@ class ModelProcesses:
         self._open, self.pids = {}, []
 
     def look(self) -> bool:
-        """Report ended processes. Return True if a process was stopped at this call and at the previous call.
+        """Report ended processes. Return True if a process is found stopped in two calls in a row.
 
-        Triton's own process is also checked. A process is stopped by a signal such as SIGSTOP. A process in a
-        debugger does not count as stopped.
+        A stopped process still exists, but a signal such as SIGSTOP has paused it. A process in a debugger
+        does not count as stopped. Triton's own process can be the stopped one, too.
         """
         for pid in list(self.pids):
             if process_table.state(pid) in {"Z", "X", ""}:

@@ -24,7 +24,7 @@ from tidegate.kernel.protocol.models import DeploymentSpec, Version
 RUNTIMES = Path(__file__).parents[1] / "runtimes"
 CONFIG = "config.pbtxt"
 UPSTREAM_PLAN = "tidegate_upstream.json"
-# Triton imports this module before a Python model. `runtimes/output.py` explains its contents.
+# Triton imports this module before it loads a Python model. `runtimes/output.py` explains its contents.
 UTILS = "triton_python_backend_utils.py"
 # The default of TIDEGATE_MAX_FETCHED_BYTES.
 ANSWER_BYTES = 512 * 2**20
@@ -128,7 +128,8 @@ def _prepare_llm(
 def _rename_onnx(folder: Path, name: str) -> None:
     """Rename the ONNX file of an archive to the name that its backend expects.
 
-    Files with external data are not renamed, because the ONNX file refers to them by name.
+    Other files keep their names. They contain the model's external data, and the ONNX file refers to them by
+    name.
     """
     found = [path for path in folder.iterdir() if path.suffix.lower() == ".onnx" and path.is_file()]
     if len(found) != 1:
@@ -144,8 +145,8 @@ def cache_mb(
 ) -> int:
     """Return the size of the response cache in MiB; 0 if no model enables the cache.
 
-    Raises ModelFailed if a model enables it but this Triton has none. Triton alone would only ignore the
-    setting.
+    Raises ModelFailed if a model enables the cache, but this Triton has no cache. Without this error, Triton
+    would silently ignore the setting.
     """
     asking = [model for model in models if model_config.wants_cache(_text(repository / model))]
     if not asking:

@@ -1,7 +1,7 @@
-"""Prepare a model that is a folder of another tool (MLflow, Hugging Face) for Triton's Python backend.
+"""Prepare a folder of MLflow or Hugging Face as a model for Triton's Python backend.
 
-The folder is unpacked beside a `model.py` of Tidegate, which has a class with `load` and `predict`. The
-runtime for plain Python calls this class.
+The folder is unpacked beside a file `model.py` of Tidegate. This file contains a class with the methods
+`load` and `predict`. The runtime for plain Python calls this class.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def is_packed_model(artifact_format: Format) -> bool:
 def prepare(version: Version, artifact: Path, folder: Path) -> str:
     """Unpack the artifact into the new ``folder``. Return the name of the file that Triton must load.
 
-    Blocking. Raises ModelFailed, and BadRequest for a folder that the registry would reject.
+    This function blocks. Raises ModelFailed if the signature or a needed file is missing. Raises BadRequest
+    for a folder that the registry would reject.
     """
     signature = version.signature
     if signature is None:

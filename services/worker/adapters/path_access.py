@@ -1,4 +1,4 @@
-"""Find out which paths another user of this machine can reach, from owners, groups and modes."""
+"""Find out from owners, groups and modes which paths another user of this machine can reach."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from services.worker.adapters.environment_files import hand_over
 
-# The two places of pip.conf below a user's home. $XDG_CONFIG_HOME, if set, replaces `.config` of the second.
+# The two places of pip.conf below a user's home. If $XDG_CONFIG_HOME is set, it replaces `.config` in the
+# second.
 _LEGACY, _CURRENT = Path(".pip/pip.conf"), Path(".config/pip/pip.conf")
 
 

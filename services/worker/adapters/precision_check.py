@@ -23,10 +23,10 @@ _NAMES = {np.dtype(each.numpy): each.name for each in DATATYPES.values() if each
 
 
 async def measured_here(client: TritonClient, model: str, embedded: Embedded) -> str:
-    """Return a text with the loss of a quantized model and its time per call on this CPU.
+    """Return a text with a quantized model's loss of precision and its time per call on this CPU.
 
-    If there are no samples, or the model rejects them, the text only compares this CPU with the CPU for which
-    the model was quantized. Raises Unavailable if Triton has ended.
+    If there are no samples, or if the model rejects them, nothing is measured. Then the text only compares
+    this CPU with the CPU for which the model was quantized. Raises Unavailable if Triton has ended.
     """
     precision, here = embedded.precision, cpu.read()
     rows = len(next(iter(embedded.inputs.values()), ()))

@@ -22,7 +22,8 @@ def exit_status(pid: int) -> int | None:
 def start_ticks(pids: Iterable[int]) -> dict[int, str]:
     """Return the kernel's clock tick at which each process started. Ended processes are left out.
 
-    With its start tick, a process can be told from a later one with the same pid.
+    A pid alone does not identify a process, because a later process can get the same pid. The pid and the
+    start tick together identify it.
     """
     return {pid: fields[19] for pid in pids if (fields := _stat(pid))}
 
@@ -69,9 +70,9 @@ def parent(pid: int) -> int:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat after the name; empty if the process is gone.
+    """Return the fields of /proc/PID/stat after the process's name; empty if the process is gone.
 
-    The name may contain spaces and brackets.
+    The fields are separated at spaces. The name is left out, because it may contain spaces and brackets.
     """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -88,7 +89,11 @@ def name(pid: int) -> bytes:
 
 
 def memory_mb(pids: Iterable[int]) -> int:
-    """Return about how many MiB of memory these processes use. Only the largest shared part is counted."""
+    """Return about how many MiB of memory these processes use.
+
+    The memory that each process has for itself is added up. Shared memory is counted once, as the largest
+    amount that one of the processes shares.
+    """
     own, shared = 0, 0
     for pid in pids:
         with contextlib.suppress(OSError, IndexError, ValueError):

@@ -29,8 +29,8 @@ RETRY_S = 0.05
 class ReplyPublisher:
     """A connection that only publishes, with publisher confirms.
 
-    ``suspected``: set after a suspect was published. ``loss``: a text about how the model ended last. If a
-    request is given up, its caller gets this text.
+    ``suspected``: set after a suspect was published. ``loss``: a text that says how the model ended the last
+    time. The caller of a request that is given up gets this text.
     """
 
     def __init__(self, amqp_url: str, queue: Queue, claims: Claims) -> None:
@@ -49,9 +49,9 @@ class ReplyPublisher:
     ) -> None:
         """Publish replies to one gateway process, and wait for the broker's confirm.
 
-        Pass a large reply as a Reply, not as a frame, so that its data is not copied. ``left_s``: the seconds
-        for which the callers still wait. If the gateway process has ended, its queue does not exist and the
-        broker drops the replies.
+        The calling code should pass a large reply as a Reply. With a frame, the data would be copied.
+        ``left_s``: the seconds for which the callers still wait. If the gateway process has ended, its queue
+        does not exist, and the broker drops the replies.
         """
         small: list[Buffer] = []
         for frame in frames:
@@ -64,7 +64,10 @@ class ReplyPublisher:
             await self._publish(envelope.pack(envelope.REPLIES, small[start:end]), reply_to, reply_to=None)
 
     async def _pack_large(self, reply: Reply, left_s: float) -> bytes | list[Buffer]:
-        """Return an envelope with one large reply; with a claim if the data is too large for a message."""
+        """Return an envelope with one large reply.
+
+        If the data is too large for a message, it is put into the blob store, and the reply contains a claim.
+        """
         if self._claims.needed(sum(map(len, reply.data))):
             try:
                 claim = await self._claims.give(reply.data, left_s)
@@ -105,8 +108,8 @@ class ReplyPublisher:
         if await self._publish_request(self._suspects, request, attempt, reply_to):
             self.suspected.set()
         elif request.flags & envelope.STREAM:
-            # The deadline has passed. A stream that has sent an answer may run longer, but it cannot be
-            # retried, so its caller gets an error.
+            # The deadline has passed. A stream that has sent an answer may run after its deadline, but it
+            # cannot be retried. So its caller gets an error.
             message = "the worker ended in the middle of the stream"
             frame = envelope.failure_frame(request.id, request.attempt, Unavailable.reason, message)
             await self.reply(reply_to, [frame])
@@ -114,9 +117,10 @@ class ReplyPublisher:
     async def requeue(
         self, request: Request, reply_to: str, queue: Queue | None = None, *, kept_ms: int = 0
     ) -> None:
-        """Publish an unchanged request again, for any replica. Use this only if the request was in no call.
+        """Publish an unchanged request again, for any replica.
 
-        ``queue``: None for the queue of requests. The message expires ``kept_ms`` milliseconds after the
+        The request must not have been in a call of the model. ``queue``: the queue to publish to; None for
+        the Deployment's request queue. The message expires ``kept_ms`` milliseconds after the request's
         deadline.
         """
         await self._publish_request(queue or self._queue, request, request.attempt, reply_to, kept_ms)
@@ -168,10 +172,11 @@ class ReplyPublisher:
         mandatory: bool = False,
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> None:
-        """Publish a message. Retry until the broker confirms it, or until ``timeout_s`` is over.
+        """Publish a message. Try again until the broker confirms it, for at most ``timeout_s`` seconds.
 
-        A message that is not confirmed in time is logged and lost. ``mandatory``: True to retry also if the
-        message reaches no queue. This happens while another service has not yet declared the queue.
+        A message that is not confirmed in time is logged and lost. ``mandatory``: True if the broker must
+        also report a message that reaches no queue. Then that message is published again, because another
+        service may declare the queue later.
         """
         give_up_at = time.monotonic() + timeout_s
         while True:

@@ -14,7 +14,8 @@ from tidegate.kernel.token_bucket import TokenBucket
 
 log = telemetry.logger(__name__)
 
-# Limits the log lines about requests. Without it, a model that fails each request could fill the disk.
+# This token bucket limits the log lines about requests. Without it, a model that fails each request could
+# fill the disk.
 _ALLOWED = TokenBucket(per_s=50, burst=500)
 
 

@@ -62,7 +62,10 @@ def outputs_of(answer: Any) -> list[Output]:
 
 
 def as_json(outputs: list[Output]) -> dict[str, Any]:
-    """Return outputs as an OIP answer in JSON. An output with strings that are not UTF-8 has no data."""
+    """Return outputs as an OIP answer in JSON.
+
+    If an output has strings that are not UTF-8, its list ``data`` is empty.
+    """
     found = []
     for each in outputs:
         values = to_json(DATATYPES[each.datatype], each.raw)

@@ -1,11 +1,12 @@
 """Contain a model's process as much as this machine allows.
 
-There are three degrees of containment (docs/adr/019-a-sandbox-for-the-models-process.md). The first one that
-is possible is used:
+There are three degrees of containment (docs/adr/019-a-sandbox-for-the-models-process.md). The first degree in
+this list that is possible is used:
 
-- user and mounts (worker is root with CAP_SYS_ADMIN): separate user, state folder hidden from the model
-- user (worker is root without it, as in a container): separate user
-- mounts (worker is not root): the worker's user, state folder hidden from the model
+- user and mounts: for a worker that is root with CAP_SYS_ADMIN. The model has a separate user, and
+  cannot see the state folder.
+- user: for a worker that is root without CAP_SYS_ADMIN, as in a container. The model has a separate user.
+- mounts: for a worker that is not root. The model has the worker's user, but cannot see the state folder.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class FileNeeds:
     """The paths that a command needs, in addition to those that every user may read.
 
     The model's user owns the paths in ``write`` and can change no others. In a degree with mounts, the
-    command sees ``shared_memory`` as /dev/shm. ``group``: the cgroup in which the command starts, if it is
-    not None.
+    command sees ``shared_memory`` as /dev/shm. ``group``: the cgroup in which the command starts; None for
+    the worker's cgroup.
     """
 
     cwd: Path
@@ -131,19 +132,19 @@ class Sandbox:
 
     def _claimed(self) -> int:
         if self._user is None:
-            # Two replicas must not have the same user, because each could signal the other's processes. The
-            # folder HOST excludes other workers of this machine. The folder in the cache also excludes
-            # workers in other containers that share the cache.
+            # Two replicas must not have the same user, because each could send signals to the other's
+            # processes. So the user is locked in two folders. The lock in HOST excludes other workers of this
+            # machine. The lock in the cache excludes workers in other containers that share the cache.
             self._user = ModelUser.claim(HOST, self._state / "cache" / "users")
             if self._note is not None:
                 self._note.write_text(str(self._user.uid))
         return self._user.uid
 
     def weaken(self, why: str) -> None:
-        """Use the next weaker degree, because of ``why``.
+        """Change to the next weaker degree. ``why``: the reason for messages.
 
-        If no degree is left, raises Unavailable. In the mode ``auto``, the model runs without a sandbox
-        instead.
+        If no degree is left and the mode is ``auto``, the model runs without a sandbox. In other modes,
+        Unavailable is raised.
         """
         self._why = " ".join(why.split())[:300]
         if len(self._degrees) > 1:
@@ -159,10 +160,10 @@ class Sandbox:
     ) -> asyncio.subprocess.Process | None:
         """Start a command in the current degree of containment; return None if the machine refuses it.
 
-        If the machine refuses it, the sandbox changes to the next weaker degree. The caller prepares the
-        folders for the new degree and calls this method again. In every degree, the command ends when this
-        worker ends, and only its user can read the files that it writes. ``how`` is passed to
-        ``create_subprocess_exec``. Raises Unavailable like :meth:`weaken`.
+        If the machine refuses it, the sandbox changes to the next weaker degree. The calling code must then
+        prepare the folders for the new degree and call this method again. In every degree, the command ends
+        when this worker ends. Only the command's user can read the files that the command writes. ``how`` is
+        passed to ``create_subprocess_exec``. Raises Unavailable like :meth:`weaken`.
         """
         if self._user is not None:
             self._user.begin()
@@ -202,7 +203,7 @@ class Sandbox:
         ]
 
     def unreadable(self, paths: Iterable[str]) -> list[str]:
-        """Return which of these paths exist, but cannot be read by the model's user."""
+        """Return those of these paths that exist, but that the model's user cannot read."""
         uid = self.user
         found = [Path(path) for path in paths if path.startswith("/") and Path(path).exists()]
         return [str(path) for path in found if uid is not None and not is_usable(path, uid, OTHERS_READ)]
@@ -215,7 +216,7 @@ class Sandbox:
             os.chown(folder, self.user, self.user)
 
     def let_through(self, folder: Path, *, to_read: bool = False) -> None:
-        """Let the model's user pass through a folder, and no other users.
+        """Let the model's user pass through a folder, but no other users except the owner.
 
         ``to_read``: True to let the model's user list the folder, too.
         """
@@ -224,9 +225,9 @@ class Sandbox:
             folder.chmod(0o750 if to_read else 0o710)
 
     def release(self) -> None:
-        """Give up the claim to the model's user, so that another worker can use it.
+        """Release the model's user, so that another worker can use it.
 
-        The claim also ends with this process.
+        The user is also released when this process ends.
         """
         if self._user is not None:
             self._user.release()
@@ -252,8 +253,9 @@ class Sandbox:
     def _check(self, needs: FileNeeds, uid: int) -> None:
         """Raise Unavailable if the user cannot reach a path that the command needs.
 
-        In a degree without mounts, first close the hidden folders to other users, and let other users pass
-        through the folders above the needed paths.
+        In a degree without mounts, this method also changes the modes of folders. It closes the hidden
+        folders, except the state folder, to other users. It lets other users pass through the state folder to
+        the needed paths.
         """
         for path in filter(Path.exists, needs.read):
             if not is_open_to(path.stat(), uid, OTHERS_READ | OTHERS_PASS):
@@ -280,7 +282,7 @@ class Sandbox:
                 folder.chmod(mode & ~stat.S_IRWXO | OTHERS_PASS)
 
     def _rearranged(self, needs: FileNeeds) -> list[str]:
-        """Return the options of `sandbox_entry.py` that hide folders and show the needed paths in them."""
+        """Return options for `sandbox_entry.py`: which folders to hide, and which paths to show in them."""
         uid = self.user
         needed = [path for path in (needs.cwd, *needs.read, *needs.write) if path.exists()]
         hidden = {path.resolve() for path in self._hidden if path.is_dir()}
@@ -293,8 +295,8 @@ class Sandbox:
         shown = {(each, path) for path in needed for each in _targets(path, hidden)}
         writable = {path.resolve() for path in (needs.cwd, *needs.write)}
         if uid is None:
-            # The model runs as the worker's user. If it could write to these folders, it could change the
-            # code of its next process.
+            # The model runs as the worker's user. If it could write to the folders of its code, it could
+            # change the code of its next process. So these folders are shown as read-only.
             guarded = [*needs.read, CODE, Path(sys.prefix)]
             shown |= {(p.resolve(), p) for p in guarded if p.is_dir() and os.access(p, os.W_OK)
                       and not any(p.resolve().is_relative_to(h) for h in hidden)}  # fmt: skip
@@ -307,7 +309,7 @@ class Sandbox:
 
 
 async def _exchange(ours: socket.socket, environment: Mapping[str, str]) -> str:
-    """Send the environment to the new process. Return why it was refused; empty if the command runs."""
+    """Send the environment to the new process. Return the reason if a step was refused, else ""."""
     loop = asyncio.get_running_loop()
     # If the process has ended, it has already sent the reason, which is read below.
     with contextlib.suppress(ConnectionError):
@@ -345,8 +347,8 @@ def device_groups() -> list[int]:
 
 
 def _targets(path: Path, hidden: Iterable[Path]) -> set[Path]:
-    """Return the names of a path (itself and without symlinks) that are in a hidden folder.
+    """Return the paths at which ``path`` must be made visible again.
 
-    The path must be made visible again under each of these names.
+    These are ``path`` itself and the same path without symlinks, each only if it is in a hidden folder.
     """
     return {each for each in (path.absolute(), path.resolve()) if any(each.is_relative_to(h) for h in hidden)}

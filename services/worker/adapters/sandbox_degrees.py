@@ -13,7 +13,7 @@ SYS_ADMIN = 21
 
 @dataclass(frozen=True, slots=True)
 class Degree:
-    """A degree of containment: a separate user for the model, separate mounts, or both."""
+    """A degree of containment: a separate user for the model, separate mounts, both, or neither."""
 
     user: bool = False
     mounts: bool = False

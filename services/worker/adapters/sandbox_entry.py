@@ -3,20 +3,18 @@
 This script runs before every process of a model, so it imports little and starts quickly. The command keeps
 the script's pid, so signals to the worker's child reach the command. The options and their arguments:
 
---parent PID               the worker; the command is killed when it ends
---cwd FOLDER               working folder of the command
---group FILE               join the cgroup with this list of processes (cgroup.procs)
---mounts                   hide and show paths in a separate mount namespace
---namespace                mount in a separate user namespace, for a worker that is not root
---hide FOLDER              mount an empty folder over it
---read PATH TARGET         show PATH at TARGET, read-only
---write PATH TARGET        show PATH at TARGET
---user UID GID GROUPS      become this user; GROUPS is a comma-separated list, or empty
+--parent PID               pid of the worker; the command is killed when the worker ends --cwd FOLDER
+working folder of the command --group FILE               join the cgroup with this list of processes
+(cgroup.procs) --mounts                   hide and show paths in a separate mount namespace --namespace
+mount in a separate user namespace, for a worker that is not root --hide FOLDER              mount an empty
+folder over FOLDER --read PATH TARGET         show PATH at TARGET, read-only --write PATH TARGET        show
+PATH at TARGET, writable --user UID GID GROUPS      become this user; GROUPS is a comma-separated list, or
+empty
 
-Standard input is a socket. The script reads the command's environment from it: NAME=VALUE with a NUL after
-each. The script itself does not run in that environment, because the model's author can set variables such as
-LD_PRELOAD there. If a step is refused, the script writes the reason to the socket and does not execute the
-command. Otherwise the socket is closed when the command is executed.
+Standard input is a socket. The script reads the command's environment from it, as NAME=VALUE with a NUL after
+each variable. The script itself does not run in that environment, because the model's author can set
+variables such as LD_PRELOAD there. If a step is refused, the script writes the reason to the socket and does
+not execute the command. Otherwise the socket is closed when the command is executed.
 """
 
 # pathlib is not used, because its import takes longer than everything else here.
@@ -88,8 +86,8 @@ def rearrange(options: list[list[str]]) -> None:
     Only the paths of the option ``--write`` are writable.
     """
     hidden = [arguments[1] for arguments in options if arguments[0] == "--hide"]
-    # Open a path before it is hidden, because it cannot be found after that. Open it in the new namespace,
-    # because it is mounted there.
+    # Open each path before the folders are hidden, because it cannot be found after that. Open it in the new
+    # namespace, because a path of another namespace cannot be mounted here.
     shown = [
         (os.open(arguments[1], os.O_PATH | os.O_CLOEXEC), arguments[2], arguments[0] == "--write")
         for arguments in options

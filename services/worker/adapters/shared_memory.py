@@ -2,7 +2,8 @@
 
 A region is created as a file, registered with Triton and then unlinked. After that, the kernel frees its
 memory as soon as neither process has it mapped, also after a crash. If the worker ends before it unlinks the
-file, the file remains. The next Triton in the same folder finds it by the prefix of its name, and removes it.
+file, the file remains. Before Triton starts again in the same folder, the worker removes such files. It finds
+them by the prefix of their names.
 """
 
 from __future__ import annotations
@@ -146,7 +147,10 @@ class Regions:
             raise
 
     def release(self, region: Region) -> None:
-        """Take back the region of a call that has ended, so that other calls can use it."""
+        """Take back the region of a call that has ended.
+
+        A region of at most KEPT_LIMIT bytes is reused by other calls. A larger region is unregistered.
+        """
         if region.size > KEPT_LIMIT:
             self._unregister_soon(region)
         else:

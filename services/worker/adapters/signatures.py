@@ -29,7 +29,7 @@ async def check(registry_url: str, token: str, artifact: Path, sha256: str, keys
     ``keys``: the file or folder with the trusted keys. Raise ModelFailed if none of them has signed the
     artifact, and Unavailable if the registry does not answer.
     """
-    # This import takes time, and most workers have no trusted keys. So it is here.
+    # This import takes time, and most workers have no trusted keys. So it is not at the top of the file.
     from tidegate.kernel.signing import BadKey, BadSignature, TrustedKeys
 
     try:

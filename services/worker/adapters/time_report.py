@@ -1,4 +1,4 @@
-"""Reports to the store how a replica has spent its time. The autoscaler reads the reports."""
+"""Report to the store how a replica has spent its time. The autoscaler reads the reports."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PARTS_A_SECOND = 200
 
 
 class TimeReport:
-    """Write to the store how much time a replica has spent on what, in totals since its start.
+    """Write to the store how a replica has spent its time: the totals for each use since its start.
 
-    A report is written once a second, or less often if it has many callers. If the store does not answer,
-    nothing is lost, because the next report contains the totals again.
+    A report is written once a second, but less often if it contains many callers. If the store does not
+    answer, nothing is lost, because the next report contains the totals again.
     """
 
     def __init__(self, store: Store, replica: str, deployment: str) -> None:

@@ -171,9 +171,9 @@ class TritonClient:
             raise self._note_death(error) from None
 
     def _note_death(self, error: TidegateError) -> TidegateError:
-        """Return Unavailable if ``error`` says that the model's process has died, or else ``error`` itself.
+        """Return Unavailable if ``error`` says that the model's process has died, else ``error`` itself.
 
-        In the first case, also set ``model_died``.
+        If the process has died, also set ``model_died``.
         """
         if not isinstance(error, ModelFailed) or _MODEL_DIED.search(error.message) is None:
             return error
@@ -247,7 +247,7 @@ class TritonClient:
     async def instances(self, model: str) -> int:
         """Return how many calls the model can run at the same time.
 
-        For an ensemble, this is the sum over the models of its steps.
+        For an ensemble, this is the sum of the numbers of its steps' models.
         """
         config = await self.config(model)
         steps = [step.model_name for step in config.ensemble_scheduling.step]

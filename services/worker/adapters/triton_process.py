@@ -182,9 +182,10 @@ class TritonProcess:
             self._process.kill()
 
     async def stop(self, grace_s: float = 10.0) -> None:
-        """Terminate Triton, kill it if it still runs after ``grace_s`` seconds, and kill its Python stubs.
+        """Stop Triton, and kill the Python stubs (its processes that run Python models).
 
-        If ``grace_s`` is 0, Triton is killed immediately, and ``finalize`` of a Python model does not run.
+        Triton is asked to end. If it still runs after ``grace_s`` seconds, it is killed. If ``grace_s`` is 0,
+        it is killed immediately, and ``finalize`` of a Python model does not run.
         """
         if self._process is None:
             self._let_go()
@@ -192,8 +193,8 @@ class TritonProcess:
         models = start_ticks(descendants(self.pid))
         if self.running and grace_s > 0:
             self._process.terminate()
-            # Wait only until the models' processes have ended, and then kill Triton. Triton would run for up
-            # to another second, because it looks for their end only once a second.
+            # Kill Triton as soon as the models' processes have ended. Triton checks only once a second
+            # whether they have ended, so without the kill it would run for up to one more second.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     while self.running and any(Path(f"/proc/{pid}").exists() for pid in models):

@@ -12,9 +12,10 @@ import grpc
 from tidegate.kernel import tasks
 from tidegate.kernel.errors import ModelFailed
 
-# Triton up to 25.01 may crash if a stream is cancelled while Triton sends on it (Triton's issue 8034). When
-# Triton sent without a pause, one in a few hundred cancellations crashed it. So a stream is cancelled only
-# when nothing has arrived for QUIET_S seconds. If it never pauses, it is cancelled after LEAVE_S seconds.
+# Triton up to 25.01 may crash if a stream is cancelled while Triton sends on it (Triton's issue 8034). If
+# Triton sent without a pause, about one cancellation in a few hundred crashed it. So a stream is cancelled
+# only when nothing has arrived for QUIET_S seconds. A stream that never pauses is cancelled after LEAVE_S
+# seconds.
 QUIET_S = 0.003
 LEAVE_S = 5.0
 
@@ -66,7 +67,10 @@ class TritonStreams:
 
 
 async def _leave(call: Any, reading: asyncio.Future[Any] | None) -> None:
-    """Wait until a call ends or pauses for QUIET_S seconds, but at most LEAVE_S seconds. Then cancel it."""
+    """Cancel a call when it pauses for QUIET_S seconds, but after LEAVE_S seconds at the latest.
+
+    If the call ends before that, there is nothing to cancel.
+    """
     give_up_at = time.monotonic() + LEAVE_S
     try:
         while reading is not None and time.monotonic() < give_up_at:

@@ -75,7 +75,7 @@ def _verify(check: OutputCheck, answer: Any, rows: int) -> None:
 
 
 async def _first_answer(client: TritonClient, request: Any, timeout_s: float) -> None:
-    """Wait at most ``timeout_s`` for the first answer, and ignore the others.
+    """Wait at most ``timeout_s`` seconds for the first answer, and ignore the others.
 
     A decoupled model may send no answer, or may never stop sending.
     """
@@ -85,7 +85,11 @@ async def _first_answer(client: TritonClient, request: Any, timeout_s: float) ->
 
 
 def batch_sizes(signature: Signature, max_batch: int | None = None) -> list[int]:
-    """Return the batch sizes for the warm-up: 1, and the largest that a call may have."""
+    """Return the batch sizes for the warm-up: 1, and also the largest that a call may have.
+
+    The largest size is left out if it is 1, if an input has a variable dimension, or if the inputs would need
+    too much memory. It is also left out for a model with sequences.
+    """
     if signature.sequences is not None:
         return [1]  # Triton refuses more rows in a request of a sequence
     largest = min(signature.max_batch_size, max_batch or signature.max_batch_size)

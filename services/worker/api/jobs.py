@@ -1,4 +1,7 @@
-"""Consumes a Deployment's jobs over AMQP, from one queue per priority level, on a separate connection."""
+"""Consume a Deployment's jobs over AMQP, on a separate connection.
+
+Each priority level has a queue.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ class JobConsumer:
     def start(self, scheduler: Scheduler) -> None:
         """Connect. No job is consumed before :meth:`open`.
 
-        The prefetch depends on the duration and the maximum number of the calls of ``scheduler``.
+        ``scheduler``: its maximum number of calls and the duration of these calls determine the prefetch.
         """
         self._scheduler = scheduler
         self.connection.start()
@@ -91,13 +94,14 @@ class JobConsumer:
         self.nack(self._jobs.release_suspects())
 
     def can_ack(self, job: QueuedJob) -> bool:
-        """Return True if the channel of the job's message is open, so that the message can be acked."""
+        """Return True if the job's message can be acked: the channel that delivered it is still open."""
         return job.channel is self._channel
 
     async def dead_letter(self, job: QueuedJob) -> None:
-        """Publish a job that has no attempts left to the router, which keeps it as a dead letter.
+        """Publish a job to the router, which keeps it as a dead letter.
 
-        Return after the publisher confirm.
+        The job must not run again: its attempts are used up, or it is not safe to retry. Return after the
+        publisher confirm.
         """
         safe = bool(job.request.flags & envelope.RETRY_SAFE)
         body = envelope.pack(envelope.REQUESTS, [job.request.raw])
@@ -155,7 +159,10 @@ class JobConsumer:
         self._jobs.discard_waiting()
 
     async def _update_consumers(self) -> None:
-        """Replace the AMQP consumers by new ones with the desired prefetch. If closed, only cancel them."""
+        """Replace the AMQP consumers by new ones with the desired prefetch.
+
+        If this object is closed, cancel the present consumers and start no new ones.
+        """
         async with self._changing:
             channel, consumers = self._channel, self._consumers
             if channel is None:

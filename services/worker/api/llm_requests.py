@@ -126,7 +126,7 @@ class LlmRequestConsumer:
         await self._step_now()
 
     def requeue_waiting(self) -> None:
-        """Send the requests that have not started back to the shared queues."""
+        """Publish the requests that have not started to the shared queues again."""
         for item in self._scheduler.take_waiting():
             self._tasks.start(self._return(item), "return")
 
@@ -202,10 +202,10 @@ class LlmRequestConsumer:
                 self._wake.set()
 
     async def _step_now(self) -> None:
-        """Run :meth:`_step`.
+        """Run :meth:`_step`, and return when it has ended.
 
-        If the broker is short of memory, it does not read this connection. Then return before the step has
-        ended.
+        A broker that is short of memory does not read this connection, so the step cannot end. Then this
+        method returns early, and the step continues when the broker reads again.
         """
         step = self._tasks.start(self._step(), "open or close")
         while not (await asyncio.wait({step}, timeout=BLOCKED_POLL_S))[0]:
@@ -215,7 +215,8 @@ class LlmRequestConsumer:
     async def _step(self) -> None:
         """Take requests while an engine slot is free. When the queues are empty, start the consumers.
 
-        Cancel running consumers first, if they took too many requests or if this object is closed.
+        Before that, cancel running consumers if a request arrived when no slot was free, or if this object is
+        closed.
         """
         async with self._stepping:
             channel = self._channel
@@ -304,8 +305,8 @@ class LlmRequestConsumer:
         for request in requests:
             if MOVED in delivery.headers:
                 # The broker does not mark a moved message as redelivered. But a replica that died may have
-                # sent the beginning of an answer to it. The new attempt number tells the gateway that the
-                # next chunks belong to a new answer.
+                # sent the beginning of an answer to this request. The new attempt number tells the gateway
+                # that the next chunks belong to a new answer.
                 request = request._replace(attempt=min(request.attempt + 1, 255))
             item = QueuedRequest(request, unacked, received)
             if delivery.redelivered:
@@ -338,10 +339,10 @@ class LlmRequestConsumer:
             await self._return(item)
 
     def _on_lost(self, item: QueuedRequest) -> None:
-        """Answer that a redelivered request was lost with its worker.
+        """Handle a redelivered request. Answer that it was lost, unless it still runs here.
 
-        If it still runs here, because only the connection was lost, ack the new delivery when the request
-        ends.
+        A request that still runs here was redelivered because only the connection was lost. Then the new
+        delivery is acked when the request ends.
         """
         REDELIVERED.inc()
         known = self._scheduler.running(item.request.id)

@@ -1,4 +1,4 @@
-"""Consumes a Deployment's requests over AMQP; each delivery is settled exactly once."""
+"""Consume a Deployment's requests over AMQP. Settle each delivery exactly once."""
 
 from __future__ import annotations
 
@@ -216,10 +216,10 @@ class RequestConsumer:
             self._scheduler.discard_waiting()
 
     async def _update_consumer(self) -> None:
-        """Replace the AMQP consumer by one with the desired prefetch. If closed, only cancel it.
+        """Replace the AMQP consumer by one with the desired prefetch, or only cancel it if closed.
 
-        A broker that is short of memory reads nothing from this connection. Then return early. The consumer
-        is replaced when the broker reads again.
+        A broker that is short of memory does not read this connection. Then this method returns early, and
+        the consumer is replaced when the broker reads again.
         """
         changing = self._tasks.start(self._replace_consumer())
         while not (await asyncio.wait({changing}, timeout=BLOCKED_POLL_S))[0]:
@@ -253,8 +253,9 @@ class RequestConsumer:
         return math.ceil(without_margin(self._prefetch) * max(self._frames.value or 1.0, 1.0))
 
     def _with_margin(self, messages: int) -> int:
-        # The margin is a larger prefetch, for requests that gateways publish before their turn. Streams have
-        # no margin, because a stream that waits here cannot move to another replica.
+        # The margin is an addition to the prefetch. It is for requests of callers below their fair share,
+        # because gateways publish these requests immediately. Streams have no margin, because a stream that
+        # waits here cannot move to another replica.
         decoupled = self._scheduler is not None and self._scheduler.decoupled
         return messages if decoupled else consumer_prefetch(messages)
 

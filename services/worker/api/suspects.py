@@ -1,8 +1,11 @@
-"""Run suspects (requests that were lost with a worker or a model server), each alone in the model.
+"""Run suspects, each alone in the model.
 
-A worker reads the queue of suspects only while nothing else runs in the model. It reads one message at a
-time, and runs its request immediately. So if such a message is redelivered, its request was alone in the
-model when the worker died, and counts as the cause.
+Suspects are requests that were lost with a worker or a model server.
+
+Before a worker reads the queue of suspects, it waits until the model runs nothing else. It does not wait
+longer than a few seconds for calls that take long. It reads one message at a time, and runs the request of
+this message immediately. If such a message is redelivered, a worker died while it ran this request, so the
+request counts as the cause.
 """
 
 from __future__ import annotations
@@ -25,17 +28,17 @@ log = telemetry.logger(__name__)
 
 # Seconds between two checks for suspects that other workers have published.
 LOOK_S = 1.0
-# The longest time in seconds for which suspects run without a break. In the break, other requests run for the
-# same time, but at most for this many seconds.
+# After this many seconds, no further suspect starts until other requests have run. These run for as long as
+# the suspects before them, but for at most this many seconds.
 TURN_S = 2.0
-# While a suspect runs, no other call starts for up to this many seconds. A suspect that kills its worker
-# usually does so earlier.
+# While a suspect runs, other calls wait for it, but at most for this many seconds. A suspect that kills its
+# worker usually does so earlier.
 HOLD_S = 5.0
 EMPTY_S = 0.05
 
 
 class SuspectDeliveries(Protocol):
-    """Reads and settles the deliveries of suspects."""
+    """Read and settle the deliveries of suspects."""
 
     @property
     def accepting(self) -> tuple[Channel, BatchScheduler] | None:
@@ -52,7 +55,7 @@ class SuspectDeliveries(Protocol):
 
 
 class SuspectConsumer:
-    """Looks for suspects of a Deployment and runs them."""
+    """Look for suspects of a Deployment and run them."""
 
     def __init__(self, queue: Queue, publisher: ReplyPublisher, deliveries: SuspectDeliveries) -> None:
         self._queue = suspects_queue(queue)
@@ -69,7 +72,7 @@ class SuspectConsumer:
         await tasks.end(self._task)
 
     async def _run(self) -> None:
-        # A new worker runs the suspects that are already in the queue.
+        # At its start, a worker looks for suspects that are already in the queue and runs them immediately.
         at_once = True
         while True:
             with contextlib.suppress(TimeoutError):
@@ -86,9 +89,9 @@ class SuspectConsumer:
     async def _look(self, *, at_once: bool) -> bool:
         """Run the suspects in the queue, in turns with other requests.
 
-        If ``at_once`` is False, only check whether there are suspects. Usually the worker that published them
-        runs them before the next check, so the other workers need not pause their calls. Return the value of
-        ``at_once`` for the next check.
+        If ``at_once`` is False, only check whether the queue has suspects. The worker that published them
+        usually runs them before the next check. So the other workers need not pause their calls. Return the
+        value of ``at_once`` for the next check.
         """
         while (accepting := self._deliveries.accepting) is not None:
             channel, scheduler = accepting
@@ -107,7 +110,10 @@ class SuspectConsumer:
         return at_once
 
     async def _run_turn(self, channel: Channel, scheduler: BatchScheduler) -> asyncio.Task[None] | None:
-        """Run suspects until none is left or the turn is over. Return the last call if it still runs."""
+        """Run suspects until none is left or the turn is over.
+
+        Return the last call if it still runs, else None.
+        """
         arrived: asyncio.Queue[Delivery] = asyncio.Queue()
         ends_at = time.monotonic() + TURN_S
         running = None
@@ -134,7 +140,7 @@ class SuspectConsumer:
     ) -> asyncio.Task[None] | None:
         """Start a suspect, and wait at most ``HOLD_S`` seconds for its end.
 
-        Return its call if it still runs after that, else None.
+        If the call still runs after that, return it; else return None.
         """
         item = await self._deliveries.read_suspect(channel, delivery)
         if item is None:

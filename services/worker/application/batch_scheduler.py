@@ -1,8 +1,8 @@
-"""Runs requests: takes them from the backlog, calls the model, replies, and settles their deliveries.
+"""Runs requests: takes them from the backlog, calls the model, replies, and settles deliveries.
 
-Deadlines, retries and cancellations apply to single requests, never to a whole message. A delivery is acked
-when each of its requests was answered, was cancelled, has expired, or was published again. It is never
-nacked.
+A delivery can hold several requests. Deadlines, retries and cancellations apply to single requests, never to
+a whole delivery. A delivery is acked when it has no open request any more. Each request was then answered,
+cancelled or published again, or it has expired. A delivery is never nacked.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ Settle = Callable[[list[QueuedRequest]], None]
 SendReplies = Callable[[list[QueuedRequest], Mapping[str, Sequence[Buffer | Reply]]], bool]
 OnLost = Callable[[Model], None]
 
-# Seconds for which a suspect waits until the calls in flight have ended. A call that kills its worker usually
-# does so earlier.
+# A suspect waits at most this many seconds for the calls in flight to end. Then it starts, because a call
+# that kills its worker usually does so earlier.
 OTHERS_END_S = 5.0
 CANCELLED_KEPT_S = 60.0
 
@@ -55,12 +55,12 @@ CANCELLED_KEPT_S = 60.0
 class BatchScheduler:
     """Calls the model with the requests of the backlog. While Triton restarts, the requests wait.
 
-    ``send_replies`` sends small replies and settles their requests in one write. If it returns False, the
-    publisher sends the replies, and then ``settle`` is called.
+    ``send_replies`` sends small replies in one write, and settles their requests. If it returns False,
+    ``publisher`` sends the replies, and then ``settle`` is called.
 
-    ``on_lost`` is called with a model whose server ended during a call. After that, no call starts until
-    :meth:`use` is called with a model. ``sequences`` describes the sequences of a stateful model. It is None
-    if the model is not stateful.
+    If a model server ends during a call, ``on_lost`` is called with its model. After that, no call starts
+    until :meth:`use` is called with a model. ``sequences``: the settings of a stateful model's sequences;
+    None if the model is not stateful.
     """
 
     def __init__(
@@ -155,12 +155,12 @@ class BatchScheduler:
 
     @property
     def decoupled(self) -> bool:
-        """Return True if the model is decoupled, so that each streamed request uses a separate slot."""
+        """Return True if the model is decoupled. Then each streamed request uses a call of its own."""
         return self._limits.streams > 0
 
     @property
     def awaited_batch(self) -> int:
-        """Return how many rows a call waits for before it starts; 0 if calls do not wait."""
+        """Return for how many rows a call waits during the batching window; 0 if calls do not wait."""
         return self._max_rows if self._window_s else 0
 
     @property
@@ -196,7 +196,7 @@ class BatchScheduler:
             await self._jobs.stop()
 
     def use(self, model: Model | None) -> None:
-        """Call this model from now on; with None, start no calls."""
+        """Call ``model`` from now on. If it is None, start no calls."""
         self._model = model
         self.streams.use(model)
         if self.sequences is not None and model is not None:
@@ -208,7 +208,7 @@ class BatchScheduler:
     def lose_model(self) -> None:
         """Start no more calls, because the model server has ended.
 
-        A call would fail, and would use up one of its requests' attempts.
+        A new call would fail, and each of its requests would lose one attempt.
         """
         if self._model is not None:
             self._died_alone = self._open_calls() == 1
@@ -230,7 +230,7 @@ class BatchScheduler:
         return len(self._calls) + self.streams.running + (self._jobs.open_calls if self._jobs else 0)
 
     def caller_timeouts_s(self) -> list[float]:
-        """Return the longest timeout of each call in flight, in seconds.
+        """Return one number of seconds for each call in flight: the longest timeout of its requests.
 
         A request's timeout is the time from its arrival here to its deadline. For jobs and streams, the
         timeout is infinite.
@@ -244,10 +244,10 @@ class BatchScheduler:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Wait until no call is in flight. Inside the ``async with``, the scheduler starts no queued request.
+        """Return a context in which the scheduler starts no queued request.
 
-        If calls are still in flight after ``OTHERS_END_S`` seconds, wait only until ``max_concurrency``
-        allows one more request.
+        At its beginning, wait until no call is in flight. If calls are still in flight after ``OTHERS_END_S``
+        seconds, wait only until ``max_concurrency`` allows one more request.
         """
         async with self._isolating:
             self._paused = self.streams.paused = True
@@ -262,7 +262,7 @@ class BatchScheduler:
                 self._wake()
 
     def call_alone(self, item: QueuedRequest) -> asyncio.Task[None] | None:
-        """Start a request within :meth:`alone`. If its caller no longer waits, settle it and return None."""
+        """Start a suspect within :meth:`alone`. If its caller no longer waits, settle it and return None."""
         assert self._model is not None
         if not (group := self._drop_unwanted([item])):
             return None
@@ -272,9 +272,9 @@ class BatchScheduler:
         return self._start_call(self._model, group)
 
     def call_in_sequence(self, item: QueuedRequest) -> asyncio.Task[None] | None:
-        """Start the call of a request of a sequence.
+        """Start the call of one request of a sequence.
 
-        Return None if there is no model. If its caller no longer waits, settle the request and return None.
+        Return None if there is no model. If the caller no longer waits, settle the request and return None.
         """
         if (model := self._model) is None or not (group := self._drop_unwanted([item])):
             return None
@@ -295,7 +295,7 @@ class BatchScheduler:
         self._wake()
 
     def cancel(self, ids: list[bytes]) -> None:
-        """Do not start these requests. Cancel a call if all of its requests are cancelled."""
+        """Cancel requests, streams and jobs. A call in flight ends if all of its requests are cancelled."""
         now = time.monotonic()
         self._cancelled = {id_: at for id_, at in self._cancelled.items() if now - at < CANCELLED_KEPT_S}
         self._cancelled |= dict.fromkeys(ids, now)
@@ -350,7 +350,7 @@ class BatchScheduler:
     def _free_calls(self) -> int:
         """Return how many calls may start now. Queued requests use them first, and jobs use the rest.
 
-        Each stream counts as a call, also while it waits, because waiting streams get the next free slots.
+        A stream that waits also counts as a call, because waiting streams get the next free calls.
         """
         in_use = len(self._calls) + (self._jobs.open_calls if self._jobs else 0)
         if self._limits.streams:
@@ -378,7 +378,7 @@ class BatchScheduler:
             log.error("a call ended unexpectedly", exc_info=error)
 
     def _waits_for_batch(self) -> bool:
-        """Return True while the Deployment's batching window delays the next call to get a fuller batch."""
+        """Return True if the next call still waits, within the batching window, for more requests."""
         oldest = self.backlog.oldest() if self._window_s else None
         if oldest is None or oldest.request.rows == 0 or self.backlog.rows_at_head() >= self._max_rows:
             return False
@@ -477,7 +477,7 @@ class BatchScheduler:
     ) -> Mapping[str, Sequence[Buffer | Reply]]:
         """Send the replies in one write, and settle their requests. Return {} if this succeeds.
 
-        If it is impossible, return the replies grouped by gateway, for the publisher.
+        If this is impossible, return the replies grouped by gateway. ``answered``: False for errors.
         """
         by_gateway: dict[str, list[Buffer | Reply]] = defaultdict(list)
         for item, frame in zip(group, frames, strict=True):

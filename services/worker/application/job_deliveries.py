@@ -1,4 +1,4 @@
-"""The port through which the jobs' scheduler settles the messages of jobs."""
+"""Interface through which the scheduler of jobs settles the messages of jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.worker.domain.job_backlog import QueuedJob
 
 
 class JobDeliveries(Protocol):
-    """The port that settles the messages of jobs."""
+    """Interface that settles the messages of jobs."""
 
     def ack(self, group: Sequence[QueuedJob]) -> None:
         """Ack the messages of jobs that are done."""
@@ -21,7 +21,7 @@ class JobDeliveries(Protocol):
         """Return True if the channel of the job's message is still open."""
 
     async def dead_letter(self, job: QueuedJob) -> None:
-        """Publish a job that has no attempts left to the router, which keeps it as a dead letter.
+        """Send the router a job that has no more attempts. The router keeps it as a dead letter.
 
         Return after the publisher confirm.
         """

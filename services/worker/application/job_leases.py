@@ -1,8 +1,10 @@
-"""Lease jobs that run longer than the broker's ack timeout, or that have lost their channel.
+"""Lease jobs that run too long or wait, and jobs whose message has lost its channel.
 
-A lease is a time in the job's record. Until that time, only this worker may run the job. The worker renews
-its leases while it runs. It acks the message of a leased job. If a lease expires, the router publishes the
-job again.
+A lease is a time in the job's record. Until that time, only this worker may run the job. After the first
+lease, the worker acks the job's message. It renews the lease until the job's end is recorded. If a lease
+expires, the router publishes the job again.
+
+A job runs too long when half of the broker's ack timeout has passed since its delivery.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ STOP_S = 1.0
 class JobLeases:
     """Check once a second which running jobs need a lease, and lease them.
 
-    ``ack_timeout_s`` is the longest time that the broker lets a message stay unacked. A job keeps its lease
-    until its end is recorded, because this may take long: a large result waits until the blob store answers.
+    ``ack_timeout_s`` is the longest time, in seconds, for which the broker lets a message stay unacked. A job
+    keeps its lease until its end is recorded. To record the end may take long, because a large result waits
+    until the blob store answers.
     """
 
     def __init__(
@@ -95,17 +98,19 @@ class JobLeases:
         await self._read_records([job for job in unread if not job.ended], now)
 
     def _is_current(self, job: QueuedJob, attempt: int) -> bool:
-        """Return True if this worker still has the job, in this attempt.
+        """Return True if this worker still has the job, in the same attempt.
 
-        Call this after a wait for the store, because the job may have changed during the wait.
+        The calling code must check this after each wait for the store, because the job may have changed
+        during the wait.
         """
         return self._jobs.by_id.get(job.id) is job and job.attempt == attempt and not job.take_pending
 
     def _is_due(self, job: QueuedJob, now: float) -> bool:
         if job.leased_at is not None:
             return now - job.leased_at >= RENEW_S
-        # Lease a waiting job immediately, because its wait may be long. Without a lease, each restart of the
-        # host would cause a redelivery of its message, and the number of deliveries is limited.
+        # Lease a waiting job immediately, because its wait may be long. Without a lease, its message would
+        # stay unacked. Then each restart of the host would cause a redelivery, and the number of deliveries
+        # is limited.
         return job.waits or now - job.delivered >= self._max_unacked_s or not self._deliveries.can_ack(job)
 
     async def _lease(self, job: QueuedJob, lease_s: float) -> bool:
@@ -113,12 +118,12 @@ class JobLeases:
         return await self._store.lease(job.id, job.attempt, self._replica, until_ms)
 
     def _apply(self, job: QueuedJob, ours: bool, now: float) -> None:
-        """Drop the job if the store refused its lease. Else ack its message, if this is its first lease.
+        """Drop the job if it did not get the lease. If this is its first lease, ack its message.
 
         ``ours``: True if the store gave the lease to this worker.
         """
         if not ours:
-            if not job.ended:  # an ended job is forgotten when the store rejects its record
+            if not job.ended:  # an ended job is forgotten after the store was told its end
                 self._jobs.drop_lost(job)
             return
         if job.leased_at is None:
@@ -129,7 +134,7 @@ class JobLeases:
     async def _read_records(self, running: Sequence[QueuedJob], now: float) -> None:
         """Read the jobs' records, and drop the jobs that this worker no longer has.
 
-        This also ends a job that was cancelled if the cancel message was lost.
+        A cancel message may be lost. Then this check ends the cancelled job.
         """
         if not running:
             return

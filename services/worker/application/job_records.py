@@ -22,7 +22,7 @@ log = telemetry.logger(__name__)
 
 FETCH_TRIES = 6
 MAX_MESSAGE = 4000
-# The first and the longest pause between tries, in seconds.
+# Seconds between two tries to reach a store: the first pause, and the longest pause.
 BACKOFF_S = (0.1, 5.0)
 
 
@@ -30,7 +30,8 @@ BACKOFF_S = (0.1, 5.0)
 class AttemptEnd:
     """The end of a job's attempt. It may have a reply, an error, both or none. Times are in seconds.
 
-    ``shared`` is the number of jobs in the model call.
+    ``shared``: the number of jobs in the model call. For a job on a language model, it is the number of
+    engine slots. The job's used time is ``compute_s`` divided by this number.
     """
 
     job: QueuedJob

@@ -42,12 +42,12 @@ from tidegate.kernel.protocol.usage import tokens
 
 log = telemetry.logger(__name__)
 
-# Seconds before the next try after the store or the model server failed.
+# After a failure of the store or the model server, the next try is this many seconds later.
 RETRY_S = 0.5
 # While a suspect runs, no other call starts for up to this many seconds. A suspect that kills its worker
 # usually does so earlier.
 HOLD_S = 5.0
-# No new jobs are taken while this many groups of results wait for the store.
+# While this many groups of results wait for the store, the scheduler takes no more jobs from its backlog.
 MAX_RECORDING = 16
 
 
@@ -55,13 +55,14 @@ class JobScheduler:
     """Runs jobs in the calls that requests do not need. ``by_id`` has all jobs of this worker.
 
     ``wake`` is called when a call may start. If a model server ends during a call, ``on_lost`` is called with
-    its model. ``alone`` returns a context in which no queued request starts.
+    its model.
 
-    A job that was lost with its worker or model server is a suspect: it runs alone in the model.
+    A job that was lost with its worker or model server is a suspect. It starts in the context that ``alone``
+    returns, in which no queued request starts.
 
-    ``slots`` is the highest number of requests that a decoupled model runs at the same time, or 0 for other
-    models. ``sampler`` samples the calls; None if they are not sampled. ``upstream_wait_s`` is the longest
-    time in seconds that a job waits for an upstream that does not answer.
+    ``slots``: the most requests that a decoupled model runs at the same time; 0 for other models. ``sampler``
+    samples the calls; None if they are not sampled. ``upstream_wait_s``: the longest time, in seconds, for
+    which a job waits for an upstream that does not answer.
     """
 
     sampler: Sampler | None = None
@@ -100,11 +101,11 @@ class JobScheduler:
         return sum(map(len, self._calls.values()))
 
     def settle_through(self, deliveries: JobDeliveries) -> None:
-        """Settle the messages of jobs through ``deliveries``."""
+        """Use ``deliveries`` from now on to settle the messages of jobs."""
         self._deliveries = deliveries
 
     def use(self, model: Model | None) -> None:
-        """Call this model from now on; with None, start no calls."""
+        """Call ``model`` from now on. If it is None, start no calls."""
         self._model = model
         if model is not None:
             self._paused_until = 0.0
@@ -117,10 +118,10 @@ class JobScheduler:
         self.wake()
 
     def start_calls(self, free_calls: int, limit: int, free_jobs: int) -> None:
-        """Start calls of jobs, and set the records of the jobs for the next calls to ``running``.
+        """Start calls of jobs that are ready, and prepare the jobs for the next calls.
 
-        At most ``free_calls`` new calls start, with at most ``free_jobs`` jobs in total. At most ``limit``
-        calls of jobs are in flight.
+        To prepare a job, set its record to ``running`` and fetch its tensors. At most ``free_calls`` calls
+        start, with at most ``free_jobs`` jobs. At most ``limit`` calls of jobs are in flight.
         """
         model = self._model
         if model is None:
@@ -142,10 +143,7 @@ class JobScheduler:
             self._run_task(self._taking, self._take(group), group)
 
     def cancel(self, ids: Sequence[bytes]) -> None:
-        """End the running ones of these cancelled jobs.
-
-        A job that waits is dropped later, when the store says that it was cancelled.
-        """
+        """End each of these cancelled jobs that runs here. Waiting ones are dropped later (see `_take`)."""
         for id_ in ids:
             job = self.by_id.get(id_)
             if job is not None and job.started and job.attempt and not job.ended:
@@ -162,8 +160,8 @@ class JobScheduler:
     def release_waiting(self, received_before: float) -> list[QueuedJob]:
         """Remove and return the waiting jobs that this worker received at ``received_before`` or earlier.
 
-        ``received_before`` is a time of the monotonic clock. A job whose record may say ``running`` is not
-        returned. The next worker would count its present attempt as lost.
+        ``received_before`` is a time of the monotonic clock. A job whose record may say ``running`` stays
+        here. Otherwise the next worker would count the job's present attempt as lost.
         """
         return self._release(lambda job: job.received <= received_before and not job.take_pending)
 
@@ -187,7 +185,7 @@ class JobScheduler:
     # --- take ------------------------------------------------------------------------------------------
 
     async def _take(self, group: list[QueuedJob]) -> None:
-        """Set the records of jobs to ``running``. Jobs that the store lets run are then ready for a call."""
+        """Set the records of jobs to ``running``. Fetch the tensors of those that the store lets run."""
         group = [job for job in group if not job.ended]
         for job in group:
             job.started = job.take_pending = True
@@ -253,7 +251,7 @@ class JobScheduler:
             asyncio.get_running_loop().call_later(RETRY_S, self._start_suspects)
 
     async def _run_suspects(self) -> None:
-        """Run the suspects one at a time. After each, other work gets as much time as the suspect took."""
+        """Run the suspects one at a time. After each, pause for up to ``HOLD_S`` seconds for other work."""
         while self._suspects and self._model is not None:
             began, call = time.monotonic(), None
             async with self.alone():
@@ -289,7 +287,7 @@ class JobScheduler:
         job.set_attempt(taken.attempt, time.monotonic())
         if not await self._fetch_tensors(job) or job.ended:
             return None
-        if self._model is None:  # the store lets the job run later, in the same attempt
+        if self._model is None:  # the job waits; the store lets it run later, in the same attempt
             job.started = False
             self._suspects.append(job)
             return None
@@ -337,7 +335,7 @@ class JobScheduler:
         )
 
     async def _call_llm(self, model: Model, job: QueuedJob, started: float, timeout_s: float) -> None:
-        """Run a job on a language model, in a slot. If the engine refuses the job, record the refusal."""
+        """Run a job on a language model. If the engine refuses the job, record the refusal."""
         ledger = self.stats.time
         mark = ledger.begin()
         try:
@@ -486,7 +484,7 @@ class JobScheduler:
     def _run_task(
         self, tasks_: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], group: list[QueuedJob]
     ) -> None:
-        """Run ``work`` as a task, which ``tasks_`` contains until it ends. If it fails, give up its jobs."""
+        """Run ``work`` as a task of the set ``tasks_``. If it fails, requeue the unfinished jobs."""
 
         def on_done(task: asyncio.Task[None]) -> None:
             tasks_.discard(task)

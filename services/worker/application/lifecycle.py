@@ -227,7 +227,10 @@ class ReplicaLifecycle:
             self._engine.use(model)
 
     def _on_lost(self, model: Model) -> None:
-        """Find out after a lost call if Triton still runs, because the kernel may report its end late."""
+        """Check in the background, after a lost call, if Triton still runs.
+
+        The kernel may report the end of Triton late. So it is not known yet whether only the call was lost.
+        """
         assert self._serving is not None
         self._triton.probe(model, self._serving.scheduler.use)
 

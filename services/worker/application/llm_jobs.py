@@ -30,7 +30,10 @@ log = telemetry.logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LlmAnswer:
-    """The answer to a job's request. ``refusal`` is the error for the job's record, if the engine refused."""
+    """The answer to a job's request.
+
+    ``refusal``: the error for the job's record if the engine refused the request; None otherwise.
+    """
 
     answer: ModelAnswer
     refusal: TidegateError | None

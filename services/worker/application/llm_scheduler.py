@@ -1,8 +1,8 @@
 """Runs requests to a language model, at most one in each engine slot. So the engine never queues.
 
-Requests without an engine slot stay in the broker. A job starts only if no request waits. If an engine is
-lost, this worker does not run its requests again. The gateway decides whether to retry them, because only the
-gateway knows which part of the answer has reached the caller.
+Requests without an engine slot stay in the broker. A job starts only if no request waits. If the engine is
+lost, this worker does not run the lost requests again. The gateway decides whether to retry them, because
+only the gateway knows which part of an answer has reached the caller.
 """
 
 from __future__ import annotations
@@ -41,20 +41,22 @@ from tidegate.kernel.protocol.llm import KV_TOKENS, REPLICA
 
 log = telemetry.logger(__name__)
 
-# Seconds for which the id of a cancelled request is remembered. The cancel may arrive while the request still
-# waits in the broker.
+# The id of a cancelled request is remembered for this many seconds. When the cancel message arrives, the
+# request may still wait in the broker.
 CANCELLED_KEPT_S = 600.0
 SLOT_POLL_S = 0.01
 
 
 class LlmScheduler:
-    """Runs requests in the engine slots that ``room`` counts, and jobs in slots that no request needs.
+    """Runs requests in the slots of an engine, and jobs in the slots that no request needs.
 
     ``room`` counts the engine's slots and the tokens in its KV cache. ``replica`` is this worker's name; the
     first chunk of each answer contains it. If a model server ends during a call, ``on_lost`` is called with
-    its model. ``on_change`` is called when :attr:`free` may have changed. ``fetching`` returns how many
-    requests will need a slot as soon as their tensors have been fetched. While ``requests_wait`` is True, no
-    job starts.
+    its model.
+
+    ``on_change`` is called when :attr:`free` may have changed. ``fetching`` returns the number of requests
+    whose tensors are still being fetched. Each of them will need a slot after that. ``requests_wait``: True
+    if requests may wait in the broker. Then :meth:`start_jobs` starts no job.
     """
 
     def __init__(
@@ -149,7 +151,7 @@ class LlmScheduler:
             await self._jobs.stop()
 
     def use(self, model: Model | None) -> None:
-        """Call this model from now on; with None, start no calls."""
+        """Call ``model`` from now on. If it is None, start no calls."""
         self._model = model
         if self._jobs is not None:
             self._jobs.use(model)
@@ -165,12 +167,15 @@ class LlmScheduler:
         return [math.inf] * (len(self._calls) + self._job_calls)
 
     def running(self, id_: bytes) -> QueuedRequest | None:
-        """Return the request with this id if it waits or runs here, or None."""
+        """Return the request with this id; None if no such request waits or runs here."""
         here = (*self._waiting, *self._calls.values())
         return next((item for item in here if item.request.id == id_), None)
 
     def add(self, item: QueuedRequest) -> None:
-        """Run a request, as soon as its tokens fit into the KV cache."""
+        """Queue a request. It runs as soon as a slot is free and its tokens fit into the KV cache.
+
+        If the request is not a stream, answer it with an error.
+        """
         if not item.request.flags & envelope.STREAM:
             self._start(item, self._refuse(item))
             return
@@ -178,7 +183,11 @@ class LlmScheduler:
         self._start_waiting()
 
     def cancel(self, ids: list[bytes]) -> None:
-        """Do not start these requests. If they run, cancel their calls, so that their slots become free."""
+        """Cancel the requests with these ids.
+
+        A request that waits does not start. If a request runs, its call is cancelled, so that its slot
+        becomes free. The ids may also be ids of jobs. These are cancelled too.
+        """
         self._remember_cancelled(ids, time.monotonic())
         for task, item in self._calls.items():
             if item.request.id in self._cancelled and task not in self._cancelled_calls:
@@ -308,7 +317,7 @@ class LlmScheduler:
         await self._fail(item, log_failure(item.request, error, chunks=chunks))
 
     async def answer_lost(self, item: QueuedRequest) -> None:
-        """Answer that a request was lost with the worker that ran it before."""
+        """Answer a request with the error that an earlier worker was lost while it ran the request."""
         LLM_LOST.labels("worker").inc()
         await self._fail(item, WorkerLost("the worker was lost while it ran this request"))
 
@@ -334,8 +343,8 @@ class LlmScheduler:
             ):  # otherwise the worker stops, and the request goes back to its queue
                 self._finish(item, "cancelled")
         elif (error := task.exception()) is not None:
-            # The request stays unsettled. When this worker has ended, another worker answers that it was
-            # lost.
+            # The request stays unsettled. When this worker has ended, another worker gets the request and
+            # answers that this worker was lost.
             log.error("a request ended unexpectedly", exc_info=error)
         self._cancelled_calls.discard(task)
         self._wake()

@@ -1,7 +1,8 @@
 """Create the replies of model calls, count the calls, and decide what happens after a failure.
 
-Requests, jobs and streams use this module. Only :func:`decide_failure` decides about an exception of a model
-call. :mod:`services.worker.domain.retry_after_loss` decides if a lost request runs again.
+Requests, jobs and streams use this module. If a model call raises an exception, only :func:`decide_failure`
+decides what follows. If a request is lost, :mod:`services.worker.domain.retry_after_loss` decides whether it
+runs again.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ Q = TypeVar("Q", bound=Queued)
 class CallFailure(Generic[Q]):
     """The decision on each request of a model call that failed. Each request is in exactly one list.
 
-    ``lost``: the model server ended during the call. Any of these requests may be the cause.
-    ``expired``: the deadline passed, so no caller waits any more.
-    ``failed``: the caller gets ``error``.
-    ``retried``: may succeed without the other requests of the call, so each is called again alone.
+    - ``lost``: the model server ended during the call. Any of these requests may have caused this.
+    - ``expired``: the deadline has passed, so no caller waits any more.
+    - ``failed``: the caller gets ``error``.
+    - ``retried``: each of these requests is called again alone. It may succeed without the others.
     """
 
     error: TidegateError
@@ -73,8 +74,9 @@ class CallFailure(Generic[Q]):
         return "expired" if self.expired else "failed"
 
 
-# Matches the beginning of an upstream runtime's error (`services/worker/runtimes/oip/upstream_http.py`). The
-# rest of an error is not searched, because another model may repeat a caller's text there.
+# The error of an upstream runtime begins like this (`services/worker/runtimes/oip/upstream_http.py`). Only
+# the beginning of an error is compared. The error of an ordinary model may repeat a caller's text later, and
+# that text may contain the same words.
 _UPSTREAM = re.compile(
     r"(?:Failed to process the request\(s\) for model (?:instance )?'[^']*', message: )?UpstreamUnavailable: "
 )
@@ -83,7 +85,8 @@ _UPSTREAM = re.compile(
 def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFailure[Q]:
     """Decide what happens to the requests of a call that raised ``error``.
 
-    If no part of Tidegate raised ``error`` on purpose, the message to the caller begins with ``unexpected``.
+    If the class of ``error`` is not an expected one, the message to the caller begins with the text
+    ``unexpected``.
     """
     match error:
         case Unavailable():
@@ -99,14 +102,15 @@ def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFai
         case RowMismatch() | envelope.Undecodable():
             reported = ModelFailed(str(error))
         case _:
-            # Each request needs an answer. Otherwise it would stay unsettled forever.
+            # Requests also need an answer after an unexpected error. Otherwise they would stay unsettled
+            # forever.
             ids = [telemetry.shown_id(item.request.trace) for item in group[:LOGGED_IDS]]
             log.error("a model call failed unexpectedly", exc_info=error, extra={"request_ids": ids})
             reported = ModelFailed(f"{unexpected}: {error!r}")
     if len(group) == 1:
         return CallFailure(reported, failed=group)
-    # Any of the requests may be the cause, so each is retried alone. The model may already have run all of
-    # them, so only requests that may run twice are retried.
+    # Any request of the call may have caused the error. So each request that may run twice is retried alone.
+    # The other requests fail, because the model may already have run them.
     retried = [item for item in group if item.request.flags & envelope.RETRY_SAFE]
     failed = [item for item in group if not item.request.flags & envelope.RETRY_SAFE]
     shared = ModelFailed(
@@ -120,8 +124,9 @@ def replies_to(
 ) -> list[bytes | Reply]:
     """Return a reply for each request of a call: a frame, or a :class:`Reply` if it is large.
 
-    ``started`` is in seconds of the worker's monotonic clock; ``spent`` is in seconds. Raises RowMismatch if
-    the answer cannot be divided among the requests, and ModelFailed if its parameters are too long.
+    ``started``: the start of the call, in seconds of the worker's monotonic clock. ``spent``: the duration of
+    the call, in seconds. Raises RowMismatch if the answer cannot be divided among the requests. Raises
+    ModelFailed if a reply's key is too long for a frame.
     """
     outputs = answer.outputs
     rows = sum(item.request.rows for item in group)
@@ -173,10 +178,11 @@ def check_key_length(length: int) -> None:
 
 
 def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spent: float) -> None:
-    """Add a call that succeeded to the statistics. :func:`replies_to` explains ``started`` and ``spent``.
+    """Count a successful call in the statistics.
 
-    A copy for shadow traffic never shares a call with requests. It changes the averages and the call metrics,
-    but does not count as load, because it should not cause the start of a replica.
+    :func:`replies_to` explains ``started`` and ``spent``. A copy for shadow traffic never shares a call with
+    other requests. It changes the averages and the call metrics. It does not count as load, because a copy
+    should not cause the start of a replica.
     """
     requests, rows, waited = len(group), 0, 0.0
     for item in group:
@@ -197,10 +203,11 @@ def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spe
 
 
 def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: float, spent: float) -> None:
-    """Add a request that ran in one of the ``slots`` of a decoupled model to the statistics.
+    """Count in the statistics a request or job that ran in a slot of a decoupled model.
 
-    Up to ``slots`` requests run at the same time, so each adds its duration divided by ``slots`` to the busy
-    time. ``call_ms`` stays unknown, because a stream's duration does not predict when its first chunk comes.
+    ``slots``: the number of slots. Up to ``slots`` requests run at the same time, so each adds its duration
+    divided by ``slots`` to the busy time. ``stats.call_ms`` stays unknown, because a stream's duration does
+    not predict when its first chunk comes.
     """
     stats.completed += 1
     stats.busy_s += spent / slots
@@ -211,9 +218,10 @@ def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: floa
 
 
 def count_stream_time(stats: WorkStats, mark: int, item: Queued, outcome: str | CallFailure[Any]) -> None:
-    """Count the time since ``mark`` as answered or wasted, for a stream or a language model's request.
+    """Count the time since ``mark`` as answered or wasted.
 
-    ``outcome`` is the result of ``send_answers``.
+    ``item``: a stream, or a request to a language model. ``outcome``: the outcome that ``send_answers``
+    returned.
     """
     if outcome == "ok":
         stats.time.answered(mark, [item])
@@ -222,7 +230,7 @@ def count_stream_time(stats: WorkStats, mark: int, item: Queued, outcome: str | 
 
 
 def count_failure(stats: WorkStats, item: Queued) -> None:
-    """Add a failed request to the statistics. Ignore a copy for shadow traffic."""
+    """Count a failed request in the statistics. Ignore a copy for shadow traffic."""
     if item.request.flags & envelope.COPY:
         return
     stats.failed += 1

@@ -20,11 +20,11 @@ _NO_GPU = ("invalid or unsupported gpu id", "no GPUs are available")
 
 
 class ModelLoader:
-    """Loads models. If the Deployment allows it, loads them on the CPU when the GPU cannot be used.
+    """Loads models. If the GPU cannot be used and the Deployment allows it, loads them on the CPU.
 
-    ``write`` writes the model repository for the given GPUs, or for the CPU if none are given; it blocks.
-    ``device`` says where the models run; it is empty until they are loaded. ``caveat`` says why they do not
-    run on the GPU.
+    ``write`` writes the model repository for the given GPUs. If no GPU is given, it writes the repository for
+    the CPU. ``write`` blocks the calling thread. ``device`` says where the models run; it is empty until they
+    are loaded. ``caveat`` says why the models do not run on the GPU.
     """
 
     def __init__(self, deployment: Deployment, write: Callable[[GpuNumbers], list[str]]) -> None:

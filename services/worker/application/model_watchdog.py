@@ -1,4 +1,4 @@
-"""Watch a replica's model: whether its processes end or are stopped, and whether it still answers."""
+"""Watch a replica's model: end its server if a process ends or is paused, or if the model hangs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ LOST_LIMIT_S = 5.0
 
 
 class ModelWatchdog:
-    """Ends the model server if a process of its model ends or is stopped, or if the model hangs.
+    """Ends the model server if a process of its model ends or is paused, or if the model hangs.
 
-    ``on_death`` is called just before the model server is ended. ``caller_timeouts_s`` returns for each open
-    call the timeout of its callers, in seconds. ``last`` is the last death, for the replica's report.
+    A process is paused if a signal such as SIGSTOP has stopped it. ``on_death`` is called just before the
+    model server is ended. ``caller_timeouts_s`` returns one number of seconds for each open call: the longest
+    timeout of its callers. ``last`` is the last death, for the replica's report.
     """
 
     def __init__(
@@ -77,7 +78,10 @@ class ModelWatchdog:
         await tasks.end(task)
 
     def check(self) -> None:
-        """Check once whether a process is stopped or the model hangs. Neither causes an event."""
+        """Check once if a process is paused or the model hangs. If so, end the model server.
+
+        Regular checks are needed, because a paused process or a model that hangs causes no event.
+        """
         if self._processes is None or self._model is None or self._death is not None:
             return
         if self._processes.look():
@@ -96,9 +100,10 @@ class ModelWatchdog:
             self._declare_dead(ended_for=reason)
 
     async def answers_again(self, client: TritonClient, current: Callable[[], bool]) -> bool:
-        """Return True if the model server still answers after a lost call. Otherwise kill it if it runs.
+        """Return True if the model server still answers after a lost call.
 
-        ``current`` returns True while ``client`` is the client of the current model server.
+        If it does not answer, kill it if it still runs, and return False. ``current`` returns True while
+        ``client`` is the client of the current model server.
         """
         assert self._triton is not None
         if client.model_died:

@@ -24,17 +24,19 @@ from tidegate.kernel.profiles.texts import TextAnswer, add_texts
 
 log = telemetry.logger(__name__)
 
-# The most rows that wait in memory until the router has computed the bins. If there are more, the oldest rows
-# are dropped.
+# At most this many rows wait in memory until the router has computed the bins. A bin is a range of a column's
+# values. If more rows wait, the oldest are dropped.
 HELD_ROWS = 4096
-# The most predictions in one published piece. Feedback about a request is compared with its prediction.
+# A published piece has at most this many predictions. The router compares a prediction with the feedback
+# about its request.
 MAX_PREDICTIONS = 2500
 
 
 class ProfileCounter:
-    """Counts the values of sampled calls, separately for each column.
+    """Counts the values of sampled calls in bins, separately for each column.
 
-    Rows that are sampled before the bins are known are counted later.
+    A bin is a range of a column's values. The router computes the bins. Until then, sampled rows wait in
+    memory. They are counted when the bins are known.
     """
 
     def __init__(self, replica: str, redact: Collection[str] = (), keep_rows: int = 0) -> None:
@@ -87,7 +89,7 @@ class ProfileCounter:
         self._held_rows = 0
 
     def take_rows(self) -> list[bytes]:
-        """Remove and return the raw rows to keep, as lines of JSON."""
+        """Return the raw rows for the blob store, as lines of JSON. Forget these rows here."""
         kept, self._kept = self._kept, []
         return kept
 
@@ -111,7 +113,10 @@ class ProfileCounter:
         return piece.to_bytes()
 
     def _count_calls(self, calls: Sequence[SampledCall]) -> None:
-        """Count a group of calls with the same call key in one step, because numpy is slow with few rows."""
+        """Count a group of similar calls in one step, because numpy is slow with few rows.
+
+        The calls have equal call keys and equal output shapes.
+        """
         try:
             rows = rows_of(calls)
             columns = Columns(len(rows))
@@ -153,7 +158,7 @@ class ProfileCounter:
             self._summarized = max(0, self._summarized - 1)
 
     def _summarize(self, piece: ProfilePiece) -> None:
-        """Add summaries of the waiting rows to ``piece``, except rows in an earlier piece."""
+        """Add summaries of the waiting rows to ``piece``. Skip the rows that an earlier piece summarized."""
         new, self._summarized = self._held[self._summarized :], len(self._held)
         piece.learned_rows = sum(each.rows for each in new)
         names = {name for each in new for name in each.numbers if name not in FIXED}
@@ -164,8 +169,8 @@ class ProfileCounter:
     def _remember(self, rows: Sequence[SampledRow], found: Predictions) -> None:
         """Keep the predictions of requests with one row.
 
-        Feedback names only a request. So with several rows, nobody would know which row the feedback is
-        about.
+        Feedback names a request, but no row. If a request has several rows, nobody knows which row the
+        feedback is about.
         """
         for at, row in enumerate(rows):
             if row.request_rows <= 1 and row.trace and len(self._predictions) < MAX_PREDICTIONS:
@@ -177,7 +182,10 @@ class ProfileCounter:
         inputs: Sequence[SampledTensor],
         outputs: Sequence[SampledTensor],
     ) -> None:
-        """Keep raw rows, at most ``keep_rows`` in an hour. The router has the same limit."""
+        """Keep raw rows for the blob store, at most ``keep_rows`` in an hour.
+
+        More rows would be useless, because the router keeps at most ``keep_rows`` raw rows of a version.
+        """
         if (hour := int(time.time() // 3600)) != self._kept_hour:
             self._kept_hour, self._kept_in_hour = hour, 0
         if (left := self._keep_rows - self._kept_in_hour) > 0:

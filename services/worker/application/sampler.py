@@ -28,23 +28,25 @@ from tidegate.kernel.store.profiles import ProfileStore
 log = telemetry.logger(__name__)
 T = TypeVar("T")
 
-# The thread counts when this many rows wait, or after this many seconds.
+# The thread counts the waiting rows when there are this many, or after this many seconds.
 BATCH_ROWS, BATCH_S = 256, 5.0
 # The counts are published after this many seconds, or after this many rows.
 PUBLISH_S, PUBLISH_ROWS = 10.0, 1000
 # Until the router has computed the bins, the counts are published after this many seconds.
 LEARN_S = 2.0
 MAX_ROWS, MAX_BYTES = 2048, 16 * 2**20
-# If a call's requests have up to this many bytes, they are copied. A reference would keep the whole envelope
-# in memory.
+# If the inputs of a call have up to this many bytes, the sampler copies them. A reference to the inputs would
+# keep the whole envelope in memory.
 COPIED_BYTES = 64 * 1024
-# Each refill of the row limit allows the rows of this many seconds.
+# The limit of rows is refilled in steps. Each step allows as many rows as the limit allows in this many
+# seconds.
 REFILL_S = 0.1
 UNSENT_KEPT = 20
-# Raw rows are deleted after this many seconds, or earlier if there are more than the Deployment's
-# `keep_rows`.
+# Raw rows are deleted after this many seconds. If there are more rows than the Deployment's `keep_rows`, the
+# oldest are deleted earlier.
 ROWS_KEPT_S = 7 * 86_400.0
-# How many answers at the end of a stream are kept. They contain the token counts and the finish reason.
+# The sampler keeps this many answers from the end of a stream. They contain the token counts and the finish
+# reason.
 LAST_ANSWERS = 3
 
 
@@ -58,7 +60,7 @@ class Counter(Protocol):
         """Use these bins from now on. Do nothing if they are in use already."""
 
     def take_rows(self) -> list[bytes]:
-        """Remove and return the raw rows to keep, as lines of JSON."""
+        """Return the raw rows for the blob store, as lines of JSON. Forget these rows here."""
 
     def take(self, rows_key: str = "", rows: int = 0) -> bytes | None:
         """Return the counts since the last call of :meth:`take`, as a message; None if it would be empty.

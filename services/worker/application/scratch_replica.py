@@ -145,7 +145,7 @@ class ScratchReplica:
         self.ended.set()
 
     async def _offer(self) -> Assignment:
-        """Wait for the assignment of a replica, claim it, and return it. This worker becomes that replica.
+        """Wait for an offer to become a replica, and claim the replica. Return its assignment.
 
         The processes of the verified model must end before the claim. Otherwise the new replica would count
         their end as a crash of its own model.
@@ -249,7 +249,7 @@ class ScratchReplica:
         triton, client = self._triton, self._client
         if triton is None or client is None:
             return None
-        with contextlib.suppress(TimeoutError):  # the kernel may report the end only later
+        with contextlib.suppress(TimeoutError):  # the kernel may report Triton's end late
             async with asyncio.timeout(EXIT_S):
                 code = await triton.wait()
                 death = Death(SERVER, time.time(), code, triton.ran_out_of_memory).description

@@ -40,7 +40,10 @@ class Calls(Protocol):
         """Return True if this worker runs requests now and has a model."""
 
     def call_in_sequence(self, item: QueuedRequest) -> asyncio.Task[None] | None:
-        """Start the call of a request. If its caller no longer waits, settle it and return None."""
+        """Start the call of a request.
+
+        Return None if there is no model. If the caller no longer waits, settle the request and return None.
+        """
 
     async def refuse(self, item: QueuedRequest, error: TidegateError) -> None:
         """Answer a request with an error."""
@@ -57,8 +60,8 @@ class SequenceScheduler:
     def __init__(
         self, spec: SequenceSpec, instances: int, calls: Calls, max_concurrency: int | None = None
     ) -> None:
-        # Each sequence has at most one open call. So this limit of sequences also limits the open calls to
-        # `max_concurrency`.
+        # A sequence has at most one open call. So the limit on sequences also keeps the number of open calls
+        # within `max_concurrency`.
         self.slots = min(spec.slots * instances, max_concurrency or sys.maxsize)
         self._idle_s = spec.idle_ms / 1e3 + IDLE_MARGIN_S
         self._calls = calls
@@ -172,7 +175,7 @@ class SequenceScheduler:
                     return
 
     async def _run_one(self, sequence: KeptSequence, item: QueuedRequest) -> bool:
-        """Run a request, or answer it with an error. Return True if it ends its sequence."""
+        """Run a request, or answer it with an error. Return True if its sequence has ended."""
         if item.request.flags & envelope.CLAIM and not await self.fetch(item):
             return False
         mark = read_mark(envelope.read_call_key(item.request.key).parameters)
@@ -230,10 +233,10 @@ class SequenceScheduler:
     # --- refuse ----------------------------------------------------------------------------------------
 
     def _take_over(self, item: QueuedRequest, kept: KeptSequence | None, mark: SequenceMark) -> None:
-        """Handle a redelivered request whose call has begun here before the connection was lost.
+        """Handle a redelivered request that was already here before the connection was lost.
 
-        If the request still runs or is next, let it run once and settle the new delivery. Otherwise answer it
-        with an error, because a second call would change the state of the sequence twice.
+        If the request still runs or is next, it runs only once, and its result settles the new delivery.
+        Otherwise answer it with an error, because a second call would change the state of the sequence twice.
         """
         current = kept.current if kept is not None else None
         if current is not None and current.request.id == item.request.id:
@@ -261,7 +264,7 @@ def sequence_scheduler(
 def lost_in_call(request: Request, error: TidegateError) -> TidegateError:
     """Return the error for a request whose model server was lost during the call.
 
-    If the request belongs to a sequence, the error says that the sequence is lost. Otherwise return
+    For a request of a sequence, this error says that the sequence is lost. For any other request, it is
     ``error``.
     """
     mark = read_mark(envelope.read_call_key(request.key).parameters)

@@ -43,9 +43,9 @@ class Requests(Consumer, Protocol):
 
     @property
     def holds(self) -> int:
-        """Return how many requests the gateways should have in flight for this worker; 0 if unknown.
+        """Return how many requests the gateways should publish to keep this worker busy; 0 if unknown.
 
-        With fewer requests, the worker would be idle at times.
+        With fewer requests, the worker would sometimes be idle.
         """
 
     def requeue_waiting(self) -> None:
@@ -72,7 +72,7 @@ class Scheduler(Protocol):
 
     @property
     def max_batch(self) -> int:
-        """Return how many requests fit into one call; 0: the model has no batch axis."""
+        """Return how many rows fit into one call; 0 if the model has no batch axis."""
 
     @property
     def effective_concurrency(self) -> float:
@@ -99,7 +99,7 @@ class Scheduler(Protocol):
         """Start no more calls, because the model server has ended."""
 
     def caller_timeouts_s(self) -> list[float]:
-        """Return a list with the longest timeout of the callers of each open call, in seconds."""
+        """Return one number of seconds for each open call: the longest timeout of its callers."""
 
 
 class JobMessages(Consumer, Protocol):
@@ -140,8 +140,8 @@ class ReplicaServing:
     def busy(self) -> bool:
         """Return True while this worker has requests, jobs or sequences that it can finish.
 
-        Jobs that wait for an upstream, and the jobs queued behind them, do not count. The upstream may be
-        away for days, and a drain would wait for it.
+        A job that waits for an upstream or a busy engine does not count. The jobs that are queued behind it
+        do not count either. The upstream may be away for days, and a drain should not wait for it.
         """
         scheduler, stuck = self.scheduler, self._stuck_jobs()
         in_hand = scheduler.in_hand - len(stuck)
@@ -161,7 +161,7 @@ class ReplicaServing:
 
     @property
     def problem(self) -> str | None:
-        """Return a problem of the connections that requests need; None if they work."""
+        """Return a problem of the connections for requests and replies; None if both work."""
         return self.publisher.connection.problem or self.requests.connection.problem
 
     def start(self) -> None:
@@ -175,15 +175,16 @@ class ReplicaServing:
             self.jobs.messages.start(self.scheduler)
 
     async def wait_up(self, timeout_s: float) -> None:
-        """Wait until the connections for requests are up, each for up to ``timeout_s``.
+        """Wait until the connections for requests and replies are up.
 
-        Do not wait for the connection for jobs.
+        ``timeout_s`` is the longest wait for each of these connections, in seconds. The connection for jobs
+        may come up later.
         """
         for connection in (self.publisher.connection, self.requests.connection):
             await connection.wait_up(timeout_s)
 
     async def open(self, draining: Callable[[], bool]) -> None:
-        """Start to consume requests and jobs. If ``draining`` returns True, consume nothing more."""
+        """Start to consume requests and jobs, unless ``draining`` returns True."""
         if draining():
             return
         await self.requests.open()
@@ -191,7 +192,11 @@ class ReplicaServing:
             await self.jobs.messages.open()
 
     async def close(self) -> None:
-        """Stop consuming. Requests and jobs that were received still run and are settled."""
+        """Stop consuming.
+
+        The requests that were received and the jobs that have started still run and are settled. Jobs that
+        have not started are requeued.
+        """
         await self.requests.close()
         if self.jobs is not None:
             await self.jobs.messages.close()

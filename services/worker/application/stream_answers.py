@@ -17,8 +17,8 @@ from services.worker.domain.split import describe
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 
-# The longest time between two answers of a stream, in seconds. If the caller's timeout is longer, the timeout
-# is the limit. After this time the stream ends. Usually the gateway cancels it sooner.
+# A stream ends if this many seconds pass without an answer. If the caller's timeout is longer, that timeout
+# is the limit. Usually the gateway cancels the stream sooner.
 SILENCE_S = 600.0
 _NO_FACTS: Mapping[str, Any] = {}
 

@@ -35,8 +35,8 @@ log = telemetry.logger(__name__)
 class StreamScheduler:
     """Runs up to ``limit`` streams at the same time. Other streams wait.
 
-    ``taken``: a function that returns the number of open calls of jobs. They count against ``limit``.
-    ``on_free`` is called when a stream has ended, so that another call can start.
+    ``taken`` returns the number of open calls of jobs. These calls also count towards ``limit``. ``on_free``
+    is called when a stream has ended, so that another call can start.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class StreamScheduler:
         self.start_waiting()
 
     def use(self, model: Model | None) -> None:
-        """Call this model from now on; with None, start no streams."""
+        """Call ``model`` from now on. If it is None, start no streams."""
         self._model = model
         self.start_waiting()
 
@@ -123,7 +123,7 @@ class StreamScheduler:
         await tasks.end(*self._running)
 
     def start_waiting(self) -> None:
-        """Start the streams that wait, in the free slots."""
+        """Start the streams that wait, while fewer than ``limit`` streams and calls of jobs run."""
         if self.paused:
             return
         while self._model is not None and not self._stopping and self._waiting:

@@ -30,13 +30,13 @@ BACKOFF_POLL_S = 0.05
 
 
 class TritonSupervisor:
-    """Runs the Triton that has the replica's model, and starts it again when it ends.
+    """Runs the Triton that has the replica's model, and can start it again when it has ended.
 
     ``on_step`` is called with a text for each step of a start. If a process of the model dies or hangs,
-    ``on_death`` is called just before Triton is ended. ``caller_timeouts_s`` returns a list with the callers'
-    timeout of each open call, in seconds.
+    ``on_death`` is called just before Triton is ended. ``caller_timeouts_s`` returns one number of seconds
+    for each open call: the longest timeout of its callers.
 
-    ``triton``: a Triton that already runs; None: there is none. If its options do not suit the model, it is
+    ``triton``: a Triton that runs already; None if there is none. If its options do not suit the model, it is
     stopped before another Triton starts.
     """
 
@@ -101,16 +101,17 @@ class TritonSupervisor:
 
     @property
     def caveat(self) -> str:
-        """Return why the models do not run on their GPU, and the measured loss and time of a quantized model.
+        """Return what users should know about how the models run; empty if there is nothing.
 
-        The text is empty if neither applies.
+        The text says why the models do not run on their GPU. For a quantized model, it also has the loss of
+        the model and the time per call, both measured on this CPU.
         """
         loader = self._prepared.loader.caveat if self._prepared else ""
         return "; ".join(filter(None, (loader, self._precision)))
 
     @property
     def contradiction(self) -> str:
-        """Return a text about the answers that contradict the model's signature; empty if there is none."""
+        """Return a text about answers that contradict the model's signature; empty without such answers."""
         return self._output_check.summary if self._output_check is not None else ""
 
     @property
@@ -210,7 +211,7 @@ class TritonSupervisor:
     def record_death(self, code: int, *, excused: bool) -> tuple[ModelDeath, float]:
         """Record that Triton ended. Return the death, and the seconds to wait before the next start.
 
-        ``excused``: True if a suspect ran alone in Triton. Then this request caused the death, and the next
+        ``excused``: True if a suspect ran alone in Triton. Then the suspect caused the death, and the next
         start is not delayed.
         """
         pause_s = self._watchdog.record_death(code, excused=excused)
@@ -220,9 +221,10 @@ class TritonSupervisor:
         return self._watchdog.last, pause_s
 
     async def restart(self, pause_s: float, hurry: Callable[[], bool]) -> Model:
-        """Clean up after a Triton that ended, wait ``pause_s``, and start it again. Return the model to call.
+        """Clean up after a Triton that ended, wait ``pause_s`` seconds, and start Triton again.
 
-        The wait ends early if ``hurry`` returns True. Raises TimeoutError, and the errors of :meth:`start`.
+        Return the model to call. The wait ends early if ``hurry`` returns True. Raises TimeoutError, and the
+        errors of :meth:`start`.
         """
         assert self._triton is not None
         await self._triton.stop(grace_s=0)
@@ -234,7 +236,10 @@ class TritonSupervisor:
             return await self.start()
 
     async def stop_watching(self) -> None:
-        """Stop the watchdog and the probe. Call this before the calls are ended."""
+        """Stop the watchdog and the probe.
+
+        The calling code must do this before it ends the calls of the model.
+        """
         await tasks.end(self._probe)
         await self._watchdog.stop()
 

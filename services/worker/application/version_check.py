@@ -19,8 +19,8 @@ from tidegate.kernel.protocol.models import Signature
 from tidegate.kernel.protocol.verification import BatchFigures
 
 CALL_S = 30.0
-# Each batch size is measured for MEASURE_S seconds. If there were fewer than LEAST_CALLS calls by then, the
-# measurement takes up to twice as long.
+# Each batch size is measured with one caller for each instance of the model. A caller makes calls for
+# MEASURE_S seconds. If these are fewer than LEAST_CALLS calls, it continues until twice this time at most.
 MEASURE_S, LEAST_CALLS = 0.2, 5
 _MISSING = re.compile(r"No module named|ImportError|ModuleNotFoundError")
 
@@ -50,10 +50,11 @@ class VersionCheck:
         self.caveat = ""
 
     async def check(self, samples: Sequence[dict[str, Any]]) -> None:
-        """Call the model with the samples, or with zeros. Raise ModelFailed if an answer is wrong or missing.
+        """Call the model with each sample. Without samples, call it with zeros.
 
-        Some models reject zeros because zeros are no valid input for them. Then only ``caveat`` is set. The
-        same is true for a decoupled model, and for a stateful model without samples.
+        Raises ModelFailed if an answer is wrong or missing. For some models, zeros are no valid input. If
+        such a model rejects the zeros, only ``caveat`` is set. A decoupled model is not called, and neither
+        is a stateful model without samples. For these models, also only ``caveat`` is set.
         """
         if self._signature.decoupled:
             self.caveat = "The model is decoupled, so the check only loaded it and warmed it up."

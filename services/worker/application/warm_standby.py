@@ -67,7 +67,7 @@ class WarmStandby:
         return self._connection.problem if self._status.state == "warm" else self._status.problem
 
     async def wait_for_assignment(self) -> tuple[Assignment, TritonProcess] | None:
-        """Return the replica that this worker becomes, and the running Triton.
+        """Wait until this worker is assigned a replica. Return the assignment and the running Triton.
 
         After an error, report it and return None.
         """

@@ -14,10 +14,10 @@ from tidegate.kernel.protocol.tenant import weight_of
 
 # The priority of a request that states none. It is between urgent requests and requests that can wait.
 DEFAULT_PRIORITY = 4
-# The maximum number of empty queues to keep. A tenant's next requests reuse its queue, which is quicker than
-# to create one.
+# At most this many empty queues are kept. A tenant's next request uses the tenant's kept queue, because a new
+# queue would take longer to create.
 IDLE_KEPT = 64
-# After a request of another tenant, the model counts as shared for this many seconds.
+# When the tenant of the arriving requests changes, the model counts as shared for this many seconds.
 SHARED_S = 10.0
 
 
@@ -65,11 +65,12 @@ class QueuedRequest:
 
 
 class Backlog:
-    """The waiting requests, in one queue per tenant. Tenants get calls in proportion to their weights.
+    """The waiting requests, in one queue per tenant. Tenants get calls in proportion to weights.
 
-    Within a tenant, the requests with the lowest priority number run first. If a call has rows left, requests
-    of other priorities and tenants fill them. Copies for shadow traffic run last. They never share a call
-    with requests, because a copy might kill the model. See :class:`FairOrder`.
+    A tenant is one caller at one Endpoint. Of one tenant, the requests with the lowest priority number run
+    first. If a call can take more rows, it also gets requests of other priorities and tenants. Copies for
+    shadow traffic run last. They never share a call with requests, because a copy might kill the model. See
+    :class:`FairOrder`.
     """
 
     def __init__(self) -> None:
@@ -206,7 +207,10 @@ class _TenantQueue:
         return next((queue for queue in self._queues.values() if queue), _EMPTY)
 
     def take(self, max_rows: int) -> list[QueuedRequest]:
-        """Remove and return the requests of the next call: the most urgent, then others that fit into it."""
+        """Remove and return the requests of the next call, the most urgent ones first.
+
+        If the call can take more rows, add less urgent requests with the same call key.
+        """
         queue = self.next()
         group = queue.take(max_rows)
         if len(self._queues) > 1:
@@ -234,8 +238,8 @@ class _TenantQueue:
 def key_of(item: HasRequest) -> bytes:
     """Return the call key of a request. Requests with the same call key can share a call.
 
-    A request without a batch axis has a call key of its own, so it runs alone. The same is true after a
-    request's first attempt. Then it may have killed a worker, and could harm the requests in its call.
+    A request without a batch axis has a call key of its own, so it runs alone. A request that was tried
+    before also runs alone. It may have killed a worker, and could harm other requests in its call.
     """
     request = item.request
     alone = request.rows == 0 or request.attempt > 0
@@ -286,9 +290,10 @@ class CallKeyQueue(Generic[T]):
         return sum(item.request.rows for item in self._by_key.get(key, ()))
 
     def take(self, max_rows: int) -> list[T]:
-        """Remove and return the first requests with the call key at the head, with at most ``max_rows`` rows.
+        """Remove and return the first requests that have the call key of the queue's head.
 
-        If the first request has more rows, it is returned alone.
+        They have at most ``max_rows`` rows in total. If the first request has more rows, it is returned
+        alone.
         """
         if not self._by_key:
             return []

@@ -39,7 +39,10 @@ def requests_per_s(batches: Sequence[BatchFigures]) -> float | None:
 
 
 def _rank(ordered: Sequence[float], share: float) -> float:
-    """Return a quantile: the smallest value with at least a fraction ``share`` of all values up to it."""
+    """Return the quantile ``share`` of the values, for example 0.99. ``ordered``: the sorted values.
+
+    The quantile is the smallest value such that at least the fraction ``share`` of all values is not larger.
+    """
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 

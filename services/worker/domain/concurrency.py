@@ -14,7 +14,7 @@ LIGHT_CALLS = 8
 # While several callers share the model, LIGHT_CALLS applies only to calls that take fewer milliseconds than
 # this.
 SHORTEST_CALL_MS = 1.0
-# If calls take fewer milliseconds than this, jobs are prepared while all calls are still busy.
+# If calls take fewer milliseconds than this, the next jobs are prepared before a call becomes free.
 AHEAD_CALL_MS = 100.0
 # The most streams of a decoupled model at the same time, if its Deployment sets no ``max_concurrency``.
 DEFAULT_STREAMS = 16
@@ -58,9 +58,9 @@ def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None, sha
     """Return the maximum number of open calls of the model.
 
     A model that batches gets one call per instance, because more calls would only make the batches smaller. A
-    model without batching gets more calls than instances. So Triton already has the next request when a call
-    ends. For long calls, this is only one more call, because no other replica can run a request that is
-    already in Triton.
+    model that does not batch gets more calls than it has instances. So Triton already has the next request
+    when a call ends. If calls are long, the model gets only one more call than instances, because a request
+    that is already in Triton cannot move to another replica.
 
     ``shared``: True if several callers send requests. Then fewer calls may be open, because each open call
     delays the requests of the other callers.
@@ -101,7 +101,10 @@ def effective_concurrency(
 
 
 def job_calls(max_calls: int) -> int:
-    """Return how many open calls may run jobs. If there are two or more, one is reserved for requests."""
+    """Return how many of the ``max_calls`` open calls may run jobs.
+
+    If ``max_calls`` is two or more, one call is reserved for requests.
+    """
     return max(1, max_calls - 1)
 
 

@@ -12,9 +12,9 @@ MODEL, SERVER = "the model's process", "the model server"
 class Death:
     """The end of one process. ``role`` names the process; ``at`` is in seconds since the epoch.
 
-    ``status``: the exit code; if a signal ended the process, the signal's number with a minus sign; None if
-    unknown. ``out_of_memory``: True if the kernel killed a process of this Triton because memory was short.
-    ``ended_for``: the worker's reason, if the worker ended the process.
+    ``status``: the exit code of the process. If a signal ended the process, it is the signal's number with a
+    minus sign. It is None if it is unknown. ``out_of_memory``: True if the kernel killed a process of this
+    Triton because memory was short. ``ended_for``: the worker's reason, if the worker ended the process.
     """
 
     role: str
@@ -33,7 +33,7 @@ class Death:
     def _describe_status(self) -> str:
         if self.out_of_memory:
             return f"{describe_status(self.status)}, out of memory"
-        # Tidegate did not send this signal. So the kernel probably sent it, because memory was short.
+        # Tidegate did not send this SIGKILL. So the kernel probably sent it, because memory was short.
         guess = ", out of memory?" if self.status == -signal.SIGKILL else ""
         return f"{describe_status(self.status)}{guess}"
 

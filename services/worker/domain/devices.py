@@ -21,7 +21,7 @@ _KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
-# Formats whose library can use only the CPU in Tidegate, and the name of the library.
+# The formats whose library can use only the CPU in Tidegate. Each format has the name of its library.
 _CPU_ONLY: dict[Format, str] = {
     "sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM", "catboost": "CatBoost",
     "tflite": "TensorFlow Lite", "tensorflow": "TensorFlow",
@@ -44,8 +44,8 @@ def replica_gpus(resources: Resources) -> GpuNumbers:
 def usable_gpus(artifact_format: Format, devices: GpuNumbers, *, allow_cpu: bool) -> GpuNumbers:
     """Return the GPUs that a single-file artifact uses.
 
-    If the artifact's library cannot use the replica's GPUs, return no GPUs if ``allow_cpu`` is True.
-    Otherwise raise ModelFailed.
+    Some libraries can use only the CPU. If such an artifact is to run in a replica with GPUs, ``allow_cpu``
+    decides. If it is True, return no GPUs. If it is False, raise ModelFailed.
     """
     if artifact_format not in _CPU_ONLY or not devices:
         return devices

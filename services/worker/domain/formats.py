@@ -45,9 +45,12 @@ class Serving:
 def choose(artifact_format: Format, backends: frozenset[str], has_module: Callable[[str], bool]) -> Serving:
     """Return how to serve a single-file artifact with this Triton.
 
-    ``has_module`` returns True if the models' Python has a module. A native backend is preferred. Without it,
-    a runtime of Tidegate serves the artifact in the Python backend. Raises ModelFailed, with the remedy, if
-    the backend or the runtime's module is missing, or if the format is a folder.
+    If this Triton has a native backend for the format, that backend serves the artifact. Otherwise a runtime
+    of Tidegate serves it in the Python backend. ``has_module`` returns True if the Python that runs models
+    has a module.
+
+    Raises ModelFailed, with the remedy, if the backend or the runtime's module is missing. Raises ModelFailed
+    also if an artifact of this format is a folder.
     """
     if artifact_format == "onnx" and "onnxruntime" in backends:
         return Serving("onnxruntime", "model.onnx")
@@ -78,8 +81,8 @@ _BY_FILE = {"model.py": "python", "model.onnx": "onnxruntime", "model.pt": "pyto
 def backend_by_files(files: Collection[str]) -> str | None:
     """Return the backend for a version folder with these files; None if no file name identifies it.
 
-    Use this if the configuration names no backend. Python is tried first: a folder with a model.py often also
-    contains its weights, such as a model.onnx.
+    The calling code must use this only if the configuration names no backend. Python is tried first, because
+    a folder with a model.py often also contains its weights, such as a model.onnx.
     """
     return next((backend for name, backend in _BY_FILE.items() if name in files), None)
 
@@ -102,8 +105,8 @@ def _with_runtime(
 ) -> Serving:
     """Return how to serve ``file`` with a runtime of Tidegate.
 
-    Raises ModelFailed, with the remedy, if the models' Python lacks ``module``. ``native``: True if some
-    Tritons have a backend for the file.
+    Raises ModelFailed, with the remedy, if the Python that runs models lacks ``module``. ``native``: True if
+    other Tritons may have a native backend for ``file``.
     """
     if not has_module(module):
         package = _PACKAGES.get(module, module)

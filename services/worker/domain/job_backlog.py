@@ -14,15 +14,18 @@ from tidegate.kernel.protocol.jobs import LEVELS, WEIGHTS, Level
 class QueuedJob:
     """A job that this worker has received. Times are in seconds of the worker's monotonic clock.
 
-    ``received``: when the job first arrived here; ``delivered``: when its last delivery arrived. ``started``:
-    True if the job was chosen for a call. ``attempt``: the number of the job's attempt here; 0 before the
-    first one. ``lost_attempt``: the number of the attempt in which the model server died; 0 means none.
-    ``take_pending``: True until the store confirms that the job has the state ``running`` at this worker.
-    ``leased_at``: when the job's lease was last confirmed; None: it has no lease. The delivery of a leased
-    job is already settled. ``read_at``: when the job's record was last read from the store. ``ended``: True
-    if this worker no longer runs the job. The store may not have recorded the end yet. ``upstream_since``:
-    when the job's upstream first failed to answer; None: the upstream has not failed. ``waits``: True while
-    the job waits for its upstream or engine and no call runs it.
+    - ``received``: when the job first arrived here
+    - ``delivered``: when its last delivery arrived
+    - ``started``: True if the job was chosen for a call
+    - ``attempt``: the number of the attempt that runs here; 0 before the first attempt
+    - ``lost_attempt``: the number of the attempt in which the model server died; 0: none
+    - ``take_pending``: True until the store confirms that the job has the state ``running`` here
+    - ``leased_at``: when the job's lease was last confirmed; None: the job has no lease. If a job
+      has a lease, its delivery is already settled
+    - ``read_at``: when the job's record was last read from the store
+    - ``ended``: True if this worker no longer runs the job. The store may not know this yet
+    - ``upstream_since``: when the job's upstream first failed to answer; None: it has not failed
+    - ``waits``: True while the job waits for its upstream or engine, and no call runs the job
     """
 
     request: Request
@@ -44,7 +47,7 @@ class QueuedJob:
     waits: bool = False
 
     def set_attempt(self, attempt: int, now: float) -> None:
-        """Set the number of the attempt that runs here. It was read from the job's record at ``now``."""
+        """Set the attempt number that was read from the job's record at the time ``now``."""
         self.attempt, self.read_at = attempt, now
         self.request = self.request._replace(attempt=min(attempt, 255))
 
@@ -55,12 +58,12 @@ class QueuedJob:
 
 
 def call_parameters(group: Sequence[QueuedJob]) -> dict[str, str]:
-    """Return the parameter ``tidegate_jobs``: each job's id, attempt and number of rows."""
+    """Return the parameter ``tidegate_jobs`` of a call: each job's id, attempt number and rows."""
     return {"tidegate_jobs": ",".join(f"{j.id.hex()}:{j.attempt}:{j.request.rows}" for j in group)}
 
 
-# An empty level earns at most this many turns in advance. So its next job starts soon, but the level cannot
-# block the other levels for long.
+# A level is a priority of jobs. While a level has no job, it saves up at most this many turns. So its next
+# job starts soon, but the level cannot block the other levels for long.
 CREDIT = 1.0
 
 
@@ -68,7 +71,7 @@ class JobBacklog:
     """The jobs that wait for a call, in one queue for each level. Levels share the calls by weight.
 
     This is start-time fair queueing: the next level is the one with the fewest served jobs per weight. So no
-    level starves. An empty level earns at most ``CREDIT`` turns in advance.
+    level starves. While a level has no job, it saves up at most ``CREDIT`` turns.
     """
 
     def __init__(self) -> None:
@@ -91,8 +94,8 @@ class JobBacklog:
     def take(self, max_rows: int) -> list[QueuedJob]:
         """Remove and return the jobs of the next call.
 
-        They have equal call keys, and together at most ``max_rows`` rows. If the first job has more rows, it
-        is returned alone. If no job waits, the result is empty.
+        Jobs can share a call only if their call keys are equal. Together they have at most ``max_rows`` rows.
+        If the first job has more rows, it is returned alone. If no job waits, the result is empty.
         """
         waiting = [level for level in LEVELS if self._queues[level]]
         if not waiting:

@@ -1,4 +1,4 @@
-"""Extract the only event of an answer without a stream, or the token counts of a stream. Pure."""
+"""Read the one event of an answer that is not streamed, or the token counts of a stream. Pure."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class Collected(NamedTuple):
 
 
 class TokenUsage:
-    """The token counts of a stream. They are taken from its last answer that has counts."""
+    """The token counts of a stream. They are taken from the last chunk that has counts."""
 
     def __init__(self) -> None:
         self._meta: Buffer = b""
 
     def hear(self, outputs: Sequence[Output]) -> None:
-        """Store an answer's facts if they contain token counts. They replace the earlier facts."""
+        """Store the facts of a chunk if they contain token counts. They replace the facts stored before."""
         for output in outputs:
             if output.name == META and _USAGE.search(output.raw):
                 self._meta = output.raw
@@ -74,10 +74,10 @@ class TokenUsage:
 
 
 def collected(answers: Sequence[tuple[Buffer, Buffer]]) -> Collected:
-    """Return the only event of the answers to a request, and the request's facts.
+    """Return the one event that the chunks of an answer contain, and the facts of all chunks.
 
-    ``answers``: the packed events and the packed facts of each answer. Raises NotOneEvent if the answers have
-    no event, or more than one.
+    ``answers``: for each chunk, the packed events and the packed facts. Raises NotOneEvent if the chunks
+    contain no event, or more than one.
     """
     events = [event for raw, _ in answers for event in unpack_strings(raw)]
     if len(events) != 1:
@@ -115,7 +115,10 @@ def refusal(found: Collected) -> TidegateError | None:
 
 
 def error_message(event: bytes) -> str:
-    """Return the message in an engine's error body; empty if there is none."""
+    """Return the message in an engine's error body; empty if there is none.
+
+    A body that is not JSON is itself the message.
+    """
     try:
         document = orjson.loads(event)
     except orjson.JSONDecodeError:

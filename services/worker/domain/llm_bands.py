@@ -16,11 +16,11 @@ class Source(NamedTuple):
 
 
 class BandTurns:
-    """The order in which bands get engine slots. If all bands have requests, they share slots by weight.
+    """The order in which bands get engine slots. If all bands have requests, weights decide.
 
-    This is start-time fair queueing. The next band is the one with the fewest served requests per weight. An
-    empty band earns at most one turn in advance. Within a band, the replica's own queue and the shared queue
-    alternate, so that neither starves.
+    This is start-time fair queueing. The next band is the one with the fewest served requests per weight.
+    While a band has no request, it saves up at most one turn. Within a band, turns alternate between the
+    replica's own queue and the shared queue. So neither queue starves.
     """
 
     def __init__(self, weights: Mapping[Band, int] = BAND_WEIGHTS) -> None:
@@ -29,7 +29,7 @@ class BandTurns:
         self._own_next: dict[Band, bool] = dict.fromkeys(weights, True)
 
     def order(self) -> Iterator[Source]:
-        """Yield all queues, in the order in which to look for the next request."""
+        """Yield all queues. The next request comes from the first of them that is not empty."""
         for band in sorted(self._served, key=lambda band: self._served[band]):
             own = self._own_next[band]
             yield Source(band, own)
@@ -43,7 +43,7 @@ class BandTurns:
         clock = self._served[source.band]
         self._own_next[source.band] = not source.own
         for band, served in self._served.items():
-            if served < clock:  # the band was empty before: it keeps only one missed turn
+            if served < clock:  # the band was empty until now: it saves up only one turn
                 self._served[band] = max(served, clock - 1 / self._weights[band])
         self._served[source.band] += 1 / self._weights[source.band]
 
@@ -63,8 +63,10 @@ class LlmRoom:
     def fits(self, tokens: int, *, others: int = 0) -> bool:
         """Return True if one more request with this many tokens may start now.
 
-        ``others``: the number of engine slots that jobs use. If no other request runs, the request may start
-        even if it is larger than the whole KV cache. Then the engine accepts or refuses it.
+        ``others``: the number of engine slots that jobs use.
+
+        If the engine runs no other request, a request may start even if it is larger than the whole KV cache.
+        Then the engine accepts or refuses it.
         """
         if self.used + others >= self.slots:
             return False

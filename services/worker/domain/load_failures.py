@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _MISSING = re.compile(r"No module named '([A-Za-z_][\w.]*)'")
-# The package names of modules whose package has a different name.
+# The package of each module whose package does not have the module's name.
 _PACKAGES = {
     "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
     "dotenv": "python-dotenv", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",
@@ -49,7 +49,8 @@ def explain_death(deployment: str, log: str) -> str:
     The message lists possible causes, because Triton does not report the cause.
     """
     lines = [line.expandtabs() for line in _COLOUR.sub("", log).splitlines() if not _TRITONS.match(line)]
-    # Lines with other escape sequences are left out, because they would change the reader's terminal.
+    # Leave out lines with escape sequences other than colours, because they would change the reader's
+    # terminal.
     own = "\n".join(line for line in lines if line.isprintable())[-_LONGEST_LOG:].strip()
     last = f" The end of its log:\n{own}" if own else f" Its log: tidegate logs {deployment}"
     return f"{DIED}: it was killed (out of memory?), it exited, or a library crashed.{last}"

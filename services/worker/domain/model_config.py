@@ -88,11 +88,11 @@ def adapt(
     stand_in: bool = False,
     gpus: Sequence[int] = (),
 ) -> str:
-    """Return the user's configuration with only the necessary changes. ``text`` may be empty.
+    """Return the user's configuration ``text`` with only the necessary changes. It may be empty.
 
-    ``name`` becomes ``model``, because Triton refuses a name that differs from the folder's. The Deployment's
-    instances, ``gpus`` and threads are added if the text does not set them. In an ensemble, only the name
-    changes. ``stand_in``: True if a runtime of Tidegate replaces ``backend``.
+    ``name`` becomes ``model``, because the name must be equal to the folder's name. Otherwise Triton refuses
+    the model. The Deployment's instances, ``gpus`` and threads are added if ``text`` does not set them. In an
+    ensemble, only ``name`` changes. ``stand_in``: True if a runtime of Tidegate replaces ``backend``.
     """
     fields = {name: value for name, value, _ in _top_level_fields(text)}
     if is_ensemble(text):
@@ -116,7 +116,7 @@ def adapt(
 
 
 def _with_values(text: str, values: Mapping[str, str]) -> str:
-    """Return the text with these top-level string fields set."""
+    """Return ``text`` with new values of top-level string fields."""
     spans = {name: span for name, _, span in _top_level_fields(text)}
     for name in sorted(values.keys() & spans.keys(), key=lambda each: spans[each], reverse=True):
         begin, end = spans[name]
@@ -126,10 +126,10 @@ def _with_values(text: str, values: Mapping[str, str]) -> str:
 
 
 def load_order(configs: Mapping[str, str], served: str) -> list[str]:
-    """Return the models of an archive in load order: an ensemble comes after the models that it connects.
+    """Return the models of an archive in load order. An ensemble comes after the models in it.
 
-    ``served`` comes last. A Python model may call any of the other models, and its configuration does not
-    name them. So they must be loaded before it.
+    ``served`` comes last. It may be a Python model that calls other models. Its configuration does not name
+    these models, so all other models are loaded before it.
     """
     order: list[str] = []
 
@@ -159,10 +159,11 @@ def parts(text: str) -> set[str]:
 
 
 def served_model(configs: Mapping[str, str], version_model: str) -> str:
-    """Return the name of the model that callers use. ``configs``: the text of each model's configuration.
+    """Return the name of the model that callers use. ``configs``: the configuration of each model.
 
-    If there is only one model, return it. Otherwise return the model with the name of the version's model, or
-    the only ensemble that is no part of another ensemble. Raises ModelFailed if there is no such model.
+    If there is only one model, return it. Otherwise return the model with the name ``version_model``. If
+    there is none, return the only ensemble that is not a part of another ensemble. Raises ModelFailed if none
+    of these exists.
     """
     if not configs:
         raise ModelFailed(
@@ -179,7 +180,8 @@ def served_model(configs: Mapping[str, str], version_model: str) -> str:
         return ensembles[0]
     raise ModelFailed(
         f"The archive holds several models ({', '.join(sorted(configs))}), and callers can use only one. "
-        f"Rename that model to {version_model!r}, or add exactly one ensemble that connects the models."
+        f"Rename the model for callers to {version_model!r}, or add exactly one ensemble that connects "
+        "the models."
     )
 
 
@@ -226,7 +228,10 @@ def _tensors(kind: str, tensors: Sequence[TensorSpec], rows_spelt_out: bool) -> 
 
 
 def _backend_parameters(backend: str | None, threads: int) -> dict[str, str]:
-    """Return the parameters that set a backend's threads. Tidegate's runtimes read the same parameters."""
+    """Return the parameters for the number of threads of ``backend``.
+
+    Tidegate's own runtimes read the same parameters.
+    """
     if backend == "onnxruntime":
         return {"intra_op_thread_count": str(threads), "inter_op_thread_count": "1"}
     if backend == "pytorch":

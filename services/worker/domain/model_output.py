@@ -1,4 +1,4 @@
-"""Split the output of a model and its Triton into lines, and limit how much output is stored."""
+"""Split the text that a model and its Triton print into lines, and limit its stored size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 # The most bytes of a line. A longer line is cut, so that output without line breaks stays readable and needs
 # little memory.
 LONGEST_LINE = 8 * 1024
-# A burst may have as many bytes as the limit allows in this many seconds.
+# The limit is a rate in bytes per second. A burst may use the bytes of this many seconds.
 BURST_S = 16
 # The number of bytes that is added to the size of each line, for its time, level and names in the log.
 LINE_BYTES = 64
@@ -31,7 +31,11 @@ _LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "error"}
 
 
 class OutputLine(NamedTuple):
-    """A line of output. ``raw``: the unchanged line. ``logged``: True if it goes to the Deployment's log."""
+    """A line of output.
+
+    ``raw``: the line as it was printed; the end of a line longer than ``LONGEST_LINE`` is cut off. ``text``:
+    the message in the line. ``logged``: True if the line goes to the Deployment's log.
+    """
 
     source: Source
     level: str
@@ -67,8 +71,8 @@ class OutputReader:
         """Skip bytes without reading their lines. Return how many lines end in these bytes.
 
         Reading takes a microsecond per line, so a flood of lines would delay the worker's requests. If the
-        bytes contain a line of Triton, or no line break, skip nothing and return None. Then pass the bytes to
-        :meth:`feed`.
+        bytes contain a line of Triton, or no line break, nothing is skipped and the result is None. Then the
+        calling code must pass the bytes to :meth:`feed`.
         """
         end = data.rfind(b"\n")
         if end < 0 or _HEAD.search(data) is not None:
@@ -109,7 +113,7 @@ class Dropped:
 
 
 class OutputLimit:
-    """Limits the logged output in bytes per second, allows a burst, and counts the dropped lines."""
+    """A limit of logged output in bytes per second. It allows a burst, and counts the dropped lines."""
 
     def __init__(self, bytes_per_s: int) -> None:
         self._per_s = bytes_per_s
@@ -141,7 +145,7 @@ class OutputLimit:
         self.dropped.bytes += size
 
     def settled(self) -> Dropped | None:
-        """Return how much output was dropped since the last call; None if nothing was dropped."""
+        """Return what was dropped since this method was last called; None if nothing was dropped."""
         if not self.dropped.lines:
             return None
         found, self.dropped = self.dropped, Dropped()

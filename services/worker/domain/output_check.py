@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from services.worker.domain.split import Output
 from tidegate.kernel.protocol.models import Signature, TensorSpec
 
-# The maximum number of shapes to remember. Otherwise, a model with ever new output shapes would fill the
-# memory.
+# The maximum number of shapes to remember. Without this limit, a model that returns new shapes again and
+# again would fill the memory.
 KEPT = 1024
 
 
@@ -39,7 +39,10 @@ class OutputCheck:
 
     @property
     def summary(self) -> str:
-        """Return a text with the number of contradictions and the last one; empty if there is none."""
+        """Return a text: how many answers contradict the signature, and the last contradiction.
+
+        The text is empty if no answer contradicts the signature.
+        """
         if not self.count:
             return ""
         many = "1 answer contradicts" if self.count == 1 else f"{self.count} answers contradict"

@@ -19,14 +19,17 @@ def prefetch(
     awaited_batch: int = 0,
     max_batch: int = 0,
 ) -> int:
-    """Return how many unacked request messages a worker should have: about ``IN_HAND_MS`` of model calls.
+    """Return how many unacked request messages a worker should have: ``IN_HAND_MS`` of calls.
 
     A fixed number would be too small for quick models. For slow models it would be too large: a few workers
     would get all messages, and new workers would get none.
 
-    The result is at least ``max_calls`` + 1, and enough for the ``awaited_batch`` requests that a call waits
-    for. It also allows full batches (``max_batch`` requests each) in the next calls. Otherwise the batches of
-    a slow model would never have more than two requests.
+    The result has three minimums. A request counts as one row here:
+
+    - ``max_calls`` + 1 messages
+    - messages with ``awaited_batch`` rows, because a call waits for so many rows
+    - if ``call_ms`` is known: messages for ``max_calls`` + 1 full batches of ``max_batch`` rows. Without
+      this minimum, the batches of a slow model would never have more than two requests
     """
     least = max(max_calls + 1, min(math.ceil(awaited_batch / max(frames_per_message, 1.0)), MAX_PREFETCH))
     if call_ms is None or call_ms <= 0:
@@ -38,7 +41,7 @@ def prefetch(
 
 
 def consumer_prefetch(messages: int) -> int:
-    """Return the prefetch for ``messages`` unacked messages: a quarter more, but at least one more.
+    """Return the prefetch: ``messages`` plus a quarter, but at least one more than ``messages``.
 
     Gateways publish no more requests than the workers should have, with one exception: if a caller is below
     its fair share, its request is published immediately. The additional messages are a margin for such
@@ -54,11 +57,12 @@ def without_margin(prefetch: int) -> int:
 
 
 def job_prefetch(*, call_ms: float | None, batch_mean: float | None, calls: int, max_batch: int) -> int:
-    """Return how many unacked jobs of a level a worker should have: for the open calls and one more call.
+    """Return how many unacked jobs of one level a worker should have: enough for ``calls`` + 1 calls.
 
-    Without jobs for one more call, a level would have no job ready when the next call is chosen. If calls are
-    long, the worker gets no more jobs than this, because another replica could run them sooner. If calls are
-    short, it gets jobs for twice ``IN_HAND_MS``, because each job also needs two round trips to the store.
+    ``calls``: the number of open calls. Without jobs for one more call, a level would have no job ready when
+    the next call is chosen. If calls are long, the worker gets no more jobs than this, because another
+    replica could run them sooner. If calls are short, it gets jobs for twice ``IN_HAND_MS`` of calls, because
+    each job also needs two round trips to the store.
     """
     least = (calls + 1) * max(max_batch, 1)
     if call_ms is None or call_ms <= 0:

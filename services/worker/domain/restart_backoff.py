@@ -17,9 +17,10 @@ class DeathStreak:
     """A streak of deaths, and the seconds to wait before the next start (``pause_s``).
 
     ``deaths``: the number of deaths in the streak. If a server has served for at least ``QUIET_S`` seconds,
-    its death starts a new streak. A death is quick if the server has served for less than
-    :func:`start_interval_s`. ``quick``: the number of quick deaths, minus one for each slower death; at least
-    0.
+    its death starts a new streak.
+
+    ``quick``: the number of quick deaths, minus one for each slower death; never below 0. A death is quick if
+    the server has served for less than :func:`start_interval_s`.
     """
 
     deaths: int = 0
@@ -35,9 +36,10 @@ def start_interval_s(quick: int) -> float:
 def after_death(streak: DeathStreak, served_s: float, *, excused: bool = False) -> DeathStreak:
     """Return the streak after the death of a process that had served for ``served_s`` seconds.
 
-    Only a quick death delays the next start, and the first death of a streak never delays it. ``excused``:
-    True if a suspect ran alone in the model. Then this request caused the death. The death is not counted,
-    and the next start is not delayed.
+    Only a quick death delays the next start. The first death of a streak never delays it.
+
+    ``excused``: True if a suspect ran alone in the model. Then this request caused the death, and the next
+    start is not delayed. Within a streak, such a death is not counted. Outside a streak, it starts one.
     """
     if served_s >= QUIET_S:
         return DeathStreak(1)

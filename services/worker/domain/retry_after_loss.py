@@ -1,9 +1,9 @@
 """Decide how often a request may run if workers or model servers die while they run it.
 
-If several requests were in the model, any of them may have caused the loss. So each runs again, alone in the
-model, and only a loss of that attempt is charged to it. The number of an attempt means:
+If several requests were in the model, any of them may have caused the loss. So each of them runs again, alone
+in the model. A loss is charged to a request only if the request ran alone. The number of an attempt means:
 
-    0      the first attempt, together with others
+    0      the first attempt; other requests may run at the same time
     1      alone; no loss is charged to the request yet
     2      alone; one loss is charged, and after another loss the request is given up
 """

@@ -67,7 +67,7 @@ def _joined(
 
 
 def _first_rows(raw: Buffer, datatype: str, elements: int, rows: int) -> Buffer:
-    """Return the bytes of the first rows of a tensor, or all bytes if it has no more rows."""
+    """Return the bytes of the first ``rows`` rows of a tensor, or of all rows if it has fewer."""
     if size := DATATYPES[datatype].size:
         return memoryview(raw)[: rows * elements * size]
     ends = string_offsets(raw, max(1, elements))

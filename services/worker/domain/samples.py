@@ -36,7 +36,7 @@ class SampledCall(NamedTuple):
 
 
 class SampledStream(NamedTuple):
-    """The outputs of the last answers of a language model to one request.
+    """The outputs of the last chunks of a language model's answer to one request.
 
     ``at``: seconds since the epoch.
     """

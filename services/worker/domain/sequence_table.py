@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.envelope import CallKey, Request, call_key
 from tidegate.kernel.protocol.sequences import ID, SequenceMark
 from tidegate.kernel.protocol.tenant import caller_of, endpoint_of
 
-# The most ids of started requests, and the most lost sequences, that a worker remembers.
+# A worker remembers at most this many ids of started requests, and at most this many lost sequences.
 BEGUN_KEPT = LOST_KEPT = 10_000
 _INT = 2**63
 
@@ -74,7 +74,7 @@ class SequenceTable:
             del self._model_ids[sequence.model_id]
 
     def lose(self, why: str) -> list[KeptSequence]:
-        """Forget all sequences, because their state is gone. Return the forgotten sequences."""
+        """Remove and return all sequences, because their state is lost. Remember the reason ``why``."""
         gone = list(self.kept.values())
         for sequence in gone:
             sequence.lost = True

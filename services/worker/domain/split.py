@@ -20,7 +20,7 @@ class Output(NamedTuple):
 
 
 class RowMismatch(ValueError):
-    """Error for a model's answer with another number of rows than its requests."""
+    """Error for outputs that cannot be divided among the requests of their call."""
 
 
 def describe(outputs: list[Output], rows: int) -> tuple[int, tuple[Tensor, ...]]:

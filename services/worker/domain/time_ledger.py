@@ -1,10 +1,11 @@
-"""Account for every nanosecond of a replica: start-up, idle time, shares of model calls, wasted calls.
+"""Account for every nanosecond of a replica: start, idle time, shares of calls, wasted calls.
 
 Calls that run at the same time share the replica's time equally (processor sharing). One virtual clock
-measures this for all calls. In each interval it advances by the passed time divided by the number of open
-calls. The time of a call is the virtual clock at its end minus the virtual clock at its start. So the work
-per call does not grow with the number of open calls. All numbers are integers, and remainders are carried
-over. So the sum of all parts is exactly the passed time.
+measures the shares of all calls. In each interval, the clock advances by the passed time divided by the
+number of open calls. The share of a call is the virtual clock at its end minus the virtual clock at its
+start. So the cost of this accounting per call does not grow with the number of open calls.
+
+All numbers are integers, and remainders are carried over. So the sum of all parts is exactly the passed time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ OTHERS = b"(others)"
 
 
 class HasRequest(Protocol):
-    """An object with a request, such as one of the requests that share a model call."""
+    """An object with a ``request``, such as a queued request or a queued job."""
 
     request: Request
 
@@ -32,7 +33,7 @@ class HasRequest(Protocol):
 class TimeLedger:
     """The time of one replica since its launch. ``clock`` returns ns of a monotonic clock.
 
-    ``before_ns``: the time between the launch and this object, which counts as start-up.
+    ``before_ns``: the time between the launch and the creation of this object. It counts as start-up.
     """
 
     __slots__ = (
@@ -65,14 +66,14 @@ class TimeLedger:
         self.calls_ns = 0  # the sum of all calls' durations, in ns
 
     def serve(self, serving: bool) -> None:
-        """Count time without calls as idle from now on, or as start-up if ``serving`` is False."""
+        """Count time without calls as idle time from now on, or as start-up time if ``serving`` is False."""
         self._advance()
         self._serving = serving
 
     def begin(self) -> int:
         """Begin a call, and return a mark of its start.
 
-        Pass the mark to :meth:`answered` or :meth:`waste` once.
+        When the call ends, the calling code must pass the mark to :meth:`answered` or to :meth:`waste`.
         """
         self._advance()
         self._open += 1
@@ -94,7 +95,7 @@ class TimeLedger:
             total += request.rows or 1
             if request.tenant != tenant or request.deadline_ms <= now_ms:
                 usual = False
-        if usual:  # all requests of one tenant that still waits: this common case must be quick
+        if usual:  # all requests are from one tenant, and it still waits: this common case must be quick
             place = self._shares.get(tenant) or self._place(tenant)
             place[0] += spent
             place[1] += len(group)

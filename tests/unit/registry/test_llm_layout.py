@@ -57,7 +57,7 @@ def test_complete_models_are_accepted():
         (["config.json", "tokenizer.json", "pytorch_model.bin"], "--allow-pickle"),
         (
             ["config.json", "tokenizer.json", "model.safetensors.index.json", "m-1.safetensors"],
-            "m-2.safetensors is",
+            "Missing: 1, for example m-2.safetensors",
         ),
         (["a.gguf", "b.gguf"], "several GGUF"),
         (["m-00001-of-00003.gguf", "m-00002-of-00003.gguf"], "split into 3"),

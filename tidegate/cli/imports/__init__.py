@@ -1,1 +1,1 @@
-"""``tidegate import``: models of other systems, as versions of Tidegate."""
+"""``tidegate import``: register models of other systems as versions in Tidegate."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tidegate.kernel.protocol.mlflow_requirements import name_of
 
-# The package that provides each module. Containers of other systems have these packages, but the models'
-# environment does not.
+# For each module, the package that provides it. The containers of other systems have these packages. The
+# Python environment in which Tidegate runs models does not.
 _PACKAGES = {
     "torch": "torch", "torchvision": "torchvision", "torchaudio": "torchaudio",
     "transformers": "transformers",
@@ -22,7 +22,10 @@ LARGEST = 4 * 1024 * 1024
 
 
 def modules_in(files: Iterable[Path]) -> set[str]:
-    """Return the top-level modules that Python files import. Files with invalid syntax are skipped."""
+    """Return the top-level modules that Python files import.
+
+    Skip files of more than ``LARGEST`` bytes, and files with invalid syntax.
+    """
     found: set[str] = set()
     for file in files:
         if file.stat().st_size > LARGEST:
@@ -40,9 +43,9 @@ def modules_in(files: Iterable[Path]) -> set[str]:
 
 
 def missing(modules: Iterable[str], requirements: Iterable[str]) -> list[str]:
-    """Return the packages to add for the imported modules.
+    """Return the packages that ``modules`` need and that ``requirements`` does not list.
 
-    They are packages that neither ``requirements`` nor the models' Python contain.
+    Only packages in ``_PACKAGES`` are returned.
     """
     stated = {name_of(line) for line in requirements}
     return sorted({_PACKAGES[name] for name in modules if name in _PACKAGES} - stated)

@@ -1,4 +1,4 @@
-"""Read a Hugging Face folder."""
+"""Plan the import of a Hugging Face folder."""
 
 from __future__ import annotations
 

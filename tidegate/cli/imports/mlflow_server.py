@@ -33,8 +33,8 @@ _COMMIT = "mlflow.source.git.commit"
 class TrackingServer:
     """A client of an MLflow tracking server.
 
-    ``address``: the server's URL; None: the variable MLFLOW_TRACKING_URI. The credentials come from MLflow's
-    environment variables.
+    ``address``: the server's URL. If it is None, the environment variable MLFLOW_TRACKING_URI contains the
+    URL. The credentials come from other environment variables of MLflow.
     """
 
     def __init__(self, address: str | None, environment: Mapping[str, str] = os.environ) -> None:
@@ -99,8 +99,8 @@ class TrackingServer:
     def _run(self, run_id: str, path: str, into: Path) -> dict[str, Any]:
         run = self.get("/runs/get", run_id=run_id)["run"]
         where = f"{run['info']['artifact_uri'].rstrip('/')}/{path}"
-        # MLflow 3 stores a logged model outside of its run's folder, so read the address of the model's
-        # files.
+        # MLflow 3 stores a logged model outside of its run's folder. So ask the server for the address of the
+        # model's files.
         for output in run.get("outputs", {}).get("model_outputs", ()):
             info = self.get(f"/logged-models/{quote(output['model_id'])}")["model"]["info"]
             if info.get("name") == path:

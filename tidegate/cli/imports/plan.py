@@ -12,11 +12,12 @@ from tidegate.cli.api import Doc
 
 @dataclass(slots=True)
 class ImportPlan:
-    """The plan of an import: a folder or file to deploy, its options, and a report of the model's parts.
+    """The plan of an import: what to deploy, its options, and a report of the parts of the model.
 
     ``format``: None if the registry recognises the format. ``options``: the options of the Deployment.
-    ``mapped``: each part of the model with an equivalent in Tidegate, and the equivalent. ``left``: each part
-    without an equivalent, and the reason. ``pickled``: why ``--allow-pickle`` is needed; empty if it is not.
+    ``mapped``: each item is a part of the model and its equivalent in Tidegate. ``left``: each item is a part
+    that has no equivalent, and the reason. ``pickled``: the reason why ``--allow-pickle`` is needed; empty if
+    it is not needed.
     """
 
     source: str

@@ -77,7 +77,7 @@ def _script(plan: ImportPlan, home: Path, script: Path) -> None:
         "inputs body, content_type, accept; /endpoints/NAME/invocations passes them through",
     )
     scripts.map_requirements(plan, home / CODE / "requirements.txt", scripts.python_files(home / CODE))
-    plan.leave("SageMaker's environment variables", "set the variables that the script reads with --env K=V")
+    plan.leave("SageMaker's environment variables", "set the variables that the script reads: --env K=V")
 
 
 def _file(plan: ImportPlan, home: Path) -> None:

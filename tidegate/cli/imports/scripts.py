@@ -14,13 +14,16 @@ from tidegate.kernel.protocol.mlflow_requirements import name_of
 
 SHIMS = Path(__file__).parent / "shims"
 ARTIFACT, FACTS = "artifact", "tidegate_import.json"
-# Packages in the containers of SageMaker and TorchServe. `shims` has a replacement only for `ts`. The plan
-# reports an import of another one as not mapped.
+# Packages that the containers of SageMaker and TorchServe have. The folder `shims` has a replacement only for
+# `ts`. If a script imports another of these packages, the plan reports the import as not mapped.
 _FOREIGN = {"sagemaker_inference", "sagemaker_containers", "sagemaker_training", "mms", "ts"}
 
 
 def write(folder: Path, shim: str, facts: Mapping[str, Any]) -> None:
-    """Write ``model.py`` beside the unpacked archive. ``facts``: values that ``model.py`` reads."""
+    """Copy a shim as ``model.py`` beside the unpacked archive, and write ``facts`` for it.
+
+    ``shim``: ``sagemaker`` or ``torchserve``. ``facts``: values that ``model.py`` reads.
+    """
     shutil.copyfile(SHIMS / f"{shim}_model.py", folder / "model.py")
     (folder / FACTS).write_text(json.dumps(facts, indent=1))
     more = SHIMS / shim
@@ -49,7 +52,7 @@ def map_requirements(plan: ImportPlan, file: Path, code: list[Path], *, extra: t
     for name in sorted(modules & _FOREIGN - {"ts"}):
         plan.leave(
             f"import {name}",
-            "this package is in the other system's container; add it to the requirements if it runs outside",
+            "the other system's container has this package; if it works elsewhere, add it as a requirement",
         )
 
 

@@ -74,7 +74,7 @@ def _manifest(archive: Path, home: Path) -> dict[str, Any]:
 
 
 def _handler(plan: ImportPlan, home: Path, stated: str) -> tuple[str, str, tuple[str, ...]]:
-    """Return the module and the function or class of the handler, and the packages that it needs."""
+    """Return the handler's module, its function or class, and the packages that the handler needs."""
     file, _, function = stated.partition(":")
     if file in BUILT_IN:
         plan.map(f"handler {file}", f"the same steps, in {file}.py without TorchServe")
@@ -92,7 +92,10 @@ def _handler(plan: ImportPlan, home: Path, stated: str) -> tuple[str, str, tuple
 
 
 def _inside(home: Path, name: Any) -> Path:
-    """Return the path of a file that the manifest names. Raise UsageError for one outside of the archive."""
+    """Return the path of a file that the manifest names.
+
+    Raise UsageError if the path is outside of the archive.
+    """
     try:
         return home / safe_path(str(name))
     except Unsafe:

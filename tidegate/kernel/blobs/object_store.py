@@ -1,7 +1,7 @@
 """Open a store by its URL: a folder, an object store, or a store of another fsspec driver.
 
-Folders, ``s3://``, ``gs://`` and ``az://`` need no further package. Credentials come from environment
-variables with the names of the vendors' own tools, for example ``AWS_ACCESS_KEY_ID``.
+Folders, ``s3://``, ``gs://`` and ``az://`` need no further package. Credentials come from the environment
+variables that the vendors' own tools use, for example ``AWS_ACCESS_KEY_ID``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 LOCAL = {"", "file", "local"}
 # Protocols that the package obstore handles. It is installed with Tidegate.
 OBJECTS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
-# Protocols whose stores can sign URLs with the same credentials. A signed URL opens a file without
-# credentials.
+# Protocols whose stores can sign URLs with the credentials that also open the store. With a signed URL, a
+# program can read a file without credentials.
 SIGNED = {"s3", "s3a"}
 # Protocols of fsspec that cannot be a store, each with the reason.
 UNUSABLE = {
@@ -179,9 +179,10 @@ def _without(skipped: int, pieces: Iterable[bytes]) -> Generator[bytes, None, No
 
 
 def _read_by(reader: Executor, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield ``pieces``, read in the thread of ``reader``.
+    """Read each piece in the thread of ``reader``, and yield it.
 
-    obstore cannot read from a store in a thread that is writing to a store.
+    A separate thread is needed, because obstore cannot read from a store in a thread that is writing to a
+    store.
     """
     source = iter(pieces)
     while piece := reader.submit(next, source, b"").result():

@@ -40,7 +40,8 @@ T = TypeVar("T")
 class Blobs:
     """The blob store at a URL of :mod:`~tidegate.kernel.blobs.object_store`.
 
-    A folder is used with plain file operations. Every failure raises :class:`Unavailable`.
+    If the URL names a folder, the blobs are read and written with plain file operations. Every failure raises
+    :class:`Unavailable`.
     """
 
     def __init__(self, url: str) -> None:
@@ -77,7 +78,7 @@ class Blobs:
             await self._do("written", partial(self._place.delete, _checked(key)))
 
     async def sweep(self, now: float) -> int:
-        """Delete the folders of blobs that expired before ``now``, a Unix time. Return their number."""
+        """Delete folders whose blobs expired before ``now`` (Unix time). Return the number of folders."""
         return await self._do("swept", partial(self._place.sweep, now))
 
     def close(self) -> None:

@@ -299,7 +299,8 @@ class AioPikaChannel:
         return await self._result(self._start(operation))
 
     def _start(self, operation: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-        # Use a separate task, because aiormq closes the channel if an operation is cancelled with its caller.
+        # aiormq closes the channel if an operation is cancelled. So run the operation in a task of its own,
+        # which is not cancelled with the caller.
         call = asyncio.ensure_future(operation)
         self._calls.add(call)
         call.add_done_callback(self._on_call_done)
@@ -350,7 +351,8 @@ class _Transport(TransportFactory):
 def _is_ready(waiting: Coroutine[Any, Any, object]) -> bool:
     """Return True if a coroutine ends without waiting.
 
-    This shows whether the broker has blocked the connection. aiormq has no other check for it.
+    aiormq's coroutine ``Connection.ready`` waits while the broker blocks the connection. aiormq has no other
+    way to check this.
     """
     try:
         waiting.send(None)

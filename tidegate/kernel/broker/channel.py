@@ -62,13 +62,13 @@ class Channel(Protocol):
         """True while the broker takes no messages, because it is short of memory or disk."""
 
     async def find(self, exchange: Exchange) -> None:
-        """Raise ``Unavailable`` unless an exchange exists. Needs no permission."""
+        """Raise ``Unavailable`` if the broker does not have this exchange. Needs no permission."""
 
     async def declare(self, what: Queue | Exchange, *, bind: bool = True) -> None:
         """Declare a queue or an exchange. Does nothing if it exists with the same arguments.
 
-        If the queue has an ``exchange``, it is also bound to that exchange. ``bind``: False if another
-        service binds the queue.
+        If ``what`` is a queue with an ``exchange``, the queue is also bound to this exchange. If ``bind`` is
+        False, the queue is not bound here, because another service binds it.
         """
 
     async def bind(self, queue: Queue, exchange: Exchange, routing_key: str = "") -> None:
@@ -101,7 +101,7 @@ class Channel(Protocol):
     async def get(self, queue: Queue) -> Delivery | None:
         """Return the next message of ``queue``, or None if no message waits.
 
-        The prefetch does not limit this.
+        A consumer's ``prefetch`` does not limit how many messages this method returns.
         """
 
     async def cancel(self, consumer_tag: str) -> None:
@@ -111,7 +111,7 @@ class Channel(Protocol):
         """
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
-        """Ack a delivery, with ``multiple`` also every earlier one. Does not wait for the socket."""
+        """Ack a delivery. With ``multiple``, also ack all earlier ones. Does not wait for the socket."""
 
     def nack(self, tag: int) -> None:
         """Let the broker deliver a message again, to any consumer. Does not wait for the socket."""
@@ -128,14 +128,15 @@ class Channel(Protocol):
         persistent: bool = False,
         headers: dict[str, Any] | None = None,
     ) -> None:
-        """Publish a message. Return when the broker has confirmed it. Without confirms, return immediately.
+        """Publish a message, and return when the broker has confirmed it.
 
-        ``body``: the message, whole or in pieces. Raises :class:`Unroutable` for a mandatory message that no
-        queue takes, and ``Unavailable`` if the connection breaks. Raises :class:`Refused` if the broker does
-        not take the message, or does not read earlier messages.
+        Without confirms, return immediately. ``body``: the message, whole or in pieces. Raises
+        :class:`Unroutable` for a mandatory message that no queue takes, and ``Unavailable`` if the connection
+        breaks. Raises :class:`Refused` if the broker does not take the message, or does not read earlier
+        messages.
 
-        An ``expiration_ms`` outside 1 ms .. 49 days is replaced by the nearer limit, because RabbitMQ would
-        close the channel.
+        RabbitMQ closes the channel if the expiration is too short or too long. So an ``expiration_ms``
+        outside 1 ms .. 49 days is replaced by the nearer limit.
         """
 
     def send(
@@ -156,9 +157,9 @@ class Channel(Protocol):
         """
 
     def cork(self) -> AbstractContextManager[None]:
-        """Return a context manager that collects messages and acks, and sends them in one write at its end.
+        """Return a context manager that collects messages and acks, and sends them in one write.
 
-        On aio-pika it has no effect.
+        This write happens at the end of the context. In the aio-pika driver, the context has no effect.
         """
 
 

@@ -43,8 +43,8 @@ _driver: Driver = "auto"
 def use_driver(driver: Driver) -> None:
     """Choose the AMQP driver of this process's new connections.
 
-    ``auto``: the fast driver for connections that are ``fast``, aio-pika for all other connections.
-    ``aio-pika``: aio-pika for all connections.
+    ``auto``: connections whose ``fast`` is True use the fast driver, and all others use aio-pika.
+    ``aio-pika``: all connections use aio-pika.
     """
     global _driver
     _driver = driver
@@ -132,7 +132,7 @@ class Connection:
         self.problem = problem
 
     async def _use_one_channel(self) -> None:
-        """Connect, set up, and return when the channel has ended."""
+        """Connect and run ``setup``. Return when the channel has ended."""
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             channel = await self._open()
         try:
@@ -153,7 +153,7 @@ class Connection:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CLOSE_TIMEOUT_S):
                         await channel.close()
-            finally:  # the socket must be closed even if the stop is cancelled
+            finally:  # end the socket even if channel.close() is cancelled
                 channel.abort("closed")
 
     async def _open(self) -> DriverChannel:

@@ -80,7 +80,8 @@ _EVERYTHING = "~* &* +@all -@admin -@dangerous +info"
 _WORKERS_FACTS = " ".join(
     f"~tidegate:{kind}:*" for kind in ("replica", "model", "claim", "statistics", "profile", "bins", "time")
 )
-# Workers may only read the offers. The autoscaler writes there which replica a waiting worker becomes.
+# An offer says which replica a waiting worker becomes. The autoscaler writes the offers, and workers may only
+# read them.
 _WORKERS_OFFERS = "%R~tidegate:offer:*"
 _NOT_FOR_WORKERS = "-scan -randomkey -function -move"
 _WORKERS_COMMANDS = (
@@ -88,7 +89,8 @@ _WORKERS_COMMANDS = (
 )
 
 LIVE_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {
-    # A worker reports about itself. It may not write route tables or statuses, and may not read limits.
+    # A worker reports about itself. It may not write route tables or the status of Deployments, and may not
+    # read the limits of callers.
     "worker": f"{_WORKERS_FACTS} {_WORKERS_OFFERS} {_WORKERS_COMMANDS}",
 }
 JOB_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {

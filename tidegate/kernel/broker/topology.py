@@ -24,10 +24,12 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue with its arguments. Shared queues are durable, because RabbitMQ 4.3 refuses transient ones.
+    """A queue with its arguments.
 
-    ``exchange``: an exchange that routes messages to the queue. As at the default exchange, the routing key
-    is the queue's name.
+    Shared queues are durable, because RabbitMQ 4.3 refuses transient ones.
+
+    ``exchange``: an exchange that routes messages to the queue. The routing key is the queue's name. The
+    default exchange of AMQP uses the same routing key.
     """
 
     name: str
@@ -37,9 +39,9 @@ class Queue:
     exchange: Exchange | None = None
 
 
-# Notices of changes. No consumer depends on them, because each reads the complete state every few seconds.
-#   registry.changed      registry -> router, autoscaler    JSON {revision, kind, name, action}
-#   demand.<deployment>   gateway  -> autoscaler            JSON {deployment}, at most one a second
+# Notices of changes. A consumer may miss one, because every consumer also reads the complete state every few
+# seconds. registry.changed      registry -> router, autoscaler    JSON {revision, kind, name, action}
+# demand.<deployment>   gateway  -> autoscaler            JSON {deployment}, at most one a second
 EVENTS = Exchange("tidegate.events.v1", "topic")
 REGISTRY_CHANGED = "registry.changed"
 DEMAND_PREFIX = "demand."
@@ -68,8 +70,8 @@ USAGE = Queue("usage.v1")
 DELIVERIES = 1_000_000_000
 JOBS_PREFIX = "jobs.v1."
 REQUESTS_PREFIX = "requests.v1."
-# Replaces the dots of a Deployment's name in a queue's name, where dots separate parts. No Deployment's name
-# has a colon, and AMQP libraries accept a colon in a queue's name.
+# In a queue's name, dots separate the parts. So a colon replaces each dot of a Deployment's name there. No
+# Deployment's name has a colon, and AMQP libraries accept a colon in a queue's name.
 _DOT = ":"
 REPLIES_PREFIX = "replies.v1."
 # If no worker uses a replica's own queue for this many milliseconds, the broker deletes the queue with its
@@ -84,7 +86,10 @@ def word_of(deployment: str) -> str:
 
 
 def deployment_of(queue: str) -> str:
-    """Return the Deployment that a queue of requests, suspects or jobs is for; empty for any other queue."""
+    """Return the Deployment's name from its queue's name. Return an empty string for other queues.
+
+    The queues of a Deployment are those of requests, suspects and jobs.
+    """
     for prefix in (REQUESTS_PREFIX, JOBS_PREFIX):
         if queue.startswith(prefix):
             return queue.removeprefix(prefix).partition(".")[0].replace(_DOT, ".")
@@ -94,8 +99,8 @@ def deployment_of(queue: str) -> str:
 def requests_queue(deployment: str, band: Band = "normal") -> Queue:
     """Return the queue of interactive requests: gateway -> the Deployment's workers.
 
-    The messages are transient. Only language models have other bands than ``normal``. Their envelopes contain
-    one request each.
+    The messages are transient. Only language models have other bands than ``normal``. An envelope for a
+    language model contains one request.
     """
     suffix = "" if band == "normal" else f".{band}"
     return Queue(f"{REQUESTS_PREFIX}{word_of(deployment)}{suffix}", exchange=WORKERS)
@@ -158,7 +163,8 @@ def warm_queue(pool: str) -> Queue:
 def replies_queue(incarnation: str) -> Queue:
     """Return the queue of a gateway process's replies: worker, router -> gateway.
 
-    The broker deletes the queue after 60 s without a consumer. So the queue survives a reconnect.
+    The broker deletes the queue after 60 s without a consumer. So the queue survives a reconnect that takes
+    less time.
     """
     return Queue(f"{REPLIES_PREFIX}{incarnation}", {"x-expires": 60_000}, exchange=WORKERS)
 

@@ -1,4 +1,4 @@
-"""Error answers in Tidegate's format, as JSON and as raw bytes for a connection without a request."""
+"""Error answers in Tidegate's format, as JSON or as a complete HTTP answer in bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import orjson
 
-# One system call makes the ids of many requests. One call for each id would be 6 % of a gateway's CPU time.
+# One system call makes the ids of many requests. One system call for each id would take 6 % of a gateway's
+# CPU time.
 _IDS_AT_ONCE = 256
 _unused_ids: list[str] = []
 os.register_at_fork(after_in_child=_unused_ids.clear)  # a forked process must not use the same ids

@@ -22,9 +22,9 @@ SWEEP_S = 1.0
 # How many connections are checked in one turn of the event loop. It is low, so that a sweep delays no request
 # noticeably.
 SLICE = 32
-# If a connection must be closed for a new one, LOOK connections are ranked at a time, oldest first. The
-# search ends at the first group with connections that may be closed. It closes at most SHED_SHARE of all
-# connections, but at least one.
+# When there are too many connections, some are closed to accept a new one. The search for them ranks LOOK
+# connections at a time, oldest first. It ends at the first group in which some may be closed. At most
+# SHED_SHARE of the searched connections are closed, but at least one.
 LOOK = 512
 SHED_SHARE = 1 / 64
 # How many file descriptors are reserved for everything except HTTP connections.
@@ -34,8 +34,8 @@ RESERVED_FILES = 512
 class Connected(Protocol):
     """A connection with timeouts.
 
-    ``since``: the time at which its present phase began. ``held_head``: the bytes received of an incomplete
-    head.
+    ``since``: the time at which its present phase began. ``held_head``: how many bytes of an incomplete head
+    it has received.
     """
 
     since: float
@@ -116,8 +116,8 @@ class Connections:
     def hold_head(self, connection: Connected, count: int) -> None:
         """Count bytes of an incomplete head.
 
-        If the incomplete heads of all connections exceed ``pending_head_bytes``, close the oldest of these
-        connections until half of that limit is left.
+        If the incomplete heads of all connections exceed ``pending_head_bytes``, close other connections with
+        an incomplete head, oldest first. Stop when the remaining heads take at most half of this limit.
         """
         self.pending_heads += count
         if self.pending_heads <= self.limits.pending_head_bytes:
@@ -154,8 +154,8 @@ class Connections:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        # While the process is stopped or the loop is blocked, it reads nothing. Most of this time is not
-        # added to the clock, so that no caller gets a timeout for it.
+        # While the process is stopped or the loop is blocked, the process reads no connection. Most of this
+        # time is not added to the clock. So a connection gets no timeout because of it.
         self.now += min(now - self._swept_at, 2 * SWEEP_S)
         self._swept_at = now
         self._look_at(list(self._all), 0)

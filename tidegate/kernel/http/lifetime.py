@@ -1,4 +1,4 @@
-"""The base of an HTTP connection: find its phase for the sweep, refuse a request, and close."""
+"""The base class of HTTP connections: phases, timeouts, refusals and closing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Refused(Exception):
 class Trailers:
     """A list that counts a request's trailers and drops them.
 
-    It replaces the list of headers after the head.
+    When the head is complete, this list replaces the list to which header fields are appended.
     """
 
     __slots__ = ("_bytes", "_fields", "_refusal", "head")
@@ -63,7 +63,8 @@ class Lifetime(HttpToolsProtocol):
         self._pending = 0  # bytes of the head that are counted in the process's total
         self._body = 0  # bytes of bodies that went to the ASGI app
 
-        # The state at the last sweep.
+        # For the sweeps: the phase that the last sweep saw, and the time and the byte count when this phase
+        # began.
         self.since = connections.now
         self._phase: Phase | None = None
         self._token: Any = None
@@ -92,7 +93,10 @@ class Lifetime(HttpToolsProtocol):
         return Standing(phase, self.knows_caller(), self.since if seen else self._connections.now)
 
     def pace(self) -> tuple[float, int]:
-        """Return for how many seconds sweeps have measured the current body, and its bytes in this time."""
+        """Return how long the sweeps have measured the current body, and its bytes in this time.
+
+        The time is in seconds. Both numbers are 0 if no sweep has seen this body.
+        """
         if self._phase is not Phase.BODY or self._token is not self.headers:
             return 0.0, 0
         return self._connections.now - self.since, self.body_received() - self._mark
@@ -130,7 +134,7 @@ class Lifetime(HttpToolsProtocol):
         return self._body
 
     def release_head(self) -> None:
-        """Stop counting an incomplete head."""
+        """Subtract the incomplete head of this connection from the process's total."""
         self._connections.pending_heads -= self._pending
         self.held_head = self._pending = 0
 
@@ -146,7 +150,7 @@ class Lifetime(HttpToolsProtocol):
             self._rejected = refusal
         elif cycle is None or cycle.response_complete:
             if self._at == IN_BODY:
-                self.linger()  # its answer was already sent
+                self.linger()  # the answer to this request was already sent
             else:
                 self.answer(refusal)
         elif self._at == IN_BODY:
@@ -188,7 +192,7 @@ class Lifetime(HttpToolsProtocol):
             self.transport.write_eof()
 
     def shed(self, reason: str) -> None:
-        """Close immediately, to make room."""
+        """Close immediately. The metric of closed connections counts this under the label ``reason``."""
         CLOSED.labels(reason).inc()
         self._deaf = True
         self.release_head()

@@ -32,7 +32,7 @@ class Protocol(Lifetime):
     def __init__(self, connections: Connections, **given: Any) -> None:
         super().__init__(connections, **given)
         self._max_head, self._max_fields = connections.limits.head_bytes, connections.limits.head_fields
-        self._read = 0  # bytes of the last read
+        self._read = 0  # the number of bytes in the last read
         self._upgrading = False
         # Counters of a body that arrives in several reads. _counted: the request with this body.
         # _body_before: body_received() after the first read. _body_last: body_received() after the last read.
@@ -182,7 +182,7 @@ class Protocol(Lifetime):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Continue with the next request, and drop an unread body."""
+        """Drop the unread body of the answered request, and continue with the next request."""
         if isinstance(self.cycle, RequestResponseCycle) and self.cycle.response_complete:
             self.cycle.body.clear()
         self.answered()
@@ -201,7 +201,10 @@ class Protocol(Lifetime):
     # Methods for requests that arrive in several reads.
 
     def _unfinished(self, all_head: bool) -> None:
-        """Count a read that ended within a request. ``all_head``: True if all its bytes are of one head."""
+        """Count a read that ended within a request.
+
+        ``all_head``: True if all bytes of the read belong to one head.
+        """
         if self._at == IN_HEAD:
             self._unfinished_head(all_head)
         elif self.cycle is not self._counted:

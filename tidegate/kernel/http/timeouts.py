@@ -13,8 +13,8 @@ from tidegate.kernel.settings.base import Settings
 # still read after an early answer.
 UNREAD_S = 60.0
 LINGER_S = 2.0
-# To make room for a new connection, a connection whose caller has sent a valid credential is closed only
-# after this many idle seconds.
+# A connection whose caller has sent a valid credential is closed to make room only after it was idle for this
+# many seconds.
 KEPT_S = 5.0
 
 
@@ -71,7 +71,11 @@ class TimeoutDecision(Enum):
 
 
 def decide(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> TimeoutDecision:
-    """Decide if a connection with ``moved`` bytes in ``waited`` seconds of ``phase`` must be closed."""
+    """Decide whether to close a connection because of a timeout.
+
+    ``waited``: the seconds since the connection entered ``phase``, or since the last decision RENEW.
+    ``moved``: how many bytes of a body it received, or of an answer it sent, in this time.
+    """
     if phase is Phase.SILENT:
         return TimeoutDecision.CLOSE if waited >= limits.header_timeout_s else TimeoutDecision.WAIT
     if phase is Phase.HEAD:

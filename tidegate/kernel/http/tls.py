@@ -51,7 +51,8 @@ class ServerCertificate:
             found = self._read()
             if found == self._used:
                 return False
-            # Try another context first, because a failed load would leave half of a pair in this context.
+            # First load the files into a context that is not in use. A failed load leaves half of a pair in
+            # its context.
             _load(_new_context(), *found, self._cert, self._key)
             for context in self._contexts:
                 _load(context, *found, self._cert, self._key)
@@ -65,7 +66,7 @@ class ServerCertificate:
         return True
 
     async def watch(self) -> None:
-        """Reload the files on changes until cancelled."""
+        """Reload the files after each change, until this task is cancelled."""
         while True:
             await asyncio.sleep(POLL_S)
             self.refresh()
@@ -117,7 +118,7 @@ def _no_password() -> str:
 
 @contextmanager
 def _file(data: bytes) -> Iterator[str]:
-    """Yield the path of a temporary file with these bytes, because OpenSSL reads only paths."""
+    """Yield the path of a temporary file with these bytes. OpenSSL loads certificates only from paths."""
     if hasattr(os, "memfd_create"):
         number = os.memfd_create("certificate", os.MFD_CLOEXEC)
         with os.fdopen(number, "wb") as memory:

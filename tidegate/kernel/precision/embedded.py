@@ -30,12 +30,12 @@ MAX_SAMPLES_BYTES = 4 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """The recipe that gave a model its lower precision, and the loss measured where the recipe was chosen.
+    """The recipe that gave a model its lower precision, and the loss that was measured with it.
 
     ``loss``: by how much the likeness or the accuracy is lower than that of the original, from 0 to 1.
-    ``max_loss``: the highest accepted loss. ``rows``: the number of samples that the loss was measured with.
-    ``cpu``, ``flags``: the CPU of that machine. ``full_range``: True if the model is exact only on a CPU that
-    adds products of 8-bit values without saturation.
+    ``max_loss``: the highest accepted loss. ``rows``: the number of samples with which the loss was measured.
+    ``cpu``, ``flags``: the CPU of the machine that measured the loss. ``full_range``: True if the model is
+    exact only on a CPU that adds products of 8-bit values without saturation.
     """
 
     recipe: str
@@ -51,7 +51,10 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A model's precision, samples of its inputs, and the original model's answers to them (may be empty)."""
+    """A model's precision, samples of its inputs, and the original model's answers to these samples.
+
+    ``inputs`` and ``outputs`` are empty if the file contains no samples.
+    """
 
     precision: Precision
     inputs: dict[str, np.ndarray[Any, Any]]
@@ -73,7 +76,11 @@ def append(model: Path, precision: Precision, samples: bytes | None) -> None:
 
 
 def read(model: Path) -> Embedded | None:
-    """Return the precision and samples in an ONNX file; None if it has none, or if they are unreadable."""
+    """Return the precision and samples in an ONNX file.
+
+    Return None if the file has no precision, or if the precision or the samples are unreadable. A file may
+    have a precision and no samples.
+    """
     try:
         found = _entries(model)
         if RECIPE_KEY not in found:

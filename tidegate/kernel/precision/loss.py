@@ -46,7 +46,10 @@ def _probabilities(values: np.ndarray[Any, Any]) -> bool:
 
 
 def classes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the class of each row: the index of its largest score, or its value if this is a class."""
+    """Return the class of each row.
+
+    For a row of several scores, this is the index of the largest score. Otherwise the value is the class.
+    """
     if values.dtype.kind == "f" and values.ndim > 1:
         picked: np.ndarray[Any, Any] = values.argmax(axis=-1)
         return picked
@@ -54,7 +57,10 @@ def classes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def likeness(measure: Measure, expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any]) -> float:
-    """Return how similar two outputs are: 1.0 means equal. For ``error``, return 1 - relative error."""
+    """Return how similar two outputs are: 1.0 means equal.
+
+    For the measure ``error``, the result is 1 - relative error.
+    """
     if expected.shape != actual.shape:
         return 0.0
     if measure == "agreement":

@@ -30,7 +30,7 @@ class Baseline:
         return bins_id(self.bins)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the baseline for JSON."""
+        """Return the baseline as JSON values."""
         return {
             "v": 1,
             "source": self.source,

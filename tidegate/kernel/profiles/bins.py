@@ -33,12 +33,12 @@ class Bins:
     high: float
 
     def to_json(self) -> list[Any]:
-        """Return the bins for JSON."""
+        """Return the bins as JSON values."""
         return [list(self.cuts), self.low, self.high]
 
     @classmethod
     def from_json(cls, found: Sequence[Any]) -> Bins:
-        """Read the result of :meth:`to_json`. Raise ValueError if the cuts do not rise."""
+        """Read the result of :meth:`to_json`. Raise ValueError if the cuts are too many or do not rise."""
         cuts, low, high = found
         read = tuple(float(cut) for cut in cuts)
         if len(read) > 255 or list(read) != sorted(set(read)):
@@ -50,7 +50,7 @@ FIXED_BINS = Bins(FIXED_CUTS, 0.0, 1.0)
 
 
 def bins_from_json(found: Mapping[str, Sequence[Any]]) -> dict[str, Bins]:
-    """Return the bins of each column. Raise ValueError if the cuts do not rise."""
+    """Read the bins of each column from JSON values. Raise ValueError if cuts do not rise."""
     return {str(name): Bins.from_json(each) for name, each in found.items()}
 
 

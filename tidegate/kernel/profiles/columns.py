@@ -18,8 +18,8 @@ Numbers = npt.NDArray[np.float64]
 MAX_WIDTH = 256
 # The most columns of numbers. Further ones are left out.
 MAX_COLUMNS = 512
-# If a string of a column has more bytes than this, the column is text. Then only the lengths and the numbers
-# of words are kept.
+# If a string of a column has more bytes than this, the column is text. Then only the lengths of its strings
+# and their numbers of words are counted.
 VALUE_BYTES = 64
 MAX_STRINGS = 16
 CHANNELS = (1, 3, 4)
@@ -85,7 +85,10 @@ def element_names(name: str, shape: Sequence[int]) -> list[str]:
 
 
 def _add_statistics(columns: Columns, tensor: SampledTensor, table: Numbers) -> None:
-    """Add mean, standard deviation, minimum and maximum, for each channel if the tensor is an image."""
+    """Add a tensor's mean, standard deviation, minimum and maximum.
+
+    If the tensor is an image, add them for each channel.
+    """
     with np.errstate(invalid="ignore"):
         for suffix, part in _channels(tensor, table):
             columns.put(f"{tensor.name}.mean{suffix}", part.mean(axis=1))

@@ -11,7 +11,8 @@ import orjson
 from tidegate.kernel.profiles.bins import Bins, Summary, bins_from_json
 from tidegate.kernel.profiles.profile import Profile
 
-# A reader refuses a piece that unpacks to more bytes than this, so that a bad piece cannot fill its memory.
+# A reader refuses a piece that unpacks to more bytes than this, so that a bad piece cannot fill the reader's
+# memory.
 MAX_BYTES = 32 * 2**20
 
 
@@ -36,12 +37,16 @@ class SampledPrediction(NamedTuple):
 
 @dataclass(slots=True)
 class ProfilePiece:
-    """The counts of the rows that a replica sampled from ``begin`` to ``end`` (seconds since the epoch).
+    """The counts of the rows that a replica sampled from ``begin`` to ``end``.
 
-    ``bins_id``: the id of the bins of ``profile``; empty while the replica has no bins. ``summaries``: the
-    quantiles of its newest rows, while the replica has no bins. ``learned_rows``: the number of these rows.
-    ``rows_key``: the key of a blob with raw rows, if the Deployment stores them. ``rows``: the number of rows
-    in the blob.
+    ``begin``, ``end``: seconds since the epoch.
+
+    ``bins_id``: the id of the bins of ``profile``. It is empty while the replica has no bins. Until the
+    replica has bins, ``summaries`` has the quantiles of the replica's newest rows, and ``learned_rows`` is
+    the number of these rows.
+
+    If the Deployment stores raw rows, ``rows_key`` is the key of the blob with the rows, and ``rows`` is
+    their number.
     """
 
     replica: str
@@ -76,7 +81,7 @@ class ProfilePiece:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> ProfilePiece:
-        """Read a piece from a message. Raise Unreadable."""
+        """Read a piece from a message. Raise Unreadable if the message contains no valid piece."""
         try:
             found: dict[str, Any] = orjson.loads(_unpacked(raw))
             if found["v"] != 1:
@@ -115,8 +120,9 @@ def _unpacked(raw: bytes) -> bytes:
 class PublishedBins:
     """The bins that all replicas of a Deployment use.
 
-    ``id``: the id of the bins, which differs for other bins; empty if there are no bins yet. ``predictions``:
-    True if replicas must send the predictions of sampled requests, because labels may arrive for them.
+    ``id``: the id of the bins. Different bins have different ids. ``id`` is empty if there are no bins yet.
+    ``predictions``: True if replicas must send the predictions of sampled requests, because labels may arrive
+    for them.
     """
 
     id: str
@@ -131,7 +137,7 @@ class PublishedBins:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> PublishedBins:
-        """Read bins from a message. Raise Unreadable."""
+        """Read bins from a message. Raise Unreadable if the message contains no valid bins."""
         try:
             found = orjson.loads(_unpacked(raw))
             return cls(str(found["id"]), bins_from_json(found["bins"]), bool(found["predictions"]))

@@ -1,6 +1,7 @@
 """Read labels, confidences and scores from a model's outputs. Pure.
 
-A model does not declare the meaning of its outputs, so it is guessed from their datatypes, widths and values.
+A model does not declare the meaning of its outputs. This module guesses the meaning from the outputs'
+datatypes, widths and values.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tidegate.kernel.profiles.bins import Bins, count
 from tidegate.kernel.profiles.columns import Columns, Numbers
 
-# The most different values of a string column that are counted by name.
+# How many values of a string column have a count of their own. All rarer values are counted together.
 VALUES_KEPT = 256
 
 
@@ -43,7 +43,7 @@ class NumberCounts:
 
     @property
     def sd(self) -> float | None:
-        """Return the standard deviation of the finite values; None without values, or if it is infinite."""
+        """Return the standard deviation of the finite values; None without any, or if it is infinite."""
         if not self.n:
             return None
         mean = self.total / self.n
@@ -64,7 +64,7 @@ class NumberCounts:
         self.most = max(self.most, other.most)
 
     def to_json(self) -> list[Any]:
-        """Return the counts for JSON."""
+        """Return the counts as JSON values."""
         ends = [self.least, self.most] if self.n else [None, None]
         return [
             self.counts.tolist(),
@@ -78,7 +78,7 @@ class NumberCounts:
 
     @classmethod
     def from_json(cls, found: list[Any]) -> NumberCounts:
-        """Read the result of :meth:`to_json`. Raise ValueError or TypeError."""
+        """Read the result of :meth:`to_json`. Raise ValueError or TypeError for anything else."""
         counts, missing, below, above, total, squares, least, most = found
         return cls(
             np.asarray(counts, np.int64),
@@ -106,7 +106,11 @@ class ValueCounts:
         return sum(self.counts.values()) + self.other
 
     def add(self, other: ValueCounts) -> None:
-        """Add counts. If there are more than ``VALUES_KEPT`` values, count the rarest as ``other``."""
+        """Add the counts of another part of the same column.
+
+        If there are then more than ``VALUES_KEPT`` different values, the rarest are counted in the attribute
+        ``other``.
+        """
         found = Counter(self.counts)
         found.update(other.counts)
         kept = dict(found.most_common(VALUES_KEPT))
@@ -115,12 +119,12 @@ class ValueCounts:
         self.missing += other.missing
 
     def to_json(self) -> list[Any]:
-        """Return the counts for JSON."""
+        """Return the counts as JSON values."""
         return [self.counts, self.other, self.missing]
 
     @classmethod
     def from_json(cls, found: list[Any]) -> ValueCounts:
-        """Read the result of :meth:`to_json`. Raise ValueError or TypeError."""
+        """Read the result of :meth:`to_json`. Raise ValueError or TypeError for anything else."""
         counts, other, missing = found
         return cls({str(k): int(v) for k, v in counts.items()}, int(other), int(missing))
 
@@ -154,7 +158,7 @@ class Profile:
         self.rows += other.rows
 
     def to_json(self) -> dict[str, Any]:
-        """Return the profile for JSON."""
+        """Return the profile as JSON values."""
         return {
             "rows": self.rows,
             "numbers": {name: each.to_json() for name, each in self.numbers.items()},
@@ -163,7 +167,10 @@ class Profile:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Profile:
-        """Read the result of :meth:`to_json`. Raise KeyError, ValueError or TypeError."""
+        """Read the result of :meth:`to_json`.
+
+        Raise KeyError, ValueError or TypeError for anything else.
+        """
         return cls(
             int(found["rows"]),
             {str(name): NumberCounts.from_json(each) for name, each in found["numbers"].items()},

@@ -17,9 +17,10 @@ PUBLISH = "publish"  # upload, register, deploy, delete models
 OPERATE = "operate"  # scale, override and inspect Deployments, and use all jobs
 ADMIN = "admin"  # manage keys, read audit and usage, and do everything else
 SCOPES = (INFER, PUBLISH, OPERATE, ADMIN)
-# Read metrics and list the workers, as Prometheus does. No key has this scope, only the metrics token.
+# Read metrics and list the workers, as Prometheus does. No key has this scope. The metrics token has it, and
+# callers on loopback without a credential have it.
 METRICS = "metrics"
-# Read the artifact of the replica's own version. No key has this scope, only the tokens of replicas.
+# Read the artifact of the replica's own version. No key has this scope. Only the tokens of replicas have it.
 REPLICA = "replica"
 
 # Headers of a proxied call. They are ignored in calls without the service token.
@@ -42,10 +43,10 @@ class Principal:
     weight: int = 1
 
     def may(self, scope: str, endpoint: str | None = None) -> bool:
-        """Return True if the principal has the scope, and may use ``endpoint`` (None: not checked).
+        """Return True if the principal has the scope and may use ``endpoint``.
 
-        A principal that is limited to endpoints may only infer, because the other scopes cannot be limited to
-        endpoints.
+        If ``endpoint`` is None, only the scope is checked. A principal that is limited to endpoints may only
+        infer, because the other scopes cannot be limited to endpoints.
         """
         if self.endpoints is not None and scope != INFER:
             return False
@@ -145,7 +146,7 @@ def lacks(principal: Principal, scopes: Sequence[str]) -> str:
 
 
 def may_not_use(principal: Principal, endpoint: str) -> str:
-    """Return why ``principal`` may not infer with the model ``endpoint``."""
+    """Return why ``principal`` may not send requests to ``endpoint``."""
     if not principal.may(INFER):
         return lacks(principal, (INFER,))
     return (
@@ -156,7 +157,7 @@ def may_not_use(principal: Principal, endpoint: str) -> str:
 
 
 def carried(headers: Mapping[bytes, bytes]) -> Principal:
-    """Return the principal in the header of a service's call, or the service itself if there is none.
+    """Return the principal in the header of a service's call. Without the header, return SERVICE.
 
     Raises ValueError if the header does not contain a principal.
     """
@@ -194,9 +195,8 @@ def digest_of(credential: bytes) -> str:
 class Allowance:
     """The limits of a key over all gateway processes. None means no limit.
 
-    ``rate``: requests per second. ``burst``: the most requests in a burst.
-    ``concurrency``: requests in flight.
-    ``day``, ``month``: requests in a calendar day and month (UTC).
+    ``rate``: requests per second. ``burst``: the size of the rate limit's token bucket, in requests.
+    ``concurrency``: requests in flight. ``day``, ``month``: requests in a calendar day and month (UTC).
     ``day_budget``, ``month_budget``: amounts in billionths of the currency of the price list.
     """
 

@@ -49,8 +49,8 @@ class ArchiveLimits:
 class ArchiveChecker:
     """Check the members of one archive, in order. Raises :class:`Unsafe` at the first bad member.
 
-    The sizes that the members declare are added up and limited. These sizes can be trusted, because zipfile
-    and tarfile never read more bytes of a member than it declares.
+    Each member declares its size, and the sum of these sizes is limited. The sizes can be trusted, because
+    zipfile and tarfile never read more bytes of a member than it declares.
     """
 
     def __init__(self, limits: ArchiveLimits, packed_bytes: int) -> None:

@@ -16,9 +16,9 @@ cancelled id. All numbers are little-endian.
 ``key`` is the same. The key has the inputs (names, datatypes, dims without the batch axis), the requested
 outputs and the parameters. So a worker compares keys as bytes, and parses each distinct key once.
 
-A request has one reply (OK or FAILED) unless it has the flag STREAM. Then it has any number of CHUNKs,
-numbered by ``seq`` from 0, and then END. The ``seq`` of END is the number of CHUNKs. FAILED may replace any
-of these replies, and is always the last reply.
+A request without the flag STREAM has one reply: OK or FAILED. A request with the flag STREAM has any number
+of CHUNKs, numbered by ``seq`` from 0, and then END. The ``seq`` of END is the number of CHUNKs. FAILED may
+come in place of any CHUNK or END. No reply follows FAILED.
 
 Tensors that are too large for a message stay in the blob store. In that case the frame's only data is a claim
 (:mod:`tidegate.kernel.protocol.claim`), marked by the flag CLAIM in a request or the bit CLAIMED in a reply's
@@ -43,10 +43,11 @@ READABLE = frozenset({1})
 REQUESTS, REPLIES, CANCELS = 1, 2, 3
 
 RETRY_SAFE, STREAM, CLAIM = 0x01, 0x02, 0x04
-# Three bits of the flags are the priority: 1 is the highest, LAST_PRIORITY the lowest; 0: no priority.
+# Three bits of a request's flags are its priority: 1 is the highest and LAST_PRIORITY the lowest. 0 means
+# that the request has no priority.
 PRIORITY_SHIFT, LAST_PRIORITY = 4, 7
-# The flag of a shadow copy of a request. A copy runs after all requests with a priority, and is dropped if
-# its worker is lost.
+# The flag of a shadow copy of a request. A worker runs copies only after all other requests. If the worker is
+# lost, the copy is dropped.
 COPY = 0x80
 OK, FAILED, CHUNK, END = 0, 1, 2, 3
 CLAIMED = 0x80
@@ -56,8 +57,8 @@ _REQUEST = struct.Struct("<16sQIBBBBIH")
 _REPLY = struct.Struct("<16sBBHIIIIII")
 _ATTEMPT_AT = 28
 
-# An envelope is filled up to this many bytes. A larger frame is sent alone in an envelope, with its head and
-# its tensors as separate pieces, so that no tensor is copied.
+# The most bytes of frames in one envelope. A larger frame is sent alone in an envelope. Its head and its
+# tensors are then separate pieces, so that no tensor is copied.
 LARGE = 256 * 1024
 
 # The most bytes of a key. The key's names, shapes and parameters are in every message, even if the tensors
@@ -72,7 +73,7 @@ Buffer = bytes | memoryview
 
 
 class Undecodable(ValueError):
-    """The bytes are not an envelope of the expected kind, in a version that this reader can read."""
+    """An error: the bytes are not an envelope or a frame that this reader can read."""
 
 
 class Tensor(NamedTuple):
@@ -137,7 +138,7 @@ def pack(kind: int, frames: Sequence[Buffer]) -> bytes:
 
 
 def pack_alone(kind: int, frame: list[Buffer]) -> list[Buffer]:
-    """Return an envelope of one frame in pieces, so that no data is copied.
+    """Return an envelope of one frame, as a list of pieces. No data is copied.
 
     The first piece is the envelope's head. The pieces of the frame follow.
     """
@@ -147,7 +148,8 @@ def pack_alone(kind: int, frame: list[Buffer]) -> list[Buffer]:
 def runs(sizes: Sequence[int], most: int = 2**16) -> Iterator[tuple[int, int]]:
     """Divide frames of these ``sizes`` (in bytes) into envelopes.
 
-    Yield ranges [start, end) of up to ``most`` frames and ``LARGE`` bytes each. A larger frame travels alone.
+    Yield one range [start, end) of positions in ``sizes`` for each envelope. An envelope has at most ``most``
+    frames and ``LARGE`` bytes. A larger frame gets an envelope of its own.
     """
     start, total = 0, 0
     for at, size in enumerate(sizes):
@@ -193,7 +195,10 @@ def request_frame(
     attempt: int = 0,
     flags: int = RETRY_SAFE,
 ) -> bytes:
-    """Return a request as a frame. ``data`` are the inputs' raw bytes in the key's order."""
+    """Return a request as a frame.
+
+    ``data``: the raw bytes of each input, in the order of the inputs in ``key``.
+    """
     head = request_head(
         id, deadline_ms, rows, key, data, tenant=tenant, trace=trace, attempt=attempt, flags=flags
     )
@@ -212,7 +217,7 @@ def request_head(
     attempt: int = 0,
     flags: int = RETRY_SAFE,
 ) -> bytes:
-    """Return a request's frame up to its data."""
+    """Return the first part of a request's frame: everything before the inputs' raw bytes."""
     head = _REQUEST.pack(id, deadline_ms, rows, attempt, flags, len(tenant), len(trace), len(key), len(data))
     return b"".join((head, tenant, trace, key, struct.pack(f"<{len(data)}I", *map(len, data))))
 
@@ -232,7 +237,7 @@ def read_request(frame: Buffer) -> Request:
 
 
 def with_attempt(frame: Buffer, attempt: int) -> bytes:
-    """Return the request frame with another attempt."""
+    """Return a copy of the request frame with this attempt number. Numbers above 255 become 255."""
     return b"".join((frame[:_ATTEMPT_AT], bytes((min(attempt, 255),)), frame[_ATTEMPT_AT + 1 :]))
 
 
@@ -396,5 +401,5 @@ def _read_name(key: bytes, at: int) -> tuple[str, int]:
 
 
 def tensor(name: str, datatype: str, dims: tuple[int, ...]) -> Tensor:
-    """Return a :class:`Tensor` by the datatype's name. Raises KeyError for an unknown name."""
+    """Return a :class:`Tensor`. Raise KeyError if ``datatype`` is not the name of a known datatype."""
     return Tensor(name, DATATYPES[datatype], dims)

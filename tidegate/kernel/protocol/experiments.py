@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.splitting import StickyTraffic
 
 METRIC_PATTERN = r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$"
 MetricName = Annotated[str, StringConstraints(pattern=METRIC_PATTERN)]
-# The header that is the default sticky key. It keeps a user at one variant.
+# The header whose value is the default sticky key. Requests with the same value stay at one variant.
 UNIT_HEADER = "X-Unit-Id"
 
 
@@ -90,7 +90,11 @@ ExperimentPhase = Literal["running", "complete", "stopped", "decided", "aborted"
 
 
 class ExperimentEvent(Noun):
-    """A step of an experiment: when (seconds since the epoch), and why."""
+    """A change of an experiment's phase.
+
+    ``at``: the time of the change, in seconds since the epoch. ``phase``: the new phase. ``reason``: the
+    reason for the change.
+    """
 
     at: float
     phase: ExperimentPhase

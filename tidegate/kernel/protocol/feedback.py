@@ -11,12 +11,12 @@ import orjson
 class FeedbackRecord:
     """One outcome of one answer. Times are milliseconds since the epoch.
 
-    ``request_id``: the ``X-Request-Id`` of the request.
-    ``value``, ``label``: a number or a text. One of them is None.
-    ``at``, ``answered_at``: the time of the outcome, and the time of the answer.
-    ``assigned``: True if weights or a sticky key chose the Deployment. False if a version in the request or a
-    rule chose it.
-    ``unit``: the hash of the sticky key; empty: the request had none.
+    ``request_id``: the ``X-Request-Id`` of the request. ``value``: the outcome if it is a number. ``label``:
+    the outcome if it is a text. One of these two is None. ``at``: the time of the outcome. ``answered_at``:
+    the time of the answer.
+
+    ``assigned``: True if weights or a sticky key chose the Deployment. False if a traffic rule chose it, or
+    if the request named a version. ``unit``: the hash of the sticky key; empty: the request had none.
     ``experiment``: the id of the experiment in which the Deployment was chosen; empty: no experiment.
     """
 

@@ -14,7 +14,7 @@ MAGIC = b"GGUF"
 # allow up to a million tokens, which would need too much memory.
 DEFAULT_CONTEXT = 8192
 # The number of tokens in the KV cache for each engine slot, if the Deployment does not set the context. The
-# whole cache is never smaller than one context.
+# whole cache always has room for at least one full context.
 DEFAULT_SLOT_TOKENS = 2048
 _SCALARS = {
     0: "<B",
@@ -33,7 +33,8 @@ _STRING, _ARRAY = 8, 9
 # Arrays with more values than this are not stored, because vocabularies have hundreds of thousands of values.
 _KEPT_ARRAY = 64
 _MAX_COUNT, _MAX_DIMS = 2**24, 8
-# For each type number of ggml: the number of elements and of bytes in one block of a tensor.
+# The sizes of one block of a tensor, by ggml's number of the tensor type: the number of elements, and the
+# number of bytes.
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
@@ -95,9 +96,9 @@ def kv_tokens_of(context: int, slots: int, *, stated: bool) -> int:
 
 
 def read(data: bytes | memoryview) -> GgufHeader:
-    """Read the header at the start of a file. ``data`` may be a map of the whole file.
+    """Read the header of a GGUF file. Raise :class:`NotGguf` if it is cut off or broken.
 
-    Raise :class:`NotGguf` if the header is cut off or broken.
+    ``data``: the bytes from the start of the file, or a memory map of the whole file.
     """
     try:
         return _read(_Reader(data))

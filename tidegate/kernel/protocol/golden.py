@@ -14,9 +14,10 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An OIP request, and its expected outputs by name, flat and in row-major order.
+    """A sample request in the form of the Open Inference Protocol (OIP), with its expected outputs.
 
-    Without expected outputs, every answer without an error passes.
+    ``expected``: the values of each output, by the output's name, as a flat list in row-major order. If it is
+    empty, every answer without an error passes.
     """
 
     request: dict[str, Any]
@@ -25,7 +26,10 @@ class Sample:
 
 
 def read_sample(given: Any, where: str) -> Sample:
-    """Return the sample in a JSON document. ``where`` names the sample in errors. Raise BadRequest."""
+    """Return the sample in a JSON document. Raise BadRequest if the document is not a sample.
+
+    ``where`` names the sample in the error's message.
+    """
     if not isinstance(given, dict) or not isinstance(given.get("inputs"), list):
         raise BadRequest(
             f"{where} is not an inference request. Write "
@@ -79,7 +83,10 @@ def _values(name: str, values: Sequence[Any], wanted: Sequence[Any], tolerance: 
 
 
 def close(value: Any, wanted: Any, tolerance: float) -> bool:
-    """Return True for equal values, and for numbers within ``tolerance`` (absolute plus relative)."""
+    """Return True if the two values are equal, or if they are numbers that differ little enough.
+
+    Numbers may differ by ``tolerance`` plus ``tolerance`` times the wanted number.
+    """
     numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (value, wanted))
     if not numbers or value == wanted:
         return bool(value == wanted)

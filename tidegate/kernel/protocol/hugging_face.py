@@ -1,4 +1,4 @@
-"""Decide how to run a Hugging Face folder that classifies texts or images, or embeds texts. Pure."""
+"""Decide how to run a Hugging Face model that classifies texts or images, or that embeds texts. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _POOLING = {
     "pooling_mode_mean_tokens": "mean",
 }
 _MAX_LABELS = 100_000
-_LONGEST = 100_000  # a tokenizer without a limit states a huge number
+_LONGEST = 100_000  # a tokenizer without a limit states a larger number
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -59,7 +59,11 @@ class HuggingFacePlan:
 
 
 def read(texts: Mapping[str, str], name: str) -> dict[str, Any]:
-    """Return the object in a JSON file; empty if the file is missing. Raise BadRequest for other JSON."""
+    """Return the JSON object in a file; empty if the file is missing.
+
+    Raise BadRequest if the file is not JSON or is not an object. ``texts``: the contents of the files, by
+    name.
+    """
     if name not in texts:
         return {}
     try:
@@ -76,9 +80,9 @@ def read(texts: Mapping[str, str], name: str) -> dict[str, Any]:
 
 
 def plan(texts: Mapping[str, str], files: Collection[str], *, allow_pickle: bool) -> HuggingFacePlan:
-    """Return the plan to run a folder. If there is none, raise BadRequest with a remedy.
+    """Return the plan to run a folder's model. Raise BadRequest with a remedy if it cannot run.
 
-    ``texts``: the contents of the folder's files that :data:`TEXTS` names, by path.
+    ``texts``: the contents of the files that :data:`TEXTS` names, by path.
     """
     config = read(texts, CONFIG)
     task = task_of_config(config, files)
@@ -136,7 +140,7 @@ def signature_of(found: HuggingFacePlan, max_batch: int) -> Signature:
 
 
 def requirements_of(found: HuggingFacePlan) -> list[str]:
-    """Return the packages that a folder needs and the models' environment lacks."""
+    """Return the packages that a folder needs and that the models' environment lacks."""
     images = ["pillow"] if found.task == "image-classification" else []
     if found.engine == "torch":
         return ["torch", "transformers", *images]
@@ -181,7 +185,10 @@ def _is_plain_images(config: Mapping[str, Any]) -> bool:
 
 
 def _number(value: Any) -> int | None:
-    """Return a positive whole number; None for anything else, and for a number that means "no limit"."""
+    """Return ``value`` if it is a whole number from 1 to below ``_LONGEST``, and None otherwise.
+
+    A larger number means that there is no limit.
+    """
     return value if type(value) is int and 0 < value < _LONGEST else None
 
 
@@ -229,7 +236,10 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _activation(config: Mapping[str, Any]) -> str:
-    """Return how the pipeline of transformers turns logits into scores."""
+    """Return the function that turns logits into scores: ``softmax``, ``sigmoid`` or ``none``.
+
+    The pipeline of the library transformers uses the same function.
+    """
     kind = config.get("problem_type")
     if kind == "regression":
         return "none"

@@ -1,10 +1,10 @@
-"""Durable jobs as values: their records and their transitions. Pure.
+"""The records of durable jobs, and the transitions between a job's states. Pure.
 
     accepting -> queued -> running -> succeeded | failed | cancelled | expired
 
-``accepting`` means that the broker has not confirmed the job's message yet; clients see it as ``queued``. If
-a worker is lost, its job stays ``running`` and gets the next attempt. A job never leaves its first terminal
-state.
+``accepting`` means that the broker has not confirmed the job's message yet. Callers see this state as
+``queued``. If a worker is lost, its job stays ``running`` and gets the next attempt. The four last states are
+terminal: a job never leaves them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ STATES: tuple[State, ...] = get_args(State)
 TERMINAL: frozenset[State] = frozenset(get_args(Terminal))
 LEVELS: tuple[Level, ...] = get_args(Level)
 
-# How many jobs of each level a worker takes in a turn, while jobs of all levels wait. So no level starves.
+# While jobs of all priority levels wait, a worker takes this many jobs of each level in one round. So no
+# level waits forever.
 WEIGHTS: Mapping[Level, int] = {"high": 16, "normal": 4, "low": 1}
 MAX_ATTEMPTS = 3
 
@@ -33,9 +34,10 @@ _ENTROPY_SIZE = 10
 
 
 def new_id(now_ms: int, entropy: bytes) -> bytes:
-    """Return a job's id: 48 bits of milliseconds since the epoch and 80 random bits (``entropy``, 10 bytes).
+    """Return a job's id: 48 bits of milliseconds since the epoch and 80 random bits.
 
-    So sorted ids are in the order of creation. The request's frame has the same id.
+    ``entropy``: the random bits, as 10 bytes. When ids are sorted, they are in the order of creation. The
+    job's request frame has the same id.
     """
     if len(entropy) != _ENTROPY_SIZE:
         raise ValueError(f"{_ENTROPY_SIZE} random bytes are required, got {len(entropy)}")
@@ -43,7 +45,7 @@ def new_id(now_ms: int, entropy: bytes) -> bytes:
 
 
 def read_id(text: str) -> bytes | None:
-    """Return the id of 32 lower-case hex digits, or None for any other text."""
+    """Parse an id of 32 lower-case hex digits. Return None for any other text."""
     if len(text) != 2 * ID_SIZE or not all(c in "0123456789abcdef" for c in text):
         return None
     return bytes.fromhex(text)
@@ -198,10 +200,11 @@ class Take(NamedTuple):
     """A worker's request to run a job now.
 
     ``frame_attempt``: the attempt in the delivered frame. ``token``: a random value of the delivery. A
-    repeated request with the same token gets the same attempt. ``lost``: the attempt of this delivery that
-    ended because the model server died, so that the job needs a new attempt; 0: none. ``alone``: True if the
-    model has no other request in flight. A job whose earlier attempt was lost may run only alone, so that a
-    second loss shows that this job is the cause.
+    repeated request with the same token gets the same attempt. ``lost``: the number of the attempt in which
+    the model server died during this delivery. The job then needs a new attempt. 0: no such attempt.
+
+    ``alone``: True if the model has no other request in flight. If an earlier attempt of a job was lost, the
+    job may run only alone. So a second loss shows that this job is the cause.
     """
 
     id: bytes
@@ -260,8 +263,10 @@ class Counts:
 
     ``states``: the number of records in each state. ``ledger``: totals since the store was created: accepted,
     succeeded, failed, cancelled, expired, removed. A total of zero may be missing. ``acknowledged``: the
-    number of 202 answers that each gateway process has reported. ``watched``: the number of unconfirmed and
-    leased jobs. Perhaps no queue has a message for such a job, so the router checks whether the job is late.
+    number of 202 answers that each gateway process has reported.
+
+    ``watched``: the number of jobs that the broker has not confirmed, or for which a worker holds a lease.
+    Perhaps no queue has a message for such a job. So the router checks whether the job is overdue.
     """
 
     states: dict[State, int]
@@ -277,9 +282,10 @@ class Counts:
 
 
 def ahead(rank: int, level: Level, waiting: Mapping[Level, int]) -> int:
-    """Estimate how many jobs are taken before the job with this ``rank`` (from 0) in its level.
+    """Estimate how many jobs workers take before the job at position ``rank`` of its level.
 
-    For each job of this level, workers take ``WEIGHTS[other] / WEIGHTS[level]`` jobs of every other level.
+    ``rank`` counts from 0. For each job of this level, workers take ``WEIGHTS[other] / WEIGHTS[level]`` jobs
+    of every other level.
     """
     found = float(rank)
     for other, count in waiting.items():

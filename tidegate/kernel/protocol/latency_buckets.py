@@ -8,7 +8,7 @@ import numpy as np
 
 FIRST_S = 50e-6
 RATIO = 1.1
-COUNT = 160  # up to 200 s; longer times are in the last bucket
+COUNT = 160  # the buckets reach 200 s, and longer times are in the last bucket
 
 
 def buckets_of(seconds: np.ndarray) -> np.ndarray:

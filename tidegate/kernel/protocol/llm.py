@@ -2,9 +2,10 @@
 
 A version of format ``llm`` is a decoupled model with one input and two outputs. The input contains the URL
 path and the body of an OpenAI-compatible request. One output contains the engine's next events, complete and
-in order. The other one contains facts about these events for Tidegate. The engine does templates, tools,
-sampling and guided decoding, so it gets the body unchanged. The only changes are those of
-:mod:`services.worker.runtimes.llm` that token counts need.
+in order. The other output contains facts about these events for Tidegate.
+
+The engine itself does templates, tools, sampling and guided decoding. So the worker passes the body on, and
+changes only what Tidegate needs, for example for token counts (:mod:`services.worker.runtimes.llm`).
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ SIGNATURE = Signature(
     decoupled=True,
 )
 
-# The band of a request. Each band has its own queue in the broker, with its weight in BAND_WEIGHTS.
+# The band of a request. Each band has its own queue in the broker. BAND_WEIGHTS has the weight of each band.
 Band = Literal["high", "normal", "low"]
 BAND_WEIGHTS: dict[Band, int] = {"high": 16, "normal": 4, "low": 1}
 
 # The priority that request frames of each band have in their flags.
 BAND_PRIORITY: dict[Band, int] = {"high": 1, "normal": 0, "low": LAST_PRIORITY}
-# A request's message expires this many milliseconds after the deadline for the first part of the answer. If a
-# replica is lost during a long stream, the broker still has the message and delivers it again. Otherwise the
-# gateway would not learn of the loss.
+# A request's message expires this many milliseconds after the deadline for the first part of the answer. So
+# the broker still has the message if a replica is lost during a long stream. The broker then delivers the
+# message again, and from that delivery the gateway learns of the loss.
 KEPT_MS = 3_600_000
 
 # A parameter of the call key: the tokens that the request may occupy in the engine's KV cache (prompt and
 # answer), as the gateway estimates them. The sum over a worker's requests is limited by the Deployment's
 # ``kv_tokens``.
 KV_TOKENS = "kv_tokens"
-# A parameter of the first answer to a request: the name of the replica that runs the request.
+# A parameter of the first reply to a request. Its value is the name of the replica that runs the request.
 REPLICA = "tidegate_replica"
 
 
@@ -92,7 +93,7 @@ class LlmRequest:
     resume: Resume | None = None
 
     def to_bytes(self) -> bytes:
-        """Return the only element of the input :data:`REQUEST`.
+        """Return the request as JSON: the only element of the input tensor :data:`REQUEST`.
 
         Raise BadRequest if the request is nested too deeply to be encoded.
         """
@@ -110,13 +111,16 @@ class LlmRequest:
 class Meta:
     """Facts about the events of one chunk.
 
-    ``status``: the engine's HTTP status if it refused the request. Then the only event is its error body.
-    ``retry_after_s``: the seconds until a retry, if the engine or the provider states them. ``usage``: prompt
-    tokens, answer tokens and cached prompt tokens of the stream up to this chunk; None: not reported yet.
-    ``prompt_ids``: the token ids of the prompt, in one of the first chunks of a stream that can be continued.
-    ``ids``: the token ids of the answer's part in this chunk, for a stream that can be continued.
+    ``status``: 200, or the HTTP status with which the engine refused the request. After a refusal, the only
+    event is the body of the engine's error. ``retry_after_s``: the seconds until a retry, if the engine or
+    the provider states them.
 
-    A stream can be continued only while the total number of ``ids`` equals the answer tokens in ``usage``.
+    ``usage``: the numbers of prompt tokens, answer tokens and cached prompt tokens of the stream up to this
+    chunk; None: not reported yet.
+
+    Two members are only for streams that can be continued. ``prompt_ids``: the token ids of the prompt, in
+    one of the first chunks. ``ids``: the token ids of the part of the answer that is in this chunk. A stream
+    can be continued only while the total number of ``ids`` equals the answer tokens in ``usage``.
     """
 
     status: int = 200

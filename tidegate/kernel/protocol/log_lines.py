@@ -15,8 +15,8 @@ import orjson
 
 # The names of the fields that can contain the id of a request or job.
 ID_FIELDS = ("request_id", "request", "job", "client_id", "trace_id", "id")
-# The fields that link log lines. A search for an id also finds the lines with other ids that the found lines
-# have in these fields.
+# The fields that link log lines. A search for an id first finds the lines with this id. It then reads the ids
+# in these fields of the found lines, and also finds all lines with those ids.
 _LINKED = ("request_id", "job")
 NEAR = 5
 
@@ -79,10 +79,10 @@ def deployment_of(replica: str) -> str:
 
 
 def meant(name: str, logs: Iterable[str], targets: Sequence[str] = ()) -> list[str]:
-    """Return the logs of one service or replica, or of all replicas of a Deployment or Endpoint.
+    """Return the names of the logs that ``name`` means.
 
-    If there is no log of the service or replica ``name``, return the logs of the replicas of these
-    Deployments: ``name``, ``name-v<n>`` and ``targets``.
+    If ``name`` is a service or replica with a log, return only this log. Otherwise return the logs of all
+    replicas of these Deployments: ``name``, ``name-v<n>`` and ``targets``.
     """
     known = list(logs)
     if name in known:

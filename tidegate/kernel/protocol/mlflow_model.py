@@ -62,8 +62,7 @@ class Loading:
     """The plan to load an MLflow model.
 
     ``file``: the path of the file to load, relative to the folder of ``MLmodel``. Empty: MLflow loads the
-    model.
-    ``pickled``: True if the model's files can contain any code, which runs when they are loaded.
+    model. ``pickled``: True if the model's files can contain code that runs when they are loaded.
     ``function``: the method that predicts.
     """
 
@@ -76,7 +75,7 @@ class Loading:
 
 
 def parsed(text: str) -> MlflowModel:
-    """Return the contents of an ``MLmodel``. Raise BadRequest with the fault and a remedy."""
+    """Return the contents of an ``MLmodel``. Raise BadRequest with a remedy if it is not valid."""
     found = yaml_of(text, FILE)
     flavors = found.get("flavors") if isinstance(found, dict) else None
     if not isinstance(flavors, dict) or not flavors:
@@ -113,9 +112,9 @@ def home_of(files: Collection[PurePosixPath]) -> PurePosixPath | None:
 
 
 def loading(model: MlflowModel, files: Collection[PurePosixPath]) -> Loading:
-    """Return how to load a model. Raise BadRequest if Tidegate cannot run it.
+    """Return how to load a model. Raise BadRequest if Tidegate cannot run the model.
 
-    A model in a flavour of ``NATIVE`` runs without MLflow, because the flavour's own library reads its file.
+    A model in a flavour of ``NATIVE`` runs without MLflow: the flavour's own library reads the model's file.
     All other models run with MLflow's ``python_function``.
 
     ``files``: the paths of the model's files, relative to the folder of ``MLmodel``.
@@ -155,7 +154,11 @@ def takes_table(loading: Loading, *, named: bool) -> bool:
 
 
 def loads_pickle(loading: Loading) -> bool:
-    """Return True if the engine reads the model's file with joblib or pickle, whatever the file's name is."""
+    """Return True if the engine reads the model's file with joblib or pickle.
+
+    The file's name does not show this, so the engine decides. A ``.skops`` file of scikit-learn and a Booster
+    of LightGBM are not read with joblib or pickle.
+    """
     if loading.engine == LIGHTGBM:
         return loading.pickled and not loading.kind.endswith("Booster")
     return loading.engine == SKLEARN and not loading.file.endswith(".skops")

@@ -56,7 +56,7 @@ def needed(
         if name == "numpy" and _NUMPY_2.match(line):
             notes.append(
                 f"The MLflow model requires {line}, but models here run with numpy 1.26. The line was left "
-                "out: compare a few results."
+                "out: compare a few results with those from the required numpy."
             )
             continue
         kept.append(line)

@@ -65,7 +65,10 @@ def columns_of(model: MlflowModel, signature: Signature) -> dict[str, str] | Non
 
 
 def signature_of(model: MlflowModel, given: Signature | None, default_max_batch: int) -> Signature:
-    """Return ``given`` if it is set, or else the signature in ``MLmodel``. Raise BadRequest with a remedy.
+    """Return ``given`` if it is set, and otherwise the signature in ``MLmodel``.
+
+    Raise BadRequest with a remedy if ``given`` has other inputs than ``MLmodel``, or if neither describes the
+    model.
 
     If the first axis of every tensor in ``MLmodel`` may have any size, it is the batch axis. In a table, the
     rows are the batch axis.

@@ -114,8 +114,8 @@ class VersionMetadata(Written):
 class Version(Noun):
     """An immutable artifact under a model's name.
 
-    ``requirements``: the packages that the model needs and the models' environment lacks, as lines for pip.
-    ``trusted``: the names in a pickle or skops file that the publisher has declared safe.
+    ``requirements``: the packages that the model needs and that the models' environment lacks, as lines for
+    pip. ``trusted``: the names in a pickle or skops file that the publisher has declared safe.
     """
 
     model: Name
@@ -176,9 +176,10 @@ class LlmSpec(Written):
     most requests that the engine runs at the same time, and so the most that a worker takes. ``context``: the
     most tokens of a prompt and its answer together; None: the engine's default. ``kv_tokens``: the most
     tokens that a worker's requests may use in the engine's KV cache; None: the cache's size. ``arguments``:
-    arguments that are passed to the engine unchanged, by the engine's own names. ``adapters``: the paths of
-    LoRA adapters in the artifact, by name. Requests name them ``model:adapter``. ``affinity_wait_ms``: the
-    longest wait for the replica that has the beginning of the prompt in its KV cache; 0: no wait.
+    arguments that are passed to the engine unchanged. Each key is the engine's own name of the argument.
+    ``adapters``: the paths of LoRA adapters in the artifact, by adapter name. Requests name an adapter as
+    ``endpoint:adapter``. ``affinity_wait_ms``: the longest wait for the replica that has the beginning of the
+    prompt in its KV cache; 0: no wait.
 
     ``upstream``: the address of an OpenAI-compatible server, for the engine ``openai-url``.
     ``upstream_model``: the model's name at the upstream. ``credential``: where the worker's host stores the
@@ -434,9 +435,9 @@ class DesiredState(Noun):
 class Assignment(Noun):
     """The data that a worker needs to start. The worker gets the artifact itself from the registry.
 
-    It contains no address and no credential, because a worker of a warm pool gets it as a message. The
-    worker's settings contain the address and the credential. ``scratch``: set if the worker only verifies the
-    version and opens no queue.
+    This object contains no address and no credential, because a worker of a warm pool gets it as a message.
+    The worker's settings contain the address and the credential. ``scratch``: set if the worker only verifies
+    the version and opens no queue.
     """
 
     replica: str

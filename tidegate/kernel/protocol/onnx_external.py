@@ -114,7 +114,10 @@ def _tensor(tensor: Message) -> Iterator[External]:
 
 
 def _entry(entry: Message, locations: list[str], ends: list[int]) -> None:
-    """Add an entry's value to ``locations``, or store it in ``ends[0]`` (offset) or ``ends[1]`` (length)."""
+    """Add an entry's value to ``locations`` or store it in ``ends``, as the entry's key says.
+
+    ``ends[0]`` is the offset in bytes, and ``ends[1]`` is the length in bytes.
+    """
     keys = {text.text() for text in entry.messages(ENTRY_KEY)}
     values = [text.text() for text in entry.messages(ENTRY_VALUE)]
     if "location" in keys:

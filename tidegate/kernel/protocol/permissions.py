@@ -53,11 +53,10 @@ class RoutePermissions:
 
     @cached_property
     def _patterns(self) -> dict[int, tuple[re.Pattern[str], list[str]]]:
-        """Return the patterns that match paths, by the number of a path's segments.
+        """Return a pattern and a list of path templates for each number of segments.
 
-        Each pattern combines all path templates with this number of segments, and these templates are
-        returned with it. Key 0 is for templates with ``{rest:path}``, because they match any number of
-        segments.
+        The pattern matches every path that fits one of these templates. Key 0 is for templates with
+        ``{rest:path}``, because they match any number of segments.
         """
         by_steps: dict[int, list[str]] = {}
         for path in self.by_path:
@@ -96,7 +95,10 @@ def has_control_character(path: str) -> bool:
 
 
 def _precedence(path: str) -> list[tuple[int, str]]:
-    """Return a sort key with literal segments before parameters: ``/keys/table`` before ``/keys/{id}``."""
+    """Return a sort key for a path. It sorts literal segments before parameters.
+
+    So ``/keys/table`` comes before ``/keys/{id}``.
+    """
     return [(_rank(step), step) for step in path.split("/")]
 
 
@@ -211,7 +213,7 @@ REGISTRY = RoutePermissions(
         "POST /v1/endpoints/{name}/experiment/winner": (PUBLISH,),
         "POST /v1/endpoints/{name}/experiment/complete": (INTERNAL,),
         "GET /v1/desired-state": LOOK,
-        "GET /v1/intention": LOOK,  # the older name of the same route
+        "GET /v1/intention": LOOK,  # the older name of /v1/desired-state
         "POST /v1/deploy": (PUBLISH,),
         "POST /v1/apply": (PUBLISH,),
         "GET /v1/keys": (ADMIN,),
@@ -435,8 +437,8 @@ GATEWAY = RoutePermissions(
         "DELETE /v1/files/{id}": (INFER,),
         "GET /v1/files/{id}/content": (INFER,),
         "GET /v1/webhooks/secret": (INFER,),
-        # With INFER, a key may send feedback on the answers to its own requests. With OPERATE, on all
-        # answers.
+        # With INFER, a key may send feedback on the answers to its own requests. With OPERATE, it may send
+        # feedback on all answers.
         "POST /v1/feedback": (INFER, OPERATE),
     }
     | {

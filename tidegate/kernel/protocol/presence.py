@@ -232,7 +232,7 @@ class GatewayView:
 class ModelMetadata:
     """The metadata of a worker's model, without its signature.
 
-    ``config``: the configuration as completed by Triton, in the form of Triton's HTTP endpoint.
+    ``config``: the configuration after Triton has completed it, in the JSON form of Triton's HTTP API.
     ``labels``: the names of the classes of each output.
     """
 

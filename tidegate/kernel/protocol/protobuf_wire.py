@@ -20,7 +20,7 @@ MAX_NUMBER = 2**29 - 1
 
 
 class Malformed(Exception):
-    """The bytes are not a protobuf message, or the message has too many fields."""
+    """An error: the bytes are not a protobuf message, or the message has too many fields."""
 
 
 @dataclass(slots=True)

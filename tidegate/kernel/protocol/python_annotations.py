@@ -46,7 +46,7 @@ class Described:
 
 
 class Unclear(Exception):
-    """An annotation is incomplete. The message says what is missing."""
+    """An error: an annotation does not describe a tensor. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,11 @@ def described(annotation: ast.expr | None, scope: Scope, depth: int = 0) -> Desc
 
 
 def resolved(node: ast.expr, scope: Scope) -> ast.expr:
-    """Replace names by the values that the file assigns, remove quotes, and drop ``None`` from a union."""
+    """Return the expression that an annotation means. Raise Unclear if it means several types.
+
+    A name is replaced by the value that the file assigns to it. Quotes are removed. ``None`` is removed from
+    a union.
+    """
     for _ in range(DEEPEST):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node = _parsed(node.value)
@@ -99,7 +103,10 @@ def arguments(node: ast.Subscript) -> list[ast.expr]:
 
 
 def written(node: ast.expr) -> str:
-    """Return an expression as Python code for a message, or a placeholder if it is too long to show."""
+    """Return an expression as Python code for a message, cut off after ``LONGEST`` characters.
+
+    Return ``...`` if Python cannot write the expression.
+    """
     try:
         return ast.unparse(node)[:LONGEST]
     except (RecursionError, ValueError):  # it is nested too deeply, or an integer has too many digits

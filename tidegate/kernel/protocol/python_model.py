@@ -217,7 +217,10 @@ def _value(arg: ast.arg, scope: Scope, *, optional: bool = False) -> Value:
 
 
 def _outputs(predict: Function, scope: Scope, *, streams: bool) -> tuple[list[Value], str]:
-    """Return the outputs that ``predict``'s return annotation names, and a text about what it lacks."""
+    """Return the outputs that the return annotation of ``predict`` names, and a text.
+
+    The text says what the annotation lacks. It is empty if the annotation lacks nothing.
+    """
     try:
         if predict.returns is None:
             raise Unclear("has no annotation")

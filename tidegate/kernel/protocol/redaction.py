@@ -28,7 +28,7 @@ class Told(NamedTuple):
 
 
 def without_paths(text: str) -> str:
-    """Return a text with only the last segment of each absolute path, as ``.../model.py``."""
+    """Return the text with each absolute path shortened to its last segment, as in ``.../model.py``."""
     return _PATH.sub(lambda found: f".../{found['last']}", text)
 
 

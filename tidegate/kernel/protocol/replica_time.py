@@ -45,9 +45,10 @@ class Spent(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The kind of a share of a replica's time: ``busy``, ``starting``, ``idle`` or ``wasted``.
+    """A use of a replica's time. It is a key of ``ReplicaTime.parts``.
 
-    ``detail``: why time was wasted. ``caller``, ``endpoint``: only for busy time.
+    ``kind``: in a worker's report, ``busy``, ``starting``, ``idle`` or ``wasted``. The autoscaler adds other
+    kinds. ``detail``: the reason why time was wasted. ``caller``, ``endpoint``: only for busy time.
     """
 
     kind: str

@@ -1,8 +1,8 @@
 """Replicas of a Deployment that are reserved for one endpoint.
 
-They are a separate Deployment, with the same version and options, a fixed number of replicas, and their own
-queue. The registry does not store this Deployment: router and autoscaler add it to the desired state that
-they read.
+They form a Deployment of their own, the *reserve*. It has the same version and options as the shared
+Deployment, a fixed number of replicas, and its own queue. The registry does not store a reserve. Router and
+autoscaler add it to the desired state that they read.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ def reserved_targets(endpoint: EndpointSpec) -> list[str]:
 
 
 def reserve_names(desired: DesiredState) -> frozenset[str]:
-    """Return the names of all reserves."""
+    """Return the names of all reserves: the Deployments of replicas for only one endpoint."""
     return frozenset(
         reserve_of(name, each.name) for each in desired.endpoints for name in reserved_targets(each)
     )
 
 
 def holders(desired: DesiredState) -> dict[str, str]:
-    """Return, by the name of each reserve, the Deployment whose replicas it reserves.
+    """Return, by the name of each reserve, the shared Deployment to which the reserve belongs.
 
-    The cost of a reserve counts against the budgets of that Deployment.
+    A reserve is a Deployment that has only an endpoint's reserved replicas. The cost of a reserve counts
+    against the budgets of the shared Deployment.
     """
     known = {each.name: (each.model, each.version) for each in desired.deployments}
     found = {
@@ -59,7 +60,7 @@ def holders(desired: DesiredState) -> dict[str, str]:
 
 
 def with_reserves(desired: DesiredState) -> DesiredState:
-    """Return the desired state with a Deployment for each reserve."""
+    """Return the desired state, with a Deployment added for each set of reserved replicas."""
     known = {each.name: each for each in desired.deployments}
     reserves = [
         _reserve(known[name], reserve_of(name, endpoint.name), endpoint.reserved)
@@ -74,7 +75,7 @@ def with_reserves(desired: DesiredState) -> DesiredState:
 
 def _reserve(shared: Deployment, name: str, count: int) -> Deployment:
     paused = shared.override is not None and shared.override.replicas == 0
-    # No schedule, because it would change the number of replicas.
+    # The copy gets no schedule, because a schedule would change the fixed number of replicas.
     scaling = shared.scaling.model_copy(update={"schedule": []})
     fixed = {"min_replicas": count, "max_replicas": count, "scale_to_zero_after_s": None, "scaling": scaling}
     return shared.model_copy(update={"name": name, "override": shared.override if paused else None, **fixed})

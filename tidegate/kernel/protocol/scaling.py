@@ -64,7 +64,10 @@ class ScheduleWindow(_Part):
         return self
 
     def open_at(self, now: float) -> bool:
-        """Return True if the window is open at ``now`` (seconds since the epoch)."""
+        """Return True if ``now`` is within a period of this window.
+
+        ``now`` is in seconds since the epoch.
+        """
         minute = int(now // 60)
         opened = _last(self.start, self.time_zone, minute)
         closed = _last(self.end, self.time_zone, minute)
@@ -112,7 +115,7 @@ class Scaling(_Part):
     @classmethod
     def _is_factor(cls, factor: float | None) -> float | None:
         if factor is not None and 0 < factor <= 1:
-            raise ValueError("panic_factor is 0 (never) or above 1")
+            raise ValueError("panic_factor must be 0 (never) or above 1")
         return factor
 
     @model_validator(mode="after")
@@ -122,7 +125,7 @@ class Scaling(_Part):
         if self.price_per_hour is None:
             raise ValueError("max_cost_per_hour needs price_per_hour")
         if self.price_per_hour > self.max_cost_per_hour:
-            raise ValueError("max_cost_per_hour does not pay for one replica, so it could never serve")
+            raise ValueError("max_cost_per_hour pays for no replica, so the Deployment could never serve")
         return self
 
     def changes(self) -> dict[str, Any]:
@@ -140,7 +143,8 @@ def _last(cron: str, zone: str, minute: int) -> datetime | None:
 
     now = datetime.fromtimestamp(minute * 60, timezone.utc)
     local = datetime.fromtimestamp((minute + 1) * 60, _zone(zone))  # CronSim excludes its start
-    # The clock repeats this hour, so an earlier moment can have a later clock time. Start the search later.
+    # fold: the clock shows this hour for the second time, so an earlier moment can have a later clock time.
+    # Start the search later.
     if local.fold:
         local += timedelta(hours=2)
     times = (found.astimezone(timezone.utc) for found in CronSim(cron, local, reverse=True))

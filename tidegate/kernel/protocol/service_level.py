@@ -13,10 +13,11 @@ class _Part(BaseModel):
 
 
 class ServiceLevel(_Part):
-    """The objectives of an endpoint. ``availability`` and ``latency_target`` are percent.
+    """The objectives of an endpoint.
 
-    ``latency_ms``: the time within which ``latency_target`` percent of the answers must arrive.
-    ``window``: the time over which the objectives are counted, in days (``30d``).
+    ``availability``: the percent of requests that must not fail. ``latency_target``: the percent of answers
+    that must arrive within ``latency_ms`` milliseconds. ``window``: the time over which the objectives are
+    counted, in days (``30d``).
     """
 
     availability: float | None = Field(None, ge=50, lt=100)

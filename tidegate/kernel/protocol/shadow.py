@@ -40,7 +40,10 @@ class OutputCounts:
     edits: float = 0.0
 
     def add(self, other: OutputCounts) -> None:
-        """Add the counts of another gateway or comparison."""
+        """Add the counts in ``other``, which come from another gateway or another comparison.
+
+        For ``max_abs`` and ``max_rel``, keep the larger value.
+        """
         for name in self.__dataclass_fields__:
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, max(mine, theirs) if name.startswith("max_") else mine + theirs)
@@ -64,15 +67,13 @@ def _no_times() -> list[int]:
 class ShadowCounts:
     """One gateway's counts of an endpoint's shadow traffic, since the shadow began.
 
-    ``key``: identifies the shadow. A new shadow starts with new counts.
-    ``offered``: the number of answered requests that were chosen for a copy by the shadow's ``rate``.
-      Each was either ``copied``, or ``refused`` for a reason.
-    ``answered``, ``failed``: the numbers of copies with each result. Copies without a result are in
-      flight.
-    ``compared``, ``agreed``: the numbers of compared answers, and of those that agree in all outputs.
-    ``primary``, ``shadow``: histograms of the total times of copied requests and of their copies, in the
-      buckets of :mod:`tidegate.kernel.protocol.latency_buckets`.
-    ``primary_call``, ``shadow_call``: the same for the times of only the model calls.
+    ``key``: identifies the shadow. A new shadow starts with new counts. ``offered``: the number of answered
+    requests that the shadow's ``rate`` chose for a copy. Each was either ``copied``, or ``refused`` for a
+    reason. ``answered``, ``failed``: the numbers of copies that were answered and that failed. All other
+    copies are in flight. ``compared``, ``agreed``: the numbers of compared answers, and of those that agree
+    in all outputs. ``primary``, ``shadow``: histograms of the total times of copied requests and of their
+    copies, in the buckets of :mod:`tidegate.kernel.protocol.latency_buckets`. ``primary_call``,
+    ``shadow_call``: the same histograms, but of the times of the model calls alone.
     """
 
     key: str = ""
@@ -110,7 +111,7 @@ class ShadowCounts:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> ShadowCounts:
-        """Return the counts in a document. Ignore members that only later releases know."""
+        """Read counts from a JSON document. Ignore fields that only later releases know."""
         known = {each.name for each in fields(cls)}
         found = {name: value for name, value in document.items() if name in known}
         outputs = {

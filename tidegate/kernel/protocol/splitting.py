@@ -11,7 +11,10 @@ from tidegate.kernel.protocol.nouns import LARGEST, Name, Noun, Written
 
 
 class Target(Noun):
-    """A Deployment and its share of an endpoint's traffic, in proportion to the weights of all targets."""
+    """A Deployment that gets a share of an endpoint's traffic.
+
+    The share is ``weight`` divided by the sum of the weights of all targets.
+    """
 
     deployment: Name
     weight: int = Field(100, ge=0, le=1_000_000)
@@ -20,8 +23,9 @@ class Target(Noun):
 class TrafficRule(Noun):
     """A rule that sends requests to a Deployment. Rules apply before weights.
 
-    ``header``, ``value``: match requests that have this header with this value. ``tenant``: match requests of
-    this caller (the id of a key). A field that is None matches all requests.
+    The rule applies to a request that meets all conditions which are set. ``header``: the request has this
+    header. ``value``: the header has this value. ``tenant``: the request comes from this caller (the id of a
+    key).
     """
 
     deployment: Name
@@ -55,19 +59,15 @@ class StickyTraffic(Noun):
 class CanaryOptions(Written):
     """The rules of a canary.
 
-    ``steps``: the canary's share of the traffic in each step, in percent and rising. The last step is the
-      promotion.
-    ``hold_s``: the shortest duration of a step.
-    ``min_samples``: the number of requests that the canary must get in a step before the next step
-      begins.
-    ``alpha``: the accepted probability of rolling back a canary that is as good as its baseline.
+    ``steps``: the canary's share of the traffic in each step, in percent and rising. A step of 100 is the
+    promotion. Without such a step, the promotion follows the last step. ``hold_s``: the shortest duration of
+    a step. ``min_samples``: the number of requests that the canary must get in a step before the next step
+    begins. ``alpha``: the accepted probability of rolling back a canary that is as good as its baseline.
     ``tolerance``: how much the canary's share of failed or slow requests may exceed the baseline's share.
-    ``patience_s``: pause the rollout after this many seconds in a step without enough evidence for a
-      decision.
-    ``full_capacity``: True: start the canary's ``min_replicas`` in the first step. False: start only the
-      step's share of them.
-    ``metric``: a metric of the callers' feedback that is judged as well. ``direction``: ``up`` if higher
-      values are better.
+    ``patience_s``: a rollout pauses if a step lasts this many seconds and still has too little evidence for a
+    decision. ``full_capacity``: True: start the canary's ``min_replicas`` in the first step. False: start
+    only the step's share of them. ``metric``: a metric of the callers' feedback. The canary is judged by this
+    metric too. ``direction``: ``up`` if higher values are better.
     """
 
     steps: list[Annotated[int, Field(ge=1, le=100)]] = Field(
@@ -93,7 +93,10 @@ RolloutPhase = Literal["running", "paused", "promoted", "rolled_back", "aborted"
 
 
 class RolloutEvent(Noun):
-    """A step of a rollout: when (seconds since the epoch), the canary's share in percent, and why."""
+    """An event of a rollout. ``share``: the canary's share of the traffic after it, in percent.
+
+    ``at``: the time of the event, in seconds since the epoch. ``reason``: why it happened.
+    """
 
     at: float
     phase: RolloutPhase
@@ -126,7 +129,10 @@ class Rollout(Noun):
 
 
 class Tolerance(Written):
-    """The most by which two numbers may differ: ``atol`` + ``rtol`` x the primary's absolute value."""
+    """The largest accepted difference between a number of the primary and the shadow's number.
+
+    The limit is ``atol`` + ``rtol`` x the absolute value of the primary's number.
+    """
 
     atol: float = Field(1e-6, ge=0)
     rtol: float = Field(1e-4, ge=0)
@@ -135,11 +141,10 @@ class Tolerance(Written):
 class Shadow(Written):
     """Shadow traffic: copies of an endpoint's answered requests go to idle replicas of ``deployment``.
 
-    ``rate``: the percent of the requests that are copied.
-    ``max_per_s``: the most copies per second of each gateway process; None: no limit.
-    ``wake``: True if copies also start a replica, and keep it running.
-    ``until``: when the shadow ends; None: only when somebody stops it.
-    ``id``: identifies this shadow. The next shadow of the endpoint gets a new id.
+    ``rate``: how many percent of the answered requests are copied. ``max_per_s``: the most copies that each
+    gateway process sends per second; None: no limit. ``wake``: True if copies also start a replica, and keep
+    it running. ``until``: when the shadow ends; None: it ends only when somebody stops it. ``id``: identifies
+    this shadow. The next shadow of the endpoint gets a new id.
     """
 
     deployment: Name

@@ -1,7 +1,7 @@
-"""The tenant of a request frame: the caller, the endpoint that it called, and the weight of both.
+"""The tenant of a request frame: the caller, the endpoint that it called, and the flow's weight.
 
 A Deployment is shared by its flows. A flow is one caller at one endpoint. The weight of a flow is the weight
-of the caller's key times the weight of the endpoint.
+of the caller's key times the weight of the endpoint. The byte 1f separates the parts of a tenant:
 
     tenant  caller | 1f | endpoint | 1f | weight
 
@@ -15,7 +15,7 @@ _MOST_BYTES = 255
 
 
 def tenant_of(caller: str, endpoint: str = "", weight: int = 1) -> bytes:
-    """Return the tenant of a frame. A caller's id that is too long is cut off."""
+    """Return the tenant of a frame. If a caller's id is too long, keep only its beginning."""
     rest = _PART + endpoint.encode() + _PART + b"%d" % weight
     return caller.encode()[: _MOST_BYTES - len(rest)] + rest
 

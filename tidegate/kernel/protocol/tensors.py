@@ -1,8 +1,8 @@
 """Datatypes of the Open Inference Protocol, and conversion between raw bytes and JSON values.
 
-Raw bytes are little-endian and row-major. A BYTES element is a 32-bit length, followed by so many bytes, as
-in the protocol's binary data extension. A numeric tensor is converted without a loop over its elements in
-Python, which would be slow.
+Raw bytes are little-endian and row-major. A BYTES element is a 32-bit length, followed by that number of
+bytes, as in the protocol's binary data extension. The conversion of a numeric tensor uses no Python loop over
+the elements, because such a loop would be slow.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from tidegate.kernel.protocol.bounded_json import shown
 class Datatype:
     """A datatype of tensors.
 
-    ``code``: its code in frames. ``size``: the bytes of an element; 0: they vary.
-    ``array_code``, ``numpy``: its names in Python's ``array`` and in numpy; empty: they have no such type.
+    ``code``: its code in frames. ``size``: the number of bytes of an element; 0 if elements differ in size.
+    ``array_code``, ``numpy``: the datatype's names in Python's ``array`` and in numpy. A name is empty if
+    that library has no such type.
     """
 
     name: str
@@ -55,10 +56,11 @@ DATATYPES: dict[str, Datatype] = {
 BY_CODE: dict[int, Datatype] = {d.code: d for d in DATATYPES.values()}
 
 _LENGTH = struct.Struct("<I")
-# To find a wrong value, check this many values together first. This is faster than checking each value alone.
+# The search for a wrong value first finds the slice of this many values that contains it. A check of a whole
+# slice is faster than a check of each value.
 _SLICE = 1024
-# The maximum number of strings in a tensor. Strings need a loop over the elements, and this many block the
-# event loop for 0.1 s.
+# The maximum number of strings in a tensor. Strings need a loop over the elements. For this number of
+# strings, the loop blocks the event loop for 0.1 s.
 MAX_STRINGS = 2**20
 
 # JSON numbers cannot show these narrow types exactly. Triton refuses them in JSON as well.
@@ -144,16 +146,18 @@ def _flatten(name: str, data: list[Any]) -> list[Any]:
 
 
 def to_json(datatype: Datatype, raw: bytes | memoryview) -> Any:
-    """Return raw bytes as a flat list of strings, or as a numpy array for orjson's OPT_SERIALIZE_NUMPY.
+    """Return a tensor's raw bytes as values that orjson can write.
 
-    Return None for strings that are not UTF-8, because JSON cannot carry them.
+    For BYTES, return a flat list of strings. If a string is not UTF-8, return None, because JSON cannot carry
+    it. For all other datatypes, return a numpy array, which needs orjson's option OPT_SERIALIZE_NUMPY.
     """
     if datatype.name == "BYTES":
         try:
             return [element.decode() for element in unpack_strings(raw)]
         except UnicodeDecodeError:
             return None
-    # This import is here, because workers need no numpy, and it would take a fifth of their start time.
+    # Import numpy only here. Workers do not need numpy, and the import would take a fifth of their start
+    # time.
     import numpy as np
 
     if datatype.name == "BF16":

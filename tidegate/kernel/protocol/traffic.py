@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from tidegate.kernel.protocol.latency_buckets import COUNT, FIRST_S, RATIO
 
-# The times of a request that have a histogram: its total time, then the parts of this time.
+# Each of these times of a request has a histogram: the total time, and the parts of the total time.
 TOTAL = "total"
 LEDGER = ("decode", "transit", "wait", "compute", "encode")
 ROWS = (TOTAL, *LEDGER)
@@ -28,9 +28,10 @@ _OFFSETS = np.arange(len(ROWS)) * COUNT
 
 
 def histograms_of(seconds: np.ndarray) -> np.ndarray:
-    """Return the histograms of the columns of ``seconds``, as an array of shape ``ROWS`` x buckets.
+    """Return a histogram for each column of ``seconds``.
 
-    ``seconds``: times, as an array of shape requests x ``ROWS``.
+    ``seconds``: an array with a row for each request, and a column for each time in ``ROWS``. The result has
+    a row for each time in ``ROWS``, and a column for each bucket.
     """
     scaled = np.log(np.maximum(seconds, FIRST_S) / FIRST_S) / _LOG_RATIO
     at = np.minimum(scaled.astype(np.int64), COUNT - 1) + _OFFSETS

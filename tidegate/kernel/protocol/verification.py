@@ -1,4 +1,4 @@
-"""The verification of a version before it serves, and the capacity that it measures."""
+"""The verification of a version before it serves, and the version's measured capacity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ MAX_SAMPLES = 100
 class BatchFigures(Noun):
     """The measurements of calls with ``rows`` rows.
 
-    ``p50_ms``, ``p99_ms``: the duration of a call. ``rows_per_s``: the rows of all calls per second.
+    ``p50_ms``, ``p99_ms``: the 50th and 99th percentile of a call's duration. ``rows_per_s``: how many rows
+    all calls together processed per second.
     """
 
     rows: int = Field(ge=1, le=LARGEST)
@@ -34,11 +35,10 @@ class BatchFigures(Noun):
 class CapacityCard(Noun):
     """The figures of a version that a scratch replica measured, on a machine with ``cpu`` and ``cores``.
 
-    ``requests_per_s``: how many requests with one row are answered per second, at the best of ``batches``.
-    None: the model was not called.
-    ``memory_mb``: the memory of the replica's processes.
-    ``start_s``: seconds from the launch until the model was warm, without the installation of requirements.
-    ``load_ms``: the part of the start in which Triton loaded the model.
+    ``requests_per_s``: how many requests of one row a replica can answer per second, with the best batch
+    size. None: the model was not called. ``memory_mb``: the memory of the replica's processes. ``start_s``:
+    seconds from the launch until the model was warm, without the installation of requirements. ``load_ms``:
+    the part of the start in which Triton loaded the model.
     """
 
     requests_per_s: float | None = None
@@ -53,7 +53,10 @@ class CapacityCard(Noun):
 
     @property
     def expected_rps(self) -> float | None:
-        """Return a new replica's expected requests per second, in calls of at most ``USUAL_ROWS`` rows."""
+        """Return the expected requests per second of a new replica; None if it is not known.
+
+        A request is counted as one row. The calls have at most ``USUAL_ROWS`` rows.
+        """
         usual = [each.rows_per_s for each in self.batches if each.rows <= USUAL_ROWS]
         return max(usual, default=self.requests_per_s)
 

@@ -8,10 +8,11 @@ from tidegate.kernel.protocol.models import Name, Noun, Resources
 
 
 class WarmPoolSpec(Noun):
-    """A warm pool: how many workers wait without a model, with which image, resources and threads.
+    """The settings of a warm pool.
 
-    A Deployment with the same ``image`` and ``resources`` can use such a worker. If the Deployment has an
-    ``env`` or other ``threads``, the worker restarts its Triton.
+    ``workers``: the number of workers that wait without a model. A Deployment with the same ``image`` and
+    ``resources`` can use such a worker. If the Deployment has an ``env`` or other ``threads``, the worker
+    restarts its Triton.
     """
 
     workers: int = Field(1, ge=0, le=1000)

@@ -40,7 +40,7 @@ class JsonRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return FastAPI's handler for this route, but read the body with the strict reader."""
+        """Return FastAPI's handler for this route. It reads the body with the strict reader."""
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:

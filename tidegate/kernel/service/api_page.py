@@ -44,9 +44,9 @@ def page(document: Mapping[str, Any]) -> str:
 
 
 def frame(title: str, body: str) -> str:
-    """Return a page with this title and this HTML.
+    """Return an HTML page with ``title`` and with the HTML ``body``.
 
-    Send it with ``HEADERS``, which let the browser use its style.
+    The calling code must send the page with ``HEADERS``. These headers let the browser use the page's style.
     """
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"

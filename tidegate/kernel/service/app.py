@@ -207,7 +207,7 @@ def server_of(
     other_connections: int = 0,
     signals: bool = True,
 ) -> Server:
-    """Return a server that is not started; see :func:`run`.
+    """Return a server that is not started yet. The other parameters are those of :func:`run`.
 
     ``signals``: True if the server stops on SIGTERM and SIGINT.
     """
@@ -259,7 +259,8 @@ class Server(uvicorn.Server):
     async def _cut_closing(self) -> None:
         """Abort TLS connections that are closing.
 
-        An idle client never answers the close and would delay the stop.
+        An idle client does not answer the closing message of TLS. The service would wait for this answer
+        before it stops.
         """
         while True:
             await asyncio.sleep(GOODBYE_S)
@@ -272,7 +273,7 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Handle the signals. Unlike uvicorn, do not raise them again after an orderly stop.
 
-        A supervisor would take a process that ends by a signal for a crash.
+        If a signal ends the process, a supervisor takes this for a crash.
         """
         if not self._signals:
             yield

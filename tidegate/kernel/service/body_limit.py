@@ -59,7 +59,8 @@ async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | None:
     """
     if (_declared(scope) or 0) > limit:
         raise _too_large(limit)
-    # One buffer, because a list for a body that arrives byte by byte would have millions of objects.
+    # Use one buffer instead of a list of parts. If a body arrives byte by byte, a list would have millions of
+    # objects.
     body, more = bytearray(), True
     while more:
         message: Message = await receive()

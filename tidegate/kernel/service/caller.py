@@ -28,7 +28,10 @@ current: ContextVar[Caller] = ContextVar("caller", default=OWN_WORK)
 
 
 def onward() -> dict[str, str]:
-    """Return headers that tell the next service the current caller. Send them with the service token."""
+    """Return headers that tell the next service who the current caller is.
+
+    The next service reads the caller only from requests that also have the service token.
+    """
     caller = current.get()
     told = {}
     if caller.principal is not SERVICE:
@@ -60,7 +63,7 @@ class ServiceToken:
     def identify(self, headers: dict[bytes, bytes]) -> Principal:
         """Return the calling service, or the principal on whose behalf it calls.
 
-        Raise Unauthorized if the token is missing or wrong.
+        For the metrics token, return ``SCRAPER``. Raise Unauthorized if the token is missing or wrong.
         """
         if self.scrapes(headers):
             return SCRAPER

@@ -35,13 +35,16 @@ AnswerError = Callable[[str, TidegateError, str], Response]
 
 
 class Guard:
-    """ASGI middleware that checks each request and logs it: request id, origin, credential and scope.
+    """ASGI middleware that checks the origin, the credential and the scope of each request, and logs it.
 
     Loopback is not a trust boundary, because a page in a browser can post to it. So a request with a foreign
-    ``Host`` (DNS rebinding), ``Origin`` or ``Sec-Fetch-Site`` is refused, except for pages of ``origins``.
+    ``Host`` (DNS rebinding), ``Origin`` or ``Sec-Fetch-Site`` is refused. Requests from pages of ``origins``
+    are accepted.
+
     Every route that is not open needs a credential that ``identify`` accepts, such as the service token. The
-    principal of the credential, or the principal on whose behalf a service calls, needs a scope that
-    ``permissions`` lists for the route. A path that is not in the table gets "not found".
+    credential belongs to a principal, or to a service that calls on behalf of a principal. This principal
+    needs a scope that ``permissions`` lists for the route. A path that is not in ``permissions`` gets "not
+    found".
     """
 
     def __init__(
@@ -54,7 +57,10 @@ class Guard:
         origins: Container[object],
         answer_error: AnswerError | None = None,
     ) -> None:
-        """``answer_error`` makes the answer to a refused request. None: the answer has Tidegate's format."""
+        """Set up the guard of ``app``.
+
+        ``answer_error`` makes the answer to a refused request. None: the answer has Tidegate's format.
+        """
         self._app = app
         self._answer_error = answer_error or (lambda _path, error, rid: error_response(error, rid))
         self._token = ServiceToken(settings.service_token)

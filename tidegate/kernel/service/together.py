@@ -61,7 +61,7 @@ async def _run(servers: Sequence[Server]) -> int:
 async def _serve(server: Server) -> None:
     """Serve until the server ends.
 
-    If the start fails, log it instead of ending the process, so that the other services can stop in order.
+    If the start fails, log the error and do not end the process. So the other services can stop in order.
     """
     try:
         await server.serve()

@@ -28,7 +28,7 @@ from typing_extensions import Self
 from tidegate.kernel import credentials
 from tidegate.kernel.settings import file as settings_file
 
-# The name of each server, by the setting that has the server's URL.
+# For each setting that has a server's URL: the name of this server.
 SERVERS = {
     "amqp_url": credentials.RABBITMQ,
     "redis_url": credentials.VALKEY,
@@ -81,9 +81,9 @@ class _Variables(EnvSettingsSource):
 class Settings(BaseSettings):
     """The shared settings. Every field is ``TIDEGATE_<FIELD>`` in the environment or in ``tidegate.env``.
 
-    ``service``: the name of this process's account at the broker and the stores; empty: no account.
-    ``holds_service_token``: False for a process that must not use the service token, even if it can read
-      the token's file.
+    ``service``: the name of this process's account at RabbitMQ and the stores; empty: it has no account.
+    ``holds_service_token``: False for a process that must not use the service token, even if it can read the
+    token's file.
     """
 
     service: ClassVar[str] = ""
@@ -243,7 +243,7 @@ class Settings(BaseSettings):
         10.0, gt=0, description="Seconds within which the whole head of an HTTP request must arrive."
     )
     http_idle_timeout_s: float = Field(
-        75.0,  # clients and load balancers close earlier, so no request meets a closed connection
+        75.0,  # clients and load balancers close idle connections earlier, so requests do not fail
         gt=0,
         description="Seconds for which an HTTP connection may be idle between two requests.",
     )
@@ -304,7 +304,7 @@ class Settings(BaseSettings):
 
     @property
     def file_values(self) -> dict[str, str]:
-        """Return all settings in the state folder's file, by variable, also those of other services."""
+        """Return all settings in the state folder's file, by variable. Include those of other services."""
         return dict(self._file)
 
     @model_validator(mode="before")
@@ -350,7 +350,7 @@ class Settings(BaseSettings):
                 self._stated[name] = FILE
 
     def _log_in(self) -> None:
-        """Add this service's user and password to the URLs of the servers, if it has an account there."""
+        """Add this service's user and password to the URLs of the servers at which it has an account."""
         embedded = {
             "amqp_url": f"amqp://127.0.0.1:{self.rabbitmq_port}/",
             "redis_url": f"redis://127.0.0.1:{self.valkey_port}/0",
@@ -360,15 +360,15 @@ class Settings(BaseSettings):
             stated: str = getattr(self, field)
             url = stated or embedded[field]
             self._server_urls[field] = stated
-            # The URL of an external server already contains the user and the password. So they are added only
-            # to the URL of an embedded server, or if a folder of secrets is set.
+            # Without a folder of secrets, the URL of an external server already contains the user and the
+            # password. So add them in two cases: the server is embedded, or a folder of secrets is set.
             if self.secrets_dir is not None or not stated:
                 url = credentials.logged_in(url, self.secrets_path, server, self.service)
             setattr(self, field, url)
 
     @property
     def server_urls(self) -> dict[str, str]:
-        """Return the URLs of the servers by setting, as they were set: without added passwords.
+        """Return the URL of each server as it was set, by setting. Do not include added passwords.
 
         An empty URL means the embedded server.
         """

@@ -3,12 +3,12 @@
 Gateways write the stream. Each reader has its own position in it.
 
     tidegate:feedback:stream               the last records; the field ``r`` is a FeedbackRecord
-    tidegate:feedback:seen:<hour>:<part>   set of the stored pairs of answer and metric, as hashes
-    tidegate:feedback:names:<hour>:<part>  hash: for each answer, how many unusual metrics it has
+    tidegate:feedback:seen:<hour>:<part>   set: for each stored record, the digest of its answer and metric
+    tidegate:feedback:names:<hour>:<part>  Redis hash: for each answer, how many unusual metrics it has
 
-A reader stores its position together with its results, in one write. So it counts each record once, also
-after a crash. The length of the stream is limited, so a slow reader can miss records.
-:meth:`FeedbackStore.lost` tells a reader if it has missed some.
+A reader stores its position together with its results, in one write. So it counts each record once, even if
+it crashes. The length of the stream is limited, so a slow reader can miss records. :meth:`FeedbackStore.lost`
+tells a reader if it has missed some.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ log = telemetry.logger(__name__)
 PREFIX = "tidegate:feedback:"
 STREAM, SEEN, NAMES = f"{PREFIX}stream", f"{PREFIX}seen:", f"{PREFIX}names:"
 START = "0-0"
-# The stream is cut to about this many records, of about 300 bytes each.
+# The stream keeps about this many records. Each has about 300 bytes.
 KEPT = 200_000
-# The hashes of one hour are divided among this many sets, because small sets of integers need less memory.
+# The digests of one hour are divided among this many sets, because small sets of integers need less memory.
 _PARTS = 256
 _HOUR_MS = 3_600_000
 
@@ -39,8 +39,8 @@ _HOUR_MS = 3_600_000
 _USUAL = {"score", "reward", "label"}
 MOST_NAMES = 16
 
-# Adds each record that is not stored yet, as its hash shows. Returns for each record 1 (added), 0 (repeated),
-# or -1 (its answer has too many metrics).
+# This script adds each record whose digest is not in the sets yet. For each record it returns 1 (added), 0
+# (repeated), or -1 (the record's answer has too many metrics).
 _ADD = """
 local added = {}
 for at = 3, #ARGV, 6 do
@@ -79,14 +79,14 @@ class FeedbackStore(Connected):
         self._add: Any = redis.register_script(_ADD)
 
     async def add(self, records: Sequence[tuple[str, FeedbackRecord]], window_ms: int) -> list[Added]:
-        """Add records to the stream, each with the id of its answer. On return, they are on disk.
+        """Add records to the stream, each with its answer's id. Return when the records are on disk.
 
         Return one of these for each record:
         - ``added``: the record is new.
-        - ``repeated``: the answer has a record of this metric already, and the first value stays.
+        - ``repeated``: the answer already has a record of this metric, and keeps that first record.
         - ``too_many``: the metric is not a usual one, and the answer has ``MOST_NAMES`` such metrics already.
 
-        ``window_ms``: how long after an answer its feedback is accepted.
+        ``window_ms``: feedback is accepted for this many milliseconds after its answer.
         """
         if not records:
             return []
@@ -132,6 +132,9 @@ def _parts(position: str) -> tuple[int, int]:
 
 
 def _hashed(text: str) -> tuple[int, int]:
-    """Return a text's hash (a signed integer of 64 bits), and the number of the set that has this hash."""
+    """Return the digest of a text, and the number of the set to which the digest belongs.
+
+    The digest is a signed integer of 64 bits.
+    """
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True), digest[8] % _PARTS

@@ -18,8 +18,9 @@ class Grouped(Generic[T, R]):
     """A queue that passes its items to ``run`` in groups.
 
     ``run`` returns an answer for each item, in order. If ``run`` raises an error, every caller in the group
-    gets this error. ``size`` returns the bytes of an item. A group has up to ``MOST_ITEMS`` items of
-    ``MOST_BYTES`` in total, but at least one item. If a caller is cancelled, ``run`` still gets its item.
+    gets this error. ``size`` returns the number of bytes of an item. A group has at most ``MOST_ITEMS`` items
+    and at most ``MOST_BYTES`` bytes. A larger item gets a group of its own. If a caller is cancelled, ``run``
+    still gets its item.
     """
 
     def __init__(

@@ -81,7 +81,7 @@ class JobStore:
     # --- transitions -----------------------------------------------------------------------------------
 
     async def accept(self, new: NewJob) -> Accepted:
-        """Record a new job as ``accepting``. Return its id, and True because it is new.
+        """Record a new job in the state ``accepting``. Return its id, and True because it is new.
 
         If the idempotency key was used with the same body, return the existing job's id and False. Raises
         :class:`Conflict` if the key was used with another body.
@@ -96,7 +96,7 @@ class JobStore:
         await self._transitions.queued.do_all(ids)
 
     async def take(self, claims: Sequence[Take]) -> AllTaken:
-        """Let workers take jobs to run now. Return the outcome of each of ``claims``, see :class:`Taken`."""
+        """Decide which workers may run jobs now. Return a :class:`Taken` for each of ``claims``."""
         return await self._transitions.take.do_all(claims)
 
     async def finish(self, ends: Sequence[Finish]) -> Ends:
@@ -107,13 +107,14 @@ class JobStore:
         return await self._transitions.finish.do_all([records.to_finish(end) for end in ends])
 
     async def lease(self, id: bytes, attempt: int, worker: str, until_ms: int) -> bool:
-        """Lease a job to ``worker`` until ``until_ms`` (since the epoch).
+        """Lease a job to ``worker`` until ``until_ms`` (milliseconds since the epoch).
 
-        The lease protects the job while its message is already acked. A time in the past ends the lease.
-        ``attempt``: the attempt in the job's record, or 0 if no worker has taken the job.
+        Until then, only this worker may run the job, although the job's message may already be acked. A time
+        in the past ends the lease. ``attempt``: the attempt in the job's record, or 0 if no worker has taken
+        the job.
 
-        Return False if the job has ended, or if another attempt or worker has it. Then the caller must stop
-        working on the job.
+        Return False if the job has ended, or if another attempt or another worker has the job. Then
+        ``worker`` must stop working on the job.
         """
         return await self._transitions.lease.do(JobLease(id, attempt, worker, until_ms))
 
@@ -211,7 +212,7 @@ class JobStore:
         return self._watch
 
     async def counts(self) -> Counts:
-        """Return the numbers of jobs by state and by Deployment, and of the ledger's events.
+        """Return the counts of jobs by state, of jobs by Deployment, and of the ledger's events.
 
         All numbers are from the same moment, so they can be compared.
         """
@@ -243,19 +244,20 @@ class JobStore:
     async def stale(self, now_ms: int, limit: int) -> Jobs:
         """Return up to ``limit`` jobs whose messages are probably lost.
 
-        A message is probably lost if the broker has not confirmed it for 10 s, or if the job's lease has
-        expired. Call this every few seconds. After a gap of more than 10 s between two calls, jobs with
-        expired leases are left out for 15 s. The store may have been down, so that workers could not renew
-        these leases.
+        A message is probably lost in two cases. The broker has not confirmed it within 10 s, or the job's
+        lease has expired. The calling code must call this every few seconds. If more than 10 s pass between
+        two calls, jobs with expired leases are left out for 15 s. The store may have been down, and then
+        workers could not renew these leases.
         """
         ids = await self._scripts.run("stale", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None and not job.terminal]
 
     async def revive(self, deployment: str, before_ms: int, *, orphans: bool) -> int:
-        """Let :meth:`stale` return a Deployment's waiting jobs. Call this when the jobs' messages are lost.
+        """Let :meth:`stale` return a Deployment's waiting jobs, because their messages are lost.
 
-        Only jobs that were created before ``before_ms`` are marked. ``orphans``: also mark running jobs
-        without a lease. Return the number of marked jobs. One call marks only some thousands of them.
+        Only jobs that were created before ``before_ms`` (milliseconds since the epoch) are chosen.
+        ``orphans``: True: also choose running jobs without a lease. Return the number of chosen jobs. One
+        call chooses only some thousands of jobs.
         """
         before = before_ms.to_bytes(6, "big")
         found: int = await self._scripts.run("revive", [deployment, before, int(orphans)])
@@ -264,8 +266,8 @@ class JobStore:
     async def claim_republish(self, id: bytes, attempt: int, state: State) -> bytes | None:
         """Reserve the right to publish a job's message again. Return the request frame for this message.
 
-        For the next 10 s, :meth:`stale` does not return the job. Call :meth:`queued` after the broker's
-        confirm.
+        For the next 10 s, :meth:`stale` does not return the job. The calling code must call :meth:`queued`
+        after the publisher confirm.
 
         Return None if the job has changed, if another router publishes its message, or if the request was
         deleted. Also return None if the job may not be retried. In this case, the job is now ``failed``.
@@ -274,7 +276,7 @@ class JobStore:
         return frame
 
     async def expire(self, now_ms: int, limit: int) -> Jobs:
-        """Mark jobs whose deadlines have passed as ``expired``. Return these jobs, at most ``limit``."""
+        """Let up to ``limit`` jobs expire whose deadline has passed. Return these jobs."""
         ids = await self._scripts.run("expire", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None]
 
@@ -288,10 +290,10 @@ class JobStore:
         return int(memory["used_memory"]), records_, over
 
     async def retire(self, now_ms: int, keep_ms: int, keep_count: int, limit: int) -> int:
-        """Remove jobs that ended more than ``keep_ms`` ago. Return how many were removed.
+        """Remove jobs that ended more than ``keep_ms`` ago. Return the number of removed jobs.
 
-        If more than ``keep_count`` ended jobs exist, also remove the oldest of them. One call removes at most
-        ``limit`` jobs.
+        If more than ``keep_count`` ended jobs exist, also remove the jobs that ended first. One call removes
+        at most ``limit`` jobs.
         """
         removed: int = await self._scripts.run("retire", [now_ms - keep_ms, keep_count, limit])
         return removed

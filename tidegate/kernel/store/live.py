@@ -29,7 +29,7 @@ GATEWAY = "tidegate:gateway:"  # + incarnation: the gateway's heartbeat, written
 GATEWAYS = "tidegate:gateways"  # sorted set of incarnations by time of last heartbeat, written by gateways
 TIME = "tidegate:time:"  # + replica: how the replica has spent its time (ReplicaTime), written by the worker
 COSTS = "tidegate:costs"  # the cost rates of Deployments (CostFacts), written by the autoscaler
-STATUSES = "tidegate:statuses"  # DeploymentStatus by name, written by the autoscaler
+STATUSES = "tidegate:statuses"  # DeploymentStatus by Deployment name, written by the autoscaler
 MODEL = "tidegate:model:"  # + deployment: ModelMetadata, written by the Deployment's workers every 10 s
 CLAIM = "tidegate:claim:"  # + replica: the worker that becomes this replica; only the first write counts
 OFFER = "tidegate:offer:"  # + scratch replica: the Assignment that the autoscaler offers to this replica
@@ -56,9 +56,9 @@ CALLERS_DAY_TTL_S = 3 * 86_400
 # A gateway without a heartbeat is listed as missing for this many seconds. Then it is removed from the list.
 GATEWAY_GONE_S = 30.0
 
-# Replaces the stored route table and returns false. If the stored table has a greater revision, keeps it and
-# returns its epoch instead. The revision is at the start of a table, so only the start of the stored table is
-# read. A stored table without a revision is always replaced.
+# This script replaces the stored route table and returns false. If the stored table has a greater revision,
+# the script keeps it and returns its epoch instead. The revision is at the start of a table, so the script
+# reads only the start of the stored table. A stored table without a revision is always replaced.
 PUBLISH_ROUTES = """
 local function revision(head)
   return string.match(head, '^{"epoch":"(%d+)","n":(%d+)')
@@ -210,7 +210,7 @@ class Store(Connected):
         return [TrafficReport.from_json(raw) for raw in await self._scan(TRAFFIC)]
 
     async def count_callers(self, endpoints: Sequence[str], day_s: float, now: float) -> dict[str, int]:
-        """Return the number of distinct callers of each endpoint on this day.
+        """Return the number of distinct callers of each endpoint, on the day of ``now``.
 
         Before counting, add the callers of the last minute to those of the day. ``day_s``: the length of a
         day in seconds.
@@ -253,7 +253,7 @@ class Store(Connected):
         return {name: ModelMetadata.from_json(raw) for name, raw in pairs if raw is not None}
 
     async def add_statistics(self, deployment: str, counts: Mapping[str, int], last_ms: int) -> None:
-        """Add to a Deployment's counts.
+        """Add ``counts`` to the stored counts of a Deployment.
 
         ``last_ms``: when the model last ran, in milliseconds since the epoch; 0 if it has not run.
         """

@@ -2,11 +2,11 @@
 
 A profile counts the values of a column in bins, which are intervals or categories.
 
-tidegate:profile:<deployment>   list of ProfilePiece, from its workers to the leading router
+tidegate:profile:<deployment>   list of ProfilePiece, from the Deployment's workers to the leading router
 tidegate:bins:<deployment>      PublishedBins, written by the router
 
-If the store loses them, at most the pieces of the last seconds are missing, and the router writes the bins
-again.
+If the store loses these keys, only the profile pieces of the last seconds are missing. The router writes the
+bins again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class ProfileStore(Connected):
         await answer(pipe.execute())
 
     async def take(self, deployments: Sequence[str], count: int = PIECES_KEPT) -> dict[str, list[bytes]]:
-        """Remove and return up to ``count`` pieces of each Deployment, without Deployments that have none."""
+        """Remove and return up to ``count`` pieces of each Deployment.
+
+        Leave out Deployments without pieces.
+        """
         if not deployments:
             return {}
         pipe = self._redis.pipeline(transaction=False)

@@ -1,4 +1,4 @@
-"""Convert jobs to arguments of the Lua scripts, and the store's records to jobs. Pure."""
+"""Convert jobs to arguments of the Lua scripts, and records of the store to jobs. Pure."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ class JobWait(NamedTuple):
 class Transitions:
     """The script calls of :class:`tidegate.kernel.store.jobs.JobStore`, grouped by kind of transition.
 
-    The caller encodes the user data of a job before the job joins a group. So an encoding error affects only
-    this job, and not the other jobs of the group.
+    The calling code encodes the user data of a job before the job joins a group. So an encoding error affects
+    only this job, and not the other jobs of the group.
     """
 
     def __init__(self, scripts: Scripts) -> None:

@@ -21,9 +21,9 @@ BACKOFF_S = (0.05, 2.0)
 
 
 class JobChanges:
-    """An endless asynchronous iterator that yields after changes of a job.
+    """An endless asynchronous iterator that yields after a job has changed.
 
-    Several changes between two reads yield only once.
+    If the job changes several times between two reads, the iterator yields only once.
     """
 
     def __init__(self) -> None:
@@ -61,9 +61,9 @@ class JobWatch:
     async def changes(self, id: bytes) -> AsyncIterator[JobChanges]:
         """Subscribe to the changes of a job during the block.
 
-        Read the job inside the block, because earlier changes are not announced. Each notice says only that
-        the job may have changed. If the store fails, the iterator waits and continues after the reconnect.
-        Raises ``StoreUnavailable`` if the subscription fails.
+        The calling code must read the job inside the block, because changes before the block are not
+        announced. Each notice says only that the job may have changed. If the store fails, the iterator waits
+        and continues after the reconnect. Raises ``StoreUnavailable`` if the subscription fails.
         """
         notices = JobChanges()
         self._watchers.setdefault(id, set()).add(notices)
@@ -78,7 +78,7 @@ class JobWatch:
                 await self._send("UNSUBSCRIBE", [id])
 
     async def close(self) -> None:
-        """End the subscription. A loop over changes that still runs then waits forever."""
+        """End the subscription. A loop over :class:`JobChanges` that has not ended then waits forever."""
         await tasks.end(self._task)
 
     async def _subscribed(self, id: bytes) -> None:

@@ -1,8 +1,10 @@
-"""The schedule of webhooks in the store of jobs: due webhooks, claimed ones, and the result of each try.
+"""The schedule of webhooks in the store of jobs.
 
-The transition that ends a job schedules its webhook in the same call. A dispatcher claims a webhook for a
-limited time, in which no other dispatcher gets it. If the webhook is not settled in this time, it is due
-again.
+It holds the webhooks that are due or claimed. It also keeps a log of the tries of each webhook.
+
+The call that ends a job in the store also schedules the job's webhook. A dispatcher claims a webhook for a
+limited time. In this time, no other dispatcher gets the webhook. If the webhook is not settled before the
+time ends, it is due again.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ DELIVERIES = b"tidegate:job:deliveries:"
 class Due(NamedTuple):
     """A webhook that a dispatcher has claimed.
 
-    ``claim``: the number of the claim, needed for :class:`Settled`. ``tries``: the number of earlier tries.
+    ``claim``: a number that identifies the claim. :class:`Settled` needs it. ``tries``: the number of earlier
+    tries.
     """
 
     id: bytes
@@ -36,8 +39,8 @@ class Settled:
     """The result of a try to deliver a claimed webhook.
 
     ``logged``: the log entry of the try; None if no try was made. ``again_ms``: milliseconds until the
-    webhook is due again; None if this was the last try. ``counted``: the counter that the last try increases,
-    ``delivered`` or ``given_up``; otherwise empty.
+    webhook is due again; None to remove the webhook from the schedule. ``counted``: the counter to increase
+    when the webhook is removed, ``delivered`` or ``given_up``; empty for no counter.
     """
 
     id: bytes
@@ -55,19 +58,19 @@ class WebhookStore(Connected):
         self._scripts = Scripts(redis)
 
     async def claim(self, limit: int, lease_ms: int) -> tuple[list[Due], int]:
-        """Claim up to ``limit`` due webhooks for ``lease_ms``.
+        """Claim up to ``limit`` due webhooks for ``lease_ms`` milliseconds.
 
-        Return them, and the number of all scheduled webhooks.
+        Return the claimed webhooks, and the number of all scheduled webhooks.
         """
         waiting, claim, *flat = await self._scripts.run("webhooks_claim", [limit, lease_ms])
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return [Due(id_, claim, tries) for id_, tries in pairs], waiting
 
     async def settle(self, settled: Sequence[Settled]) -> list[bool]:
-        """Record the results of webhooks. Return True for each webhook whose claim was still valid.
+        """Record the results of webhooks. Return for each webhook whether its claim was still valid.
 
-        If the claim had expired, write only the log entry, because another dispatcher may have claimed the
-        webhook.
+        If a claim has expired, write only the log entry to the store. Another dispatcher may have claimed
+        this webhook since then.
         """
         arguments: list[Argument] = []
         for one in settled:
@@ -78,5 +81,5 @@ class WebhookStore(Connected):
         return [one == ord("y") for one in found]
 
     async def deliveries(self, id: bytes) -> list[dict[str, Any]]:
-        """Return the tries to deliver a job's webhook, oldest first."""
+        """Return the log entries of the last 100 tries to deliver a job's webhook, oldest first."""
         return [orjson.loads(raw) for raw in await answer(self._redis.lrange(DELIVERIES + id, 0, -1))]

@@ -1,4 +1,4 @@
-"""Build the request to the container engine that creates a replica's container."""
+"""Build the request with which the container engine creates a replica's container."""
 
 from __future__ import annotations
 
@@ -72,7 +72,10 @@ class DockerPlan:
 
     @property
     def defaults(self) -> str:
-        """Return a digest of all settings that a worker gets in addition to the assignment."""
+        """Return a digest of all settings that a worker gets in addition to its assignment.
+
+        If a worker's digest differs, the worker was started with outdated settings.
+        """
         base = (self.image, sorted(self.environment.items()), sorted(self.volumes.items()), self.network)
         limits = (self.memory_mb, self.cpus, self.shm_mb, self.gpu_request, self.command, self.model_users)
         keys = (self.token, sorted(self.secrets.items()))
@@ -94,8 +97,9 @@ def body(plan: DockerPlan, start: LaunchSpec, image: str, digest: str, gpus: Sha
         "Image": image,
         "Env": [f"{key}={value}" for key, value in sorted(environment.items())],
         "Labels": _labels(plan, start, digest, gpus),
-        # Another program may stop this container. Then the engine sends this signal. It kills the worker only
-        # after the timeout (seconds), so that the worker can drain.
+        # Another program may stop this container. Then the engine sends this signal to the worker. The engine
+        # kills the worker only if it still runs after this timeout (seconds). So the worker has time to
+        # drain.
         "StopSignal": "SIGTERM",
         "StopTimeout": int(start.drain_limit_s) + 10,
         "HostConfig": _host_config(plan, start, gpus),
@@ -120,8 +124,8 @@ def _labels(plan: DockerPlan, start: LaunchSpec, digest: str, gpus: Shares) -> d
     if gpus:
         labels[GPUS] = to_label(gpus)
     if plan.compose_project:
-        # The compose file has no service of this name. So compose's `up` ignores workers, and its
-        # `down --remove-orphans` ends them.
+        # The compose file has no service ``replica``. So compose's `up` ignores workers, and its `down
+        # --remove-orphans` ends them.
         labels |= {
             "com.docker.compose.project": plan.compose_project,
             "com.docker.compose.service": "replica",
@@ -136,7 +140,7 @@ def _host_config(plan: DockerPlan, start: LaunchSpec, gpus: Shares) -> dict[str,
     memory = plan.memory_of(start) * MIB
     config: dict[str, Any] = {
         "NetworkMode": plan.network,
-        # The autoscaler decides about restarts, not the engine.
+        # The autoscaler, and not the container engine, decides about restarts.
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         # An init process forwards signals, and reaps the processes of a killed worker.
         "Init": True,

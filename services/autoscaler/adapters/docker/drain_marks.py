@@ -13,7 +13,7 @@ class DrainMarks:
         self._folder = folder
 
     def put(self, replica: str, at: float) -> None:
-        """Store when the drain of a replica began (seconds since the epoch). Do not change a stored time."""
+        """Store when the drain of a replica began (seconds since the epoch), unless a time is stored."""
         if self.since(replica) is not None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -153,7 +153,7 @@ class Engine:
 
 def _client(url: str, token: str) -> docker.APIClient:
     class Client(docker.APIClient):  # type: ignore[misc]
-        # The constructor already makes a call, so it would be too late to set the header afterwards.
+        # The constructor already makes a call, and this call needs the header. So a subclass sets the header.
         def send(self, request: Any, **how: Any) -> Any:
             if token:
                 request.headers["Authorization"] = f"Bearer {token}"

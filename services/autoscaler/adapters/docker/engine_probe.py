@@ -20,7 +20,7 @@ MIB = 1024 * 1024
 
 
 class EngineProbe:
-    """A :class:`HostProbe` that reads the size of the engine's machine at most once a minute."""
+    """A :class:`HostProbe` that reads the cores and memory of the engine's machine at most once a minute."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
@@ -29,7 +29,7 @@ class EngineProbe:
         self._not_before = float("-inf")
 
     async def read(self) -> Host | None:
-        """Return the size of the machine; None until the engine has answered once."""
+        """Return the machine's cores and memory; None until the engine has answered once."""
         if self._clock() >= self._not_before:
             self._not_before = self._clock() + READ_EVERY_S
             try:

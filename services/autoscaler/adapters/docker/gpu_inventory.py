@@ -70,7 +70,7 @@ class EngineGpus:
 
 
 def probe_body(plan: DockerPlan) -> dict[str, object]:
-    """Return the request that creates the container that lists the GPUs."""
+    """Return the request that creates a container in which `nvidia-smi` lists the GPUs."""
     return {
         "Image": plan.image,
         "Entrypoint": ["nvidia-smi"],

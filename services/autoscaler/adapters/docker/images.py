@@ -14,8 +14,8 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# A launch waits at most this many seconds for the pull of its image. This is enough to check an unchanged
-# image.
+# A launch waits at most this many seconds for the pull of its image. If the image has not changed, the pull
+# usually ends in this time.
 MOMENT_S = 1.0
 # A launch can use the result of an earlier pull that began at most this many seconds ago.
 OLD_S = PULL_TIMEOUT_S

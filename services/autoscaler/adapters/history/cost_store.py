@@ -49,14 +49,14 @@ class CostStore:
         self._db.close()
 
     def lives(self) -> list[Life]:
-        """Return the lives of the replicas whose time is not completely in the table ``amounts``."""
+        """Return the ``Life`` of each replica whose time is not completely in the table ``amounts``."""
         return [_life(json.loads(body)) for (body,) in self._db.read("SELECT body FROM lives")]
 
     def book(self, bookings: Mapping[Place, Amount], lives: Iterable[Life], closed: Sequence[str]) -> None:
-        """Add ``bookings`` to the hourly amounts, and update the lives in the same transaction.
+        """Add ``bookings`` to the hourly amounts, and update the table ``lives`` in the same transaction.
 
-        ``lives``: the replicas' lives as they are after these bookings. ``closed``: the names of replicas
-        whose lives are deleted.
+        ``lives``: the ``Life`` of each replica after these bookings. ``closed``: the names of the replicas
+        that are deleted from the table.
         """
         rows = [
             (*place[:4], *place.part, *amount.spent, amount.cost, amount.token_cost)

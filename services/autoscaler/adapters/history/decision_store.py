@@ -2,13 +2,14 @@
 
 It contains:
 
-- the last generation of each replica slot of a Deployment, so that no replica name is used twice
+- the last generation of each replica slot of a Deployment. A replica's name is
+  ``<deployment>-<slot>-<generation>``, so no name is used twice
 - the cordoned hosts
 - the workers of the warm pool that became replicas
 - the overrides that the registry has not received yet
 - a limited number of decisions and cold starts
 
-A call takes well under a millisecond. A failed call raises ``Unavailable``.
+A call takes less than a millisecond. A failed call raises ``Unavailable``.
 """
 
 from __future__ import annotations
@@ -95,7 +96,10 @@ class DecisionStore:
         )
 
     def claims(self) -> list[WarmClaim]:
-        """Return the offers to the warm pool: those without a result yet, and those that a worker took."""
+        """Return the stored offers of replicas to the warm pool.
+
+        An offer is stored while it has no result yet. It stays stored if a worker took it.
+        """
         rows = self._db.read("SELECT replica, fingerprint, launched_at, drain_limit_s, worker FROM claims")
         return [WarmClaim(*row) for row in rows]
 
@@ -104,7 +108,7 @@ class DecisionStore:
         self._db.write(("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", [astuple(claim)]))
 
     def drop_claim(self, replica: str) -> None:
-        """Delete an offer that no worker took, or the offer of a replica that has ended."""
+        """Delete the offer of ``replica``, because no worker took it or because the replica has ended."""
         self._db.write(("DELETE FROM claims WHERE replica = ?", [(replica,)]))
 
     def cordons(self) -> dict[str, float]:
@@ -135,7 +139,7 @@ class DecisionStore:
         return [json.loads(body) for (body,) in rows]
 
     def add_cold_start(self, deployment: str, cold_start: dict[str, Any]) -> None:
-        """Store a cold start, and keep only the last cold starts of each Deployment."""
+        """Store a cold start. Of each Deployment, keep only the last ``COLD_STARTS_KEPT`` cold starts."""
         body = json.dumps(cold_start)
         self._db.write(
             ("INSERT INTO cold_starts (deployment, body) VALUES (?, ?)", [(deployment, body)]),

@@ -54,7 +54,7 @@ class Recordings:
         self._db.close()
 
     def add_arrivals(self, counts: Mapping[tuple[str, int], int]) -> None:
-        """Add numbers of arrivals. The keys are (Deployment, second since the epoch)."""
+        """Add ``counts`` to the recorded arrivals. Its keys are (Deployment, second since the epoch)."""
         fine, coarse = _grouped(counts, MINUTE_S, 1), _grouped(counts, HOUR_S, MINUTE_S)
         self._db.write(
             ("INSERT OR REPLACE INTO seconds VALUES (?, ?, ?)", self._added_to("seconds", "minute", fine)),
@@ -110,8 +110,8 @@ class Recordings:
     def chunks(self, since: float, until: float) -> Iterator[Document]:
         """Yield the chunks with rounds between two times, oldest first.
 
-        The first chunk is self-contained, so that the decisions can be computed again. It may begin before
-        ``since``.
+        The first chunk is self-contained, if there is such a chunk: it includes the state from which the
+        decisions can be computed again. It may begin before ``since``.
         """
         rows = self._db.read(
             "SELECT id FROM chunks WHERE first <= ? AND id >= coalesce("

@@ -1,8 +1,8 @@
-"""Run workers as processes of this machine: the launcher of the embedded stack.
+"""Run each worker as a process of this machine: the launcher of a stack without containers.
 
-Each worker runs in a separate session. So signals to the autoscaler do not reach the worker, and the worker's
-whole process group can be killed. Workers keep running when the autoscaler ends. The next autoscaler finds
-them by their replica folders.
+Each worker runs in an operating system session of its own. So signals to the autoscaler do not reach the
+worker, and the worker's whole process group can be killed. Workers keep running when the autoscaler ends. The
+next autoscaler finds them by their replica folders.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _reject_container_options(start: LaunchSpec) -> None:
 
 
 class ProcessLauncher:
-    """A :class:`Launcher` of processes."""
+    """A :class:`Launcher` that runs each worker as a process of this machine."""
 
     def __init__(
         self, plan: ProcessPlan, inventory: GpuInventory | None = None, clock: Callable[[], float] = time.time
@@ -131,7 +131,7 @@ class ProcessLauncher:
         """Return every replica that has a folder."""
         rows = await asyncio.to_thread(self._list)
         for row in rows:
-            if row.alive and row.pid:  # not watched yet if an earlier autoscaler has started it
+            if row.alive and row.pid:  # a replica from an earlier autoscaler is not watched yet
                 self._ends.watch(row.replica, row.pid)
         return [row if row.alive else replace(row, ended_at=self._ends.ended_at(row.replica)) for row in rows]
 
@@ -144,7 +144,7 @@ class ProcessLauncher:
         return self._logs.path(replica)
 
     def _launch_with_gpus(self, start: LaunchSpec, inventory: Sequence[Gpu]) -> None:
-        # The lock is held until the worker is started. Otherwise another launch could miss this worker's GPU
+        # Hold the lock until the worker has started. Otherwise another launch could miss this worker's GPU
         # claim and choose the same GPU.
         with self._choosing():
             try:
@@ -194,7 +194,7 @@ class ProcessLauncher:
 
     def _environment(self, replica: str, gpus: Shares) -> dict[str, str]:
         mark = {procfs.MARK: replica, procfs.SCOPE: str(self._plan.state_dir)}
-        # The list is empty for a replica without GPUs, so that the replica sees no GPU.
+        # The list of GPUs is empty for a replica without GPUs, so that the replica sees no GPU.
         devices = {DEVICES: ",".join(sorted(gpus)), DEVICE_ORDER: "PCI_BUS_ID"}
         return {**self._plan.environment, **devices, **mark}
 
@@ -222,7 +222,8 @@ class ProcessLauncher:
         folder = self._folder(replica)
         left = procfs.kill_all(self._owner(folder), KILL_TIMEOUT_S)
         if not left:
-            # `kill_all` cannot find processes of another user, because it cannot read their environment.
+            # `kill_all` cannot find processes of another user, because it cannot read their environment. So
+            # end the processes of the model's user here.
             model_users.end_left(folder.model_user())
         child = self._children.get(replica)
         if child is not None and not left:
@@ -284,10 +285,12 @@ class ProcessLauncher:
     def _alive(self, folder: ReplicaFolder) -> bool:
         """Return True if the worker lives or may still be starting.
 
-        A child of this process lives until the kernel reports its end. Any other worker with its pid in the
-        lock file lives while it holds the lock. Before the pid is written, the worker counts as alive if a
-        process of the replica lives. If no such process is found, it counts as alive until the folder is
-        ``LAUNCH_GRACE_S`` seconds old, because the launch may still be running.
+        A child of this process lives until the kernel reports its end. For any other worker, the lock file
+        decides: a worker whose pid is in the file lives while it holds the lock.
+
+        If the lock file has no pid yet, the worker counts as alive while any process of the replica lives.
+        Without such a process, the worker counts as alive until the folder is ``LAUNCH_GRACE_S`` seconds old,
+        because the launch may still be running.
         """
         child = self._children.get(folder.replica)
         if child is not None:

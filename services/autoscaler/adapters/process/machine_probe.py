@@ -43,9 +43,9 @@ class MachineProbe:
         return Host(cores, total // MIB, available // MIB // STEP_MB * STEP_MB)
 
     def _memory_limits(self) -> Iterator[tuple[int, int]]:
-        """Yield the limit and the used bytes of this process's cgroup and of each of its parents.
+        """Yield the memory limit and the used memory of this process's cgroup and of each parent cgroup.
 
-        The used bytes do not include cached files.
+        Both are in bytes. The used memory does not include cached files.
         """
         for folder in self._above("", ""):
             limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
@@ -67,15 +67,16 @@ class MachineProbe:
                 yield limit / each
 
     def _above(self, controller: str, mounted: str) -> Iterator[Path]:
-        """Yield the folders of this process's cgroup and of its parents, below the folder ``mounted``.
+        """Yield the folder of this process's cgroup, and the folders of its parent cgroups.
 
-        ``controller``: the controller in version 1 of cgroups; empty for version 2.
+        ``controller``: the controller in version 1 of cgroups; empty for version 2. ``mounted``: the folder
+        below the cgroup root to which the cgroups belong; empty for the root itself.
         """
         root = self._cgroup / mounted
         for line in _text(self._proc / "self" / "cgroup").splitlines():
             _, names, path = [*line.split(":", 2), "", ""][:3]
             if controller in names.split(","):
-                # In a container, this may be a path of the host, which does not exist in the container. Then
+                # In a container, `path` may be a path of the host that does not exist in the container. Then
                 # only the root folder can be read.
                 folder = root / path.lstrip("/")
                 yield from (each for each in (folder, *folder.parents) if each.is_relative_to(root))

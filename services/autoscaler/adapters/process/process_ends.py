@@ -1,6 +1,7 @@
-"""Learn the moment at which a worker's process ends, from the kernel.
+"""Learn from the kernel when a worker's process ends.
 
-A pidfd becomes readable when its process ends. This also works for a process that another autoscaler started.
+A pidfd is a file descriptor of a process. It becomes readable when the process ends, even if another
+autoscaler started the process.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from collections.abc import Callable
 
 
 class ProcessEnds:
-    """The times at which workers' processes ended, read from ``clock``. Use it only in the event loop."""
+    """The times at which workers' processes ended, read from ``clock``.
+
+    Use this class only in the event loop.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -24,14 +28,14 @@ class ProcessEnds:
             return
         try:
             descriptor = os.pidfd_open(pid)
-        except OSError:  # the process has ended, or no descriptor is free, so its end stays unknown
+        except OSError:  # the process has ended, or no descriptor is free. Then `ended_at` returns None
             return
         self._watched[replica] = descriptor
         asyncio.get_running_loop().add_reader(descriptor, self._note, replica)
 
     def ended_at(self, replica: str) -> float | None:
         """Return when a replica's process ended; None if it was not watched. Call this after the end."""
-        if replica in self._watched:  # the event loop was too busy to call `_note`
+        if replica in self._watched:  # the process has ended, but the event loop has not called `_note`
             self._note(replica)
         return self._ended.get(replica)
 

@@ -64,7 +64,8 @@ def mark_of(pid: int) -> tuple[str, str] | None:
 def processes_of(owner: ReplicaIdentity) -> list[Process]:
     """Return every live process of a replica.
 
-    These are the marked processes of this stack and all processes of the worker's process group.
+    These are the processes that carry the replica's mark in this stack, and all processes of the worker's
+    process group.
     """
     everyone = [process for pid in _pids() if (process := read(pid)) is not None]
     marked = [p for p in everyone if _is_of(p, owner)]

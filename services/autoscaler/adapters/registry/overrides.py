@@ -1,4 +1,7 @@
-"""Overrides by operators: stored in the registry, or on this machine until the registry can be reached."""
+"""Overrides by operators: stored in the registry, or on this machine until the registry can be reached.
+
+An override fixes the number of replicas of one Deployment.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,10 @@ class Overrides:
     ) -> str:
         """Set an override, and return where it is stored: ``REGISTRY`` or ``HERE``.
 
-        If the registry does not answer, the override is stored on this machine (``HERE``). Then the last
-        desired state must contain the Deployment (``known``); otherwise raise ``NotFound``.
+        If the registry does not answer, the override is stored on this machine (``HERE``). In this case,
+        raise ``NotFound`` if ``known`` is False.
+
+        ``known``: True if the last desired state contains the Deployment.
         """
         try:
             await self._registry.put_override(deployment, replicas, ttl_s, force=force)

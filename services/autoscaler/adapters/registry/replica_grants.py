@@ -23,7 +23,7 @@ LAUNCH_S = 10.0
 class ReplicaGrants:
     """The artifacts that replicas may read, as reported to the registry.
 
-    Each report contains all artifacts, so the next report repairs a lost one.
+    Each report contains all artifacts. So if a report is lost, the next report repairs this.
     """
 
     def __init__(self, registry: RegistryClient, clock: Callable[[], float] = time.monotonic) -> None:

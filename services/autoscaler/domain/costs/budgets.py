@@ -65,9 +65,9 @@ def _together(costs: Mapping[str, float], holders: Mapping[str, str]) -> dict[st
 def used_up(
     deployments: Mapping[str, Deployment], spendings: Mapping[str, Spending], currency: str, now: float
 ) -> dict[str, BudgetUsed]:
-    """Return the Deployments that have used up a budget.
+    """Return the Deployments that have used up a budget, each with this budget.
 
-    If a Deployment has used up both budgets, the month's is returned.
+    If a Deployment has used up both budgets, return the budget of the month.
     """
     found = {}
     for name, deployment in deployments.items():

@@ -23,8 +23,8 @@ from tidegate.kernel.protocol.replica_time import IDLE, WASTED, Part, ReplicaTim
 
 NS = 1_000_000_000
 HOUR_S = 3600
-# The booked time that a replica ran according to the launcher. A report compares it with the sum of all other
-# booked times.
+# A kind of booked time: the time that a replica ran, as the launcher saw it. A cost report compares it with
+# the sum of all other kinds.
 OBSERVED = "observed"
 STOPPING, UNREPORTED = "stopping", "unreported"
 # If a replica ended while no autoscaler ran, its end is assumed to be at most this many seconds after its
@@ -65,10 +65,12 @@ class Amount(NamedTuple):
 class Life:
     """A replica's life. Times are seconds since the epoch.
 
-    ``seen_at``: when the replica was last seen. ``gone_at``: when it was first missing; None while it runs.
-    If the moment of its end is known, ``seen_at`` and ``gone_at`` are this moment. ``booked_at``: the time of
-    the last booking. ``observed_ns``: the duration already booked as observed. ``counted``: the totals
-    already booked. ``covered_ns`` and ``calls_ns``: the values of the worker's last report.
+    ``seen_at``: when the replica was last seen. ``gone_at``: when the replica was first missing; None while
+    it runs. If the moment of its end is known, ``seen_at`` and ``gone_at`` are this moment.
+
+    ``booked_at``: the time of the last booking. ``observed_ns``: the duration that is already booked as
+    observed. ``counted``: the totals that are already booked. ``covered_ns`` and ``calls_ns``: the values of
+    the worker's last report.
     """
 
     replica: str

@@ -25,11 +25,17 @@ BURST_S = (20.0, 100.0)  # mean seconds of a burst, and of the pause between two
 def synthetic(shape: Shape, *, rps: float, factor: float, seconds: float, seed: int) -> list[float]:
     """Return random arrivals (a Poisson process) at a rate that follows ``shape``.
 
-    ``constant``: ``rps``. ``step``: ``factor`` times ``rps`` after a third. ``ramp``: from ``rps`` up to
-    ``factor`` times ``rps`` at two thirds, and then constant. ``spike``: ``factor`` times ``rps`` for a
-    fifth, after two fifths. ``diurnal``: between ``rps`` at midnight and ``factor`` times ``rps`` at noon.
-    ``workday``: ``factor`` times ``rps`` from nine to five, reached within a minute. ``bursty``: bursts of
-    ``factor`` times ``rps``, 20 s long on average. Raise BadRequest for too many arrivals.
+    Thirds and fifths are parts of ``seconds``. "High" means ``factor`` times ``rps``. The rate of each shape:
+
+    - ``constant``: ``rps``.
+    - ``step``: ``rps`` in the first third, then high.
+    - ``ramp``: it rises from ``rps`` to high in the first two thirds, then it stays high.
+    - ``spike``: high in the third fifth, ``rps`` before and after.
+    - ``diurnal``: ``rps`` at midnight, high at noon, with a smooth change between them.
+    - ``workday``: high from nine to five, reached within a minute; else ``rps``.
+    - ``bursty``: high in bursts of 20 s on average; ``rps`` in the pauses, 100 s on average.
+
+    Raise BadRequest for too many arrivals.
     """
     draw = random.Random(seed)
     rate = _rates(shape, rps, factor, seconds, draw)
@@ -37,7 +43,7 @@ def synthetic(shape: Shape, *, rps: float, factor: float, seconds: float, seed: 
     if highest * seconds > MOST:
         raise _too_many(highest * seconds)
     found, at = [], 0.0
-    while highest > 0:  # thinning (Lewis and Shedler): draw arrivals at the highest rate, keep a part
+    while highest > 0:  # thinning (Lewis and Shedler): draw at the highest rate, drop a random part
         at += draw.expovariate(highest)
         if at >= seconds:
             break
@@ -47,10 +53,11 @@ def synthetic(shape: Shape, *, rps: float, factor: float, seconds: float, seed: 
 
 
 def from_csv(text: str) -> list[float]:
-    """Return the arrivals of a CSV file: one time per request, or times with the number of requests.
+    """Return the arrivals of a CSV file.
 
-    A line's requests are spread evenly over the time until the next line. Times are seconds from any start,
-    or ISO dates. A header line is skipped. Raise BadRequest with the line's number.
+    Each line has the time of one request, or a time and a number of requests. These requests are spread
+    evenly over the time until the next line. Times are seconds from any start, or ISO dates. A header line is
+    skipped. Raise BadRequest if the file is not valid; the message names the line.
     """
     rows = [(number, row) for number, row in enumerate(csv.reader(io.StringIO(text)), start=1) if row]
     if rows and not _is_time(rows[0][1][0]):
@@ -63,7 +70,7 @@ def from_csv(text: str) -> list[float]:
         raise _too_many(sum(count for _, count in parsed))
     start = parsed[0][0]
     gaps = [b[0] - a[0] for a, b in pairwise(parsed)]
-    # no line follows the last line: use the median gap
+    # No line follows the last line, so spread its requests over the median gap between lines.
     usual = median([gap for gap in gaps if gap > 0] or [1.0])
     return [
         at - start + gap * place / count
@@ -161,5 +168,5 @@ def _count(row: list[str], line: int) -> int:
 
 def _too_many(count: float) -> BadRequest:
     return BadRequest(
-        f"{count:,.0f} requests are too many to replay (at most {MOST:,}). Choose a shorter time."
+        f"{count:,.0f} requests are too many to replay (at most {MOST:,}). Choose a shorter period."
     )

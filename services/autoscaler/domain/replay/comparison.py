@@ -62,7 +62,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     if comparison.seconds / comparison.period_s * len(controllers) > MOST_ROUNDS:
         raise BadRequest(
             f"A replay of {comparison.seconds:.0f} s with {len(controllers)} policies has too many rounds. "
-            "Choose a shorter time or fewer policies."
+            "Choose a shorter period or fewer policies."
         )
     own = comparison.deployment
     outcomes = [_outcome(comparison, controller) for controller in controllers]
@@ -81,7 +81,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
 
 
 def changed(deployment: Deployment, variant: PolicyVariant) -> Deployment:
-    """Return the Deployment with the changes of ``variant``; null means the default.
+    """Return the Deployment with the changes of ``variant``. A change to None sets the default.
 
     Raise BadRequest if the result is not valid.
     """
@@ -109,7 +109,8 @@ def _controllers(comparison: Comparison) -> list[Controller]:
         )
         for name, policy in policies.items()
     ]
-    # At this number of requests per replica, the last request waits `target_wait_ms`, as in the rule `wait`.
+    # ``each`` is the number of requests per replica at which the last request waits `target_wait_ms`. The
+    # rule `wait` uses the same formula.
     at_once = comparison.service.batch * comparison.service.slots
     each = at_once + own.target_wait_ms / comparison.service.call_ms * at_once
     for other in comparison.others:

@@ -102,8 +102,8 @@ class DecideController:
     def _report(self, server: SimulatedReplica, fleet: SimulatedFleet, now: float) -> ReplicaReport:
         report = _report(server, now)
         if is_llm(self.version):
-            # Like a worker, report the time of a request divided by the slots, as if all slots shared one
-            # call.
+            # Report the busy time divided by the number of slots, as a worker does: as if the requests in all
+            # slots shared one call.
             report.busy_ms /= fleet.service.slots
             report.batch_mean, report.call_ms = float(fleet.service.slots), None
             report.llm = EngineReport(

@@ -1,7 +1,7 @@
 """Simulate a queue and its replicas: the first request goes to the first free replica.
 
-The simulation is exact for each request: a call takes the waiting requests up to the batch size, and lasts as
-long as a call of the model. Each step of the simulation ends at the next round, because a round may change
+Each request is simulated exactly. A call takes waiting requests, at most as many as the batch size. It lasts
+as long as a call of the model. Each step of the simulation ends at the next round, because a round may change
 the replicas.
 """
 
@@ -41,8 +41,8 @@ class ReplicaTiming:
 class SimulatedSlot:
     """A simulated slot, which runs one call at a time.
 
-    ``free_at``: when its last call is over. ``under_way``: the requests of this call; 0 after they are
-    counted.
+    ``free_at``: when its last call is over. ``under_way``: the number of requests in that call; 0 after the
+    call is counted.
     """
 
     free_at: float
@@ -65,12 +65,12 @@ class SimulatedReplica:
 
     @property
     def free_at(self) -> float:
-        """The time at which the replica's last call is over."""
+        """Return the time at which the replica's last call is over."""
         return max(slot.free_at for slot in self.slots)
 
     @property
     def under_way(self) -> int:
-        """The number of requests in the replica's calls."""
+        """Return the number of requests in the replica's calls."""
         return sum(slot.under_way for slot in self.slots)
 
     def settle(self, now: float) -> None:
@@ -87,8 +87,9 @@ class SimulatedReplica:
 class SimulatedFleet:
     """The queue and the simulated replicas.
 
-    ``arrivals`` and ``waits`` have the arrival time and the wait (ms) of every served request. ``expired``
-    has the arrival times of the expired requests. ``replica_s`` is the sum of the replicas' lives in seconds.
+    ``arrivals`` has the arrival time of every served request, and ``waits`` has its wait in ms. ``expired``
+    has the arrival times of the expired requests. ``replica_s`` is the number of seconds for which replicas
+    existed, summed over all replicas.
     """
 
     service: ReplicaTiming
@@ -127,7 +128,7 @@ class SimulatedFleet:
         self.servers.pop(replica, None)
 
     def advance(self, arrivals: Iterable[float], now: float, until: float) -> None:
-        """Advance the simulation to ``until``. ``arrivals``: the requests between ``now`` and ``until``."""
+        """Advance the simulation from ``now`` to ``until``. ``arrivals``: the arrival times between them."""
         before = len(self.queue)
         self.queue.extend(arrivals)
         self.arrived += len(self.queue) - before
@@ -152,7 +153,10 @@ class SimulatedFleet:
         return len(self.queue) + sum(server.under_way for server in self.servers.values())
 
     def _serve(self, slot: SimulatedSlot, server: SimulatedReplica, until: float) -> bool:
-        """Run the next call of a slot of ``server``. Return False if it begins after ``until``."""
+        """Run the next call in ``slot`` of ``server``, and return True.
+
+        If the call would begin at ``until`` or later, do not run it and return False.
+        """
         begin = max(slot.free_at, self.queue[0])
         if begin >= until:
             return False

@@ -46,7 +46,10 @@ class AsyncOutputStore(Connected):
         return found
 
     async def settle(self, done: Sequence[bytes], again: Mapping[bytes, int]) -> None:
-        """Remove the jobs in ``done``. ``again``: for other jobs, the Unix time (ms) of the next look."""
+        """Remove the jobs in ``done``, and set the times of the jobs in ``again``.
+
+        ``again``: for each job, the Unix time (ms) at which a gateway looks at the job next.
+        """
         pipe = self._redis.pipeline(transaction=True)
         if done:
             pipe.zrem(DUE, *done)

@@ -109,7 +109,10 @@ class BatchStore(Connected):
         return batches
 
     async def claim(self, owner: str, lease_ms: int) -> bytes | None:
-        """Lease to ``owner`` a batch that no process runs. Return the batch's id; None if there is none."""
+        """Take the lease of a batch that no process runs. Return the batch's id; None if there is none.
+
+        ``owner``: the process that takes the lease, for ``lease_ms`` milliseconds.
+        """
         id_: bytes | None = await self._scripts.run("batch_claim", [owner, lease_ms])
         return id_
 
@@ -132,10 +135,11 @@ class BatchStore(Connected):
     ) -> BatchState | None:
         """Write a batch's progress and renew its lease for ``lease_ms``.
 
-        ``file_chunks``: the next chunk of each file that the batch writes, under the file's id.
+        ``chunk``: the next chunk of the results. ``file_chunks``: for an OpenAI batch, the next chunk of each
+        file that the batch writes, under the file's id.
 
-        ``end``: the state in which the batch ends; None: it continues. At the end, ``files`` are added to the
-        caller's files, and the batch is kept for ``keep_s`` seconds.
+        ``end``: the state in which the batch ends; None if the batch continues. At the end, ``files`` are
+        added to the caller's files, and the batch is kept for ``keep_s`` seconds.
 
         Return the batch's state, or None if another process has the lease or the batch has ended.
         """

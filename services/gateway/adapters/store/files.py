@@ -26,7 +26,10 @@ class FileStore(Connected):
     """Typed access to the files. Every failure raises ``StoreUnavailable``."""
 
     async def add_chunk(self, id_: bytes, chunk: FileChunk, keep_s: float) -> None:
-        """Add a chunk to an upload, and record the time, by which :meth:`abandoned` finds stalled uploads."""
+        """Add a chunk to an upload, and record the time of this progress.
+
+        :meth:`abandoned` uses this time to find stalled uploads.
+        """
         pipe = self._redis.pipeline(transaction=True)
         pipe.zadd(UPLOADS, {id_.hex(): int(time.time() * 1e3)})
         pipe.rpush(chunk_key(id_), orjson.dumps(list(chunk)))
@@ -34,7 +37,10 @@ class FileStore(Connected):
         await answer(pipe.execute())
 
     async def end_upload(self, file: StoredFile) -> bool:
-        """End an upload and write the file's record. Return False if :meth:`abandoned` has given it up."""
+        """End an upload and write the file's record.
+
+        If :meth:`abandoned` has given up the upload, delete the file again and return False.
+        """
         entry = entry_of(file)
         pipe = self._redis.pipeline(transaction=True)
         pipe.zrem(UPLOADS, entry["member"])
@@ -125,7 +131,7 @@ def chunk_key(id_: bytes) -> str:
 
 
 def entry_of(file: StoredFile) -> dict[str, Any]:
-    """Return the keys and values of a file, for a Lua script in the store."""
+    """Return the keys and values that the store needs for a file. A Lua script can write them."""
     fields = {
         "principal": file.principal,
         "filename": file.filename,

@@ -26,8 +26,8 @@ class JobUsageStore(Connected):
     async def take(self) -> UsageReport | None:
         """Take the counts that no report has yet, as a new report. Return None if there are none.
 
-        Publish the report, then :meth:`settle` it. If it is not settled within ``REPORT_MS``, a later call
-        returns it again.
+        The calling code must publish the report, and then :meth:`settle` it. If a report is not settled
+        within ``REPORT_MS``, a later call returns the same report again.
         """
         taken = await self._scripts.run("used_take", [os.urandom(8).hex(), REPORT_MS])
         if not taken:

@@ -105,9 +105,10 @@ class SequencePlaces(Connected):
         return Place(deployment, replicas[chosen - 1].name, token) if chosen else None
 
     async def keep(self, key: str, place: Place, request: bytes, times: Times) -> None:
-        """Record that a request of a sequence begins, or that it has ended (``times.busy_ms`` is 0).
+        """Record that a request of a sequence begins or has ended.
 
-        The sequence expires ``times.idle_ms`` after the latest deadline of its unanswered requests.
+        ``times.busy_ms``: how long the request may take; 0 if it has ended. The sequence expires
+        ``times.idle_ms`` after the latest deadline of its unanswered requests.
         """
         await answer(self._redis.eval(_KEEP, 3, *_keys(key, place), _written(place), key, request, *times))
 

@@ -45,10 +45,11 @@ class TokenAccounts(Connected):
         return int(found["at"]), tuple(TokenBalance(**each) for each in found["balances"])
 
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
-        """Correct a charge of the second ``at`` by ``difference`` tokens, in the accounts ``ids``.
+        """Correct an earlier charge by ``difference`` tokens, in the accounts ``ids``.
 
-        If the charge is more than a minute old, the limit per minute ignores the correction. But with
-        ``late``, a positive difference counts in the present second.
+        ``at``: the second of the charge (Unix time). If the charge is more than a minute old, the limit per
+        minute ignores the correction. But if ``late`` is True, a positive difference counts in the present
+        second.
         """
         await answer(self._settle(keys=[ACCOUNT + each for each in ids], args=[at, difference, int(late)]))
 

@@ -1,9 +1,9 @@
 """Group gRPC calls to fast models, so that they share an envelope.
 
 A gRPC client sends its calls one at a time. A call in its own envelope would cost the broker and the worker
-as much as a full envelope. So a new call waits if several calls to the model are in flight: until one of them
-is answered, but for 2 ms at most. Then all waiting calls are sent together. A call to a slow model does not
-wait. HTTP calls arrive in groups, so they need no grouper.
+as much as a full envelope. So a new call waits if several calls to the same model are in flight. The wait
+ends when one of the calls in flight is answered, or after 2 ms. Then all waiting calls are sent together. A
+call to a slow model does not wait. HTTP calls arrive in groups, so they need no grouper.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ class CallGrouper:
         self._timer: asyncio.TimerHandle | None = None
 
     async def join(self) -> None:
-        """Wait for other calls if the model is fast and busy. Then count this call as in flight."""
+        """Wait, if the model is fast and busy. Then count this call as in flight.
+
+        The wait ends when a call in flight is answered, or after ``hold_s`` seconds.
+        """
         if self._light and self._in_flight >= MIN_IN_FLIGHT:
             loop = asyncio.get_running_loop()
             turn = loop.create_future()
@@ -39,11 +42,14 @@ class CallGrouper:
         self._in_flight += 1
 
     def learn(self, compute_us: int, shared: int) -> None:
-        """Record whether the model is fast: it computed ``shared`` requests in ``compute_us`` µs."""
+        """Record whether the model is fast.
+
+        ``compute_us``: the microseconds that the model took for a call with ``shared`` requests.
+        """
         self._light = compute_us <= LIGHT_US * shared
 
     def leave(self) -> None:
-        """End a call in flight, and send the waiting calls."""
+        """Count one call less as in flight, and end the wait of all waiting calls."""
         self._in_flight -= 1
         if self._waiting:
             self._release()

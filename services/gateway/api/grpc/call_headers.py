@@ -9,8 +9,8 @@ from hpack import Decoder, HPACKError
 
 from services.gateway.api.grpc.frames import ErrorCode, ProtocolError
 
-# Limits of a header block: the encoded bytes, the decoded bytes (plus 32 per field, as in RFC 7541), and the
-# number of fields.
+# The limits of a header block. BLOCK_BYTES: the encoded bytes. LIST_BYTES: the decoded bytes, plus 32 for
+# each field, as in RFC 7541. FIELDS: the number of fields.
 BLOCK_BYTES = 16 * 1024
 LIST_BYTES = 32 * 1024
 FIELDS = 100
@@ -72,8 +72,8 @@ def _parsed(fields: list[tuple[bytes, bytes]]) -> CallHeaders:
         headers[name] = value
     if headers.get(b":method") != b"POST":
         return CallHeaders(problem=405)
-    # A web page of another origin can send this content type only after a preflight request, which this
-    # server refuses.
+    # Accept only gRPC's content type. A web page of another origin can send this type only after a preflight
+    # request, and this server refuses preflight requests.
     if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
         return CallHeaders(problem=415)
     timeout = headers.get(b"grpc-timeout")

@@ -57,7 +57,8 @@ _RAW_ON_THE_WIRE = {"FP32": 6 << 3 | 2, "FP64": 7 << 3 | 2}
 def decode(message: Any, contract: Contract, beside: Beside | None = None) -> Decoded:
     """Decode a ``ModelInferRequest`` and check it against a contract; raise BadRequest.
 
-    If a tensor is in shared memory and ``beside`` has no regions, raise UsesRegions.
+    ``beside``: the parts of the request that are not in its body. If a tensor is in shared memory and
+    ``beside`` gives no regions, raise UsesRegions.
     """
     regions = None if beside is None else beside.regions
     sinks: dict[str, Sink] | None = None if regions is None else {}
@@ -112,9 +113,10 @@ def _wanted(
 
 
 def _unlike_numbers(message: Any, contract: Contract) -> BadRequest:
-    """Return the error for a request with the wrong number of raw contents.
+    """Return the error for a request whose number of raw contents differs from its number of inputs.
 
-    If an input is in shared memory, the number may be right, so raise UsesRegions.
+    If an input is in shared memory, the number can be right, because such an input has no raw contents. Then
+    raise UsesRegions.
     """
     for tensor in message.inputs:
         _parameters(tensor.parameters, f"input {tensor.name!r}")  # raises UsesRegions
@@ -187,9 +189,10 @@ def _contents(name: str, datatype: Datatype, shape: list[int], contents: Any) ->
 
 
 def _packed(wire: bytes, tag: int, size: int) -> bytes | None:
-    """Return the bytes of a packed field as they are, without a conversion of its numbers.
+    """Return the bytes of a packed protobuf field as they are, without a conversion of its numbers.
 
-    ``wire``: a serialized message. Return None if it does not begin with the field ``tag`` of ``size`` bytes.
+    ``wire``: a serialized message. ``tag``: the tag of the field. ``size``: the expected bytes of the field.
+    Return None if the message does not begin with this field, or if the field has another size.
     """
     at, length, shift = 1, 0, 0
     if wire[:1] != bytes((tag,)):

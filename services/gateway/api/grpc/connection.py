@@ -27,10 +27,12 @@ from tidegate.kernel.http.answers import new_request_id
 STREAMS = 1024
 # For this long after the server has announced a connection's end, it reads and drops the client's bytes.
 LINGER_S = 1.0
-# If the socket buffer holds more than this, a client sends frames but does not read the answers to them. The
-# connection then ends. Responses cannot cause this, because none is written while the buffer is full.
+# The most bytes in the socket's write buffer. The buffer grows if a client sends frames and does not read the
+# answers to them, for example the answers to PING. Above this limit, the connection ends. Responses cannot
+# exceed the limit, because none is written while the buffer is full.
 UNREAD_BYTES = 512 * 1024
-# Flow-control windows: unread bytes that a client may send on one stream, and on the connection.
+# The flow-control windows: how many bytes a client may send on one stream, and on the connection, before the
+# server allows more.
 STREAM_WINDOW = 4 * 2**20
 CONNECTION_WINDOW = 16 * 2**20
 
@@ -172,7 +174,10 @@ class GrpcConnection(asyncio.Protocol):
             self._complete(call)
 
     def replenish(self, call: ServerCall) -> None:
-        """Allow the client to send more bytes for a call if the call's handler has taken all messages."""
+        """Allow the client to send more bytes for a call.
+
+        Do nothing if the handler has not taken all messages, or if the client may still send enough bytes.
+        """
         if call.receive_window <= STREAM_WINDOW // 2 and not call.half_closed and not self.closing:
             if call.reader.messages:
                 return

@@ -21,7 +21,7 @@ from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.answers import new_request_id
 from tidegate.kernel.triton_protocol import pb
 
-# The most requests of one stream in flight. At this limit, the stream reads no further requests.
+# The most requests in flight of one stream. While a stream has this many, it accepts no further request.
 IN_FLIGHT = 256
 
 

@@ -13,7 +13,7 @@ from tidegate.kernel.errors import BadRequest, PayloadTooLarge, TidegateError
 _PREFIX = struct.Struct(">BI")
 _UNPACKED = {b"gzip", b"deflate"}
 ENCODINGS = "identity,deflate,gzip"
-# The memory that a message takes in addition to its bytes.
+# The bytes of memory that a message takes in addition to its data.
 MESSAGE_BYTES = 256
 
 
@@ -41,7 +41,7 @@ class MessageReader:
     )
 
     def __init__(self, limits: BodyLimits, limit: int, encoding: bytes) -> None:
-        """Read messages of at most ``limit`` bytes."""
+        """``limit``: the most bytes of a message."""
         self._limits = limits
         self._limit = limit
         self._encoding = encoding
@@ -92,7 +92,10 @@ class MessageReader:
                 self._add(self._unpacked(message) if self._packed else message)
 
     def take(self) -> ReceivedMessage:
-        """Return the next complete message. After use, the message's bytes must be returned to the budget."""
+        """Return the next complete message.
+
+        After its use, the calling code must return the message's bytes to the memory budget.
+        """
         return self.messages.popleft()
 
     def release(self) -> None:

@@ -25,8 +25,8 @@ GRACE_S = 30.0
 BACKLOG = 4096
 HANDSHAKE_S, GOODBYE_S = 10.0, 1.0
 SWEEP_S = 5.0
-# How long a client may be silent: within a frame, before its first call that needs a credential, and between
-# later calls.
+# How many seconds a client may be silent. HALFWAY_S: while a frame is incomplete. STRANGER_S: before its
+# first call that needs a credential. IDLE_S: after that call, between two calls.
 HALFWAY_S = 20.0
 STRANGER_S = 60.0
 IDLE_S = 600.0
@@ -108,7 +108,7 @@ class GrpcServer:
             connection.drain()
 
     async def stop(self) -> None:
-        """Accept no more calls, wait for the calls in flight, and close."""
+        """Accept no more calls, wait at most ``GRACE_S`` seconds for the calls in flight, and close."""
         self.drain()
         if self._sweeper is None:
             return
@@ -122,7 +122,10 @@ class GrpcServer:
 
 
 async def sweep_all(connections: set[GrpcConnection]) -> None:
-    """Check all connections every ``SWEEP_S`` seconds. If a check fails, close only this connection."""
+    """Check all connections every ``SWEEP_S`` seconds, without an end.
+
+    If the check of a connection raises an error, close only that connection.
+    """
     while True:
         await asyncio.sleep(SWEEP_S)
         now = asyncio.get_running_loop().time()
@@ -135,7 +138,10 @@ async def sweep_all(connections: set[GrpcConnection]) -> None:
 
 
 def sweep(connection: GrpcConnection, now: float) -> None:
-    """End a connection that is stalled or idle for too long, or only its stalled calls."""
+    """End a connection that is stalled or idle for too long.
+
+    If only some calls of the connection are stalled, end only these calls.
+    """
     silent = now - connection.active
     if silent > UNREAD_S and (connection.closing or (connection.paused and not connection.calls)):
         connection.abort()  # not `end`: the client does not read, so it would not get the reason

@@ -26,7 +26,8 @@ log = telemetry.logger(__name__)
 
 # A handler that writes must wait while more bytes than this are unsent.
 UNSENT_BYTES = 256 * 1024
-# The parsed structure of a smaller message cannot take much memory, so its size is not checked first.
+# A message with at most this many bytes is parsed without a check of its structure. The parsed structure of
+# such a message cannot take much memory.
 SMALL_MESSAGE = 64 * 1024
 
 
@@ -238,7 +239,10 @@ class ServerCall:
             self._limits.bodies.release(held)
 
     async def write(self, message: Any) -> None:
-        """Send a response of a stream. If too many bytes are unsent then, wait until the client reads."""
+        """Send a response of a stream.
+
+        If more than ``UNSENT_BYTES`` bytes are unsent after that, wait until the client reads.
+        """
         if self.finished:
             return
         self._queue(message)

@@ -1,7 +1,8 @@
 """The state that all gRPC connections of a process share, and their limits.
 
-If there are too many connections, a new connection replaces an idle one. If there are too many calls without
-a credential, the oldest of them is ended. If there are too many calls in all, a new call is refused.
+If there are too many connections, a new connection replaces an idle one. If there are too many calls of
+methods that need no credential, the oldest of these calls is ended. If there are too many calls in all, a new
+call is refused.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from services.gateway.api.grpc.server_call import MethodSpec, ServerCall
 from tidegate.kernel.errors import Overloaded, TidegateError
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 
-# The most concurrent calls of the process. CALLS: all calls; above it, a new call is refused. OPEN_CALLS:
-# calls of methods that need no credential, without health watches. WATCHES: health watches. Above OPEN_CALLS
-# or WATCHES, the oldest call of that kind is ended.
+# The most calls in flight of a process. CALLS is the limit for all calls. Above CALLS, a new call is refused.
+# OPEN_CALLS is the limit for calls that need no credential, except health watches. WATCHES is the limit for
+# health watches. Above OPEN_CALLS or WATCHES, the oldest call of that kind is ended.
 CALLS = 8192
 OPEN_CALLS = 4096
 WATCHES = 256
@@ -55,16 +56,16 @@ class ServerState:
         self._open_calls: dict[ServerCall, None] = {}
         self._watches: dict[ServerCall, None] = {}
         self._peers: set[PeerConnection] = set()
-        # Connections that have no call in flight that needs a credential, oldest first. _unknown: connections
-        # that never had such a call. _idle: connections whose calls have ended.
+        # Both dicts hold idle connections, oldest first. An idle connection has no call in flight that needs
+        # a credential. The connections in _unknown never had such a call. Those in _idle had at least one.
         self._unknown: dict[PeerConnection, None] = {}
         self._idle: dict[PeerConnection, None] = {}
 
     def enter(self, peer: PeerConnection) -> bool:
         """Add a connection; return False if the limit is reached and no connection can be replaced.
 
-        At the limit, the new connection replaces the oldest one that has no call in flight that needs a
-        credential.
+        At the limit, the new connection replaces the oldest idle one. An idle connection has no call in
+        flight that needs a credential. Connections that never had such a call are replaced first.
         """
         if len(self._peers) >= self._max_connections:
             spare = next(iter(self._unknown or self._idle), None)
@@ -82,7 +83,10 @@ class ServerState:
         self._idle.pop(peer, None)
 
     def admit(self, call: ServerCall, credential: dict[bytes, bytes]) -> None:
-        """Check a call's headers; raise Unauthorized, Overloaded or Unavailable if it is not admitted."""
+        """Admit a call, or raise Unauthorized, Overloaded or Unavailable.
+
+        ``credential``: the call's headers that can carry a credential.
+        """
         if not call.method.open:
             call.principal = self.authenticate(credential)
             call.reader.known = call.principal is not ANONYMOUS
@@ -96,7 +100,7 @@ class ServerState:
     def begin(self, peer: PeerConnection, call: ServerCall) -> None:
         """Count an admitted call.
 
-        If there are now too many calls without a credential, end the oldest of them.
+        If there are now too many calls that need no credential, end the oldest of them.
         """
         self.calls += 1
         if call.method.open:
@@ -125,7 +129,7 @@ class ServerState:
 
 
 def _end_oldest(calls: dict[ServerCall, None]) -> None:
-    """End the oldest health watch, or the oldest call whose request has not arrived completely."""
+    """End the oldest call that is a health watch, or whose request has not arrived completely."""
     for call in calls:
         if call.task is None or call.method.lasting:
             call.fail(

@@ -19,8 +19,8 @@ from tidegate.version import VERSION
 
 NAME = "inference.GRPCInferenceService"
 
-# The most bytes of a message: for methods that need no credential, and for methods whose message only names
-# a model.
+# The largest message of a method, in bytes. OPEN_BYTES is the limit for methods that need no credential.
+# NAME_BYTES is the limit for methods whose message only names a model.
 OPEN_BYTES = 4 * 1024
 NAME_BYTES = 64 * 1024
 
@@ -73,10 +73,10 @@ class InferenceService:
 
     @staticmethod
     def _authorized(method: MethodHandler) -> MethodHandler:
-        """Return the method with a check that the caller may use the model.
+        """Return a method that checks whether the caller may use the model, and then calls ``method``.
 
-        If the caller may not use the model, the method raises Forbidden. It also removes such models from
-        lists in its response.
+        If the caller may not use the model, the returned method raises Forbidden. It also removes the models
+        that the caller may not use from a list of models in the response.
         """
 
         async def handle(request: Any, context: Any) -> Any:
@@ -105,7 +105,7 @@ class InferenceService:
         try:
             ready = not self._catalogue.not_ready(request.name, request.version)
         except NotFound:
-            ready = False  # Triton answers False here, not an error
+            ready = False  # as Triton answers for an unknown model
         return pb.ModelReadyResponse(ready=ready)
 
     async def _server_metadata(self, request: Any, context: Any) -> Any:

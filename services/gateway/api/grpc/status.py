@@ -49,7 +49,11 @@ def details_of(error: TidegateError) -> str:
 
 
 def trailers_of(error: TidegateError, rid: str) -> Metadata:
-    """Return the trailers of an error: reason, request id, ``retry-after`` in whole seconds, and limits."""
+    """Return the trailers of an error.
+
+    They are the reason, the request id, ``retry-after`` in whole seconds if the error has it, and the limits
+    of the caller's key if one is reached.
+    """
     trailers: Metadata = (("reason", error.reason), ("x-request-id", rid))
     if error.retry_after_s is not None:
         trailers += (("retry-after", str(whole_seconds(error.retry_after_s))),)
@@ -59,7 +63,7 @@ def trailers_of(error: TidegateError, rid: str) -> Metadata:
 
 
 def percent(text: str) -> str:
-    """Return a message percent-encoded for ``grpc-message``."""
+    """Return a message in the percent-encoding that the trailer ``grpc-message`` requires."""
     if text.isascii() and text.isprintable() and "%" not in text:
         return text
     return "".join(

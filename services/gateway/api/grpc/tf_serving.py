@@ -36,7 +36,10 @@ MOST_EXAMPLES, MOST_VALUES = 4096, 2**20
 
 
 class TfServing:
-    """The methods of TensorFlow Serving. ``max_bytes``: the limit of a request, and of its raw tensors."""
+    """The methods of TensorFlow Serving.
+
+    ``max_bytes``: the most bytes of a request. It is also the most bytes of all its tensors in raw form.
+    """
 
     def __init__(self, calls: GrpcInference, catalogue: Catalogue, *, max_bytes: int) -> None:
         self._calls = calls
@@ -196,7 +199,7 @@ def _check(context: Any, model: str) -> None:
 
 
 def _features(given: Any) -> list[dict[str, Any]]:
-    """Return the features of each example. Raise BadRequest.
+    """Return the features of each example; raise BadRequest if there are too many.
 
     If the request has a context, each example also gets the features of the context.
     """

@@ -117,7 +117,7 @@ class InferenceHandler:
         done: Callable[[HttpResponse], None],
         started: float | None = None,
     ) -> bytes | None:
-        """Start the call. Return the id of the request in flight, or None if it is a job or was refused.
+        """Start the call. Return the id of the request in flight; None for a job or a refused request.
 
         ``done`` is called with the response, perhaps before this method returns. ``body`` must not change
         later, because its tensors are sent without a copy. ``started``: the time of ``time.perf_counter``
@@ -439,7 +439,10 @@ def _account(
 
 
 def parse_header_length(headers: Headers) -> int | None:
-    """Return the size of the JSON part, or None if the whole body is JSON; raise BadRequest."""
+    """Return the size of the body's JSON part in bytes; None if the whole body is JSON.
+
+    Raise BadRequest if the header that declares the size is not a number.
+    """
     raw = headers.get(_HEADER_LENGTH)
     if raw is None:
         return None

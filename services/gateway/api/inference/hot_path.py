@@ -2,9 +2,11 @@
 
 ASGI's task, scope and messages cost more time than the queue does, and an inference call does not need them.
 So :class:`HotPathProtocol` extends the HTTP protocol of all services. The parser's callbacks collect an
-inference call and pass it to :class:`InferenceHandler`. The response is one write. All other requests go
-through uvicorn to the ASGI app (``asgi_fallback.py``). This includes an inference call that arrives while the
-connection waits for another response.
+inference call and pass it to :class:`InferenceHandler`. The response is sent with one write to the
+connection.
+
+All other requests go through uvicorn to the ASGI app (``asgi_fallback.py``). This includes an inference call
+that arrives while the connection waits for another response.
 """
 
 from __future__ import annotations
@@ -189,8 +191,9 @@ class HotPathProtocol(Protocol):
         if not call.declared_size:
             self.keep_no_trailers()
         no_room = limits.bodies.used > limits.bodies.limit or limits.answers.used > limits.answers.limit
-        # A small body usually arrives with its headers, so they are checked when the request is complete. For
-        # all other bodies, check the headers now: a refused body must not use memory.
+        # A small body usually arrives with its headers. These headers are checked when the request is
+        # complete. Check the headers now if the body is large, if its size is not declared, or if memory is
+        # short: a refused body must not use memory.
         early = no_room or call.declared_size > SCATTER or not call.declared_size
         if early and (refusal := self._check_headers(call)) is not None:
             self._refuse_and_stop(call, refusal)
@@ -295,7 +298,7 @@ class HotPathProtocol(Protocol):
         super().connection_lost(exc)
 
     def _refuse(self, call: HotPathCall, refusal: TidegateError) -> None:
-        """Answer before the body is complete. For a while, read and drop the bytes that still arrive."""
+        """Refuse a call before its body is complete. Then read and drop the rest for a limited time."""
         call.keep_alive = False
         self._write(call, self._inference.refuse(call.target, call.headers, refusal))
         self._stop_receiving()
@@ -328,7 +331,10 @@ class HotPathProtocol(Protocol):
         self.reject(_EVICTED)
 
     def unfinished(self) -> Unfinished:
-        """Return how far the incomplete body has arrived. Slow bodies are dropped when memory is short."""
+        """Return the progress of the incomplete body.
+
+        When memory for bodies is short, this progress decides which bodies are dropped.
+        """
         call = self._direct
         if call is None or (call.body is not None and call.body.taking):
             return Unfinished(0, 0.0, 0, True)
@@ -339,8 +345,8 @@ class HotPathProtocol(Protocol):
         """Return True if the last request certainly had a valid credential."""
         cycle: Any = self.cycle
         if isinstance(cycle, HotPathCall):
-            # Every route refuses an invalid credential. So status 200 means that the credential of this
-            # request is valid.
+            # Every route refuses an invalid credential. So if a request with a credential got status 200, its
+            # credential is valid.
             answered = cycle.status == HTTPStatus.OK and b"authorization" in cycle.headers
             return answered or self._inference.knows(cycle.headers)
         return cycle is not None and self._inference.knows(dict(cycle.scope["headers"]))

@@ -8,9 +8,9 @@ from typing import Protocol
 from services.gateway.domain.eviction import WATCHED_S, Unfinished, choose
 from services.gateway.domain.memory_budget import MemoryBudget
 
-# Scanning thousands of bodies for each request would block the event loop. So a scan stops as soon as enough
-# bytes are free: it looks at SCAN_SIZE bodies at a time, the oldest first. To make scans rare, it frees at
-# least LEAST_FREED_SHARE of the limit.
+# A scan looks for bodies to drop. Scanning thousands of bodies for each request would block the event loop.
+# So a scan looks at SCAN_SIZE bodies at a time, the oldest first, and stops when enough bytes are free. To
+# make scans rare, a scan tries to free at least the share LEAST_FREED_SHARE of the memory limit.
 SCAN_SIZE = 512
 LEAST_FREED_SHARE = 1 / 64
 

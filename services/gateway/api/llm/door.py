@@ -56,7 +56,7 @@ class LlmDoor:
         *,
         queue_comments: bool = False,
     ) -> None:
-        """``queue_comments``: True to send waiting streams their position in the queue.
+        """``queue_comments``: True if a stream that waits gets comments with its position in the queue.
 
         The header ``X-Tidegate-Queue`` of a request overrides this setting.
         """
@@ -70,7 +70,7 @@ class LlmDoor:
     async def receive(self, request: Request) -> ReceivedRequest:
         """Return a request with a JSON object as its body. Raise a TidegateError if it is refused.
 
-        Call ``end`` of the result when the answer is complete.
+        The calling code must call :meth:`ReceivedRequest.end` when the answer is complete.
         """
         received = await receive_body(request, self._limits)
         try:
@@ -84,17 +84,20 @@ class LlmDoor:
         return ReceivedRequest(body, headers, received.held, len(received.body), received.started)
 
     def find(self, model: str) -> DeploymentRoute:
-        """Return the Deployment of a model that the caller may use; raise NotFound, BadRequest, Forbidden."""
+        """Return the Deployment of a model. Raise NotFound, BadRequest or Forbidden.
+
+        Forbidden means that the caller may not use the model.
+        """
         endpoint, route = self.core.find(model)
         if not principal().may(INFER, endpoint.name):
             raise Forbidden(may_not_use(principal(), endpoint.name))
         return route
 
     def call(self, received: ReceivedRequest, model: str, path: str, body: dict[str, Any]) -> LlmCall:
-        """Return a call of ``path`` of OpenAI's API; raise BadRequest for headers that cannot be read.
+        """Return a call to OpenAI's API at ``path``; raise BadRequest if a header is invalid.
 
-        ``body`` is in OpenAI's format. This method sets the model in the body. If the request is a stream, it
-        also requests the token counts from the engine.
+        ``body`` is in OpenAI's format. This method sets the model in ``body``. If the call is a stream of
+        completions, ``body`` also gets the option that makes the engine send token counts.
         """
         body["model"] = model
         if body.get("stream") is True and path.endswith("completions"):
@@ -115,7 +118,8 @@ class LlmDoor:
     def comment(self, received: ReceivedRequest, call: LlmCall) -> bytes:
         """Return the comment to send while a stream has no event.
 
-        If the caller wants it, this is the request's position in the queue. Otherwise it is a keep-alive.
+        If the caller wants the request's position in the queue and it is known, the comment contains this
+        position. Otherwise the comment only keeps the connection open.
         """
         asked = received.headers.get(b"x-tidegate-queue", b"").strip().lower()
         wanted = self._queue_comments if asked == b"" else asked in (b"1", b"true", b"on")
@@ -123,7 +127,10 @@ class LlmDoor:
         return KEEP_ALIVE if place is None else place.comment()
 
     def run(self, protocol: str, received: ReceivedRequest, call: LlmCall) -> AsyncGenerator[LlmEvents]:
-        """Yield the events of a call as :meth:`LlmCore.stream` does; count and log it under ``protocol``."""
+        """Run a call, and yield its events as :meth:`LlmCore.stream` does.
+
+        The call is counted, and it is logged under the name ``protocol``.
+        """
         observer = self._observers.get(protocol)
         if observer is None:
             observer = self._observers[protocol] = StreamObserver(protocol, self._metrics, self._log)
@@ -139,9 +146,9 @@ class LlmDoor:
 
 
 def bound(answer: Callable[..., Awaitable[Response]], **fixed: Any) -> Callable[..., Awaitable[Response]]:
-    """Return a route's function with fixed arguments.
+    """Return a route's function that calls ``answer`` with the request and the arguments ``fixed``.
 
-    ``functools.partial`` is not safe here: FastAPI would read the arguments from the query of the URL, so
+    ``functools.partial`` is not safe here: FastAPI would read these arguments from the query of the URL, so
     callers could change them.
     """
 

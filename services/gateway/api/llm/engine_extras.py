@@ -1,4 +1,4 @@
-"""Serve routes of engines that OpenAI's API does not have: /tokenize, /detokenize, and vLLM's scores."""
+"""Serve engines' routes that OpenAI's API lacks: /tokenize, /detokenize, and vLLM's scores."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from services.gateway.domain.llm.refusal import EngineRefused
 from tidegate.kernel.errors import TidegateError
 from tidegate.version import VERSION
 
-# The HTTP statuses with which an engine answers if it does not have the URL path, or if its model cannot
-# serve it.
+# An engine answers with one of these HTTP statuses if it does not have the URL path, or if its model cannot
+# do what the path offers.
 _NOT_THERE = (404, 405, 501)
 _HOW = f"the member 'model', the header {MODEL_HEADER} or ?model=NAME"
 
 
 class ExtraRoutes:
-    """The routes of engines that OpenAI's API does not have. If an engine lacks a route, callers get 404."""
+    """The engines' routes that are not in OpenAI's API.
+
+    If the engine of a model does not have a route, callers get 404.
+    """
 
     def __init__(self, door: LlmDoor) -> None:
         self._api = Translation(door, "extras", _error_body)
@@ -75,7 +78,7 @@ class ExtraRoutes:
         return await self._api.respond(request, make)
 
     async def passed(self, request: Request, *, path: str) -> Response:
-        """Send a request to the engine, and the engine's answer to the caller."""
+        """Send a request to the engine, and return the engine's answer to the caller."""
 
         async def make(received: ReceivedRequest, send: Send) -> None:
             model = self._model(request, received)

@@ -173,7 +173,7 @@ class OllamaRoutes:
         return self._listed(ollama_models.tags)
 
     async def ps(self) -> Response:
-        """Return the language models of the caller that have a ready replica."""
+        """Return the language models that the caller may use and that have a ready replica."""
         return self._listed(ollama_models.running)
 
     def _listed(self, form: Callable[[list[LlmModel]], Any]) -> Response:
@@ -209,8 +209,8 @@ def _model(name: str, route: DeploymentRoute) -> LlmModel:
 def _explain(error: EngineRefused, asked: OllamaCall) -> NoReturn:
     """Raise the engine's error, or BadRequest if the engine does not accept images.
 
-    If an engine does not accept images, it reports a failure of its own. So this function looks for words in
-    the message.
+    No common error code says that an engine does not accept images. So this function looks for words such as
+    "image" in the engine's message.
     """
     if asked.images and any(word in error.message for word in ("image", "multimodal")):
         raise BadRequest(f"the model {asked.model!r} does not accept images: {error.message}") from error

@@ -57,7 +57,7 @@ class TgiRoutes:
         self.router.add_api_route(path, answer, methods=["POST"], name=name, response_model=None)
 
     async def generate(self, request: Request, *, stream: bool) -> Response:
-        """Continue a prompt. The answer is one JSON object, or server-sent events if ``stream``."""
+        """Continue a prompt. The answer is one JSON object, or server-sent events if ``stream`` is True."""
         return await self._answer(request, stream)
 
     async def compatible(self, request: Request) -> Response:

@@ -36,7 +36,8 @@ INTERNAL = TidegateError("internal error; see the log of the service")
 class Answered:
     """The next pieces of an answer.
 
-    ``load``: the seconds before the first piece in which no engine worked on the request.
+    ``load``: the seconds from the complete request to the first piece, without the time in which the engine
+    computed.
     """
 
     pieces: list[Piece]
@@ -115,7 +116,7 @@ class Translation:
                 yield Answered(read_all(answer.events, answer.meta.ids), load)
 
     async def only(self, received: ReceivedRequest, call: LlmCall) -> tuple[bytes, float]:
-        """Run a call. Return its answer's body, and the seconds in which no engine worked on it."""
+        """Run a call. Return its answer's body, and the seconds in which no engine worked on the call."""
         answer = await only_answer(self.door.run(self._protocol, received, call))
         call.cost.sent += len(answer.events[0])
         return answer.events[0], max(0.0, time.perf_counter() - received.started - answer.timing.compute)

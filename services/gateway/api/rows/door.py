@@ -80,7 +80,7 @@ class RowsDoor:
     async def receive(self, request: Request) -> Received:
         """Receive a request; raise a TidegateError if it is refused.
 
-        When the request has ended, release ``held`` of the result.
+        The calling code must release ``Received.held`` when the request has ended.
         """
         if not principal().may(INFER):
             raise Forbidden(lacks(principal(), (INFER,)))

@@ -28,8 +28,8 @@ def _object(*names: str) -> dict[str, Any]:
 
 
 ROWS_ERROR_FORMS = MappingProxyType({
-    # TensorFlow Serving and OpenAI's API share the path ``/v1/models/NAME``. Its ``error`` is a string
-    # (TensorFlow Serving) or an object (OpenAI).
+    # TensorFlow Serving and OpenAI's API share the path ``/v1/models/NAME``. At this path, the member
+    # ``error`` is a string (TensorFlow Serving) or an object (OpenAI).
     "TensorFlow Serving": ErrorForm("TensorFlowServingError", _EITHER),
     "TorchServe": ErrorForm(
         "TorchServeError",
@@ -102,9 +102,9 @@ _FORMS = (
 
 
 def rows_error_at(path: str, error: TidegateError) -> Response | None:
-    """Return the answer to an error that occurs before routing, in the format of the path's API.
+    """Return the response for an error that occurs before routing, in the format of the path's API.
 
-    Return None if the path belongs to none of these APIs.
+    Return None if the path belongs to no API of this module.
     """
     form = next((form for pattern, form in reversed(_FORMS) if pattern.fullmatch(path)), None)
     return None if form is None else form(error)

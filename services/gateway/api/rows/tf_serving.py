@@ -148,7 +148,7 @@ class TfServingRoutes:
     def _version(self, model: str, version: str, label: str) -> str:
         """Return the version that a path names. A label is an alias of a version.
 
-        If no alias has the name ``stable``, this label means that the endpoint chooses the version.
+        If no alias has the name ``stable``, the label ``stable`` lets the endpoint choose the version.
         """
         return self._door.endpoint(model).labelled(label) if label else version
 

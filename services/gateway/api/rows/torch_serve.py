@@ -42,8 +42,12 @@ class TorchServeRoutes:
     async def predict(self, request: Request, model: str, version: str = "") -> Response:
         """Run a model, and return its outputs as JSON.
 
-        The JSON is a list, or one value if the request has one value. If the model decodes request bodies
-        itself, return the body and the content type that the model returns.
+        If the request is one row that is not in a list, the JSON is the result of this row. Otherwise, the
+        JSON of one output is a list of results. The JSON of several outputs is an object with one list for
+        each output.
+
+        If the model decodes request bodies itself, return the body and the content type that the model
+        returns.
         """
 
         async def make(received: Received) -> Response:

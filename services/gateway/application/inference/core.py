@@ -1,4 +1,4 @@
-"""Run an inference request from HTTP or gRPC: pick a Deployment, check, admit, queue, wait."""
+"""Run a request from HTTP or gRPC: choose a Deployment, check, admit and queue it, wait for the answer."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class InferenceResult:
 
 
 def _nothing() -> None:
-    """Do nothing. This is the default of ``queued``."""
+    """Do nothing. This function is the default of the parameter ``queued`` of several methods."""
 
 
 class InferenceCore:
@@ -130,20 +130,20 @@ class InferenceCore:
             self._dispatcher.demand(route)
 
     def find(self, model: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return an endpoint and one of its Deployments; raise NotFound or NoRoutes.
+        """Return an endpoint and one of its Deployments. Raise NotFound or NoRoutes.
 
-        Use this method if no request is sent. Unlike :meth:`pick`, it does not count towards the traffic
-        shares.
+        This method is for callers that send no request. Unlike :meth:`pick`, it does not count towards the
+        traffic shares.
         """
         return require(self._routes.table).find(model, version)
 
     def pick(
         self, model: str, version: str, origin: Callable[[], Origin] | None = None
     ) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return the endpoint and the Deployment for a request; raise NotFound or NoRoutes.
+        """Return the endpoint and the Deployment for a request. Raise NotFound or NoRoutes.
 
-        Call this once for each request, because each call counts towards the traffic shares. ``origin``
-        returns the facts that the endpoint's rules and sticky keys read.
+        The calling code must call this method once for each request, because each call counts towards the
+        traffic shares. ``origin`` returns the facts that the endpoint's rules and sticky keys read.
         """
         endpoint, route = require(self._routes.table).pick(model, version, self._splitter, origin)
         if endpoint.reserves and not version:
@@ -151,10 +151,10 @@ class InferenceCore:
         return endpoint, route
 
     def _reserved(self, shared: DeploymentRoute, own: DeploymentRoute | None) -> DeploymentRoute:
-        """Return the Deployment of the reserved replicas, or the shared Deployment.
+        """Return ``own``, the Deployment of the reserved replicas, or ``shared``, the shared Deployment.
 
-        Use the reserved replicas if they are ready and can take another request. Use them also if they are
-        ready and no shared replica is ready.
+        Return ``own`` in two cases: its replicas are ready and can take another request, or they are ready
+        and no shared replica is ready. ``own`` is None if no replicas are reserved.
         """
         if own is None or not self.fleet(own.name).ready:
             return shared
@@ -189,7 +189,7 @@ class InferenceCore:
                 "use /generate_stream, or ModelStreamInfer over gRPC"
             )
         if request.sequence is not None and self._keeps_sequences(endpoint, route):
-            if request.sequence.start:  # never refuse later requests: only one replica has their state
+            if request.sequence.start:  # later requests are never refused: only one replica has their state
                 self.admit(route, timeout_ms, flow)
             return self.sequences.begin(
                 endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, done
@@ -308,7 +308,7 @@ class InferenceCore:
         if route.llm is not None:
             raise not_tensors(model)
         if request.sequence is not None and self._keeps_sequences(endpoint, route):
-            if request.sequence.start:  # never refuse later requests: only one replica has their state
+            if request.sequence.start:  # later requests are never refused: only one replica has their state
                 self.admit(route, timeout_ms, flow)
             answers = self.sequences.stream(
                 endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, queued
@@ -341,8 +341,10 @@ class InferenceCore:
 
         ``decode_s``: the seconds that decoding took. ``admitted``: True if the request was admitted before.
         ``flow``: the flow of the request's caller at the endpoint. ``cost``: how much the request counts in
-        the flow; 0 means its number of rows. A request to a language model may prefer a ``replica``, and wait
-        for this replica for up to ``wait_ms``. ``keeper``: the replica that keeps the request's sequence.
+        the flow; 0 means its number of rows.
+
+        ``replica``: the replica that a request to a language model prefers. The request waits for this
+        replica for up to ``wait_ms`` milliseconds. ``keeper``: the replica that keeps the request's sequence.
         """
         if not admitted:
             self.admit(route, timeout_ms, flow)
@@ -388,7 +390,10 @@ class InferenceCore:
         origin: Callable[[], Origin] | None,
         caller: Principal,
     ) -> tuple[EndpointRoute, DeploymentRoute, Decoded, float, float, FlowKey]:
-        """Return endpoint, Deployment, decoded request, timeout in ms, seconds of decoding, and the flow."""
+        """Return the endpoint, the Deployment and the decoded request, with its times and its flow.
+
+        The times are the timeout in milliseconds, and the seconds that decoding took.
+        """
         started = time.perf_counter()
         endpoint, route = self.pick(model, version, origin)
         if timeout_ms is None:

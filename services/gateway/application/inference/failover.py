@@ -33,10 +33,10 @@ def elsewhere(
     error: TidegateError,
     origin: Callable[[], Origin] | None,
 ) -> DeploymentRoute:
-    """Return another Deployment for a request; raise ``error`` if there is none.
+    """Return another Deployment for a request. Raise ``error`` if there is none.
 
-    If a traffic rule applies to the request, raise ``error``, too. Such a rule may keep data in one country,
-    so the request must not go elsewhere.
+    Also raise ``error`` if one of the endpoint's traffic rules applies to the request. Such a rule may keep
+    data in one country, so the request must not go to another Deployment.
     """
     stays = bool(endpoint.rules) and origin is not None and endpoint.has_rule_for(origin())
     other = None if stays else another(endpoint, route, failed, error)
@@ -89,9 +89,10 @@ class Failover:
     failed: set[str] = field(default_factory=set)
 
     def on_outcome(self, outcome: Any) -> None:
-        """Return the outcome to the caller with ``done``.
+        """Call ``done`` with the outcome, or send the request to another Deployment.
 
-        If the upstream is unavailable, first try to send the request to another Deployment.
+        The request is sent to another Deployment only if the upstream is unavailable, and only before the
+        deadline.
         """
         left_ms = (self.ends_at - time.monotonic()) * 1e3
         if not isinstance(outcome, UpstreamUnavailable) or left_ms <= 0:

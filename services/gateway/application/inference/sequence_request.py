@@ -107,7 +107,10 @@ class Line:
 
 
 class Turn:
-    """The right to send a request of a sequence now. Release it when the request is in the queue."""
+    """The right to send a request of a sequence now.
+
+    The calling code must release it when the request is in the queue.
+    """
 
     def __init__(self, lines: dict[str, Line], key: str) -> None:
         self._lines, self._key = lines, key

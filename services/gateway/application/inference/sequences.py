@@ -1,8 +1,9 @@
 """Send the requests of a sequence to the replica that keeps its state, in the order of their arrival.
 
-A new sequence starts on the replica with the most free sequence slots. The live store keeps this choice, so
-all gateways use the same replica. A request goes to the replica's own queue, and no other replica gets it. If
-the replica is lost, the callers of its sequences get an error, because the state is lost too (ADR 053).
+A new sequence starts on the replica with the most free sequence slots. The choice is kept in the live store,
+which all gateways share. So all gateways use the same replica. A request goes to the replica's own queue, and
+no other replica gets it. If the replica is lost, the callers of its sequences get an error, because the state
+is lost too (ADR 053).
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ SEQUENCES = Counter(
     "Sequences of stateful models by event: started, ended, lost, unknown, full.",
     ["event"],
 )
-# If all slots are taken, a new sequence waits for a free slot. It waits for this share of its request's
-# timeout, but at most WAIT_S seconds.
+# If all sequence slots are taken, a new sequence waits for a free slot. It waits for the share WAIT_SHARE of
+# its request's timeout, but at most WAIT_S seconds.
 WAIT_SHARE, WAIT_S = 0.8, 10.0
 POLL_S, UPLOAD_POLL_S = 0.05, 0.005
 # After a replica is lost, it may still be reported as ready for some seconds. Treat it as lost for DEAD_S
@@ -51,8 +52,8 @@ POLL_S, UPLOAD_POLL_S = 0.05, 0.005
 DEAD_S = 15.0
 STARTS = 3
 REMEMBERED = 10_000
-# After a failed call, do not call the store for this many seconds. So requests do not all wait for a store
-# that is down.
+# After a failed call, the store is not called for this many seconds. Otherwise, each request would wait for a
+# store that is down.
 AWAY_S = 2.0
 T = TypeVar("T")
 
@@ -113,9 +114,10 @@ class SequenceRouter:
         decode_s: float,
         done: Callable[[Any], None],
     ) -> bytes:
-        """Send a request when its turn comes. Return its id now; ``done`` gets the result or an error later.
+        """Send a request when its turn comes, and return its id immediately.
 
-        ``decode`` decodes the body for another signature, if the sequence is at another Deployment.
+        ``done`` is called later with the result or an error. ``decode`` decodes the body again if the
+        sequence is at another Deployment, because that Deployment may have another signature.
         """
         ends_at, id_ = time.monotonic() + timeout_ms / 1e3, self._dispatcher.new_id()
         sequenced = SequenceRequest(
@@ -294,11 +296,11 @@ class SequenceRouter:
         return held
 
     async def _held(self, request: SequenceRequest) -> Place | None:
-        """Return the replica of a sequence; None if it is unknown.
+        """Return the replica of a sequence, or None if the sequence is unknown.
 
-        The store is asked first. If it is down or has lost its data, use this gateway's memory. The memory
-        may be out of date; then the worker refuses the request. Raise Unavailable if the store is down and
-        the memory has no entry.
+        Ask the store first. If the store is down or has lost its data, return the replica that this gateway
+        remembers. If the remembered replica is wrong, the worker refuses the request. Raise Unavailable if
+        the store is down and this gateway remembers no replica.
         """
         known = self._remembered.get(request.key)
         try:
@@ -335,7 +337,8 @@ class SequenceRouter:
     def _move(self, request: SequenceRequest, held: Place) -> None:
         """Change a request's Deployment to the Deployment of its sequence.
 
-        It may serve an older version. If it was removed, raise SequenceLost.
+        The sequence's Deployment may serve an older version. If this Deployment was removed, raise
+        SequenceLost.
         """
         route = request.endpoint.route_named(held.deployment)
         if route is None:
@@ -343,10 +346,10 @@ class SequenceRouter:
         request.route, request.request = route, request.decode(route.contract)
 
     async def _start(self, request: SequenceRequest, held: Place | None) -> Place:
-        """Return a ready replica with a free slot for a new sequence. Wait until there is one.
+        """Wait for a ready replica with a free slot for a new sequence, and return the replica.
 
-        If all slots stay taken, raise an error. If no replica is ready before the deadline, raise
-        DeadlinePassed.
+        If no slot becomes free in time (see ``WAIT_S``), raise an error. If no replica is ready before the
+        deadline, raise DeadlinePassed.
         """
         request.starts += 1
         name, began = request.route.name, time.monotonic()
@@ -406,8 +409,8 @@ class SequenceRouter:
             SEQUENCES.labels("lost").inc()
             await self._record_end(request.key, place, lost=True)
         elif isinstance(outcome, BadRequest):
-            # If the model server refused the request that starts a sequence, or reports that no sequence was
-            # started, no sequence is running.
+            # No sequence is running in two cases: the model server refused the first request of the sequence,
+            # or it reports that no sequence was started.
             if request.mark.start or START_FLAG in outcome.message:
                 await self._record_end(request.key, place)
         elif request.mark.end and not isinstance(outcome, TidegateError):

@@ -59,7 +59,7 @@ A = TypeVar("A", bound=Answered)
 
 @dataclass(slots=True)
 class _Pair:
-    """An answered request and its copy. ``size``: the bytes that the pair uses of the memory budget."""
+    """An answered request and its copy. ``size``: the bytes of the request and its answer together."""
 
     shadow: ShadowRoute
     counts: ShadowCounts
@@ -76,7 +76,10 @@ class _Pair:
 
 
 class ShadowTraffic:
-    """The shadow traffic of one gateway process. Create it on the event loop, and call :meth:`start`."""
+    """The shadow traffic of one gateway process.
+
+    The calling code creates this object on the event loop, and then calls :meth:`start`.
+    """
 
     def __init__(
         self,
@@ -93,9 +96,9 @@ class ShadowTraffic:
     ) -> None:
         """``outstanding`` returns the number of this gateway's requests to a Deployment.
 
-        ``wake`` requests a replica. ``count`` is called with the endpoint and the outcome of each copy, for
-        the metrics. ``largest``: the largest request or answer that is copied, in bytes. ``host_busy``: no
-        copy is sent while a larger share of a host's cores is busy.
+        ``wake`` requests a replica. ``count`` updates the metrics: it is called with the endpoint and the
+        outcome of each copy. ``largest``: the largest request or answer that is copied, in bytes.
+        ``host_busy``: a share of a host's cores. While a larger share of the cores is busy, no copy is sent.
         """
         self._publisher = publisher
         self._fleet = fleet
@@ -122,7 +125,7 @@ class ShadowTraffic:
         self._task = asyncio.create_task(self._run(), name="shadow traffic")
 
     async def stop(self) -> None:
-        """Stop, and forget the copies in flight."""
+        """Stop the rounds, and forget the copies in flight."""
         await tasks.end(self._task)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -145,9 +148,10 @@ class ShadowTraffic:
         timeout_ms: float,
         done: Callable[[A | TidegateError], None],
     ) -> Callable[[A | TidegateError], None]:
-        """Return the callback for a request's outcome. If the request is not selected, return ``done``.
+        """Return the callback for a request's outcome.
 
-        For a selected request, the callback calls ``done`` and then queues a copy for the shadow.
+        If the request is not selected for the shadow, return ``done``. Otherwise, the callback calls ``done``
+        and then queues a copy for the shadow.
         """
         shadow = endpoint.shadow
         if shadow is None or shadow.deployment.name == route.name:
@@ -197,7 +201,8 @@ class ShadowTraffic:
             shadow.deployment,
             request.rows,
             request.key,
-            # A view would keep the whole body in memory, and a body may be much larger than its tensors.
+            # Copy the bytes. A view would keep the whole body in memory, and a body may be much larger than
+            # its tensors.
             [bytes(each) for each in request.data],
             trace[:255],
             min(timeout_ms / 1e3, policy.ANSWER_S),
@@ -333,9 +338,9 @@ class ShadowTraffic:
                 compared(pair.counts, pair.request, comparisons, now)
 
     def _take_answered(self) -> list[_Pair]:
-        """Remove and return the answers to compare in this round.
+        """Remove and return the answers that are compared in this round.
 
-        Stop at the limit for compared bytes per second, so that comparisons do not use too much CPU time.
+        The number of bytes per second is limited, so that comparisons do not use too much CPU time.
         """
         pairs, size = [], 0
         while self._answered and size < policy.COMPARED_BYTES_PER_S * ROUND_S:

@@ -32,8 +32,8 @@ class BacklogEstimate:
         self._clock = clock
         self._loads: Mapping[str, JobLoad] = {}
         self._since: Counter[str] = Counter()
-        # Jobs that were accepted before the current read began. `_loads` does not include them yet; the
-        # result of the read will.
+        # While a read of the store runs: the jobs that were accepted before it began, but after the previous
+        # read began. `_loads` includes them only when this read has finished.
         self._before_reading: Counter[str] = Counter()
         self._at = float("-inf")
         self._reading: asyncio.Task[None] | None = None

@@ -1,9 +1,9 @@
-"""Run a batch: submit a limited number of lines at a time as jobs, and write results in line order.
+"""Run a batch: submit its lines as jobs, a few at a time, and write the results in line order.
 
-The gateway that runs a batch holds a lease on it. It writes the results to the blob store in chunks, and the
-number of written lines to the batch's record. If another gateway takes over the batch, it continues after
-these lines. The job of each line has an idempotency key, so a line that is submitted twice becomes only one
-job.
+The gateway that runs a batch holds a lease on it. It writes the results to the blob store in chunks. To the
+batch's record, it writes the number of lines whose results are written. If another gateway takes over the
+batch, it continues after these lines. The job of each line has an idempotency key, so a line that is
+submitted twice becomes only one job.
 """
 
 from __future__ import annotations
@@ -158,10 +158,14 @@ class BatchRunner:
         await self._step(end="failed", error=error)
 
     async def _write_results(self) -> bool:
-        """Write the results of the first lines if they have finished. Return False if nothing was written."""
+        """Pass the results of the first lines to the writer. Return False if there are none yet.
+
+        Only the finished lines before the first unfinished line are passed, because results are written in
+        line order.
+        """
         if not self._rows:
             return False
-        # Results are written in order, so check the other lines only after the first one has finished.
+        # Results are written in line order. So check the other lines only after the first one has finished.
         first = self._rows[0]
         if first.error is None and not await self._finished_rows([first]):
             return False
@@ -192,7 +196,10 @@ class BatchRunner:
 
     @staticmethod
     def _fitting_in_memory(finished: Sequence[tuple[LineProgress, Job | None]]) -> int:
-        """Return how many of the first results fit into memory together; at least one."""
+        """Return how many of the results, from the first one, are loaded into memory in one step.
+
+        The results together have at most ``RESULT_BYTES`` bytes, but at least one result is loaded.
+        """
         size = 0
         for at, (_, job) in enumerate(finished):
             size += job.result_size if job is not None else 0
@@ -249,7 +256,11 @@ class BatchRunner:
         end: BatchState | None = None,
         error: str = "",
     ) -> None:
-        """Write the progress, and renew the lease or end the batch. Raises :class:`LeaseLost`."""
+        """Save the progress, and renew the lease. Raises :class:`LeaseLost`.
+
+        ``lease_ms``: the time until the lease ends, in milliseconds. ``end``: the state in which the batch
+        ends; None means that it goes on.
+        """
         state = await self._store.step(
             self._batch.id,
             self._owner,

@@ -87,7 +87,10 @@ class BatchSubmitter:
         self.revoked: TidegateError | None = None
 
     def begin(self) -> asyncio.Task[bool] | None:
-        """Start submitting the next lines. Return None if no line is left, or ``WINDOW`` are in progress."""
+        """Start a task that submits the next lines, and return the task.
+
+        Return None if no line is left, or if ``WINDOW`` lines are in progress.
+        """
         room = min(WINDOW - len(self.rows), LINES_AT_A_TIME)
         if room <= 0 or self._read >= self._batch.lines:
             return None
@@ -156,8 +159,8 @@ class BatchSubmitter:
                 if grant is not None:
                     grant.cancel()
             return
-        # An earlier gateway may have submitted this line before it lost the lease. Find that job, so that the
-        # runner can cancel it.
+        # The batch is ending. An earlier gateway may have submitted this line before it lost the lease. Find
+        # that job, so that the runner can cancel it.
         job = await keep_trying(partial(self._submitter.of_key, self._principal.id, key.key))
         if job is None:
             row.error = self.revoked or _CANCELLED

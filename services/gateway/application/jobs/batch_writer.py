@@ -25,7 +25,11 @@ from tidegate.kernel.blobs.store import Blobs
 
 
 class Written(NamedTuple):
-    """The chunks written since the last save. ``files``: the chunks of OpenAI's files, by file id."""
+    """The chunks that were written since the last save.
+
+    ``chunk``: the chunk of a batch with tensors; None for a batch of OpenAI's API. ``files``: the chunks of
+    OpenAI's result files, by file id.
+    """
 
     chunk: FileChunk | None
     files: Mapping[bytes, FileChunk]
@@ -40,7 +44,8 @@ class Written(NamedTuple):
 class BatchWriter:
     """Write the results of one batch.
 
-    ``counts``: the number of finished lines by outcome, since the batch began.
+    ``counts``: the number of finished lines by outcome, since the batch began. For a batch of OpenAI's API,
+    it also has the lines and bytes of the result files.
     """
 
     def __init__(self, batch: Batch, blobs: Blobs, keep_s: float) -> None:
@@ -67,9 +72,9 @@ class BatchWriter:
         return (self._lines if good else self._errors).add(result.line)
 
     async def write(self) -> Written | None:
-        """Write the results in memory; return None if there are none.
+        """Write the results that are in memory to the blob store. Return None if there are none.
 
-        If this raises Unavailable, call it again.
+        If this method raises Unavailable, the calling code must call it again.
         """
         facts = self._batch.openai
         if facts is None:

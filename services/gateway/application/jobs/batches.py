@@ -143,7 +143,11 @@ class BatchService:
         return batch
 
     async def latest(self, principal: str | None, before: bytes | None, limit: int) -> list[Batch]:
-        """Return batches older than ``before``, newest first. ``principal``: the owner; None means any."""
+        """Return batches, the newest first.
+
+        ``principal``: the owner's id; None means all owners. ``before``: a batch's id, to return only older
+        batches; None for no such limit.
+        """
         return await self._store.latest(principal, before, limit)
 
     async def cancel(self, batch: Batch) -> Batch:

@@ -16,7 +16,7 @@ from services.gateway.domain.openai.facts import OpenAiFacts
 from tidegate.kernel.errors import DeadlinePassed, TidegateError
 from tidegate.kernel.protocol.jobs import Job
 
-# A job of a line gets at least this ttl in seconds, because a job without time left is refused.
+# The shortest ttl of a line's job, in seconds. A job with no time left would be refused.
 LEAST_TTL_S = 1.0
 
 

@@ -201,7 +201,10 @@ class JobSubmitter:
         trace: bytes,
         principal: Principal,
     ) -> dict[str, Any]:
-        """Return the feedback id as a member for the job's record; empty if no feedback is collected."""
+        """Return a field for the job's record that contains the feedback id.
+
+        Return an empty dict if no feedback is collected.
+        """
         facts = origin or (lambda: Origin({}, principal.id, dict))
         pending = self._core.feedback.begin(endpoint, version, facts, trace, principal)
         return {} if pending is None else {ASK: pending.id(route).decode()}

@@ -37,7 +37,10 @@ class Accounted(Protocol):
 
 
 class CallAccount:
-    """The account of one admitted request. Call :meth:`close` at the end of the request."""
+    """The account of one admitted request.
+
+    The calling code must call :meth:`close` at the end of the request.
+    """
 
     __slots__ = (
         "_call",
@@ -78,7 +81,10 @@ class CallAccount:
         load.waiting_tokens += call.estimate.prompt
 
     def headers(self) -> list[Header]:
-        """Return the response headers with the caller's limits; for a whole answer, also with its cost."""
+        """Return the response headers that show the caller's limits.
+
+        If the answer is not a stream, the headers also show its cost.
+        """
         found = [] if self.grant is None else self.grant.headers()
         cost, route = self._call.cost, self._call.cost.route
         if self._costs is not None and route is not None and not self._call.streamed:
@@ -92,7 +98,7 @@ class CallAccount:
         return found + openai(requests_left(limiter, time.time()), states)
 
     def answered(self, usage: tuple[int, int, int] | None, events: int, compute_s: float) -> None:
-        """Account for the next events.
+        """Add the next events of the answer to the account.
 
         ``usage``: the prompt, answer and cached tokens of the request so far; None if unknown. ``events``:
         the number of new events. ``compute_s``: the seconds in the engine so far.
@@ -104,13 +110,17 @@ class CallAccount:
             self._reservation.used(usage[0] + usage[1])
 
     def close(self) -> None:
-        """Account for the whole request. Call this once."""
+        """Count the final usage of the request, and correct its charge.
+
+        The calling code must call this method once, at the end of the request.
+        """
         self._started()
         call, (prompt, answer, _) = self._call, self._call.usage
         if self._reservation is not None:
             tokens = prompt + answer
             if self.left and call.cost.queued and not tokens:
-                # The engine may have read the prompt, even if the caller disconnected before the first event.
+                # Even if the caller disconnected before the first event, the engine may have read the prompt.
+                # So charge the estimated prompt tokens.
                 tokens = min(call.estimate.prompt, self._reservation.charged)
             elif call.cost.answers and call.estimate.answer and not tokens:
                 # The upstream reported no usage. Keep the charge, so that token limits still apply.
@@ -124,8 +134,8 @@ class CallAccount:
         self._meter.end()
         if self.grant is not None:
             if not (prompt or answer) and self._events and call.estimate.answer:
-                # Some upstreams report usage only at the end of a stream. If the caller left earlier, count
-                # an estimate.
+                # Some upstreams report usage only at the end of a stream. If the caller disconnected earlier,
+                # the usage is unknown. Then count an estimate.
                 call.cost.tokens_in = call.estimate.prompt
                 call.cost.tokens_out = min(self._events, call.estimate.answer)
             self.grant.streamed(call.cost, call.received)
@@ -149,9 +159,11 @@ class LlmAccounting:
         self.meters = LlmMeters()
 
     async def open(self, call: Accounted, endpoint: str, load: GatewayLoad) -> CallAccount:
-        """Admit a request. Raise Forbidden, TooMany at a limit, BadRequest if it is larger than a limit.
+        """Admit a request, and return its account.
 
-        ``load`` is the gateway's load of the Deployment that runs the request.
+        Raise Forbidden if the caller may not use the endpoint. Raise TooMany if a limit is reached. Raise
+        BadRequest if the request is larger than a limit. ``load`` is the gateway's load of the Deployment
+        that runs the request.
         """
         grant = self._access.admit(call.principal, endpoint)
         try:
@@ -168,9 +180,10 @@ class LlmAccounting:
     async def charge_job(
         self, principal: Principal, endpoint: str, tokens: TokenEstimate, *, stated: bool
     ) -> Reservation | None:
-        """Charge a job its estimated tokens when it is accepted.
+        """Charge the estimated tokens of a job when the job is accepted.
 
         This process does not learn the real number of tokens, so the charge stays. Return None if the caller
-        has no token limit. Raise TooMany at a limit, BadRequest if the job is larger than a limit.
+        has no token limit. Raise TooMany if a limit is reached. Raise BadRequest if the job is larger than a
+        limit.
         """
         return await self._limits.reserve(principal, endpoint, tokens.prompt, tokens.answer, stated=stated)

@@ -1,7 +1,8 @@
 """Run a request to a language model: find the model, check access, estimate tokens, stream the events.
 
-Every API for language models (OpenAI's, TGI's, Ollama's) translates its requests to :class:`LlmCall`, and
-:class:`LlmEvents` to its answers. So limits, usage, bands and retries are the same in all APIs.
+There are several APIs for language models (OpenAI's, TGI's, Ollama's). Each API converts a request to an
+:class:`LlmCall`. It converts the resulting :class:`LlmEvents` to its own form of answer. So limits, usage,
+bands and retries are the same in all APIs.
 """
 
 from __future__ import annotations
@@ -141,7 +142,10 @@ class LlmCall:
 
     @property
     def grant(self) -> Grant | None:
-        """The admission of the request; None before the admission, and if usage is not counted."""
+        """Return the grant of the admitted request.
+
+        It is None before the admission, and if usage is not counted.
+        """
         return None if self.account is None else self.account.grant
 
     def answer_headers(self) -> list[tuple[bytes, bytes]]:
@@ -180,15 +184,19 @@ class LlmCore:
     def pick(
         self, model: str, origin: Callable[[], Origin] | None = None
     ) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return the endpoint and the Deployment for a request; raise the errors of :meth:`find`.
+        """Return the endpoint and the Deployment for a request. Raise the errors of :meth:`find`.
 
-        Call this once for each request, because each call counts towards the traffic shares.
+        The calling code must call this method once for each request, because each call counts towards the
+        traffic shares.
         """
         endpoint, route = self._core.pick(model.partition(":")[0], "", origin)
         return endpoint, _checked(model, route)
 
     def models(self, principal: Principal) -> list[tuple[str, DeploymentRoute]]:
-        """Return the language models that a principal may use, sorted by name. Each adapter is one, too."""
+        """Return the language models that a principal may use, sorted by name.
+
+        Each adapter is listed as a model of its own.
+        """
         found: list[tuple[str, DeploymentRoute]] = []
         for endpoint in self._core.table().endpoints.values():
             route = next(iter(endpoint.targets), None)
@@ -226,8 +234,9 @@ class LlmCore:
     async def stream(self, call: LlmCall) -> AsyncGenerator[LlmEvents]:
         """Yield the events of a request as the engine makes them.
 
-        Raise a TidegateError if the request is refused or fails, :class:`EngineRefused` if the engine
-        refuses it. Closing the generator cancels the request. Its usage is counted in all cases.
+        Raise :class:`EngineRefused` if the engine refuses the request. Raise a TidegateError if the gateway
+        refuses it, or if it fails. Closing the generator cancels the request. The request's usage is counted
+        in all cases.
         """
         check_waits(call.body)
         origin = partial(Origin, call.headers, call.principal.id, lambda: call.body)
@@ -260,8 +269,8 @@ class LlmCore:
     ) -> AsyncGenerator[LlmEvents]:
         """Yield the events of a request. If its worker is lost, continue on another worker if possible.
 
-        If the engine or upstream cannot work now, send the request to another target of the endpoint, unless
-        a rule of the endpoint chose the target.
+        If the target cannot take the request now, send the request to another target of the endpoint. Two
+        cases are excluded: a rule of the endpoint chose the target, or the caller already has events.
         """
         timeout_ms = _timeout_ms(call, endpoint)
         failed: list[str] = []
@@ -326,8 +335,9 @@ class LlmCore:
         request = _decoded(call, resume, "high" if again else call.band)
         decode_s = time.perf_counter() - began
         wait_ms = 0.0
-        # After wait_ms, the message moves from the replica's own queue to the Deployment's queue, and may run
-        # twice. So use the replica's queue only if the Deployment is retry_safe.
+        # A message may wait in the replica's own queue for ``wait_ms``. Then it moves to the Deployment's
+        # queue, and the request may run twice. So use the replica's queue only if the Deployment is
+        # retry_safe.
         if route.llm is not None and route.retry_safe:
             wait_ms = route.llm.affinity_wait_ms
         salt = f"{call.principal.id}\0{call.adapter}".encode()
@@ -355,8 +365,8 @@ class LlmCore:
 def _refusal(error: TidegateError, earlier: EngineRefused | None) -> EngineRefused:
     """Return the failure that the caller gets if no other target answers.
 
-    An error that is not from an engine only says that this target cannot take the request. In that case,
-    return the ``earlier`` failure, or raise ``error`` if there is none.
+    An error that is not an EngineRefused only means that this target cannot take the request. For such an
+    error, return the ``earlier`` failure, or raise ``error`` if there is none.
     """
     if isinstance(error, EngineRefused):
         return error
@@ -366,7 +376,10 @@ def _refusal(error: TidegateError, earlier: EngineRefused | None) -> EngineRefus
 
 
 def _continues(progress: StreamProgress, losses: int, error: WorkerLost, retry_safe: bool) -> bool:
-    """Return True if a stream continues after a loss, False if it is complete; else raise WorkerLost."""
+    """Return True if a stream continues after its worker was lost, False if it is complete.
+
+    Raise WorkerLost if the stream is not complete and cannot continue.
+    """
     action, problem = progress.after_loss(retry_safe=retry_safe)
     if action == "continue" and losses > MAX_LOSSES:
         action, problem = (
@@ -398,7 +411,10 @@ def _decoded(call: LlmCall, resume: Resume | None, band: Band) -> Decoded:
 
 
 def _events(call: LlmCall, answer: InferenceResult) -> LlmEvents:
-    """Return the events in an answer of the worker. Add its usage to the call's usage."""
+    """Return the events in an answer of the worker. Store its usage in the call.
+
+    Raise EngineRefused if the engine has refused the request.
+    """
     events: list[bytes] = []
     meta = Meta()
     for tensor, raw in zip(answer.outputs, answer.reply.data, strict=True):

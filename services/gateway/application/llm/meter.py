@@ -90,8 +90,9 @@ class CallMeter:
     def events(self, usage: tuple[int, int, int] | None, tokens: int, compute_s: float) -> None:
         """Measure the arrival of events.
 
-        ``usage``: prompt, answer and cached tokens so far, or None if the engine does not report them. In
-        that case, ``tokens`` (the number of events) is used. ``compute_s``: the time in the engine so far.
+        ``usage``: the prompt, answer and cached tokens so far; None if the engine does not report them.
+        ``tokens``: the number of new events; it replaces the answer tokens if ``usage`` is None.
+        ``compute_s``: the seconds in the engine so far.
         """
         now = perf_counter()
         if self._gaps is None:
@@ -144,7 +145,7 @@ class LlmMeters:
         return CallMeter(series, streamed=streamed)
 
     def forget(self, endpoint: str) -> None:
-        """Remove the labels of an endpoint that was deleted."""
+        """Remove the metrics of an endpoint that was deleted."""
         for key in [key for key in self._series if key[0] == endpoint]:
             del self._series[key]
         for metric in _ALL:

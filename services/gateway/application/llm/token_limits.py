@@ -28,8 +28,8 @@ log = telemetry.logger(__name__)
 
 SLOW_S = 0.5  # a store that needs longer for a call is treated as down
 RETRY_S = 0.5
-# While the store is down, a process counts the charges of at most this many accounts. Above this number, it
-# deletes all counts, so that memory stays limited.
+# While the store is down, a process counts the charges of at most this many accounts. When it reaches this
+# number, it deletes all counts, so that memory stays limited.
 MOST_WINDOWS = 10_000
 
 
@@ -39,7 +39,10 @@ class Store(Protocol):
     async def charge(
         self, accounts: Sequence[TokenAccount], tokens: int
     ) -> tuple[int, tuple[TokenBalance, ...]]:
-        """Charge all accounts or none. Return the charge's second (Unix time), and the balances before it."""
+        """Charge all accounts or none. Return the time of the charge, and the balances before it.
+
+        The time is in whole seconds of Unix time.
+        """
 
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
         """Correct a charge by ``difference`` tokens.
@@ -51,10 +54,10 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A charge that can be corrected later. ``at``: the second of the charge, in Unix time.
+    """A charge that can be corrected later. ``at``: its time, in whole seconds of Unix time.
 
-    ``late``: see :meth:`Store.settle`. It is False for a charge that this process made against its own share
-    of the limit, while the store was down.
+    ``late``: see :meth:`Store.settle`. It is False if the store was down and this process charged its own
+    share of the limit.
     """
 
     ids: tuple[str, ...]
@@ -71,7 +74,10 @@ class Settlement(NamedTuple):
 
 
 class Reservation:
-    """The tokens that one request was charged. Call :meth:`settle` at the end of the request."""
+    """The tokens that one request was charged.
+
+    The calling code must call :meth:`settle` at the end of the request.
+    """
 
     __slots__ = ("_accounts", "_balances", "_charge", "_limits", "_open", "charged")
 
@@ -95,7 +101,10 @@ class Reservation:
         return _states(self._accounts, self._balances, self.charged)
 
     def used(self, tokens: int) -> None:
-        """Charge more for a growing answer if its ``tokens`` so far exceed the charge."""
+        """Raise the charge if the request's prompt and answer so far have more tokens.
+
+        ``tokens``: the number of these tokens.
+        """
         if self._open and tokens > self.charged:
             self._settle(tokens + STEP)
 
@@ -138,7 +147,7 @@ class TokenLimits:
         self._task = asyncio.create_task(self._run(), name="token limits")
 
     async def stop(self) -> None:
-        """Stop, and settle the remaining differences."""
+        """Stop the background task, and send the remaining corrections to the store."""
         await tasks.end(self._task)
         if self._late:
             await asyncio.wait(self._late, timeout=SLOW_S)
@@ -240,8 +249,8 @@ class TokenLimits:
         if not any(each.refused for each in balances):
             for id_ in ids:
                 self._window(id_).charge(tokens, now)
-            # Send this charge to the store when it answers again. Even if that is too late for the limit of
-            # the minute, the charge counts for the day.
+            # Send this charge to the store when the store answers again. The limit per minute may then ignore
+            # the charge, but the limit per day counts it.
             self._pending[made] = self._pending.get(made, 0) + tokens
         return made, balances
 
@@ -279,10 +288,11 @@ class TokenLimits:
                 await asyncio.sleep(RETRY_S)
 
     async def _flush(self) -> None:
-        """Send all corrections to the store. If one fails, raise its error and keep it for the next call.
+        """Send all corrections to the store. If a correction fails, raise the error.
 
-        If the store is slow, raise TimeoutError. The next call waits for the same correction and does not
-        send it again, because the store would apply it twice.
+        The next call sends the failed correction again. If the store is slow, raise TimeoutError. The next
+        call then waits for the same correction and does not send it again, because the store would apply it
+        twice.
         """
         while self._pending:
             if self._settling is None:

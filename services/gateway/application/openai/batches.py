@@ -67,7 +67,10 @@ class OpenAiBatches:
         return batch
 
     async def latest(self, principal: str | None, after: bytes | None, limit: int) -> list[Batch]:
-        """Return batches older than ``after``, newest first. ``principal``: the owner; None means any."""
+        """Return a page of batches, the newest first. ``after``: the last id of the previous page.
+
+        ``principal``: the owner's id; None means all owners.
+        """
         return await self._store.latest(principal, after, limit, openai=True)
 
     async def cancel(self, batch: Batch) -> Batch:

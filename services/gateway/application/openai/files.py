@@ -46,10 +46,10 @@ class FileLimits(NamedTuple):
 
 
 class FileUpload:
-    """An upload in progress. Call :meth:`finish` or :meth:`abort` at its end.
+    """An upload in progress.
 
-    ``hold``: a function that reserves memory. It gets the number of bytes in memory, and raises Overloaded if
-    they do not fit.
+    The calling code must call :meth:`finish` or :meth:`abort` at its end. ``hold``: a function that reserves
+    memory. It gets the number of bytes in memory, and raises Overloaded if they do not fit.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class FileUpload:
 
     async def abort(self) -> None:
         """Delete the chunks that are already stored."""
-        with suppress(Unavailable):  # then the background task deletes the chunks later
+        with suppress(Unavailable):  # if a store is down, the background task deletes the chunks later
             await _drop(self._store, self._blobs, self._id)
 
     async def _put(self, piece: RawPiece | None) -> None:

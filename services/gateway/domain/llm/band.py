@@ -15,16 +15,20 @@ _TIERS: dict[Any, Band] = {"priority": "high", "flex": "low", "batch": "low"}
 _URGENCY = re.compile(rb"(?:^|[,\s])u=([0-7])(?![0-9])")
 _USUAL_URGENCY = 3
 
-# The priority field of a request frame by band, as workers read it.
+# For each band, the value of the priority field in a request frame, as workers read it.
 FRAME_PRIORITY: dict[Band, int] = {"high": 1, "normal": 0, "low": 7}
 
 
 def band_of(headers: Mapping[bytes, bytes], body: Mapping[str, Any]) -> Band:
     """Return a request's band; raise BadRequest for an unknown band.
 
-    The first of these that names a band decides: the header ``X-Tidegate-Priority``, the body's
-    ``service_tier``, the header ``Priority`` (RFC 9218: an urgency below 3 is high, above 4 is low).
-    Otherwise, the band is normal.
+    The first of these that names a band decides:
+
+    - the header ``X-Tidegate-Priority``
+    - the member ``service_tier`` of the body
+    - the header ``Priority`` (RFC 9218): an urgency below 3 means high, and an urgency above 4 means low
+
+    If none of them names a band, the band is normal.
     """
     if (named := headers.get(b"x-tidegate-priority")) is not None:
         word = named.decode("latin-1").strip().lower()

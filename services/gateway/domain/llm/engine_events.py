@@ -15,7 +15,8 @@ import orjson
 
 from tidegate.kernel.errors import ModelFailed
 
-# The id of a token whose id is not known. TGI and Ollama require an integer here. No real token has this id.
+# The id of a token if the engine does not report it. TGI and Ollama require an integer here. No real token
+# has this id.
 UNKNOWN_ID = -1
 
 

@@ -1,7 +1,7 @@
-"""Translate requests to engine URL paths that OpenAI's API does not have: tokenization, vLLM's scores.
+"""Translate requests for tokenization and scores, which OpenAI's API does not have.
 
 vLLM, llama.cpp and TGI use different bodies for ``/tokenize``. Here, requests and answers have the members of
-all three. So the gateway works with each engine and each client without knowing which one it is.
+all three. So the gateway does not need to know which engine or which client it works with.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ _MS = 1_000_000
 class Durations:
     """The times of one request in nanoseconds, as the gateway measures them.
 
-    ``load``: from the request's arrival until an engine has it, with the time in a queue or of a cold start.
-    ``first``: until the first event. ``total``: until the end of the answer.
+    All times begin when the request arrives. ``load``: until an engine has the request. This includes the
+    time in a queue and the time of a cold start. ``first``: until the first event. ``total``: until the end
+    of the answer.
     """
 
     load: int

@@ -11,8 +11,8 @@ from services.gateway.domain.llm.ollama_requests import LATEST
 # The version of Ollama's API that these answers follow. Some clients require a minimum version.
 API_VERSION = "0.13.0"
 
-# Ollama's operations that manage models. The gateway does not support them, so its error says what to do
-# instead.
+# Ollama's operations that manage models. The gateway does not support them. The error for each operation says
+# what to do instead.
 INSTEAD = {
     "pull": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
     "push": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",

@@ -108,7 +108,8 @@ def generate(request: Members) -> OllamaCall:
 def embed(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
     """Translate a request of ``/api/embed``; raise BadRequest.
 
-    Return the body of the request to :data:`EMBEDDINGS`, and the members without effect, with the reason.
+    Return two dictionaries. The first is the body of the request to :data:`EMBEDDINGS`. The second contains
+    the members that have no effect, each with the reason.
     """
     if request.get("truncate") is False:
         ignored = {}  # engines refuse an input that is too long, as the caller wants

@@ -17,7 +17,8 @@ DONE = b"data: [DONE]\n\n"
 class EventFilter:
     """A filter for the events of one answer.
 
-    It replaces the model's name by the endpoint's name, and removes usage that was not requested.
+    It replaces the model's name by the endpoint's name. It also removes the token counts (``usage``) if the
+    caller did not request them.
     """
 
     def __init__(self, model: str, *, usage: bool) -> None:
@@ -26,7 +27,7 @@ class EventFilter:
         self._usage = usage
 
     def chunk(self, event: bytes) -> bytes:
-        """Return an event for the caller; empty if the event has only usage that was not requested."""
+        """Return an event for the caller; empty if it has only token counts that were not requested."""
         if not self._usage and _USAGE in event and not (event := _without_usage(event)):
             return b""
         return self.named(event)

@@ -11,7 +11,7 @@ from tidegate.kernel.errors import BadRequest, TidegateError
 
 
 class EngineRefused(TidegateError):
-    """The engine refused a request, or failed, with an HTTP status and an error body.
+    """An HTTP error of an engine: the engine refused a request, or failed.
 
     ``status``: the engine's status, 400 to 599. ``detail``: the members of the error in the body.
     """

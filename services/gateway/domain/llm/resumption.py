@@ -1,4 +1,4 @@
-"""Decide if and where a stream continues after its worker was lost."""
+"""Decide if a stream can continue after its worker was lost, and prepare the continuation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import orjson
 
 from tidegate.kernel.protocol.llm import Meta, Resume
 
-# Up to this many bytes in total, events are not parsed, because parsing is slow. Most streams stay below this
-# size.
+# The events of a stream are parsed only if they have more bytes than this in total, or if the worker is lost.
+# Parsing is slow, and most streams have fewer bytes.
 KEPT_BYTES = 64 * 1024
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -27,9 +27,9 @@ _ELSEWHERE = ("reasoning_content", "reasoning", "tool_calls", "function_call")
 def obstacle(path: str, body: Mapping[str, Any]) -> str:
     """Return why a stream cannot continue on another worker; empty if it can.
 
-    A message puts the text after the words "it has". Another engine continues from the prompt and from the
-    tokens that the caller already has. So it cannot continue several answers, or an answer with other state,
-    such as the position in a grammar.
+    In a message, the returned text follows the words "it has". Another engine continues from the prompt and
+    from the tokens that the caller already has. So it cannot continue a request with several answers. It also
+    cannot continue an answer that depends on other state, such as the position in a grammar.
     """
     if path not in (CHAT, TEXT):
         return f"events of {path}"
@@ -125,7 +125,7 @@ class StreamProgress:
         return AfterLoss("continue")
 
     def resume(self) -> Resume | None:
-        """Return what another worker needs to continue the answer; None if the request starts again."""
+        """Return what another worker needs to continue the answer; None if it must begin again."""
         if not self._emitted:
             return None
         self._read()

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 
 from tidegate.kernel.protocol.access import TokenAllowance
 
-# The tokens that are charged at first for an answer without a limit. If it becomes longer, more are charged
-# in steps.
+# The tokens that are charged at first for an answer without a limit. If the answer becomes longer, more
+# tokens are charged in steps.
 ASSUMED_ANSWER = 256
 # A growing answer is charged in steps of this many tokens.
 STEP = 64
-# The weight of the newest request's ratio in the moving average.
+# The weight of the newest request in PromptRatio's moving average.
 _WEIGHT = 0.2
 _RATIOS = (0.1, 10.0)
-# A new caller starts with the ratio of all callers, but at most this value. Otherwise, one caller with
-# unusual prompts could raise the charges of all new callers.
+# A new caller starts with the ratio of all callers. If that ratio is larger than this value, the caller
+# starts with this value. Otherwise, one caller with unusual prompts could raise the charges of all new
+# callers.
 _MOST_OF_OTHERS = 2.0
 # Corrected estimates are multiplied by this factor, because a charge that is too low lets a caller exceed the
 # limit. A charge that is too high is corrected when the answer ends.
@@ -28,8 +29,8 @@ _MARGIN = 1.1
 class PromptRatio:
     """The ratio of real to estimated prompt tokens, learned from requests that ended.
 
-    There is a ratio for each endpoint and each caller with limits. Until a caller's first request ends, the
-    ratio of all callers at the endpoint (caller "") is used.
+    Each caller with limits has its own ratio at each endpoint. Until the caller's first request at an
+    endpoint ends, the endpoint's ratio of all callers is used. This ratio is stored for the caller ``""``.
     """
 
     ratios: dict[tuple[str, str], float] = field(default_factory=dict)

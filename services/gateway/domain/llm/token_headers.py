@@ -62,7 +62,10 @@ def tokens_left(account: TokenAccount, balance: TokenBalance, charged: int) -> l
 
 
 def requests_left(limiter: KeyLimiter | None, epoch_s: float) -> Left | None:
-    """Return the rest of a key's rate limit, or else of its daily or monthly quota; None without a limit."""
+    """Return what remains of a key's rate limit; None if the key has no limit.
+
+    If the key has no rate limit, return what remains of its daily quota, or else of its monthly quota.
+    """
     if limiter is None:
         return None
     allowance, rate = limiter.allowance, limiter.rate
@@ -101,7 +104,10 @@ def openai(requests: Left | None, tokens: Iterable[Left]) -> list[Header]:
 
 
 def joined(headers: Iterable[Header]) -> list[Header]:
-    """Return headers with the values of repeated names joined by commas."""
+    """Return the headers with each name only once.
+
+    The values of a repeated name are joined by commas.
+    """
     found: dict[bytes, bytes] = {}
     for name, value in headers:
         found[name] = found[name] + b", " + value if name in found else value

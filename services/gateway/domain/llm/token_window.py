@@ -72,8 +72,10 @@ class TokenWindow:
     def settle(self, at: int, difference: int, now: float) -> None:
         """Correct an earlier charge by ``difference`` tokens.
 
-        ``at``: the second of the charge. If this second has left the window, a positive difference is charged
-        now. A negative difference then changes only the count of the day.
+        ``at``: the second of the charge. If this second is still in the window, its charge is corrected.
+        Otherwise, a positive difference is charged to the present second, and a negative difference does not
+        change the window. The count of the day is also corrected, but a negative difference changes it only
+        on the day of the charge.
         """
         self._forget(now)
         second = at if at + 1 + WINDOW_S > now else int(now)

@@ -57,7 +57,7 @@ def read_batch_request(document: Mapping[str, Any]) -> BatchRequest:
 
 
 def is_batch_request(document: Any) -> bool:
-    """Return True if a JSON body is OpenAI's ``POST /v1/batches``, and not a request with tensors."""
+    """Return True if a JSON body is for OpenAI's ``POST /v1/batches`` and is no request with tensors."""
     return isinstance(document, dict) and "input_file_id" in document and "inputs" not in document
 
 

@@ -11,7 +11,7 @@ from typing import Any
 class OpenAiFacts:
     """The caller's request for a batch, and the ids of the batch's files.
 
-    ``expires_ms``: the deadline (ms since the epoch).
+    ``expires_ms``: the end of the batch's completion window (ms since the epoch).
     """
 
     input_file: bytes

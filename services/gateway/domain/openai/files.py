@@ -65,7 +65,7 @@ def no_file(text: str) -> NotFound:
 
 
 def check_purpose(value: str | None) -> Purpose:
-    """Check the purpose of an upload and return it; raise BadRequest."""
+    """Return the purpose of an uploaded file. Raise BadRequest if it is not ``batch``."""
     if value != "batch":
         raise BadRequest(f"the form's field 'purpose' must be 'batch', got {(value or '')[:40]!r}")
     return "batch"
@@ -78,9 +78,10 @@ def check_filename(value: str | None) -> str:
 
 
 def kept_s(anchor: str | None, seconds: str | None, default_s: float) -> float:
-    """Return how many seconds to keep a file; raise BadRequest.
+    """Return how many seconds to keep a file.
 
-    ``anchor``, ``seconds``: the form's fields ``expires_after[...]``. Without them, return ``default_s``.
+    ``anchor``, ``seconds``: the form's fields ``expires_after[anchor]`` and ``expires_after[seconds]``.
+    Without both fields, the result is ``default_s``. Raise BadRequest if one of them has a wrong value.
     """
     if anchor is None and seconds is None:
         return default_s

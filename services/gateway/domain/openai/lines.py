@@ -12,9 +12,11 @@ from tidegate.kernel.errors import BadRequest, TidegateError
 from tidegate.kernel.protocol import bounded_json
 
 MAX_CUSTOM_ID = 512
-# The longest accepted name of a model, in characters. Names of endpoints with an adapter are shorter.
+# The longest accepted name of a model, in characters. The name of an endpoint with its adapter is always
+# shorter.
 MAX_MODEL = 512
-# The number of models whose checks are remembered. If a file names more, some are checked more than once.
+# The largest number of models for which the result of the check is remembered. If a file names more models,
+# some of them are checked more than once.
 MOST_MODELS = 1000
 # Only this many bad lines are listed: the first ones of the file.
 MAX_ERRORS = 100
@@ -42,7 +44,10 @@ class BadLine(NamedTuple):
 
 
 class LineError(BadRequest):
-    """A line is not a valid request of the batch. ``code`` and ``param`` are those of OpenAI's errors."""
+    """The error for a line that is not a valid request of the batch.
+
+    ``code`` and ``param`` are those of OpenAI's errors.
+    """
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -163,7 +168,10 @@ _CODES = {"expired": "batch_expired", "cancelled": "batch_cancelled"}
 
 
 def failed_line(id_: str, custom_id: str | None, error: TidegateError) -> bytes:
-    """Return the result line of a request without an answer. ``id_``: the job's id, or a unique name."""
+    """Return the result line of a request without an answer.
+
+    ``id_``: the job's id, or a unique name if there is no job.
+    """
     problem = {"code": _CODES.get(error.reason, error.reason), "message": error.message}
     return orjson.dumps(
         {"id": f"batch_req_{id_}", "custom_id": custom_id, "response": None, "error": problem}

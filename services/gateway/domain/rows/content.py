@@ -26,13 +26,15 @@ _LINES = frozenset({LINES, "application/x-jsonlines", "application/jsonl", "appl
 # `curl -d` sends this type by default. No supported protocol accepts forms, so such a body is read as JSON.
 _CURL = "application/x-www-form-urlencoded"
 _NUMBERS = {"FP16", "FP32", "FP64"}
-# Limits that are checked before decoding, because decoding blocks the event loop.
+# Limits for the cells and the lines of a request, and for the cells of an answer. They are checked before
+# decoding or encoding, because both block the event loop.
 _MOST_CELLS, _MOST_LINES = 2**22, 2**19
 _MOST_WRITTEN_CELLS = 2**20
 # The largest size of a NumPy array of strings, in bytes. Each string takes as much memory as the longest one,
 # so one long string can make an array very large.
 _MOST_TEXT_BYTES = 64 * 2**20
-# NumPy's kinds of accepted arrays: booleans, integers, floating-point and complex numbers, and strings.
+# NumPy's codes for the accepted kinds of arrays: booleans, integers, floating-point and complex numbers, and
+# strings.
 _KINDS = "biufcSU"
 # The member of MLflow's requests that has a list of column names and a list of rows.
 SPLIT = "dataframe_split"
@@ -42,7 +44,8 @@ _ROWS = ("instances", "features", "data", "dataframe_records")
 def decode(content_type: str, body: Buffer, contract: Contract) -> Decoded:
     """Decode a request body. An empty ``content_type`` means JSON.
 
-    Raise BadRequest, PayloadTooLarge, or Unavailable if the model's signature is not known.
+    Raise BadRequest for a wrong body, and PayloadTooLarge for one that is too large. Raise Unavailable if the
+    model's signature is not known.
     """
     decoding.known(contract)
     kind = content_type.partition(";")[0].strip().lower()
@@ -66,14 +69,22 @@ def decode(content_type: str, body: Buffer, contract: Contract) -> Decoded:
 def is_json(content_type: str) -> bool:
     """Return True if a body of this type is read as JSON.
 
-    These are JSON, types with ``+json``, an empty type, and the type that curl sends by default.
+    This holds for JSON, types with ``+json``, an empty type, and the type that curl sends by default.
     """
     kind = content_type.partition(";")[0].strip().lower()
     return kind in ("", JSON, _CURL) or kind.endswith("+json")
 
 
 def from_json(document: Any, contract: Contract) -> Decoded:
-    """Return the request in a JSON document: ``instances``, ``inputs``, a list of rows, or an object."""
+    """Decode the request in a JSON document.
+
+    The document is one of these:
+    - a list of rows;
+    - an object with the rows in a member such as ``instances``;
+    - an object with a table in MLflow's form;
+    - an object with columns in ``inputs``;
+    - one row: an object of the inputs by name.
+    """
     decoding.known(contract)
     if isinstance(document, list):
         return decoding.from_rows(document, contract)
@@ -111,7 +122,8 @@ def _split(table: Any, contract: Contract) -> list[Any]:
 def encode(accept: str, found: dict[str, np.ndarray], *, rows: bool) -> tuple[str, bytes]:
     """Return the content type and the body of an answer. ``rows``: True if the request had rows.
 
-    If no accepted type is known, answer with JSON, as SageMaker's containers do.
+    If the caller accepts none of the types that this module can write, the answer is JSON, as in SageMaker's
+    containers.
     """
     kinds = [each.partition(";")[0].strip().lower() for each in accept.split(",")]
     kind = next((each for each in kinds if each in (JSON, CSV, NPY) or each in _LINES), JSON)
@@ -178,7 +190,10 @@ def is_columns(document: Any, contract: Contract) -> bool:
 
 
 def _row(value: Any) -> Any:
-    """Return the row in a line. Requests for SageMaker's own algorithms have the row in ``features``."""
+    """Return the row that a JSON line contains.
+
+    In requests for SageMaker's own algorithms, a line is an object with the row in ``features``.
+    """
     return value["features"] if isinstance(value, dict) and value.keys() == {"features"} else value
 
 
@@ -238,7 +253,7 @@ def _from_npy(body: Buffer, contract: Contract) -> Decoded:
         check_count(name, array.size)
         try:
             texts = array.tolist() if array.dtype.kind in "SU" else array.astype(str).tolist()
-        except (ValueError, SystemError) as problem:  # invalid code points
+        except (ValueError, SystemError) as problem:  # the array has invalid code points
             raise BadRequest(f"input {name!r}: the array is not text: {problem}") from None
         return decoding.from_columns(texts, contract)
     if datatype.name == "BF16" or not np.can_cast(array.dtype, datatype.numpy, "same_kind"):

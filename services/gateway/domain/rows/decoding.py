@@ -19,15 +19,16 @@ from tidegate.kernel.protocol.tensors import MAX_STRINGS, from_json
 B64 = "b64"
 _MAX_DEPTH = 32
 _NESTED = frozenset({list, dict})
-# A request's context is copied into each of its examples. This is the largest total size of the copies, in
-# bytes.
+# The features in a request's ``context`` are copied into each of its ``examples``. This is the largest total
+# size of the copies, in bytes.
 _MOST_REPEATED = 32 * 2**20
 
 
 def from_rows(rows: Any, contract: Contract) -> Decoded:
-    """Decode a request of rows; raise BadRequest, or Unavailable if the model's signature is not known.
+    """Decode a request of rows.
 
-    A row is the value of the only input, or an object of the inputs by name.
+    A row is the value of the only input, or an object of the inputs by name. Raise BadRequest if the rows are
+    wrong. Raise Unavailable if the model's signature is not known.
     """
     known(contract)
     if not isinstance(rows, list) or not rows:
@@ -49,8 +50,8 @@ def from_rows(rows: Any, contract: Contract) -> Decoded:
 def from_columns(columns: Any, contract: Contract) -> Decoded:
     """Decode a request of columns: an object of the inputs by name, or the value of the only input.
 
-    If the model batches, the first axis of each value is the batch axis. Raise BadRequest, or Unavailable
-    if the model's signature is not known.
+    If the model batches, the first axis of each value is the batch axis. Raise BadRequest if the columns are
+    wrong. Raise Unavailable if the model's signature is not known.
     """
     known(contract)
     if not _is_named(columns, contract):
@@ -134,7 +135,11 @@ class _Strings:
         self._left = 2 * MAX_STRINGS  # twice the limit, because nested lists count as elements, too
 
     def plain(self, value: Any, depth: int = 0) -> Any:
-        """Return the value with each ``{"b64": "..."}`` decoded to bytes; raise BadRequest."""
+        """Return the value with each ``{"b64": "..."}`` decoded to bytes.
+
+        Raise BadRequest if the base64 is wrong, if there are too many elements, or if lists are nested too
+        deep.
+        """
         if isinstance(value, list):
             if depth > _MAX_DEPTH:
                 raise BadRequest(f"lists are nested more than {_MAX_DEPTH} deep")

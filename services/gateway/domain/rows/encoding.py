@@ -41,9 +41,10 @@ def columns(found: dict[str, np.ndarray]) -> Any:
 
 
 def as_rows(found: dict[str, np.ndarray]) -> list[Any]:
-    """Return a list with an element for each row: its only output, or an object of its outputs by name.
+    """Return a list with an element for each row.
 
-    Raise BadRequest if the outputs have different numbers of rows, or too many.
+    Each element is the row's only output, or an object of the row's outputs by name. Raise BadRequest if the
+    outputs have no rows, different numbers of rows, or too many rows.
     """
     sizes = {each.shape[0] if each.ndim else -1 for each in found.values()}
     if len(sizes) != 1 or -1 in sizes:

@@ -29,7 +29,8 @@ class TypedBody:
     def decode(self, contract: Contract) -> Decoded:
         """Return the request.
 
-        Raise BadRequest, PayloadTooLarge, or Unavailable if the model's signature is not known.
+        Raise BadRequest for a wrong body, and PayloadTooLarge for one that is too large. Raise Unavailable if
+        the model's signature is not known.
         """
         self.whole = whole_body.takes_whole_body(contract)
         if self.whole:

@@ -14,7 +14,10 @@ from services.registry.adapters.sql.tables import aliases
 async def of_models(
     connection: AsyncConnection, models: Collection[str] | None = None
 ) -> dict[str, dict[str, int]]:
-    """Return the aliases of these models, with the version of each alias. None means all models."""
+    """Return the aliases of these models, with the version of each alias.
+
+    ``models`` None: return the aliases of all models.
+    """
     query = sa.select(aliases.c.model, aliases.c.alias, aliases.c.number)
     if models is not None:
         query = query.where(aliases.c.model.in_(models))

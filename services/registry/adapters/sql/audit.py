@@ -18,7 +18,7 @@ MAX_HISTORY = 200
 
 
 async def add(connection: AsyncConnection, entry: NewAuditEntry) -> None:
-    """Add an entry in the transaction of the change."""
+    """Add an entry to the audit log, in the same transaction as the change that it describes."""
     await connection.execute(sa.insert(audit).values(asdict(entry)))
 
 
@@ -42,7 +42,7 @@ async def entries(
 
 
 async def history_of(connection: AsyncConnection, endpoint: str, present: Collection[str]) -> EndpointHistory:
-    """Return past states of an Endpoint, and the last states of its Deployments that were deleted.
+    """Return past states of an Endpoint, and the last state of each of its deleted Deployments.
 
     ``present``: the names of all existing Deployments.
     """

@@ -17,8 +17,9 @@ BATCH = 500
 async def states(
     connection: AsyncConnection, models: Collection[str]
 ) -> dict[tuple[str, int], tuple[datetime | None, str | None]]:
-    """Return the deletion time and the stage of these models' versions; None for a missing one.
+    """Return the deletion time and the stage of each version of these models.
 
+    A version that is not deleted has the deletion time None. A version without a stage has the stage None.
     Versions with neither a deletion time nor a stage are left out.
     """
     query = sa.select(versions.c.model, versions.c.number, versions.c.deleted_at, versions.c.stage)

@@ -21,7 +21,10 @@ async def read(connection: AsyncConnection, id_: str | None = None) -> list[Stor
 
 
 async def owners(connection: AsyncConnection, ids: Collection[str]) -> dict[str, str]:
-    """Return the owners of these keys, including revoked keys. Keys without an owner are left out."""
+    """Return the owner of each of these keys. Keys without an owner are left out.
+
+    Owners of revoked keys are included.
+    """
     query = sa.select(api_keys.c.id, api_keys.c.options).where(api_keys.c.id.in_(ids))
     rows = await connection.execute(query)
     return {row.id: row.options["owner"] for row in rows if row.options.get("owner")}
@@ -34,7 +37,7 @@ async def not_revoked(connection: AsyncConnection) -> list[StoredKey]:
 
 
 async def revision(connection: AsyncConnection) -> int:
-    """Return the revision of the latest change to any key; 0 without keys."""
+    """Return the revision of the latest change to any key; 0 if there are no keys."""
     query = sa.select(sa.func.coalesce(sa.func.max(api_keys.c.revision), 0))
     return int((await connection.execute(query)).scalar_one())
 

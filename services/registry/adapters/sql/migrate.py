@@ -13,13 +13,14 @@ from alembic.script import ScriptDirectory
 from services.registry.adapters.sql.database import engine_for
 
 _SCRIPTS = Path(__file__).parent / "migrations"
-# An arbitrary number for PostgreSQL's advisory lock, so that only one `migrate` runs at a time.
+# The number of the PostgreSQL advisory lock that lets only one `migrate` run at a time. The number is
+# arbitrary.
 _LOCK = 7_416_001
 NEWER = "which a newer Tidegate made"
 
 
 class NewerDatabase(Exception):
-    """A newer Tidegate has migrated the database. The message has the remedy."""
+    """The error for a database that a newer Tidegate has migrated. The message has the remedy."""
 
 
 def config_for(connection: sa.Connection | None = None) -> Config:

@@ -24,10 +24,10 @@ async def put(connection: AsyncConnection, model: str, policy: ModelPolicy) -> N
 
 
 async def drop_unused(connection: AsyncConnection) -> None:
-    """Reset the policies of models whose versions are all removed permanently. Keep the rules for stages.
+    """Reset the policies of models whose versions are all removed permanently. Keep the stage rules.
 
-    Only an admin may change these rules. Otherwise, a publisher could remove them: delete a model and
-    register it again.
+    Only an admin may change the rules for stages. If this function deleted them, a publisher could get rid of
+    them: the publisher could delete a model permanently and register it again.
     """
     used = sa.exists().where(versions.c.model == model_policies.c.model)
     rows = await connection.execute(sa.select(model_policies.c.model, model_policies.c.document).where(~used))

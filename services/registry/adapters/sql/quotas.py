@@ -24,7 +24,7 @@ async def used(connection: AsyncConnection, principal: str) -> Used:
 
 
 async def has_artifact(connection: AsyncConnection, principal: str, sha256: str) -> bool:
-    """Return True if any version of this principal has the artifact."""
+    """Return True if a version of this principal has the artifact. Deleted versions do not count."""
     mine = (versions.c.created_by == principal) & versions.c.deleted_at.is_(None)
     query = sa.select(sa.exists().where(mine, versions.c.artifact_sha256 == sha256))
     return bool((await connection.execute(query)).scalar_one())

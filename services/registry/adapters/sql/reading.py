@@ -99,7 +99,7 @@ class DesiredStateReader:
         return sorted(result, key=lambda version: (version.model, version.number))
 
     async def versions_to_compare(self, model: str, artifact: str) -> list[Version]:
-        """Return the versions to compare a registration with, sorted by number.
+        """Return the versions with which a new registration is compared, sorted by number.
 
         These are the model's versions with this artifact, its latest version, and its latest version with a
         signature.
@@ -154,7 +154,11 @@ class DesiredStateReader:
     async def deployments(
         self, name: str | None = None, model: str | None = None, page: NamedPage = EVERYTHING
     ) -> list[Deployment]:
-        """Return Deployments sorted by name: all, the one with this name, or those of a model."""
+        """Return a page of Deployments, sorted by name. By default, return all Deployments.
+
+        ``name``: return only the Deployment with this name. ``model``: return only the Deployments of this
+        model.
+        """
         query = _paged(sa.select(deployments), deployments.c.name, page)
         if name is not None:
             query = query.where(deployments.c.name == name)
@@ -205,7 +209,7 @@ class DesiredStateReader:
         return await aliases.of_models(self._connection, list(rows.scalars()))
 
     async def snapshot(self) -> RegistrySnapshot:
-        """Return what decisions about changes need: versions, Deployments, Endpoints and policies."""
+        """Return the data for decisions about changes: versions, Deployments, Endpoints and policies."""
         columns = versions.c.model, versions.c.number, versions.c.deleted_at.is_(None)
         keys = (await self._connection.execute(sa.select(*columns))).all()
         deployment_rows = (await self._connection.execute(sa.select(deployments))).mappings().all()

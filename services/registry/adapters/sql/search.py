@@ -20,8 +20,8 @@ from services.registry.domain.version_metadata import seconds
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Version
 
-# This is a subquery by the primary key. For a join, PostgreSQL's planner may read all artifacts for each
-# version.
+# This is a subquery by the primary key and not a join. For a join, PostgreSQL's planner may read all
+# artifacts for each version.
 _SIZE = sa.select(artifacts.c.size).where(artifacts.c.sha256 == versions.c.artifact_sha256)
 
 _COLUMNS: dict[str, sa.ColumnElement[Any]] = {
@@ -63,7 +63,10 @@ class Search:
 
 
 async def find(connection: AsyncConnection, search: Search) -> tuple[list[Version], str | None]:
-    """Return a page of the versions that meet all conditions, and the cursor of the next page or None."""
+    """Return a page of the versions that meet all conditions, and the cursor of the next page.
+
+    On the last page, the cursor is None.
+    """
     key = _sort_key(search.order)
     found = sa.select(versions, _COLUMNS["size"].label("artifact_size"), key.label("sort_key"))
     found = found.where(_state(search))
@@ -90,7 +93,7 @@ async def find(connection: AsyncConnection, search: Search) -> tuple[list[Versio
 async def models_page(
     connection: AsyncConnection, search: Search, named: str | None
 ) -> tuple[list[str], str | None]:
-    """Return a page of model names, and the cursor of the next page or None.
+    """Return a page of model names, and the cursor of the next page. On the last page, it is None.
 
     Each of the models has a version that meets all conditions. ``named``: a text that the names must contain.
     """

@@ -51,7 +51,7 @@ async def approvals(connection: AsyncConnection, model: str, number: int) -> lis
 
 
 async def approve(connection: AsyncConnection, model: str, number: int, approval: Approval) -> None:
-    """Write an approval. It replaces an earlier approval for the stage by the same principal."""
+    """Write an approval. It replaces an earlier approval by the same principal for the same stage."""
     await withdraw(connection, model, number, approval.stage, approval.principal)
     await connection.execute(
         sa.insert(stage_approvals).values(

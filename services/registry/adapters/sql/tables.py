@@ -39,8 +39,8 @@ NAME = sa.String(63)
 DIGEST = sa.String(64)
 PRINCIPAL = sa.String(160)
 
-# This table has one row, with the revision. Each write transaction first locks it (SELECT FOR UPDATE), so
-# only one transaction writes at a time.
+# This table has one row, with the revision. Each write transaction first locks this row (SELECT FOR UPDATE),
+# so only one transaction writes at a time.
 revision = sa.Table(
     "revision",
     metadata,
@@ -58,7 +58,8 @@ artifacts = sa.Table(
     sa.Column("pending_until", Moment),
 )
 
-# Cryptographic signatures of artifacts: signed lists of their files. At most one per artifact and key.
+# The cryptographic signatures of artifacts. A signature is a signed list of an artifact's files. An artifact
+# has at most one signature for each key.
 signatures = sa.Table(
     "signatures",
     metadata,
@@ -69,8 +70,8 @@ signatures = sa.Table(
 )
 
 # The row of a deleted model stays, so that its version numbers are never used again. The name of a Deployment
-# contains the version number, and workers, queues and route tables use only this name. With a number used
-# twice, they would mix up two versions.
+# contains the version number. Workers, queues and route tables know a version only by this name. If two
+# versions had the same number, they would mix up these versions.
 models = sa.Table(
     "models",
     metadata,
@@ -114,7 +115,7 @@ stage_approvals = sa.Table(
     sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
 )
 
-# The task of a version's scratch replica: its Deployment, and the samples that it must answer.
+# The task of a version's scratch replica: a Deployment to run, and samples to answer.
 verification_tasks = sa.Table(
     "verification_tasks",
     metadata,

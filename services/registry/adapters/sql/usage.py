@@ -34,15 +34,18 @@ async def add(connection: AsyncConnection, report: UsageReport, now: datetime) -
 
 
 async def forget_reports(connection: AsyncConnection, before: datetime) -> None:
-    """Delete the ids of reports that were added before this time.
+    """Delete the ids of the reports that were added before this time.
 
-    Gateways do not send such old reports again.
+    Gateways never resend such old reports, so the ids are not needed any more.
     """
     await connection.execute(sa.delete(usage_reports).where(usage_reports.c.taken_at < before))
 
 
 async def sums(connection: AsyncConnection, usage_query: UsageQuery) -> list[dict[str, Any]]:
-    """Return the sums, grouped and sorted by ``by``. Rows with a principal also have the key's name."""
+    """Return the sums of usage, grouped and sorted by the columns ``usage_query.by``.
+
+    Rows with a principal also have the name of its key.
+    """
     by = [usage_daily.c[name] for name in usage_query.by]
     counts = [sa.func.sum(usage_daily.c[name]).label(name) for name in COUNTS]
     query = sa.select(*by, *counts).group_by(*by)
@@ -70,7 +73,7 @@ async def sums(connection: AsyncConnection, usage_query: UsageQuery) -> list[dic
 
 
 async def requests(connection: AsyncConnection, principal: str, since: date, until: date) -> int:
-    """Return a principal's number of requests from ``since`` to ``until`` inclusive."""
+    """Return a principal's number of requests on the days ``since`` to ``until``, both included."""
     query = sa.select(sa.func.coalesce(sa.func.sum(usage_daily.c.requests), 0)).where(
         usage_daily.c.principal == principal, usage_daily.c.day >= since, usage_daily.c.day <= until
     )

@@ -28,9 +28,9 @@ RESTARTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Breach:
-    """A condition of a rule that holds now, with the measured ``value`` and the rule's ``limit``.
+    """A rule's condition that holds now. ``value`` is measured, and ``limit`` is the rule's limit.
 
-    ``subject``: the version or Deployment that causes it; empty if the whole endpoint is meant.
+    ``subject``: the version or Deployment that causes the condition; empty if the whole endpoint is meant.
     """
 
     value: float
@@ -76,9 +76,9 @@ SLOW = (Burn(3 * DAY, 6 * HOUR, 0.10),)
 
 
 def factor(burn: Burn, slo: ServiceLevel) -> float:
-    """Return the burn rate that uses up ``burn.budget`` in the long window.
+    """Return the burn rate that uses up ``burn.budget`` of the error budget in the long window.
 
-    Example: 14.4 uses up 2 % of a 30-day budget in one hour.
+    Example: a burn rate of 14.4 uses up 2 % of the error budget of 30 days in one hour.
     """
     return burn.budget * slo.window_s / burn.long_s
 
@@ -299,9 +299,9 @@ def breaches(facts: Facts, rules: tuple[Rule, ...] = RULES) -> dict[tuple[str, s
 
 
 def limits_of(facts: Facts) -> dict[str, float]:
-    """Return the limits of the enabled rules that have a single limit.
+    """Return the limit of each enabled rule that compares one value with one limit.
 
-    The router publishes them as metrics, which the rules for Prometheus read.
+    The router publishes these limits as metrics, which the rules for Prometheus read.
     """
     given = facts.limits
     found: dict[str, float] = {

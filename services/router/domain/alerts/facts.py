@@ -16,9 +16,10 @@ FIVE_MINUTES = 300.0
 QUARTER = 900.0
 HOUR = 3600.0
 DAY = 86_400.0
-# The windows of burn rates, as in chapter 5 of Google's SRE workbook.
+# The windows of burn rates in seconds, as in chapter 5 of Google's SRE workbook.
 BURN_WINDOWS = (FIVE_MINUTES, 1800.0, HOUR, 6 * HOUR, 3 * DAY)
-# A minute with fewer answers has no useful 99th percentile. A baseline needs LEAST_MINUTES useful minutes.
+# A minute with fewer than LEAST_ANSWERS answers has no useful 99th percentile. A baseline needs LEAST_MINUTES
+# useful minutes.
 LEAST_ANSWERS = 50
 LEAST_MINUTES = 30
 
@@ -47,9 +48,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The 99th percentiles of an endpoint's past minutes, in seconds.
+    """The usual latency of an endpoint: a summary of the p99 of each past minute, in seconds.
 
-    ``p99_s`` is their median. About 5 % of the minutes exceed ``high_s``.
+    ``p99_s``: the median of these values. About 5 % of the minutes have a p99 above ``high_s``.
     """
 
     p99_s: float

@@ -61,7 +61,8 @@ def email_of(notification: Notification, id_: str, sender: str, to: str, at: flo
 def is_address(text: str) -> bool:
     """Return True if an e-mail to this NAME@DOMAIN can be built.
 
-    Check the address before it is stored: an error when an alert is sent would block all messages.
+    The calling code must check an address before it stores it. A bad address would raise an error when an
+    alert is sent, and this error would block all messages.
     """
     local, at, domain = text.partition("@")
     if not (at and local and domain) or any(each.isspace() for each in text) or "\0" in text:

@@ -1,7 +1,7 @@
-"""Decide which alerts are sent now, grouped by endpoint, and to which receivers. Pure.
+"""Decide which alerts are sent now, and which of them each receiver gets. Pure.
 
-The decision compares the state of each alert with the state in its last message. So a restart neither loses a
-message nor sends it twice.
+One message has the alerts of one endpoint. The decision compares the state of each alert with the state that
+its last message reported. So a restart neither loses a message nor sends it twice.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class Notification:
 def due(
     alerts: Mapping[Key, Alert], silences: Iterable[Silence], now: float, pace: Pace
 ) -> tuple[list[Notification], dict[Key, Alert]]:
-    """Return the notifications to send now, and all alerts.
+    """Return the notifications that must be sent now, and all alerts as they are afterwards.
 
-    The alerts in these notifications are already marked as sent.
+    In the returned alerts, the alerts of these notifications are already marked as sent.
     """
     silences = list(silences)
     after = dict(alerts)

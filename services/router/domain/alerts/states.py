@@ -1,7 +1,8 @@
 """The states of alerts: pending, firing, resolved. Pure.
 
-When a condition holds, its alert is pending. After the rule's ``for_s`` the alert fires. It is resolved when
-the condition has not held for the rule's ``keep_s``, so that a value near its limit causes few messages.
+When a condition holds, its alert is pending. After the rule's ``for_s`` the alert fires. The alert is
+resolved when ``keep_s`` seconds have passed since the condition last held. Because of this wait, a value near
+its limit causes few messages.
 """
 
 from __future__ import annotations

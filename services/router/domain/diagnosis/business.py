@@ -10,18 +10,19 @@ from services.router.domain.diagnosis.finding import Remedy, Symptom, span, usua
 from services.router.domain.diagnosis.latency import more_replicas
 from services.router.domain.watch.window import Window
 
-# Adoption falls if the mean of callers per day is at most this share of the earlier mean, and lower by at
-# least this many standard errors.
+# Adoption falls if the mean number of callers per day is at most FALLS_TO times the earlier mean. The
+# difference must also be at least STANDARD_ERRORS standard errors.
 FALLS_TO = 0.7
 STANDARD_ERRORS = 4.0
 LEAST_CALLERS = 5
 FLAT_ERRORS = 0.01
-# Cost grows if the number of replicas grows by at least the first factor, and by at least MORE_THAN_USAGE
-# times the growth of requests.
+# Cost grows only if the number of replicas grows by a factor of at least MORE_REPLICAS. This factor must also
+# be at least MORE_THAN_USAGE times the factor by which the number of requests grows.
 MORE_REPLICAS, MORE_THAN_USAGE = 1.3, 1.5
 IDLE = 0.5
 AIM = 0.6
-# Errors rise if at least this share of the requests fail, and at least this many times the earlier share.
+# Errors rise only if the share of failed requests is at least LEAST_ERRORS, and at least MORE_ERRORS times
+# the earlier share.
 LEAST_ERRORS, MORE_ERRORS = 0.02, 3.0
 BUSY = 0.8
 # The reasons with which requests are rejected if the replicas lack capacity.
@@ -29,7 +30,7 @@ REJECTIONS = ("overloaded", "deadline_passed", "no_capacity", "cold_start")
 
 
 def adoption_falls(case: Case) -> Symptom | None:
-    """Return the symptom if callers per day fall while errors are flat.
+    """Return the symptom if the number of callers per day falls, although errors do not rise.
 
     If the endpoint had few different callers, for example without API keys, compare requests per day.
     """

@@ -1,4 +1,4 @@
-"""The input of a diagnosis: an endpoint's last minutes, earlier equal periods, and full days. Pure."""
+"""The input of a diagnosis: an endpoint's last minutes, earlier periods, and full days. Pure."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from tidegate.kernel.protocol.traffic import LEDGER
 # A smaller growth of a latency (seconds) is no symptom, because users do not notice it.
 LEAST_FELT_S = 0.002
 SLOWER, CLEARLY = 1.75, 1.4
-# Times are inconsistent if p99/p50 grows by at least the first factor, and p50 by at most the second one.
+# Times are inconsistent only if p99/p50 is more than WIDER times its usual value. p50 must be at most
+# SAME_MIDDLE times its usual value.
 WIDER, SAME_MIDDLE = 2.0, 1.5
 # With fewer answers, p99 is only the slowest one or two answers.
 LEAST_ANSWERS = 200
@@ -20,7 +21,7 @@ LEAST_ANSWERS = 200
 STANDS_OUT = 2.0
 STUCK_PART = 0.3
 UNKNOWN = "unknown"
-# The names of the parts of a request's time in texts for users.
+# The words for the parts of a request's time in texts that users read.
 WORDS = {
     "decode": "reading requests",
     "transit": "queue and network",
@@ -31,9 +32,9 @@ WORDS = {
 
 
 def feels_slow(case: Case) -> Symptom | None:
-    """Return the symptom if p95 is far above the endpoint's past.
+    """Return the symptom if p95 is far above the usual p95 of the endpoint.
 
-    The cause is found from the part of a request's time that grew most.
+    The part of a request's time that grew most shows the cause.
     """
     now, usual = case.recent.quantile_s(0.95), usual_of([each.quantile_s(0.95) for each in case.past])
     if not case.comparable or now is None or usual is None:
@@ -136,7 +137,7 @@ def more_replicas(case: Case) -> Remedy:
 
 
 def inconsistent_times(case: Case) -> Symptom | None:
-    """Return the symptom if p99/p50 is far above its past while the median is as before."""
+    """Return the symptom if p99/p50 is far above its usual value, although p50 is about as before."""
     past = [each for each in case.past if each.timed() >= LEAST_ANSWERS]
     if case.recent.timed() < LEAST_ANSWERS or len(past) < LEAST_BLOCKS:
         return None
@@ -162,8 +163,8 @@ def inconsistent_times(case: Case) -> Symptom | None:
     has_tail = [(third.quantile_s(0.99) or 0.0) > tails.middle * WIDER for third in case.thirds]
     if has_tail and sum(has_tail) < len(has_tail) - 1:
         return None
-    # If the median is high in the last third, all requests have become slow. That is another symptom, in
-    # which p99 only rises first.
+    # If p50 is high in the last third of the window, all requests have become slow. That is another symptom,
+    # ``feels_slow``. When it begins, p99 rises before p50.
     if case.thirds and (case.thirds[-1].quantile_s(0.5) or 0.0) > middles.middle * SAME_MIDDLE:
         return None
     cause, evidence, remedy = _tail_cause(case)

@@ -24,7 +24,7 @@ MOST_MINUTES = 120_000
 class Brief(NamedTuple):
     """The numbers of a minute or an hour that alert rules read often. Quantiles are in seconds.
 
-    They are stored beside the JSON of the whole window, so that rules need not parse it.
+    These numbers are stored beside the JSON of the whole window, so that rules need not parse the JSON.
     """
 
     start: float
@@ -129,10 +129,10 @@ class History:
         return closed
 
     def restore(self, stored: Sequence[Stored]) -> list[Stored]:
-        """Load minutes and hours from the disk, oldest first. Return the hours that are missing on the disk.
+        """Add stored minutes and hours, oldest first. Return the hours that are missing on the disk.
 
-        The last router did not store the hour that was open when it ended. This hour is computed from its
-        minutes.
+        When the last router ended, it did not store the hour that was still open. This hour is computed from
+        its minutes.
         """
         for each in stored:
             window = Window.from_json(each.body)

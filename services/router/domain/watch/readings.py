@@ -195,9 +195,10 @@ def _users(endpoints: Iterable[Endpoint]) -> dict[str, list[str]]:
 
 
 def _share(deployment: str, users: Sequence[str], window: Window, all_: Mapping[str, Window]) -> float:
-    """Return the share of a Deployment's answers that were for this endpoint.
+    """Return the share of a Deployment's answers that were for the endpoint of ``window``.
 
-    If it gave no answers, its endpoints (``users``) get equal shares.
+    ``users``: all endpoints that use the Deployment. If the Deployment gave no answers, they get equal
+    shares.
     """
     if len(users) == 1:
         return 1.0

@@ -20,9 +20,9 @@ _MIDDLES = FIRST_S * RATIO ** (np.arange(COUNT) + 0.5)
 class ReplicaWork:
     """The work of one replica in a window.
 
-    ``busy_s``: seconds in which the replica ran calls. ``call_ms``, ``batch``: sums over all requests. Each
-    request adds the duration of its call, and the number of requests in this call. ``stuck_s``: seconds in
-    which the replica had requests and finished none.
+    ``busy_s``: seconds in which the replica ran calls. ``call_ms``: a sum to which each request adds the
+    duration of its call. ``batch``: a sum to which each request adds the number of requests in its call.
+    ``stuck_s``: seconds in which the replica had requests and finished none.
     """
 
     requests: int = 0
@@ -102,7 +102,7 @@ class Window:
 
     @property
     def error_rate(self) -> float:
-        """Return the share of the requests that failed."""
+        """Return the share of ``requests`` that failed because of the service (0 to 1)."""
         return self.failed / self.requests if self.requests else 0.0
 
     @property

@@ -1,8 +1,10 @@
 """Run a CatBoost model.
 
 The outputs of a classifier are ``label`` and ``probabilities``. Other models have the output ``output``, the
-result of ``predict``. If the model has categorical columns, the input ``categories`` has their texts, and the
-input ``input`` has the numbers of the other columns. Each input is in the order of its columns.
+result of ``predict``.
+
+If the model has categorical columns, the input ``categories`` has their texts, and the input ``input`` has
+the numbers of the other columns. Within each input, the columns are in the same order as in the model.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class Breaker:
     def admit(self, now: float) -> float:
         """Return 0 if a request may be sent now, else the seconds until the next attempt.
 
-        If the result is 0, send the request and then call one of :meth:`succeed`, :meth:`fail` or
-        :meth:`abandon` once.
+        If the result is 0, the calling code must send the request. Then it must call :meth:`succeed`,
+        :meth:`fail` or :meth:`abandon` once.
         """
         state = self.state(now)
         if state == CLOSED:
@@ -44,11 +44,11 @@ class Breaker:
         return 0.0
 
     def succeed(self) -> None:
-        """Count a request that the upstream answered."""
+        """Record that the upstream answered a request. This closes the breaker."""
         self._failures, self._pause_s, self._probing = 0, self._first_s, False
 
     def fail(self, now: float) -> None:
-        """Count a request that the upstream could not answer."""
+        """Record that the upstream could not answer a request."""
         was = self.state(now)
         self._failures += 1
         if was == HALF_OPEN:
@@ -63,9 +63,10 @@ class Breaker:
 
 
 class MinuteLimit:
-    """A limit of units per minute, such as requests or tokens. Units of at most one minute are saved up.
+    """A limit of units per minute, such as requests or tokens.
 
-    ``per_minute``: the limit; None means no limit.
+    ``per_minute``: the limit; None means no limit. Units that are not used are saved up, but never more than
+    ``per_minute``.
     """
 
     def __init__(self, per_minute: int | None, now: float) -> None:

@@ -23,7 +23,7 @@ MAX_EVENT, MAX_BODY = 16 * 2**20, 64 * 2**20
 BLOCK = 64 * 1024
 LAST = b"[DONE]"
 # The only URL paths that callers may use. A server also has URL paths for operators, and it trusts this
-# process. Without this limit, callers could use them.
+# process. Without this list, callers could use the operators' paths.
 PATHS = frozenset({
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize",
     "/apply-template", "/pooling", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
@@ -48,7 +48,7 @@ class Server:
     silence_s: float = 300.0
 
     def open(self) -> http.client.HTTPConnection:
-        """Return an open connection. Raise OSError."""
+        """Connect to the server, and return the connection. Raise OSError if this fails."""
         parts = urlsplit(self.url)
         if self.socket:
             connection: http.client.HTTPConnection = _UnixConnection(self.socket, self.connect_s)
@@ -90,7 +90,7 @@ class Reader(Protocol):
 
 
 class Failure(Exception):
-    """Error for an answer with an error status, or for no answer, before the first event is emitted.
+    """Error before the first event: the server answered with an error status, or did not answer.
 
     ``status``: the HTTP status; 0 if there was no answer. ``body``: the error body, for the caller.
     ``retry_after_s``: the server's ``Retry-After``, in seconds.
@@ -160,7 +160,7 @@ def relay(
 
 
 def get(server: Server, path: str, timeout_s: float = 5.0) -> tuple[int, bytes]:
-    """Return the status and the body of a GET. Raise OSError or HTTPException."""
+    """Return the status and the body of a GET. Raise OSError or HTTPException if the GET fails."""
     connection = server.open()
     try:
         connection.sock.settimeout(timeout_s)
@@ -172,7 +172,11 @@ def get(server: Server, path: str, timeout_s: float = 5.0) -> tuple[int, bytes]:
 
 
 def post(server: Server, path: str, body: dict[str, Any], timeout_s: float = 30.0) -> dict[str, Any]:
-    """Return the JSON object that answers a small request. Raise OSError, HTTPException or ValueError."""
+    """Return the JSON object that answers a small request.
+
+    Raise OSError or HTTPException if the request fails. Raise ValueError if the status is not 200, or if the
+    answer is no JSON object.
+    """
     connection = server.open()
     try:
         connection.sock.settimeout(timeout_s)
@@ -260,8 +264,8 @@ def _emit(events: list[bytes], reader: Reader, call: Call) -> None:
 def usage_of(document: dict[str, Any]) -> list[int] | None:
     """Return an answer's numbers of prompt, answer and cached prompt tokens; None without usage.
 
-    Reads the usage of chats, completions and responses. Values that are not positive integers become 0,
-    because a provider may send any value.
+    Reads the ``usage`` of chats, of completions and of the Responses API. Values that are not positive
+    integers become 0, because a provider may send any value.
     """
     response = document.get("response")
     usage = document.get("usage") or (response.get("usage") if isinstance(response, dict) else None)

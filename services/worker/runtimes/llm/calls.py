@@ -70,7 +70,10 @@ class Call:
         return self._cancelled
 
     def on_cancel(self, action: Callable[[], None]) -> None:
-        """Run ``action`` in another thread when the call is cancelled, or now if it is already cancelled."""
+        """Run ``action`` when the call is cancelled. The thread that calls :meth:`cancel` runs it.
+
+        If the call is already cancelled, run ``action`` now, in this thread.
+        """
         with self._changed:
             if not self._cancelled:
                 self._on_cancel.append(action)

@@ -27,7 +27,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def main(folder: str, command: list[str]) -> int:
     """Run the command until it ends, or until standard input is closed. Return its exit code."""
-    # If a process ends, its children become children of this process, so that this process can kill them.
+    # If a process of the server ends, its children become children of this process. So this process can kill
+    # them.
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)

@@ -1,8 +1,8 @@
 """Run llama.cpp in this process, with the package ``xllamacpp``.
 
-Chats and completions whose answers are plain text, and all their streams, use the engine's Python functions.
-All other requests go through the engine's own HTTP server on the loopback interface. Only this process can
-use that server, because it needs a secret key.
+A chat or completion uses the engine's Python functions if it is a stream, or if its answer is plain text. All
+other requests go through the engine's own HTTP server on the loopback interface. Only this process can use
+that server, because the server needs a secret key.
 """
 
 from __future__ import annotations

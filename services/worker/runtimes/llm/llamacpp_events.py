@@ -89,9 +89,9 @@ class StreamEvents:
     def _add_ids(self, choice: Event, entry: Event, meta: dict[str, Any]) -> None:
         """Add the ids of an event's tokens to ``meta``. After an event with unknown ids, add no more ids.
 
-        The engine reports only the id of an event's last token. An event has several tokens if together they
-        make one character, or if the engine waited to see whether they become a stop text. Before a stop
-        text, an event may contain only a part of its last token.
+        The engine reports only the id of an event's last token. An event has several tokens in two cases:
+        together they make one character, or the engine waited because they could be the start of a stop text.
+        Before a stop text, an event may contain only a part of its last token.
         """
         wanted, text = meta["usage"][1] - self._count, bytes(entry["bytes"]).decode(errors="replace")
         ids = [entry["id"]]
@@ -107,7 +107,7 @@ class StreamEvents:
         meta["ids"] = ids
 
     def _ids_of(self, text: str, wanted: int) -> list[int]:
-        """Return the ids of a text. Leave out the token that some tokenizers add for a space before it."""
+        """Return the ids of a text. Leave out a token for a space that the tokenizer put before it."""
         assert self._tokenize is not None
         ids = self._tokenize(text)
         return ids[1:] if len(ids) == wanted + 1 else ids
@@ -129,7 +129,7 @@ def encoded(event: Event) -> bytes:
 def usage_of(document: dict[str, Any]) -> list[int] | None:
     """Return an answer's numbers of prompt, answer and cached prompt tokens; None without usage.
 
-    Reads both of OpenAI's formats: that of chats and completions, and that of responses.
+    Reads two formats of ``usage``: that of chats and completions, and that of the Responses API.
     """
     usage = document.get("usage") or (document.get("response") or {}).get("usage")
     if not usage:

@@ -7,8 +7,8 @@ from typing import Any
 
 from llamacpp_events import Event, StreamEvents, Tokenize, encoded
 
-# A stream with one of these members cannot be continued from its tokens alone: the engine needs more state
-# than the tokens, or the events contain more than text.
+# Members of a request. If a request has one of them, its stream cannot be continued from the tokens alone:
+# the engine needs more state than the tokens, or the events contain more than text.
 _STATEFUL = (
     "tools", "functions", "response_format", "grammar", "json_schema", "logprobs", "echo", "suffix",
     "best_of", "use_beam_search", "n_probs", "return_tokens", "t_max_predict_ms",

@@ -16,7 +16,10 @@ _PLACES = ("messages", "input", "prompt")
 
 
 def may_fetch(plan: dict[str, Any]) -> bool:
-    """Return True if the engine may fetch addresses: it is an upstream, or a vLLM with a list of domains."""
+    """Return True if the engine may fetch addresses.
+
+    An upstream may fetch them. vLLM may fetch them if its arguments include a list of allowed domains.
+    """
     names = {name.lstrip("-").replace("_", "-") for name in plan.get("arguments", ())}
     return plan["engine"] == "openai-url" or (plan["engine"] == "vllm" and ALLOWED in names)
 

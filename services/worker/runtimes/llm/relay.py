@@ -13,13 +13,13 @@ from llamacpp_events import usage_of
 
 
 class NoAnswer(Exception):
-    """A server did not answer, or answered with an error."""
+    """Error for a server that did not answer, or that answered with an error."""
 
 
 def ask(address: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> Any:
-    """Return the JSON answer to a short request. Raise NoAnswer if there is none, or an error.
+    """Return the JSON answer to a short request. Raise NoAnswer if there is no answer, or an error.
 
-    ``body``: the JSON body of a POST; None sends a GET.
+    ``body``: the JSON body of a POST. If it is None, the request is a GET.
     """
     target = urlsplit(address)
     connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=10)

@@ -198,7 +198,7 @@ class Upstream:
 
 
 class _UpstreamEvents:
-    """Read an upstream's events for the caller. They stay unchanged, but the credential is removed."""
+    """A reader of an upstream's events for the caller. It only removes the credential."""
 
     def __init__(self, credential: bytes, host: str) -> None:
         self._credential, self._host = credential, host

@@ -30,13 +30,16 @@ from vllm_metrics import read_metrics
 
 KEEPER = Path(__file__).with_name("keeper.py")
 POLL_S, REPORT_EVERY_S = 0.25, 10.0
-# After a failed request, the most seconds to wait until the server ends or reports that it is healthy.
+# After a failed request, wait at most this many seconds until the server ends or reports that it is healthy.
 VERDICT_S = 30.0
 _ROOT_CAUSE = re.compile(r"\b\w*(Error|Exception)\b: (?!Engine core initialization failed)")
 
 
 def create(plan: dict[str, Any], folder: Path) -> Vllm:
-    """Start the server. Return its engine when the server is ready. Raise RuntimeError, with the reason."""
+    """Start the server, and return its engine when the server is ready.
+
+    Raise RuntimeError, with the reason, if the server ends before it is ready.
+    """
     return Vllm(plan, folder)
 
 
@@ -165,9 +168,10 @@ class Vllm:
             return False
 
     def _verdict(self) -> None:
-        """Wait after a failure until the server is healthy. If it ends instead, this process ends too.
+        """Wait after a failed request until the server is healthy.
 
-        Return after ``VERDICT_S`` seconds at the latest.
+        If the server ends instead, ``_watch`` ends this process. Return after ``VERDICT_S`` seconds at the
+        latest.
         """
         until = time.monotonic() + VERDICT_S
         while not self._closing and time.monotonic() < until:

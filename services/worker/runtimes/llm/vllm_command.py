@@ -25,7 +25,7 @@ _BYTES = 4  # bytes of a float32, the type of the KV cache on CPUs
 def command(
     plan: Mapping[str, Any], config: Mapping[str, Any], folder: Path, socket: str, *, bf16: bool
 ) -> list[str]:
-    """Return the command. ``config``: the model's configuration.
+    """Return the command line of the server. ``config``: the model's configuration.
 
     ``bf16``: True if the CPU can compute in bfloat16. Raise ValueError for an argument that the Deployment or
     the runtime sets.

@@ -12,9 +12,9 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
 def prepared(path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
-    """Return the body for the engine, with the engine's name of the model.
+    """Return the request body for the engine, with the model's name in the engine.
 
-    It also has the options that make vLLM report token counts and ids.
+    For chats and completions, the body also has options that make vLLM report token counts and ids.
     """
     body = {**body, "model": model}
     if path in (CHAT, COMPLETIONS):
@@ -28,7 +28,7 @@ def prepared(path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
 class VllmEvents:
     """Convert the events of one answer for the caller: remove what only :func:`prepared` requested.
 
-    ``on_failure``: a function to call before :meth:`read` returns an event about a failure of the engine.
+    ``on_failure``: :meth:`read` calls this function before it returns an event about a failure of the engine.
     """
 
     def __init__(self, body: dict[str, Any], on_failure: Callable[[], None] = lambda: None) -> None:
@@ -41,7 +41,10 @@ class VllmEvents:
         self._answer: dict[int, int] = {}
 
     def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
-        """Convert an event of the engine to events for the caller. Also return the event's facts."""
+        """Convert an event of the engine to events for the caller. Also return the event's facts.
+
+        The facts are token counts and token ids, or the status of an error.
+        """
         document = json.loads(event)
         if (status := error_status(document)) is not None:
             if status >= 500:
@@ -53,7 +56,10 @@ class VllmEvents:
         return [_packed(document)], meta
 
     def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Convert the whole body of an answer to the body for the caller. Also return its facts."""
+        """Convert the whole body of an answer to the body for the caller. Also return the answer's facts.
+
+        The facts are token counts and token ids.
+        """
         try:
             document = json.loads(body)
         except ValueError:
@@ -82,7 +88,10 @@ class VllmEvents:
         return meta
 
     def _summed(self, choices: list[Any], usage: list[int], document: dict[str, Any]) -> list[int]:
-        """Return the usage of all choices. An event of a stream has only the usage of its own choice."""
+        """Return the token counts of all choices.
+
+        In a stream, each event has only the token counts of its own choice. This function adds them up.
+        """
         if not str(document.get("object", "")).endswith((".chunk", "text_completion")) or len(choices) != 1:
             return usage
         index = choices[0].get("index", 0)

@@ -1,4 +1,7 @@
-"""Continue a chat or a completion that another vLLM began, from the ids of its tokens. Pure."""
+"""Continue a chat or a completion that another vLLM began. Pure.
+
+The new prompt is the token ids of the old prompt and of the answer so far.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,22 @@ from bridge import error_status, usage_of
 from calls import Refused
 from vllm_events import CHAT, COMPLETIONS
 
-# The fields of a request that its continuation needs too. All other fields are either used only by the chat
-# template, or make a continuation impossible.
+# A continuation copies these fields from the original request. :func:`request` sets the model, the prompt,
+# the token limits and the fields of the stream. Each other field is used only by the chat template, or makes
+# a continuation impossible.
 _COPIED = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "stop_token_ids",
     "ignore_eos", "logit_bias", "skip_special_tokens", "spaces_between_special_tokens",
     "include_stop_str_in_output", "user", "priority",
 )  # fmt: skip
-# With one of these fields, the continuation would differ from an answer without a break.
+# With one of these fields, a continued answer would differ from an answer that was never interrupted.
 _REFUSED = (
     "tools", "functions", "response_format", "structured_outputs", "guided_json", "guided_regex",
     "guided_choice", "guided_grammar", "logprobs", "top_logprobs", "prompt_logprobs", "frequency_penalty",
     "presence_penalty", "echo", "use_beam_search", "suffix",
 )  # fmt: skip
-# At most this many token ids wait for their text. An id waits while its character is incomplete, or while it
-# may begin a stop word.
+# The most token ids whose text the engine can hold back. The engine holds a text back while its last
+# character is incomplete, or while the text may be the beginning of a stop word.
 MAX_HELD_BACK = 32
 
 
@@ -40,12 +44,14 @@ def refusal(path: str, body: dict[str, Any]) -> str | None:
 
 
 def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> tuple[int, str]:
-    """Return how many emitted ids the new request keeps, and the text that the engine will repeat.
+    """Return how many of the ``emitted`` ids the new request contains, and the repeated text.
 
-    ``text``: the text that the caller has. The lost engine had emitted the ids of its last tokens, but
-    perhaps not their text: it holds text back until a character is complete, or until the text cannot be a
-    stop word. These last ids are left out and generated again. If the caller already has a part of their
-    text, this part is the second result.
+    ``emitted``: the token ids that the lost engine sent. ``text``: the text that the caller already has.
+
+    An engine can send ids before their text. It holds the text back while a character is incomplete, or while
+    the text may be a stop word. The new request leaves such ids out, and the new engine generates them again.
+    The caller may already have a part of their text. The new engine repeats this part, which is the second
+    result. Raise Refused if ``text`` does not fit ``emitted``.
     """
     for count in range(len(emitted), max(len(emitted) - MAX_HELD_BACK, -1), -1):
         decoded = decode(emitted[:count]) if count else ""
@@ -59,10 +65,11 @@ def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> t
 
 
 def request(body: dict[str, Any], ids: list[int], done: int, context: int, model: str) -> dict[str, Any]:
-    """Return the body of a completion that continues after ``ids``.
+    """Return the body of a completion request that continues an answer after ``ids``.
 
-    ``ids``: the token ids of the prompt, then those of the answer. ``done``: how many of them belong to the
-    answer. ``context``: the model's context length in tokens.
+    ``ids``: the token ids of the prompt, then the token ids of the answer. ``done``: how many of these ids
+    belong to the answer. ``context``: the model's context length in tokens. ``model``: the model's name in
+    the engine.
     """
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     left = context - len(ids)
@@ -96,7 +103,10 @@ class ContinuedEvents:
         self._known = len(resume["emitted"]) - done
 
     def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
-        """Convert an event of the continuation to events for the caller. Also return the event's facts."""
+        """Convert an event of the continuation to events for the caller. Also return the event's facts.
+
+        The facts are token counts and token ids, or the status of an error.
+        """
         document = json.loads(event)
         if (status := error_status(document)) is not None:
             return [event], {"status": status}
@@ -142,7 +152,10 @@ class ContinuedEvents:
         return {"index": 0, "text": text, "logprobs": None, **ends}
 
     def _without_skipped(self, text: str) -> str:
-        """Return the part of a text that the caller lacks. Raise Refused if the engine wrote another text."""
+        """Return a text without the beginning that the caller already has.
+
+        Raise Refused if the engine wrote something else in place of this beginning.
+        """
         common = min(len(text), len(self._skip))
         if text[:common] != self._skip[:common]:
             raise Refused(
@@ -160,7 +173,11 @@ class ContinuedEvents:
 
 
 def finished(path: str, body: dict[str, Any], resume: dict[str, Any]) -> list[bytes] | None:
-    """Return the last events of a stream that was lost after its last token; None if tokens are missing."""
+    """Return the final events of a stream whose answer is complete; None for an incomplete answer.
+
+    The engine was lost before it sent these events. The answer is complete if it has as many tokens as the
+    request's limit allows.
+    """
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     if not limit or len(resume["emitted"]) < limit:
         return None

@@ -14,9 +14,10 @@ Predict = Callable[[Any], Any]
 
 
 def loaded(plan: dict[str, Any], home: Path, device: str, threads: int) -> Predict:
-    """Return a function that computes the flavour's output from MLflow's input.
+    """Load a model with the library of its flavour. Return the function that predicts.
 
-    Raise RuntimeError if the replica has a GPU that the flavour cannot use.
+    The function gets MLflow's input: a table, a dict or an array. Raise RuntimeError if the replica has a GPU
+    that the flavour cannot use.
     """
     if device != "cpu" and plan["engine"] in _CPU_ONLY:
         raise RuntimeError(

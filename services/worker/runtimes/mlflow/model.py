@@ -1,8 +1,8 @@
 """Run an MLflow model with the library of its flavour, or with MLflow's ``python_function``.
 
-This file is copied beside the unpacked model, and the runtime for plain Python calls it.
-``tidegate_mlflow.json`` says which engine loads which file, and how the inputs become MLflow's input: a
-table, a dict or an array.
+This file is copied beside the unpacked model, and the runtime for plain Python calls it. The file
+``tidegate_mlflow.json`` names the library and the file that the library loads. It also says how the request's
+inputs become MLflow's input: a table, a dict or an array.
 """
 
 from __future__ import annotations
@@ -74,7 +74,11 @@ def named(result: Any, outputs: dict[str, bool]) -> Any:
 
 
 def values_of(result: Any, outputs: list[str]) -> dict[str, Any]:
-    """Return a dict from output names to values: a table's columns, a dict's members, or the only value."""
+    """Return a dict that maps each output's name to its value in ``result``.
+
+    If ``result`` is a table or an array, the values are its columns. If it is a dict or a list, they are its
+    members. If there is only one output, its value can be the whole result.
+    """
     if hasattr(result, "columns"):  # a pandas DataFrame
         names = {str(name): name for name in result.columns}
         if set(outputs) <= set(names):
@@ -97,12 +101,15 @@ def values_of(result: Any, outputs: list[str]) -> dict[str, Any]:
 def only(result: dict[str, Any]) -> Any:
     """Return the only value of a dict. Raise ValueError if there are several."""
     if len(result) != 1:
-        raise ValueError(f"the model returned {sorted(result)}, but its signature has one output")
+        raise ValueError(f"the model returned {sorted(result)}, but its signature has other outputs")
     return next(iter(result.values()))
 
 
 def plain(value: Any) -> Any:
-    """Return an array. Texts become objects; values that are neither numbers nor texts become JSON."""
+    """Convert a value to an array of numbers, or to an array of Python objects that are texts.
+
+    Dates become ISO texts. In an array of objects, all values that are not texts become JSON.
+    """
     array = np.asarray(value)
     if array.dtype.kind in "US":
         return array.astype(object)

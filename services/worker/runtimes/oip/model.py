@@ -1,8 +1,10 @@
-"""Send the requests of a model to an upstream: an HTTP server with the Open Inference Protocol (KServe v2).
+"""Send the requests of a model to an upstream.
 
-This folder is copied into the model's folder, with ``breaker.py`` of the language models. It runs in the
-models' Python, which has no package but numpy. The credential is in a variable of this process, and nowhere
-else.
+The upstream is an HTTP server with the Open Inference Protocol (KServe v2).
+
+This folder is copied into the model's folder, together with ``breaker.py`` from the runtime of language
+models. The code runs in the models' Python, where numpy is the only installed package. The credential is
+stored only in an environment variable of this process.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ class UpstreamRefused(Exception):
 
 
 class Upstream:
-    """A model of an upstream, and a connection to it.
+    """A model at an upstream, and the connection to that upstream.
 
-    If the upstream has closed the connection, a request is sent once more, over a new one.
+    If the upstream has closed the connection, the request is sent once more, over a new connection.
     """
 
     def __init__(self, plan: dict[str, Any], credential: str) -> None:

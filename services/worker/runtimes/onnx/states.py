@@ -1,7 +1,8 @@
-"""Keep the implicit state of sequences, because a model of the Python backend cannot return it to Triton.
+"""Keep the implicit state of sequences: the tensors that a model returns for the next request.
 
-Triton sends the initial state with the first request of a sequence. Each later request gets the state that
-the model returned for the request before.
+A model of Triton's Python backend cannot return this state to Triton, so this module keeps it. Triton sends
+the initial state with the first request of a sequence. Each later request gets the state that the model
+returned for the previous request.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ class StatefulRows(Rows):
         super().__init__(config, call)
         batching = config["sequence_batching"]
         self._states = {state["input_name"]: state["output_name"] for state in batching["state"]}
-        # Triton runs at most this many sequences at the same time. If there are more states, the oldest
-        # belong to ended sequences and are removed.
+        # Triton runs at most ``_most`` sequences at the same time. If more states are stored, the oldest
+        # states belong to ended sequences. They are removed.
         slots = batching.get("oldest", {}).get("max_candidate_sequences", 0)
         self._most = max(1, int(slots), int(config["max_batch_size"]))
         self._kept: OrderedDict[Any, dict[str, Any]] = OrderedDict()
@@ -41,7 +42,7 @@ class StatefulRows(Rows):
             if flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
                 self._kept.pop(
                     id_, None
-                )  # otherwise the state of a running sequence could be removed too early
+                )  # the state of an ended sequence could displace the state of a running sequence
             elif id_:  # a request without an id only fills an empty batch slot, and has no state
                 self._keep(id_, {put: found[got] for put, got in self._states.items()})
             return response(names, [found[name] for name in names])

@@ -79,7 +79,7 @@ def load(path: Path, config: dict[str, Any]) -> Any:
 
 
 def is_sklearn_class(name: str) -> bool:
-    """Return True for the name of a class of scikit-learn, False for its functions and all other names."""
+    """Return True for the name of a scikit-learn class, False for a function and for any other name."""
     return name.startswith("sklearn.") and name.rpartition(".")[2].lstrip("_")[:1].isupper()
 
 

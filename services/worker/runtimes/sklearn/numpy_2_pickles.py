@@ -1,6 +1,7 @@
-"""Make numpy 1 load pickles of numpy 2 that use renamed modules or random generators.
+"""Make numpy 1 load pickles of numpy 2.
 
-Triton's Python backend works only with numpy 1, and many estimators are saved with numpy 2.
+Some of these pickles name modules that numpy 2 renamed. Others contain random generators in the format of
+numpy 2. Triton's Python backend works only with numpy 1, but many estimators are saved with numpy 2.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def accept() -> None:
 
 
 def _generators(before: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a constructor of bit generators that accepts their class (numpy 2) or name (numpy 1)."""
+    """Return a constructor of bit generators. It accepts a class (numpy 2) or a name (numpy 1).
+
+    ``before``: the constructor of numpy 1, which accepts only a name.
+    """
 
     def make(kind: Any = "MT19937") -> Any:
         if isinstance(kind, str):

@@ -90,7 +90,10 @@ def _text(body, content_type):
 
 
 def _called(function, *arguments):
-    """Call a function of the script. Omit the last argument, the context, if the function accepts fewer."""
+    """Call a function of the script. Leave out the last arguments if it accepts fewer.
+
+    The last argument is the context, which many functions do not accept.
+    """
     parameters = inspect.signature(function).parameters.values()
     if any(each.kind is each.VAR_POSITIONAL for each in parameters):
         return function(*arguments)
@@ -107,7 +110,7 @@ def _answer(answer, accept):
     kind = JSON if kind in ("", "*/*") else kind
     if isinstance(answer, tuple) and len(answer) == 2:
         answer, kind = answer
-    elif hasattr(answer, "response"):  # sagemaker_containers' worker.Response
+    elif hasattr(answer, "response"):  # a worker.Response of sagemaker_containers
         answer, kind = answer.response, getattr(answer, "mimetype", None) or kind
     if isinstance(answer, list) and all(isinstance(each, bytes) for each in answer):
         answer = b"".join(answer)

@@ -19,7 +19,8 @@ class Model:
     def load(self, folder, device):
         """Import the handler and initialize it."""
         home = folder / "artifact"
-        # Append this folder, so that a complete TorchServe from the model's requirements is imported first.
+        # Append the replacement of the package `ts` at the end. If the model's requirements contain a
+        # complete TorchServe, Python finds that one first.
         sys.path.append(str(folder / "torchserve"))
         sys.path.insert(0, str(home))
         from ts.context import Context
@@ -54,9 +55,9 @@ class Model:
 def entry_point(module_name, function, context):
     """Initialize the handler, and return its function that answers requests.
 
-    ``function``: the name of a function or a class of the module. Empty: use the module's ``handle``, or else
-    its only class with a method ``handle``. If ``function`` names a function, return it without
-    initialization.
+    ``function``: the name of a function or a class of the module. A function is returned without
+    initialization. If ``function`` is empty, use the module's function ``handle``. If the module has no such
+    function, use its only class with a method ``handle``.
     """
     module = importlib.import_module(module_name)
     if function and not isinstance(getattr(module, function, None), type):

@@ -45,10 +45,10 @@ _CAPABILITIES = {
 
 
 class Cork(contextlib.AbstractContextManager[None]):
-    """A context manager that collects the bytes that a connection writes, and sends them at its end.
+    """A context manager that collects what a connection writes, and sends it at the end of the block.
 
-    Each connection has one Cork and enters it often. Do not nest it, because the end of an inner block would
-    send the bytes of the outer block.
+    Each connection has one Cork and enters it often. Do not nest its blocks, because the end of an inner
+    block would send the bytes of the outer block.
     """
 
     def __init__(self, connection: AmqpConnection) -> None:
@@ -338,13 +338,15 @@ class AmqpConnection(asyncio.BufferedProtocol):
     ) -> asyncio.Future[None] | None:
         """Write a message that consists of ``pieces``.
 
-        Return a future that is done at the broker's confirm, or None without confirm mode. It raises
-        :class:`NotTaken` or :class:`ConnectionLost`.
+        In confirm mode, return a future. It is done when the broker has confirmed the message, or it raises
+        :class:`NotTaken` or :class:`ConnectionLost`. Without confirm mode, return None.
 
-        With ``gather``, all bytes that are written until the end of this turn of the event loop are sent in
-        one write. Do not change the pieces afterwards, because they are not copied. Raise :class:`Congested`
-        while more than ``MAX_UNSENT`` bytes wait for a slow broker. Acks and other methods are written even
-        then.
+        With ``gather``, collect a small message, and send it at the end of this turn of the event loop. All
+        bytes that were collected until then are sent in one write. A large message is not collected. The
+        calling code must not change the pieces afterwards, because they may not be copied.
+
+        Raise :class:`Congested` while more than ``MAX_UNSENT`` bytes wait for a slow broker. Acks and other
+        methods are written even then.
         """
         if self.ended.done():
             raise ConnectionLost(self.ended.result())
@@ -380,7 +382,10 @@ class AmqpConnection(asyncio.BufferedProtocol):
         return confirm
 
     def _gather(self) -> None:
-        """Collect written bytes until the end of this turn of the event loop, to send them in one write."""
+        """Collect the bytes that are written until the end of this turn of the event loop.
+
+        Then send them in one write. If ``MOST_GATHERED`` messages are already collected, send those first.
+        """
         if self.held is not None and len(self.held) >= MOST_GATHERED:
             self.release()
         if self.held is None:
@@ -393,7 +398,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
             raise Congested(f"RabbitMQ does not read: {unsent} bytes wait to be sent")
 
     def ack(self, tag: int, multiple: bool) -> None:
-        """Ack a delivery."""
+        """Ack a delivery. With ``multiple``, ack all earlier unacked deliveries, too."""
         if self.ended.done():
             raise ConnectionLost(self.ended.result())
         self.write(wire.ack(CHANNEL, tag, multiple))
@@ -429,9 +434,9 @@ class AmqpConnection(asyncio.BufferedProtocol):
             self._transport.write(data)
 
     def _pulse(self) -> None:
-        """Send two heartbeats per interval.
+        """Send a heartbeat, and send the next one after half a heartbeat interval.
 
-        If the broker sent nothing for two intervals, end the connection.
+        If the broker has sent nothing for two intervals, end the connection.
         """
         if self._loop.time() - self._heard_at > 2 * self._heartbeat_s:
             self.abort(f"the broker sent nothing for {2 * self._heartbeat_s} s")

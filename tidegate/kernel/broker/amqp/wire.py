@@ -35,12 +35,14 @@ _STRINGS_BEFORE_HEADERS = (_CONTENT_TYPE, _ENCODING)
 _STRINGS_AFTER_PRIORITY = (_CORRELATION, _REPLY_TO, _EXPIRATION, _MESSAGE_ID)
 
 
-# The largest frame size that we offer. A few large frames cost both sides less than many small ones.
+# The largest frame size that we offer to RabbitMQ. One large frame costs us and RabbitMQ less work than many
+# small frames.
 FRAME_MAX = 1_048_576
 # How many bytes the type, channel, size and end of a frame take.
 _AROUND = 8
-# A content of LARGE bytes or more is received directly into its own buffer, without copies. A content of more
-# than MOST bytes is malformed, because RabbitMQ accepts no larger messages.
+# A content is the body of a message. A content of LARGE bytes or more is received directly into its own
+# buffer, without copies. A content of more than MOST bytes is malformed, because RabbitMQ accepts no larger
+# messages.
 LARGE = 64 * 1024
 MOST = 16 * 2**20
 
@@ -74,7 +76,10 @@ class Delivered(NamedTuple):
 
 
 class Returned(NamedTuple):
-    """``basic.return`` with its content: a mandatory message, returned because no queue takes it."""
+    """``basic.return``: the broker returns a mandatory message, because no queue takes it.
+
+    Of the message, only the properties are stored.
+    """
 
     properties: Properties
 
@@ -95,7 +100,7 @@ class AmqpMethod(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """A heartbeat."""
+    """A heartbeat frame of AMQP. It only shows that the broker still answers."""
 
 
 Event = Delivered | Returned | Confirmed | AmqpMethod | Heartbeat
@@ -181,16 +186,16 @@ def _packed(properties: Properties) -> tuple[int, bytes]:
 
 
 def ack(channel: int, tag: int, multiple: bool) -> bytes:
-    """Return ``basic.ack``."""
+    """Return the frame of ``basic.ack``."""
     return _ACK.pack(METHOD, channel, 13, 60, 80, tag, multiple, FRAME_END)
 
 
 class FrameReader:
-    """A decoder that turns bytes into events. A message becomes one event when its content is complete.
+    """A decoder that turns bytes into events. A complete message becomes one event.
 
     A large content is received directly into its own buffer. While :meth:`window` returns a part of this
-    buffer, write the next bytes of the stream there, and call :meth:`took` with their number. Pass all other
-    bytes to :meth:`feed`.
+    buffer, the calling code must write the next bytes of the stream there. Then it must call :meth:`took`
+    with the number of these bytes. It passes all other bytes to :meth:`feed`.
     """
 
     def __init__(self) -> None:
@@ -200,7 +205,7 @@ class FrameReader:
         self._missing = 0
         self._pieces: list[bytes] = []
         self._content: memoryview | None = None  # the large content that is being received
-        self._inside = False  # True inside a body frame of this content; the frame lacks _left bytes
+        self._inside = False  # True while a body frame of this content is read; _left: its missing bytes
         self._left = 0
 
     def window(self) -> memoryview | None:
@@ -221,8 +226,8 @@ class FrameReader:
     def appetite(self, limit: int) -> int:
         """Return the highest number of bytes that the next call of :meth:`feed` may get.
 
-        Between two frames of a large content, this is only the rest of the frame's end and head. So the
-        content of the next frame is received through :meth:`window`, without a copy.
+        Between two body frames of a large content, only the end of the first frame and the head of the second
+        may be passed. So the content of the second frame is received through :meth:`window`, without a copy.
         """
         if self._content is None or not self._missing:
             return limit
@@ -300,7 +305,8 @@ class FrameReader:
         except MalformedFrame:
             raise
         except Exception as error:
-            # pamqp raises errors of many types: its own, and those of structs, texts, times and recursion.
+            # Here pamqp raises errors of many types: its own errors, and errors of the standard library that
+            # come from struct, from decoding of texts and times, and from recursion.
             raise MalformedFrame(f"a frame of type {kind} cannot be read: {error!r}") from error
         raise MalformedFrame(f"unknown frame type {kind}")
 
@@ -365,7 +371,7 @@ def _got(data: bytes, start: int, end: int) -> Delivered:
     (tag,) = _TAG.unpack_from(data, start)
     exchange, at = _short(data, start + 9)
     routing_key, at = _short(data, at)
-    _check_end(at + 4, end)  # basic.get-ok has the number of waiting messages, which is not used
+    _check_end(at + 4, end)  # the last 4 bytes of basic.get-ok count waiting messages and are not used
     return Delivered("", tag, data[start + 8] != 0, exchange, routing_key, Properties(), b"")
 
 
@@ -402,5 +408,5 @@ def _properties(data: bytes, at: int, end: int, flags: int) -> Properties:
 
 
 def method(channel: int, command: Frame) -> bytes:
-    """Return any method as a frame, encoded by pamqp."""
+    """Return the frame of an AMQP method. pamqp encodes it."""
     return frame.marshal(command, channel)

@@ -1,4 +1,7 @@
-"""A column for the names in a pickle or skops file that a version's publisher trusts."""
+"""A column for the trusted names of a version.
+
+A publisher trusts these names, so the version's pickle or skops file may import them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column ``trusted`` to versions. It is empty for existing versions."""
+    """Add the column ``trusted`` to versions. For existing versions, the list in it is empty."""
     op.add_column("versions", sa.Column("trusted", sa.JSON, nullable=False, server_default="[]"))
 
 

@@ -1,4 +1,4 @@
-"""Drop an index of facts that made searches slower.
+"""Drop the index of the facts by kind, name and value, because it made searches slower.
 
 With outdated table statistics, PostgreSQL used the index instead of the faster primary key.
 """

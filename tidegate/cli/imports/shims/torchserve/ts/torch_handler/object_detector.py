@@ -18,7 +18,7 @@ class ObjectDetector(VisionHandler):
 
     def postprocess(self, data):
         """Return the label, the box and the score of each object."""
-        found = data[1] if isinstance(data, tuple) else data  # TorchScript also returns losses
+        found = data[1] if isinstance(data, tuple) else data  # TorchScript returns (losses, detections)
         answers = []
         for each in found:
             kept = [at for at, score in enumerate(each["scores"].tolist()) if score >= self.threshold]

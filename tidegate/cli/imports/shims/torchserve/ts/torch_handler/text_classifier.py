@@ -15,7 +15,7 @@ NGRAMS = 2
 
 
 class TextClassifier(BaseHandler):
-    """A classifier of texts by their words and pairs of words.
+    """A classifier that uses the words of a text and its pairs of neighbouring words.
 
     The archive's file ``source_vocab.pt`` must contain a dict from word to token id.
     """
@@ -30,7 +30,7 @@ class TextClassifier(BaseHandler):
         self.source_vocab = found
 
     def preprocess(self, data):
-        """Return the token ids of the words and the pairs of words in one text."""
+        """Return the token ids of one text: of its words, and of its pairs of neighbouring words."""
         text = data[0].get("data") if data[0].get("data") is not None else data[0].get("body")
         text = (text.decode() if isinstance(text, (bytes, bytearray)) else str(text)).lower()
         for pattern, new in _REPLACED:
@@ -41,7 +41,7 @@ class TextClassifier(BaseHandler):
         return torch.tensor([self.source_vocab.get(each, unknown) for each in grams], device=self.device)
 
     def inference(self, data, *args, **kwargs):
-        """Return the model's output for the bag of words."""
+        """Return the model's output for one text. All its token ids form one bag, which starts at 0."""
         return super().inference(data, torch.tensor([0], device=self.device))
 
     def postprocess(self, data):

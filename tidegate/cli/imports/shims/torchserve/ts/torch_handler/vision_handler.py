@@ -35,7 +35,7 @@ def opened(data):
     picture = Image.open(io.BytesIO(data))
     if picture.width * picture.height > MAX_PIXELS:
         raise ValueError(
-            f"the image has {picture.width} x {picture.height} pixels, and at most {MAX_PIXELS} are decoded"
+            f"the image has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS} pixels"
         )
     return picture.convert("RGB")
 
@@ -54,6 +54,6 @@ def resized(picture, shortest):
 
 
 def cropped(picture, side):
-    """Return the square in the middle of a picture, as torchvision's CenterCrop does."""
+    """Return a square of ``side`` pixels from a picture's middle, as torchvision's CenterCrop does."""
     left, top = round((picture.width - side) / 2), round((picture.height - side) / 2)
     return picture.crop((left, top, left + side, top + side))
