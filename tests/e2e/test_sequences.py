@@ -30,6 +30,8 @@ pytestmark = pytest.mark.e2e
 
 SUMS = "sums"
 SEQUENCES, REQUESTS = 20, 50
+# Longer than any test: on a busy machine, a minute can pass between two requests of a sequence.
+KEPT_US = 600_000_000
 SMALL = "small-sums"
 CONFIG = """
 backend: "python"
@@ -108,7 +110,7 @@ def written(
 def models(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Deploy two models: one on two replicas, and a decoupled one that keeps two sequences for 0.8 s."""
     folder = tmp_path_factory.mktemp("models")
-    large = written(folder / SUMS, idle_us=60_000_000)
+    large = written(folder / SUMS, idle_us=KEPT_US)
     small = written(folder / SMALL, idle_us=800_000, strategy="direct { }", rows=2, decoupled=True)
     with ThreadPoolExecutor() as pool:
         both = [
@@ -347,7 +349,7 @@ def test_a_sequence_ends_where_it_began(stack: Stack, client: Any, tmp_path: Pat
     for sequence in range(200, 204):
         answer = client.infer(SUMS, x(sequence), sequence_id=sequence, sequence_start=True)
         homes[sequence] = int(answer.as_numpy("home").item())
-    stack.deploy(written(tmp_path / SUMS, idle_us=60_000_000, sign=-1), SUMS, "--min", "1", "--max", "1")
+    stack.deploy(written(tmp_path / SUMS, idle_us=KEPT_US, sign=-1), SUMS, "--min", "1", "--max", "1")
     once = {"sequence_id": 300, "sequence_start": True, "sequence_end": True}
     while (found := client.infer(SUMS, x(5), **once).as_numpy("sum").item()) == 5:
         assert time.monotonic() < end, "the next version has not taken over"
