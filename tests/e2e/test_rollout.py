@@ -370,6 +370,8 @@ def test_a_shadow_is_compared_and_never_disturbs_the_primary(stack: Stack, two: 
         assert set(asleep["refused"]) == {"no ready replica"}
         assert (asleep["copied"], stack.replicas("careful-asleep")) == (0, [])
 
+        # On a busy machine, more than a second can pass between two copies.
+        stack.cli("policy", "careful-asleep", "--set", "scale_to_zero_after_s=600")
         stack.cli("rollout", two, "--to", "careful-asleep", "--shadow", "--wake")
         shadowed(stack, two, lambda report: send(client, 0.0, 1) and report["answered"])
         send(client, 0.0)
