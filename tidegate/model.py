@@ -7,10 +7,10 @@
     def predict(x: Tensor["FP32", -1, 4]) -> Tensor["FP32", -1]:
         return x.sum(axis=1)
 
-These names do not change the functions, so the file can be run and tested without a stack. Tidegate reads
-the annotations from the source (:mod:`tidegate.kernel.protocol.python_model`). The worker puts a copy of this
-module beside the model, because the model's Python does not have Tidegate. So this module imports only the
-standard library.
+These names do not change the functions, so the file can be run and tested without Tidegate's services.
+Tidegate reads the annotations from the source (:mod:`tidegate.kernel.protocol.python_model`). The worker puts
+a copy of this module beside the model, because the model's Python does not have Tidegate. So this module
+imports only the standard library.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Tensor:
     """The datatype and the shape of an array that ``predict`` gets or returns; -1 means any size.
 
     Write the annotation as ``Tensor["FP32", -1, 4]``, or as ``Annotated[np.ndarray, Tensor("FP32", -1, 4)]``
-    for a type checker. A type may replace the datatype's name: ``Tensor[np.float32, -1, 4]``,
-    ``Tensor[str, -1]`` (BYTES, decoded to str), ``Tensor[bytes, -1]``.
+    for a type checker. Instead of the datatype's name, the annotation can have a type of numpy or Python:
+    ``Tensor[np.float32, -1, 4]``, ``Tensor[str, -1]`` (BYTES, decoded to str), ``Tensor[bytes, -1]``.
     """
 
     def __init__(self, datatype: Any, *shape: int) -> None:
         """Raise TypeError for an unknown datatype or an invalid shape."""
         if isinstance(datatype, str) and datatype not in DATATYPES:
-            raise TypeError(f"unknown datatype {datatype!r}: one of {', '.join(DATATYPES)}")
+            raise TypeError(f"unknown datatype {datatype!r}: expected one of {', '.join(DATATYPES)}")
         if not all(isinstance(dim, int) and dim >= -1 for dim in shape):
             raise TypeError(f"the shape {shape} is not a list of sizes: whole numbers, -1 for any size")
         self.datatype = datatype

@@ -78,8 +78,8 @@ class Runner:
         Raise StepFailed if the exit code is not 0.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
-        # The first command of this bootstrap empties the log. Otherwise :func:`explain` could find an error
-        # of an earlier bootstrap.
+        # The first command that uses a log empties this log. Otherwise :func:`explain` could find an error of
+        # an earlier bootstrap.
         mode = "a" if log in self._logs else "w"
         self._logs.add(log)
         with log.open(mode) as output:

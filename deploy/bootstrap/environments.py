@@ -60,7 +60,7 @@ def create(paths: Paths, env: Path, runner: Runner, *, log: Path, pip: bool) -> 
 def install(
     paths: Paths, env: Path, lock: Path, stamp: Path, runner: Runner, log: Path, report: Report
 ) -> None:
-    """Install the packages that a lock file names into the environment ``env``.
+    """Install the packages of the lock file ``lock`` into the environment ``env``.
 
     The pip of the services' environment installs them, because ``env`` may have no pip. The file ``stamp``
     stores the lock file's fingerprint, which :func:`filled` compares.

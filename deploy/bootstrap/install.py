@@ -136,7 +136,7 @@ def _run_one(step: Step, show: progress.Progress) -> None:
     show.started(step.name)
     ok = False
     try:
-        # Check again, because an earlier step may have done this step's work or changed its input.
+        # Check again, because an earlier step may have done this step's work or changed this step's input.
         if not step.done():
             step.work(partial(show.doing, step.name))
         ok = True

@@ -110,7 +110,10 @@ def _metadata(wheel: Path) -> str:
 
 
 def requirements(metadata: str) -> list[str]:
-    """Return the requirements in a wheel's metadata, without those for images, sound and extras."""
+    """Return the requirements in a wheel's metadata that vLLM's environment needs.
+
+    Requirements of extras, and requirements for images and sound, are left out.
+    """
     found = HeaderParser().parsestr(metadata).get_all("Requires-Dist") or []
     return [line for line in found if "extra ==" not in line and _name(line) not in LEFT_OUT]
 

@@ -122,6 +122,6 @@ def example(tool: Tool) -> None:
         "--out", f"{STATE}/examples/digits",
     )  # fmt: skip
     output = tool.engine("exec", name, "python", "-P", "-m", "tidegate.cli.example")
-    # The rest of the output is not printed, because its calls work only in the container. Calls from outside
-    # need another address and a key.
+    # The rest of the output shows an example call. It is not printed, because this call works only in the
+    # container. A call from outside needs another address and a key.
     print(output.partition("Ask it yourself:")[0].rstrip())

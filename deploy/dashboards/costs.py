@@ -59,7 +59,7 @@ COSTS = Dashboard(
             "Replicas by part of their time",
             (f"sum by (part) (rate(tidegate_autoscaler_replica_seconds_total{{{_D}}}[{_SPAN}]))", "{{part}}"),
             stacked=True,
-            description="The sum is the mean number of replicas.",
+            description="The sum of all parts is the mean number of replicas.",
         ),
         lines(
             "Per 1,000 answers",

@@ -79,7 +79,7 @@ ENDPOINT = Dashboard(
             unit="s",
             stacked=True,
             description="Means over all requests. `wait` is the time in the worker before the call, "
-            "`compute` the call.",
+            "`compute` is the time of the call.",
         ),
         Panel(
             "Distribution of the latency",
@@ -104,7 +104,7 @@ ENDPOINT = Dashboard(
             description="The mean number of requests that share a call of the model.",
         ),
         lines(
-            "Call of the model by replica",
+            "Duration of a call, by replica",
             *_quantiles("tidegate_worker_call_seconds", _D, "replica", 0.5, 0.99),
             unit="s",
             description="A replica that differs from the others is stalled, or its machine is busy.",

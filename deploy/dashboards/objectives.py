@@ -75,7 +75,8 @@ ALERTS = Dashboard(
         lines(
             "Findings",
             (f"max by (endpoint, rule) (tidegate_endpoint_finding{{{_E}}})", "{{endpoint}} {{rule}}"),
-            description="1 while an endpoint has drift or a drop in quality, or cost limits its replicas.",
+            description="1 while an endpoint has drift, or has a drop in quality, or while the cost of a "
+            "Deployment limits the number of replicas.",
         ),
     ),
     (Variable("endpoint", "Endpoint", "tidegate_endpoint_requests_total"),),

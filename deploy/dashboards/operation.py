@@ -30,7 +30,7 @@ OVERVIEW = Dashboard(
         number(
             "In no worker",
             "sum(deployment:tidegate_queued:count)",
-            description="Requests and jobs in queues, which no worker has received yet.",
+            description="Requests and jobs that no worker has received yet.",
         ),
         number(
             "Silent targets",
@@ -54,8 +54,8 @@ OVERVIEW = Dashboard(
             "Failures by endpoint",
             ("endpoint:tidegate_failure_ratio:5m", "{{endpoint}}"),
             unit="percentunit",
-            description="Shares of the last five minutes. Errors of callers and rejections by limits do not "
-            "count.",
+            description="The share of requests that failed in the last five minutes. Errors of callers and "
+            "rejections by limits do not count.",
         ),
         lines(
             "Requests by outcome",

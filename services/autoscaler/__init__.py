@@ -1,1 +1,1 @@
-"""The autoscaler: keeps each Deployment at the number of replicas that it needs."""
+"""The autoscaler: the service that starts and ends the replicas of all Deployments."""

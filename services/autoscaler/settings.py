@@ -77,7 +77,7 @@ class AutoscalerSettings(Settings):
         400,
         ge=1,
         description="How many days the costs of replicas are kept. "
-        "After 35 days, hours are merged into days.",
+        "After 35 days, costs are kept by day instead of by hour.",
     )
     worker_log_days: float = Field(
         7.0, gt=0, description="How many days the log of an ended replica is kept."
@@ -109,13 +109,13 @@ class AutoscalerSettings(Settings):
     )
     docker_images: list[str] = Field(
         default_factory=list,
-        description="Other images that the engine's proxy allows Deployments to name: "
+        description="Other images that the container engine's proxy allows Deployments to name: "
         "a JSON list of patterns, in which `*` matches any text.",
     )
     docker_pull: Literal["never", "missing", "always"] = Field(
         "missing",
-        description="When an image of workers is pulled: `never`, `always`, or if the engine has none "
-        "(`missing`).",
+        description="When an image of workers is pulled: `never`, `always`, or `missing`: "
+        "if the container engine does not have the image.",
     )
     docker_network: str = Field("tidegate", description="The container engine's network for workers.")
     docker_volumes: dict[str, str] = Field(
@@ -138,7 +138,7 @@ class AutoscalerSettings(Settings):
         description="How GPUs are requested. `devices`: by device requests. `environment`: by an environment "
         "variable, which works only if NVIDIA's runtime is the container engine's default.",
     )
-    docker_log_driver: str = Field("json-file", description="The engine's log driver for workers.")
+    docker_log_driver: str = Field("json-file", description="The container engine's log driver for workers.")
     docker_log_options: dict[str, str] = Field(
         default_factory=lambda: {"max-size": "10m", "max-file": "3"},
         description="Options of the workers' log driver, as JSON.",
@@ -147,10 +147,10 @@ class AutoscalerSettings(Settings):
         "/var/run/docker.sock",
         description="Unix socket of the container engine. The proxy in front of the engine connects to it.",
     )
-    engine_proxy_port: int = Field(2375, description="Port of the engine's proxy.")
+    engine_proxy_port: int = Field(2375, description="Port of the container engine's proxy.")
     engine_proxy_open: bool = Field(
         False,
-        description="The engine's proxy accepts callers without a token. "
+        description="The container engine's proxy accepts callers without a token. "
         "Only for a network that nothing but the autoscaler uses.",
     )
     docker_compose_project: str = Field(

@@ -1,4 +1,4 @@
-"""Build the APIs of other model servers for tensors. They share one :class:`RowsDoor`."""
+"""Build the APIs that other model servers have for tensors. They share one :class:`RowsDoor`."""
 
 from __future__ import annotations
 

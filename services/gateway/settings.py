@@ -51,8 +51,8 @@ class GatewaySettings(Settings):
     )
     max_inflight_bytes: int = Field(
         512 * 2**20,
-        description="Maximum number of bytes of request bodies in memory per gateway process; the same limit "
-        "applies to answers.",
+        description="Maximum number of bytes of request bodies in memory per gateway process. Answers have a "
+        "separate limit of the same size.",
     )
     max_grpc_connections: int = Field(
         4096,
@@ -104,7 +104,7 @@ class GatewaySettings(Settings):
         7 * 86_400.0,
         ge=60,
         le=90 * 86_400,
-        description="For how many seconds after an answer `POST /v1/feedback` accepts its outcomes.",
+        description="How long `POST /v1/feedback` accepts the outcomes of an answer, in seconds.",
     )
     access_log: Literal["file", "stdout", "off"] = Field(
         "file",

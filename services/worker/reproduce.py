@@ -183,7 +183,7 @@ def _say(message: str) -> None:
 
 
 def main() -> int:
-    """Run the request in a file; see :func:`reproduce`."""
+    """Read a request from a file, and run it; see :func:`reproduce`."""
     parser = argparse.ArgumentParser(
         prog="services.worker.reproduce", description="Run one request alone on a separate Triton."
     )

@@ -40,15 +40,14 @@ class WorkerSettings(Settings):
     )
     max_fetched_bytes: int = Field(
         512 * 2**20,
-        description="Maximum number of bytes of large requests that a worker fetches before their model "
-        "calls. Also the most bytes of one answer of an upstream with the Open Inference "
-        "Protocol.",
+        description="Maximum number of bytes that the tensors of large requests use in a worker's memory. "
+        "Also the most bytes of one answer of an upstream with the Open Inference Protocol.",
     )
     heartbeat_interval_s: float = Field(0.5, description="Seconds between two heartbeats of a worker.")
     model_log_bytes_per_s: int = Field(
         64 * 1024,
         ge=1024,
-        description="Maximum number of bytes of its model's output that a replica logs in a second; in a "
+        description="Maximum number of bytes of a model's output that a replica logs in a second; in a "
         "burst, 16 times as many. Each line is counted as 64 bytes longer than its text. "
         "Output above the limit is dropped.",
     )

@@ -243,8 +243,9 @@ class Control:
     def deployment_of(self, name: str) -> str:
         """Return ``name`` if it is a deployment, or the name of the only target if it is an endpoint.
 
-        Raise NotFound, or BadRequest for an endpoint with several targets. If the registry does not answer,
-        return ``name``, because the autoscaler may still know a deployment of that name.
+        Raise NotFound if ``name`` is neither. Raise BadRequest for an endpoint that does not have exactly one
+        target. If the registry does not answer, return ``name``, because the autoscaler may still know a
+        deployment of that name.
         """
         try:
             return self._deployment_of(name)
@@ -272,7 +273,10 @@ class Control:
 
 
 def control() -> Control:
-    """Return the control plane that the settings name. Raise Unreachable without a credential."""
+    """Return the control plane at the addresses in the settings.
+
+    Raise Unreachable if the settings have neither an API key nor a service token.
+    """
     found = settings()
     if not token_of(found):
         raise no_stack(found)
@@ -280,7 +284,11 @@ def control() -> Control:
 
 
 def no_stack(found: Settings) -> Unreachable:
-    """Return the error for a command that finds no stack by folder, environment or context."""
+    """Return the error for a command that has no credential.
+
+    The message names the reason. Either there is no key for the gateway in TIDEGATE_GATEWAY_URL, or no stack
+    was started in TIDEGATE_STATE_DIR, or no stack was found.
+    """
     if os.environ.get("TIDEGATE_GATEWAY_URL"):
         return Unreachable(
             f"No key for {found.gateway_url}. Set TIDEGATE_API_KEY, or use a context with a key."
@@ -342,7 +350,7 @@ def _trust(made: Settings) -> None:
 
 
 def unreachable(name: str, url: str) -> Unreachable:
-    """Return the error for a service that does not answer, with the next step."""
+    """Return the error for a service that does not answer. The message says what the user can do."""
     if urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}:
         advice = "See what runs: tidegate status. Start the stack: tidegate up."
     else:

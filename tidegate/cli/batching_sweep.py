@@ -145,9 +145,10 @@ class BatchingSweep:
         self._steps.change(row, "done", f"{number}: {_in_words(mine, self._plan.latency_ms)}")
 
     def _batch_since(self, before: calls.Calls | None) -> float | None:
-        """Return the mean batch size since ``before`` was read.
+        """Return the mean batch size of the calls since ``before`` was read.
 
-        If the replica has no counters, return the mean of the latest calls that its worker reports.
+        If the replica has no counters, return the mean batch size that its worker reports for the latest
+        calls. If there is no such report either, return None.
         """
         now = calls.read(self._temporary.replica) if before else None
         if before and now:

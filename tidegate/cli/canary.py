@@ -42,7 +42,7 @@ def rollout(
         typer.Option(
             metavar="NAME",
             help="Also judge this metric of the feedback, such as score. With --ab, repeatable: NAME, "
-            "NAME=LABEL, errors or latency. Add :up, :down or a smallest lift (:5%) if needed.",
+            "NAME=LABEL, errors or latency. You can add :up or :down, and a smallest lift (:5%).",
         ),
     ] = None,
     direction: Annotated[

@@ -110,7 +110,11 @@ def _whole_prompt(prompt: str | None) -> str | None:
 
 
 def _has_input() -> bool:
-    """Return True if stdin is a pipe or a file. Other kinds of stdin, as in cron, are not read."""
+    """Return True if stdin is a pipe or a file.
+
+    If the command line has a message, other kinds of stdin are not read. Such a stdin, as in cron, may have
+    no input.
+    """
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError):

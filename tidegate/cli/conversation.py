@@ -27,7 +27,10 @@ class Turn:
 
     @property
     def tokens(self) -> int:
-        """Return the answer's number of tokens. If the engine reports none, count each event as one token."""
+        """Return the answer's number of tokens.
+
+        If the engine does not report this number, return the number of events with text.
+        """
         usage = self.result.usage
         return usage.completion_tokens if usage else self.pieces
 

@@ -1,4 +1,8 @@
-"""Draw a cost report as an SVG. An item's bar shows the costs of busy, idle and other time."""
+"""Draw a cost report as an SVG, with one bar for each item of the report.
+
+An item is, for example, a Deployment or a key. The parts of its bar are the costs of its busy, idle and other
+time.
+"""
 
 from __future__ import annotations
 

@@ -90,7 +90,10 @@ def costs(
 
 
 def _add_names(plane: Control, found: Mapping[str, Any]) -> None:
-    """Add each key's name to its item; "" if the name is unknown, or the user may not list keys."""
+    """Add to each item of the report the name of its key.
+
+    The name is "" if the key is unknown, or if the user may not list keys.
+    """
     try:
         names = {each["id"]: each["name"] for each in plane.registry.items("/v1/keys", all="true")}
     except TidegateError:
@@ -195,7 +198,7 @@ def _show_replayed(results: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _show_outlook(found: Mapping[str, Any]) -> None:
-    """Print the forecast, the cost of idle time, and the budgets."""
+    """Print the forecast of this month's cost, the cost of idle time, and the budgets."""
     currency, month = found["currency"], found["month"]
     if found["problem"]:
         output.say(found["problem"], style="red")

@@ -277,7 +277,7 @@ def deploy(
         Path | None,
         typer.Option(
             metavar="FILE.npz",
-            help="The model's inputs by name, and perhaps `labels`, to measure the loss.",
+            help="The model's inputs by name, and perhaps `labels`, to measure how much accuracy int8 loses.",
             rich_help_panel=_SMALLER,
         ),
     ] = None,

@@ -16,7 +16,9 @@ def diagnose(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One endpoint; default: all.")] = None,
     window: Annotated[str, typer.Option(metavar="TIME", help="The recent period to examine.")] = "15m",
     past: Annotated[str, typer.Option(metavar="TIME", help="The earlier period to compare with.")] = "1d",
-    days: Annotated[int, typer.Option(min=1, max=14, help="Full days to compare with earlier days.")] = 7,
+    days: Annotated[
+        int, typer.Option(min=1, max=14, help="Number of recent full days to compare with earlier days.")
+    ] = 7,
     json: Json = False,
 ) -> None:
     """Find problems: slow answers, falling adoption, high cost, inconsistent times, errors under load.

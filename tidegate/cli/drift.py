@@ -34,11 +34,11 @@ def drift(
     ] = None,
     rows: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.jsonl", help="Write the kept raw rows to a file (`deploy --keep-rows`)."),
+        typer.Option(metavar="FILE.jsonl", help="Write to a file the rows that `deploy --keep-rows` kept."),
     ] = None,
     plot: Annotated[
         str | None,
-        typer.Option(metavar="FILE.svg", help="Draw the scores over time, and the columns that moved most."),
+        typer.Option(metavar="FILE.svg", help="Draw the scores over time, and columns that drifted most."),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -18,8 +18,8 @@ CONTROL = "control"
 def chosen(found: Settings, profile: str, record: StackRecord) -> Settings:
     """Return the settings for a start with ``profile``, and store the profile in tidegate.env.
 
-    If the stack already runs with this profile, change nothing. Raise UsageError for an unknown profile, and
-    StackFailed if the stack runs with another profile.
+    Raise UsageError for an unknown profile. If the stack already runs with another profile, raise
+    StackFailed. If it already runs with this profile, store nothing and return ``found``.
     """
     from tidegate.kernel.settings import file
 

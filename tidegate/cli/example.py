@@ -127,7 +127,7 @@ class Example:
 
         self.steps.change("infer", "starting")
         held_out = np.load(self.folder / "heldout.npz", allow_pickle=False)
-        # The image is random, so the example also shows the model's mistakes.
+        # The example must not hide the model's mistakes, so the image is chosen at random.
         number = random.randrange(len(held_out["image"]))
         image = held_out["image"][number : number + 1]
         with Client(self.settings.gateway_url, api_key=token_of(self.settings) or None) as client:

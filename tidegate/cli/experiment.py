@@ -43,11 +43,11 @@ def experiment(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show an experiment: each version's outcomes, the differences, and how many more outcomes are needed.
+    """Show an experiment: the outcomes, the differences, and the outcomes that are still needed.
 
-    You may read the report at any time and as often as you like: this does not make its intervals wrong.
-    `tidegate rollout NAME --to VERSION --ab` starts an experiment. Example: tidegate experiment digits
-    --winner v2
+    The last number states how many more outcomes would make the present difference significant. You may read
+    the report at any time and as often as you like: its intervals stay valid. `tidegate rollout NAME --to
+    VERSION --ab` starts an experiment. Example: tidegate experiment digits --winner v2
     """
     if sum((stop, winner is not None, wait)) > 1 or (csv and json):
         raise UsageError("Use only one of --stop, --winner and --wait, and one of --csv and --json.")
@@ -104,7 +104,12 @@ def options_of(
 
 
 def metric_of(text: str) -> Doc:
-    """Parse a metric, written ``NAME[=LABEL][:up|down][:LIFT]``. Raise UsageError for other texts."""
+    """Parse a metric, written ``NAME[=LABEL][:up|down][:LIFT]``. Raise UsageError for other texts.
+
+    With ``LABEL``, the metric is the share of reported labels that equal ``LABEL``. ``up`` or ``down``: the
+    better direction. ``LIFT``: the smallest difference worth finding, as a fraction or a percentage of the
+    control's value.
+    """
     head, *parts = text.split(":")
     name, equals, label = head.partition("=")
     metric: Doc = {"name": name}
@@ -285,7 +290,7 @@ def _needs(compared: Mapping[str, Any]) -> str:
         return ""
     small = compared["needed_for_min_lift"]
     if compared["needed"] is None:
-        return "" if small is None else f"{small} to detect the smallest lift"
+        return "" if small is None else f"{small} more outcomes to detect the smallest lift"
     return f"{compared['needed']} more outcomes"
 
 

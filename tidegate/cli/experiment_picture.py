@@ -9,8 +9,8 @@ from typing import Any
 from tidegate.cli.canary_picture import BASE, CANARY, FAINT, GAP, INK, LEFT, PANEL, TOP, WIDTH, page
 
 _COLOURS = (CANARY, BASE, "#edae49", "#66a182", "#8d6a9f")
-# The vertical axis ends at most at this multiple of the largest bound of the last intervals. The first
-# intervals are wider, so the picture cuts them off.
+# The largest value on the vertical axis is at most ``_ZOOM`` times the largest bound of the treatments' last
+# intervals. Earlier intervals can be wider. The picture cuts off what lies outside of the axis.
 _ZOOM = 3.0
 
 

@@ -53,10 +53,12 @@ def selected(intention: Fields, name: str | None) -> dict[str, list[dict[str, An
 
 
 def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) -> str:
-    """Return the selection as YAML for `tidegate apply`.
+    """Return the exported objects as YAML for `tidegate apply`.
 
-    Comments at the top list the versions that must be registered, and the numbers of replicas that `tidegate
-    scale` holds. `tidegate apply` ignores these comments.
+    Comments at the top list the versions that must be registered before `tidegate apply`. They also list the
+    Deployments that `tidegate scale` holds at a number of replicas. `tidegate apply` ignores these comments.
+
+    ``stated``: the exported objects by kind. ``held``: the Deployments as the registry stores them.
     """
     import yaml
 
@@ -114,9 +116,11 @@ def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[lis
 
 
 def _before_rollout(endpoint: Fields) -> Fields:
-    """Return an endpoint as it was before its running rollout, with the canary as ``rollout``.
+    """Return an endpoint for the export, with the targets that it had before its rollout.
 
-    If the rollout has ended, return the endpoint with its present targets and without the rollout.
+    If the rollout is running or paused, the field ``rollout`` contains only the canary and its options. If
+    the rollout has ended, the endpoint keeps its present targets, and ``rollout`` is None. An endpoint
+    without a rollout is returned unchanged.
     """
     rollout = endpoint.get("rollout")
     if rollout is None:

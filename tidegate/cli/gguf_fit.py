@@ -93,8 +93,9 @@ def candidates_of(path: Path, slots: int, context: int | None) -> list[Candidate
 def header_of(path: Path) -> gguf.GgufHeader:
     """Return the header of a GGUF file. Raise UsageError for a file that cannot be read as GGUF."""
     try:
-        # Read only the first HEADER_BYTES of the file, not all weights. The header is shorter, because the
-        # vocabulary in it has a few megabytes at most.
+        # The header is at the beginning of the file, and all weights follow it. So read only the first
+        # HEADER_BYTES. The header is shorter than that, because its largest part, the vocabulary, has a few
+        # megabytes at most.
         with path.open("rb") as file:
             return gguf.read(file.read(HEADER_BYTES))
     except (OSError, gguf.NotGguf) as problem:
@@ -104,7 +105,7 @@ def header_of(path: Path) -> gguf.GgufHeader:
 def lines(candidates: list[Candidate] | tuple[Candidate, ...], fit: Fit, memory: int) -> list[str]:
     """Return a table as lines: the memory that each file needs, and why it was chosen or not.
 
-    The last line states the memory of a replica.
+    The last line states ``memory``: the bytes that a replica may use, shown in MiB.
     """
     rows = [["FILE", "WEIGHTS", "KV CACHE", "IN ALL", "WHY"]]
     for each in candidates:

@@ -30,7 +30,10 @@ class Overview:
 
     @classmethod
     def look(cls) -> Overview:
-        """Read the state from every service."""
+        """Ask every service for its state, and return the overview.
+
+        If a service refuses the API key, do not read the lists.
+        """
         from tidegate import stack
 
         found = settings()
@@ -55,7 +58,7 @@ class Overview:
 
     @property
     def forbidden(self) -> bool:
-        """Return True if the API key in use has no right to use the control plane."""
+        """Return True if at least one service refused the API key."""
         return any(s["state"] == NOT_ALLOWED for s in self.services)
 
     def _ask(self, call: Callable[[], list[Doc]]) -> list[Doc] | None:
@@ -118,7 +121,7 @@ class Overview:
         return {**service, "url": f"{service['url']}, gRPC {grpc}"} if grpc else service
 
 
-# The value of ``cause`` in a status's list `ended` if only the model died. After this cause, the replica
+# An entry of the list `ended` in a Deployment's status has this ``cause`` if only the model died. Its replica
 # still runs.
 MODEL_DIED = "model died"
 REMEMBERED_S = 600.0

@@ -1,4 +1,4 @@
-"""History: ``audit`` lists changes by principal, ``usage`` lists requests by key."""
+"""History: ``audit`` lists who changed what, and ``usage`` counts the requests of each key."""
 
 from __future__ import annotations
 

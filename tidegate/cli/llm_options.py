@@ -13,8 +13,8 @@ from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.llm_packages import adapter_path
 from tidegate.cli.options import pairs
 
-# The default number of engine slots of a replica that calls an upstream. The number is high, because these
-# requests need no engine memory on this host.
+# The default number of engine slots of a replica that calls an upstream. The number is high, because requests
+# to an upstream need no engine memory on this host.
 UPSTREAM_SLOTS = 64
 _ONLY_UPSTREAM = (
     "upstream", "upstream_model", "credential", "requests_per_minute", "tokens_per_minute",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 REFRESH_S = 0.5
-# Seconds between two printed lines if stderr is not a terminal.
+# Seconds between two printed lines of progress if stderr is not a terminal.
 QUIET_S = 5.0
 
 

@@ -120,7 +120,7 @@ def _show_merged(found: Source, name: str, lines: int, after: float, *, follow: 
         try:
             _show_lines(found.read(name, since=before, until=until, lines=10_000))
         except (NotFound, Unavailable):
-            until = before  # read the same time span next time, because a restart can bring the logs back
+            until = before  # read this time span again later: a restarted stack can have the logs again
 
 
 def _show_request(found: Source, id_: str, *, json: bool) -> None:
@@ -152,8 +152,8 @@ def _show_lines(lines: list[dict[str, Any]]) -> None:
 
 
 def _write(text: str) -> None:
-    # A pipe gets the text unchanged. For a terminal, control characters are escaped, because they may come
-    # from a model or a caller.
+    # A pipe gets the text unchanged. For a terminal, control characters are escaped. They may come from a
+    # model or a caller, who could change the terminal with them.
     if sys.stdout.isatty():
         text = plain(text)
     sys.stdout.write(text + "\n")

@@ -226,7 +226,10 @@ def _everything(plane: Control, name: str) -> Removal:
 
 
 def confirm(warning: str) -> None:
-    """Ask the user to confirm an action that cannot be undone. If the answer is not yes, end the command."""
+    """Ask the user to confirm an action. If the answer is not yes, end the command.
+
+    ``warning``: what the action does. Raise UsageError if there is no terminal.
+    """
     if not sys.stdin.isatty():
         raise UsageError(f"{warning}. To confirm without a terminal, repeat the command with --yes.")
     if not typer.confirm(f"{warning}. Go on?", err=True):

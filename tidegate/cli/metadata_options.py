@@ -112,9 +112,9 @@ def stated(
 
 
 def merged(file: Path | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Merge the metadata of a file with the metadata of the options.
+    """Merge the metadata of a file with the metadata of the options. Options override the file.
 
-    In a dict such as the metrics, an option replaces only the value with its name.
+    A dict such as the metrics is merged by key: an option replaces only the value of the same key.
     """
     found = read_metadata(file) if file is not None else {}
     for name, value in options.items():

@@ -52,7 +52,7 @@ def described(address: str, credential: str | None) -> tuple[dict[str, Any], boo
     try:
         most = int(_get(f"{address}/config", secret)["max_batch_size"])
     except (OSError, ValueError, KeyError, TypeError):
-        most = 0  # only Triton has the path /config; for other servers, keep all axes
+        most = 0  # only Triton has the path /config; for other servers, keep the first axis of each shape
     try:
         signature = signature_of(model, most)
     except (KeyError, TypeError) as problem:

@@ -12,10 +12,11 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 
 def model_in(path: Path) -> Path | None:
-    """Return the ONNX file at ``path`` if it must be packed as a tar; otherwise None.
+    """Return the ONNX file that must be packed as a tar; None if there is none.
 
-    It must be packed if ``path`` is an ONNX file with external data. It must also be packed if ``path`` is a
-    folder with one ONNX file and no other kind of model.
+    If ``path`` is a file, this is ``path`` itself, if it is an ONNX file with external data. If ``path`` is a
+    folder, this is its only ONNX file. Return None for a folder with several ONNX files or another kind of
+    model.
     """
     if not path.is_dir():
         return path if path.suffix.lower() == ".onnx" and path.is_file() and external_files(path) else None
@@ -52,7 +53,8 @@ def _inside(model: Path, location: str) -> PurePosixPath:
             "onnx.save(model, path, save_as_external_data=True, location='weights.data')."
         ) from None
     if any(step.startswith(".") for step in path.parts):
-        # A downloaded model could name a private key in the user's home folder, so hidden files are refused.
+        # If the model is in the user's home folder, it could name a private key such as .ssh/id_ed25519 as
+        # its weights. The key would be uploaded, so hidden files are refused.
         raise UsageError(
             f"{model} names {location[:80]!r} as a file of weights, but hidden files are "
             "not uploaded. If it really has weights, save the model again with another location."

@@ -50,7 +50,7 @@ def parsed(text: str) -> datetime:
 
 
 def pairs(option: str, values: Sequence[str] | None) -> dict[str, str]:
-    """Parse ``K=V`` options as a dict. Raise UsageError for an option without ``=`` or a key."""
+    """Parse ``K=V`` options as a dict. Raise UsageError for an option without ``=`` or without a key."""
     found = {}
     for value in values or ():
         key, equals, rest = value.partition("=")
@@ -72,7 +72,10 @@ def numbers(option: str, values: Sequence[str] | None) -> dict[str, float]:
 
 
 def parse_sticky(text: str) -> dict[str, Any] | None:
-    """Parse the source of sticky keys. Return None for ``none``. Raise UsageError for an unknown source."""
+    """Parse the source of sticky keys: ``header:NAME``, ``parameter:NAME``, ``key`` or ``none``.
+
+    Return None for ``none``. Raise UsageError for other texts.
+    """
     if text == "none":
         return None
     by, _, name = text.partition(":")

@@ -103,7 +103,8 @@ def format_of(folder: Path) -> str:
 def pack(folder: Path, target: BinaryIO) -> None:
     """Write the folder as a deterministic tar.gz: sorted, without owners and times.
 
-    A link to a file is packed as that file. Raise UsageError for a link to a folder or an empty folder.
+    A link to a file is packed as that file. Raise UsageError if the folder is empty, or if it contains a link
+    to a folder.
     """
     members = list(_members(folder))
     if not members:

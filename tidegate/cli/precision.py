@@ -27,7 +27,7 @@ DEFAULT_LOSS = "0.5%"
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """The precision that a user wants, the largest loss to accept, and how to measure the loss."""
+    """The wanted precision, the largest loss of accuracy to accept, and how to measure the loss."""
 
     precision: str
     samples: Path | None
@@ -49,8 +49,8 @@ class Wish:
             raise UsageError(f"--measure {self.measure}: choose one of {', '.join(MEASURES)}.")
         if self.samples is None:
             raise UsageError(
-                "The loss must be measured. Add --samples data.npz, a file with the model's inputs by name. "
-                "Save it with np.savez('data.npz', NAME=array)."
+                "The loss of accuracy must be measured. Add --samples data.npz, a file with the model's "
+                "inputs by name. Save it with np.savez('data.npz', NAME=array)."
             )
         for file in (path, self.samples):
             if not file.is_file():
@@ -62,7 +62,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """The measurements of a study, and the recipe that was chosen.
+    """The measurements of a model and of its int8 recipes, and the recipe that was chosen.
 
     ``file``: the int8 model; None if the model stays fp32.
     """
@@ -144,9 +144,10 @@ def loss_of(text: str) -> float:
 
 @contextmanager
 def quantised(path: Path, wish: Wish, steps: Steps) -> Iterator[Quantised]:
-    """Study a model and yield the result. The result's file is deleted after the ``with`` block.
+    """Try the int8 recipes on a model, and yield the result.
 
-    Raise UsageError for a wrong option or file, and StudyFailed if the study fails.
+    ``Quantised.file`` is deleted after the ``with`` block. Raise UsageError for a wrong option or file, and
+    StudyFailed if the recipes cannot be measured.
     """
     from tidegate.cli.interrupts import interrupted_by_signals
     from tidegate.quantize.choice import choose
@@ -171,7 +172,10 @@ def quantised(path: Path, wish: Wish, steps: Steps) -> Iterator[Quantised]:
 
 
 def _runtime() -> Path:
-    """Return the folder that contains the models' Python environment. It works without a stack, too."""
+    """Return the folder that contains the models' Python environment.
+
+    If the stack in use cannot be found, take the folder from the settings in the environment.
+    """
     try:
         return api.settings().runtime_path
     except TidegateError:
@@ -239,10 +243,10 @@ def sibling_metadata(found: Quantised, parent: str, metadata: dict[str, Any]) ->
 def registered_smaller(
     control: Control, request: DeployRequest, wish: Wish, steps: Steps
 ) -> tuple[Doc, Quantised]:
-    """Study a model. Register it, and also its int8 version if the study chose one.
+    """Register a model, and also its int8 version if a measured recipe is good enough.
 
-    Return the version to serve, and the result of the study. If the study fails, register nothing. Raise
-    UsageError, StudyFailed, and the errors of registration.
+    Return the version to serve, and the measurements. The recipes are measured first. If that fails, register
+    nothing. Raise UsageError, StudyFailed, and the errors of registration.
     """
     from tidegate.cli.publish import registered
 

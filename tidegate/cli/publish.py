@@ -46,7 +46,7 @@ def publish(control: Control, request: DeployRequest, steps: Steps) -> Doc:
 
 
 def registered(control: Control, request: DeployRequest, steps: Steps) -> Doc:
-    """Check, upload and register; return the registry's Version."""
+    """Check, upload and register a file. Return the registry's Version."""
     precheck.check_here(request)
     bundle = read_bundle(request.signed) if request.signed is not None else None
     card = None if request.card is None else read_text(request.card)
@@ -203,7 +203,7 @@ def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[flo
 def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) -> Doc:
     """Wait until the endpoint serves the deployment. Return the deployment's status.
 
-    Raise ModelFailed with Triton's message, DeadlinePassed after ``timeout_s`` seconds, or Conflict if
+    Raise ModelFailed if the model does not load, DeadlinePassed after ``timeout_s`` seconds, and Conflict if
     another deploy has replaced the endpoint's targets.
     """
     path, endpoint = f"/v1/endpoints/{part(placed['endpoint']['name'])}", placed["endpoint"]["name"]
@@ -224,7 +224,7 @@ def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) 
 def wait_ready(control: Control, placed: Doc, timeout_s: float, steps: Steps) -> Doc:
     """Wait until a Deployment without traffic is ready. Return the Deployment's status.
 
-    Raise ModelFailed with Triton's message, or DeadlinePassed after ``timeout_s`` seconds.
+    Raise ModelFailed if the model does not load, and DeadlinePassed after ``timeout_s`` seconds.
     """
     return _wait(control, placed, lambda: {"previous": []}, lambda look: look, timeout_s, steps)
 
@@ -311,7 +311,10 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return the parsed content of a JSON file. Raise UsageError for a file that cannot be read."""
+    """Return the parsed content of a JSON file.
+
+    Raise UsageError if the file cannot be read, or if it is not JSON.
+    """
     import orjson
 
     try:

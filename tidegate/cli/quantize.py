@@ -1,4 +1,4 @@
-"""``tidegate quantize``: try int8 recipes on an ONNX model, and write the fastest one with a small loss."""
+"""``tidegate quantize``: make an int8 model from an ONNX model, and measure its loss of accuracy."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def quantize(
         typer.Option(help="int8, or auto: int8 only if it is also faster than the original."),
     ] = "int8",
     max_loss: Annotated[
-        str, typer.Option(metavar="LOSS", help="Largest loss to accept, such as 0.5% or 0.005.")
+        str, typer.Option(metavar="LOSS", help="Largest loss of accuracy to accept, such as 0.5% or 0.005.")
     ] = DEFAULT_LOSS,
     measure: Annotated[
         str | None,
         typer.Option(
             help="How to measure the loss: agreement (of classes), cosine or error (relative); default: "
-            "by the outputs."
+            "the measure that suits the outputs."
         ),
     ] = None,
     labels: Annotated[
@@ -55,7 +55,7 @@ def quantize(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make an ONNX model smaller and faster, and measure the loss on your samples.
+    """Make an ONNX model smaller and faster, and measure on your samples how much accuracy it loses.
 
     Each recipe is compared with the original: loss, noise, size, latency. Exit code 1: every recipe was
     refused, for example because its loss is above --max-loss. Then no file is written. Example: tidegate

@@ -81,7 +81,7 @@ def replay(
     ] = False,
     call_ms: Annotated[
         float | None,
-        typer.Option(help="Length of a model call; default: as measured.", rich_help_panel=_REPLICAS),
+        typer.Option(help="Milliseconds of a model call; default: as measured.", rich_help_panel=_REPLICAS),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Requests in one call.", rich_help_panel=_REPLICAS)

@@ -57,9 +57,10 @@ def retention(
     now: Annotated[bool, typer.Option("--now", help="Delete now, instead of within ten minutes.")] = False,
     json: Json = False,
 ) -> None:
-    """Show or set how many versions of a model are kept. Also show which versions are kept or deleted.
+    """Show or set how many versions of a model are kept. Also show which are kept or deleted.
 
-    Versions that are in use, have an alias or are the target of a rollback are always kept.
+    Some versions are always kept: the latest version, versions in use or with an alias, and the target of a
+    rollback.
 
     Example: `tidegate retention digits --keep-last 10 --max-age 90d --dry-run`
     """

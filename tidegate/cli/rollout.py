@@ -138,8 +138,10 @@ def _targets(plane: Control, name: str, wanted: Mapping[str, int]) -> list[Doc]:
 def chosen(endpoint: Doc, held: Sequence[Doc], wanted: Mapping[str, int]) -> list[Doc]:
     """Return the targets of an endpoint: a Deployment and a weight for each entry of ``wanted``.
 
-    ``wanted``: weights by version (``v2`` or ``2``) or by Deployment name. ``held``: all Deployments. For a
-    version, take the Deployment that the endpoint uses, else the one that ``deploy`` made, else the only one.
+    ``wanted``: weights by version (``v2`` or ``2``) or by Deployment name. ``held``: all Deployments.
+
+    If several Deployments run a version, prefer a Deployment that the endpoint uses. If it uses none of them,
+    prefer the Deployment that ``deploy`` created.
 
     Raise BadRequest if a version has no Deployment, or has several and none of them is preferred. Raise
     UsageError for two shares of one Deployment.

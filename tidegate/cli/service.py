@@ -69,8 +69,8 @@ def install(
     unit, left_out = described(user, name, run_as)
     for key in left_out:
         output.say(
-            f"{key} is left out of the unit, because every user can read it. "
-            f"To keep it: tidegate settings set {key}=...",
+            f"{key} is left out of the unit, because every user can read the unit. "
+            f"To keep the setting: tidegate settings set {key}=...",
             style="yellow",
         )
     if print_:
@@ -142,7 +142,10 @@ def status(user: UserWide = None, name: Name = "tidegate", json: Json = False) -
 
 @service.command(hidden=True)
 def run() -> None:
-    """Run the stack in the foreground, as the unit needs it. Notify systemd when the stack is ready."""
+    """Run the stack in the foreground, and notify systemd when the stack is ready.
+
+    The unit runs this command.
+    """
     source_checkout.require("service run")
     from tidegate import stack
     from tidegate.cli.own_stack import StackFailed, own

@@ -127,7 +127,10 @@ def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
 
 
 def still_trying(placed: Doc) -> str:
-    """Return a message after a failed load: Tidegate retries, and a command stops the retries."""
+    """Return the message after a failed load.
+
+    It says that Tidegate retries the load, and names the command that stops the retries.
+    """
     endpoint = placed.get("endpoint")
     if not endpoint:
         return f"Tidegate keeps trying. Stop it: tidegate delete {placed['deployment']['name']} --deployment"

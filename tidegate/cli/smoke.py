@@ -59,8 +59,11 @@ def checked(
 ) -> None:
     """Send the samples to a version, in a Deployment without other traffic.
 
-    Raise CheckFailed, ModelFailed or DeadlinePassed. After an error, Ctrl-C or SIGTERM, delete the Deployment
-    if it is new; otherwise restore its old options.
+    Raise CheckFailed if a sample fails or its answer is unexpected. Raise ModelFailed if the version does not
+    load, and DeadlinePassed if it is not ready after ``timeout_s`` seconds.
+
+    If the check ends by an error, Ctrl-C or SIGTERM, it undoes its change: a new Deployment is deleted, and
+    an existing one gets its old options again.
     """
     before = {
         each["name"]: each for each in control.registry.pages("/v1/deployments", model=version["model"])

@@ -30,7 +30,7 @@ def stages(
 ) -> None:
     """Show or set the stages of a model, and the requirements of each stage.
 
-    Setting stages requires the scope `admin`. Example: `tidegate stages digits --set stages.yaml`
+    To set stages, your key needs the scope `admin`. Example: `tidegate stages digits --set stages.yaml`
     """
     from tidegate.cli.metadata_options import read_metadata
 

@@ -86,7 +86,7 @@ class TemporaryDeployment:
         self._wait()
 
     def signature(self) -> Doc | None:
-        """Return the model's signature as its model server reports it, or None."""
+        """Return the signature that the model server reports; None if it reports none."""
         found: Doc | None = self.replica.get("signature")
         return found
 
@@ -111,7 +111,7 @@ class TemporaryDeployment:
         self._wait()
 
     def _wait(self) -> None:
-        """Wait until one new replica is ready, all others have ended, and calls reach it."""
+        """Wait until all earlier replicas have ended, and one new replica is ready and accepts calls."""
         began, wall = time.monotonic(), time.time()
         limit_s = (
             float(self._source.get("start_timeout_s", 120.0))

@@ -49,9 +49,10 @@ def top(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show the endpoints live: rate, times, errors, queue, replicas and their reason, drift, cost, alerts.
+    """Show the endpoints live: rate, times, errors, queue, replicas, drift, cost, alerts.
 
-    Rates and times are those of the last 30 s. q or Ctrl-C quits. Example: tidegate top --once --json
+    The column `why` gives the reason for the number of replicas. Rates and times are those of the last 30 s.
+    q or Ctrl-C quits. Example: tidegate top --once --json
     """
     router = control().router
     if plot is not None:

@@ -40,8 +40,9 @@ def traffic(
         str | None,
         typer.Option(
             metavar="POLICY",
-            help="Share of a target without a ready replica. wake: its requests wait, unless no replica can "
-            "start; others: the other targets get the share; fail: the target always keeps it.",
+            help="What happens to the share of a target without a ready replica. wake: the target's requests "
+            "wait, unless no replica can start; others: the other targets get the share; fail: the target "
+            "always keeps it.",
         ),
     ] = None,
     feedback: Annotated[
@@ -188,7 +189,9 @@ def rows(
     deployments: Mapping[str, Mapping[str, Any]],
     loads: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return every target with its share, the share that it gets now, and why the two differ.
+    """Return a row for each Deployment of an endpoint: its share, its present share, and a note.
+
+    The note says why the shares differ, or what happens to the requests if no replica is ready.
 
     ``entry``: the endpoint in the route table; empty if the route table does not have the endpoint yet.
     """

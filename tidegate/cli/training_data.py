@@ -135,7 +135,7 @@ def named(cells: Mapping[str, Sequence[Any]], rows: int, signature: Doc | None) 
 def _add_cells(columns: Columns, name: str, cells: Sequence[Any]) -> None:
     try:
         if name == PREDICTION and all(isinstance(each, str) and each.isdecimal() for each in cells):
-            raise ValueError  # A predicted class is a label, also if it is a number. Treat it as a text.
+            raise ValueError  # A class is a name, even if it looks like a number. Treat it as a text.
         numbers = [float("nan") if each in (None, "") else float(each) for each in cells]
     except (TypeError, ValueError):
         texts = [None if each is None else str(each) for each in cells]

@@ -24,8 +24,9 @@ def again(control: Control, version: Doc, options: Doc, samples: list[Doc]) -> D
 def wait_verified(control: Control, version: Doc, timeout_s: float, steps: Steps) -> Doc:
     """Wait for the end of a version's verification, and return the version.
 
-    Raise ModelFailed with Triton's message if the version is rejected, DeadlinePassed after ``timeout_s``.
-    A registry of an earlier release has no verification. In that case return the version unchanged.
+    Raise ModelFailed with Triton's message if the version is rejected. Raise DeadlinePassed if the
+    verification has not ended after ``timeout_s`` seconds. A registry of an earlier release has no
+    verification. In that case return the version unchanged.
     """
     until = time.monotonic() + timeout_s
     while True:

@@ -100,9 +100,10 @@ def load(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Register the version in a file of `tidegate save`. It gets the model's next number on this stack.
+    """Register the version that a file of `tidegate save` contains.
 
-    Nothing is served yet. To serve it: tidegate deploy NAME --version N
+    The version gets the model's next number on this stack. Nothing is served yet. To serve it: tidegate
+    deploy NAME --version N
 
     Example: tidegate load digits-3.tar --trusted keys/
     """

@@ -12,8 +12,8 @@ from tidegate.client.codec import Array, datatype_of, dtype_of
 def fit(name: str, value: Any, datatype: str | None) -> tuple[Array, str]:
     """Return ``value`` as an array of ``datatype``, and the datatype to send.
 
-    ``datatype``: the datatype that the model expects. If it is None, do not cast the value. Then send Python
-    floats as FP32, and all other values with their own datatype.
+    ``datatype``: the datatype that the model expects. If it is None, the value is not cast. Then the datatype
+    to send is FP32 for Python floats, and the value's own datatype for all other values.
 
     An array of integers or bools is cast if the datatype is numeric and can hold all its values. A float
     array is cast if numpy calls the cast safe. There is one exception: Python floats and float64 arrays

@@ -17,7 +17,7 @@ from tidegate.client.core import Core
 from tidegate.client.flow import Flow
 from tidegate.client.jobs import Document, document_of
 
-MOST_ITEMS = 1_000  # a page of a list has at most this many items
+MOST_ITEMS = 1_000  # the highest number of items in one page of a list
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,10 @@ class CatalogueFlows:
         return (yield from self.read(f"models/{_part(model)}/versions/{_part(version or 'latest')}", {}))
 
     def change(self, method: str, reference: str, what: str, body: Document | None) -> Flow[Document]:
-        """Call a route of the version that a reference names. Return the answer, or {} if it has no body.
+        """Send a request about a version. Return the answer, or {} if the answer has no body.
 
-        ``what``: the end of the URL path, such as ``/card``.
+        ``reference`` names the version, as in ``NAME@3``. ``what``: the end of the URL path, such as
+        ``/card``.
         """
         found = yield from self.version(reference)
         path = f"models/{_part(found['model'])}/versions/{found['number']}{what}"
@@ -197,7 +198,10 @@ class CatalogueCalls:
 
     @Call
     def set_retention(self, model: str, retention: Document | None) -> Flow[Document]:
-        """Set a model's retention, as in ``{"keep_last": 10}``; None keeps all. Return the model's policy."""
+        """Set a model's retention, and return the model's policy.
+
+        ``retention``: the rule, as in ``{"keep_last": 10}``. None: all versions are kept.
+        """
         path = f"models/{_part(model)}/policy"
         return self._catalogue.send("PATCH", path, {"retention": retention})
 
@@ -206,10 +210,16 @@ class CatalogueCalls:
         self, model: str, *, keep_last: int | None = None, max_age_days: float | None = None,
         sleeping: bool = False, dry_run: bool = True,
     ) -> Flow[list[Document]]:  # fmt: skip
-        """Return for each version whether it is kept.
+        """Return for each version whether the retention keeps it.
 
-        If ``dry_run`` is False, delete the versions that are not kept. ``keep_last`` and ``max_age_days`` are
-        limits. If neither is given, the model's own retention applies.
+        If ``dry_run`` is False, delete the versions that it does not keep.
+
+        ``keep_last``: the number of newest versions that are always kept. ``max_age_days``: only versions
+        that are older than this are deleted. If neither is given, the model's own retention applies, and
+        ``sleeping`` is ignored.
+
+        ``sleeping`` True: a Deployment that sleeps does not keep its version if no Endpoint names the
+        Deployment.
         """
         limits = {"keep_last": keep_last, "max_age_days": max_age_days, "sleeping": sleeping}
         given = keep_last is not None or max_age_days is not None
@@ -232,7 +242,7 @@ class CatalogueCalls:
 
     @Call
     def approve(self, reference: str, stage: str, *, comment: str = "") -> Flow[Document]:
-        """Approve a version for a stage. The approval counts for the owner of the client's key."""
+        """Approve a version for a stage. The owner of the client's key is recorded as the approver."""
         body = {"stage": stage, "comment": comment}
         return self._catalogue.change("POST", reference, "/approvals", body)
 

@@ -4,8 +4,9 @@ A body is a JSON head, followed by the raw bytes of the tensors. The bytes are i
 lists the tensors. The HTTP header ``Inference-Header-Content-Length`` is the length of the head. Pure: no
 I/O, no state.
 
-BYTES tensors are object arrays: inputs of ``bytes`` or ``str``, outputs of ``bytes``. numpy does not have
-BF16, so BF16 tensors are float32 arrays. Inputs are rounded to the nearest BF16, ties to even.
+BYTES tensors are object arrays. The elements of an input are ``bytes`` or ``str``, and the elements of an
+output are ``bytes``. numpy does not have BF16, so BF16 tensors are float32 arrays. Inputs are rounded to the
+nearest BF16, ties to even.
 """
 
 from __future__ import annotations

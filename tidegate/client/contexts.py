@@ -78,7 +78,10 @@ class Contexts:
         return Contexts("" if self.current == name else self.current, items)
 
     def name_for(self, state: Path) -> str:
-        """Return the name of a state folder's context. If there is no context, return an unused name."""
+        """Return the name of a state folder's context.
+
+        If this folder has no context yet, return a name that no context uses.
+        """
         for context in self.items.values():
             if context.state_dir == str(state):
                 return context.name
@@ -182,7 +185,7 @@ def find_own(
     The first of these that exists decides:
 
     - the context ``chosen``, or else the context that TIDEGATE_CONTEXT names
-    - the variable TIDEGATE_STATE_DIR: return None
+    - the variable TIDEGATE_STATE_DIR. Then return None, because the calling code reads this variable itself
     - the stack in the folder ``here``
     - only to stop a stack: the stack of the current context, if it is on this machine
     - the stack in ``source``, the folder of Tidegate's source code

@@ -31,7 +31,8 @@ Version = int | str | None
 class Core:
     """The flows of ``infer``, ``stream`` and other basic calls. Other modules' flows use this class.
 
-    A model's metadata is cached for a minute. After a rejected request, it is read again.
+    A model's metadata is cached for a minute. If a request fails because it does not fit the model, the
+    metadata is read again.
     """
 
     timeout_s: float
@@ -51,8 +52,8 @@ class Core:
     ) -> Flow[InferResult]:
         """Run one inference. If it fails and the model's inputs have changed, run it once more.
 
-        If the connection breaks, or after a 429 or 503, the request is also sent again. A request of a
-        sequence is not sent again after a broken connection.
+        The request is also sent again after a broken connection, and after a 429 or 503. But if it belongs to
+        a sequence, it is not sent again after a broken connection.
         """
         path = _path(model, version)
 

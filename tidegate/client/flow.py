@@ -1,7 +1,8 @@
 """The logic of calls, without I/O. So the blocking client and the asyncio client can share it.
 
 A flow is a generator. It yields :class:`Send`, :class:`Sleep` or :class:`Alone`, receives the outcome, and
-returns its result. If there is no answer, the driver throws :class:`~tidegate.client.errors.Unreachable` or
+returns its result. A client drives the flow: it runs each yielded step, and sends the outcome into the flow.
+If there is no answer, the client throws :class:`~tidegate.client.errors.Unreachable` or
 :class:`~tidegate.client.errors.DeadlinePassed` into the flow. ``Client`` and ``AsyncClient`` differ only in
 how they drive a flow.
 """

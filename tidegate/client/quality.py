@@ -1,6 +1,6 @@
 """Read the drift and the quality of versions through a gateway, for both clients.
 
-`docs/access.md` lists the scopes that the caller's key needs for these routes of the router.
+The calls use the router's API. `docs/access.md` lists the scopes that the caller's key needs for it.
 """
 
 from __future__ import annotations

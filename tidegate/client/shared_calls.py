@@ -102,8 +102,8 @@ class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls)
     ) -> Flow[list[Document]]:
         """Report many outcomes. ``items``: objects with the members of ``POST /v1/feedback``.
 
-        The items are sent in calls of 1,000. Return the ``index`` and the ``status`` of each item, and the
-        ``message`` of each refused item.
+        Each HTTP request contains at most 1,000 items. Return the ``index`` and the ``status`` of each item,
+        and the ``message`` of each refused item.
         """
         return self._feedback.many(items, timeout_s)
 

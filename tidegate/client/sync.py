@@ -136,12 +136,12 @@ class Client(SharedCalls, LlmCalls, UploadCalls):
     ) -> Generator[InferResult, None, None]:
         """Run a model that sends many answers to one request. Yield each answer as it arrives.
 
-        Language models are an example. A model that is not decoupled (a term of Triton) sends one answer.
+        Triton calls such a model decoupled. Language models are an example. Any other model sends one answer.
         ``timeout_s`` limits the wait for the first answer and for each next one. Closing the iterator cancels
         the request. Leaving the loop early closes the iterator.
 
-        BYTES inputs are text; FP16 and BF16 cannot be streamed. Errors are those of :meth:`infer`; they can
-        come after some answers.
+        The elements of a BYTES input must be text. FP16 and BF16 tensors cannot be streamed. Errors are those
+        of :meth:`infer`; they can come after some answers.
         """
         flow = self._core.stream(
             model,

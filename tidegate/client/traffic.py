@@ -1,6 +1,7 @@
 """Run rollouts, shadows and experiments through a gateway, for both clients.
 
-`docs/access.md` lists the scopes that the caller's key needs for these routes of the registry.
+The calls use the APIs of the registry and the router. `docs/access.md` lists the scopes that the caller's key
+needs for them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ To = int | str
 
 @dataclass(frozen=True, slots=True)
 class TrafficFlows:
-    """The calls that change an endpoint's traffic. Each returns a document of the registry or the router."""
+    """The flows that change or read an endpoint's traffic.
+
+    Each returns a document of the registry or the router.
+    """
 
     core: Core
 
@@ -40,7 +44,10 @@ class TrafficFlows:
         return (yield from self._change(endpoint, f"rollout/{what}", {}))
 
     def rollback(self, endpoint: str, version: int | None) -> Flow[Document]:
-        """Go back to an earlier version, or end the canary or the experiment."""
+        """Go back to an earlier version, or end what is in progress. Return the endpoint.
+
+        ``version``: the version to go back to. None: see :meth:`TrafficCalls.rollback`.
+        """
         body: Document = {} if version is None else {"version": version}
         return (yield from self._change(endpoint, "rollback", body))
 
@@ -195,7 +202,8 @@ class TrafficCalls:
         Return the endpoint.
 
         ``options``: ``rate`` (percent), ``max_per_s``, ``tolerance`` (a dict of ``rtol`` and ``atol``),
-        ``wake`` (True: copies may start a replica) and ``until`` (a time as text).
+        ``wake`` (True: copies may start a replica) and ``until`` (the time at which the shadow ends, as
+        text).
         """
         return self._traffic.start_shadow(endpoint, to, options)
 
@@ -222,7 +230,11 @@ class TrafficCalls:
 
     @Call
     def experiment(self, endpoint: str) -> Flow[Document]:
-        """Return an endpoint's ``experiment`` (None: never any), its ``metrics`` and a ``summary``."""
+        """Return an endpoint's ``experiment``, its ``metrics`` and a ``summary``.
+
+        ``experiment`` is None if the endpoint never had one. ``summary`` can be missing while the router has
+        no report on the experiment.
+        """
         return self._traffic.experiment(endpoint)
 
     @Call

@@ -95,8 +95,9 @@ class Uploading:
         """Send the bytes that the registry lacks, and wait until it has checked them. Return the upload.
 
         Retry after a lost connection, or if another process sends the same bytes. Raise the last error after
-        ``patience_s`` seconds without progress. Raise BadRequest if the registry got other bytes than were
-        announced. Raise other errors of the registry immediately.
+        ``patience_s`` seconds without progress. Raise BadRequest if the upload has failed, for example
+        because the bytes that arrived do not have the announced sha256. Raise other errors of the registry
+        immediately.
         """
         stored, pause, since = -1, FIRST_PAUSE_S, self.clock()
         while True:

@@ -1,6 +1,6 @@
 """Read and start the verification of versions through a gateway, for both clients.
 
-`docs/access.md` lists the scopes that the caller's key needs for these routes of the registry.
+The calls use the registry's API. `docs/access.md` lists the scopes that the caller's key needs for it.
 """
 
 from __future__ import annotations

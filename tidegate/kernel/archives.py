@@ -89,7 +89,8 @@ def reading() -> Iterator[None]:
 def members(path: Path) -> Iterator[tuple[Member, Opener]]:
     """Yield the members of an archive in the archive's order, each with a function that opens it.
 
-    Use this within :func:`reading`. Iterate to the end, because the data after a tar is checked last.
+    The calling code must run this within :func:`reading`. It must also iterate to the end, because the data
+    after a tar is checked last.
     """
     with path.open("rb") as file:
         magic = file.read(4)

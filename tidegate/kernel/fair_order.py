@@ -8,9 +8,9 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-# How many requests a caller that was idle may send in a burst before the requests of other callers go first.
-# With a larger number, bursts would delay other callers. With a smaller number, a caller's second request
-# would have to wait if it came soon after the first one.
+# A caller that was idle may send this many requests in a burst. After that, the requests of other callers go
+# first. With a larger number, bursts would delay other callers. With a smaller number, a caller's second
+# request would have to wait if it came soon after the first one.
 BURST = 8.0
 # The tags of some idle members no longer matter. Such tags are dropped when there are too many tags: more
 # than twice the number of members with work, plus this number.
@@ -68,7 +68,10 @@ class FairOrder(Generic[K]):
         return sorted(self._entries, key=self._tags.__getitem__)
 
     def charge(self, member: K, cost: float) -> None:
-        """Count served work of a member. ``cost``: the cost of the work divided by the member's weight."""
+        """Increase a member's tag by ``cost`` after work of this member was served.
+
+        ``cost``: the cost of the work divided by the member's weight.
+        """
         self._tags[member] = self._tags.get(member, self._clock) + cost
 
     def leave(self, member: K) -> None:

@@ -43,7 +43,10 @@ class LogFolder:
         raise NotFound(f"There is no log of {name!r}. {hint}")
 
     def read(self, logs: Iterable[str], *, since: float, until: float, lines: int) -> list[LogEntry]:
-        """Return the last ``lines`` lines of these logs from ``since`` to ``until``, in order of time."""
+        """Return the newest lines of these logs, at most ``lines`` lines, in order of time.
+
+        The times of all returned lines are after ``since``, and at most ``until``.
+        """
         found: list[LogEntry] = []
         for log in logs:
             # Files are chosen by their modification time, which may be later than the times of their lines.
@@ -53,7 +56,10 @@ class LogFolder:
         return found[-lines:] if lines else []
 
     def of_request(self, id_: str) -> list[LogEntry]:
-        """Return the lines of all logs about a request or job, in order of time."""
+        """Return the lines about a request or job from all logs, in order of time.
+
+        If there are more than ``MOST_OF_REQUEST`` lines, return the newest.
+        """
         ids, new, found = {id_}, {id_}, dict[tuple[str, int], LogEntry]()
         files = [*self.path.glob("*.log*")]
         # The log of a worker from a warm pool has two names. Use the replica's name, which users know.
@@ -153,7 +159,7 @@ def _first_time(data: bytes, *, whole: bool) -> float:
 
 
 def _lines_with(path: Path, ids: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file that contain one of these ids, with their positions."""
+    """Yield the byte offset and the text of each line of a file that contains one of ``ids``."""
     with (
         contextlib.suppress(OSError, ValueError),  # ValueError: the file is empty
         path.open("rb") as file,

@@ -146,7 +146,10 @@ def _is_of(status: bytes, uid: int) -> bool:
 
 
 def _locks(paths: Iterable[Path]) -> list[int]:
-    """Lock all of these files. If one of them is locked already, hold no lock and return an empty list."""
+    """Lock all of these files, and return their file descriptors.
+
+    If one of them is locked already, hold no lock and return an empty list.
+    """
     held: list[int] = []
     for path in paths:
         held.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -160,9 +163,10 @@ def _locks(paths: Iterable[Path]) -> list[int]:
 
 
 def _first() -> int:
-    """Return the first user id of a range for models.
+    """Return the first user id of the range to use for models.
 
-    This is the first range that lies completely in this process's user namespace.
+    The range is the first one of ``FIRST`` that lies completely in this process's user namespace. Raises
+    Unavailable if there is none.
     """
     spans = [tuple(map(int, line.split())) for line in (PROC / "self/uid_map").read_text().splitlines()]
     for first in FIRST:

@@ -32,7 +32,7 @@ class RepeatingTask:
         self._task = asyncio.create_task(self._run(after_s), name=self._name)
 
     def wake(self) -> None:
-        """End the pause. If the step is running now, it runs again immediately after this run."""
+        """End the pause between two runs. If the step runs now, it runs again immediately afterwards."""
         self._wake.set()
 
     async def stop(self) -> None:

@@ -73,7 +73,8 @@ class Database:
 
 def _opened(path: Path, schema: str, timeout_s: float) -> sqlite3.Connection:
     """Open a file, and check it if it is not too large. Raise DatabaseError if it is damaged."""
-    # Only the owner may read the file, because a Deployment's environment can contain secrets.
+    # Only the file's owner may read the file. It can contain a Deployment's environment, which can contain
+    # secrets.
     path.touch(mode=0o600)
     db = sqlite3.connect(path, timeout=timeout_s, check_same_thread=False)
     try:

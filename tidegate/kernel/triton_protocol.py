@@ -1,9 +1,9 @@
 """The protobuf messages of Triton's protocol, without the rest of its client library.
 
 The import of ``tritonclient.grpc`` adds 225 ms to a cold start, because its ``__init__`` imports numpy and
-more. Its generated modules alone take only 17 ms, but they import each other through the package. So this
-module puts an empty package with the same name and path into ``sys.modules`` while it imports the generated
-modules.
+more. The import of its generated modules alone takes only 17 ms. But these modules import each other from
+``tritonclient.grpc``, so Python would run its ``__init__``. To prevent this, this module puts an empty
+package with the same name and path into ``sys.modules`` during the import.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 Wanted = Literal["auto", "int8"]
 ORIGINAL = "fp32"
-# Recipes are treated as equally fast if their latencies are at most this factor above the lowest. Among them,
-# a recipe that is exact on every CPU is preferred. If several remain, the one with the smallest loss is
+# Recipes are treated as equally fast if their latencies are at most this many times the lowest latency. Among
+# them, a recipe that is exact on every CPU is preferred. If several remain, the one with the smallest loss is
 # chosen.
 SAME_MS = 1.05
 
@@ -35,7 +35,10 @@ class Measured:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Measured:
-        """Return the measurements in a row of the study's result."""
+        """Return the measurements of one recipe.
+
+        ``row``: the recipe's entry in the study's result.
+        """
         return cls(
             name=row["name"],
             ms=row.get("ms"),

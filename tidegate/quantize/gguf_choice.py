@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from tidegate.kernel.protocol.gguf import GgufHeader, context_of, kv_bytes_per_token, kv_tokens_of
 
-# The memory of an engine besides weights and KV cache: code, buffers, and the Python process in Triton.
+# The bytes of memory that an engine needs in addition to weights and KV cache. They are for code, buffers,
+# and the Python process in Triton.
 OVERHEAD = 256 * 2**20
 
 

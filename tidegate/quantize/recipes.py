@@ -29,7 +29,8 @@ import loss as comparing  # type: ignore[import-not-found]
 
 LABELS = ("truth", "labels", "label", "target", "y")
 MAX_ROWS, CALIBRATION_ROWS, BATCH = 4096, 256, 64
-# With fewer rows than this, the same rows are used to calibrate and to measure the loss.
+# If the samples have fewer rows than this, or fewer than two batches, the same rows are used to calibrate and
+# to measure the loss.
 FEW_ROWS = 32
 KEPT_ROWS, KEPT_BYTES = 16, 256 * 1024
 # Treat tensors of unknown type as FP32, which has the number 1 in ONNX.
@@ -58,9 +59,10 @@ class Recipe:
 def static(
     *, per_channel: bool, reduce_range: bool, unsigned: bool = False, only: tuple[str, ...] | None = None
 ) -> Callable[[Path, Path, Samples], None]:
-    """Return a function that quantises a model. It computes the value ranges from samples.
+    """Return a function that quantises a model with the help of samples.
 
-    ``only``: the operators to quantise; None for all that onnxruntime can quantise.
+    The returned function computes the ranges of activations from the samples. ``only``: the operators to
+    quantise; None for all that onnxruntime can quantise.
     """
 
     def make(source: Path, target: Path, samples: Samples) -> None:
@@ -129,7 +131,10 @@ RECIPES = (
 
 
 class Reader:
-    """Adapter that passes the samples to onnxruntime's calibration, one call at a time."""
+    """An adapter between the samples and onnxruntime's calibration.
+
+    The calibration gets the inputs of one model call at a time.
+    """
 
     def __init__(self, feeds: Iterator[Mapping[str, Any]]) -> None:
         self._feeds = feeds
@@ -196,7 +201,7 @@ def read_samples(path: Path, session: Any, label_name: str | None) -> Samples:
     inputs = {name: fitted(arrays[name][:MAX_ROWS], each) for name, each in expected.items()}
     if len({len(values) for values in inputs.values()}) != 1:
         raise Problem(
-            "The arrays of the samples have different numbers of rows. Give each input the same rows."
+            "The arrays of the samples have different numbers of rows. Give all arrays the same number."
         )
     rows = len(next(iter(inputs.values())))
     fixed = [each.shape[0] for each in expected.values() if each.shape and isinstance(each.shape[0], int)]
@@ -404,8 +409,8 @@ def total_size(model: Path) -> int:
 def judged(found: Any, expected: Any, samples: Samples, measure: Any, output: str) -> dict[str, Any]:
     """Compare a recipe's answers with the original's. Return likeness, loss, SQNR and accuracy.
 
-    SQNR: the ratio of the signal to the noise of quantisation, in decibels. The accuracy is None without
-    labels.
+    The likeness says how similar the answers are: 1.0 means equal. SQNR is the ratio of the signal to the
+    noise of quantisation, in decibels. The accuracy is None without labels.
     """
     likeness = comparing.likeness(measure, expected[output], found[output])
     accuracy, loss = None, 1.0 - likeness

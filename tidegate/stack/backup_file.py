@@ -100,7 +100,7 @@ class Writer:
         return True
 
     def add_open(self, name: str, file: IO[bytes]) -> None:
-        """Add an open file to the backup. Leave out data that is appended to it during the copy."""
+        """Add an open file to the backup. Leave out data that is appended to the file during the copy."""
         info = tarfile.TarInfo(name)
         info.size, info.mode, info.mtime = os.fstat(file.fileno()).st_size, 0o600, int(time.time())
         hashing = _Hashing(file)
@@ -192,7 +192,7 @@ def verified(place: Path) -> Manifest:
         shown = ", ".join(map(repr, wrong[:3]))
         raise BackupError(
             f"{place} is damaged: {len(wrong)} of {len(manifest.files)} files are missing or differ from "
-            f"their checksums ({shown}). Take another copy of the backup."
+            f"their checksums ({shown}). Use another copy of the backup."
         )
     return manifest
 

@@ -21,7 +21,11 @@ STEADY_S = 60.0
 
 
 def backoff_s(deaths: int) -> float:
-    """Return the seconds to wait before a restart. ``deaths``: the number of quick deaths in a row (>= 1)."""
+    """Return the seconds to wait before a restart.
+
+    ``deaths``: how many times in a row the child has died (at least 1). A run of more than ``STEADY_S``
+    seconds begins a new row.
+    """
     return BACKOFF_S[min(deaths, len(BACKOFF_S)) - 1]
 
 
@@ -29,7 +33,8 @@ def backoff_s(deaths: int) -> float:
 class ChildSupervisor:
     """The supervisor of one child.
 
-    When the child's state changes, it passes the changed fields of the child's record to ``report``.
+    When the child's state changes, the supervisor passes the changed fields of the child's record to
+    ``report``.
     """
 
     child: Child
@@ -90,7 +95,10 @@ class ChildSupervisor:
             await asyncio.sleep(POLL_S)
 
     def _must_be_ready(self) -> bool:
-        """Return True if the stack's start waits for this child."""
+        """Return True if the stack's start still waits for this child.
+
+        The start waits for each required child until the child was ready once.
+        """
         return not self.child.optional and not self.ready[self.child.name].is_set()
 
     async def _pause(self, code: int, lived_s: float) -> None:

@@ -23,7 +23,10 @@ def kind_of(url: str) -> str:
 
 
 def sqlite_path(url: str) -> Path:
-    """Return the path in an SQLite URL. A relative path follows three slashes, an absolute path four."""
+    """Return the path in an SQLite URL.
+
+    ``sqlite:///a.db`` has a relative path, and ``sqlite:////a.db`` has an absolute path.
+    """
     return Path(unquote(url.partition("://")[2].partition("?")[0].removeprefix("/"))).absolute()
 
 

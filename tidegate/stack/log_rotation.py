@@ -22,8 +22,8 @@ async def keep_short(state: Path) -> None:
 def shorten(folder: Path, limit_bytes: int) -> None:
     """Copy each log that is larger than ``limit_bytes`` to ``<name>.log.1``, and empty the log.
 
-    The log is not replaced by a new file, because the process that writes it keeps it open. Skip
-    ``ROTATED_BY_ITS_WRITER``.
+    The log is not replaced by a new file, because the process that writes it keeps it open. Skip the log
+    ``ROTATED_BY_ITS_WRITER``, because the process that writes it also rotates it.
     """
     for log in folder.glob("*.log"):
         if log.name == ROTATED_BY_ITS_WRITER:

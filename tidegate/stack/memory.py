@@ -19,8 +19,8 @@ _FIELD = re.compile(r"^(Pss|Rss):\s+(\d+) kB", re.MULTILINE)
 class PartMemory:
     """The memory of a part of the stack, in bytes.
 
-    Several processes can share a page of memory. ``pss``: such a page is divided among the processes, so the
-    sum over all parts is exact. ``rss``: such a page is counted in full for each process.
+    Several processes can share a page of memory. ``pss`` divides the size of such a page among the processes,
+    so the sum over all parts is exact. ``rss`` counts the full size of the page for each process.
     """
 
     name: str

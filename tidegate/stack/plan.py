@@ -102,7 +102,10 @@ def _control(settings: Settings, env: Mapping[str, str], needed: tuple[str, ...]
 
 
 def _monitoring(settings: Settings, env: Mapping[str, str]) -> tuple[Child, ...]:
-    """Return Prometheus if the settings enable it. Raise MissingPart if it is required but missing."""
+    """Return the process of Prometheus; empty if Prometheus is switched off or not installed.
+
+    Raise MissingPart if the settings require Prometheus and it is not installed.
+    """
     program = prometheus.installed() if settings.monitoring != "off" else None
     if program is None:
         if settings.monitoring == "on":

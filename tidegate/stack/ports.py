@@ -71,7 +71,7 @@ def _complaint(port: Port) -> str | None:
 
 
 def _holder(number: int) -> str:
-    import psutil  # imported here, because the stack's packages include psutil, but the client's do not
+    import psutil  # imported here, because a client without psutil must be able to import this module
 
     listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
     pid = next((c.pid for c in listening if c.laddr and c.laddr.port == number), None)

@@ -42,7 +42,10 @@ class Process:
         return {}
 
     def send(self, number: signal.Signals, *, group: bool = False) -> None:
-        """Send a signal to the process, or to its group if it leads one. Ignore a process that has ended."""
+        """Send a signal to the process. Ignore a process that has ended.
+
+        ``group``: True to send the signal to the whole process group if the process leads one.
+        """
         if not self.alive():
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):

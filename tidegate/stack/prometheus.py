@@ -33,8 +33,8 @@ RECORDING, ALERTS = _FOLDER / "rules.yml", _FOLDER / "alerts.yml"
 # start with our file of alerts, so they do not get it.
 ALERTS_SINCE = (2, 42)
 SERVICES = ("gateway", "registry", "router", "autoscaler")
-# Used instead of a password hash if no hash can be computed. Prometheus refuses to start with this value, so
-# it never runs without a password.
+# This value is used instead of a password hash if no hash can be computed. Prometheus refuses to start with
+# this value, so it never runs without a password.
 _NO_HASH = "!"
 VERSION_LIMIT_S = 10.0
 # A query can read at most this many samples, of 16 bytes each. Prometheus's default is 50 million.

@@ -72,7 +72,10 @@ class RunFolder:
         fresh.replace(self.path / "stack.json")
 
     def hold(self, name: str) -> bool:
-        """Take a lock until this process ends. Return False if another process has the lock."""
+        """Take the lock ``name`` and keep it until this process ends.
+
+        Return False if another process has the lock.
+        """
         lock = os.open(self.path / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

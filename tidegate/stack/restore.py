@@ -28,7 +28,7 @@ _DATA = ("data", "secrets", "token", "webhook-secret", "metrics")
 
 
 def restore(settings: Settings, place: Path, *, force: bool = False, on_step: OnStep = ignore) -> Manifest:
-    """Write a backup into the state folder, the database and the stores of these settings.
+    """Restore a backup to the state folder, the database and the stores that ``settings`` names.
 
     Raise BackupError if the backup is damaged. Without ``force``, also raise BackupError if the stack runs or
     if the restore would replace data. With ``force``, stop a running stack, move existing files aside, and

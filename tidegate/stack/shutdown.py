@@ -26,7 +26,7 @@ def stop_children(
 ) -> None:
     """Stop the children by ascending ``stop_order``. Then end the stack's other processes.
 
-    Each child gets its own grace time. After it, the child is killed.
+    Each child gets its own grace time. A child that still runs after its grace time is killed.
     """
     for child in sorted(children, key=lambda c: c.stop_order):
         process = running.get(child.name)

@@ -174,7 +174,8 @@ def _supervisor(children: Sequence[Child]) -> Child:
     return Child(
         name="supervisor",
         argv=(sys.executable, "-P", "-m", "tidegate.stack"),
-        # Use the children's environment, so that the supervisor has the same resolved settings.
+        # All services have the same environment. The supervisor also gets it, and so has the same resolved
+        # settings.
         env=next(child for child in children if child.name == "migrate").env,
         probe=None,
         stop_order=0,
@@ -186,7 +187,8 @@ def _wait(
 ) -> StackRecord:
     """Wait until the stack runs and its required children are ready. Return the stack's record.
 
-    Raise ChildFailed if the supervisor ends before that, or after ``LIMIT_S`` seconds.
+    Raise ChildFailed if the supervisor ends before the stack is ready. Also raise ChildFailed if the stack is
+    not ready after ``LIMIT_S`` seconds.
     """
     end = time.monotonic() + LIMIT_S
     while True:

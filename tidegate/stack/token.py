@@ -37,14 +37,15 @@ def write_metrics_token(state: Path, service_token: str, mode: int = 0o600) -> P
 def main() -> None:
     """Write the tokens to the state folder: ``python -m tidegate.stack.token [--share-metrics]``.
 
-    An existing service token is kept. With ``--share-metrics``, every user can read the metrics token, so
-    that a Prometheus in a container can mount it as a volume.
+    A new service token is written only if neither the environment nor the folder has one. With
+    ``--share-metrics``, every user can read the metrics token, so that a Prometheus in a container can mount
+    it as a volume.
     """
     from tidegate.kernel.settings.base import Settings
 
     settings = Settings()
     settings.state_path.mkdir(parents=True, exist_ok=True)
-    # A token in the environment replaces the token in the file.
+    # If the environment has a token, use it instead of the token in the file.
     stated = os.environ.get("TIDEGATE_SERVICE_TOKEN", "")
     service_token = stated or ensure(settings.state_path).read_text().strip()
     shared = "--share-metrics" in sys.argv[1:]

@@ -31,7 +31,7 @@ ExecStop={down}
 Restart=on-failure
 RestartSec=5
 TimeoutStartSec={start_limit}
-# First callers get their responses, then jobs and replicas end, then the servers.
+# First, callers get their responses, then jobs and replicas end, then the servers.
 TimeoutStopSec={stop_limit}
 # `down` ends everything in order. systemd then kills the rest.
 KillMode=mixed

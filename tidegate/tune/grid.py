@@ -46,9 +46,10 @@ def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
 def settings(batches: Iterable[int], windows_ms: Iterable[float], rows: int) -> list[BatchSetting]:
     """Return the settings to measure.
 
-    ``windows_ms``: the times to try for which a call waits for more rows. ``rows``: the rows of one request.
-    Settings with a wait of 0 come first, in case the time for the measurement runs out. If one request fills
-    a batch, a call never waits for more rows. So this batch size is tried only with a wait of 0.
+    ``windows_ms``: the waits to try. A wait is the time for which a call waits for more rows. ``rows``: the
+    rows of one request. Settings with a wait of 0 come first, in case the time for the measurement runs out.
+    If one request fills a batch, a call never waits for more rows. So this batch size is tried only with a
+    wait of 0.
     """
     found = {
         BatchSetting(window_ms if batch > rows else 0.0, batch)

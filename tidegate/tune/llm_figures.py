@@ -62,8 +62,8 @@ class Spread:
 class LlmFigures:
     """The result of a load that took ``seconds``.
 
-    ``first_token`` and ``between_tokens`` include requests that the end of the load cut off. ``whole``
-    includes only complete answers.
+    ``first_token`` and ``between_tokens`` also include requests that were incomplete when the load ended.
+    ``whole`` includes only complete answers.
     """
 
     seconds: float

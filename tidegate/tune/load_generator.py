@@ -68,7 +68,7 @@ class LoadCounters:
     latencies: list[float] = field(default_factory=list)
 
     def note(self, status: int, latency_s: float, body: bytes) -> None:
-        """Count a response: an error while ``open`` is True, a correct one while ``counts`` is True."""
+        """Count an error while ``open`` is True, or a correct response while ``counts`` is True."""
         if status != 200 and self.open:
             self.fail(_error_of(body), status)
         elif status == 200 and self.counts:

@@ -15,7 +15,8 @@ from tidegate.client.errors import BadAnswer
 from tidegate.kernel.errors import BadRequest
 from tidegate.tune.load_generator import CONNECT_TIMEOUT_S, LINGER_S, LoadPlan, LoadResult
 
-# How many seconds the child process has to start. This is long, because the model keeps the machine busy.
+# The most seconds that the child process may take to start. This is long, because the model keeps the machine
+# busy.
 START_LIMIT_S = 20.0
 
 

@@ -36,7 +36,7 @@ class EventConsumer:
         await self._connection.stop()
 
     async def _setup(self, channel: Channel) -> None:
-        # Each connection uses a new queue name, because the queue of the previous one may still exist.
+        # Each connection uses a new queue name, because the queue of the previous connection may still exist.
         queue = events_queue("autoscaler", new_request_id())
         await channel.declare(EVENTS)
         await channel.declare(queue)

@@ -44,7 +44,8 @@ WARM_WORKERS = Gauge(
 )
 WARM_GIVEN = Counter(
     "tidegate_autoscaler_warm_given_total",
-    "Replicas that were requested from the warm pool, by outcome: given, not taken, none waits (no worker).",
+    "Replicas that were requested from the warm pool, by outcome: given, not taken, none waits "
+    "(no worker of the pool was idle).",
     ["flavour", "outcome"],
 )
 VERIFICATIONS = Counter(
@@ -60,7 +61,8 @@ REPLICA_SECONDS = Counter(
 )
 COST = Counter(
     "tidegate_autoscaler_cost_total",
-    "Cost of the replicas' time, by part, and of a provider's tokens, in the price list's currency.",
+    "Cost of the replicas' time, by part, in the price list's currency. "
+    "The part `tokens` is the cost of a provider's tokens.",
     ["deployment", "part"],
 )
 OVER_BUDGET = Gauge(

@@ -1,6 +1,7 @@
 """Read the settings that a new worker would have.
 
-A separate process runs the module that reports a worker's settings. It gets a worker's environment variables.
+The autoscaler starts the module :mod:`services.worker.settings_report` in a new process, with the environment
+variables of a worker. This module reports the settings.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ LIMIT_S = 20.0
 
 
 async def read_worker_settings(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return the worker's report on its settings. Raise Unavailable if the worker sends none."""
+    """Return the settings that a worker with this ``environment`` has.
+
+    Raise Unavailable if the settings are not reported.
+    """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "services.worker.settings_report"),
         env=dict(environment),

@@ -41,5 +41,5 @@ async def read_logs(
 
 @router.get("/requests/{id}/logs")
 async def read_request(id: str, logs: LogReaderDep) -> dict[str, list[dict[str, Any]]]:
-    """Return the log lines of this machine's services about a request or job, in order of time."""
+    """Return the log lines on this machine that are about a request or job, in order of time."""
     return {"items": await logs.of_request(id)}

@@ -88,7 +88,7 @@ class ReplayRequest(_Body):
     service: ReplicaOptions = ReplicaOptions()
     start_at: float | None = Field(
         None,
-        description="Start of the replay in seconds since the epoch, for schedules. "
+        description="Start of the replay in seconds since the epoch. Schedules apply as at this time. "
         "Default: the start of a recording, otherwise the last midnight (UTC).",
     )
     seed: int = 0

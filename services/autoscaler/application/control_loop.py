@@ -112,7 +112,8 @@ class ControlLoop:
     def hint(self, deployment: str) -> None:
         """Record that a demand event for ``deployment`` has arrived.
 
-        For a while, the event counts as one request for the Deployment.
+        A gateway publishes this event so that a replica starts. For a while, the event counts as one request
+        for the Deployment.
         """
         self._hints[deployment] = self._clock()
         self.wake()
@@ -281,7 +282,8 @@ class ControlLoop:
                         await self._parts.store.forget_replica(action.replica)
 
     async def _launch(self, action: Launch) -> None:
-        # The generation is stored before the start, so that no name is used twice, even after a crash.
+        # A replica's name contains its generation. The generation is stored before the start, so that no name
+        # is used twice, even after a crash.
         self._parts.decisions.save_generation(action.deployment.name, action.slot, action.generation)
         self._causes[action.replica] = action.cause
         self._parts.grants.launching(action.replica, action.version.artifact_sha256)

@@ -159,7 +159,7 @@ class CostLedger:
             self.over_budget = {name: used.words for name, used in self._used.items()}
             metrics.show_budgets(self._limited(), self.over_budget)
             # An error of the store does no harm here: old reports expire by themselves, and the next booking
-            # publishes the facts.
+            # publishes the cost facts for the gateways.
             with contextlib.suppress(StoreUnavailable):
                 await self._store.forget_times(closed)
                 await self._store.publish_cost_facts(self._facts())
@@ -191,7 +191,7 @@ class CostLedger:
     def _budgets(self, deployment: str | None) -> list[dict[str, Any]]:
         """Return the budgets of a Deployment, or of all Deployments if ``deployment`` is None.
 
-        For all Deployments, leave out the Deployments of reserved replicas, because they use another
+        If ``deployment`` is None, the Deployments of reserved replicas are left out, because they use another
         Deployment's budget.
         """
         names = self._limited().keys() - self._holders.keys() if deployment is None else {deployment}
@@ -227,7 +227,7 @@ class CostLedger:
         return spendings(limited, days, months, self._holders)
 
     def _facts(self) -> CostFacts:
-        """Return the facts for gateways: rates, token prices, and Deployments with a used-up budget."""
+        """Return the facts for gateways: cost rates, token prices, and Deployments with a used-up budget."""
         prices = self.prices.current()
         found = {}
         for name, deployment in self._deployments.items():

@@ -149,8 +149,8 @@ class Operations:
             raise NotFound(f"There is no host {host}.")
         await self.loop.cordon(host)
         drained = []
-        # All replicas run on the present host. Another name can only be an earlier name of this host, so no
-        # replica is drained for it.
+        # All replicas run under the present name of this host. Another name can only be an earlier name of
+        # this host. No replica runs under an earlier name, so none is drained.
         for each in self.replicas() if drain and host == self.loop.host else []:
             if each["alive"] and each["state"] != "draining":
                 with contextlib.suppress(NotFound):  # the replica ended meanwhile
@@ -166,7 +166,7 @@ class Operations:
         await self.loop.uncordon(host)
 
     def hosts(self) -> list[dict[str, Any]]:
-        """Return this host with its resources and number of replicas, and the other cordoned hosts."""
+        """Return this host with its resources and number of replicas, and each other host with a cordon."""
         cordoned = self.loop.cordoned
         here = sum(1 for each in self.replicas() if each["alive"])
         names = dict.fromkeys([self.loop.host, *sorted(cordoned)])

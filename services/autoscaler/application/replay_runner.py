@@ -76,7 +76,7 @@ class ReplayRunner:
         return {"kind": "recorded", "by_second": found, "since": since, "seconds": until - since}, since
 
     async def _earlier(self, name: str, arrivals: dict[str, Any]) -> dict[str, int]:
-        """Return the arrivals of each minute in the four weeks before the replay, for forecasts.
+        """Return the arrivals of each minute in the four weeks before the replayed period, for forecasts.
 
         The result is empty if the replay does not use recorded arrivals.
         """

@@ -243,8 +243,9 @@ class Verifier:
 
     async def _act(self, found: ScratchPlan) -> None:
         settled = {(each.model, each.number) for each in found.settle}
-        # If a version has no result yet, mark its replicas to kill as ending before the registry is called.
-        # If the call fails, the next check does not count the outcomes of these replicas again.
+        # `found.kill` has the replicas to kill. If a replica's version has no result yet, the replica is
+        # marked as ending now, before the registry is called. If the call fails, the next check does not
+        # count the outcome of this replica again.
         for replica, cause in found.kill:
             if self._version_of(replica) not in settled and not self._is_kept(replica, self._clock()):
                 self._ending.setdefault(replica, cause)

@@ -59,7 +59,7 @@ PERIOD_S = 1.0
 VERIFIED = " verified"  # a key of `_offered`, for scratch replicas; the other keys are names of pools
 OFFER_S = 2.0  # a round waits at most this many seconds for a worker, which normally needs milliseconds
 CLAIM_POLL_S = 0.005
-REFILL_AFTER_S = 3.0  # pause before the next start of a worker, so that the new replica can load its model
+REFILL_AFTER_S = 3.0  # pause after a worker became a replica: its model loads before a new worker starts
 PAUSE_S = 30.0  # pause of a pool after a failed offer or start
 
 
@@ -269,7 +269,7 @@ class WarmPool:
         return True
 
     async def _take_verified(self, assignment: Assignment) -> bool:
-        """Let the version's scratch replica become the assigned replica. Return False if this fails."""
+        """Let a kept scratch replica become the replica of ``assignment``. Return False if none did."""
         worker = next((name for name, each in self._verified.items() if fits(each, assignment)), None)
         if worker is None:
             return False

@@ -126,8 +126,8 @@ def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
 
 
 def _shared(claims: Sequence[HostClaim], total: Room) -> dict[str, int]:
-    # Assume that the existing replicas fit, even on an over-full host. On such a host, a Deployment can get a
-    # replica only if another Deployment loses one.
+    # Assume at least as much room as the existing replicas need, even if the host is over-full. Then, on an
+    # over-full host, a Deployment can get a replica only if another Deployment loses one.
     used = Room(0.0, 0.0)
     for claim in claims:
         used = used.less(claim.size, -claim.held)
@@ -204,6 +204,6 @@ def _turn(claim: HostClaim, count: int, whole: Room) -> tuple[bool, float, bool,
     """Return the sort key for replica ``count`` + 1 of a claim. The smallest key gets room first."""
     memory = claim.size.memory_mb / whole.memory_mb if whole.memory_mb > 0 else 0.0
     cores = claim.size.cores / whole.cores if whole.cores > 0 else 0.0
-    # Among equal Deployments, prefer one that already has this replica. Otherwise, replicas would be
-    # exchanged needlessly.
+    # If the rest of the key is equal, prefer a Deployment that already runs this replica. Otherwise, one
+    # Deployment would lose a replica and another would start one, without any benefit.
     return count >= claim.low, round(count * max(memory, cores), 9), count >= claim.held, claim.name

@@ -46,9 +46,9 @@ def cold_starts(
 ) -> Iterable[ColdStart]:
     """Yield the cold starts of replicas that became ready between the states ``before`` and ``after``.
 
-    ``causes`` has the cause of each launch by this process. If an earlier process launched a replica, it may
-    be ready when this process first sees it. Such a replica is left out, because the time at which it became
-    ready is not known.
+    ``causes`` has the cause of each launch by this process. A replica that an earlier process launched may
+    already be ready when this process first sees it. Such a replica is left out, because the time at which it
+    became ready is not known.
     """
     for running in snapshot.running or ():
         was, memory = before.replicas.get(running.replica), after.replicas.get(running.replica)

@@ -67,8 +67,8 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
         state,
         deployments=memories,
         generations=_generations(state, actions),
-        # Record each launch now. The start of a replica is timed only if the replica is in the state before
-        # it is ready.
+        # Record each launch now. The autoscaler can measure the start of a replica only if the state
+        # contained the replica before the replica became ready.
         replicas={
             **state.replicas,
             **{a.replica: ReplicaMemory(now) for a in actions if isinstance(a, Launch)},
@@ -103,7 +103,11 @@ def _proposals(
 
 
 def _notice(snapshot: Snapshot, state: State, now: float) -> State:
-    """Record since when the store has answered, and since when it has had live heartbeats."""
+    """Return ``state`` with the current ``readable_since`` and ``evidence_since``.
+
+    ``readable_since``: since when the store has answered; None if it does not answer. ``evidence_since``:
+    since when the store has had live heartbeats; None if it has none.
+    """
     readable = snapshot.reports is not None
     # A failed worker's report stays after the worker has ended, so it does not count as a heartbeat.
     living = any(report.state != "failed" for report in (snapshot.reports or {}).values())

@@ -148,7 +148,7 @@ class DeploymentRound:
         """Return ``memory``, adapted to the Deployment's current configuration.
 
         If the configuration has changed, forget the failed starts, the failures of replica slots, and the
-        measured MiB of a replica.
+        measured RAM of a replica.
         """
         current = fingerprint(self.deployment)
         if memory.fingerprint == current:
@@ -158,7 +158,7 @@ class DeploymentRound:
         return replace(memory, fingerprint=current, start=StartFailures(), slots={}, replica_mb=0)
 
     def _with_size(self, memory: DeploymentMemory) -> DeploymentMemory:
-        """Return ``memory`` with the highest MiB that were measured for a ready replica.
+        """Return ``memory`` with the highest RAM use (in MiB) that was measured for a ready replica.
 
         Only replicas of the current configuration count.
         """

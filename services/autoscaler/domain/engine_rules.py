@@ -1,10 +1,10 @@
 """Allow only those calls to the container engine that the launcher needs.
 
 A caller that may create any container controls the whole machine: one call can mount the disk. So only a
-proxy can reach the engine's socket, and it forwards only what these rules allow. A container that it forwards
-must meet these conditions:
+proxy can reach the engine's socket, and it forwards only what these rules allow. It forwards the creation of
+a container only if the container meets these conditions:
 
-- It belongs to this stack by its name.
+- It belongs to this stack by its name and its label.
 - It uses the images and the network of workers.
 - It mounts only named volumes.
 - It gains no privileges.

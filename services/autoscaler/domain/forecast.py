@@ -1,10 +1,12 @@
 """Forecast arrivals from earlier days or weeks. A forecast only adds replicas, it never removes any.
 
-The method is a seasonal average with a level correction; a season is a day or a week. The average is a
-weighted mean of the rates at the same time in earlier seasons, over five minutes. Each season counts half as
-much as the season after it. The average is multiplied by the level: the arrivals in the last half hour,
-divided by the average for that half hour. The level is limited to between 0.5 and 2. A forecast needs two
-recorded seasons.
+The method is a seasonal average with a level correction. A season is a day or a week.
+
+The average is a weighted mean of the rates at the same time in earlier seasons. Each rate is the mean of five
+minutes around that time. Each season counts half as much as the season after it.
+
+The average is multiplied by the level: the arrivals in the last half hour, divided by the average for that
+half hour. The level is limited to between 0.5 and 2. A forecast needs two recorded seasons.
 """
 
 from __future__ import annotations

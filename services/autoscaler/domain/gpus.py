@@ -34,8 +34,8 @@ class Gpu:
 class GpuClaim:
     """The GPU memory that a replica claims.
 
-    If two claims together need more memory than the GPU has, only the claim with the smaller ``order`` is
-    valid.
+    ``order`` says which of two claims comes first. If two claims together need more memory than the GPU has,
+    only the claim with the smaller ``order`` is valid.
     """
 
     replica: str
@@ -55,10 +55,11 @@ class NoRoom(Exception):
 
 
 def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources) -> dict[str, int]:
-    """Choose the GPUs for ``resources``. Return the MiB of each GPU by UUID; empty if no GPU is needed.
+    """Choose the GPUs for ``resources``. Return the MiB that the replica gets of each, by UUID.
 
-    A part of a GPU is taken from the GPU with the least free memory (best fit), so that whole GPUs stay free.
-    Of whole GPUs, the smallest are taken first. Raise :class:`NoRoom` if the free GPUs are not enough.
+    The result is empty if no GPU is needed. A part of a GPU is taken from the GPU with the least free memory
+    (best fit), so that whole GPUs stay free. Of whole GPUs, the smallest are taken first. Raise
+    :class:`NoRoom` if the free GPUs are not enough.
     """
     claims = list(claims)
     free = {gpu.uuid: gpu.memory_mb - _held(gpu.uuid, claims) for gpu in gpus}
@@ -115,8 +116,8 @@ def visible(gpus: Sequence[Gpu], setting: str | None) -> tuple[Gpu, ...]:
     """Return the GPUs that ``setting``, the value of ``CUDA_VISIBLE_DEVICES``, allows.
 
     If ``setting`` is None, the variable is not set and all GPUs are allowed. Each entry is an index into
-    ``gpus``, or the beginning of a UUID. The list ends before the first entry that does not match exactly one
-    GPU, or that names a GPU again.
+    ``gpus``, or the beginning of a UUID. An entry is invalid if it does not match exactly one GPU, or if an
+    earlier entry named the same GPU. The first invalid entry and all entries after it are ignored.
     """
     if setting is None:
         return tuple(gpus)

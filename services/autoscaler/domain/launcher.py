@@ -108,7 +108,11 @@ class Launcher(Protocol):
     """
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
-        """Start a worker. Raise :class:`NameTaken` or :class:`LaunchFailed`."""
+        """Start a worker.
+
+        Raise :class:`NameTaken` if a replica with this name exists, and :class:`LaunchFailed` if the worker
+        cannot be started.
+        """
 
     async def drain(self, replica: str) -> None:
         """Let the worker finish its work and exit. Return immediately; ignore unknown names."""
@@ -129,7 +133,7 @@ def replica_name(deployment: str, slot: int, generation: int) -> str:
 
 
 def deployment_of_pool(pool: str) -> str:
-    """Return the first part of a pool's worker names, used in place of a Deployment's name.
+    """Return the text that replaces the Deployment's name in the names of a pool's workers.
 
     It ends with ``-``, so it is never the name of a Deployment.
     """
@@ -137,7 +141,7 @@ def deployment_of_pool(pool: str) -> str:
 
 
 def pool_of(deployment: str) -> str | None:
-    """Return the pool of a name from :func:`deployment_of_pool`; None for the name of a Deployment."""
+    """Return the pool that :func:`deployment_of_pool` put into a name; None for a Deployment's name."""
     return deployment[5:-1] if deployment.startswith("warm-") and deployment.endswith("-") else None
 
 

@@ -5,9 +5,9 @@ request may have a thousand times the tokens of another. The need is the number 
 demands.
 
 *tokens*. Q prompt tokens wait, all slots are busy, and R replicas together read T prompt tokens per second.
-So the engines read these Q tokens in Q/T seconds. ``limit`` is the target wait or the time of a start,
-whichever is longer, because a new replica cannot help before it has started. If ``Tuning.impatient`` is set,
-it is the target wait. The need is R * (Q/T) / limit.
+So the engines read these Q tokens in Q/T seconds. ``limit`` is the target wait or the time that a start
+takes, whichever is longer, because a new replica cannot help before it has started. If ``Tuning.impatient``
+is set, ``limit`` is always the target wait. The need is R * (Q/T) / limit.
 
 *kv*. The KV caches of R replicas have room for K tokens. U tokens are in them now, and Q prompt tokens wait.
 The need is R * (U + Q) / (u * K), where u is the utilization that the Deployment allows.

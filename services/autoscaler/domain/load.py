@@ -170,7 +170,7 @@ def _utilization(services: tuple[Sample, ...]) -> float | None:
 def _service(
     reports: list[ReplicaReport], memory: LoadMemory, policy: Policy, now: float, slots: int
 ) -> LoadMemory:
-    """Return ``memory`` with the time per request in the window, computed from the workers' totals."""
+    """Return ``memory`` with the mean busy time per request in the window, from the workers' totals."""
     done, busy = 0, 0.0
     served: dict[str, tuple[int, float]] = {}
     for report in reports:

@@ -15,7 +15,8 @@ MOST_EACH = 100
 class LogLimits(NamedTuple):
     """The limits for logs of ended replicas.
 
-    A log is kept for ``keep_s`` seconds after its last line. All logs together have at most ``total_bytes``.
+    A log is kept for at most ``keep_s`` seconds after its last line. All logs together have at most
+    ``total_bytes``.
     """
 
     keep_s: float = 7 * 86_400.0
@@ -34,7 +35,8 @@ class EndedReplicaLog(NamedTuple):
 def overdue(logs: Iterable[EndedReplicaLog], now: float, limits: LogLimits) -> list[str]:
     """Return the names of the logs to delete.
 
-    These are the logs that are too old, and the logs that exceed a limit. The newest logs are kept first.
+    These are the logs that are too old, and the logs that exceed a limit. The logs are counted from the
+    newest to the oldest, so a limit affects old logs first.
     """
     kept, deleted = 0, []
     sizes, count = defaultdict[str, int](int), defaultdict[str, int](int)

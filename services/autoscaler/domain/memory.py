@@ -128,7 +128,8 @@ class LoadMemory:
     If a total becomes smaller, its growth counts as 0. So a restarted process does not cause a negative rate.
     ``trail`` has samples of arrivals like ``arrivals``, but over a longer time and at longer intervals.
     ``trend`` is how much the arrival rate grows per second. ``prompts`` has the number of prompt tokens that
-    each engine had computed at its last report. ``read`` has samples of the sum over all engines.
+    each engine had computed at its last report. ``read`` has samples of the prompt tokens that all engines
+    together have computed.
     """
 
     arrived: Mapping[str, int] = field(default_factory=dict)
@@ -182,14 +183,14 @@ class EndedReplica:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentMemory:
-    """The memory of one Deployment.
+    """The facts about one Deployment that decisions keep from round to round.
 
     ``recommended`` and ``lowest`` have needs of earlier rounds, as (time, replicas). Needs in ``recommended``
     can still prevent scaling down. Needs in ``lowest`` can still prevent scaling up. ``moves`` has the
     changes of the target in the last minute, as (time, change). ``seen`` is the load of the last round, and
     ``wanted`` is the target of that round. ``ended`` has the last failures, newest first. ``replica_mb`` is
-    the highest measured memory of a replica of this configuration, in MiB. ``put_off`` is the number of
-    starts that must wait for other starts, for memory or for cores.
+    the highest measured RAM of a replica of this configuration, in MiB. ``put_off`` is the number of starts
+    that must wait for other starts, for RAM or for cores.
     """
 
     target: int
@@ -213,7 +214,7 @@ class DeploymentMemory:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaMemory:
-    """The memory of one running replica, from its heartbeats.
+    """The facts from a running replica's heartbeats that decisions keep from round to round.
 
     ``installing_s``: the time to install the version's requirements; it does not count as start time.
     ``progress``: the number of finished requests, and the busy time in ms. ``progress_at``: when ``progress``

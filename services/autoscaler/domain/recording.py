@@ -281,7 +281,8 @@ def _read_report(plain: list[Any]) -> ReplicaReport:
 def _gateways(view: GatewayView) -> Section:
     """Return the gateways' loads by incarnation and Deployment.
 
-    Each gateway also has an entry None of its own, so that a gateway without load is stored too.
+    Each gateway also has an entry with only its incarnation as key and None as value. So a gateway without
+    load is stored too.
     """
     plain: Section = {" missing": sorted(view.missing)}
     for gateway in view.reports:

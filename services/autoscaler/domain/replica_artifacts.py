@@ -1,4 +1,4 @@
-"""Find the artifact that the token of each running replica may read at the registry."""
+"""Find the artifact that each running replica may read at the registry with its token."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ REASONS = {
 class ReplicaTimeouts:
     """The time limits of a Deployment's replicas, in seconds.
 
-    ``start_s``: until a replica is ready. ``progress_s``: until a request finishes.
+    ``start_s``: the longest time until a replica is ready. ``progress_s``: the longest time in which a
+    replica with requests finishes none.
 
     If ``progress_s`` is None, the policy's limit applies. That limit does not apply to replicas that run
     jobs, nor to replicas whose model can stream.
@@ -79,7 +80,7 @@ class Verdict:
 def with_heartbeat(
     running: Running, report: ReplicaReport | None, memory: ReplicaMemory, now: float
 ) -> ReplicaMemory:
-    """Return the memory of a replica, updated with the heartbeat of this round."""
+    """Return a replica's ``memory``, updated with the heartbeat of this round."""
     draining = running.draining_since or memory.draining_since
     if report is None:
         return replace(memory, draining_since=draining)
@@ -213,7 +214,7 @@ def _may_be_long(report: ReplicaReport) -> bool:
 def note_end(
     memory: DeploymentMemory, verdict: Verdict, ready_at: float | None, policy: Policy, now: float
 ) -> DeploymentMemory:
-    """Return the Deployment's memory after one of its replicas ended, with the time of the next start.
+    """Return the Deployment's ``memory`` after a replica ended, with the time of the next start.
 
     A replica that was ready is replaced immediately the first time. After further failures in its slot, the
     next start waits 1, 2, 4 .. s. Failed starts count for the whole Deployment, because they depend on the
@@ -236,7 +237,7 @@ def note_end(
 def failed_start(
     memory: DeploymentMemory, ended: str, message: str, policy: Policy, now: float
 ) -> DeploymentMemory:
-    """Return the Deployment's memory after another failed start, with the cause ``ended``."""
+    """Return the Deployment's ``memory`` after another failed start, with the cause ``ended``."""
     failures = memory.start.failures + 1
     steps = failures - 1 if ended == DIED else failures
     not_before = now + _backoff(steps, policy)

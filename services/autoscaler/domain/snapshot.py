@@ -16,7 +16,10 @@ from tidegate.kernel.protocol.presence import GatewayView, ReplicaReport
 
 @dataclass(frozen=True, slots=True)
 class LocalOverride:
-    """An override that the registry does not have yet. ``replicas`` None removes the registry's override."""
+    """An override that the registry does not have yet.
+
+    If ``replicas`` is None, the registry's override is removed.
+    """
 
     replicas: int | None
     expires_at: float | None

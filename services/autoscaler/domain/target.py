@@ -55,7 +55,7 @@ def target(
     policy: Policy,
     now: float,
 ) -> tuple[Target, DeploymentMemory]:
-    """Return the target of this round, and the new memory (last activity, windows, step, panic)."""
+    """Return the target of this round, and the Deployment's ``memory`` after this round."""
     start_s = around.fleet.start_s
     tuned = tuning(deployment, policy, start_s)
     limits = bounds(deployment, now, start_s, around.over_budget)
@@ -121,7 +121,7 @@ def _panicked(
     limits: ReplicaBounds,
     now: float,
 ) -> tuple[Need, DeploymentMemory]:
-    """Return ``need``, or in a panic the need of the last few seconds if it is larger than ``need``.
+    """Return ``need``. In a panic, return the need of the last few seconds if it is larger.
 
     A panic begins when the larger of these two needs is several times the number of ready replicas. It ends
     one down window after the last round with such a large need.

@@ -22,7 +22,7 @@ DEATHS, INTERRUPTIONS = 2, 3
 AT_ONCE = 2  # more scratch replicas at the same time would slow down each other's measurements
 PREFIX, SUFFIX = "scratch-", "-"
 SILENT_S = 30.0
-LONGEST_S = 2400.0  # ends workers that did not end at their own, shorter limits
+LONGEST_S = 2400.0  # seconds after which a worker that ignored its own, shorter limits is ended
 # The first and the longest pause before the next try, in seconds.
 BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
 
@@ -112,7 +112,7 @@ def plan(
     heard: Mapping[str, float] | None = None,
     reported: Container[str] = frozenset(),
 ) -> ScratchPlan:
-    """Return what to do now.
+    """Return the versions to verify now, the results, and the scratch replicas to end.
 
     ``running``: the scratch replicas. ``reports``: the heartbeats of workers.
 
@@ -164,8 +164,8 @@ def after_failed_launch(
     """Return the attempts including this failed launch, and the version's result if no try follows.
 
     If the launcher refuses the version's options, the version is rejected. If the machine has no free GPU in
-    several tries, the version is skipped. So a new version can still replace a version that uses the only
-    GPU. After any other failure of the launcher, the version stays pending.
+    several tries, the version is skipped. A skipped version can serve. So a new version can still replace a
+    version that uses the only GPU. After any other failure of the launcher, the version stays pending.
     """
     no_gpu = isinstance(error, NoFreeGpu)
     kind = "interrupted" if no_gpu else "rejected" if isinstance(error, OptionsRefused) else "unavailable"

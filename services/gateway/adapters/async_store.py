@@ -35,7 +35,11 @@ class AsyncStore:
         return f"{self.root}/{key}"
 
     async def read(self, key: str, most_bytes: int) -> bytes:
-        """Return an input. Raise NotFound or PayloadTooLarge; raise Unavailable if the store fails."""
+        """Return an input.
+
+        Raise NotFound if it does not exist, PayloadTooLarge if it has more than ``most_bytes`` bytes, and
+        Unavailable if the store fails.
+        """
         return await self._do(self._read, key, most_bytes)
 
     async def write(self, key: str, content: bytes) -> None:

@@ -135,7 +135,10 @@ class RawLines:
         return len(self._rest)
 
     def feed(self, data: bytes) -> RawPiece | None:
-        """Add bytes. Return the next piece when the complete lines have ``CHUNK_BYTES`` bytes; else None."""
+        """Add bytes. Return the next piece, or None while it would be too small.
+
+        A piece is returned when the complete lines have at least ``CHUNK_BYTES`` bytes.
+        """
         self.size += len(data)
         if self.size > self._total_bytes:
             raise PayloadTooLarge(f"the file is larger than {self._total_bytes} bytes: split it")

@@ -21,8 +21,8 @@ from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 from tidegate.kernel.protocol.tenant import tenant_of
 
-# Replicas record for each caller how long they work. The time of copies is recorded under this name, which no
-# API key can have.
+# Replicas record their working time for each caller. For copies, they record it under this name, which no API
+# key can have.
 CALLER = "(shadow)"
 # The ids of copies are counted from this number. The counter of requests never grows so large, so no copy has
 # the id of a request.
@@ -76,7 +76,11 @@ class CopyPublisher:
         return self._by_deployment.get(deployment, 0)
 
     def publish(self, copies: Sequence[Copy], fleet: ReplicaFleet) -> None:
-        """Publish copies to one Deployment. ``fleet``: its replicas, which limit the copies per envelope."""
+        """Publish copies to one Deployment.
+
+        ``fleet``: a summary of the Deployment's replicas. Their number and their speed limit the copies in
+        one envelope.
+        """
         now = time.monotonic()
         frames: list[tuple[bytes, list[Buffer]]] = []
         for copy in copies:

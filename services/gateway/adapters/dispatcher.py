@@ -152,13 +152,13 @@ class Dispatcher:
         """Queue a request and return its id. After that, ``done`` is called with the reply or an error.
 
         Callers share the Deployment by weight. ``cost``: the units that the request takes from its caller's
-        share; with 0, each of its ``rows`` is a unit. ``replica``: for a language model, the preferred
-        replica. The request waits in this replica's queue for at most ``wait_ms``. ``keeper``: for a request
-        of a sequence, the replica of the sequence. Such a request goes only to this replica, and is never
-        sent again.
+        share; if it is 0, the request takes one unit for each of its ``rows``. ``replica``: for a language
+        model, the preferred replica. The request waits in this replica's queue for at most ``wait_ms``.
+        ``keeper``: the replica of the request's sequence. Such a request is never sent again.
 
-        With ``stream``, ``done`` is called with each chunk, and last with END or an error. The requests to a
-        Deployment that are queued in one event-loop turn are published together, at the end of the turn.
+        With ``stream``, ``done`` is called with each chunk, and last with END or an error. A request to a
+        language model or of a sequence has a message of its own. Other requests to a Deployment that are
+        ready in one event-loop turn are published together, at the end of the turn.
         """
         loop = self._loop
         queue = self.queue_of(route)
@@ -197,7 +197,7 @@ class Dispatcher:
         return id_
 
     def uploads(self, id_: bytes) -> bool:
-        """Return True while a request is not published: it waits in a :class:`FairLane`, or is uploaded."""
+        """Return True while a request waits in a :class:`FairLane`, or its data is being uploaded."""
         return (pending := self._pending.get(id_)) is not None and not pending.published
 
     def _enqueue(self, queue: DeploymentQueue, pending: PendingRequest) -> None:
@@ -259,10 +259,10 @@ class Dispatcher:
             self._events.cancel(id_)
 
     def _publish_alone(self, pending: PendingRequest, lane: Lane) -> None:
-        """Publish a request in a separate message. The worker acks the message when the answer has ended."""
+        """Publish a request alone in a message. The worker acks the message when the answer has ended."""
         channel = self.out.channel
         if channel is None or pending.id not in self._pending:
-            return  # it is sent after the reconnect, or its deadline passes
+            return  # without a channel, the reconnect sends it; an id that is not pending has ended
         if self._fleet(pending.route.name).ready == 0:
             self._events.demand(channel, pending.route.name)
         if lane.own is not None:
@@ -439,7 +439,7 @@ class Dispatcher:
     def _fail_broken(self, pending: PendingRequest, problem: str) -> None:
         """Cancel and fail a stream whose next chunk is missing.
 
-        The error WorkerLost lets the gateway continue the stream of a language model.
+        For a language model, the error is WorkerLost. It lets the gateway continue the stream.
         """
         self._events.cancel(pending.id)
         failure = Unavailable if pending.lane is None else WorkerLost

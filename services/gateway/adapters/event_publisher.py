@@ -33,7 +33,10 @@ class EventPublisher:
         self._cancelled: list[bytes] = []
 
     def demand(self, channel: Channel, deployment: str) -> None:
-        """Publish that a Deployment has requests but no workers: at most once a second for a Deployment."""
+        """Publish that a Deployment has requests but no workers.
+
+        For each Deployment, this is published at most once a second.
+        """
         now = time.monotonic()
         if now - self._demanded_at.get(deployment, float("-inf")) >= DEMAND_EVERY_S:
             self._demanded_at[deployment] = now
@@ -53,7 +56,7 @@ class EventPublisher:
             )
         except Unavailable:
             log.info(
-                "the connection to the broker was lost; a request for a replica was not published",
+                "the connection to the broker was lost; a request to start a replica was not published",
                 extra={"deployment": deployment},
             )
 

@@ -104,6 +104,7 @@ class Heartbeat:
     def _waits_for_replica(self, loads: dict[str, GatewayLoad]) -> bool:
         """Return True if requests wait for a Deployment without a ready replica.
 
-        If True, the round reads the Deployments' statuses, because a status shows whether a start failed.
+        If True, the current round also reads the statuses of the Deployments. A status shows whether the
+        start of a replica failed.
         """
         return any(load.outstanding and not self.fleet(name).ready for name, load in loads.items())

@@ -46,10 +46,12 @@ class JobQueue:
             await self.connection.wait_up(self._timeout_s)
 
     async def publish(self, deployment: str, level: Level, frame: Buffer) -> None:
-        """Publish a job's message, and return when the broker has it on disk. Raises ``Unavailable``.
+        """Publish a job's message, and return when the broker has it on disk.
 
-        If the connection is lost before the confirm, the message is published again. Then two messages
-        can exist, but workers accept the job only once.
+        If the connection is lost before the confirm, the message is published again. Then two messages can
+        exist, but workers accept the job only once.
+
+        Raise ``Unavailable`` if the broker refuses the message or does not confirm it in time.
         """
         queue = jobs_queue(deployment, level)
         body = envelope.pack(envelope.REQUESTS, [frame])

@@ -27,10 +27,13 @@ TIMEOUT_S = 2.0
 
 
 class KeyCache:
-    """A cache of the registry's table of keys. It is read every 2 s and after each published change.
+    """A cache of the registry's table of keys.
 
-    A revoked key works until the next read of the table. This takes some milliseconds, or up to 2 s while the
-    broker is away. While the registry is away, no key can be revoked.
+    The table is read from the registry every 2 s, and also after each published change.
+
+    A revoked key works until the next read of the table. The next read usually follows some milliseconds
+    after the change. While the broker is away, it follows after up to 2 s. While the registry is away, no key
+    can be revoked.
 
     ``on_change``: called with each new table.
     """
@@ -76,7 +79,7 @@ class KeyCache:
         await self._http.aclose()
 
     async def prior_usage(self, principal: str, day: str) -> PriorUsage:
-        """Return how many requests of a principal the registry counted on ``day`` and in its month.
+        """Return how many requests of a principal the registry counted on ``day`` and in the day's month.
 
         Raise Unavailable if the registry does not report the counts.
         """

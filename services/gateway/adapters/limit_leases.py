@@ -1,4 +1,4 @@
-"""Report to the store how much of their limits callers used, and renew this process's leases.
+"""Report to the store how much callers used of their limits, and renew this process's leases.
 
 A lease is a part of a limit that this process may use. The exchange with the store runs in the background, so
 requests do not wait for the store.
@@ -40,7 +40,8 @@ RETRY_S = 0.5
 SEED_RETRY_S = 5.0
 ACCOUNTS_PER_CALL = 256
 
-# A function that returns how many requests of a principal the registry counted on a day and in that month.
+# A function that returns how many requests of a principal the registry counted on a day, and in the month of
+# that day.
 ReadPriorUsage = Callable[[str, str], Awaitable[PriorUsage]]
 
 
@@ -68,7 +69,7 @@ class LimitLeases:
         self._day = ""
         self._away_since: float | None = None
         self._retry_at = 0.0
-        # Access keeps a reference to this dict, so change this dict in place and never replace it.
+        # The class `Access` has a reference to this dict. So change the dict in place, and never replace it.
         self.limiters: dict[str, KeyLimiter] = {}
 
     def start(self) -> None:
@@ -184,7 +185,7 @@ class LimitLeases:
             del self._active[limiter]
 
     async def _seed(self, principal: str, day: str) -> None:
-        """Add the requests that the registry counted earlier to a new account in the store.
+        """Add to a new account in the store the requests that the registry has already counted.
 
         Without this, the account's quota would start at 0.
         """

@@ -68,8 +68,8 @@ class PendingRequest:
     ``done``: called once, with the reply or an error. For a stream, it is called with each chunk and with the
     end.
 
-    ``order``: set only for a stream. ``timeout_s``: for a stream, the longest time between two chunks. So
-    each chunk of the stream sets a later ``deadline``.
+    ``order``: for a stream, the expected order of its chunks; None for any other request. ``timeout_s``: for
+    a stream, the longest time between two chunks. So each chunk of the stream sets a later ``deadline``.
 
     ``frame``: the request as it is sent; a list of pieces if it is large. It is None while the data is
     uploaded to the blob store, and after a stream's first chunk. ``size``: the bytes of the data. It includes
@@ -80,7 +80,7 @@ class PendingRequest:
 
     ``fair``: the :class:`FairLane` that the request shares with other callers' requests. ``flow``: the
     caller's requests in ``fair``. ``published``: True if the request was published, False if it waits in
-    ``fair``. ``cost``: how much the request counts for its caller.
+    ``fair``. ``cost``: how much the request uses of its caller's share in ``fair``.
     """
 
     id: bytes
@@ -107,10 +107,14 @@ class PendingRequest:
 class DeploymentQueue:
     """The requests and counters of one Deployment.
 
-    ``waiting``: the requests to publish in this event-loop turn. ``lanes``: a :class:`FairLane` for each
-    band. It counts the published requests and holds those that cannot be published yet. ``lane``: the one of
-    the band ``normal``; only language models use other bands. ``sequences``: the requests of sequences. They
-    are published immediately, because their order must not change.
+    ``waiting``: the requests to publish in this event-loop turn.
+
+    ``lanes``: a :class:`FairLane` for each band. A FairLane counts the published requests, and holds the
+    requests that cannot be published yet. ``lane``: the FairLane of the band ``normal``. Only language models
+    use other bands.
+
+    ``sequences``: the requests of sequences. They are published immediately, because their order must not
+    change.
     """
 
     amqp_queue: Queue
@@ -132,9 +136,10 @@ class DeploymentQueue:
         return lane
 
     def standing(self, key: FlowKey) -> Standing | None:
-        """Return the number of a caller's unanswered requests, and its fair share of the Deployment.
+        """Return the number of a caller's unanswered requests, and the caller's fair share (0 to 1).
 
-        Return None if no other caller has unanswered requests.
+        The share is the part of the Deployment's capacity that the caller may use. Return None if no other
+        caller has unanswered requests.
         """
         contended, mine, share = False, 0, 1.0
         for lane in self.lanes.values():
@@ -145,9 +150,10 @@ class DeploymentQueue:
         return Standing(mine + self.lane.elsewhere(flow), share) if contended else None
 
     def learn(self, fleet: ReplicaFleet) -> None:
-        """Set the window of each :class:`FairLane`, and store the loads at other gateways.
+        """Set the window of each :class:`FairLane`, and store the loads of flows at other gateways.
 
-        The window is the number of published requests that keeps the replicas busy.
+        The window is the number of published requests that keeps the replicas busy. The load of a flow is its
+        unanswered requests and its weight.
         """
         for lane in self.lanes.values():
             lane.window = window_of(fleet)
@@ -206,7 +212,8 @@ def publish_failure(queue: Queue, error: Unavailable, lane: Lane | None = None) 
         if lane is not None and lane.sequence:
             return SequenceLost(SEQUENCE_LOST)
         return Unavailable(
-            f"the queue {queue.name} was deleted: send the request again, which declares the queue again",
+            f"the queue {queue.name} was deleted: send the request again. The gateway then declares "
+            "the queue again",
             retry_after_s=1.0,
         )
     if isinstance(error, Refused):

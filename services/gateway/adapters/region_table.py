@@ -40,7 +40,7 @@ class RegionTable:
             entries[owner, name] = entry
 
     def remove(self, owner: str, name: str) -> None:
-        """Remove an entry; without a name, all entries of a caller."""
+        """Remove an entry, or all entries of a caller if ``name`` is empty."""
         with self._locked() as entries:
             for found in [each for each in entries if each[0] == owner and name in ("", each[1])]:
                 del entries[found]

@@ -24,7 +24,7 @@ BACK_S = 5.0
 
 
 class ReplicaWatch:
-    """Watch the requests in the queues of single replicas, and report them if their replica ends.
+    """Watch the requests in queues that only one replica reads, and report those of ended replicas.
 
     ``on_lost``: called with the id of each request whose replica has ended.
     """

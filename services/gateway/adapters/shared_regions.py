@@ -120,7 +120,10 @@ class SharedRegions:
             self._table.remove(owner, name)
 
     def status(self, owner: str, name: str = "") -> list[dict[str, Any]]:
-        """Return a caller's regions, or only the region ``name``; raise NotFound."""
+        """Return a caller's regions, or only the region ``name``.
+
+        Raise NotFound if the region ``name`` is not registered.
+        """
         self._refresh()
         found = [
             {"name": each, "key": region.key, "offset": region.offset, "byte_size": region.size}
@@ -139,14 +142,18 @@ class SharedRegions:
         return CallersRegions(self, owner)
 
     def find(self, owner: str, part: RegionPart) -> Region:
-        """Return the region that contains a part; raise NotFound or BadRequest."""
+        """Return the region that contains a part.
+
+        Raise NotFound if the region is not registered. Raise BadRequest if the part is not inside the region.
+        """
         region = self._regions.get((owner, part.region))
         if region is None or self._table is not None:
             self._refresh()
             region = self._regions.get((owner, part.region))
         if region is None:
             raise NotFound(
-                f"Unable to find shared memory region: {part.region!r}: register it first, with the same key"
+                f"Unable to find shared memory region: {part.region!r}: register it first, with the same "
+                "credential"
             )
         shared_memory.check_part(part, region.size)
         return region

@@ -1,8 +1,9 @@
 """The HTTP API of batches: upload a file of requests, read its progress, download the results.
 
 OpenAI's batches have the same paths. A ``POST`` creates an OpenAI batch if its body is a JSON object with
-``input_file_id``. The id of an OpenAI batch begins with ``batch_``. A response with a list has both kinds:
-``items`` and ``next`` for Tidegate's batches, ``data`` and ``has_more`` for OpenAI's.
+``input_file_id``. The id of an OpenAI batch begins with ``batch_``. The response to a list request has both
+kinds of batches: Tidegate's batches with the fields ``items`` and ``next``, and OpenAI's batches with the
+fields ``data`` and ``has_more``.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ class BatchHandlers:
         """
         if id.startswith(PREFIX):
             raise NotFound(
-                f"the results of {id[:64]} are in files: GET /v1/files/ID/content with its output_file_id "
-                "and its error_file_id"
+                f"the results of {id[:64]} are in files: GET /v1/files/ID/content, where ID is the batch's "
+                "output_file_id or error_file_id"
             )
         batch = await self._find(id)
         if not batch.over and not partial:
@@ -160,7 +161,10 @@ def _response(batch: Batch, status: int = 200, headers: dict[str, str] | None = 
 
 
 def _may_be_wish(request: Request) -> bool:
-    """Return True if a body can be a batch of OpenAI's API, whose clients send plain JSON."""
+    """Return True if the body may create a batch of OpenAI's API.
+
+    Such a body is JSON, and it is not compressed.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind == "application/json" and "content-encoding" not in request.headers
 

@@ -154,9 +154,10 @@ class Body:
         self._data = b""
 
     def _make_room(self) -> TidegateError | None:
-        """Reserve the next bytes of the body in the memory budget.
+        """Reserve the next bytes of the body in the memory budget, or return the error if it is full.
 
-        :meth:`window` allocates the memory later, because now a read can still use the old memory.
+        :meth:`window` allocates the memory later, because the event loop may still use the previous window
+        now.
         """
         step = min(STEP, self._total - self._size)
         return None if self._take(step, self._total) else self._limits.overloaded()

@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.envelope import Buffer
 MIN_BYTES = 1024
 # Larger responses are compressed in a thread, so that they do not block the event loop.
 THREAD_BYTES = 64 * 1024
-_CODINGS = {b"gzip": 31, b"deflate": 15}  # zlib's wbits
+_CODINGS = {b"gzip": 31, b"deflate": 15}  # the value is zlib's parameter `wbits`
 
 
 class HttpResponse(NamedTuple):

@@ -1,7 +1,8 @@
 """Allow calls from web pages of the origins in ``TIDEGATE_CORS_ORIGINS`` (CORS).
 
-The middleware answers preflight requests, which carry no credential. Inference does not pass through the
-middleware, so this module has a separate handler for it. Without the setting, this code does not run.
+The middleware answers preflight requests, which carry no credential. Inference calls do not pass through the
+middleware, so :class:`CrossOriginHandler` handles them. If ``TIDEGATE_CORS_ORIGINS`` is not set, the code of
+this module does not run.
 """
 
 from __future__ import annotations
@@ -56,7 +57,11 @@ class CrossOriginHandler(InferenceHandler):
         done: Callable[[HttpResponse], None],
         started: float | None = None,
     ) -> bytes | None:
-        """Start the call. The headers of the response allow the page to read it."""
+        """Start the call.
+
+        If a page of ``origins`` makes the call, the headers of the response allow the page to read the
+        response.
+        """
         origin = headers.get(b"origin")
         if origin is None or origin not in self.origins:
             return super().begin(target, headers, body, done, started)

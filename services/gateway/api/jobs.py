@@ -157,7 +157,7 @@ class JobHandlers:
                 for event in await self._tracker.store.log(id_, after):
                     after = event.seq
                     if event.state == "queued":
-                        continue  # the event ``accepting`` was already sent as "queued"
+                        continue  # callers see ``accepting`` as "queued", so they have this event already
                     yield event
                     if event.state in TERMINAL:
                         return

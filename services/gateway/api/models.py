@@ -104,9 +104,10 @@ async def index(request: Request, principal: Caller) -> list[dict[str, str]]:
 async def model_statistics(
     request: Request, principal: Caller, model: str = "", version: str = ""
 ) -> dict[str, Any]:
-    """Return the counts and durations of all replicas, in Triton's schema.
+    """Return the counts and durations of inference requests, in Triton's schema.
 
-    If ``version`` is empty, return those of all versions; if ``model`` is empty, those of all models.
+    They cover all replicas of a version. If ``version`` is empty, return them for all versions; if ``model``
+    is empty, for all models.
     """
     statistics = await _catalogue(request).statistics(model, version)
     return {

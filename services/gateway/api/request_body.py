@@ -30,7 +30,7 @@ class ReceivedBody(NamedTuple):
 
 
 async def receive_body(request: Request, limits: BodyLimits) -> ReceivedBody:
-    """Return the decompressed JSON body of a request. Raise a TidegateError if it is refused."""
+    """Return the body of a request, decompressed if needed. Raise a TidegateError if it is refused."""
     headers: Headers = dict(request.scope["headers"])
     known = caller.current.get().principal is not ANONYMOUS
     held = Body(limits, known=known)

@@ -1,7 +1,7 @@
-"""The access log: a JSON line for each failed request, and for a sample of the successful ones.
+"""The access log: JSON lines for failed requests, and for a sample of the successful ones.
 
-The event loop collects lines, and a thread writes them a few times a second. A request that is not logged
-costs only one function call.
+If too many requests fail in a second, only some of them get a line. The event loop collects lines, and a
+thread writes them a few times a second. A request that is not logged costs only one function call.
 """
 
 from __future__ import annotations
@@ -155,8 +155,9 @@ class AccessLog:
         started: float,
         **extra: Any,
     ) -> None:
-        """Export the trace of an answered request, if the request is traced or slow.
+        """Export the trace of an answered request, if the request was chosen for tracing or was slow.
 
+        Of the slow requests that were not chosen, only a limited number per second is exported.
         :attr:`traces` must not be None. ``started``: the time of ``time.perf_counter`` at which the request
         began.
         """
@@ -188,7 +189,10 @@ class AccessLog:
         status: int,
         started: float,
     ) -> None:
-        """Export the trace of an accepted job, if the request is traced or the job was accepted slowly."""
+        """Export the trace of an accepted job.
+
+        It is exported if the request was chosen for tracing, or if it took long to accept the job.
+        """
         if self.traces is None:
             return
         total = time.perf_counter() - started
@@ -241,7 +245,7 @@ class AccessLog:
     ) -> None:
         """Log a failed or refused request, and export its trace.
 
-        If more requests fail per second than ``errors_per_s`` allows, the others are not logged but only
+        If more requests fail in a second than the log's ``errors_per_s`` allows, the rest of them are only
         counted. ``started``: the time of ``time.perf_counter`` at which the request began; None means now.
         """
         ended = time.perf_counter()

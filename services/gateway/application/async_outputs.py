@@ -54,7 +54,7 @@ class AsyncOutputs:
         await self._due.close()
 
     async def expect(self, job: Job) -> None:
-        """Write a job's answer later, when the job has ended.
+        """Register a job, so that its answer is written when the job has ended.
 
         Raise Unavailable if the live store (Valkey) is down.
         """
@@ -89,7 +89,10 @@ class AsyncOutputs:
         return 0.0 if len(ids) == TAKEN else POLL_S
 
     async def _write(self, job: Job) -> bool:
-        """Write a job's answer or error. Return False if a store failed and it must be written again."""
+        """Write a job's answer or error. Return False if a store fails.
+
+        After False, the answer must be written again later.
+        """
         name = job.id.hex()
         try:
             key, body, outcome = await self._answer(job, name)

@@ -113,7 +113,10 @@ class Catalogue:
         return self._core.needs_replica(route, error)
 
     async def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
-        """Return counts and durations of one version, of all versions of a model, or of all models."""
+        """Return the counts and durations of inference requests.
+
+        They are those of one version, of all versions of a model, or of all models.
+        """
         versions = self._versions(model, version)
         counts = await self._store.statistics([route.name for _, _, route in versions])
         return {

@@ -30,7 +30,7 @@ from tidegate.kernel.store.feedback import MOST_NAMES, Added, FeedbackStore
 RECEIVED = Counter("tidegate_gateway_feedback_total", "Feedback from callers, by outcome.", ["outcome"])
 
 HEADER = b"x-feedback-id"
-# The name of the field of a job's record that contains the feedback id.
+# A job's record contains the feedback id in the field with this name.
 ASK = "feedback"
 _AT_A_TIME = 100
 # The most items of feedback per second from one caller, in one gateway process.

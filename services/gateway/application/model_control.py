@@ -16,7 +16,8 @@ from tidegate.kernel.protocol.access import INFER, OPERATE, Principal, may_not_u
 from tidegate.kernel.service import caller
 from tidegate.kernel.service.caller import Caller
 
-# The longest waits for a load and for an unload. An unload that takes longer continues after the response.
+# The longest time to wait for a load, and for an unload, in seconds. An unload that takes longer continues
+# after the response.
 LOAD_S, UNLOAD_S = 600.0, 60.0
 # The longest time until the route table shows a change of the registry.
 TABLE_S = 30.0
@@ -158,7 +159,7 @@ class ModelControl:
             raise ModelFailed(f"failed to load {model!r}, {fault}")
         if spent > limit_s:
             raise DeadlinePassed(
-                f"failed to load {model!r}, it is not ready after {limit_s:g} s. It is still starting: see "
+                f"failed to load {model!r}, it is not ready after {limit_s:g} s. It may be ready later: see "
                 f"`tidegate why {route.name}`"
             )
 

@@ -24,7 +24,7 @@ PREFIXES = Counter(
 
 
 class DeploymentMemory:
-    """The prompts that each replica of a Deployment has read, and its load.
+    """The prompts that the replicas of a Deployment have read, and the load of each replica.
 
     ``inflight``: the number of this gateway's requests in flight, by replica.
     """
@@ -37,9 +37,9 @@ class DeploymentMemory:
 class Placement:
     """The choice of a replica for one request.
 
-    This class is a context manager: the calling code enters it while the request runs. ``replica``: the
-    preferred replica; None means any. Until the context ends, the request counts as load of the replica that
-    runs it.
+    ``replica``: the preferred replica; None means any. This class is a context manager, and the request must
+    run inside its ``with`` block. Until the block ends, the request counts as load of the replica that runs
+    it.
     """
 
     def __init__(self, memory: DeploymentMemory, blocks: list[bytes], choice: Choice) -> None:
@@ -94,7 +94,10 @@ class PrefixAffinity:
     def place(
         self, deployment: str, wait_ms: float, path: str, body: dict[str, Any], salt: bytes
     ) -> Placement:
-        """Return the placement of a request. If ``wait_ms`` is 0, no replica is preferred."""
+        """Return the placement of a request.
+
+        No replica is preferred if ``wait_ms`` is 0, or if fewer than two replicas are ready.
+        """
         memory = self._memories.get(deployment)
         if memory is None:
             memory = self._memories[deployment] = DeploymentMemory()

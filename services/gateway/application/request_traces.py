@@ -1,9 +1,9 @@
 """Traces of requests: the spans of a gateway, built at the end of a request from its measured times.
 
-When a request begins, the sampler decides whether it is traced. The frame of a traced request carries the
-trace context of the span ``send`` to the worker, so that the worker can add its own spans. If the sampler did
-not choose a request, but it is slow or fails, only the gateway's span is exported. The span's attributes show
-where the time was spent.
+When a request begins, the sampler decides whether it is traced. The frame of a traced request contains the
+trace context of the gateway's span ``send``. The worker reads this context and adds its own spans to the
+trace. If a request is slow or fails, but the sampler did not choose it, only the gateway's span is exported.
+The span's attributes show where the time was spent.
 """
 
 from __future__ import annotations

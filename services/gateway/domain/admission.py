@@ -69,7 +69,7 @@ def no_replica_in_time(
 ) -> TidegateError | None:
     """Return the error if no replica can be ready within ``timeout_ms``, else None.
 
-    Call this only while no replica is ready.
+    The calling code must call this function only while no replica is ready.
     """
     if not wakeable:
         return NoCapacity(

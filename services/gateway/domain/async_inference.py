@@ -11,7 +11,7 @@ from tidegate.kernel.protocol.bounded_json import shown
 
 # The folder of the answers in the object store. An input must not be in this folder.
 FOLDER = "tidegate-async"
-# The name of the field of a job's record that contains the form of the answer.
+# A job's record contains the form of the answer in the field with this name.
 ASK = "async"
 ID = re.compile(r"[\x21-\x7e]{1,64}")
 MAX_LOCATION = 1024
@@ -76,9 +76,9 @@ def failure_key(job: str) -> str:
 
 
 def ttl_s(text: str) -> float:
-    """Return the seconds after which a waiting request expires.
+    """Return the seconds after which a waiting request expires. An empty ``text`` means the default.
 
-    Raise BadRequest if ``text`` is not such a number.
+    Raise BadRequest if ``text`` is not a whole number from ``LEAST_TTL_S`` to ``MOST_TTL_S``.
     """
     if not text:
         return DEFAULT_TTL_S

@@ -25,13 +25,17 @@ class FileChunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The record of a batch. Times are milliseconds since the epoch; 0 means that it has not happened yet.
+    """The record of a batch.
+
+    Times are milliseconds since the epoch; 0 means that the event has not happened yet.
 
     ``model``, ``version``, ``level`` and ``ttl_s``: the defaults for the batch's lines. ``written``: the
     number of lines whose results are on disk. ``counts``: the number of these lines by outcome. ``done``: the
-    number of finished lines, on disk or not. ``openai``: set only for a batch of OpenAI's API. The file of
-    such a batch was checked at ``validated_ms``. It has two result files, and ``counts`` also has the lines
-    and bytes of these files.
+    number of finished lines, on disk or not.
+
+    ``openai``: set only for a batch of OpenAI's API. The file of such a batch was checked at
+    ``validated_ms``. Such a batch has two result files, and ``counts`` also has the lines and bytes of these
+    files.
     """
 
     id: bytes

@@ -14,7 +14,7 @@ from services.gateway.domain.leased_tokens import LeasedTokens
 from tidegate.kernel.protocol.access import Allowance
 
 DAY, MONTH = "day_budget", "month_budget"
-# Until the account grants money, a process may spend this part of its share of the remaining budget. The part
+# Until the account grants money, a process may spend CREDIT times its share of the remaining budget. CREDIT
 # is below 1, because other processes may have spent money since the last settlement.
 CREDIT = 0.25
 
@@ -111,7 +111,8 @@ class Budget:
     def holding(self, tokens: LeasedTokens | None, requests: int, *, idle: bool) -> TokenHolding:
         """Return the report to the account about one budget.
 
-        The process requests the expected cost of the next ``requests``, or nothing if ``idle``.
+        The report requests money for the expected cost of the next requests. ``requests``: the number of
+        these requests. With ``idle``, the report requests no money.
         """
         if tokens is None:
             return TokenHolding()

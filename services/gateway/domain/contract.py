@@ -109,8 +109,8 @@ _NO_OPTIONS = Options({})
 class Contract:
     """A signature, prepared for checks of requests. Without a signature, Triton checks the tensors.
 
-    ``model``: the model's name for error messages. These messages begin with Triton's words, because programs
-    that use Triton compare the messages.
+    ``model``: the model's name for error messages. Error messages begin with Triton's own words, because
+    programs that were written for Triton recognize errors by these words.
     """
 
     signature: Signature | None
@@ -197,7 +197,10 @@ class Inputs:
         self.rows = -1
 
     def expect(self, name: str, datatype: Any, shape: list[int]) -> Datatype:
-        """Check the description of the next input; return the datatype of its data. Raise BadRequest."""
+        """Check the description of the next input; return the datatype of its data.
+
+        Raise BadRequest if the description does not fit the signature or the inputs before it.
+        """
         if name in self._seen:
             raise BadRequest(f"input {name!r} already exists in request: send each input once")
         self._slot, self._datatype, self._dims, rows = _checked(
@@ -244,7 +247,7 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
     if len(set(outputs)) < len(outputs):
         (twice, _), *_ = Counter(outputs).most_common(1)
         raise BadRequest(f"Duplicate output name {twice!r} is not allowed in a request: send each name once")
-    size = 2 * names  # at least this many bytes; checked first, because call_key fails for over 65,535 names
+    size = 2 * names  # a lower bound in bytes. Check it first: call_key fails for more than 65,535 names
     if size <= MAX_KEY:
         key = call_key(inputs, outputs, parameters)
         if len(key) <= MAX_KEY:
@@ -359,8 +362,8 @@ def _checked(
 ) -> tuple[int, Datatype, tuple[int, ...], int]:
     """Return an input's position, its datatype, its dims without the batch axis, and its rows.
 
-    The number of rows is 0 if the shape has no batch axis. Raise BadRequest if the input does not fit the
-    model.
+    The position is the input's index in the signature, or ``order`` if there is no signature. The number of
+    rows is 0 if the shape has no batch axis. Raise BadRequest if the input does not fit the model.
     """
     if contract.signature is None:
         check_name("input", name)

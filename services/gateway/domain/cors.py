@@ -33,7 +33,7 @@ class Origins:
 
     @classmethod
     def of(cls, text: str) -> Origins:
-        """Parse origins separated by commas; raise ValueError."""
+        """Parse a list of origins with commas between them; raise ValueError if one is invalid."""
         names = [part.strip().rstrip("/") for part in text.split(",") if part.strip()]
         for name in names:
             if name != ANY_ORIGIN and not _ORIGIN.fullmatch(name):

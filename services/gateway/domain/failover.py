@@ -15,11 +15,13 @@ REASONS = (UpstreamUnavailable, NoCapacity, ColdStart)
 def another(
     endpoint: EndpointRoute, route: DeploymentRoute, failed: Collection[str], error: TidegateError
 ) -> DeploymentRoute | None:
-    """Return a ready Deployment that accepts the same tensors and is not in ``failed``, or None.
+    """Return a ready Deployment that can replace ``route`` and is not in ``failed``, or None.
 
-    If an upstream failed, try the endpoint's targets first. Then try the Deployments in the endpoint's
-    ``failover``, in their order. If replicas are missing, try only ``failover``. In this case, the router
-    already applies the setting ``when_unready`` to the targets.
+    The Deployment must accept the same tensors as ``route``. If an upstream failed, try the endpoint's
+    targets first. Then try the Deployments in the endpoint's ``failover``, in their order.
+
+    If replicas are missing (NoCapacity, ColdStart), try only ``failover``. In this case, the setting
+    ``when_unready`` decides if other targets get the requests, and the router applies this setting.
     """
     if not isinstance(error, REASONS):
         return None

@@ -96,8 +96,8 @@ class FairLane(Generic[T]):
         self._last: tuple[FlowKey, Flow[T]] | None = None
         self._order: FairOrder[FlowKey] = FairOrder(BURST)
         self._elsewhere: Mapping[str, FlowLoad] = {}
-        # The flows without requests here that had requests at other gateways at the last report. The variable
-        # _other_weight is the sum of the weights of these flows.
+        # The flows that have no requests at this gateway, but had requests at other gateways at the last
+        # report. The variable _other_weight is the sum of the weights of these flows.
         self._only_elsewhere: Mapping[str, FlowLoad] = {}
         self._other_weight = 0
         self._active_weight = 0
@@ -141,9 +141,9 @@ class FairLane(Generic[T]):
     def take(self, flow: Flow[T], cost: float = 1.0) -> bool:
         """Decide if a new request is published now. Return False if the request must be held.
 
-        If the result is True, the request is counted as published. This is so if the window is not full and
-        no request is held. Otherwise, the result is True only if the request's flow holds no request and uses
-        less than its share of the window.
+        If the window is not full and no request is held, the result is True. Otherwise, the result is True
+        only if the request's flow holds no request and uses less than its share of the window. If the result
+        is True, the request is counted as published.
         """
         if self.published < self.window and not self.held:
             flow.published += 1
@@ -157,7 +157,10 @@ class FairLane(Generic[T]):
         return True
 
     def hold(self, flow: Flow[T], item: T, priority: int = 0, cost: float = 1.0) -> None:
-        """Hold a request until its turn. Within a flow, requests with a smaller ``priority`` go first."""
+        """Hold a request until its turn. Within a flow, requests with a smaller ``priority`` go first.
+
+        A ``priority`` of 0 means ``DEFAULT_PRIORITY``.
+        """
         self._count += 1
         heappush(flow.held, (priority or DEFAULT_PRIORITY, self._count, cost, item))
         self.held += 1

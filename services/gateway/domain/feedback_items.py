@@ -113,7 +113,10 @@ def _text(raw: Mapping[str, Any], name: str) -> str:
 
 
 def _moment(value: Any, now_ms: int) -> int:
-    """Convert a time (ISO 8601 or seconds since the epoch) to ms; None means now. Raise BadRequest."""
+    """Convert a time (ISO 8601 or seconds since the epoch) to ms; None means now.
+
+    Raise BadRequest if the time is invalid, or more than ``AHEAD_MS`` ms in the future.
+    """
     if value is None:
         return now_ms
     try:

@@ -52,7 +52,10 @@ def decode(body: Buffer, contract: Contract) -> Decoded:
 
 
 def request_parameters(body: Buffer) -> dict[str, Any]:
-    """Return the members of a request and the members of its ``parameters``; raise BadRequest."""
+    """Return the members of a request together with the members of its ``parameters``.
+
+    Raise BadRequest if the body or its ``parameters`` are not a JSON object.
+    """
     members = _members(body)
     return members | check_parameters(members.get("parameters"), "request")
 
@@ -93,10 +96,11 @@ def _put(inputs: Inputs, contract: Contract, name: str, value: Any) -> None:
 
 
 def fitting(name: str, dims: tuple[int, ...], value: Any) -> list[int]:
-    """Return the shape of a value (scalar or nested list) for an input of ``dims``; raise BadRequest.
+    """Return the shape of a value (scalar or nested list) for an input of ``dims``.
 
     A dim of -1 may have any size. If the nesting of the value matches ``dims``, return the value's own shape.
-    Otherwise, only the number of values must fit. Then return ``dims``, with a size that fits in place of -1.
+    Otherwise, only the number of values must fit. In this case, return ``dims`` with a size in place of each
+    -1, so that the shape has as many elements as there are values. Raise BadRequest if this is not possible.
     """
     sizes = _sizes(value)
     if len(sizes) == len(dims) and all(want in (-1, size) for want, size in zip(dims, sizes, strict=True)):

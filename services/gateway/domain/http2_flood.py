@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 # A useless frame does no work for a request. A client may send USELESS_FRAMES of them. After each second, it
-# may send USELESS_FRAMES_PER_S more. After each sent answer, it may also send some more.
+# may send USELESS_FRAMES_PER_S more. When the gateway sends bytes of an answer, the client may also send some
+# more.
 USELESS_FRAMES = 2000.0
 USELESS_FRAMES_PER_S = 500.0
 # A ping is a strike if it comes sooner than PING_INTERVAL_S after the ping before it. If the gateway sends
@@ -22,7 +23,7 @@ class FloodGuard:
     """The counts of one client's useless work.
 
     A method that counts such work returns the reason to end the connection. It returns None if the connection
-    may stay.
+    may stay open.
     """
 
     __slots__ = ("_answered", "_late_bytes", "_left", "_pinged", "_resets", "_since", "_strikes")

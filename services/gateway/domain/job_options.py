@@ -32,7 +32,7 @@ class Preference:
 
     @property
     def applied(self) -> bytes:
-        """Return the value of ``Preference-Applied``."""
+        """Return the value of the response header ``Preference-Applied``."""
         return b"wait=%d" % self.wait_s if self.wait_s else b"respond-async"
 
 
@@ -71,9 +71,10 @@ def preference(header: bytes | None) -> Preference | None:
 
 
 def from_headers(headers: Mapping[bytes, bytes], base: JobOptions = _DEFAULT) -> JobOptions:
-    """Return ``base``, changed by the job headers of a request; raise BadRequest.
+    """Return ``base``, changed by the job headers of a request.
 
-    The headers are ``X-Job-Priority``, ``X-Job-TTL`` (seconds) and ``X-Job-Webhook``.
+    The headers are ``X-Job-Priority``, ``X-Job-TTL`` (seconds) and ``X-Job-Webhook``. Raise BadRequest if a
+    header has an invalid value.
     """
     texts = {
         name: value.decode("latin-1")
@@ -96,7 +97,7 @@ def from_headers(headers: Mapping[bytes, bytes], base: JobOptions = _DEFAULT) ->
 
 
 def from_fields(head: Mapping[str, Any], base: JobOptions = _DEFAULT) -> JobOptions:
-    """Return ``base`` with the options that a body's fields set. Raise BadRequest."""
+    """Return ``base`` with the options that a body's fields set; raise BadRequest if one is invalid."""
     changes: dict[str, Any] = {}
     if (level := head.get("priority")) is not None:
         changes["level"] = check_level(level)
@@ -110,7 +111,10 @@ def from_fields(head: Mapping[str, Any], base: JobOptions = _DEFAULT) -> JobOpti
 
 
 def check_version(value: Any) -> str:
-    """Return a version as a string, as in the route table; empty for None. Raises BadRequest."""
+    """Return a version as a string, as in the route table; empty for None.
+
+    ``value``: a string, an integer or None. Raise BadRequest for another type.
+    """
     if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise BadRequest(f"'version' must be a number, got {str(value)[:40]!r}")
     return "" if value is None else str(value)
@@ -132,7 +136,10 @@ def check_ttl(value: Any) -> float:
 
 
 def check_webhook(value: Any) -> str:
-    """Check a webhook's URL and return it; raise BadRequest. The IP address is checked at delivery."""
+    """Check a webhook's URL and return it; raise BadRequest if it is invalid.
+
+    The IP address is checked later, when the job's result is sent to the URL.
+    """
     if not isinstance(value, str) or read_url(value) is None:
         raise BadRequest(f"webhook must be an http or https URL without a user name, got {str(value)[:80]!r}")
     return value
@@ -148,7 +155,10 @@ def check_metadata(value: Any) -> dict[str, Any]:
 
 
 def check_key(value: bytes | None) -> str | None:
-    """Return the value of an ``Idempotency-Key`` header, or None without one. Raises BadRequest."""
+    """Return the value of an ``Idempotency-Key`` header; None if the header is missing.
+
+    Raise BadRequest if the value is invalid.
+    """
     if value is None:
         return None
     if _KEY.fullmatch(value) is None:

@@ -1,4 +1,4 @@
-"""Write and read the form of an answer in a job's record. Explain why a job has no result. Pure."""
+"""Store in a job's record how to encode its answer, and read it back. Explain missing results. Pure."""
 
 from __future__ import annotations
 

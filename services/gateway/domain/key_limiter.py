@@ -47,7 +47,10 @@ class LimitReached:
 
 
 class KeyLimiter:
-    """All limits of one key. ``now`` is in seconds, on a monotonic clock."""
+    """The limits of one key in this process.
+
+    The parameter ``now`` of the methods is in seconds, on a monotonic clock.
+    """
 
     __slots__ = (
         "_activate",
@@ -79,8 +82,8 @@ class KeyLimiter:
     def __init__(self, principal: str, allowance: Allowance, activate: Callable[[KeyLimiter], None]) -> None:
         """Start idle. When an idle time ends, the limiter calls ``activate`` with itself.
 
-        ``activate`` must set ``share``, which is this process's share of each limit. ``standalone`` is True
-        while the store is down.
+        ``activate`` must set ``share``, which is this process's share of each limit. The attribute
+        ``standalone`` is True while the store is down.
         """
         self.principal = principal
         self.allowance = allowance
@@ -108,7 +111,7 @@ class KeyLimiter:
         """Admit one request, or return the limit that refuses it.
 
         When an admitted request ends, the calling code must call :meth:`finish`. ``nanos``: the request's
-        expected cost, which is reserved in the budgets.
+        expected cost in billionths of the currency. This cost is reserved in the budgets.
         """
         if not self.active:
             self._wake(now)
@@ -131,7 +134,11 @@ class KeyLimiter:
         return None
 
     def finish(self, reserved: Reserved = NOTHING, nanos: int = 0) -> None:
-        """Record the end of an admitted request. ``nanos``: its real cost, which replaces ``reserved``."""
+        """Record the end of an admitted request.
+
+        ``nanos``: its real cost in billionths of the currency. In the budgets, this cost replaces the
+        reservation ``reserved``.
+        """
         self.in_flight -= 1
         if self.budget is not None:
             self.budget.settle(reserved, nanos)
@@ -139,10 +146,10 @@ class KeyLimiter:
                 self._wake(self._settled_at)
 
     def remaining_header(self, epoch_s: float) -> bytes:
-        """Return the value of ``RateLimit``: the remaining part of each limit, as far as this process knows.
+        """Return the value of the header ``RateLimit``: what remains of each limit.
 
-        ``r``: the number of requests that the limit still allows. ``t``: the seconds until the full limit is
-        available again.
+        The value is correct as far as this process knows. ``r``: the number of requests that the limit still
+        allows. ``t``: the seconds until the full limit is available again.
         """
         found = []
         rate, allowance = self.rate, self.allowance
@@ -189,7 +196,10 @@ class KeyLimiter:
         )
 
     def _with_limit(self, tokens: LeasedTokens | None, kind: str, limit: int | None) -> LeasedTokens | None:
-        """Return ``tokens`` with the new limit; create them if they are None. Return None without a limit."""
+        """Return ``tokens`` with the new limit. If ``tokens`` is None, create them.
+
+        If ``limit`` is None, return None.
+        """
         if limit is None:
             return None
         if tokens is None:
@@ -225,8 +235,8 @@ class KeyLimiter:
         # The expected number of requests in the next AHEAD_S seconds, at the pace since the last settlement.
         pace = math.ceil(self._requests * AHEAD_S / max(now - self._settled_at, AHEAD_S / 5))
         if self.standalone and self.rate is not None:
-            # While the store was down, the account's bucket was refilled too. So report 0 held tokens.
-            # Otherwise, the refill would count twice.
+            # While the store was down, this process refilled its own tokens, and the account's bucket was
+            # refilled too. So report 0 held tokens. Otherwise, the refill would count twice.
             self.rate.borrowed = self.rate.held
         slots = self._slots_wanted(idle)
         self.slots = min(self.slots, slots)  # do not use slots that this settlement returns

@@ -21,7 +21,7 @@ class KeyTable:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> KeyTable:
-        """Parse the registry's document. Raises KeyError, TypeError or ValueError."""
+        """Parse the registry's document. Raise KeyError, TypeError or ValueError if it is malformed."""
         keys = [Key.from_dict(fields) for fields in document["keys"]]
         return cls(str(document["mark"]), {key.principal.id: key for key in keys})
 

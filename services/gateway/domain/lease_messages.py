@@ -74,7 +74,10 @@ class LeaseGrant:
 
 @dataclass(frozen=True, slots=True)
 class PriorUsage:
-    """The number of a caller's requests on a day and in its month, as counted by the registry."""
+    """The number of a caller's requests on a day and in the month of this day.
+
+    The registry has counted these requests.
+    """
 
     principal: str
     day: str

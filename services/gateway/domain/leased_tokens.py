@@ -55,7 +55,7 @@ class LeasedTokens:
         """Set a new limit. Spent tokens still count, and no more than the new limit remains."""
         rest = self.available + self.held
         if self.kind != "rate" or self.available >= self.limit:
-            rest += limit - self.limit  # quotas and full buckets change now; another bucket refills later
+            rest += limit - self.limit  # change quotas and full buckets now; other buckets refill later
         rest, held, reported = min(rest, limit), self.held, self.held - self.borrowed
         self.held = min(held, max(0, rest))
         self.borrowed = max(0, self.borrowed - (held - self.held))

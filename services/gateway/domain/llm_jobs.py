@@ -70,6 +70,8 @@ def read_answer(outputs: Sequence[Tensor], data: Sequence[Buffer], ask: Mapping[
         raise ValueError(f"it has the outputs {sorted(found)}, not {EVENTS} and {META}")
     events, metas = unpack_strings(found[EVENTS]), unpack_strings(found[META])
     if len(events) != 1 or len(metas) != 1:
-        raise ValueError(f"it has {len(events)} events and {len(metas)} facts instead of one of each")
+        raise ValueError(
+            f"it has {len(events)} values in {EVENTS} and {len(metas)} in {META}, not one in each"
+        )
     event = EventFilter(ask[MODEL], usage=True).named(events[0])
     return LlmJobAnswer(Meta.from_bytes(metas[0]).status, event)

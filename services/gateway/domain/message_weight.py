@@ -21,7 +21,8 @@ _VARINT, _I64, _BYTES, _I32 = 0, 1, 2, 5
 def structure(message: bytes | bytearray) -> int:
     """Return the number of bytes outside ``raw_input_contents``; raise BadRequest for too many fields.
 
-    The rest of a malformed message counts as structure. The parser raises the error later.
+    If the message is malformed, all bytes after the fault count as structure. The parser raises the error
+    later.
     """
     at, end, raw = 0, len(message), 0
     for _ in range(FIELDS):

@@ -77,7 +77,7 @@ class MultipartReader:
         return self._in == "end"
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """Add bytes, and yield the events that they complete. Raises BadRequest."""
+        """Add bytes, and yield the events that they complete; raise BadRequest if the form is malformed."""
         self._held += data
         while True:
             before = len(self._held), self._in
@@ -148,7 +148,7 @@ class MultipartReader:
 
 
 def _begin(head: bytes) -> PartBegin:
-    """Return the beginning of a part from its head. Raises BadRequest."""
+    """Return a part's :class:`PartBegin` from its head; raise BadRequest if the head is invalid."""
     message = Message()
     for line in head.split(b"\r\n"):
         field, colon, value = line.partition(b":")

@@ -42,11 +42,11 @@ _MAX_STRING = 2**32 - 1
 def decode(
     body: Buffer, header_length: int | None, contract: Contract, beside: Beside | None = None
 ) -> Decoded:
-    """Decode and check a request body; raise BadRequest.
+    """Decode and check a request body; raise BadRequest if it is invalid.
 
-    ``header_length``: the bytes of JSON at the start of the body if binary tensor data follows, else None. If
-    it is 0, the whole body is the data of the model's only input. In this case, raise Unavailable if the
-    model's signature is not known.
+    ``header_length``: if binary tensor data follows, the number of bytes of JSON at the start of the body,
+    else None. If it is 0, the whole body is the data of the model's only input. In this case, raise
+    Unavailable if the model's signature is not known.
 
     ``beside``: the parts of the request that are not in its body. If ``beside`` has no regions, raise
     UsesRegions for a tensor in shared memory.
@@ -83,7 +83,7 @@ def decode_head(
 def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any] | None, memoryview]:
     """Return the JSON object of a body (None without JSON) and the binary tensor data after it.
 
-    Raise BadRequest, or PayloadTooLarge for JSON with too many values.
+    Raise BadRequest if the body is malformed, and PayloadTooLarge if the JSON has too many values.
     """
     view = memoryview(body)
     if header_length == 0:
@@ -104,7 +104,7 @@ def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any] | Non
 
 
 def request_parameters(body: Buffer, header_length: int | None) -> dict[str, Any]:
-    """Return the parameters of a request; raise BadRequest."""
+    """Return the parameters of a request; raise BadRequest if the request is malformed."""
     head, _ = parts(body, header_length)
     return {} if head is None else check_parameters(head.get("parameters"), "request")
 
@@ -203,7 +203,7 @@ def _one_place(name: str, item: dict[str, Any], parameters: dict[str, Any]) -> B
     return BadRequest(
         "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
         f"'shared_memory_region' in 'parameters'. But {f'set {found}' if found else 'no field is set'}: "
-        f"input {name!r}; 'data' is a list"
+        f"input {name!r}; 'data' must be a list"
     )
 
 
@@ -263,7 +263,10 @@ def _closed(name: str, datatype: Datatype, shape: list[int], size: int) -> list[
 
 
 def _one_string(name: str, shape: list[int], body: memoryview) -> bytes:
-    """Return the body as the only element of a BYTES input of ``shape``; raise BadRequest."""
+    """Return the body as the only element of a BYTES input of ``shape``.
+
+    Raise BadRequest if ``shape`` does not have exactly one element, or if the body is too long.
+    """
     if -1 in shape or prod(shape) != 1:
         raise BadRequest(
             f"For BYTE datatype raw input {name!r}, the model must have input shape [1]: a raw body is one "

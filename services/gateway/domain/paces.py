@@ -14,9 +14,9 @@ BURST_S = 5.0
 class Paces:
     """Limit each caller to ``per_s`` events per second. ``what`` names the events in the error.
 
-    Each caller has a balance of events. The balance grows by ``per_s`` per second, up to the events of
-    ``BURST_S`` seconds. A call is accepted if the balance is above 0, even if the call has more events than
-    the balance. Then the balance falls below 0, and later calls are refused until it is above 0 again.
+    Each caller has a balance of events. The balance grows by ``per_s`` per second, up to ``per_s * BURST_S``.
+    A call of :meth:`check` is accepted if the balance is above 0, even if the call has more events than the
+    balance. In this case, the balance falls below 0, and later calls are refused until it is above 0 again.
     """
 
     def __init__(self, per_s: float, what: str) -> None:
@@ -25,7 +25,7 @@ class Paces:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def check(self, caller: str, events: int, now: float) -> None:
-        """Subtract ``events`` from a caller's balance. Raise TooMany if the balance is not above 0.
+        """Raise TooMany if a caller's balance is not above 0. Otherwise, subtract ``events`` from it.
 
         ``now``: monotonic seconds.
         """

@@ -1,8 +1,8 @@
 """Hash the blocks of a prompt in a chain, so that prompts with a common beginning have common hashes.
 
 An engine's KV cache keeps the prompts that the engine has read. So a replica that has read the beginning of a
-prompt needs less computation for it. The hashes depend on the caller. Otherwise, quick responses would tell a
-caller how the prompts of other callers begin.
+prompt needs less computation for this prompt. The hashes depend on the caller. Otherwise, quick responses
+would tell a caller how the prompts of other callers begin.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HASH_SIZE = 8
 
 
 def prompt_blocks(path: str, body: dict[str, Any], salt: bytes) -> list[bytes]:
-    """Return a hash for each whole block of a prompt. The hash also covers all blocks before it.
+    """Return a hash for each whole block of a prompt. Each hash also covers all earlier blocks.
 
     ``salt``: the caller, and all else that two requests must have in common to share an engine's KV cache.
     The result is empty for a request without a prompt, or with a prompt shorter than a block.

@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 # If no replica has read a prompt, the hash of its first FIRST_BLOCKS blocks determines the replica. So all
 # gateways choose the same replica for this prompt, and for other prompts with the same beginning.
 FIRST_BLOCKS = 4
-# The gateway counts its own requests in flight at each replica. A replica has too much load if it has more of
-# them than LOAD_CAP * M + 1. M is the mean of all ready replicas.
+# The gateway counts its own requests in flight at each replica. M is the mean of these counts over all ready
+# replicas. A replica has too much load if its count is above LOAD_CAP * M + 1.
 LOAD_CAP = 1.25
 # The largest number of prompt blocks that a gateway remembers for each Deployment.
 MAX_BLOCKS = 100_000
@@ -27,8 +27,8 @@ Outcome = Literal["hit", "first", "stolen", "loaded", "none"]
 class ReplicaSlots(NamedTuple):
     """A ready replica of a language model.
 
-    ``inflight``: the number of requests in flight in the replica's last report. ``slots``: how many requests
-    the replica can run at the same time.
+    ``inflight``: the number of its requests in flight, as its last report states. ``slots``: how many
+    requests the replica can run at the same time.
     """
 
     name: str
@@ -104,7 +104,7 @@ def is_loaded(replica: ReplicaSlots, ready: Sequence[ReplicaSlots], inflight: Ma
 
 
 def _rendezvous(block: bytes, ready: Sequence[ReplicaSlots]) -> ReplicaSlots:
-    """Return the replica whose name has the highest hash together with ``block``.
+    """Return the replica for which the hash of ``block`` and the replica's name is the highest.
 
     If a replica is lost, only the prompts of this replica move to other replicas.
     """

@@ -18,10 +18,10 @@ from tidegate.kernel.protocol.usage import tokens
 
 HEADER = b"x-tidegate-cost"
 # The cost of a request is unknown until the endpoint's first answer. Until then, a request reserves the cost
-# of this many µs of a replica's time.
+# of this many µs of a replica's time in its key's budget.
 FIRST_US = 1_000_000
-# WEIGHT is the weight of the last answer's cost in the mean cost. If the answer cost less than the highest
-# cost, DECAY is its weight in the highest cost.
+# WEIGHT is the weight of the last answer's cost in the mean cost. If this cost is below the known highest
+# cost, DECAY is its weight in the new highest cost.
 WEIGHT, DECAY = 0.1, 0.01
 
 
@@ -77,8 +77,8 @@ class RequestCosts:
     def mean(self, endpoint: str) -> int:
         """Return the expected cost of a request of an endpoint, in nanos.
 
-        Before the endpoint's first answer, return the cost that a request reserves. Jobs do not update the
-        mean. So if the result were 0, all jobs would be free at an endpoint that gets only jobs.
+        Before the endpoint's first answer, return the cost that a request reserves, and not 0. Jobs do not
+        update the mean. So with 0, all jobs would be free at an endpoint that gets only jobs.
         """
         known = self._mean.get(endpoint)
         return self.most(endpoint) if known is None else round(known)

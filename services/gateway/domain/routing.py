@@ -153,8 +153,8 @@ class EndpointRoute:
     def labelled(self, label: str) -> str:
         """Return the version of a label. Raise NotFound if the label does not exist.
 
-        Every alias is a label. If no alias has the name ``stable``, return "" for it, so that the endpoint
-        chooses the version.
+        Every alias is a label. The label ``stable`` exists even if no alias has this name. In this case,
+        return "", so that the endpoint chooses the version.
         """
         if label in self.labels:
             return self.labels[label]

@@ -5,13 +5,16 @@ from __future__ import annotations
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute
 
-# A copy waits at most this long in the gateway for an idle replica, and then at most as long in the queue.
+# A copy waits at most this many seconds in the gateway for an idle replica. Then it waits at most the same
+# time in the queue.
 WAIT_S = 2.0
 # The longest wait for the answer to a copy.
 ANSWER_S = 30.0
-# The largest size of a copied request, and of its answer, in bytes. Larger copies would take too much memory.
+# A request is copied only if the request and its answer have at most this many bytes each. Larger copies
+# would take too much memory.
 LARGEST = 4 * 2**20
-# The largest total size of all copies in a gateway process, in bytes: waiting, in flight, or being compared.
+# The largest total size in bytes of all copies in a gateway process, with the answers for the comparison. A
+# copy counts while it waits, is in flight, or is compared.
 MEMORY = 64 * 2**20
 # The largest number of copies in a gateway process that wait for an idle replica.
 WAITING = 256

@@ -44,7 +44,7 @@ class RegionPart:
     size: int
 
     def parameters(self, written: int) -> dict[str, Any]:
-        """Return the parameters of an output whose ``written`` bytes are in this part."""
+        """Return the parameters of an output that has ``written`` bytes in this part."""
         found: dict[str, Any] = {REGION: self.region, SIZE: written}
         return found | {OFFSET: self.offset} if self.offset else found
 

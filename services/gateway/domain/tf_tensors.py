@@ -48,7 +48,8 @@ KINDS = {
 NUMBERS = {kind.name: number for number, kind in KINDS.items()}
 _BITS = {"FP16", "BF16"}  # ``half_val`` holds their values as bit patterns
 # In Protobuf's packed form, the lists of these datatypes have the same bytes as the raw tensor. So the raw
-# tensor is copied into the message, after the tag of the list (the number here) and the number of bytes.
+# tensor is copied into the message. Before it come the list's tag (the value in this dict) and the number
+# of bytes.
 _PACKED = {"FP32": 5 << 3 | 2, "FP64": 6 << 3 | 2, "BOOL": 11 << 3 | 2}
 MAX_DIMS = 16
 

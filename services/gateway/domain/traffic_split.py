@@ -16,8 +16,8 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 BLOCK = 100
-# The largest number of endpoints whose blocks are in memory. Without this limit, memory use would grow with
-# each new name of an endpoint.
+# The largest number of endpoints whose drawn targets (``_Blocks``) are in memory. Without this limit, memory
+# use would grow with each new name of an endpoint.
 _KEPT = 10_000
 
 

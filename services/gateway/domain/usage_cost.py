@@ -21,7 +21,8 @@ class UsageCost:
     """The usage of a stream so far. It is reported only if the stream was ``queued`` for a model.
 
     ``compute_us``: the stream's share of the time of its model calls. ``whole_us``: the whole time of these
-    calls, which other requests may share. ``sent``: bytes. ``route``: the Deployment of the last answer.
+    calls, which other requests may share. ``sent``: the total size of the answers in bytes. ``route``: the
+    Deployment of the last answer.
     """
 
     answers: int = 0

@@ -78,8 +78,8 @@ class ArtifactStore:
     async def stage(self, chunks: AsyncIterator[bytes], announced: int | None = None) -> StagedArtifact:
         """Write an upload and hash it. ``announced``: the size in bytes, as stated by the sender.
 
-        Raise PayloadTooLarge as soon as the upload exceeds the limit, BadRequest if it is empty. After an
-        error, or if the sender disconnects, delete the partial upload.
+        Raise PayloadTooLarge as soon as the upload exceeds the limit, and BadRequest if it is empty. If an
+        error occurs or the sender disconnects, delete the partial upload.
         """
         if announced is not None and announced > self.max_bytes:
             raise self._too_large()
@@ -131,7 +131,10 @@ class ArtifactStore:
         await self.do(self._delete, self._place(sha256))
 
     async def read(self, sha256: str, start: int = 0) -> AsyncIterator[bytes]:
-        """Open an artifact. Return its bytes from ``start`` on, in pieces of 1 MiB. Raise NotFound."""
+        """Open an artifact. Return its bytes from the offset ``start`` on, in pieces of 1 MiB.
+
+        Raise NotFound if the artifact is not stored.
+        """
         try:
             stream = await self.do(self._stream, self._place(sha256), start)
         except FileNotFoundError:
@@ -174,7 +177,8 @@ class ArtifactStore:
     async def do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking call in a thread.
 
-        Raise Unavailable for each error except FileNotFoundError, and record it in ``problem``.
+        If the call raises FileNotFoundError, raise the same error. After any other error, record it in
+        ``problem`` and raise Unavailable.
         """
         try:
             result = await asyncio.to_thread(call, *args, **kwargs)
@@ -304,7 +308,10 @@ def _write(file: Any, digest: Any, chunk: bytes) -> None:
 
 
 def _finish(file: Any) -> None:
-    """Close a file. Sync it first on a local disk, because status 201 promises that the file is stored."""
+    """Close a file. If it is on a local disk, sync it first.
+
+    The sync is needed because status 201 promises that the file is stored.
+    """
     file.flush()
     with suppress(AttributeError, OSError):
         os.fsync(file.fileno())
@@ -312,7 +319,10 @@ def _finish(file: Any) -> None:
 
 
 async def _in_large_pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the same bytes in pieces of at least 1 MiB, because larger pieces need fewer calls in threads."""
+    """Yield the same bytes in pieces of at least 1 MiB. Only the last piece may be smaller.
+
+    Each piece is written by a call in a thread, so larger pieces need fewer calls.
+    """
     buffer = bytearray()
     async for chunk in chunks:
         buffer += chunk

@@ -13,7 +13,11 @@ from tidegate.kernel.protocol.archives import ArchiveLimits
 
 
 def kind_of(path: Path, filename: str, limits: ArchiveLimits) -> Kind | None:
-    """Return the kind of a file by its contents, or None. Blocking. Raise BadRequest for unsafe archives."""
+    """Return the kind of a file by its contents; None if no kind fits.
+
+    Blocking: call it in a thread. Raise BadRequest if a tar archive is unsafe. A zip archive is not checked
+    here.
+    """
     return recognise(read(path, filename, limits), kinds.TABLE)
 
 

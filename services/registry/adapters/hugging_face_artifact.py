@@ -31,7 +31,10 @@ def llm_or_other(path: Path, limits: ArchiveLimits) -> Format:
 def inspect(
     path: Path, user_signature: Signature | None, max_batch: int, limits: ArchiveLimits, *, allow_pickle: bool
 ) -> tuple[Signature, list[str]]:
-    """Check an archive. Return its signature and requirements. Blocking. Raise BadRequest."""
+    """Check an archive. Return its signature and requirements.
+
+    Blocking: call it in a thread. Raise BadRequest if the archive does not pass the check.
+    """
     found = _folder(_read(path, limits))
     if found is None:
         raise BadRequest(

@@ -14,7 +14,8 @@ from tidegate.kernel.protocol.archives import ArchiveLimits
 def read(path: Path, limits: ArchiveLimits) -> OnnxGraph:
     """Check that an archive has the ONNX file's external data. Return the file's inputs and outputs.
 
-    Blocking: call it in a thread. Raise BadRequest.
+    Blocking: call it in a thread. Raise BadRequest if data are missing, or if the archive or the ONNX file is
+    wrong.
     """
     contents = archive_reader.read_archive(path, names=(), max_text=0, limits=limits)
     model = onnx_layout.model_of(contents.sizes)

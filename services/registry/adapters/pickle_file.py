@@ -1,4 +1,7 @@
-"""Read the unpacked bytes of a joblib or pickle file, and list the packages of the models' environment."""
+"""Read a joblib or pickle file's unpacked bytes, and list the packages that models can import.
+
+The packages are those of the Python environment in which models run.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from typing import Any
 from tidegate.kernel.errors import BadRequest
 
 STEP = 1024 * 1024
-# At most this many unpacked bytes of a file are read. In any estimator, the texts that the registry searches
-# for come earlier.
+# Reading stops after about this many unpacked bytes of a file. The registry searches the bytes for certain
+# texts. In any estimator, these texts come before the limit.
 MAX_UNPACKED = 1024**3
 # Memory limit for unpacking LZMA. joblib's highest preset needs 65 MiB.
 MAX_LZMA_MEMORY = 128 * 1024**2
@@ -47,7 +50,8 @@ def pieces(path: Path) -> Iterator[bytes]:
 def is_plain(head: bytes) -> bool:
     """Return True if a file that begins with ``head`` is not compressed.
 
-    Also return True if the file is compressed with lz4. The calling code must reject such a file first.
+    Also return True for a file that is compressed with lz4. The calling code must reject lz4 files before
+    this call.
     """
     return _unpacker(head) is None
 
@@ -79,7 +83,7 @@ def _unpacker(head: bytes) -> Any:
 
 
 def packages(runtime: Path) -> dict[str, str]:
-    """Return the version of each package in the models' environment.
+    """Return the version of each package in the Python environment in which models run.
 
     Return an empty dict if this environment is not installed.
     """

@@ -17,7 +17,9 @@ STEP = 64 * 1024
 
 
 def imports(path: Path, *, joblib: bool = True) -> set[Import]:
-    """Return each (module, name) that loading a file would import. Blocking. Raise BadRequest.
+    """Return each (module, name) that loading a file would import. Blocking.
+
+    Raise BadRequest if the imports cannot be read, for example because the file is compressed with lz4.
 
     ``joblib``: True if joblib loads the file; False if pickle loads it. Only joblib reads compressed files.
     Only joblib reads arrays that lie between the pickle opcodes.

@@ -23,7 +23,11 @@ _MEMOS = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 
 
 def inspect(path: Path, user_signature: Signature | None, max_batch: int, *, allow_pickle: bool) -> Signature:
-    """Check a file, and return its signature. Blocking. Raise BadRequest with the problem and the remedy."""
+    """Check a file, and return its signature. Blocking.
+
+    Raise BadRequest if the file cannot be read or served. Also raise it if loading the file could run code
+    and ``allow_pickle`` is False. The error names the problem and the remedy.
+    """
     try:
         archives.check_zip(path)
         with zipfile.ZipFile(path) as archive:

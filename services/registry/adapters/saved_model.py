@@ -30,7 +30,10 @@ _DATATYPES: dict[int, Datatype] = {
 
 
 def read(path: Path, limits: ArchiveLimits) -> OnnxGraph:
-    """Return the inputs and outputs of the signature ``serving_default``. Blocking. Raise BadRequest."""
+    """Return the inputs and outputs of the signature ``serving_default``. Blocking.
+
+    Raise BadRequest if the SavedModel is incomplete, cannot be read, or has no such signature.
+    """
     contents = archive_reader.read_archive(path, names=(), max_text=0, limits=limits)
     found = sorted(
         (inner for inner in contents.files if inner.name == FILE), key=lambda inner: len(inner.parts)

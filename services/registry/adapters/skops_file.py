@@ -32,7 +32,10 @@ def is_skops(path: Path) -> bool:
 
 
 def types(path: Path, limits: ArchiveLimits) -> set[SkopsType]:
-    """Return all types in a skops file. Blocking. Raise BadRequest."""
+    """Return all types in a skops file. Blocking.
+
+    Raise BadRequest if the types cannot be read, or if there are too many.
+    """
     contents = archive_reader.read_archive(path, names={SCHEMA}, max_text=MAX_SCHEMA, limits=limits)
     schema = contents.texts.get(PurePosixPath(SCHEMA))
     if schema is None:

@@ -21,7 +21,10 @@ class TreeFile:
 
 
 def read(path: Path, format_: Format) -> TreeFile:
-    """Return the model and the needed package. Blocking: call it in a thread. Raise BadRequest."""
+    """Return the model in a file, and the package that runs it. Blocking.
+
+    Raise BadRequest if the file cannot be read, or if Tidegate cannot serve the model.
+    """
     with mapped(path) as data:
         if format_ == "xgboost":
             facts = xgboost_file.read(data)

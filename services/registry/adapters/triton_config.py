@@ -38,11 +38,12 @@ class TritonConfig:
 
 
 def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | None, list[str]]:
-    """Return the signature and all requirements of a Triton model directory.
+    """Return the signature and all pip requirements of a Triton model directory. Blocking.
 
     ``model``: the name of the registered model. The signature is None if the config does not declare inputs
-    and outputs. Then Triton derives them when it loads the model. Blocking: call it in a thread. Raise
-    BadRequest.
+    and outputs. Then Triton derives them when it loads the model.
+
+    Raise BadRequest if a file is invalid, or if it is not clear which model gets the requests.
     """
     names = {triton_layout.CONFIG, requirements.FILE}
     contents = archive_reader.read_archive(path, names=names, max_text=MAX_CONFIG, limits=limits)
@@ -53,8 +54,9 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
         if triton_layout.config_path(folder) in contents.texts
     }
     parts = frozenset().union(*(config.parts for config in configs.values()))
-    # ``heads``: for each folder, True if its model is an ensemble that no other ensemble uses. If neither the
-    # number nor the names of the folders decide, such an ensemble gets the requests.
+    # Several folders may be candidates for the model that gets the requests. If no folder has the model's
+    # name, an ensemble that no other ensemble uses gets them. ``heads``: for each folder, True if its model
+    # is such an ensemble.
     heads = {f: config.is_ensemble and f.name not in parts for f, config in configs.items()}
     served = triton_layout.served(folders, model, heads)
     for folder in folders:
@@ -69,7 +71,10 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
 
 
 def parse(text: str, where: str) -> TritonConfig:
-    """Parse a config.pbtxt. ``where``: its folder, for messages. Raise BadRequest with line and column."""
+    """Parse a config.pbtxt. ``where``: the file's folder, for messages.
+
+    Raise BadRequest if the file is invalid. A syntax error is reported with its line and column.
+    """
     # Import these modules only here. They load gRPC, which most registries never need.
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2

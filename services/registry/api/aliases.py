@@ -76,7 +76,10 @@ async def list_aliases(transactions: TransactionsDep, name: str) -> Items[Alias]
 
 @router.get("/{alias}")
 async def get_alias(transactions: TransactionsDep, name: str, alias: str, response: Response) -> AliasHistory:
-    """Return an alias and its latest moves. Each move has its principal, time, and both versions."""
+    """Return an alias and its latest moves.
+
+    Each move has its principal, its time, and the alias's version before and after the move.
+    """
     async with transactions.read() as reader:
         known = (await stored.of_models(reader.connection, [name])).get(name, {})
         entries = await audit.entries(

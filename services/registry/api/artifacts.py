@@ -51,7 +51,7 @@ async def head(artifacts: ArtifactsDep, sha256: str) -> Response:
     "/{sha256}",
     response_class=StreamingResponse,
     responses={
-        206: {"description": "The bytes from the start of a Range of the form `bytes=N-`."},
+        206: {"description": "The bytes from byte N to the end, for a Range of the form `bytes=N-`."},
         304: {"description": "The caller already has these bytes: their ETag is in `If-None-Match`."},
         307: {"description": "Only for replicas: `Location` is a signed URL of the artifact store."},
         416: {"description": "The Range begins after the last byte."},

@@ -136,7 +136,10 @@ class VersionCheck(Noun):
 
 
 class VersionChecked(BaseModel):
-    """The result of a check without errors. ``version``: an identical version, if one is registered."""
+    """The result of a check that found no error.
+
+    ``version``: a registered version that is identical; None if there is none.
+    """
 
     format: Format | None = Field(description="None: the format is only known after the upload.")
     stored: bool = Field(description="True if the artifact is already stored, so no upload is needed.")
@@ -175,7 +178,8 @@ class ModelInfo(BaseModel):
 class OverrideBody(Noun):
     """An override: the number of replicas that an operator sets.
 
-    The number is limited by the host's capacity, and by the Deployment's maximum unless ``force`` is True.
+    The host's capacity always limits the number. The Deployment's maximum limits it only if ``force`` is
+    False.
     """
 
     replicas: int = Field(ge=0, le=10_000)
@@ -188,7 +192,7 @@ class OverrideBody(Noun):
 
 
 class SettleBody(Noun):
-    """The request to end a roll-over.
+    """The request to end a roll-over: the move of an Endpoint's traffic to new targets.
 
     ``revision``: the revision that the Endpoint must have; None means any revision.
     """
@@ -221,7 +225,7 @@ class Deployed(BaseModel):
 
 
 class ApplyBody(Noun):
-    """The Deployments, Endpoints and models of a file."""
+    """The Deployments, Endpoints and models in a file of ``tidegate apply``."""
 
     deployments: list[DeploymentFields] = Field(default_factory=list, max_length=1_000)
     endpoints: list[EndpointFields] = Field(default_factory=list, max_length=1_000)
@@ -229,7 +233,10 @@ class ApplyBody(Noun):
 
 
 class Applied(BaseModel):
-    """The outcome for each object of a file, and the revision after all changes."""
+    """The outcome for each object in a file of ``tidegate apply``.
+
+    ``revision``: the revision after all changes.
+    """
 
     revision: int
     items: list[ApplyOutcome]

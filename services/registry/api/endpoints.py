@@ -1,4 +1,4 @@
-"""Routes of Endpoints: create, read and delete them, and settle a roll-over."""
+"""Routes that create, read and delete Endpoints, and that end a roll-over to new targets."""
 
 from __future__ import annotations
 
@@ -81,8 +81,9 @@ async def settle(
 ) -> Endpoint:
     """End a roll-over whose targets are ready.
 
-    Replaced Deployments that `deploy` created then scale to zero. Return 409 if the Endpoint has changed
-    since ``revision``. Do nothing if no roll-over is in progress.
+    Then each replaced Deployment scales to zero, unless something else uses it. A Deployment that a user
+    created or replaced by PUT or apply does not scale to zero. Return 409 if the Endpoint has changed since
+    ``revision``. Do nothing if no roll-over is in progress.
     """
     seen = body.revision if body else None
     endpoint = await transactions.decide(

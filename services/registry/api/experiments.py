@@ -1,4 +1,7 @@
-"""Routes of experiments: start, stop, choose the winner, and complete (for the router)."""
+"""Routes of experiments: start, stop, choose the winner, and complete.
+
+Only the router calls ``complete``.
+"""
 
 from __future__ import annotations
 

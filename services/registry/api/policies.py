@@ -24,7 +24,7 @@ PolicyPatch = Annotated[dict[str, Any], WithJsonSchema(inlined(ModelPolicy))]
 
 
 class Retained(BaseModel):
-    """The decision of the retention on each version of a model, oldest first.
+    """The versions of a model, oldest first, each with the decision to keep or delete it.
 
     ``applied``: False for a dry run, which deletes nothing.
     """

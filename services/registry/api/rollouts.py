@@ -1,4 +1,7 @@
-"""Routes of canaries: start, promote, pause, resume, and progress (for the router)."""
+"""Routes of canaries: start, promote, pause, resume, and progress.
+
+Only the router calls ``progress``. It sends its decision about a canary.
+"""
 
 from __future__ import annotations
 

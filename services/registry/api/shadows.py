@@ -81,7 +81,7 @@ async def stop(
     """End an endpoint's shadow traffic.
 
     If nothing else uses the shadow's Deployment, the Deployment scales to zero. A Deployment that a user
-    created by PUT or apply keeps its scale.
+    created or replaced by PUT or apply does not scale to zero.
     """
     endpoints = await transactions.decide(
         lambda snapshot: shadows.stop(snapshot, name, id), lambda reader: reader.endpoints(name)

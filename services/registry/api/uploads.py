@@ -83,8 +83,8 @@ async def append(
     """Append the request's body to an upload.
 
     If the body does not begin at the upload's ``offset``, return 409 ``wrong_offset``. The body is stored in
-    parts of about 8 MiB. A last part of less than 1 MiB is dropped, unless it ends the file. So begin the
-    next request at the ``offset`` in the response.
+    parts of about 8 MiB. A last part of less than 1 MiB is dropped, unless it ends the file. So the caller
+    must begin the next request at the ``offset`` in the response.
     """
     try:
         upload = await uploads.append(_owner(), id_, upload_offset, request.stream(), content_length)

@@ -24,7 +24,7 @@ router = APIRouter(
 
 
 class VerificationTask(BaseModel):
-    """The Deployment that a scratch replica runs, and the samples that it checks."""
+    """The Deployment that a scratch replica runs, and the samples that the version must answer."""
 
     deployment: DeploymentSpec
     task: ScratchTask

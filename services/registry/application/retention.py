@@ -32,8 +32,8 @@ class Retention:
     async def change_policy(self, model: str, patch: dict[str, object]) -> ModelPolicy:
         """Change a model's policy by a JSON merge patch. Return the new policy.
 
-        Raise NotFound or BadRequest. Raise Forbidden if the patch changes the rules for stages and the caller
-        lacks the scope ``admin``.
+        Raise NotFound for an unknown model, or BadRequest if the new policy is invalid. Raise Forbidden if
+        the patch changes ``stages`` or ``serve_from`` and the caller lacks the scope ``admin``.
         """
         async with self._transactions.change() as writer:
             await _check_model(writer, model)

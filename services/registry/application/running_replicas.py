@@ -11,7 +11,8 @@ from services.registry.application.transactions import Transactions
 class RunningReplicas:
     """Store the running replicas, and check which artifact a replica may read.
 
-    The replicas are in the database, so the autoscaler can report to any registry.
+    The list of running replicas is stored in the database. So the autoscaler can report to any registry that
+    uses this database.
     """
 
     def __init__(self, transactions: Transactions) -> None:

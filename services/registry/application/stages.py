@@ -47,9 +47,10 @@ class Stages:
             return await _view(reader, model, number)
 
     async def move(self, model: str, number: int, name: str) -> StageView:
-        """Move a version to a stage; ``none`` takes it out of its stage.
+        """Move a version to a stage. The name ``none`` takes the version out of its stage.
 
-        Raise NotFound, BadRequest, or Conflict.
+        Raise NotFound for an unknown version, or BadRequest for an unknown stage. Raise Conflict if the
+        version does not meet the requirements of the stage.
         """
         async with self._transactions.change() as writer:
             policy = await _policy(writer, model, number)

@@ -45,8 +45,8 @@ class Transactions:
     async def change(self) -> AsyncIterator[DesiredStateWriter]:
         """Open a write transaction. Publish its notifications only after the commit.
 
-        If the request has a precondition, check it first. Raise PreconditionFailed if the object of the
-        precondition does not meet it.
+        If the request has a precondition, its first write transaction checks the precondition before anything
+        else. Raise PreconditionFailed if the object of the precondition is not in the required state.
         """
         async with self._database.write() as writer:
             if (precondition := expected.get()) is not None:

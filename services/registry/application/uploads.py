@@ -62,7 +62,10 @@ class Uploads:
         """Return the caller's upload of these bytes, and True if this call has created it.
 
         If the caller has an unfinished upload of the same bytes, return that upload. If the artifact is
-        stored already, return an upload in the state ``stored``. Raise PayloadTooLarge or TooMany.
+        stored already, return an upload in the state ``stored``.
+
+        Raise PayloadTooLarge if ``size`` is above the limit of an artifact. Raise TooMany if the caller's
+        unfinished uploads would exceed a limit.
         """
         async with self._transactions.change() as writer:
             opened = Upload(uuid.uuid4().hex, owner, sha256, size, writer.now)
@@ -189,10 +192,12 @@ class Uploads:
         return await self._commit(upload, part)
 
     async def _commit(self, upload: Upload, part: bytearray) -> Upload:
-        """Write a part, then record it in the database. Raise Conflict if another connection was faster.
+        """Write a part, then record it in the database.
 
-        Check the offset before the write. If the store is a folder, each upload is one file. Then late bytes
-        could overwrite bytes that are checked already.
+        Check the offset also before the write. If the store is a folder, each upload is one file. Then late
+        bytes could overwrite bytes that are checked already.
+
+        Raise Conflict if another request has appended bytes to the upload in the meantime.
         """
         now = await self._find(upload.owner, upload.id)
         uploads.check_append(now, upload.received, None)

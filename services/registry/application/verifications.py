@@ -54,10 +54,10 @@ class Verifications:
     async def plan_again(
         self, writer: DesiredStateWriter, version: Version, options: VerificationOptions | None
     ) -> Version:
-        """Begin a new verification of a version when its artifact is registered again.
+        """Begin a new verification when a version's artifact is registered again, if one is needed.
 
-        Do this only if the version was rejected or ``options`` has new samples. Otherwise, return the version
-        unchanged.
+        A new verification is needed if the version was rejected, or if ``options`` has new samples. If none
+        is needed, return the version unchanged. Do the same if the verification of versions is off.
         """
         if not self._enabled:
             return version
@@ -99,7 +99,7 @@ class Verifications:
     async def task(self, model: str, number: int) -> tuple[DeploymentSpec, ScratchTask]:
         """Return the Deployment and the verification task of a version's scratch replica.
 
-        The task has the number of the verification round and the samples. Raise NotFound if there is no such
+        The task has the samples and the number of the verification round. Raise NotFound if there is no such
         version or task.
         """
         async with self._transactions.read() as reader:

@@ -210,8 +210,11 @@ class Versions:
     ) -> Version:
         """Replace or patch a version's metadata, or add a signature to a version without one.
 
-        ``patch`` is a JSON merge patch of the metadata. Raise NotFound, BadRequest for wrong metadata, or
-        Conflict if the version has another signature, because signatures never change.
+        ``metadata``: the new metadata; None: use the stored metadata. ``patch``: a JSON merge patch of this
+        metadata. ``added``: the new signature.
+
+        Raise NotFound for an unknown version, or BadRequest for wrong metadata or a wrong signature. Raise
+        Conflict if the version already has another signature. A signature never changes.
         """
         async with self._transactions.change() as writer:
             version = next(iter(await writer.versions(model, number)), None)

@@ -37,7 +37,10 @@ class CatboostFile:
 
 
 def read(data: mmap | bytes) -> CatboostFile:
-    """Return the model and the release in a file. Raise Malformed or BadRequest."""
+    """Return the model and the release in a file.
+
+    Raise Malformed for a damaged file. Raise BadRequest if the model has features that Tidegate cannot serve.
+    """
     length = int.from_bytes(data[_MAGIC : _MAGIC + 4], "little")
     begin = _MAGIC + 4
     if begin + length > len(data):

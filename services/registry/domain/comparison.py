@@ -98,7 +98,7 @@ def _capacity(version: Version) -> dict[str, float]:
 
 
 def deltas(a: Mapping[str, float], b: Mapping[str, float]) -> list[Delta]:
-    """Return each number that ``a`` or ``b`` has, with the difference between them, sorted by name."""
+    """Return the numbers in ``a`` and ``b`` as one Delta for each name, sorted by name."""
     return [_delta(name, a.get(name), b.get(name)) for name in sorted({*a, *b})]
 
 

@@ -20,8 +20,8 @@ Action = Literal["created", "updated", "deleted", "restored"]
 class StoredDeployment:
     """A stored Deployment.
 
-    ``declared``: True if a user created the Deployment by PUT or apply. Then a change of an Endpoint's
-    version does not change how many replicas the Deployment has.
+    ``declared``: True if a user created the Deployment by PUT or apply. Then its scaling settings do not
+    change when an Endpoint starts or stops to use the Deployment.
     """
 
     spec: DeploymentSpec

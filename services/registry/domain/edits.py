@@ -53,7 +53,11 @@ def put_deployment(snapshot: RegistrySnapshot, name: str, fields: Fields) -> lis
 
 
 def patch_deployment(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list[Change]:
-    """Plan to change some options of a Deployment. Raise NotFound, BadRequest or Conflict."""
+    """Plan to change some options of a Deployment.
+
+    Raise NotFound for an unknown Deployment, or BadRequest for invalid fields. Raise Conflict if ``fields``
+    has another version.
+    """
     stored = snapshot.deployment(name)
     spec = merge.deployment(stored.spec.model_dump(), _named(name, fields), f"Deployment {name!r}")
     _same_version(stored.spec, spec)
@@ -117,7 +121,8 @@ def put_endpoint(snapshot: RegistrySnapshot, name: str, fields: Fields, now: flo
 def _identified(stored: Shadow | None, stated: Shadow | None) -> Shadow | None:
     """Return ``stated``. If it describes the stored shadow, add the id of that shadow.
 
-    ``stated`` describes the stored shadow if it has no id and all its other fields are equal.
+    ``stated`` describes the stored shadow if ``stated`` has no id, and the two shadows are equal in all other
+    fields.
     """
     if stored is None or stated is None or stated.id:
         return stated

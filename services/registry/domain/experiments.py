@@ -37,9 +37,14 @@ def start(
 ) -> list[Change]:
     """Plan the start of an experiment.
 
-    The treatments together get ``options.share`` percent of the traffic, in equal shares. All variants must
-    be existing Deployments. Raise Conflict while a canary, an experiment or a roll-over is in progress,
-    BadRequest for an invalid treatment.
+    The treatments together get ``options.share`` percent of the traffic, in equal shares.
+
+    Raise NotFound if a treatment is not an existing Deployment. Raise BadRequest if a treatment is named
+    twice or is the control. Raise Conflict in these cases:
+
+    - A canary or an experiment is in progress.
+    - The Endpoint's previous targets still serve, because the new target is not ready.
+    - Several Deployments share the traffic, so there is no single control.
     """
     spec = snapshot.endpoint(name).spec
     for each in treatments:
@@ -151,7 +156,7 @@ def choose(snapshot: RegistrySnapshot, name: str, winner: str, now: float) -> li
 def refuse_if_running(spec: EndpointSpec) -> None:
     """Raise Conflict if an Endpoint has a running canary or experiment.
 
-    An Endpoint can run only one canary or one experiment at a time.
+    While one of them runs, no other canary or experiment can start at the same Endpoint.
     """
     name = spec.name
     if spec.rollout is not None and spec.rollout.active:
@@ -188,11 +193,16 @@ def ended_by_hand(spec: EndpointSpec, reason: str) -> dict[str, Any]:
 
 
 def kept(stored: EndpointSpec, spec: EndpointSpec, fields: Mapping[str, Any]) -> EndpointSpec:
-    """Return the new spec of an Endpoint, with the stored experiment if the spec does not change it.
+    """Return ``spec`` with the stored experiment added, unless ``spec`` states another experiment.
 
     A file for `tidegate apply` has no experiment id. If its treatments and options are those of the stored
-    experiment, the file means that experiment. A running experiment is aborted if the spec has other targets.
-    Raise Conflict if the spec removes or replaces a running experiment, or changes the sticky keys.
+    experiment, the file means that experiment.
+
+    A running experiment continues if the only target in ``spec`` is the control. If ``spec`` has other new
+    targets, the running experiment is aborted.
+
+    Raise Conflict if ``spec`` removes or replaces a running experiment. Also raise Conflict if the experiment
+    continues and ``spec`` changes its sticky keys.
     """
     running = stored.experiment
     if running is None:
@@ -229,9 +239,9 @@ def _refuse_change(stored: EndpointSpec, spec: EndpointSpec) -> None:
 
 
 def begun(snapshot: RegistrySnapshot, changes: list[Change], spec: EndpointSpec, now: float) -> list[Change]:
-    """Return ``changes``, plus the start of the experiment in ``spec`` if it has no id yet.
+    """Return ``changes``, plus the start of the experiment in ``spec`` if that experiment has no id yet.
 
-    The calling code must pass the changes that write ``spec``.
+    ``changes`` must contain the change that writes ``spec``.
     """
     wanted = spec.experiment
     if wanted is None or wanted.id:

@@ -54,7 +54,8 @@ _FAMILIES: dict[str, tuple[Kind, Type]] = {
     "tags": ("tag", "any"),
     "tag": ("tag", "any"),
 }
-# Matches a pattern that ends with a backslash that is not escaped. PostgreSQL rejects such a pattern.
+# Matches a text that ends with a backslash that is not escaped. PostgreSQL rejects such a text as a pattern
+# for `like`.
 _ESCAPES = re.compile(r"(?<!\\)(?:\\\\)*\\\Z")
 _TOKENS = re.compile(
     r"""\s*(?:
@@ -137,7 +138,10 @@ def parse(text: str) -> tuple[Condition, ...]:
 
 
 def parse_order(text: str) -> Order:
-    """Return the order in a text such as ``metrics.accuracy desc``. Raise BadRequest."""
+    """Return the order in a text such as ``metrics.accuracy desc``.
+
+    Raise BadRequest if the text is not one name, with or without a direction.
+    """
     name, _, direction = text.strip().rpartition(" ")
     if direction.lower() not in ("asc", "desc"):
         name, direction = text.strip(), "asc"

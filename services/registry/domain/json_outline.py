@@ -40,7 +40,9 @@ def objects(data: mmap | bytes, keys: frozenset[str]) -> Iterator[dict[str, Any]
     """Yield one dict for each object in a JSON document, with the text values of these keys.
 
     Also yield an empty dict for each array. A value that is not a text becomes None. If a key occurs twice in
-    an object, the last value is used. Raise Malformed.
+    an object, the last value is used.
+
+    Raise Malformed if the document is malformed, too deep or too large.
     """
     frames: list[tuple[bytes, dict[str, Any]]] = []
     key = ""
@@ -107,7 +109,7 @@ class _Outline:
         if token.end() == len(data):
             raise Malformed("the file ends inside a text, so the copy may be broken")
         if token[1] is not None:
-            # A longer key cannot be one of the wanted keys.
+            # All wanted keys are shorter than _MAX_KEY bytes. So a longer key is not decoded.
             short = token.start(1) - token.start() < _MAX_KEY
             self.key = str(_loaded(data[token.start() : token.start(1)])) if short else ""
             return

@@ -17,8 +17,8 @@ from tidegate.kernel.protocol import access
 from tidegate.kernel.protocol.cost_facts import NANOS
 from tidegate.kernel.protocol.models import Name, Noun
 
-# A token bucket must hold the tokens of at least this many seconds. A smaller bucket would overflow between
-# refills, and the key would get fewer requests than its rate allows.
+# A key's burst must be at least the number of requests that its rate allows in this many seconds. A smaller
+# token bucket would overflow between refills. Then the key would get fewer requests than its rate allows.
 MIN_BURST_S = 0.05
 SECRET_BYTES = 32
 ID_BYTES = 6
@@ -218,7 +218,10 @@ def rotated(stored: StoredKey, random: bytes, now: datetime, grace_s: float) -> 
 
 
 def changed(stored: StoredKey, patch: Mapping[str, Any], now: datetime) -> StoredKey:
-    """Return the key after a JSON merge patch. Raise BadRequest, or Conflict if the key is revoked."""
+    """Return the key after a JSON merge patch.
+
+    Raise BadRequest if the patched fields are invalid. Raise Conflict if the key is revoked.
+    """
     _check_not_revoked(stored)
     fields = merge.patched(stored.spec.model_dump(exclude_none=True), patch)
     if "ttl_s" in fields or "expires_at" in patch:

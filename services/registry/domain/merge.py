@@ -30,15 +30,17 @@ def patched(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]
 def deployment(
     base: Mapping[str, Any], patch: Mapping[str, Any], what: str, *, exact_follows: bool = False
 ) -> DeploymentSpec:
-    """Return ``base`` with ``patch`` applied, as a checked DeploymentSpec. Raise BadRequest.
+    """Return ``base`` with ``patch`` applied, as a checked DeploymentSpec.
 
-    ``patch`` may set only min_replicas or only max_replicas, so that the minimum exceeds the maximum. The
-    other field of the two then gets the same value in these cases:
+    If ``patch`` sets only min_replicas or only max_replicas, the minimum can exceed the maximum. Then the
+    field that ``patch`` does not set gets the same value in these cases:
 
-    - ``base`` does not set the other field.
+    - ``base`` does not set this field.
     - ``exact_follows`` is True, and the minimum and the maximum are equal in ``base``.
 
     So `--min 3` alone can mean exactly 3 replicas.
+
+    Raise BadRequest for invalid fields, if the minimum still exceeds the maximum, or if the maximum is 0.
     """
     merged = patched(base, patch)
     low, high = patch.get("min_replicas"), patch.get("max_replicas")

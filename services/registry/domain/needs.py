@@ -44,7 +44,8 @@ SKOPS = Need("skops==0.16.0", ("skops",))
 def xgboost(saved_by: Sequence[int]) -> Need:
     """Return the need for the XGBoost release that saved a file.
 
-    Return the need for the tested release if that release is unknown or has no CPU-only build.
+    ``saved_by``: the numbers of this release. If they are unknown, or if the release has no CPU-only build,
+    return the need for the tested release.
     """
     version = tuple(saved_by) if len(saved_by) == 3 and tuple(saved_by) >= FIRST_XGBOOST_CPU else XGBOOST
     return Need(f"xgboost-cpu=={'.'.join(map(str, version))}", ("xgboost-cpu", "xgboost"))

@@ -15,7 +15,8 @@ from tidegate.kernel.errors import BadRequest
 MOST = 1_000
 DEFAULT = 100
 LONGEST = 4_000
-# The largest sort key (about the largest float) and the largest version number in a cursor.
+# Limits for the numbers in a cursor. MOST_NUMBER: the largest sort key, which is about the largest float.
+# MOST_INTEGER: the largest version number.
 MOST_NUMBER = 1.8e308
 MOST_INTEGER = 2**31 - 1
 

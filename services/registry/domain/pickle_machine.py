@@ -1,8 +1,10 @@
 """Find the imports of a pickle without executing it. Pure.
 
 A small machine runs the opcodes on a stack of symbols instead of objects. joblib writes arrays between the
-opcodes. The machine can skip them, because the pickle states the shape and datatype of each array before
-the array. picklescan stops at the first array and keeps all opcodes in memory, so it cannot be used here.
+opcodes. Before each array, the pickle states the shape and datatype of the array. So the machine can skip the
+array.
+
+The library picklescan cannot be used here. It stops at the first array, and it keeps all opcodes in memory.
 """
 
 from __future__ import annotations
@@ -58,9 +60,10 @@ MARK, OPAQUE, NOTHING = _Symbol("mark"), _Symbol("opaque"), _Symbol("None")
 
 @dataclass(slots=True, eq=False)
 class Made:
-    """A symbol for an object that the import ``made_by`` creates from ``arguments``.
+    """A symbol for an object that the pickle creates.
 
-    ``state``: the state that the opcode BUILD gives to the object.
+    ``made_by``: the imported class or function that creates the object. ``arguments``: the arguments of that
+    call. ``state``: the state that the opcode BUILD gives to the object.
     """
 
     made_by: Import
@@ -76,10 +79,12 @@ class Ref:
 
 
 def imports(source: Source, *, arrays: bool = True) -> set[Import]:
-    """Return each (module, name) that loading a pickle would import. Raise Unscannable.
+    """Return the imports that loading a pickle would execute, each as (module, name).
 
     ``arrays`` True: joblib loads the file, so arrays can be between the opcodes. ``arrays`` False: Python's
     own ``pickle`` loads it.
+
+    Raise Unscannable if the bytes are not a pickle, are damaged, or exceed a limit.
     """
     return _Machine(source, _Budget(), arrays=arrays).run()
 
@@ -112,8 +117,8 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 # _WRAPPER: joblib's class for the description of an array. _DTYPE: numpy's datatype. _INCOMPLETE: a key that
 # marks an incomplete dict.
 _WRAPPER, _DTYPE, _INCOMPLETE = ("joblib.numpy_pickle", "NumpyArrayWrapper"), ("numpy", "dtype"), None
-# The kinds of numpy's datatypes. _SIZED: kinds whose size is in the code, such as "f8". _STATED: kinds whose
-# size is read from the pickled state of the datatype, such as "V".
+# The kinds of numpy's datatypes. _SIZED: kinds whose size is part of the datatype's code, such as "f8".
+# _STATED: kinds whose size is read from the pickled state of the datatype, such as "V".
 _SIZED, _STATED = frozenset("biufcmM"), frozenset("SUV")
 
 
@@ -141,10 +146,10 @@ class _Machine:
         return self._budget.found
 
     def check_frame(self) -> None:
-        """Raise Unscannable if the source is in the middle of a frame.
+        """Raise Unscannable if the source is in the middle of a pickle frame.
 
-        An unpickler reads a whole frame ahead. So an array or another frame can begin only after the frame's
-        end.
+        An unpickler reads all bytes of a frame together. So an array or another frame can begin only after
+        the end of the frame.
         """
         if self._source.at < self._frame_end:
             raise Unscannable("the pickle has other data in the middle of a frame")
@@ -162,8 +167,8 @@ class _Machine:
     def _pop(self) -> Any:
         """Remove and return the top value. Raise Unscannable if it is the description of an array.
 
-        A joblib array follows the BUILD opcode of its description, so only BUILD may use a description. If a
-        function could get a description, joblib might read an array that the machine does not expect.
+        Only the opcode BUILD may use a description, because the array follows directly after this opcode. If
+        a function could get a description, joblib might read an array that the machine does not expect.
         """
         value = self._take()
         if _is_wrapper(value):
@@ -374,7 +379,7 @@ class _Machine:
         if not isinstance(datatype, Made) or datatype.made_by != _DTYPE:
             raise Unscannable("a joblib array has no datatype")
         if _has_objects(datatype):
-            # joblib loads an array of objects with a plain unpickler, so no raw array can be inside.
+            # joblib loads an array of objects as a plain pickle. Such a pickle cannot contain joblib arrays.
             inner = _Machine(self._source, self._budget, arrays=False)
             inner.run()
             inner.check_frame()
@@ -417,10 +422,10 @@ def _code_of(datatype: Made) -> str:
 
 
 def _state_of(datatype: Made) -> tuple[int, int]:
-    """Return the size in bytes and the flags from a datatype's state. Raise Unscannable.
+    """Return the size in bytes and the flags from a datatype's state.
 
-    For a state before version 3, numpy ignores the flags in the state and computes them itself. The flags in
-    such a state can be wrong, so the state is rejected.
+    Raise Unscannable if the state has an unknown form or a version before 3. For such a version, numpy
+    ignores the flags in the state and computes them itself. So the flags in the state can be wrong.
     """
     state = datatype.state
     known = isinstance(state, tuple) and len(state) in (8, 9) and state[0] in (3, 4)
@@ -430,9 +435,10 @@ def _state_of(datatype: Made) -> tuple[int, int]:
 
 
 def _has_objects(datatype: Made) -> bool:
-    """Return True if the array contains references to objects: the first flag is set.
+    """Return True if the array contains references to objects.
 
-    Raise Unscannable if the flags do not fit the kind of the datatype.
+    The first flag of the datatype shows this. Raise Unscannable if the flags do not fit the kind of the
+    datatype.
     """
     kind, (_, flags) = _code_of(datatype)[0], _state_of(datatype)
     if kind != "V" and bool(flags & 1) != (kind == "O"):

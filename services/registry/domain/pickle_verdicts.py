@@ -122,7 +122,7 @@ _DANGEROUS_MODULES = (
     "pandas.io", "pandas.core.computation", "scipy.io", "sklearn.datasets", "sklearn.externals", "pip",
     "setuptools", "pkg_resources", "cloudpickle", "dill", "torch.hub", "torch.serialization", "IPython",
 )  # fmt: skip
-# Modules that can be reached as attributes of other modules.
+# An import of one of these names from another module returns the module itself: `joblib.disk.os` is `os`.
 _MODULES = frozenset({
     "os", "sys", "subprocess", "shutil", "builtins", "importlib", "pickle", "marshal", "ctypes", "socket",
     "runpy", "pty", "code", "tempfile", "inspect",

@@ -1,4 +1,4 @@
-"""Find the library releases that saved an estimator, without executing its pickle. Pure.
+"""Find the releases of scikit-learn and numpy that wrote a pickle, without executing it. Pure.
 
 The bytes are searched for known texts. ``pickletools`` cannot read joblib files, because they have raw arrays
 between the opcodes.

@@ -69,7 +69,7 @@ def precondition(kind: Kind, name: str, match: str | None, none_match: str | Non
 
 
 def version_etag(version: Version) -> str:
-    """Return the ETag of a version: a digest of its metadata and signature, which can change."""
+    """Return the ETag of a version: a digest of its parts that can change, metadata and signature."""
     return content_etag(version.model_dump(mode="json", include={"metadata", "signature"}))
 
 

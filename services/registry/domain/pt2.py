@@ -146,13 +146,13 @@ def _check_fits(given: Signature, inputs: list[Tensor], outputs: list[Tensor]) -
         wanted = [datatype for _, datatype, _ in own]
         if [tensor.datatype for tensor in tensors] != wanted:
             raise BadRequest(
-                f"The signature's {role} do not fit the exported program, which has {len(own)} of the types "
-                f"{', '.join(wanted)}. Correct the signature, or leave --signature out."
+                f"The signature's {role} do not fit the exported program, which has {len(own)} {role} of "
+                f"the types {', '.join(wanted)}. Correct the signature, or leave --signature out."
             )
 
 
 def _expressions(value: Any) -> Iterator[str]:
-    """Yield the texts in a program that torch evaluates as Python."""
+    """Yield the Python expressions in a program. torch evaluates them when it loads the program."""
     left = [value]
     while left:
         each = left.pop()

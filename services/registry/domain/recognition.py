@@ -83,9 +83,11 @@ class Kind:
     """A kind of file.
 
     ``what``: the kind's name in messages ("a PNG image"). ``format``: the format in which Tidegate serves
-    files of this kind. If ``format`` is None, such files cannot be served, and ``remedy`` tells the user what
-    to do. ``fits``: other formats that a publisher may state for a file of this kind. ``general``: True if
-    the kind alone does not prove the format. Then a file name that suggests another format is an error.
+    files of this kind. ``fits``: other formats that files of this kind can have. A publisher may state one of
+    them. If ``format`` is None, a file can be served only in a format of ``fits`` that the publisher states
+    or that the file's name suggests. ``remedy``: what the user must do if the file is refused. ``general``:
+    True if the kind alone does not prove the format. Then a file name that suggests a format outside ``fits``
+    is an error.
     """
 
     what: str
@@ -97,7 +99,7 @@ class Kind:
 
 
 def recognise(glimpse: Glimpse, table: Sequence[Kind]) -> Kind | None:
-    """Return the first kind in the table with a test that the file passes, or None."""
+    """Return the first kind in ``table`` whose test the file passes; None if it passes no test."""
     return next((kind for kind in table if kind.test(glimpse)), None)
 
 

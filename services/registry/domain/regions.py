@@ -12,8 +12,8 @@ from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec
 def check(after: RegistrySnapshot, changes: Sequence[Change]) -> None:
     """Raise Conflict if an Endpoint uses a Deployment outside the Endpoint's regions.
 
-    ``after``: the snapshot with the changes applied. The use of a Deployment by an Endpoint is checked only
-    if ``changes`` has the Endpoint or the Deployment.
+    ``after``: the snapshot after ``changes``. An Endpoint and a Deployment that it uses are checked only if
+    ``changes`` creates or replaces one of the two.
     """
     endpoints = {change.spec.name for change in changes if isinstance(change, PutEndpoint)}
     deployments = {change.stored.spec.name for change in changes if isinstance(change, PutDeployment)}

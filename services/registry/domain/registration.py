@@ -23,8 +23,8 @@ def same_version(
 ) -> Version | None:
     """Return the newest version that equals a registration, or None.
 
-    ``trusted``: the names that a pickle or skops file is allowed to import. ``signature`` None: versions with
-    any signature match, because their signature may have been added later.
+    ``trusted``: the names that a pickle or skops file is allowed to import. ``signature`` None: signatures
+    are not compared, because a stored version may have got its signature after its registration.
     """
     for version in sorted(stored, key=lambda each: each.number, reverse=True):
         same = (version.artifact_sha256, version.format, version.requirements, version.trusted) == (

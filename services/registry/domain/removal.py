@@ -52,9 +52,10 @@ def delete_version(
 
 
 def restore(snapshot: RegistrySnapshot, model: str, number: int | None) -> list[Change]:
-    """Return the changes that restore a deleted version, or all deleted versions if ``number`` is None.
+    """Return the changes that restore a deleted version; all deleted versions if ``number`` is None.
 
-    Raise NotFound if nothing can be restored, or Conflict if the version is not deleted.
+    Raise Conflict if the version exists and is not deleted. Raise NotFound if the model has no such deleted
+    version.
     """
     gone = sorted(each for name, each in snapshot.deleted if name == model)
     if number is None and gone:
@@ -76,10 +77,10 @@ def delete_model(
 ) -> list[Change]:
     """Return the changes that delete all versions of a model.
 
-    ``permanent``: the deleted versions cannot be restored. With ``cascade``, the model's aliases, its
-    Deployments and the Endpoints of these Deployments are deleted too. An Endpoint that also serves another
-    model is not deleted: it loses only the targets of the deleted model. Without ``cascade``, raise Conflict
-    if the model has an alias or a Deployment.
+    ``permanent``: none of the versions can be restored, including those that were deleted before. With
+    ``cascade``, the model's aliases, its Deployments and the Endpoints of these Deployments are deleted too.
+    An Endpoint that also serves another model is not deleted: it only stops using the deleted Deployments.
+    Without ``cascade``, raise Conflict if the model has an alias or a Deployment.
     """
     numbers = snapshot.numbers(model)
     gone_before = sorted(each for name, each in snapshot.deleted if name == model) if permanent else []

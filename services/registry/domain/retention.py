@@ -100,7 +100,7 @@ def _fate(
 
 
 def deletions(model: str, found: Sequence[Fate]) -> list[Change]:
-    """Return the changes that carry out these decisions."""
+    """Return the changes that carry out the decisions in ``found``."""
     changes: list[Change] = []
     for fate in found:
         if fate.delete:

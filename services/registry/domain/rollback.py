@@ -63,9 +63,10 @@ def rollback(
 ) -> RollbackPlan:
     """Plan the rollback of an Endpoint to ``version``; None means the version before the current one.
 
-    Without ``version``, a roll-over in progress is aborted, and a canary or an experiment ends at ``now``
-    (Unix time in seconds). A rollback in progress continues. Raise NotFound if the version is not registered,
-    Conflict if no earlier version exists.
+    Without ``version``, the plan ends what is in progress. It aborts a roll-over to a newer version, but a
+    roll-over to an older version is a rollback itself and continues. It ends a canary or an experiment at
+    ``now`` (Unix time in seconds). Raise NotFound if the version is not registered, Conflict if no earlier
+    version exists.
     """
     endpoint = snapshot.endpoint(name)
     if version is None and endpoint.spec.previous:
@@ -95,7 +96,10 @@ def rollback(
 
 
 def deployments_of(states: Sequence[Fields]) -> list[str]:
-    """Return the Deployments that had all traffic of an Endpoint at some time, the most recent one first."""
+    """Return the Deployments that had all traffic of an Endpoint at some time.
+
+    The first in the list is the one that had the traffic most recently.
+    """
     return list(dict.fromkeys(name for name in map(_sole_target, states) if name is not None))
 
 
@@ -146,9 +150,9 @@ def _end_experiment(
 def _before_current(
     snapshot: RegistrySnapshot, endpoint: StoredEndpoint, history: EndpointHistory
 ) -> _Choice:
-    """Return the last version that had all traffic and is older than the current version.
+    """Return the older version that had all traffic most recently.
 
-    A version of another model also counts as older.
+    Older means: it has a lower number than the current version, or it is a version of another model.
     """
     current = snapshot.heaviest(endpoint.spec.targets)
     for choice in _served(snapshot, history):
@@ -177,14 +181,21 @@ def _of_request(
 
 
 def _of_version(snapshot: RegistrySnapshot, model: str, version: int) -> _Choice:
-    """Return a Deployment for a version: the one that `deploy` would create, or else an existing one."""
+    """Return an existing Deployment of a version; if there is none, the one to create.
+
+    If several exist, return the one with the name that `deploy` gives, or else the first by name. The one to
+    create also has the name that `deploy` gives.
+    """
     default = names.of_deployment(model, version)
     existing = [d.spec.name for d in snapshot.deployments.values() if _runs(d.spec, model, version)]
     return _Choice(default if default in existing or not existing else min(existing), model, version)
 
 
 def _served(snapshot: RegistrySnapshot, history: EndpointHistory) -> Iterator[_Choice]:
-    """Yield the registered versions that had all traffic at some time, the most recent one first."""
+    """Yield the registered versions that had all traffic at some time.
+
+    The first is the version that had the traffic most recently.
+    """
     for name in deployments_of(history.states):
         stored = snapshot.deployments.get(name)
         fields: Fields = stored.spec.model_dump() if stored else history.deleted.get(name, {})

@@ -154,8 +154,8 @@ def advance(
     )
     if moved:
         rollout = _noted(rollout, now)
-    # The baseline serves until a promoted canary is ready. Then the router removes ``previous``, usually
-    # immediately.
+    # After a promotion, the baseline serves as ``previous`` until the canary is ready. Then the router
+    # removes ``previous``. The canary is usually ready already, so this happens immediately.
     previous = rollout.base if rollout.phase == "promoted" else []
     update = {"rollout": rollout, "targets": targets_of(rollout), "previous": previous}
     changed = spec.model_copy(update=update)

@@ -83,8 +83,8 @@ def deploy(snapshot: RegistrySnapshot, request: DeployRequest) -> DeployPlan:
 def settle(snapshot: RegistrySnapshot, name: str, seen: int | None) -> list[Change]:
     """Plan the end of a roll-over: the replaced Deployments get no more traffic and go to sleep.
 
-    Raise Conflict if the Endpoint is no longer at revision ``seen``. Return no changes if the roll-over has
-    ended already.
+    Return no changes if the roll-over has ended already. Otherwise, raise Conflict if the Endpoint is no
+    longer at revision ``seen``. ``seen`` None: the revision is not checked.
     """
     stored = snapshot.endpoint(name)
     if not stored.spec.previous:

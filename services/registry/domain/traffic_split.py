@@ -11,7 +11,7 @@ from tidegate.kernel.protocol.models import Target
 
 
 def split(snapshot: RegistrySnapshot, name: str, targets: Sequence[Target]) -> list[Change]:
-    """Return the changes that split an Endpoint's traffic in proportion to these weights.
+    """Return the changes that split an Endpoint's traffic among ``targets`` by their weights.
 
     The current Deployments serve until each new target with a weight is ready. A sleeping Deployment that
     `deploy` created gets the scale of the Deployment that serves now.

@@ -108,7 +108,7 @@ def check_append(upload: Upload, offset: int, announced: int | None) -> None:
 def moved(received: int, offset: int) -> Conflict:
     """Return the error for an offset that is wrong, or at which another request already sends bytes."""
     how = (
-        "Another request continues there. Use one connection for an upload."
+        "Another request already sends the next bytes. Use one connection for an upload."
         if received == offset
         else f"Continue at {received}, not at {offset}."
     )

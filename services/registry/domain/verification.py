@@ -63,8 +63,8 @@ def scratch_spec(
 ) -> DeploymentSpec:
     """Return the Deployment for a version's scratch replica. Raise BadRequest for invalid options.
 
-    The base is the options of the Deployment that serves the model now. The publisher's options override
-    them.
+    Its options are those of the Deployment that serves the model now. Options that the publisher states
+    override them.
     """
     endpoint = snapshot.endpoints.get(model)
     base: dict[str, Any] = {}

@@ -105,7 +105,7 @@ def _number(value: bool | float | str) -> float | None:
 
 
 def _check_entry(collection: str, key: str, value: Any) -> None:
-    if value is None:  # ``key`` is an item of a list
+    if value is None:  # the collection is a list, and ``key`` is one of its items
         _check_length(f"A line of metadata.{collection}", key, LONGEST_VALUE)
         return
     if not key or len(key) > LONGEST_KEY:

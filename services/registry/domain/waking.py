@@ -12,8 +12,8 @@ from services.registry.domain.desired_state import Change, PutDeployment, Regist
 def wake(snapshot: RegistrySnapshot, name: str, deployments: Sequence[str]) -> list[Change]:
     """Return the changes that wake sleeping Deployments before they get traffic.
 
-    Each gets the scaling settings of the target with the largest weight of Endpoint ``name``. A Deployment
-    does not change if a user declared it, or if it has traffic already.
+    Each Deployment gets the scaling settings of one target of Endpoint ``name``: the target with the largest
+    weight. A Deployment does not change if a user declared it, or if it has traffic already.
     """
     scale = rollover.scale_of(snapshot, snapshot.endpoint(name))
     changes: list[Change] = []

@@ -57,7 +57,7 @@ def read(data: mmap | bytes) -> XgboostFacts:
 
 
 def model_of(facts: XgboostFacts) -> TreeModel:
-    """Return the inputs and outputs of a model, like those of ``predict`` and ``predict_proba``."""
+    """Return the inputs of a model, and the outputs of its ``predict`` or ``predict_proba``."""
     if facts.targets > 1:
         return TreeModel(facts.features, outputs=facts.targets, names=facts.names)
     if facts.objective == "binary:logistic":

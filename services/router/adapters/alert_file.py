@@ -83,7 +83,8 @@ class AlertFile:
     ) -> None:
         """Replace all alerts, and add events and messages, in one transaction.
 
-        So a state is never stored without its messages, nor a message without its state.
+        So an alert's new state is never stored without the messages about it, nor a message without the new
+        state.
         """
         self._db.write(
             ("DELETE FROM alerts", [()]),

@@ -37,7 +37,7 @@ class QualityMetrics:
     """Sets the gauges of quality: the measures of each version's last window, and the estimated accuracy."""
 
     def show(self, histories: Mapping[tuple[str, int], QualityHistory]) -> None:
-        """Set the gauges of these versions, and remove the gauges of all other versions."""
+        """Set the gauges of the versions in ``histories``, and remove the gauges of all other versions."""
         QUALITY.clear()
         ESTIMATED.clear()
         for (model, number), history in histories.items():
@@ -52,7 +52,7 @@ class DriftMetrics:
     """Sets the gauges of drift: the last verdict on each version."""
 
     def show(self, comparisons: Mapping[tuple[str, int], Comparison | None]) -> None:
-        """Set the gauges of these versions, and remove all other gauges.
+        """Set the gauges of the versions in ``comparisons``, and remove all other gauges.
 
         A version whose comparison is None has no verdict yet, and gets no gauges.
         """

@@ -41,7 +41,9 @@ BUDGET = Gauge(
     ["endpoint", "objective"],
 )
 DAYS = Gauge("tidegate_endpoint_slo_days", "The window of the objectives in days.", ["endpoint"])
-FINDING = Gauge("tidegate_endpoint_finding", "1 while another part reports a finding.", ["endpoint", "rule"])
+FINDING = Gauge(
+    "tidegate_endpoint_finding", "1 while another part of Tidegate reports a finding.", ["endpoint", "rule"]
+)
 STATE = Gauge("tidegate_alerts", "Alerts by state.", ["state"])
 _ALL = (REQUESTS, FAILED, LATE, P99, QUEUE_AGE, DEAD, RESTARTS, LIMIT, BUDGET, DAYS, FINDING)
 

@@ -19,7 +19,10 @@ def own(incarnation: str) -> str:
 
 
 def is_dead(name: str) -> bool:
-    """Return True if the named process ran in this process's pid namespace and has ended."""
+    """Return True if the named process ran in this process's pid namespace and has ended.
+
+    ``name``: the name of another process, never this process's own name.
+    """
     process, _, namespace = name.partition("@")
     pid = process.split(":")[-2:][0]
     if not namespace or namespace != _namespace() or not pid.isdecimal():

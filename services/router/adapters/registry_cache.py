@@ -1,4 +1,4 @@
-"""Read the desired state from the registry, and tell it about decisions and moved traffic."""
+"""Read the desired state from the registry. Report decisions and moved traffic to the registry."""
 
 from __future__ import annotations
 

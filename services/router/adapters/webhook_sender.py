@@ -102,7 +102,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
 
 def _addresses(host: str, port: int) -> list[str]:
     entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    # Remove the scope, as in fe80::1%eth0, because it is not part of the address.
+    # Remove the scope, which is ``%eth0`` in ``fe80::1%eth0``, because it is not part of the address.
     return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in entries))
 
 

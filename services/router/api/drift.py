@@ -33,9 +33,10 @@ async def drift(request: Request, name: str) -> dict[str, Any]:
 
 @router.get("/{name}/rows", response_class=StreamingResponse)
 async def rows(request: Request, name: str) -> StreamingResponse:
-    """Return the sampled raw rows of the versions behind a name, as JSONL, oldest first.
+    """Return the sampled raw rows of one or more versions as JSONL.
 
-    Only Deployments with ``keep_rows`` have raw rows.
+    ``name``: the endpoint, the Deployment or the model whose versions are meant. The rows of each version
+    come oldest first. Only Deployments with ``keep_rows`` have raw rows.
     """
     operator = caller.require(OPERATE)
     found = request.app.state.drift.rows(name)
@@ -45,9 +46,10 @@ async def rows(request: Request, name: str) -> StreamingResponse:
 
 @router.post("/{name}/rebase")
 async def rebase(request: Request, name: str) -> dict[str, Any]:
-    """Replace the baselines of the versions behind a name by new ones from the next sampled rows.
+    """Replace the baselines of versions by new ones that are made from the next sampled rows.
 
-    A version with a training baseline keeps this baseline.
+    ``name``: the endpoint, the Deployment or the model whose versions are meant. A version with a training
+    baseline keeps that baseline.
     """
     found: dict[str, Any] = await request.app.state.drift.rebase(name)
     return found

@@ -13,7 +13,7 @@ router = APIRouter(prefix="/v1/rollouts", tags=["rollouts"])
 
 @router.get("/{name}")
 async def rollout(request: Request, name: str) -> dict[str, Any]:
-    """Return an endpoint's rollout: evidence by metric, the evidence still needed, and points for a chart."""
+    """Return an endpoint's rollout: evidence by metric, the missing evidence, and points for a chart."""
     desired = request.app.state.controller.desired
     found = next((each for each in desired.endpoints if each.name == name), None) if desired else None
     if found is None:

@@ -58,7 +58,7 @@ class AlertRunner:
         self._baselines: dict[str, tuple[float, Baseline | None]] = {}
         self.alerts: dict[Key, Alert] = {}
         self.findings: list[Findings] = []
-        # Called when there are new messages.
+        # A function that is called when there are new messages.
         self.on_messages: Callable[[], None] = lambda: None
 
     def forget(self) -> None:

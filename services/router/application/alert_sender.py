@@ -99,7 +99,8 @@ class AlertSender:
         if receiver.kind == "webhook":
             headers = webhooks.signed_headers(self._secret, message.id, int(time.time()), message.body)
         result = await self._http.post(target, message.body, headers)
-        # A 410 from Slack may be an error of a proxy, so retry it like a 500.
+        # After a 410, a message is normally given up. From Slack, a 410 may be an error of a proxy, so retry
+        # it like a 500.
         return replace(result, status=500) if receiver.kind == "slack" and result.status == 410 else result
 
 

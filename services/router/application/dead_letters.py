@@ -63,7 +63,7 @@ class DeadLetters:
         return list(self._letters.values())
 
     def start(self) -> None:
-        """Start the loop that checks every minute, and deletes the letters and payloads above the limits."""
+        """Start the loop. Every minute, it deletes the letters and payloads that exceed the limits."""
         self._loop.start(after_s=SWEEP_S)
 
     def load(self) -> None:

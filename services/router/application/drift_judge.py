@@ -120,7 +120,7 @@ class DriftJudge:
 
     async def _read_rows(self, keys: Iterable[str]) -> AsyncIterator[bytes]:
         for key in keys:
-            with contextlib.suppress(Unavailable):  # the blob was deleted meanwhile
+            with contextlib.suppress(Unavailable):  # the blob was deleted meanwhile, or cannot be read
                 yield await self._blobs.get(key)
 
     async def rebase(self, name: str) -> dict[str, Any]:
@@ -299,7 +299,7 @@ class DriftJudge:
                 self._files.write(key, history.to_json())
 
     def _predecessor(self, key: VersionKey) -> tuple[int, DriftHistory] | None:
-        """Return the number and the history of the newest earlier version of the model that has bins."""
+        """Return the model's newest earlier version that has bins: its number and its drift history."""
         desired = self._registry.desired
         if desired is None:
             return None

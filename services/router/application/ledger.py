@@ -116,7 +116,7 @@ class Ledger:
                 "the jobs could not be counted", extra={"source": error.source, "problem": error.problem}
             )
         if error.source == "leader":
-            JOBS.clear()  # the leader publishes these numbers
+            JOBS.clear()  # this router does not lead: only the leader publishes these numbers
         else:
             UNKNOWN.labels(error.source).inc()
         self.report = LedgerReport(time.time(), None, {error.source: error.problem})

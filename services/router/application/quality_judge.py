@@ -90,9 +90,9 @@ class QualityJudge:
         return {"items": [self._summary(key) | places(desired, key) for key in sorted(deployed)]}
 
     def shown(self, name: str) -> dict[str, Any]:
-        """Return the quality of an endpoint's, a Deployment's or a model's versions.
+        """Return the quality of the versions of an endpoint, a Deployment or a model.
 
-        Raise NotFound if there is nothing with this name, Unavailable if another router leads.
+        Raise NotFound if nothing has this name, and Unavailable if another router leads.
         """
         desired = self._desired()
         keys = versions_of(desired, name)

@@ -41,7 +41,8 @@ class QueueDeclarer:
     async def declare(self, queues: Mapping[str, Sequence[Queue]], connection: Connection) -> None:
         """Declare the queues that are not declared yet. Deployments that failed before come last."""
         deployments = set(queues)
-        # Forget deleted Deployments. A new Deployment with the same name needs its queues declared again.
+        # Forget deleted Deployments. Then the queues of a new Deployment with the same name are declared
+        # again.
         self._declared &= deployments
         self._failed = {name: each for name, each in self._failed.items() if name in deployments}
         channel, now = connection.channel, asyncio.get_running_loop().time()

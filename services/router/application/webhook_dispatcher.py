@@ -118,7 +118,7 @@ class WebhookDispatcher:
         return 0.0 if more else POLL_S
 
     async def _round(self) -> bool:
-        """Settle finished webhooks, then claim and queue due ones. Return True if more may be due."""
+        """Store results, claim due webhooks and queue them. Return True if more webhooks may be due."""
         await self._settle()
         if not self._leads():
             PENDING.set(0)
@@ -179,7 +179,7 @@ class WebhookDispatcher:
             webhook = queue.webhooks.popleft()
             queue.pacing.waiting -= 1
             if webhook.until - time.monotonic() < self._limits.timeout_s:
-                continue  # the claim could end during the attempt; after that, the webhook is due again
+                continue  # the claim could end during the attempt; after the claim, the webhook is due again
             queue.pacing.in_flight += 1
             task = asyncio.create_task(self._deliver(queue, webhook))
             self._in_flight.add(task)

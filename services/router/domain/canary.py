@@ -53,10 +53,12 @@ class CanaryPolicy:
 
     ``steps``: the canary's percentage of the traffic in each step. ``hold_s``: the shortest time of a step.
     ``min_samples``: the fewest requests of the canary in a step. ``alpha``: the accepted probability that a
-    canary is rolled back although it is as good as its baseline. ``tolerance``: a canary also passes if its
-    rate of bad events is at most this much above the baseline's rate. This applies if the baseline has too
-    few bad events for a comparison. ``patience_s``: the time after which a step without enough evidence
-    pauses the canary.
+    canary is rolled back although it is as good as its baseline. ``patience_s``: the time after which a step
+    without enough evidence pauses the canary.
+
+    ``tolerance``: a metric also passes the check before the promotion if the canary's rate of bad events is
+    at most this much above the baseline's rate. The upper bound of the canary's rate is compared. This helps
+    if the baseline has too few bad events for a comparison.
     """
 
     steps: tuple[int, ...] = STEPS
@@ -202,8 +204,9 @@ def roll_back_at(policy: CanaryPolicy, evidence: Container[str], metric: str) ->
 def _harm(policy: CanaryPolicy, evidence: dict[str, Evidence]) -> str:
     """Return why a canary must be rolled back; empty if it need not be.
 
-    Slow requests cause a rollback only if the metric of slow seconds also points to harm. Otherwise, two
-    stalls of a replica would cause a rollback, because a stall makes many requests slow together.
+    Slow requests cause a rollback only if the metric of slow seconds also points to harm. Without this
+    condition, two stalls of a replica would cause a rollback, because a stall makes many requests slow
+    together.
     """
     for metric, each in evidence.items():
         limit = roll_back_at(policy, evidence, metric)
@@ -230,9 +233,9 @@ def _unproven(policy: CanaryPolicy, metric: str, each: Evidence) -> str:
     if bound <= accepted:
         return ""
     return (
-        f"{metric}: no evidence yet that the canary is less than {each.harmful:g} times as bad (e-value "
-        f"{e_fine:.3g}; {1 / policy.alpha:.3g} is enough), or that its rate is at most {accepted:.2%} (upper "
-        f"bound: {bound:.2%})"
+        f"{metric}: no evidence yet that the canary is less than {each.harmful:g} times as bad as the "
+        f"baseline (e-value {e_fine:.3g}; {1 / policy.alpha:.3g} is enough), or that its rate is at most "
+        f"{accepted:.2%} (upper bound: {bound:.2%})"
     )
 
 

@@ -67,7 +67,7 @@ class DeadLetter:
         return fields
 
     def log_ids(self) -> dict[str, str]:
-        """Return the ids for log lines: the id of the caller's request, and the job's id if it is a job."""
+        """Return the ids for log lines: the id of the caller's request and, for a job, the job's id."""
         return {"request_id": self.trace[:LONGEST_ID]} | ({"job": self.id} if self.kind == "job" else {})
 
 
@@ -103,7 +103,10 @@ class DeadLetterLimits(NamedTuple):
 
 
 class Overdue(NamedTuple):
-    """The dead letters to delete, and those of which only the payload is deleted; both oldest first."""
+    """The dead letters that exceed the limits, in two lists. Each list begins with the oldest letter.
+
+    ``letters``: the letters to delete. ``payloads``: the letters that stay, but lose their payload.
+    """
 
     letters: list[DeadLetter]
     payloads: list[DeadLetter]

@@ -1,10 +1,11 @@
 """Compare a window of sampled rows with a baseline, and decide which columns have drifted. Pure.
 
-Two distances are computed for each column. The column is above its limit if one of them is too large. The
-Jensen-Shannon distance finds changes of shape. The Kolmogorov-Smirnov distance finds small shifts more
-reliably (``tests/unit/router/test_drift.py`` has the rates of both). In small windows, fixed limits would
-raise false alarms. So a limit is never below the distance that chance alone causes in 1 of 1,000 windows of
-that size. A column has drifted if it was above its limit in two windows in a row.
+Two distances are computed for each column, and each distance has a limit. A column is above its limit if at
+least one distance is too large. The Jensen-Shannon distance finds changes of shape. The Kolmogorov-Smirnov
+distance also finds small shifts that the other distance misses (see ``tests/unit/router/test_drift.py``). In
+small windows, fixed limits would raise false alarms. So a limit is never below the distance that chance alone
+causes in 1 of 1,000 windows of that size. A column has drifted if it was above its limit in two windows in a
+row.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tidegate.kernel.profiles.bins import (
 from tidegate.kernel.profiles.piece import ProfilePiece
 from tidegate.kernel.profiles.profile import Profile
 
-# Bins are learned from the summaries of the first rows, as soon as they cover this many rows.
+# Bins are learned from the summaries of the first rows, as soon as these summaries cover this many rows.
 LEARN_ROWS = 1000
 # The largest number of summaries of a column from which its bins are learned. A summary has at most 257
 # numbers.
@@ -140,7 +140,7 @@ class DriftHistory:
     def add(self, piece: ProfilePiece) -> None:
         """Add a piece of a replica's profile.
 
-        Ignore the counts of a piece that were made with other bins. The replica will read the present bins
+        If the piece was counted with other bins, ignore its counts. The replica will read the present bins
         soon.
         """
         self.dropped += piece.dropped

@@ -139,7 +139,7 @@ def _window(history: DriftHistory) -> dict[str, Any] | None:
 
 
 def _histograms(history: DriftHistory, names: Iterable[str]) -> dict[str, Any]:
-    """Return the histograms of the numeric columns ``names``, of the baseline and of the last window."""
+    """Return the histograms of the numeric columns ``names``: in the baseline and in the last window."""
     found: dict[str, Any] = {}
     if history.baseline is None or history.last is None or history.bins is None:
         return found

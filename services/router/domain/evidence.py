@@ -1,12 +1,14 @@
 """Measure the evidence that a canary is worse than its baseline, or that it is not harmful. Pure.
 
 The evidence is valid at any time, however often it is read. A metric counts bad events: errors, or requests
-that are slower than a frozen quantile of the baseline. Let s be the canary's share of the requests. Let the
-canary's rate of bad events be r times the baseline's rate. Then a bad event is the canary's with the
-probability p(r) = s*r / (1 - s + s*r). The likelihood ratio of two values of r is multiplied from tick to
-tick. The product is an e-process: under the null hypothesis it exceeds 1/alpha with a probability of at most
-alpha, no matter how often it is read (Lindon, Sanden and Shirikian, "Rapid Regression Detection in Software
-Deployments through Sequential Testing", KDD 2022, arXiv 2205.14762; here one-sided and with a margin).
+that are slower than a quantile of the baseline. This quantile is computed once and then does not change. Let
+s be the canary's share of the requests. Let the canary's rate of bad events be r times the baseline's rate.
+Then a bad event is the canary's with the probability p(r) = s*r / (1 - s + s*r). Each tick multiplies the
+evidence by the likelihood ratio of two values of r: one of the alternative hypothesis, and one of the null
+hypothesis. The product is an e-process: under the null hypothesis it exceeds 1/alpha with a probability of at
+most alpha, no matter how often it is read (Lindon, Sanden and Shirikian, "Rapid Regression Detection in
+Software Deployments through Sequential Testing", KDD 2022, arXiv 2205.14762; here one-sided and with a
+margin).
 
 The share s is computed for each tick, so it may change with the canary's steps.
 
@@ -15,10 +17,11 @@ that one tick adds is limited, and also the evidence that one block of ``BLOCK_S
 makes the evidence smaller, so the guarantee still holds.
 
 The same formula can judge seconds instead of requests. For slow requests, each second is one event of the
-canary and one event of the baseline. The event is bad to a degree from 0 to 1: the share of the second's
-requests that were slow. For stalls, each second of a busy replica is one event. The requests of one second
-may depend on each other in any way: for x in [0, 1], a**x <= 1 + x * (a - 1), so the expected factor is at
-most 1.
+canary and one event of the baseline. The event is bad to a degree x from 0 to 1: the share of the second's
+requests that were slow. For stalls, each second of a busy replica is one event. Let a be the factor by which
+a completely bad event multiplies the evidence. An event of degree x multiplies it by a**x, and a**x <= 1 + x
+* (a - 1). So the expected factor is at most 1, and the requests of one second may depend on each other in any
+way.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ from functools import lru_cache
 from math import exp, inf, lgamma, log, log1p
 from operator import add
 
-# Each alternative hypothesis is a ratio. WORSE has multiples of ``Evidence.margin``, and BETTER has multiples
-# of ``Evidence.harmful``.
+# Each alternative hypothesis is a value of r, the ratio of the canary's rate of bad events to the baseline's.
+# WORSE has multiples of ``Evidence.margin``, and BETTER has multiples of ``Evidence.harmful``.
 WORSE = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 BETTER = (0.8, 0.67, 0.5, 0.33, 0.2, 0.1, 0.03)
 BLOCK_S = 10.0
@@ -42,8 +45,9 @@ _MAX_LOG = 700.0
 class Tick:
     """The counts of one tick: requests and bad events, of the canary and of the baseline.
 
-    In a metric of slow seconds, the numbers of requests are 1, and the numbers of bad events are from 0 to 1.
-    In the metric of stalled seconds, the numbers are those of busy replicas and of stalled replicas.
+    Some metrics judge seconds instead of requests. For slow seconds, ``canary`` and ``base`` are 1, and
+    ``canary_bad`` and ``base_bad`` are from 0 to 1. For stalled seconds, ``canary`` and ``base`` count busy
+    replicas, and ``canary_bad`` and ``base_bad`` count stalled replicas.
     """
 
     canary: int

@@ -19,7 +19,7 @@ class CallerError:
 EXHAUSTED = "attempts_exhausted"
 NOT_RETRIED = "not_retried"
 UNDECODABLE = "undecodable"
-# The causes that workers send. Other senders may send any text.
+# The causes that workers give for a dead letter. Other senders may give any text as the cause.
 CAUSES = frozenset({EXHAUSTED, NOT_RETRIED, UNDECODABLE})
 
 MAX_LOSS_LENGTH = 200
@@ -28,7 +28,8 @@ MAX_LOSS_LENGTH = 200
 def caller_error(cause: str, loss: str = "") -> CallerError | None:
     """Return the error for the caller of a request that was given up; None if the caller is unknown.
 
-    ``loss``: how the worker describes the end of the model's process.
+    The caller is unknown if the request cannot be decoded. ``loss``: how the worker describes the end of the
+    model's process.
     """
     if cause == UNDECODABLE:
         return None

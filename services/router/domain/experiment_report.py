@@ -77,9 +77,10 @@ def point_of(experiment: Experiment, watch: ExperimentWatch, now: float) -> Expe
 
 
 def sample_ratio(experiment: Experiment, watch: ExperimentWatch) -> dict[str, Any]:
-    """Return the planned and the actual shares of the variants, and if they contradict each other.
+    """Return the planned and the actual shares of the variants, and a verdict on their difference.
 
-    The shares are those of the units. If no request has a unit, they are the shares of the requests.
+    ``mismatch`` is True if the actual shares contradict the planned ones. The shares are those of the units.
+    If no request has a unit, they are the shares of the requests.
     """
     number = len(experiment.variants)
     if watch.units:
@@ -100,7 +101,7 @@ def sample_ratio(experiment: Experiment, watch: ExperimentWatch) -> dict[str, An
 
 
 def complete(experiment: Experiment, watch: ExperimentWatch, now: float) -> str:
-    """Return why a running experiment is complete; empty if it is not."""
+    """Return the reason why a running experiment is complete now; an empty text if it must go on."""
     options = experiment.options
     if options.until is not None:
         until = options.until if options.until.tzinfo else options.until.replace(tzinfo=UTC)

@@ -24,7 +24,7 @@ MIN_UNITS = 50
 # The check of the variants' shares uses a sample of at most this many units. The hash of a unit decides if
 # the unit is in the sample.
 UNITS_KEPT = 4096
-# The most points of the history. When it is full, every other point is dropped.
+# The history has at most this many points. When it has more, every second point is dropped.
 POINTS_KEPT = 240
 POINT_S = 5.0
 
@@ -162,7 +162,7 @@ class ExperimentWatch:
         return not self.points or now - self.points[-1].at >= self.point_s
 
     def note(self, point: ExperimentPoint) -> None:
-        """Add a point to the chart. If it is full, drop every other point."""
+        """Add a point to the chart. If the chart then has too many points, drop every second one."""
         self.points.append(point)
         if len(self.points) > POINTS_KEPT:
             self.points = self.points[::2]

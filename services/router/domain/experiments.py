@@ -18,7 +18,8 @@ from math import exp, inf, isfinite, lgamma, log, sqrt
 BEST_AT = 5_000
 # With fewer outcomes of a variant, the normal approximation does not hold.
 MIN_OUTCOMES = 100
-# The weight of the prior in the test of the variants' shares, as a number of requests.
+# The weight of the prior in the test of the variants' shares, as a number of units (or of requests, if no
+# request has a unit).
 _PRIOR = 100.0
 # The iterations of :func:`best_rho`: enough for the precision of a float, for every alpha up to 0.5.
 _STEPS = 40

@@ -81,8 +81,9 @@ class LabelledRows:
         if confidence is not None:
             (self.hits if hit else self.misses)[bin_of(confidence)] += 1
         if score is not None and _is_probability(score):
-            # The score is the probability of the second class. So if the prediction is right and the score is
-            # 0.5 or more, the true class is the second class.
+            # The score is the probability of the second class. The true class is the second class in two
+            # cases: the prediction is right and the score is at least 0.5, or the prediction is wrong and the
+            # score is less than 0.5.
             positive = hit == (score >= 0.5)
             (self.positives if positive else self.negatives)[bin_of(score)] += 1
 
@@ -97,7 +98,10 @@ class LabelledRows:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def measures(self) -> dict[str, float]:
-        """Return those of accuracy, auc, ece, mae and rmse that these predictions allow."""
+        """Return the quality measures by name: accuracy, auc, ece, mae and rmse.
+
+        A measure is left out if it cannot be computed from these predictions.
+        """
         found: dict[str, float] = {}
         if self.labelled:
             found["accuracy"] = self.correct / self.labelled

@@ -16,8 +16,8 @@ from tidegate.kernel.protocol.feedback import FeedbackRecord
 from tidegate.kernel.protocol.models import Rollout
 
 FREEZE_AT = 100
-# If less than this share of the baseline's first outcomes is worse than the limit, outcomes that equal the
-# limit also count as bad. But they do not if no first outcome is better than the limit.
+# Outcomes that equal the limit also count as bad if both are true: less than this share of the baseline's
+# first outcomes is worse than the limit, and at least one first outcome is better than the limit.
 FEWEST_BAD = 0.05
 
 
@@ -117,9 +117,9 @@ class QualityWatch:
 
 
 def limit_of(values: list[float], sign: int) -> Limit:
-    """Compute the limit, from the baseline's first outcomes, beyond which an outcome is bad.
+    """Return the limit beyond which an outcome is bad.
 
-    ``sign``: see :class:`Limit`.
+    ``values``: the baseline's first outcomes. ``sign``: see :class:`Limit`.
     """
     signed = sorted(sign * value for value in values)
     quartile = signed[len(signed) // 4]

@@ -24,9 +24,10 @@ class QualityLimits:
     """The sizes of a version's windows, and the limits above which its quality has dropped.
 
     A window closes when it has ``rows`` labels, or after ``seconds``. At most ``predictions`` predictions
-    wait for their labels, each for up to ``keep_s`` seconds. A later window is worse than the first window if
-    its accuracy or its error differs by more than ``drop``, and also by more than ``sigmas`` standard errors.
-    The quality has dropped if two windows in a row are worse.
+    wait for their labels, each for up to ``keep_s`` seconds. A later window is compared with the first
+    window. It is worse if its accuracy is lower, or its error is higher, by more than ``drop`` and also by
+    more than ``sigmas`` standard errors. For errors, ``drop`` is a fraction of the first window's error. The
+    quality has dropped if two windows in a row are worse.
     """
 
     rows: int = 500
@@ -98,7 +99,7 @@ class QualityHistory:
         self.early[request_id] = (truth, now)
 
     def forget_early(self, now: float) -> None:
-        """Drop labels that have waited too long for a prediction.
+        """Drop the oldest labels that wait for a prediction, if they are too many or too old.
 
         Their requests were probably not sampled.
         """

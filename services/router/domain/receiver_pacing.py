@@ -1,4 +1,4 @@
-"""Limit the webhooks in flight to one receiver, and decide when postponed webhooks are sent. Pure.
+"""Limit the number of webhooks in flight to each receiver, and decide when postponed ones are sent. Pure.
 
 A receiver that does not answer is paused. After the pause, a single webhook tests if the receiver answers
 again. Each postponed webhook gets a send time. The send times follow each other at the rate at which the

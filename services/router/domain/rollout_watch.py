@@ -248,7 +248,10 @@ class RolloutWatch:
 
 
 def _quality(document: dict[str, Any] | None) -> QualityWatch:
-    """Return the outcomes from a document; no outcomes if an earlier release wrote the document."""
+    """Return the outcomes from a document; no outcomes if it is None.
+
+    ``document``: None if an earlier release, which stored no outcomes, wrote the evidence.
+    """
     if document is None:
         return QualityWatch()
     limit = document["limit"]

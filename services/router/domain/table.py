@@ -140,7 +140,7 @@ def _endpoint(
         if (reserve := reserve_of(name, endpoint.name)) in deployments
         and _same_version(
             deployments[reserve], deployments.get(name)
-        )  # a Deployment with the reserve's name may have another version
+        )  # if the version differs, this Deployment is no reserve but only has the name of one
     }
     ready = ready | {name: ready.get(name, 0) + ready.get(own, 0) for name, own in reserved.items()}
     serving = serving_targets(endpoint, ready)

@@ -68,8 +68,8 @@ class ChunkSender:
     async def reply(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float) -> None:
         """Send replies. Wait for the broker only at a large reply, or if too many bytes wait to be sent.
 
-        A large reply is sent after the broker has confirmed all earlier replies. ``left_s``: the seconds for
-        which the caller of a large reply still waits.
+        A large reply is sent after the broker has confirmed all earlier replies. ``left_s``: for how many
+        seconds the caller still waits. It is used only for large replies.
         """
         for frame in frames:
             if isinstance(frame, Reply) or len(frame) > envelope.LARGE:
@@ -83,7 +83,7 @@ class ChunkSender:
     async def reply_last(self, reply_to: str, frame: Buffer) -> None:
         """Send the last reply of a stream. Return when the broker has confirmed it and all earlier ones.
 
-        Replies that cannot be sent are logged, and this method returns all the same.
+        If replies cannot be sent, the failure is logged and this method returns.
         """
         self._add(reply_to, frame)
         await self.confirmed(reply_to)
@@ -91,7 +91,7 @@ class ChunkSender:
     async def confirmed(self, reply_to: str) -> None:
         """Wait until the broker has confirmed all earlier replies to a gateway process.
 
-        Replies that cannot be sent are logged, and the wait ends all the same.
+        If replies cannot be sent, the failure is logged and the wait ends.
         """
         waiting = self._waiting.get(reply_to)
         if waiting is not None:

@@ -25,10 +25,10 @@ class ClaimFetcher:
     """Fetch the tensors of requests from the blob store, in the background or directly.
 
     In the background, the tensors of at most ``MAX_FETCHES`` requests are fetched at the same time. These
-    tensors use at most ``limit_bytes`` of memory, counted until their requests are settled. A request with
-    larger tensors is fetched only when no other such tensors are in memory. ``add``: called with each request
-    that was fetched in the background. ``settle``: called with requests whose fetch failed or whose deadline
-    passed.
+    tensors use at most ``limit_bytes`` of memory, counted until their requests are settled. If the tensors of
+    one request are larger than ``limit_bytes``, they are fetched only when no other tensors are counted.
+    ``add``: called with each request that was fetched in the background. ``settle``: called with requests
+    whose fetch failed or whose deadline passed.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ClaimFetcher:
         self._tasks = TaskSet()
 
     def start(self, item: QueuedRequest) -> None:
-        """Fetch a request's tensors in the background. On success, call ``add``.
+        """Fetch a request's tensors in the background, then call the constructor's ``add``.
 
         If the blob store fails, reply with an error and settle the request. If the deadline passes, only
         settle the request.
@@ -78,10 +78,11 @@ class ClaimFetcher:
             self._add(item)
 
     async def fetch(self, item: QueuedRequest, *, bounded: bool = False) -> bool:
-        """Add a request's tensors from the blob store. On failure, settle the request and return False.
+        """Fetch a request's tensors from the blob store and put them into ``item.request``.
 
-        ``bounded``: True to wait until fewer than ``MAX_FETCHES`` fetches run and the tensors fit into
-        ``limit_bytes``.
+        Return True on success. On failure, settle the request and return False. ``bounded``: True to wait
+        until fewer than ``MAX_FETCHES`` fetches run and the tensors fit into the ``limit_bytes`` of this
+        ClaimFetcher.
         """
         request = item.request
         try:

@@ -52,7 +52,7 @@ _FLAGS = (
 _PIPED: dict[str, Any] = {
     "stdout": asyncio.subprocess.PIPE,
     "stderr": asyncio.subprocess.STDOUT,
-    # Start a separate process group, so that the command and its children can be killed together.
+    # Give the command a process group of its own, so that it can be killed together with its children.
     "start_new_session": True,
     "limit": 1024 * 1024,  # the longest line that can be read, in bytes
 }
@@ -100,10 +100,11 @@ class Environments:
     async def provide(
         self, requirements: Sequence[str], env: Mapping[str, str], timeout_s: float
     ) -> TritonInstall:
-        """Return the Triton to use with these requirements. If their environment does not exist, build it.
+        """Return the Triton installation with an environment for these requirements.
 
-        ``env``: the Deployment's variables. Its settings of pip (``PIP_*``) override those of this process.
-        Raises ModelFailed, with pip's errors, if the requirements cannot be installed within ``timeout_s``.
+        If the environment does not exist, build it. ``env``: the Deployment's variables. Its settings of pip
+        (``PIP_*``) override those of this process. Raises ModelFailed, with pip's errors, if the requirements
+        cannot be installed within ``timeout_s``.
         """
         settings = {key: value for key, value in env.items() if key.startswith("PIP_")}
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -140,8 +141,8 @@ class Environments:
         self._report("creating an environment for the requirements")
         path.with_suffix(".ok").unlink(missing_ok=True)
         await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
-        # The Deployment's settings are left out. They must not affect this command, because it runs as the
-        # worker's user.
+        # The Deployment's settings of pip are left out. They must not affect this command, because it runs as
+        # the worker's user.
         code, output = await _run(
             [str(base.python), "-I", "-m", "venv", "--without-pip", str(path)], _environment({})
         )

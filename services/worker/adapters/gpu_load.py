@@ -19,7 +19,10 @@ _SAMPLE = re.compile(r"^(nv_gpu_utilization|nv_gpu_memory_used_bytes)\{[^}]*\} (
 
 
 def read(metrics: str) -> tuple[float, int] | None:
-    """Return the mean utilization (0 to 1) and the used bytes of all GPUs; None without a GPU."""
+    """Return the mean utilization of all GPUs (0 to 1), and the sum of their used memory in bytes.
+
+    Return None if the metrics contain no GPU.
+    """
     found: dict[str, list[float]] = {}
     for name, value in _SAMPLE.findall(metrics):
         found.setdefault(name, []).append(float(value))

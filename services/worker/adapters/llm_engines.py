@@ -36,10 +36,10 @@ def vllm_python(runtime: Path) -> Path:
 
 
 def secrets(deployment: DeploymentSpec, folder: Path) -> dict[str, str]:
-    """Return an environment variable with the credential of the upstream; empty if none is set.
+    """Return the variable with the upstream's credential; empty if the Deployment names none.
 
     ``folder``: a Deployment may name only files in this folder. Raises ModelFailed, without the secret in its
-    message, if the credential is missing or unusable.
+    message, if the named credential is missing or unusable.
     """
     spec = deployment.upstream or deployment.llm
     place = spec.credential if spec is not None else None

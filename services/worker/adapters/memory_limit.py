@@ -1,9 +1,10 @@
 """Limit the memory of a model's processes, and find out if one was killed because memory ran out.
 
 In a container, the container engine sets the limit. Without a container, the worker limits Triton and its
-child processes by a cgroup. If it cannot create a cgroup, it measures their memory and kills the largest
-process above the limit. Resource limits (``setrlimit``) are not exact enough. RLIMIT_AS limits address space,
-and Triton and CUDA reserve much more address space than they use. RLIMIT_DATA limits each process separately.
+child processes by a cgroup. If it cannot create a cgroup, it measures the memory of these processes. If they
+together use more than the limit, it kills the largest one. Resource limits (``setrlimit``) are not exact
+enough. RLIMIT_AS limits address space, and Triton and CUDA reserve much more address space than they use.
+RLIMIT_DATA limits each process separately.
 """
 
 from __future__ import annotations
@@ -105,9 +106,10 @@ class MemoryLimit:
                 )
 
     def watch(self, processes: Callable[[], Iterable[int]]) -> None:
-        """Start to watch the memory of these processes, unless a cgroup limits it.
+        """Start to watch the memory of the model's processes, unless a cgroup limits it.
 
-        If the processes together use more than the limit, the largest one is killed.
+        ``processes``: a function that returns the pids of the processes. If they together use more than the
+        limit, the largest one is killed.
         """
         if self.group is None and self._watching is None:
             self._watching = asyncio.create_task(self._watch(processes))
@@ -199,9 +201,9 @@ def _enable_children(parent: Path) -> None:
 def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
     """Yield the cgroups in which the model's cgroup may be created.
 
-    The first is the cgroup of this process. Its parents follow, up to the first cgroup that has a limit,
-    because this limit must apply to the model too. Parents are needed in cgroup v2, where a cgroup with
-    processes cannot have children with limits. In cgroup v1, only the cgroup of this process is yielded.
+    The first is the cgroup of this process. In cgroup v1, it is the only one. In cgroup v2, a cgroup that
+    contains processes cannot have children with limits. So the parents follow, up to the first one that has a
+    limit. The model's cgroup must be inside that one, because its limit must apply to the model too.
     """
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

@@ -55,7 +55,9 @@ SAMPLES_DROPPED = Counter(
     "tidegate_worker_sampled_rows_dropped_total",
     "Rows that the sampler dropped, because its buffer was full.",
 )
-LLM_SLOTS = Gauge("tidegate_worker_llm_slots", "Requests that a language model runs at the same time.")
+LLM_SLOTS = Gauge(
+    "tidegate_worker_llm_slots", "The most requests that a language model runs at the same time."
+)
 LLM_TAKEN = Counter(
     "tidegate_worker_llm_taken_total",
     "Requests to a language model that this worker took, by band and by kind of queue (shared or replica).",
@@ -72,11 +74,11 @@ LLM_LOST = Counter(
 )
 
 LLM_GAUGES = {
-    "slots": Gauge("tidegate_llm_slots", "Sequences that the engine runs at the same time."),
+    "slots": Gauge("tidegate_llm_slots", "The most requests that the engine runs at the same time."),
     "running": Gauge("tidegate_llm_requests_running", "Requests that run in a slot of the engine."),
     "waiting": Gauge("tidegate_llm_requests_waiting", "Requests in the engine's own queue."),
     "kv_used": Gauge("tidegate_llm_kv_cache_used_tokens", "Tokens of running requests in the KV cache."),
-    "kv_total": Gauge("tidegate_llm_kv_cache_tokens", "The most tokens in the KV cache."),
+    "kv_total": Gauge("tidegate_llm_kv_cache_tokens", "The most tokens that the KV cache can hold."),
 }
 LLM_KV_USAGE = Histogram(
     "tidegate_llm_kv_cache_usage_ratio",

@@ -50,9 +50,10 @@ _PLAIN_NAME = re.compile("[A-Za-z0-9._~-]+")
 class Model:
     """One model of one Triton. ``outputs``: the outputs in the model's signature.
 
-    ``regions``: the shared memory for tensors of more than ``shared_above`` bytes. All inputs can be passed
-    in it, but only outputs of a fixed size. ``cached``: True if Triton caches the model's answers. Triton's
-    cache compares only the inputs, so every call requests all outputs and passes no parameters.
+    ``regions``: the shared memory for inputs and outputs of more than ``shared_above`` bytes. It is used for
+    an output only if the signature fixes the output's size. ``cached``: True if Triton caches the model's
+    answers. Triton's cache compares only the inputs, so every call requests all outputs and passes no
+    parameters.
     """
 
     def __init__(
@@ -67,7 +68,8 @@ class Model:
         check: OutputCheck | None = None,
     ) -> None:
         self.decoupled = decoupled
-        # The number of answers. Errors of the model are included, because they show that the model works.
+        # The number of answers. It shows the watchdog that the model does not hang. An error from the model
+        # shows this too, so it counts as an answer.
         self.answers = 0
         self._check = check
         self._warned_at = float("-inf")
@@ -131,8 +133,8 @@ class Model:
     async def stream(self, request: Request, *, counted: bool = True) -> AsyncGenerator[ModelAnswer]:
         """Run one request and yield each answer as soon as the model sends it. There is no time limit.
 
-        ``counted``: True to add the answers to :attr:`answers`, which shows the watchdog that the model
-        works.
+        ``counted``: True to add the answers to :attr:`answers`, which shows the watchdog that the model does
+        not hang.
 
         Raises the errors of :meth:`TritonClient.stream`. If the generator is closed, Triton cancels the
         request.

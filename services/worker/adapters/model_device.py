@@ -1,4 +1,4 @@
-"""Read from Triton on which devices a model runs. The GPUs' names come from `nvidia-smi`."""
+"""Find out from Triton on which devices a model runs. The GPUs' names come from `nvidia-smi`."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ DROPPED = Counter(
 )
 
 BLOCK = 64 * 1024
-# When the limit is used up, reads of at least this many bytes are dropped without parsing their lines. This
-# saves CPU time while a model floods its log.
+# When the model has used up its limit of output, a read of at least this many bytes is dropped. Its lines are
+# not parsed. This saves CPU time while a model floods its log.
 FLOOD_BYTES = 4 * 1024
 # The most bytes in the file of raw output. A larger file is cut to its last KEPT_BYTES.
 LIMIT_BYTES = 4 * 2**20

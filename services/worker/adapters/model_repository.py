@@ -43,10 +43,10 @@ def prepare(
 ) -> list[str]:
     """Replace the contents of ``repository`` with this version. Return its models in loading order.
 
-    Blocking. The requests go to the last model. It calls the other models, as an ensemble or from Python.
-    ``gpus``: the GPUs for the model; empty to run it on the CPU. ``symlinks``: False if the model's process
-    cannot follow links into the cache. ``answer_bytes``: the most bytes of an upstream's answer. Raises
-    ModelFailed, with the remedy, if this worker cannot serve the version.
+    This function blocks. The requests go to the last model. This model calls the other models, as an ensemble
+    or from Python. ``gpus``: the GPUs for the model; empty to run it on the CPU. ``symlinks``: False if the
+    model's process cannot follow links into the cache. ``answer_bytes``: the most bytes of an upstream's
+    answer. Raises ModelFailed, with the remedy, if this worker cannot serve the version.
     """
     # Empty the folder, but do not remove it: a Triton in a sandbox has mounted this folder, and would not see
     # a new one.

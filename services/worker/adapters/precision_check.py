@@ -1,4 +1,7 @@
-"""Measure a quantized model in this worker's Triton, with the samples in the model's file."""
+"""Measure the precision and the speed of a quantized model in this worker's Triton.
+
+The model's file contains the samples for the measurement.
+"""
 
 from __future__ import annotations
 

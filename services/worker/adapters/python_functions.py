@@ -19,8 +19,8 @@ RUNTIME = "tidegate_runtime.py"
 def adopt(folder: Path, version: Version) -> str | None:
     """Put the runtime beside ``model.py``, and return the name of the file that Triton must load.
 
-    Return None if ``model.py`` is written for Triton's Python backend. Then Triton loads it unchanged. Raises
-    BadRequest for a file that the registry would reject.
+    If ``model.py`` is already written for Triton's Python backend, change nothing and return None. Then
+    Triton loads ``model.py`` itself. Raises BadRequest for a file that the registry would reject.
     """
     tree = python_model.parsed((folder / "model.py").read_bytes())
     if backend_class.is_for_the_backend(tree):

@@ -16,7 +16,10 @@ _PARAMETERS = {bool: "bool_param", int: "int64_param", float: "double_param", st
 
 
 def request_of(model: str, sample: Mapping[str, Any]) -> Any:
-    """Return the ``ModelInferRequest`` of an OIP request in JSON. Raise BadRequest if it is malformed."""
+    """Return a JSON request of the Open Inference Protocol (OIP) as a ``ModelInferRequest``.
+
+    Raises BadRequest if the request is malformed.
+    """
     request = ModelInferRequest(model_name=model)
     for tensor in sample["inputs"]:
         try:
@@ -62,7 +65,7 @@ def outputs_of(answer: Any) -> list[Output]:
 
 
 def as_json(outputs: list[Output]) -> dict[str, Any]:
-    """Return outputs as an OIP answer in JSON.
+    """Return outputs as a JSON answer of the Open Inference Protocol (OIP).
 
     If an output has strings that are not UTF-8, its list ``data`` is empty.
     """

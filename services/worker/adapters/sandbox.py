@@ -141,7 +141,7 @@ class Sandbox:
         return self._user.uid
 
     def weaken(self, why: str) -> None:
-        """Change to the next weaker degree. ``why``: the reason for messages.
+        """Change to the next weaker degree. ``why``: the reason for the change, as a text for messages.
 
         If no degree is left and the mode is ``auto``, the model runs without a sandbox. In other modes,
         Unavailable is raised.
@@ -158,12 +158,12 @@ class Sandbox:
     async def spawn(
         self, needs: FileNeeds, command: Sequence[str], environment: Mapping[str, str], **how: Any
     ) -> asyncio.subprocess.Process | None:
-        """Start a command in the current degree of containment; return None if the machine refuses it.
+        """Start a command in the current degree. Return None if the machine refuses this degree.
 
-        If the machine refuses it, the sandbox changes to the next weaker degree. The calling code must then
-        prepare the folders for the new degree and call this method again. In every degree, the command ends
-        when this worker ends. Only the command's user can read the files that the command writes. ``how`` is
-        passed to ``create_subprocess_exec``. Raises Unavailable like :meth:`weaken`.
+        If the machine refuses the degree, the sandbox changes to the next weaker one. The calling code must
+        then prepare the folders for the new degree and call this method again. In every degree, the command
+        ends when this worker ends. Only the command's user can read the files that the command writes.
+        ``how`` is passed to ``create_subprocess_exec``. Raises Unavailable like :meth:`weaken`.
         """
         if self._user is not None:
             self._user.begin()

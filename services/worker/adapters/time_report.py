@@ -15,10 +15,11 @@ PARTS_A_SECOND = 200
 
 
 class TimeReport:
-    """Write to the store how a replica has spent its time: the totals for each use since its start.
+    """Write to the store how a replica has spent its time.
 
-    A report is written once a second, but less often if it contains many callers. If the store does not
-    answer, nothing is lost, because the next report contains the totals again.
+    A report contains the total time of each use since the replica's start. Uses are, for example, the calls
+    for one caller, or idle time. A report is written once a second, but less often if it contains many
+    callers. If the store does not answer, nothing is lost, because the next report contains the totals again.
     """
 
     def __init__(self, store: Store, replica: str, deployment: str) -> None:

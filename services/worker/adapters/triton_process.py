@@ -249,7 +249,10 @@ class TritonProcess:
             self._memory.watch(lambda: [self.pid, *self.descendants()] if self.running else [])
 
     def _lay_out(self) -> FileNeeds:
-        """Create the folders of this start, with the owners that the sandbox needs."""
+        """Create the folders for one start of Triton. Return the paths that Triton needs.
+
+        The folders get the owners that the sandbox needs.
+        """
         home = self._work_dir / "home"
         for folder in (self.repository, self._run_dir):
             folder.mkdir(exist_ok=True, mode=0o700)

@@ -36,10 +36,9 @@ async def warm_up(
 ) -> None:
     """Call the model with zeros: first with one row, then with the largest batch.
 
-    The largest batch has up to ``max_batch`` rows. The second call is skipped if an input has a variable
-    dimension, or if its inputs would need more than 16 MiB. If the model rejects the zeros, this is logged,
-    and the warm-up ends without an error. Raises Unavailable if Triton is gone, and Contradiction if an
-    answer contradicts the signature.
+    The largest batch has up to ``max_batch`` rows. :func:`batch_sizes` explains when the second call is
+    skipped. If the model rejects the zeros, this is logged, and the warm-up ends without an error. Raises
+    Unavailable if Triton is gone, and Contradiction if an answer contradicts the signature.
     """
     check = OutputCheck(signature)
     for rows in batch_sizes(signature, max_batch):

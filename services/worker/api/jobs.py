@@ -1,6 +1,6 @@
-"""Consume a Deployment's jobs over AMQP, on a separate connection.
+"""Consume a Deployment's jobs over AMQP.
 
-Each priority level has a queue.
+Jobs have a connection of their own; requests use another connection. Each priority level has a queue.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class JobConsumer:
     def start(self, scheduler: Scheduler) -> None:
         """Connect. No job is consumed before :meth:`open`.
 
-        ``scheduler``: its maximum number of calls and the duration of these calls determine the prefetch.
+        ``scheduler``: the prefetch depends on its limits, and on the duration and the batch sizes of its
+        calls.
         """
         self._scheduler = scheduler
         self.connection.start()

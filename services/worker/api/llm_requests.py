@@ -126,7 +126,7 @@ class LlmRequestConsumer:
         await self._step_now()
 
     def requeue_waiting(self) -> None:
-        """Publish the requests that have not started to the shared queues again."""
+        """Requeue the waiting requests: publish them to the shared queues again."""
         for item in self._scheduler.take_waiting():
             self._tasks.start(self._return(item), "return")
 
@@ -215,8 +215,9 @@ class LlmRequestConsumer:
     async def _step(self) -> None:
         """Take requests while an engine slot is free. When the queues are empty, start the consumers.
 
-        Before that, cancel running consumers if a request arrived when no slot was free, or if this object is
-        closed.
+        If the consumers already run, take no request here. But if a request arrived when no slot was free,
+        cancel the consumers first, and then take requests. If this object is closed, only cancel the
+        consumers.
         """
         async with self._stepping:
             channel = self._channel

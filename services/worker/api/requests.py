@@ -216,10 +216,11 @@ class RequestConsumer:
             self._scheduler.discard_waiting()
 
     async def _update_consumer(self) -> None:
-        """Replace the AMQP consumer by one with the desired prefetch, or only cancel it if closed.
+        """Replace the AMQP consumer by one with the desired prefetch.
 
-        A broker that is short of memory does not read this connection. Then this method returns early, and
-        the consumer is replaced when the broker reads again.
+        If this object is closed, only cancel the present consumer. A broker that is short of memory does not
+        read this connection. Then this method returns early, and the consumer is replaced or cancelled when
+        the broker reads again.
         """
         changing = self._tasks.start(self._replace_consumer())
         while not (await asyncio.wait({changing}, timeout=BLOCKED_POLL_S))[0]:

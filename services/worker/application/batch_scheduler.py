@@ -1,8 +1,8 @@
 """Runs requests: takes them from the backlog, calls the model, replies, and settles deliveries.
 
 A delivery can hold several requests. Deadlines, retries and cancellations apply to single requests, never to
-a whole delivery. A delivery is acked when it has no open request any more. Each request was then answered,
-cancelled or published again, or it has expired. A delivery is never nacked.
+a whole delivery. A delivery is acked when all of its requests are settled. A request is settled when it was
+answered, cancelled or published again, or when it has expired. A delivery is never nacked.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ Settle = Callable[[list[QueuedRequest]], None]
 SendReplies = Callable[[list[QueuedRequest], Mapping[str, Sequence[Buffer | Reply]]], bool]
 OnLost = Callable[[Model], None]
 
-# A suspect waits at most this many seconds for the calls in flight to end. Then it starts, because a call
-# that kills its worker usually does so earlier.
+# A suspect waits at most this many seconds for the calls in flight to end. If such a call kills the worker,
+# it usually does so within this time.
 OTHERS_END_S = 5.0
 CANCELLED_KEPT_S = 60.0
 
@@ -262,7 +262,7 @@ class BatchScheduler:
                 self._wake()
 
     def call_alone(self, item: QueuedRequest) -> asyncio.Task[None] | None:
-        """Start a suspect within :meth:`alone`. If its caller no longer waits, settle it and return None."""
+        """Start a suspect, inside :meth:`alone`. If its caller no longer waits, settle it and return None."""
         assert self._model is not None
         if not (group := self._drop_unwanted([item])):
             return None
@@ -350,7 +350,7 @@ class BatchScheduler:
     def _free_calls(self) -> int:
         """Return how many calls may start now. Queued requests use them first, and jobs use the rest.
 
-        A stream that waits also counts as a call, because waiting streams get the next free calls.
+        A stream that waits is counted like a call in flight, because waiting streams get the next free calls.
         """
         in_use = len(self._calls) + (self._jobs.open_calls if self._jobs else 0)
         if self._limits.streams:
@@ -370,7 +370,7 @@ class BatchScheduler:
         cancelled = task in self._cancelled_calls
         self._cancelled_calls.discard(task)
         if task.cancelled():
-            if cancelled:  # otherwise the worker stops, and the broker delivers the requests again
+            if cancelled:  # otherwise the worker is stopping, and the broker delivers the requests again
                 self._settle(group)
         elif (error := task.exception()) is not None:
             # The requests stay unsettled. When this worker's channel ends, the broker delivers them again,

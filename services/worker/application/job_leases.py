@@ -118,12 +118,12 @@ class JobLeases:
         return await self._store.lease(job.id, job.attempt, self._replica, until_ms)
 
     def _apply(self, job: QueuedJob, ours: bool, now: float) -> None:
-        """Drop the job if it did not get the lease. If this is its first lease, ack its message.
+        """Drop the job if this worker did not get its lease. After the job's first lease, ack its message.
 
         ``ours``: True if the store gave the lease to this worker.
         """
         if not ours:
-            if not job.ended:  # an ended job is forgotten after the store was told its end
+            if not job.ended:  # an ended job is forgotten when the store has recorded its end
                 self._jobs.drop_lost(job)
             return
         if job.leased_at is None:

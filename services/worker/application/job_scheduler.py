@@ -1,8 +1,7 @@
 """Runs jobs: sets their records to running, calls the model, records results, then acks their messages.
 
-Jobs use the calls that requests do not need. A job is dropped if its record says that this worker no longer
-has it (it was cancelled, has expired, or another worker has it). While the store does not answer, jobs wait,
-and the store is called again until it answers.
+A job is dropped if its record says that this worker no longer has it (it was cancelled, has expired, or
+another worker has it). While the store does not answer, jobs wait, and the store is called again.
 """
 
 from __future__ import annotations
@@ -52,10 +51,10 @@ MAX_RECORDING = 16
 
 
 class JobScheduler:
-    """Runs jobs in the calls that requests do not need. ``by_id`` has all jobs of this worker.
+    """Runs the jobs of a worker. ``by_id`` has all of them.
 
-    ``wake`` is called when a call may start. If a model server ends during a call, ``on_lost`` is called with
-    its model.
+    A job starts only if the model can take another call and no request waits. ``wake`` is called when a call
+    may start. If a model server ends during a call, ``on_lost`` is called with its model.
 
     A job that was lost with its worker or model server is a suspect. It starts in the context that ``alone``
     returns, in which no queued request starts.
@@ -143,7 +142,7 @@ class JobScheduler:
             self._run_task(self._taking, self._take(group), group)
 
     def cancel(self, ids: Sequence[bytes]) -> None:
-        """End each of these cancelled jobs that runs here. Waiting ones are dropped later (see `_take`)."""
+        """End the cancelled jobs that run here. Cancelled jobs that wait are dropped later (see `_take`)."""
         for id_ in ids:
             job = self.by_id.get(id_)
             if job is not None and job.started and job.attempt and not job.ended:
@@ -251,7 +250,7 @@ class JobScheduler:
             asyncio.get_running_loop().call_later(RETRY_S, self._start_suspects)
 
     async def _run_suspects(self) -> None:
-        """Run the suspects one at a time. After each, pause for up to ``HOLD_S`` seconds for other work."""
+        """Run the suspects one at a time. After each, other work can run for up to ``HOLD_S`` s."""
         while self._suspects and self._model is not None:
             began, call = time.monotonic(), None
             async with self.alone():

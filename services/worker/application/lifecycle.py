@@ -174,7 +174,7 @@ class ReplicaLifecycle:
             self._status.set("ready", self._triton.caveat)
             self._time.serve(True)
             await serving.open(self._draining)
-            self._publisher.suspected.set()  # run the suspects that this worker has published
+            self._publisher.suspected.set()  # SuspectConsumer now runs suspects that this worker published
             await self._heartbeat.beat()
 
     async def drain(self) -> None:

@@ -51,7 +51,8 @@ async def llm_answer(
     If the engine or its provider is busy (429 or 503), try again until ``timeout_s`` has passed. If the
     upstream does not answer (502 or 504), try again for at most ``upstream_wait_s`` seconds.
     ``wait(seconds)`` is called before each retry. Raises DeadlinePassed, and the errors of
-    :meth:`Model.stream`. Cancelling the task cancels the request in the engine.
+    :meth:`Model.stream`. If the task that runs this function is cancelled, the engine's request is cancelled
+    too.
     """
     try:
         async with asyncio.timeout(timeout_s):

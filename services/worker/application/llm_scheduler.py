@@ -48,7 +48,7 @@ SLOT_POLL_S = 0.01
 
 
 class LlmScheduler:
-    """Runs requests in the slots of an engine, and jobs in the slots that no request needs.
+    """Runs requests and jobs in the slots of an engine. A job starts only if no request waits.
 
     ``room`` counts the engine's slots and the tokens in its KV cache. ``replica`` is this worker's name; the
     first chunk of each answer contains it. If a model server ends during a call, ``on_lost`` is called with
@@ -186,7 +186,7 @@ class LlmScheduler:
         """Cancel the requests with these ids.
 
         A request that waits does not start. If a request runs, its call is cancelled, so that its slot
-        becomes free. The ids may also be ids of jobs. These are cancelled too.
+        becomes free. If an id is the id of a job, the job is cancelled.
         """
         self._remember_cancelled(ids, time.monotonic())
         for task, item in self._calls.items():
@@ -340,7 +340,7 @@ class LlmScheduler:
         if task.cancelled():
             if (
                 task in self._cancelled_calls
-            ):  # otherwise the worker stops, and the request goes back to its queue
+            ):  # otherwise the worker is stopping, and the request goes back to its queue
                 self._finish(item, "cancelled")
         elif (error := task.exception()) is not None:
             # The request stays unsettled. When this worker has ended, another worker gets the request and

@@ -55,7 +55,7 @@ class CallFailure(Generic[Q]):
     - ``lost``: the model server ended during the call. Any of these requests may have caused this.
     - ``expired``: the deadline has passed, so no caller waits any more.
     - ``failed``: the caller gets ``error``.
-    - ``retried``: each of these requests is called again alone. It may succeed without the others.
+    - ``retried``: each of these requests runs again in a call of its own, and may succeed there.
     """
 
     error: TidegateError
@@ -74,9 +74,9 @@ class CallFailure(Generic[Q]):
         return "expired" if self.expired else "failed"
 
 
-# The error of an upstream runtime begins like this (`services/worker/runtimes/oip/upstream_http.py`). Only
-# the beginning of an error is compared. The error of an ordinary model may repeat a caller's text later, and
-# that text may contain the same words.
+# The error of an upstream runtime begins like this (`services/worker/runtimes/oip/upstream_http.py`). The
+# pattern is compared only with the beginning of an error. An ordinary model may quote a caller's text further
+# on in its error, and that text may contain the same words.
 _UPSTREAM = re.compile(
     r"(?:Failed to process the request\(s\) for model (?:instance )?'[^']*', message: )?UpstreamUnavailable: "
 )
@@ -85,8 +85,7 @@ _UPSTREAM = re.compile(
 def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFailure[Q]:
     """Decide what happens to the requests of a call that raised ``error``.
 
-    If the class of ``error`` is not an expected one, the message to the caller begins with the text
-    ``unexpected``.
+    ``unexpected``: the beginning of the message to the caller if ``error`` is of an unexpected class.
     """
     match error:
         case Unavailable():

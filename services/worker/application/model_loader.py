@@ -20,7 +20,7 @@ _NO_GPU = ("invalid or unsupported gpu id", "no GPUs are available")
 
 
 class ModelLoader:
-    """Loads models. If the GPU cannot be used and the Deployment allows it, loads them on the CPU.
+    """Loads models. If the GPU fails and the Deployment permits the CPU, loads them on the CPU.
 
     ``write`` writes the model repository for the given GPUs. If no GPU is given, it writes the repository for
     the CPU. ``write`` blocks the calling thread. ``device`` says where the models run; it is empty until they
@@ -41,7 +41,7 @@ class ModelLoader:
         return await asyncio.to_thread(self._write, replica_gpus(self._deployment.resources))
 
     async def load(self, client: TritonClient, models: Sequence[str], tail: Callable[[], str]) -> None:
-        """Load the models. If the GPU fails and the Deployment allows it, load them on the CPU.
+        """Load the models. If the GPU fails and the Deployment permits the CPU, load them on the CPU.
 
         ``tail`` returns the end of Triton's log. Raises ModelFailed if a model cannot be loaded.
         """

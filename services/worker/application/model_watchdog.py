@@ -154,7 +154,8 @@ class ModelWatchdog:
             self.check()
 
     def _on_end(self, status: int | None) -> None:
-        # When the server dies, its models' processes end too. These ends are recorded as one death.
+        # When Triton has ended, its models' processes end too. Then only Triton's own end is recorded as a
+        # death.
         if self._triton is not None and self._triton.running:
             self._declare_dead(status=status)
 

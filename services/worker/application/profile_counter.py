@@ -27,8 +27,8 @@ log = telemetry.logger(__name__)
 # At most this many rows wait in memory until the router has computed the bins. A bin is a range of a column's
 # values. If more rows wait, the oldest are dropped.
 HELD_ROWS = 4096
-# A published piece has at most this many predictions. The router compares a prediction with the feedback
-# about its request.
+# The profile is published in pieces. A piece has at most this many predictions. The router compares a
+# prediction with the feedback about its request.
 MAX_PREDICTIONS = 2500
 
 

@@ -38,8 +38,8 @@ MAX_ROWS, MAX_BYTES = 2048, 16 * 2**20
 # If the inputs of a call have up to this many bytes, the sampler copies them. A reference to the inputs would
 # keep the whole envelope in memory.
 COPIED_BYTES = 64 * 1024
-# The limit of rows is refilled in steps. Each step allows as many rows as the limit allows in this many
-# seconds.
+# The limit ``rows_per_s`` is applied in steps. A step allows as many rows as ``rows_per_s`` allows in this
+# many seconds, but at least one.
 REFILL_S = 0.1
 UNSENT_KEPT = 20
 # Raw rows are deleted after this many seconds. If there are more rows than the Deployment's `keep_rows`, the

@@ -1,6 +1,6 @@
-"""Load a version in a separate Triton, check and measure it, and report the outcome.
+"""Load a version in a Triton of its own, check and measure the version, and report the outcome.
 
-A scratch replica opens no queue, so it never gets a request. It reports in its heartbeats until the
+A scratch replica opens no queue, so it never gets a request. Its heartbeats report the outcome until the
 autoscaler ends it. If the version is verified, the worker can become the first replica of a Deployment. Then
 the worker and Triton keep running.
 """
@@ -253,9 +253,9 @@ class ScratchReplica:
             async with asyncio.timeout(EXIT_S):
                 code = await triton.wait()
                 death = Death(SERVER, time.time(), code, triton.ran_out_of_memory).description
-                return f"While the version was verified, {death}. The end of its log:\n{triton.tail()}"
+                return f"While the version was verified, {death}. The end of Triton's log:\n{triton.tail()}"
         if client.model_died:
-            return f"The model's process ended during a call. The end of its log:\n{triton.tail()}"
+            return f"The model's process ended during a call. The end of Triton's log:\n{triton.tail()}"
         return None
 
     def _memory_mb(self) -> int:

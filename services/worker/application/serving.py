@@ -17,7 +17,7 @@ from tidegate.kernel.broker.connection import Connection
 
 
 class Consumer(Protocol):
-    """A consumer of a Deployment's messages, on a separate connection."""
+    """A consumer of a Deployment's messages. Each consumer has its own connection to RabbitMQ."""
 
     connection: Connection
 
@@ -53,7 +53,10 @@ class Requests(Consumer, Protocol):
 
 
 class Scheduler(Protocol):
-    """The scheduler of a model's requests and jobs. Language models have another class of scheduler."""
+    """Interface of a scheduler, which runs a model's requests and jobs.
+
+    One class implements it for language models, and another class for all other models.
+    """
 
     stats: WorkStats
     suspect_died: bool

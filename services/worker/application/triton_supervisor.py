@@ -75,7 +75,7 @@ class TritonSupervisor:
 
     @property
     def limits(self) -> CallLimits:
-        """Return the limits of calls that the loaded model and its Deployment set."""
+        """Return the limits that the loaded model and its Deployment set for calls."""
         assert self.signature is not None
         return call_limits(self._deployment, self.signature, self.instances)
 
@@ -91,7 +91,7 @@ class TritonSupervisor:
 
     @property
     def memory_limit(self) -> str:
-        """Return the limit of Triton's memory and how it is enforced, as text; empty if it has none."""
+        """Return Triton's memory limit and how it is enforced, as one text; empty if there is no limit."""
         return self._triton.memory_limit if self._triton else ""
 
     @property
@@ -104,7 +104,7 @@ class TritonSupervisor:
         """Return what users should know about how the models run; empty if there is nothing.
 
         The text says why the models do not run on their GPU. For a quantized model, it also has the loss of
-        the model and the time per call, both measured on this CPU.
+        precision and the time per call. Both are measured on this CPU, if the model's file contains samples.
         """
         loader = self._prepared.loader.caveat if self._prepared else ""
         return "; ".join(filter(None, (loader, self._precision)))
@@ -130,7 +130,8 @@ class TritonSupervisor:
     async def start(self) -> Model:
         """Start Triton unless it runs, load the models, and warm up. Return the model to call.
 
-        Raises Unavailable if Triton does not run, and ModelFailed if the model does not load or fails.
+        Raises Unavailable if Triton does not run. Raises ModelFailed if a model cannot be loaded, or if an
+        answer in the warm-up contradicts the signature.
         """
         assert self._triton is not None
         assert self._prepared is not None

@@ -19,8 +19,9 @@ from tidegate.kernel.protocol.models import Signature
 from tidegate.kernel.protocol.verification import BatchFigures
 
 CALL_S = 30.0
-# Each batch size is measured with one caller for each instance of the model. A caller makes calls for
-# MEASURE_S seconds. If these are fewer than LEAST_CALLS calls, it continues until twice this time at most.
+# Each batch size is measured with several callers: one for each instance of the model. A caller makes calls
+# for MEASURE_S seconds. After this time, a caller with fewer than LEAST_CALLS calls continues. It stops after
+# LEAST_CALLS calls, or 2 * MEASURE_S seconds after the start of the measurement.
 MEASURE_S, LEAST_CALLS = 0.2, 5
 _MISSING = re.compile(r"No module named|ImportError|ModuleNotFoundError")
 
@@ -53,8 +54,10 @@ class VersionCheck:
         """Call the model with each sample. Without samples, call it with zeros.
 
         Raises ModelFailed if an answer is wrong or missing. For some models, zeros are no valid input. If
-        such a model rejects the zeros, only ``caveat`` is set. A decoupled model is not called, and neither
-        is a stateful model without samples. For these models, also only ``caveat`` is set.
+        such a model rejects the zeros, set ``caveat`` and raise no error.
+
+        A decoupled model is never called. A stateful model is called only with samples. If the model is not
+        called, set ``caveat``.
         """
         if self._signature.decoupled:
             self.caveat = "The model is decoupled, so the check only loaded it and warmed it up."

@@ -17,7 +17,8 @@ DEFAULT_PRIORITY = 4
 # At most this many empty queues are kept. A tenant's next request uses the tenant's kept queue, because a new
 # queue would take longer to create.
 IDLE_KEPT = 64
-# When the tenant of the arriving requests changes, the model counts as shared for this many seconds.
+# When a request arrives from another tenant than the last request, the model counts as shared by several
+# tenants for this many seconds.
 SHARED_S = 10.0
 
 

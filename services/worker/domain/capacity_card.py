@@ -39,9 +39,10 @@ def requests_per_s(batches: Sequence[BatchFigures]) -> float | None:
 
 
 def _rank(ordered: Sequence[float], share: float) -> float:
-    """Return the quantile ``share`` of the values, for example 0.99. ``ordered``: the sorted values.
+    """Return the quantile ``share`` of ``ordered``. For example, ``share`` 0.99 gives p99.
 
-    The quantile is the smallest value such that at least the fraction ``share`` of all values is not larger.
+    ``ordered``: the sorted values. The quantile is the smallest of these values that fulfils this condition:
+    at least the fraction ``share`` of the values is less than or equal to it.
     """
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 

@@ -14,9 +14,10 @@ LIGHT_CALLS = 8
 # While several callers share the model, LIGHT_CALLS applies only to calls that take fewer milliseconds than
 # this.
 SHORTEST_CALL_MS = 1.0
-# If calls take fewer milliseconds than this, the next jobs are prepared before a call becomes free.
+# If calls take fewer milliseconds than this, the jobs of the next calls are prepared while other calls run.
 AHEAD_CALL_MS = 100.0
-# The most streams of a decoupled model at the same time, if its Deployment sets no ``max_concurrency``.
+# If a Deployment sets no ``max_concurrency``, its decoupled model runs at most this many streams at the same
+# time.
 DEFAULT_STREAMS = 16
 
 
@@ -89,8 +90,8 @@ def effective_concurrency(
     ``call_requests``: the mean number of rows and of requests in a recent call. ``open_calls``: the mean
     number of open calls. Each mean is None before the first measurement.
 
-    Without a batch axis, a call has one request, and its duration includes its wait in Triton. In this
-    duration, as many requests end as calls are open on average (Little's law).
+    Without a batch axis, a call has one request, and its duration includes its wait in Triton. The mean
+    number of requests that end in this duration is equal to the mean number of open calls (Little's law).
     """
     if batch:
         rows = max((call_rows or 1.0) / max(call_requests or 1.0, 1.0), 1.0)

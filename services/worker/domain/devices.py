@@ -44,8 +44,9 @@ def replica_gpus(resources: Resources) -> GpuNumbers:
 def usable_gpus(artifact_format: Format, devices: GpuNumbers, *, allow_cpu: bool) -> GpuNumbers:
     """Return the GPUs that a single-file artifact uses.
 
-    Some libraries can use only the CPU. If such an artifact is to run in a replica with GPUs, ``allow_cpu``
-    decides. If it is True, return no GPUs. If it is False, raise ModelFailed.
+    Artifacts of some formats can run only on the CPU. If the replica has GPUs and the artifact has such a
+    format, the result depends on ``allow_cpu``. If ``allow_cpu`` is True, return no GPUs. If it is False,
+    raise ModelFailed.
     """
     if artifact_format not in _CPU_ONLY or not devices:
         return devices

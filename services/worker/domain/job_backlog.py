@@ -62,8 +62,9 @@ def call_parameters(group: Sequence[QueuedJob]) -> dict[str, str]:
     return {"tidegate_jobs": ",".join(f"{j.id.hex()}:{j.attempt}:{j.request.rows}" for j in group)}
 
 
-# A level is a priority of jobs. While a level has no job, it saves up at most this many turns. So its next
-# job starts soon, but the level cannot block the other levels for long.
+# A level is a priority of jobs. When a level that was empty gets jobs, it may start up to this many jobs per
+# unit of its weight before the other levels. So its next job starts soon, but the level cannot block the
+# other levels for long.
 CREDIT = 1.0
 
 
@@ -71,7 +72,7 @@ class JobBacklog:
     """The jobs that wait for a call, in one queue for each level. Levels share the calls by weight.
 
     This is start-time fair queueing: the next level is the one with the fewest served jobs per weight. So no
-    level starves. While a level has no job, it saves up at most ``CREDIT`` turns.
+    level starves. While a level has no job, it saves up at most ``CREDIT`` jobs per unit of its weight.
     """
 
     def __init__(self) -> None:
@@ -84,7 +85,7 @@ class JobBacklog:
         return self._count
 
     def add(self, job: QueuedJob) -> None:
-        """Queue a job at its level."""
+        """Add a job to the queue of its level."""
         queue = self._queues[job.level]
         if not queue:
             self._served[job.level] = max(self._served[job.level], self._clock - CREDIT)

@@ -60,7 +60,7 @@ class TokenUsage:
         self._meta: Buffer = b""
 
     def hear(self, outputs: Sequence[Output]) -> None:
-        """Store the facts of a chunk if they contain token counts. They replace the facts stored before."""
+        """Store the facts of a chunk if they contain token counts. Facts of earlier chunks are dropped."""
         for output in outputs:
             if output.name == META and _USAGE.search(output.raw):
                 self._meta = output.raw

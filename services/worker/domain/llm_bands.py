@@ -1,4 +1,4 @@
-"""Decide which request to a language model runs next, and count the used engine slots and KV tokens."""
+"""Choose the next request to a language model, and count the used engine slots and KV tokens."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class LlmRoom:
         return self.kv_tokens is None or self.used == 0 or self.used_tokens + tokens <= self.kv_tokens
 
     def take(self, tokens: int) -> Callable[[], None]:
-        """Reserve an engine slot and ``tokens``. Return a function that releases them."""
+        """Reserve an engine slot and ``tokens`` KV cache tokens. Return a function that releases them."""
         self.used += 1
         self.used_tokens += tokens
 
@@ -85,5 +85,8 @@ class LlmRoom:
 
 
 def job_slots(slots: int) -> int:
-    """Return how many engine slots jobs may use. If there are two or more, one is reserved for requests."""
+    """Return the number of engine slots that jobs may use.
+
+    If the engine has two or more slots, one is reserved for requests.
+    """
     return max(1, slots - 1)

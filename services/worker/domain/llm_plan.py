@@ -1,4 +1,4 @@
-"""Decide how a replica runs a language model: the engine, its packages and its sizes. Pure."""
+"""Decide how a replica runs a language model: engine, packages, context length, KV cache. Pure."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def engine_of(version: Version, deployment: DeploymentSpec) -> Engine:
 
 
 def requirements(version: Version, deployment: DeploymentSpec) -> list[str]:
-    """Return the version's requirements. If llama.cpp runs the version, add its package if it is missing."""
+    """Return the version's Python requirements.
+
+    If llama.cpp runs the version, the package of llama.cpp is always one of them.
+    """
     lines = list(version.requirements)
     if version.format != "llm" or engine_of(version, deployment) != "llamacpp":
         return lines
@@ -71,7 +74,10 @@ def plan(
     header: GgufHeader | None,
     gpus: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Return the plan for the runtime: the fields of :class:`LlmSpec`, with the engine and sizes filled in.
+    """Return the plan for the runtime: the fields of :class:`LlmSpec`, and more.
+
+    The plan also has the chosen engine, the model's name, the context length and the size of the KV cache in
+    tokens, the number of threads, and the GPUs.
 
     ``weights``: the path of the weights in the model's folder. ``header``: the header of a GGUF file; None
     for other weights.

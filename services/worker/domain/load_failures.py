@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _MISSING = re.compile(r"No module named '([A-Za-z_][\w.]*)'")
-# The package of each module whose package does not have the module's name.
+# The package of a module, if the package has another name than the module.
 _PACKAGES = {
     "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
     "dotenv": "python-dotenv", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",
@@ -57,7 +57,7 @@ def explain_death(deployment: str, log: str) -> str:
 
 
 def _place(stack: re.Match[str]) -> str:
-    """Return where the exception occurred: the innermost line of the stack outside Tidegate's runtime.
+    """Return the place of the exception: the innermost stack line that is not in Tidegate's runtime.
 
     If there is no such line, return an empty text.
     """

@@ -88,11 +88,13 @@ def adapt(
     stand_in: bool = False,
     gpus: Sequence[int] = (),
 ) -> str:
-    """Return the user's configuration ``text`` with only the necessary changes. It may be empty.
+    """Return the user's configuration ``text`` with only the necessary changes.
 
-    ``name`` becomes ``model``, because the name must be equal to the folder's name. Otherwise Triton refuses
-    the model. The Deployment's instances, ``gpus`` and threads are added if ``text`` does not set them. In an
-    ensemble, only ``name`` changes. ``stand_in``: True if a runtime of Tidegate replaces ``backend``.
+    ``text`` may be empty. Its field ``name`` gets the value ``model``, the name of the model's folder. Triton
+    refuses a model with another name. In an ensemble, nothing else changes.
+
+    If ``text`` does not set the instances, GPUs, threads or backend, they are added. ``stand_in``: True if a
+    runtime of Tidegate replaces ``backend``.
     """
     fields = {name: value for name, value, _ in _top_level_fields(text)}
     if is_ensemble(text):
@@ -161,9 +163,9 @@ def parts(text: str) -> set[str]:
 def served_model(configs: Mapping[str, str], version_model: str) -> str:
     """Return the name of the model that callers use. ``configs``: the configuration of each model.
 
-    If there is only one model, return it. Otherwise return the model with the name ``version_model``. If
-    there is none, return the only ensemble that is not a part of another ensemble. Raises ModelFailed if none
-    of these exists.
+    If there is only one model, return it. Otherwise return the model with the name ``version_model``. If no
+    model has this name, return the ensemble that is not a part of another ensemble. Raise ModelFailed if
+    there is no such ensemble, or more than one.
     """
     if not configs:
         raise ModelFailed(
@@ -192,7 +194,7 @@ def is_ensemble(text: str) -> bool:
 
 
 def backend_of(text: str) -> str | None:
-    """Return the backend that a configuration names (``backend`` or ``platform``), or None."""
+    """Return the backend that a configuration's ``backend`` or ``platform`` names, or None."""
     fields = top_level(text)
     if fields.get("backend"):
         return fields["backend"]

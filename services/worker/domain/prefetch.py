@@ -19,17 +19,19 @@ def prefetch(
     awaited_batch: int = 0,
     max_batch: int = 0,
 ) -> int:
-    """Return how many unacked request messages a worker should have: ``IN_HAND_MS`` of calls.
+    """Return how many unacked request messages a worker should have: work for ``IN_HAND_MS``.
 
     A fixed number would be too small for quick models. For slow models it would be too large: a few workers
     would get all messages, and new workers would get none.
 
-    The result has three minimums. A request counts as one row here:
+    The result has three lower limits. Each request is counted as one row here:
 
     - ``max_calls`` + 1 messages
-    - messages with ``awaited_batch`` rows, because a call waits for so many rows
-    - if ``call_ms`` is known: messages for ``max_calls`` + 1 full batches of ``max_batch`` rows. Without
-      this minimum, the batches of a slow model would never have more than two requests
+    - the messages of ``awaited_batch`` rows, because a call waits until it has this many rows
+    - if ``call_ms`` is known: the messages of ``max_calls`` + 1 full batches of ``max_batch`` rows. Without
+      this limit, the batches of a slow model would never have more than two requests
+
+    The result is at most ``MAX_PREFETCH``.
     """
     least = max(max_calls + 1, min(math.ceil(awaited_batch / max(frames_per_message, 1.0)), MAX_PREFETCH))
     if call_ms is None or call_ms <= 0:
@@ -52,7 +54,7 @@ def consumer_prefetch(messages: int) -> int:
 
 
 def without_margin(prefetch: int) -> int:
-    """Return how many unacked messages a worker should have: this prefetch without the margin."""
+    """Undo :func:`consumer_prefetch`: return how many unacked messages a worker should have."""
     return max(1, prefetch - max(1, prefetch // 5))
 
 

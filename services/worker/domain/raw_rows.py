@@ -32,7 +32,7 @@ class SampledRow(NamedTuple):
 
 
 def rows_of(calls: Sequence[SampledCall]) -> list[SampledRow]:
-    """Return the counted rows of calls, in the order of the calls."""
+    """Return the rows of ``calls`` that the profile counts, in the order of the calls."""
     found: list[SampledRow] = []
     for call in calls:
         rows = [

@@ -22,7 +22,7 @@ def alike(calls: Iterable[SampledCall]) -> list[list[SampledCall]]:
 
 
 def counted_rows(call: SampledCall) -> int:
-    """Return how many rows of a call are counted. A call without a batch axis has one row."""
+    """Return how many rows of a call the profile counts. A call without a batch axis has one row."""
     return min(call.rows, CALL_ROWS)
 
 

@@ -1,4 +1,4 @@
-"""Counts of a worker's requests, and recent means of its calls."""
+"""Counts of a worker's requests, and mean durations and sizes of its recent calls."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class RequestCounts:
 
 
 class WorkStats:
-    """Totals of a worker since its start, and recent means of its calls.
+    """Totals of a worker since its start, and mean durations and sizes of its recent calls.
 
     ``busy_s`` is in seconds, ``call_ms`` in milliseconds. ``time`` divides the replica's whole time into
     parts such as calls, idle time and start-up.

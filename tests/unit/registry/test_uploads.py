@@ -90,4 +90,4 @@ async def test_bytes_that_come_late_change_nothing(tmp_path: Path) -> None:
 
 def test_an_offset_that_another_request_uses():
     assert "Continue at 5, not at 3" in uploads.moved(5, 3).message
-    assert "Another request continues there" in uploads.moved(5, 5).message
+    assert "Another request already sends" in uploads.moved(5, 5).message

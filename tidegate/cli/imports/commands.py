@@ -143,9 +143,9 @@ def hugging_face_folder(
     timeout: _Timeout = "10m",
     json: Json = False,
 ) -> None:
-    """Import a Hugging Face folder that classifies texts or images, embeds texts, or is a language model.
+    """Import a Hugging Face folder with a classifier, a text embedding model or a language model.
 
-    Example: `tidegate import hf all-MiniLM-L6-v2 --name minilm`.
+    A classifier may read texts or images. Example: `tidegate import hf all-MiniLM-L6-v2 --name minilm`.
     """
     from tidegate.cli.imports import hugging_face
 
@@ -173,7 +173,7 @@ def sagemaker_archive(
     timeout: _Timeout = "10m",
     json: Json = False,
 ) -> None:
-    """Import a SageMaker model: code/inference.py with model_fn, or the file of one framework.
+    """Import a SageMaker archive: code/inference.py with model_fn, or the model of one framework.
 
     Example: `tidegate import sagemaker model.tar.gz --name churn`. Then `invoke_endpoint` of boto3 works.
     """

@@ -81,7 +81,10 @@ def _script(plan: ImportPlan, home: Path, script: Path) -> None:
 
 
 def _file(plan: ImportPlan, home: Path) -> None:
-    """Plan an archive without a script: deploy the only file in it that is a framework's model."""
+    """Plan an archive without a script: deploy its only model file.
+
+    Raise UsageError if the archive does not contain exactly one model file of a known framework.
+    """
     files = [path for path in sorted(home.rglob("*")) if path.is_file()]
     known = [path for path in files if path.name.startswith(_XGBOOST) or path.suffix in _KNOWN]
     if len(known) != 1:

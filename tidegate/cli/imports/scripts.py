@@ -52,7 +52,7 @@ def map_requirements(plan: ImportPlan, file: Path, code: list[Path], *, extra: t
     for name in sorted(modules & _FOREIGN - {"ts"}):
         plan.leave(
             f"import {name}",
-            "the other system's container has this package; if it works elsewhere, add it as a requirement",
+            "made for the other system's container; if the package works here too, add it as a requirement",
         )
 
 

@@ -36,7 +36,8 @@ PACKAGES = {
 }
 GOOD = "Name a folder, s3://, gs:// or az://."
 PIECE = 2**20
-# The size of an upload's parts, and how many parts are sent concurrently. Both limit the memory.
+# The size of an upload's parts in bytes, and the number of parts that are sent concurrently. Both are low,
+# because the parts are held in memory.
 PART = 5 * 2**20  # the smallest size that S3 accepts
 PARTS_AT_ONCE = 2
 # S3 accepts at most 10,000 parts.
@@ -171,7 +172,7 @@ def _missing(setting: str, scheme: str, package: str, hint: str) -> str | None:
 
 
 def _without(skipped: int, pieces: Iterable[bytes]) -> Generator[bytes, None, None]:
-    """Yield pieces without their first ``skipped`` bytes."""
+    """Skip the first ``skipped`` bytes of all pieces together, and yield the rest."""
     for piece in pieces:
         if rest := piece[skipped:]:
             yield rest

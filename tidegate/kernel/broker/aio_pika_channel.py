@@ -1,4 +1,7 @@
-"""The channel on aio-pika, for connections that carry no requests, replies or jobs (see ADR 002)."""
+"""A channel that uses the library aio-pika (see ADR 002).
+
+It is for connections that carry no requests, replies or jobs.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ async def open_channel(url: str, *, name: str, heartbeat_s: int, confirms: bool)
 
 
 class AioPikaChannel:
-    """A ``Channel`` on aio-pika."""
+    """A ``Channel`` that uses the library aio-pika."""
 
     def __init__(
         self,
@@ -167,7 +170,8 @@ class AioPikaChannel:
 
     async def get(self, queue: Queue) -> Delivery | None:
         source = await self._channel.get_queue(queue.name, ensure=False)
-        # No timeout is set: after a timeout, aio-pika would not read a message that arrives late.
+        # Set no timeout. After a timeout, aio-pika would ignore a message that arrives late, and the message
+        # would stay unacked.
         message = await self._call(source.get(no_ack=False, fail=False, timeout=None))
         return None if message is None else _delivery(message)
 

@@ -62,7 +62,10 @@ class Channel(Protocol):
         """True while the broker takes no messages, because it is short of memory or disk."""
 
     async def find(self, exchange: Exchange) -> None:
-        """Raise ``Unavailable`` if the broker does not have this exchange. Needs no permission."""
+        """Raise ``Unavailable`` if the broker does not have this exchange.
+
+        A service needs no permission at RabbitMQ for this check.
+        """
 
     async def declare(self, what: Queue | Exchange, *, bind: bool = True) -> None:
         """Declare a queue or an exchange. Does nothing if it exists with the same arguments.
@@ -130,10 +133,10 @@ class Channel(Protocol):
     ) -> None:
         """Publish a message, and return when the broker has confirmed it.
 
-        Without confirms, return immediately. ``body``: the message, whole or in pieces. Raises
-        :class:`Unroutable` for a mandatory message that no queue takes, and ``Unavailable`` if the connection
-        breaks. Raises :class:`Refused` if the broker does not take the message, or does not read earlier
-        messages.
+        If the connection was opened without confirms, return immediately. ``body``: the message, whole or in
+        pieces. Raises :class:`Unroutable` for a mandatory message that no queue takes, and ``Unavailable`` if
+        the connection breaks. Raises :class:`Refused` if the broker does not take the message, or does not
+        read earlier messages.
 
         RabbitMQ closes the channel if the expiration is too short or too long. So an ``expiration_ms``
         outside 1 ms .. 49 days is replaced by the nearer limit.
@@ -153,7 +156,8 @@ class Channel(Protocol):
         """Publish without waiting. The broker gets the message before any ack that is written later.
 
         Raises the errors of :meth:`publish` that are known immediately. ``on_failure`` is called with an
-        error that is known only later. Without confirms, ``on_failure`` is never called.
+        error that is known only later. If the connection was opened without confirms, ``on_failure`` is never
+        called.
         """
 
     def cork(self) -> AbstractContextManager[None]:

@@ -7,9 +7,9 @@ because its queue was deleted. So no consumer disappears unnoticed.
 Two drivers implement the channel (``tidegate.kernel.broker.channel``): Tidegate's own fast one for requests,
 replies and jobs, and aio-pika for all other connections (docs/adr/002-own-amqp-session.md).
 
-Publish and consume on separate connections. During a memory alarm, RabbitMQ blocks each connection that
-publishes, and also the acks on this connection. Publish on the consuming connection only messages that must
-arrive before an ack.
+A service must use one connection to publish and another one to consume. During a memory alarm, RabbitMQ
+blocks each connection that publishes, and also the acks on this connection. There is one exception: a message
+that must arrive before an ack is published on the consuming connection.
 """
 
 from __future__ import annotations

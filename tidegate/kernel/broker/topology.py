@@ -39,9 +39,11 @@ class Queue:
     exchange: Exchange | None = None
 
 
-# Notices of changes. A consumer may miss one, because every consumer also reads the complete state every few
-# seconds. registry.changed      registry -> router, autoscaler    JSON {revision, kind, name, action}
-# demand.<deployment>   gateway  -> autoscaler            JSON {deployment}, at most one a second
+# Notices of changes. It does no harm if a consumer misses one, because every consumer also reads the complete
+# state every few seconds. By routing key:
+#
+# - ``registry.changed``: registry -> router, autoscaler. JSON {revision, kind, name, action}.
+# - ``demand.<deployment>``: gateway -> autoscaler. JSON {deployment}, at most one a second.
 EVENTS = Exchange("tidegate.events.v1", "topic")
 REGISTRY_CHANGED = "registry.changed"
 DEMAND_PREFIX = "demand."
@@ -49,9 +51,9 @@ DEMAND_PREFIX = "demand."
 # Ids of requests whose caller has disconnected: gateway -> every worker, best effort.
 CANCELS = Exchange("tidegate.cancels.v1", "fanout")
 
-# Carries everything that workers publish: replies, retries, exceptions. A worker may not publish to the
-# default exchange, because the default exchange routes to every queue (see ``permissions``). The owner of a
-# queue binds the queue to WORKERS.
+# This exchange carries everything that workers publish: replies, retries, exceptions. A worker may not
+# publish to the default exchange, because the default exchange routes to every queue (see ``permissions``).
+# Gateways and routers bind the queues to WORKERS.
 WORKERS = Exchange("tidegate.workers.v1", "direct")
 
 # Assignments for workers in a warm pool: autoscaler -> warm.v1.<pool>.
@@ -132,11 +134,11 @@ def sequences_queue(deployment: str, replica: str) -> Queue:
 
 
 def suspects_queue(requests: Queue) -> Queue:
-    """Return the queue of suspects, one request per envelope: worker -> the Deployment's workers.
+    """Return the queue of suspects: worker -> the Deployment's workers.
 
-    The router declares and binds the queue, because workers may not bind queues. A worker runs a suspect
-    immediately and alone in the model. So if a suspect is redelivered, no other request can have ended its
-    worker.
+    An envelope contains one request. The router declares and binds the queue, because workers may not bind
+    queues. A worker runs a suspect immediately and alone in the model. So if a suspect is redelivered, no
+    other request can have ended its worker.
     """
     return Queue(f"{requests.name}.suspects", exchange=WORKERS)
 

@@ -22,9 +22,11 @@ SWEEP_S = 1.0
 # How many connections are checked in one turn of the event loop. It is low, so that a sweep delays no request
 # noticeably.
 SLICE = 32
-# When there are too many connections, some are closed to accept a new one. The search for them ranks LOOK
-# connections at a time, oldest first. It ends at the first group in which some may be closed. At most
-# SHED_SHARE of the searched connections are closed, but at least one.
+# When there are too many connections, some are closed to accept a new one. The search for them takes LOOK
+# connections at a time, oldest first, and ranks them. It ends at the first group of LOOK connections in which
+# some may be closed. SHED_SHARE: at most this share of all connections is closed, but at least one
+# connection. If one peer has too many connections, only the connections of this peer are searched and
+# counted.
 LOOK = 512
 SHED_SHARE = 1 / 64
 # How many file descriptors are reserved for everything except HTTP connections.
@@ -69,10 +71,10 @@ class Connections:
         return len(self._all)
 
     def fit_files(self, others: int = 0) -> None:
-        """Raise the soft limit of open files as needed. Limit the connections if the hard limit is too low.
+        """Increase the soft limit of open files as needed.
 
-        ``others``: the number of file descriptors to reserve for further connections that
-        :class:`Connections` does not count.
+        If the hard limit is too low, accept fewer connections. ``others``: the number of file descriptors to
+        reserve for further connections that :class:`Connections` does not count.
         """
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         reserved = RESERVED_FILES + others
@@ -129,7 +131,7 @@ class Connections:
                 each.shed("pending_heads")
 
     def _shed(self, peer: str | None, among: Iterable[Connected]) -> bool:
-        """Close some of the connections ``among``. Return False if none of them may be closed.
+        """Close some of the connections in ``among``. Return False if none of them may be closed.
 
         ``peer``: the peer of these connections; None if they can belong to different peers.
         """
@@ -154,8 +156,8 @@ class Connections:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        # While the process is stopped or the loop is blocked, the process reads no connection. Most of this
-        # time is not added to the clock. So a connection gets no timeout because of it.
+        # While the process is stopped or the loop is blocked, the process reads from no connection. The clock
+        # advances by at most two intervals of the sweep for this time. So this time causes no timeout.
         self.now += min(now - self._swept_at, 2 * SWEEP_S)
         self._swept_at = now
         self._look_at(list(self._all), 0)

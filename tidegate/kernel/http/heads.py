@@ -74,7 +74,7 @@ def is_local(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def without_page(headers: dict[bytes, bytes], origins: Container[object]) -> dict[bytes, bytes]:
-    """Return ``headers``. If the page's origin is in ``origins``, leave out the headers about the page."""
+    """Return ``headers``. If the Origin is in ``origins``, leave out the headers about the browser page."""
     origin = headers.get(b"origin")
     if origin is None or origin not in origins:
         return headers

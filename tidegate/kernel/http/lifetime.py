@@ -93,9 +93,9 @@ class Lifetime(HttpToolsProtocol):
         return Standing(phase, self.knows_caller(), self.since if seen else self._connections.now)
 
     def pace(self) -> tuple[float, int]:
-        """Return how long the sweeps have measured the current body, and its bytes in this time.
+        """Return for how long the current body was measured, and how many bytes arrived in this time.
 
-        The time is in seconds. Both numbers are 0 if no sweep has seen this body.
+        The sweeps measure the time, in seconds. Both numbers are 0 if no sweep has seen this body.
         """
         if self._phase is not Phase.BODY or self._token is not self.headers:
             return 0.0, 0

@@ -154,7 +154,11 @@ class Protocol(Lifetime):
             raise Refused(heads.too_large(self._max_head, self._max_fields))
 
     def check_unusual(self) -> bool:
-        """Return True if a head has an Upgrade field, and so must be parsed again. Raises Refused."""
+        """Return True if a head has an Upgrade field. Such a head must be parsed again without this field.
+
+        Raises Refused for a wrong Host or Authorization field (see ``heads.problem``), and for the method
+        CONNECT.
+        """
         if (refusal := heads.problem(self.headers, self.parser.get_http_version())) is not None:
             raise Refused(refusal)
         if not self.parser.should_upgrade():

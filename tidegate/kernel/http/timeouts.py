@@ -13,8 +13,8 @@ from tidegate.kernel.settings.base import Settings
 # still read after an early answer.
 UNREAD_S = 60.0
 LINGER_S = 2.0
-# A connection whose caller has sent a valid credential is closed to make room only after it was idle for this
-# many seconds.
+# To make room, a connection with a valid credential may be closed only after it was idle for this many
+# seconds.
 KEPT_S = 5.0
 
 

@@ -32,7 +32,10 @@ MAX_SAMPLES_BYTES = 4 * 2**20
 class Precision:
     """The recipe that gave a model its lower precision, and the loss that was measured with it.
 
-    ``loss``: by how much the likeness or the accuracy is lower than that of the original, from 0 to 1.
+    ``loss``: a number from 0 to 1. If the samples have labels and ``measure`` is agreement, it says by how
+    much the accuracy is lower than that of the original. Otherwise it is 1 - the likeness to the original's
+    answers.
+
     ``max_loss``: the highest accepted loss. ``rows``: the number of samples with which the loss was measured.
     ``cpu``, ``flags``: the CPU of the machine that measured the loss. ``full_range``: True if the model is
     exact only on a CPU that adds products of 8-bit values without saturation.

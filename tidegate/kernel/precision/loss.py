@@ -16,7 +16,8 @@ Measure = Literal["agreement", "cosine", "error"]
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 
 _ROW_SUM_TOLERANCE = 1e-2
-# An output with at least this many numbers in a row is an embedding, if its rows are not probabilities.
+# If each row of an output has at least this many numbers, the output is an embedding. An exception is an
+# output whose rows are probabilities.
 _EMBEDDING = 16
 
 
@@ -81,7 +82,10 @@ def likeness(measure: Measure, expected: np.ndarray[Any, Any], actual: np.ndarra
 
 
 def sqnr_db(expected: Arrays, actual: Arrays) -> float | None:
-    """Return the ratio of signal to quantisation noise over all numbers, in dB; None: no noise."""
+    """Return the ratio of signal to quantisation noise over all numbers, in dB.
+
+    Return None if there is no noise, or if the noise is not finite.
+    """
     signal = noise = 0.0
     for name, values in expected.items():
         if values.dtype.kind == "f" and values.shape == actual[name].shape:

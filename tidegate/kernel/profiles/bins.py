@@ -42,7 +42,7 @@ class Bins:
         cuts, low, high = found
         read = tuple(float(cut) for cut in cuts)
         if len(read) > 255 or list(read) != sorted(set(read)):
-            raise ValueError("the cuts of a column's bins do not rise")
+            raise ValueError("a column's bins have more than 255 cuts, or the cuts do not rise")
         return cls(read, float(low), float(high))
 
 

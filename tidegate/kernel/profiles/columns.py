@@ -13,8 +13,8 @@ from tidegate.kernel.protocol.tensors import DATATYPES, unpack_strings
 
 Numbers = npt.NDArray[np.float64]
 
-# A tensor with more elements in a row than this is described by its mean, standard deviation, minimum and
-# maximum.
+# If a row of a tensor has more elements than this, the tensor is described by its mean, standard deviation,
+# minimum and maximum.
 MAX_WIDTH = 256
 # The most columns of numbers. Further ones are left out.
 MAX_COLUMNS = 512
@@ -113,7 +113,7 @@ def _add_strings(columns: Columns, tensor: SampledTensor, redact: Collection[str
     strings = unpack_strings(tensor.raw)
     width = max(1, len(strings) // max(1, columns.rows))
     if len(strings) != width * columns.rows:
-        raise ValueError(f"{tensor.name} has {len(strings)} strings for {columns.rows} rows")
+        raise ValueError(f"{tensor.name} has {len(strings)} strings; they do not fit {columns.rows} rows")
     for at, name in zip(range(min(width, MAX_STRINGS)), _string_names(tensor.name, width), strict=False):
         those = strings[at::width]
         columns.put(f"{name}.length", np.array([len(each) for each in those], float))

@@ -43,7 +43,10 @@ class NumberCounts:
 
     @property
     def sd(self) -> float | None:
-        """Return the standard deviation of the finite values; None without any, or if it is infinite."""
+        """Return the standard deviation of the finite values.
+
+        Return None if there are no finite values, or if the result is not finite.
+        """
         if not self.n:
             return None
         mean = self.total / self.n
@@ -51,7 +54,10 @@ class NumberCounts:
         return math.sqrt(max(0.0, variance)) if math.isfinite(variance) else None
 
     def add(self, other: NumberCounts) -> None:
-        """Add counts of the same bins. Raise ValueError for counts of other bins."""
+        """Add the counts of ``other``, which must have the same bins.
+
+        Raise ValueError if its number of bins differs. The cuts of the bins are not compared.
+        """
         if len(other.counts) != len(self.counts):
             raise ValueError("profiles with different bins cannot be added up")
         self.counts = self.counts + other.counts
@@ -150,7 +156,10 @@ class Profile:
             _merge(self.values, name, ValueCounts(kept, rest, len(values) - found.total()))
 
     def add(self, other: Profile) -> None:
-        """Add another profile. Raise ValueError if its bins differ."""
+        """Add another profile, which must have the same bins.
+
+        Raise ValueError if a column's number of bins differs. The cuts of the bins are not compared.
+        """
         for name, numbers in other.numbers.items():
             _merge(self.numbers, name, numbers)
         for name, values in other.values.items():

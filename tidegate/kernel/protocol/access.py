@@ -73,7 +73,7 @@ class Principal:
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
         if not isinstance(values, dict):
-            raise ValueError("a principal is a JSON object")
+            raise ValueError("a principal must be a JSON object")
         endpoints = values.get("endpoints")
         try:
             return cls(
@@ -300,13 +300,15 @@ class Key:
                 values["concurrency"],
                 values["day"],
                 values["month"],
-                # A table on disk may be from a version of Tidegate without budgets.
+                # An earlier version of Tidegate may have written the stored table of keys. Then the table has
+                # no budgets.
                 values.get("day_budget"),
                 values.get("month_budget"),
             ),
             previous=values["previous"],
             previous_until_ms=values["previous_until_ms"],
-            # A table on disk may be from a version of Tidegate without these limits.
+            # An earlier version of Tidegate may have written the stored table of keys. Then the table has no
+            # token limits.
             tokens=TokenAllowance(*values.get("tokens", ())),
             endpoint_tokens={
                 name: TokenAllowance(*each) for name, each in values.get("endpoint_tokens", {}).items()

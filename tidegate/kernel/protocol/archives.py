@@ -1,4 +1,4 @@
-"""Check a model's archive. It may have only folders and plain files, each once, within limits. Pure."""
+"""Check a model's archive: the kinds and paths of its members, and its limits. Pure."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class TooLarge(Unsafe):
 class ArchiveLimits:
     """The limits of an archive.
 
-    ``ratio``: the highest ratio of unpacked to packed bytes. It is not checked up to ``ratio_from_bytes``
-    unpacked bytes, because a small file of blanks can compress 1000 to 1 and is harmless.
+    ``ratio``: the highest ratio of unpacked to packed bytes. It is checked only if the archive has more than
+    ``ratio_from_bytes`` unpacked bytes. A small file of blanks can compress 1000 to 1 and is harmless.
     """
 
     members: int = 10_000
@@ -127,7 +127,10 @@ class Paths:
 
 
 def home_of(files: Collection[PurePosixPath], name: str) -> PurePosixPath | None:
-    """Return the folder with the file ``name``: the archive's root or its only folder; else None."""
+    """Return the folder that contains the file ``name``, or None.
+
+    The folder is the archive's root, or the only top folder if all files are below it.
+    """
     if PurePosixPath(name) in files:
         return PurePosixPath()
     tops = {path.parts[0] for path in files}
@@ -143,8 +146,9 @@ def safe_path(name: str) -> PurePosixPath:
     odd = "\\" in name or controls or (len(name) > 1 and name[1] == ":")
     if escapes or odd or len(name) > MAX_PATH or len(path.parts) > MAX_DEPTH:
         raise Unsafe(
-            f"The archive's {name[:80]!r} is not a path below its root: absolute paths, '..', "
-            "backslashes, drive letters and control characters are refused."
+            f"The archive's {name[:80]!r} is not a path below its root, or it is too long. "
+            "Absolute paths, '..', backslashes, drive letters and control characters are refused. "
+            f"A path may have {MAX_PATH} characters and {MAX_DEPTH} parts."
         )
     return path
 

@@ -18,7 +18,7 @@ from tidegate.kernel.errors import BadRequest, PayloadTooLarge
 
 Buffer = bytes | memoryview
 
-# A text below this size takes at most 10 MB and 20 ms, so it is not counted.
+# Decoding a text below this size takes at most 10 MB and 20 ms, so its parts are not counted.
 COUNTED_FROM = 256 * 1024
 # The most values of a text with NaN or Infinity. The limit is low, because only the standard library decodes
 # such texts, and it is five times slower than orjson.
@@ -57,7 +57,10 @@ def loads(raw: Buffer, what: str = "the request") -> Any:
 
 
 def check(raw: Buffer, what: str = "the request") -> JsonParts | None:
-    """Count the parts of a large text; None for a small text. Raises PayloadTooLarge for too many parts."""
+    """Return the numbers of parts in a JSON text. For a small text, return None without counting.
+
+    Raises PayloadTooLarge if there are too many parts.
+    """
     if len(raw) <= COUNTED_FROM:
         return None
     found = count([raw])

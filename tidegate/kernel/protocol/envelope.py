@@ -61,8 +61,8 @@ _ATTEMPT_AT = 28
 # tensors are then separate pieces, so that no tensor is copied.
 LARGE = 256 * 1024
 
-# The most bytes of a key. The key's names, shapes and parameters are in every message, even if the tensors
-# are in the blob store, so they must be small.
+# The most bytes of a key. A key must be small, because every message contains its key, even if its tensors
+# are in the blob store.
 MAX_KEY = 64 * 1024
 # Most keys repeat, so parsed keys of up to KEPT_KEY bytes are cached. Longer keys contain parameters of one
 # caller and seldom repeat.

@@ -1,4 +1,4 @@
-"""Experiments: two or more Deployments of an endpoint, compared by outcomes that callers report."""
+"""Experiments: each compares two or more Deployments of an endpoint by the outcomes of their answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.splitting import StickyTraffic
 
 METRIC_PATTERN = r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$"
 MetricName = Annotated[str, StringConstraints(pattern=METRIC_PATTERN)]
-# The header whose value is the default sticky key. Requests with the same value stay at one variant.
+# The header that is the default sticky key. Requests with the same value in this header stay at one variant.
 UNIT_HEADER = "X-Unit-Id"
 
 
@@ -64,11 +64,10 @@ def default_metrics() -> list[ExperimentMetric]:
 class ExperimentOptions(Written):
     """The rules of an experiment.
 
-    ``share``: percent of the traffic for all treatments together.
-    ``sticky``: the key that keeps a unit, for example a user, at one variant.
-    ``alpha``: the accepted probability of reporting a difference that does not exist.
-    ``until``, ``samples``: the experiment is complete at this time, or when each variant has this many
-    outcomes of the first metric.
+    ``share``: percent of the traffic for all treatments together. ``sticky``: the key that keeps a unit, for
+    example a user, at one variant. ``alpha``: the accepted probability of reporting a difference that does
+    not exist. ``until``: the experiment is complete at this time at the latest. ``samples``: the experiment
+    is complete when each variant has this many outcomes of the first metric.
     """
 
     share: int = Field(50, ge=1, le=99)

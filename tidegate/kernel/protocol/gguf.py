@@ -33,8 +33,8 @@ _STRING, _ARRAY = 8, 9
 # Arrays with more values than this are not stored, because vocabularies have hundreds of thousands of values.
 _KEPT_ARRAY = 64
 _MAX_COUNT, _MAX_DIMS = 2**24, 8
-# The sizes of one block of a tensor, by ggml's number of the tensor type: the number of elements, and the
-# number of bytes.
+# The size of one block of a tensor: (number of elements, number of bytes). The keys are ggml's numbers of the
+# tensor types.
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
@@ -50,7 +50,7 @@ class NotGguf(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """The metadata of a GGUF file. ``size``: the smallest size of a complete file in bytes."""
+    """The metadata of a GGUF file. ``size``: a complete file has at least this many bytes."""
 
     metadata: dict[str, Any]
     size: int
@@ -61,7 +61,11 @@ class GgufHeader:
         return str(self.metadata.get("general.architecture", ""))
 
     def number(self, key: str, default: int = 0) -> int:
-        """Return a number from the architecture's metadata, such as ``context_length``."""
+        """Return a number from the architecture's metadata, such as ``context_length``.
+
+        If the metadata has one value for each layer, return the largest. If there is no number, return
+        ``default`` or 0.
+        """
         value = self.metadata.get(f"{self.architecture}.{key}", default)
         if isinstance(value, list):  # one value for each layer
             value = max(value, default=default)
@@ -96,7 +100,7 @@ def kv_tokens_of(context: int, slots: int, *, stated: bool) -> int:
 
 
 def read(data: bytes | memoryview) -> GgufHeader:
-    """Read the header of a GGUF file. Raise :class:`NotGguf` if it is cut off or broken.
+    """Read the header of a GGUF file. Raise :class:`NotGguf` if the header is cut off or broken.
 
     ``data``: the bytes from the start of the file, or a memory map of the whole file.
     """

@@ -1,4 +1,4 @@
-"""Sample requests with expected outputs, and the comparison of an answer with them. Pure."""
+"""Sample requests with expected outputs, and the comparison of an answer with the expected outputs. Pure."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _POOLING = {
     "pooling_mode_mean_tokens": "mean",
 }
 _MAX_LABELS = 100_000
-_LONGEST = 100_000  # a tokenizer without a limit states a larger number
+_LONGEST = 100_000  # a larger size or number of labels in config.json is treated as unknown
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -80,7 +80,7 @@ def read(texts: Mapping[str, str], name: str) -> dict[str, Any]:
 
 
 def plan(texts: Mapping[str, str], files: Collection[str], *, allow_pickle: bool) -> HuggingFacePlan:
-    """Return the plan to run a folder's model. Raise BadRequest with a remedy if it cannot run.
+    """Return the plan to run a folder's model. Raise BadRequest with a remedy if no plan is possible.
 
     ``texts``: the contents of the files that :data:`TEXTS` names, by path.
     """
@@ -185,9 +185,9 @@ def _is_plain_images(config: Mapping[str, Any]) -> bool:
 
 
 def _number(value: Any) -> int | None:
-    """Return ``value`` if it is a whole number from 1 to below ``_LONGEST``, and None otherwise.
+    """Return ``value`` if it is a whole number above 0 and below ``_LONGEST``, and None otherwise.
 
-    A larger number means that there is no limit.
+    None means that the number is unknown.
     """
     return value if type(value) is int and 0 < value < _LONGEST else None
 

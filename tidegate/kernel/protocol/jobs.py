@@ -87,7 +87,10 @@ class NewJob:
 
 
 class Accepted(NamedTuple):
-    """The id of an accepted job. ``fresh``: False if an earlier call had the same idempotency key."""
+    """The id of an accepted job.
+
+    ``fresh``: False if the job already existed, because an earlier request had the same idempotency key.
+    """
 
     id: bytes
     fresh: bool
@@ -282,10 +285,10 @@ class Counts:
 
 
 def ahead(rank: int, level: Level, waiting: Mapping[Level, int]) -> int:
-    """Estimate how many jobs workers take before the job at position ``rank`` of its level.
+    """Estimate the number of jobs that workers take before the job at position ``rank`` of its level.
 
-    ``rank`` counts from 0. For each job of this level, workers take ``WEIGHTS[other] / WEIGHTS[level]`` jobs
-    of every other level.
+    ``rank`` counts from 0. ``waiting``: the number of waiting jobs of each level. For each job of this level,
+    workers take ``WEIGHTS[other] / WEIGHTS[level]`` jobs of every other level, as long as some wait.
     """
     found = float(rank)
     for other, count in waiting.items():

@@ -18,7 +18,7 @@ def buckets_of(seconds: np.ndarray) -> np.ndarray:
 
 
 def bucket_of(seconds: float) -> int:
-    """Return the bucket of one time."""
+    """Return the number of the bucket that contains a time, counted from 0."""
     if seconds <= FIRST_S:
         return 0
     return min(int(log(seconds / FIRST_S) / log(RATIO)), COUNT - 1)

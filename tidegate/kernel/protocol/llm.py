@@ -40,12 +40,12 @@ BAND_WEIGHTS: dict[Band, int] = {"high": 16, "normal": 4, "low": 1}
 BAND_PRIORITY: dict[Band, int] = {"high": 1, "normal": 0, "low": LAST_PRIORITY}
 # A request's message expires this many milliseconds after the deadline for the first part of the answer. So
 # the broker still has the message if a replica is lost during a long stream. The broker then delivers the
-# message again, and from that delivery the gateway learns of the loss.
+# message to another replica, and this replica tells the gateway that the request was lost.
 KEPT_MS = 3_600_000
 
-# A parameter of the call key: the tokens that the request may occupy in the engine's KV cache (prompt and
-# answer), as the gateway estimates them. The sum over a worker's requests is limited by the Deployment's
-# ``kv_tokens``.
+# The name of a parameter in a request's call key (its encoded names, shapes and parameters). The value is the
+# gateway's estimate of the tokens that the request may occupy in the engine's KV cache (prompt and answer).
+# The Deployment's ``kv_tokens`` limits the sum of these values over a worker's requests.
 KV_TOKENS = "kv_tokens"
 # A parameter of the first reply to a request. Its value is the name of the replica that runs the request.
 REPLICA = "tidegate_replica"
@@ -67,11 +67,11 @@ def encoded(value: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """The part of a stream that the caller already has, so that another engine can continue the stream.
+    """The part of a stream that the caller already has. With it, another engine can continue the stream.
 
     ``prompt``, ``emitted``: the token ids of the prompt and of the answer so far, as the lost engine reported
-    them. ``text``: the text of the emitted tokens. ``id``, ``created``: these two members of the events that
-    the caller already has.
+    them. ``text``: the text of the emitted tokens. ``id``, ``created``: the values of the members ``id`` and
+    ``created`` in the events that the caller already has.
     """
 
     prompt: list[int]

@@ -48,7 +48,10 @@ def log_of(file: str) -> str:
 
 
 def parse(text: str, log: str, before: float) -> LogEntry:
-    """Return a line as an entry. A line without a time gets ``before``, the time of the line before it."""
+    """Return a line as an entry.
+
+    ``before``: the time of the previous line. A line without a time gets this time.
+    """
     try:
         fields = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -132,5 +135,8 @@ def linked(entries: Iterable[LogEntry]) -> set[str]:
 
 
 def as_written(id_: str) -> bytes:
-    """Return an id in quotes, as log lines have it. A short id without quotes would match most lines."""
+    """Return an id in quotes, as log lines contain it, to search for it in the bytes of a log.
+
+    A short id without quotes would match most lines.
+    """
     return orjson.dumps(id_)

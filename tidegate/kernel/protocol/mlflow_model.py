@@ -154,10 +154,11 @@ def takes_table(loading: Loading, *, named: bool) -> bool:
 
 
 def loads_pickle(loading: Loading) -> bool:
-    """Return True if the engine reads the model's file with joblib or pickle.
+    """Return True if scikit-learn or LightGBM reads the model's file with joblib or pickle.
 
-    The file's name does not show this, so the engine decides. A ``.skops`` file of scikit-learn and a Booster
-    of LightGBM are not read with joblib or pickle.
+    The file's name need not end in a suffix of pickle files, so it does not always show this. Exceptions are
+    a ``.skops`` file of scikit-learn, a Booster of LightGBM, and a ``.lgb`` or ``.txt`` file of LightGBM. For
+    other engines, return False.
     """
     if loading.engine == LIGHTGBM:
         return loading.pickled and not loading.kind.endswith("Booster")

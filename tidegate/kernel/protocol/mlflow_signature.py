@@ -35,7 +35,7 @@ class Schema:
     """The inputs or the outputs of a model, as MLflow describes them.
 
     ``columns``: the type of each column of a table, by name and in the table's order; None: not a table.
-    ``named``: True if the schema has names. Otherwise Tidegate chose the names.
+    ``named``: True if the schema names its tensors or columns. Otherwise Tidegate chose the names.
     ``batched``: True if the first axis can have any size in every tensor. In a table, this axis is the rows.
     """
 
@@ -111,7 +111,7 @@ def _schema(model: MlflowModel, side: str, default: str) -> Schema | None:
     try:
         entries = json.loads(text) if isinstance(text, str) else text
         if not isinstance(entries, list) or not entries:
-            raise ValueError("it is not a list")
+            raise ValueError("it is not a list with entries")
         if any(entry.get("type") == "tensor" for entry in entries):
             return _tensors(entries, default)
         return _table(entries, default)

@@ -251,9 +251,10 @@ class DeploymentSpec(Written):
     """The specification of a Deployment: one version, run by identical workers that share a queue.
 
     ``image``: the image of the workers if they are containers; None: the launcher's. ``start_timeout_s``: the
-    longest time that a replica's start may take. The default is longer for vLLM, which compiles and measures
-    at each start. ``progress_timeout_s``: if the model answers no waiting call for this many seconds, its
-    process is ended. None: 60 seconds, or the longest timeout of the waiting callers, if that is longer.
+    longest time that a replica's start may take. The default is longer for vLLM, which compiles the model and
+    measures its GPU memory at each start. ``progress_timeout_s``: if the model answers no waiting call for
+    this many seconds, its process is ended. None: 60 seconds, or the longest timeout of the waiting callers,
+    if that is longer.
 
     ``llm``: only for versions of format ``llm``; None: the defaults of :class:`LlmSpec`. ``upstream``: only
     for versions of format ``oip``, which need it. ``sampling``: the most rows per second that a replica
@@ -336,8 +337,8 @@ class EndpointSpec(Noun):
 
     ``previous``: the targets that serve until all ``targets`` with a share have a ready replica.
     ``allowed_regions``, ``forbidden_regions``: the regions where requests may be processed, and those where
-    they must not. Both apply to upstreams and to Deployments with a region. If one of the lists is set, an
-    upstream without a region gets no requests. ``rules``: traffic rules, which apply before ``sticky`` and
+    they must not. Both lists apply to upstreams and to Deployments with a region. If one of the lists is set,
+    an upstream without a region gets no requests. ``rules``: traffic rules, which apply before ``sticky`` and
     the weights. ``sticky`` applies before the weights.
 
     ``when_unready``: what happens to the share of a target that has no ready replica, while other targets
@@ -348,8 +349,8 @@ class EndpointSpec(Noun):
     ``weight``: the weight of this endpoint at a busy Deployment that several endpoints share. It is
     multiplied by the weight of the caller's key. ``failover``: Deployments without a share, in the order of
     preference. They get the requests that an upstream cannot answer, and all traffic if ``when_unready``
-    takes the share from every target. ``reserved``: the number of additional replicas of the largest target
-    that serve only this endpoint.
+    takes the share from every target. ``reserved``: the number of additional replicas that serve only this
+    endpoint. They run the Deployment of the target with the largest weight.
 
     ``slo``: the objectives; None: no objectives. ``alerts``: limits that differ from the defaults.
     ``shadow``: the Deployment without a share that gets copies of requests, for a comparison. ``feedback``:
@@ -435,9 +436,9 @@ class DesiredState(Noun):
 class Assignment(Noun):
     """The data that a worker needs to start. The worker gets the artifact itself from the registry.
 
-    This object contains no address and no credential, because a worker of a warm pool gets it as a message.
-    The worker's settings contain the address and the credential. ``scratch``: set if the worker only verifies
-    the version and opens no queue.
+    A worker of a warm pool gets this object as a message, so the object contains no address and no credential
+    of the registry. The worker has the address in its settings, and reads its token from a file of the
+    launcher. ``scratch``: set if the worker only verifies the version and opens no queue.
     """
 
     replica: str

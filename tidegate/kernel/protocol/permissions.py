@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.access import ADMIN, INFER, METRICS, OPERATE, PUBL
 
 # Special values that a route may have instead of scopes.
 OPEN = "open"  # no credential is needed
-ANY = "any"  # any valid credential opens the route, and the handler checks the rest
+ANY = "any"  # any valid credential is enough; the service behind the proxy checks the scopes
 INTERNAL = "internal"  # only Tidegate's own services may call the route, and not on behalf of a caller
 
 Scopes = tuple[str, ...]
@@ -278,8 +278,8 @@ AUTOSCALER = RoutePermissions(
     | {
         "GET /prometheus/workers": (METRICS, OPERATE),
         "GET /v1/settings/workers": (OPERATE,),
-        # Not only for operators: `tidegate deploy` reads the status while it waits, and reads `why` if the
-        # Deployment does not become ready.
+        # Not only for operators: `tidegate deploy` reads the status while it waits. If the Deployment does
+        # not become ready, the command also reads the route `/v1/deployments/{name}/why`.
         "GET /v1/deployments": LOOK,
         "GET /v1/deployments/{name}": LOOK,
         "PUT /v1/deployments/{name}/replicas": (OPERATE,),

@@ -51,7 +51,7 @@ class TokenPrice(_Entry):
 class ManagedPrice(_Entry):
     """The prices of a managed service, to compare them with Tidegate's costs.
 
-    A price is 0 if the service does not charge for it.
+    A price of 0 means that the service does not charge for this kind of use.
     """
 
     per_replica_hour: _Price = 0.0

@@ -45,9 +45,9 @@ class Message:
     def fields(self) -> Iterator[tuple[int, int | Message]]:
         """Yield the number and the value of each field: a Message if the value has a length, else an int.
 
-        If a field occurs several times, every occurrence is yielded, and the caller decides which one to use.
-        Protobuf libraries merge all occurrences of a message that is not declared as repeated. For a number,
-        they use the last occurrence with the declared wire type, and cut it to the declared width.
+        If a field occurs several times, every occurrence is yielded, and the calling code decides which one
+        to use. Protobuf libraries merge all occurrences of a message that is not declared as repeated. For a
+        number, they use the last occurrence with the declared wire type, and cut it to the declared width.
         """
         at = self.start
         while at < self.end:

@@ -96,7 +96,7 @@ def _spec(value: Value, max_size: int) -> TensorSpec:
     if max_size:
         if found.kind == "scalar":
             raise BadRequest(
-                f"predict is @batched, but `{value.name}` is one value: it needs one value for each row. "
+                f"predict is @batched, but `{value.name}` is one value, not one value for each row. "
                 "Annotate "
                 'it as a list, such as list[str], or as an array, such as Tensor["FP32", -1].'
             )

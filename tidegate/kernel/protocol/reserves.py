@@ -22,10 +22,10 @@ def fits(deployment: str, endpoint: str) -> bool:
 
 
 def reserved_targets(endpoint: EndpointSpec) -> list[str]:
-    """Return the names of the Deployments that have reserved replicas for an endpoint.
+    """Return the names of the shared Deployments to which the reserves of an endpoint belong.
 
-    This is the target with the largest weight. If ``previous`` has targets, the one with the largest weight
-    among them has reserved replicas too.
+    One of them is the target with the largest weight in ``targets``. If ``previous`` has targets, the one
+    with the largest weight there is in the list too. If the endpoint reserves no replicas, the list is empty.
     """
     if not endpoint.reserved:
         return []

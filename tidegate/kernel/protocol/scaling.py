@@ -84,9 +84,9 @@ class Scaling(_Part):
     ``backlog_per_replica``: how many unanswered requests one replica should have.
     ``up_window_s``: scale up after a higher load has lasted for this many seconds.
     ``down_window_s``: scale down after a lower load has lasted for this many seconds.
-    ``panic_factor``: if the load needs this many times the ready replicas, scale up immediately, without
-      windows and limits per minute; 0: never.
-    ``max_cost_per_hour``: the maximum of the number of replicas x ``price_per_hour``.
+    ``panic_factor``: scale up immediately, without windows and limits per minute, if the load needs at least
+      this many times the number of ready replicas; 0: never.
+    ``max_cost_per_hour``: the most that all replicas may cost per hour. One replica costs ``price_per_hour``.
     ``max_cost_per_day``, ``max_cost_per_month``: the most that all replicas may cost in a calendar day
       and month (UTC).
     ``over_budget``: what to do from the moment when a budget is used up until its day or month ends:
@@ -143,8 +143,8 @@ def _last(cron: str, zone: str, minute: int) -> datetime | None:
 
     now = datetime.fromtimestamp(minute * 60, timezone.utc)
     local = datetime.fromtimestamp((minute + 1) * 60, _zone(zone))  # CronSim excludes its start
-    # fold: the clock shows this hour for the second time, so an earlier moment can have a later clock time.
-    # Start the search later.
+    # If ``fold`` is set, the clock was put back and shows this hour a second time. An earlier moment
+    # can then have a later clock time, so the search starts two hours later.
     if local.fold:
         local += timedelta(hours=2)
     times = (found.astimezone(timezone.utc) for found in CronSim(cron, local, reverse=True))

@@ -38,7 +38,7 @@ class ServiceLevel(_Part):
 
 
 class AlertLimits(_Part):
-    """The limits of an endpoint's alerts; None means the rule's default.
+    """The limits of an endpoint's alerts. A limit of None means the default of the alert's rule.
 
     ``off``: the names of the rules that are switched off for this endpoint.
     """

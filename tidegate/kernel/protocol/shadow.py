@@ -1,4 +1,4 @@
-"""The counts of shadow traffic: copies of an endpoint's requests to another Deployment, and their answers."""
+"""The counts of shadow traffic: another Deployment gets copies of an endpoint's requests."""
 
 from __future__ import annotations
 

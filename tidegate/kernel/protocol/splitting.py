@@ -93,9 +93,10 @@ RolloutPhase = Literal["running", "paused", "promoted", "rolled_back", "aborted"
 
 
 class RolloutEvent(Noun):
-    """An event of a rollout. ``share``: the canary's share of the traffic after it, in percent.
+    """An event of a rollout.
 
-    ``at``: the time of the event, in seconds since the epoch. ``reason``: why it happened.
+    ``at``: the time of the event, in seconds since the epoch. ``share``: the canary's share of the traffic
+    after the event, in percent. ``reason``: why the event happened.
     """
 
     at: float

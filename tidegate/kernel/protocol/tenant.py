@@ -21,12 +21,12 @@ def tenant_of(caller: str, endpoint: str = "", weight: int = 1) -> bytes:
 
 
 def caller_of(tenant: bytes) -> str:
-    """Return the caller's id in a tenant; empty if the frame has none."""
+    """Return the caller's id in a tenant; empty if the tenant has none."""
     return tenant.partition(_PART)[0].decode("utf-8", "replace")
 
 
 def endpoint_of(tenant: bytes) -> str:
-    """Return the endpoint in a tenant; empty if the frame has none."""
+    """Return the endpoint in a tenant; empty if the tenant has none."""
     return tenant.partition(_PART)[2].partition(_PART)[0].decode("utf-8", "replace")
 
 

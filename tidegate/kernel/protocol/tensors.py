@@ -56,14 +56,14 @@ DATATYPES: dict[str, Datatype] = {
 BY_CODE: dict[int, Datatype] = {d.code: d for d in DATATYPES.values()}
 
 _LENGTH = struct.Struct("<I")
-# The search for a wrong value first finds the slice of this many values that contains it. A check of a whole
-# slice is faster than a check of each value.
+# The search for a wrong value checks slices of this many values, because checking a whole slice is faster.
+# Then it checks each value of the wrong slice.
 _SLICE = 1024
 # The maximum number of strings in a tensor. Strings need a loop over the elements. For this number of
 # strings, the loop blocks the event loop for 0.1 s.
 MAX_STRINGS = 2**20
 
-# JSON numbers cannot show these narrow types exactly. Triton refuses them in JSON as well.
+# These types of 16 bits are not accepted as JSON, as in Triton. They need the binary data extension.
 BINARY_ONLY = {"FP16", "BF16"}
 
 
@@ -73,7 +73,11 @@ def elements(shape: list[int]) -> int:
 
 
 def from_json(name: str, datatype: Datatype, shape: list[int], data: list[Any]) -> bytes:
-    """Return flat or nested JSON values as raw bytes. Raises BadRequest that names the tensor ``name``."""
+    """Return flat or nested JSON values as raw bytes.
+
+    Raises BadRequest if ``data`` does not fit the shape or the datatype. ``name``: the tensor's name, for
+    this error.
+    """
     if datatype.name in BINARY_ONLY:
         raise BadRequest(
             f"input {name!r}: {datatype.name} cannot be sent as JSON; use the binary data extension"
@@ -175,7 +179,7 @@ def pack_strings(values: list[Any]) -> bytes:
 
 
 def unpack_strings(raw: bytes | memoryview) -> list[bytes]:
-    """Return the elements of a BYTES tensor. Raises ValueError if the lengths do not add up."""
+    """Return the elements of a BYTES tensor. Raises ValueError if the bytes end inside an element."""
     view, at, found = memoryview(raw), 0, []
     while at < len(view):
         if at + 4 > len(view):
@@ -190,9 +194,9 @@ def unpack_strings(raw: bytes | memoryview) -> list[bytes]:
 
 
 def string_offsets(raw: bytes | memoryview, every: int) -> list[int]:
-    """Return the byte offset after every ``every``-th element of a BYTES tensor.
+    """Return the byte offset of the end of every ``every``-th element of a BYTES tensor.
 
-    Raises ValueError if the lengths do not add up.
+    Raises ValueError or struct.error if the bytes end inside an element.
     """
     at, count, found = 0, 0, []
     while at < len(raw):
@@ -209,7 +213,7 @@ def string_offsets(raw: bytes | memoryview, every: int) -> list[int]:
 def count_strings(raw: bytes | memoryview) -> int:
     """Count the elements of a BYTES tensor, up to ``MAX_STRINGS + 1``.
 
-    Raises ValueError if the lengths do not add up.
+    Raises ValueError if the bytes end inside an element.
     """
     at, count, end = 0, 0, len(raw)
     try:

@@ -48,7 +48,10 @@ class UsageReport:
 
     @classmethod
     def from_json(cls, raw: bytes) -> UsageReport:
-        """Read a report from a message. Raises ValueError, KeyError or TypeError for any other message."""
+        """Read a report from a message.
+
+        Raises ValueError, KeyError or TypeError if the message is not a report.
+        """
         document = orjson.loads(raw)
         if document["v"] != 1:
             raise ValueError(f"version {document['v']} of a usage report is not known")

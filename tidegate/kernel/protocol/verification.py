@@ -55,7 +55,8 @@ class CapacityCard(Noun):
     def expected_rps(self) -> float | None:
         """Return the expected requests per second of a new replica; None if it is not known.
 
-        A request is counted as one row. The calls have at most ``USUAL_ROWS`` rows.
+        The estimate counts a request as one row. It uses only the measurements of calls with at most
+        ``USUAL_ROWS`` rows. If there are none, it is ``requests_per_s``.
         """
         usual = [each.rows_per_s for each in self.batches if each.rows <= USUAL_ROWS]
         return max(usual, default=self.requests_per_s)

@@ -11,8 +11,8 @@ class WarmPoolSpec(Noun):
     """The settings of a warm pool.
 
     ``workers``: the number of workers that wait without a model. A Deployment with the same ``image`` and
-    ``resources`` can use such a worker. If the Deployment has an ``env`` or other ``threads``, the worker
-    restarts its Triton.
+    ``resources`` can use such a worker. If the Deployment has an ``env`` or another number of ``threads``,
+    the worker restarts its Triton.
     """
 
     workers: int = Field(1, ge=0, le=1000)

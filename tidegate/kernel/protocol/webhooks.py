@@ -1,7 +1,7 @@
-"""Check where a webhook may go: the form of its URL, and the addresses behind it. Pure.
+"""Check where a webhook may go: the form of its URL, and the addresses of its host. Pure.
 
-The URL is checked when a job is accepted, so that a wrong URL is refused immediately. Its addresses are
-checked when the connection is made, because a name may resolve to another address at that time.
+The URL is checked when a job is accepted, so that a wrong URL is refused immediately. The addresses are
+checked later, when the connection is made, because the host's name may then resolve to other addresses.
 """
 
 from __future__ import annotations

@@ -168,14 +168,16 @@ def run(
     tls: ssl.SSLContext | None = None,
     other_connections: int = 0,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Requests in flight get up to 30 s, then ``lifespan`` shuts down.
+    """Serve until SIGTERM or SIGINT, then shut down.
 
-    ``sock``: a bound socket to use instead of ``port``.
-    ``protocol``: a factory of the service's own :class:`Protocol`.
-    ``on_stop``: a function to call before the shutdown, while connections are still served.
-    ``tls``: the TLS context; None: serve without TLS.
-    ``other_connections``: the maximum number of this process's connections on other ports. They count
-      against the limit of open files.
+    Requests in flight get up to 30 s to finish. After that, the lifespan of ``app`` shuts down.
+
+    - ``sock``: a bound socket to use instead of ``port``.
+    - ``protocol``: a factory of the service's own :class:`Protocol`.
+    - ``on_stop``: a function to call before the shutdown, while connections are still served.
+    - ``tls``: the TLS context; None: serve without TLS.
+    - ``other_connections``: the maximum number of this process's connections on other ports. They
+      count against the limit of open files.
     """
     prepare(settings)
     server = server_of(
@@ -207,9 +209,10 @@ def server_of(
     other_connections: int = 0,
     signals: bool = True,
 ) -> Server:
-    """Return a server that is not started yet. The other parameters are those of :func:`run`.
+    """Return a server that is not started yet.
 
-    ``signals``: True if the server stops on SIGTERM and SIGINT.
+    ``signals``: True if the server stops on SIGTERM and SIGINT. The other parameters are those of
+    :func:`run`.
     """
     connections = Connections(HttpLimits.of(settings))
     connections.fit_files(other_connections)
@@ -242,7 +245,7 @@ class Server(uvicorn.Server):
         self._signals = signals
 
     async def startup(self, sockets: Any = None) -> None:
-        """Exclude everything that is loaded from garbage collection, then start."""
+        """Tell the garbage collector to ignore all present objects, then start."""
         quick_start.loaded()
         await super().startup(sockets)
 
@@ -259,8 +262,8 @@ class Server(uvicorn.Server):
     async def _cut_closing(self) -> None:
         """Abort TLS connections that are closing.
 
-        An idle client does not answer the closing message of TLS. The service would wait for this answer
-        before it stops.
+        An idle client does not answer the closing message of TLS. Without an abort, the service would wait
+        for this answer before it stops.
         """
         while True:
             await asyncio.sleep(GOODBYE_S)
@@ -271,9 +274,9 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle the signals. Unlike uvicorn, do not raise them again after an orderly stop.
+        """Handle SIGTERM and SIGINT. Unlike uvicorn, do not raise them again after an orderly stop.
 
-        If a signal ends the process, a supervisor takes this for a crash.
+        A signal that is raised again would end the process, and a supervisor would take this for a crash.
         """
         if not self._signals:
             yield

@@ -19,8 +19,8 @@ _BODY_HEADERS = (b"content-length", b"transfer-encoding")
 class BodyLimit:
     """ASGI middleware that reads a request's whole body, up to a limit, and passes it on in one piece.
 
-    ``larger``: a map from regular expressions for paths to other limits; None: the route itself limits the
-    body.
+    ``larger``: other limits for some paths. A key is a regular expression for the path. A limit of None means
+    that the route itself limits the body.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, larger: Mapping[str, int | None]) -> None:

@@ -16,7 +16,10 @@ from tidegate.kernel.protocol.permissions import ANY, INTERNAL, OPEN
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A principal and the address of its request. ``origin``: empty for a service's own work."""
+    """A principal, and the network address from which its request came (``origin``).
+
+    ``origin`` is empty for a service's own work.
+    """
 
     principal: Principal
     origin: str = ""
@@ -78,9 +81,9 @@ class ServiceToken:
 
 
 def require(*scopes: str) -> Principal:
-    """Return the current caller if it has one of these scopes.
+    """Return the current caller if it has one of these scopes. Otherwise, raise an error.
 
-    Raises Forbidden, or Unauthorized for an unknown caller.
+    Raises Unauthorized for an anonymous caller, and Forbidden for any other. :func:`permit` has the details.
     """
     return permit(current.get().principal, scopes)
 
@@ -88,8 +91,8 @@ def require(*scopes: str) -> Principal:
 def permit(principal: Principal, scopes: tuple[str, ...]) -> Principal:
     """Return ``principal`` if it has one of these scopes, or if the route needs no scope.
 
-    Only Tidegate's own services may call an internal route. Raises Forbidden, or Unauthorized for an unknown
-    caller.
+    Otherwise, raises Unauthorized for an anonymous caller, and Forbidden for any other. Only Tidegate's own
+    services may call an internal route. Every other caller of it gets Forbidden.
     """
     if INTERNAL in scopes:
         if principal is SERVICE:
@@ -106,7 +109,7 @@ def permit(principal: Principal, scopes: tuple[str, ...]) -> Principal:
 
 
 def needs(*scopes: str) -> Callable[[], Awaitable[Principal]]:
-    """Return :func:`require` as a FastAPI dependency."""
+    """Return a FastAPI dependency that calls :func:`require` with these scopes."""
 
     async def principal() -> Principal:
         return require(*scopes)

@@ -37,9 +37,9 @@ AnswerError = Callable[[str, TidegateError, str], Response]
 class Guard:
     """ASGI middleware that checks the origin, the credential and the scope of each request, and logs it.
 
-    Loopback is not a trust boundary, because a page in a browser can post to it. So a request with a foreign
-    ``Host`` (DNS rebinding), ``Origin`` or ``Sec-Fetch-Site`` is refused. Requests from pages of ``origins``
-    are accepted.
+    Loopback is not a trust boundary, because a page in a browser can post to it. So a service on loopback
+    refuses a request with a foreign ``Host`` (DNS rebinding), ``Origin`` or ``Sec-Fetch-Site``. Requests from
+    pages of ``origins`` are accepted.
 
     Every route that is not open needs a credential that ``identify`` accepts, such as the service token. The
     credential belongs to a principal, or to a service that calls on behalf of a principal. This principal
@@ -73,7 +73,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # Change the scope itself instead of a copy, because an outer middleware reads the path later.
+        # Change the ASGI scope itself instead of a copy, because an outer middleware reads the path later.
         scope["path"] = without_slash(scope["path"])
         headers = without_page(dict(scope["headers"]), self._origins)
         rid = telemetry.shown_id(headers.get(b"x-request-id", b"")) or new_request_id()

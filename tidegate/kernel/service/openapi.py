@@ -112,7 +112,8 @@ def _complete(
 
 
 def _statuses(method: str, path: str, scopes: Scopes, models: bool) -> list[str]:
-    # Every route can answer 400 to an unreadable request, 403 to one from a page of another site, and 503.
+    # Every route can answer 400 to an unreadable request, and 403 to a request from a page of another site.
+    # It can answer 503 while a required part of Tidegate does not answer.
     found = ["400", "403", "503"]
     if scopes != (OPEN,):
         found.append("401")
@@ -128,7 +129,10 @@ def _statuses(method: str, path: str, scopes: Scopes, models: bool) -> list[str]
 
 
 def inlined(model: type[BaseModel]) -> dict[str, Any]:
-    """Return a model's JSON schema with its definitions inlined, so that any document can contain it."""
+    """Return the JSON schema of a Pydantic model, with its definitions inlined.
+
+    So any document can contain the schema.
+    """
     whole = model.model_json_schema()
     definitions = whole.pop("$defs", {})
 

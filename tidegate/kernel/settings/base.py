@@ -60,8 +60,8 @@ def secrets_in(url: str) -> bool:
 DEFAULT, COMPUTED, FILE, ENVIRONMENT = "default", "computed", "file", "environment"
 """The sources of a setting's value. A computed one follows from others."""
 
-# `tidegate up` passes settings to the services as environment variables. This variable is a JSON object that
-# maps each of them to the source of its value.
+# `tidegate up` passes settings to the services as environment variables. The environment variable with this
+# name holds a JSON object. It maps each passed variable to the source of its value.
 SOURCES = "TIDEGATE_SETTING_SOURCES"
 
 _environ: ContextVar[Mapping[str, str] | None] = ContextVar("environ", default=None)
@@ -243,7 +243,7 @@ class Settings(BaseSettings):
         10.0, gt=0, description="Seconds within which the whole head of an HTTP request must arrive."
     )
     http_idle_timeout_s: float = Field(
-        75.0,  # clients and load balancers close idle connections earlier, so requests do not fail
+        75.0,  # clients and load balancers close earlier, so no request meets a closing connection
         gt=0,
         description="Seconds for which an HTTP connection may be idle between two requests.",
     )
@@ -278,7 +278,7 @@ class Settings(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources in their order: arguments, the environment, the file in the state folder."""
+        """Return the sources in order of precedence: arguments, environment, file in the state folder."""
         environ = _environ_now()
         stated = getattr(init_settings, "init_kwargs", {}).get("state_dir")
         state = Path(stated or environ.get("TIDEGATE_STATE_DIR") or ".tidegate")
@@ -368,9 +368,9 @@ class Settings(BaseSettings):
 
     @property
     def server_urls(self) -> dict[str, str]:
-        """Return the URL of each server as it was set, by setting. Do not include added passwords.
+        """Return the URL of each server as it was configured, by the name of the setting.
 
-        An empty URL means the embedded server.
+        The URL does not contain a password that Tidegate added. An empty URL means the embedded server.
         """
         return dict(self._server_urls)
 

@@ -8,7 +8,7 @@ Gateways write the stream. Each reader has its own position in it.
 
 A reader stores its position together with its results, in one write. So it counts each record once, even if
 it crashes. The length of the stream is limited, so a slow reader can miss records. :meth:`FeedbackStore.lost`
-tells a reader if it has missed some.
+tells a reader if it may have missed some.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _HOUR_MS = 3_600_000
 _USUAL = {"score", "reward", "label"}
 MOST_NAMES = 16
 
-# This script adds each record whose digest is not in the sets yet. For each record it returns 1 (added), 0
-# (repeated), or -1 (the record's answer has too many metrics).
+# This script adds records to the stream. For each record it returns 1 (added), 0 (repeated: the sets already
+# contain its digest), or -1 (its answer has too many unusual metrics).
 _ADD = """
 local added = {}
 for at = 3, #ARGV, 6 do
@@ -79,14 +79,15 @@ class FeedbackStore(Connected):
         self._add: Any = redis.register_script(_ADD)
 
     async def add(self, records: Sequence[tuple[str, FeedbackRecord]], window_ms: int) -> list[Added]:
-        """Add records to the stream, each with its answer's id. Return when the records are on disk.
+        """Add records to the stream. Return when the records are on disk.
+
+        ``records``: pairs of an answer's id and a record of this answer. ``window_ms``: feedback is accepted
+        for this many milliseconds after its answer.
 
         Return one of these for each record:
         - ``added``: the record is new.
         - ``repeated``: the answer already has a record of this metric, and keeps that first record.
         - ``too_many``: the metric is not a usual one, and the answer has ``MOST_NAMES`` such metrics already.
-
-        ``window_ms``: feedback is accepted for this many milliseconds after its answer.
         """
         if not records:
             return []
@@ -116,7 +117,7 @@ class FeedbackStore(Connected):
         return found
 
     async def lost(self, after: str) -> bool:
-        """Return True if records after this position were removed before they were read."""
+        """Return True if records after this position may have been removed before they were read."""
         first = await answer(self._redis.xrange(STREAM, count=1))
         return bool(first) and after != START and _parts(after) < _parts(first[0][0].decode())
 

@@ -96,7 +96,10 @@ class JobStore:
         await self._transitions.queued.do_all(ids)
 
     async def take(self, claims: Sequence[Take]) -> AllTaken:
-        """Decide which workers may run jobs now. Return a :class:`Taken` for each of ``claims``."""
+        """Decide for each of ``claims`` whether its worker may run its job now. Record each decision.
+
+        A claim is a worker's request to run a job. Return a :class:`Taken` for each claim, in order.
+        """
         return await self._transitions.take.do_all(claims)
 
     async def finish(self, ends: Sequence[Finish]) -> Ends:
@@ -121,8 +124,8 @@ class JobStore:
     async def waits(self, waits: Sequence[JobWait]) -> Ends:
         """Record that running jobs wait for their upstream or engine, or that their wait has ended.
 
-        If a worker is lost while a job waits, this does not count as an attempt of the job. Return False for
-        each job that has ended, or that runs in another attempt.
+        If a worker is lost while its job waits, the lost attempt is not counted. Return False for each job
+        that has ended, or that runs in another attempt.
         """
         return await self._transitions.waits.do_all(waits)
 
@@ -253,10 +256,10 @@ class JobStore:
         return [job for job in await self.get_many(ids) if job is not None and not job.terminal]
 
     async def revive(self, deployment: str, before_ms: int, *, orphans: bool) -> int:
-        """Let :meth:`stale` return a Deployment's waiting jobs, because their messages are lost.
+        """Mark messages of a Deployment's waiting jobs as lost, so that :meth:`stale` returns the jobs.
 
         Only jobs that were created before ``before_ms`` (milliseconds since the epoch) are chosen.
-        ``orphans``: True: also choose running jobs without a lease. Return the number of chosen jobs. One
+        ``orphans``: if True, also choose running jobs without a lease. Return the number of chosen jobs. One
         call chooses only some thousands of jobs.
         """
         before = before_ms.to_bytes(6, "big")
@@ -276,7 +279,7 @@ class JobStore:
         return frame
 
     async def expire(self, now_ms: int, limit: int) -> Jobs:
-        """Let up to ``limit`` jobs expire whose deadline has passed. Return these jobs."""
+        """Expire up to ``limit`` jobs whose deadlines have passed. Return these jobs."""
         ids = await self._scripts.run("expire", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None]
 

@@ -115,7 +115,7 @@ class Store(Connected):
         await answer(self._redis.set(REPLICA + report.replica, report.to_json(), px=ttl))
 
     async def forget_replica(self, replica: str) -> None:
-        """Remove a worker's heartbeat when the worker stops normally."""
+        """Remove the heartbeat of a worker that stops normally."""
         await answer(self._redis.delete(REPLICA + replica))
 
     async def report_time(self, report: ReplicaTime) -> None:
@@ -128,7 +128,10 @@ class Store(Connected):
         return {report.replica: report for report in reports}
 
     async def forget_times(self, replicas: Sequence[str]) -> None:
-        """Delete the time reports of these replicas, after the cost ledger has recorded their time."""
+        """Delete the time reports of these replicas.
+
+        The calling code must call this only after the cost ledger has recorded the reported times.
+        """
         if replicas:
             await answer(self._redis.delete(*(TIME + replica for replica in replicas)))
 
@@ -156,7 +159,10 @@ class Store(Connected):
         return raw.decode() if raw is not None else None
 
     async def offer_replica(self, worker: str, assignment: str, lives_s: float) -> None:
-        """Offer an assignment to a scratch replica (``worker``) for ``lives_s`` seconds."""
+        """Offer an assignment to the scratch replica ``worker``.
+
+        The offer expires after ``lives_s`` seconds.
+        """
         await answer(self._redis.set(OFFER + worker, assignment, px=int(lives_s * 1000)))
 
     async def offered(self, worker: str) -> bytes | None:

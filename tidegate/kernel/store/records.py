@@ -75,7 +75,7 @@ def to_finish(end: Finish) -> Arguments:
 def job(id: bytes, found: Mapping[bytes, bytes] | Sequence[bytes]) -> Job | None:
     """Return the job of a record, or None if the record has no fields.
 
-    ``found`` is a mapping, or a flat sequence of names and values.
+    ``found``: the fields of the record, as a mapping, or as a flat sequence of names and values.
     """
     if not found:
         return None

@@ -59,7 +59,7 @@ class JobWatch:
 
     @asynccontextmanager
     async def changes(self, id: bytes) -> AsyncIterator[JobChanges]:
-        """Subscribe to the changes of a job during the block.
+        """Subscribe to the changes of a job during the ``async with`` block.
 
         The calling code must read the job inside the block, because changes before the block are not
         announced. Each notice says only that the job may have changed. If the store fails, the iterator waits
@@ -78,7 +78,10 @@ class JobWatch:
                 await self._send("UNSUBSCRIBE", [id])
 
     async def close(self) -> None:
-        """End the subscription. A loop over :class:`JobChanges` that has not ended then waits forever."""
+        """End the subscription.
+
+        After this, a loop over :class:`JobChanges` that still runs waits forever.
+        """
         await tasks.end(self._task)
 
     async def _subscribed(self, id: bytes) -> None:

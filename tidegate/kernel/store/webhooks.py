@@ -39,8 +39,8 @@ class Settled:
     """The result of a try to deliver a claimed webhook.
 
     ``logged``: the log entry of the try; None if no try was made. ``again_ms``: milliseconds until the
-    webhook is due again; None to remove the webhook from the schedule. ``counted``: the counter to increase
-    when the webhook is removed, ``delivered`` or ``given_up``; empty for no counter.
+    webhook is due again; None to remove the webhook from the schedule. ``counted``: when the webhook is
+    removed, the counter of this name increases. It is ``delivered`` or ``given_up``; empty for no counter.
     """
 
     id: bytes

@@ -74,7 +74,8 @@ class DockerPlan:
     def defaults(self) -> str:
         """Return a digest of all settings that a worker gets in addition to its assignment.
 
-        If a worker's digest differs, the worker was started with outdated settings.
+        Each worker's container has a label with this digest. If a label differs from the present digest, the
+        worker was started with outdated settings.
         """
         base = (self.image, sorted(self.environment.items()), sorted(self.volumes.items()), self.network)
         limits = (self.memory_mb, self.cpus, self.shm_mb, self.gpu_request, self.command, self.model_users)

@@ -1,4 +1,4 @@
-"""Store when each container began to drain. The files survive a restart of the autoscaler."""
+"""Files with the time at which each container began to drain. They survive a restart of the autoscaler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ class DrainMarks:
         self._folder = folder
 
     def put(self, replica: str, at: float) -> None:
-        """Store when the drain of a replica began (seconds since the epoch), unless a time is stored."""
+        """Store the time at which a replica's drain began (``at``, in seconds since the epoch).
+
+        If a time is already stored, it does not change.
+        """
         if self.since(replica) is not None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -36,5 +36,5 @@ class EngineProbe:
                 info = await self._engine.info()
                 self._found = Host(float(info["NCPU"]), int(info["MemTotal"]) // MIB, None)
             except (Unavailable, KeyError, ValueError) as error:
-                log.warning("the size of the engine's machine cannot be read", extra={"problem": str(error)})
+                log.warning("the engine's cores and memory cannot be read", extra={"problem": str(error)})
         return self._found

@@ -21,7 +21,7 @@ class EngineGpus:
     """The GPUs of the container engine's machine.
 
     The autoscaler's own container has no GPU. So `nvidia-smi` runs in a container with access to all GPUs.
-    The list is read once; an empty list is read again after a minute.
+    The list is read once. If it is empty, it is read again after a minute.
     """
 
     def __init__(self, engine: Engine, plan: DockerPlan, clock: Callable[[], float] = time.monotonic) -> None:

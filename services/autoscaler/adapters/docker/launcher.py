@@ -1,8 +1,9 @@
 """Run workers as containers: the launcher of the compose stack.
 
-The container engine stores the state. Container names are unique. Labels record how a container was launched
-and which GPUs it has. Labels cannot change, so a file of the autoscaler stores the time when a drain began.
-If this file is lost, the worker's heartbeat still reports the drain.
+The container engine stores the state of the replicas. It rejects a container name that is in use, so no
+replica runs twice. Labels record how a container was launched and which GPUs it has. Labels cannot change, so
+a file of the autoscaler stores the time when a drain began. If this file is lost, the worker's heartbeat
+still reports the drain.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
 It contains:
 
-- the last generation of each replica slot of a Deployment. A replica's name is
-  ``<deployment>-<slot>-<generation>``, so no name is used twice
+- the last generation of each replica slot. A Deployment has a slot for each of its replicas. Each launch in a
+  slot gets the next generation. So the replica's name, ``<deployment>-<slot>-<generation>``, is never used
+  twice
 - the cordoned hosts
-- the workers of the warm pool that became replicas
+- the offers of replicas to the warm pool, and the workers that took them
 - the overrides that the registry has not received yet
 - a limited number of decisions and cold starts
 
@@ -65,7 +66,7 @@ class DecisionStore:
     def save_generation(self, deployment: str, slot: int, generation: int) -> None:
         """Store the generation of a replica slot, unless a higher generation is stored.
 
-        Call this before a replica with this generation starts.
+        The calling code must do this before it starts a replica with this generation.
         """
         statement = (
             "INSERT INTO generations VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
@@ -74,7 +75,10 @@ class DecisionStore:
         self._db.write((statement, [(deployment, slot, generation)]))
 
     def overrides(self) -> dict[str, LocalOverride]:
-        """Return the overrides that the registry has not received yet, by Deployment."""
+        """Return the overrides that the registry has not received yet, by Deployment.
+
+        An override fixes the number of replicas of one Deployment.
+        """
         rows = self._db.read("SELECT deployment, replicas, expires_at FROM overrides")
         forced = {name for (name,) in self._db.read("SELECT deployment FROM forced_overrides")}
         return {name: LocalOverride(replicas, expires, name in forced) for name, replicas, expires in rows}
@@ -96,15 +100,19 @@ class DecisionStore:
         )
 
     def claims(self) -> list[WarmClaim]:
-        """Return the stored offers of replicas to the warm pool.
+        """Return the stored offers. An offer asks the warm pool for a worker that becomes a replica.
 
-        An offer is stored while it has no result yet. It stays stored if a worker took it.
+        An offer is stored before it is sent. If no worker takes it, it is deleted. If a worker takes it, it
+        stays stored until the replica has ended.
         """
         rows = self._db.read("SELECT replica, fingerprint, launched_at, drain_limit_s, worker FROM claims")
         return [WarmClaim(*row) for row in rows]
 
     def save_claim(self, claim: WarmClaim) -> None:
-        """Store an offer. Call this before the offer is sent, and when a worker has taken it."""
+        """Store an offer to the warm pool, or replace the stored offer of the same replica.
+
+        The calling code must do this before it sends the offer, and again when a worker has taken the offer.
+        """
         self._db.write(("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", [astuple(claim)]))
 
     def drop_claim(self, replica: str) -> None:

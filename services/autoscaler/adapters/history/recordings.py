@@ -94,7 +94,10 @@ class Recordings:
         return {minute: count for minute, count in every if count and since <= minute * MINUTE_S < until}
 
     def first_second(self, deployment: str) -> int | None:
-        """Return the start of the first hour with recorded arrivals (seconds since the epoch), or None."""
+        """Return the start of the first hour with recorded arrivals; None if no arrivals are recorded.
+
+        The time is in seconds since the epoch.
+        """
         rows = self._db.read("SELECT min(hour) FROM minutes WHERE deployment = ?", (deployment,))
         return None if rows[0][0] is None else int(rows[0][0]) * HOUR_S
 
@@ -108,10 +111,11 @@ class Recordings:
             self._make_room()
 
     def chunks(self, since: float, until: float) -> Iterator[Document]:
-        """Yield the chunks with rounds between two times, oldest first.
+        """Yield the chunks with rounds between ``since`` and ``until``, oldest first.
 
-        The first chunk is self-contained, if there is such a chunk: it includes the state from which the
-        decisions can be computed again. It may begin before ``since``.
+        The first yielded chunk contains the state from which the decisions can be computed again. So it may
+        begin before ``since``. If no chunk contains such a state, all chunks that begin before ``until`` are
+        yielded.
         """
         rows = self._db.read(
             "SELECT id FROM chunks WHERE first <= ? AND id >= coalesce("

@@ -60,7 +60,10 @@ class MachineGpus:
 
 
 async def _run(command: list[str]) -> tuple[int | None, str]:
-    """Return the exit code and output of a command; None and the reason if it did not run."""
+    """Return the exit code and output of a command.
+
+    If the command cannot start, or does not end in time, return None and the reason.
+    """
     try:
         process = await asyncio.create_subprocess_exec(
             *command,

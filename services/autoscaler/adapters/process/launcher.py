@@ -279,7 +279,10 @@ class ProcessLauncher:
         )
 
     def _memory_mb(self, folder: ReplicaFolder) -> int:
-        """Return the MiB that the replica's processes use, rounded up to a multiple of ``MEMORY_STEP``."""
+        """Return the memory in MiB that the replica's processes use.
+
+        The number is rounded up, so that the memory is a multiple of ``MEMORY_STEP`` bytes.
+        """
         return -(-self._memory.get(folder.worker_pid(), 0) // MEMORY_STEP) * MEMORY_STEP // MIB
 
     def _alive(self, folder: ReplicaFolder) -> bool:

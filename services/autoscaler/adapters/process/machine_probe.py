@@ -70,7 +70,7 @@ class MachineProbe:
         """Yield the folder of this process's cgroup, and the folders of its parent cgroups.
 
         ``controller``: the controller in version 1 of cgroups; empty for version 2. ``mounted``: the folder
-        below the cgroup root to which the cgroups belong; empty for the root itself.
+        below the cgroup root at which this controller is mounted; empty for the root itself.
         """
         root = self._cgroup / mounted
         for line in _text(self._proc / "self" / "cgroup").splitlines():

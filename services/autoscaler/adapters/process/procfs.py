@@ -1,9 +1,15 @@
 """Find the processes of a replica in /proc.
 
 The worker has the environment variable ``TIDEGATE_REPLICA``, and all its children inherit it. This variable
-marks the replica's processes. Another stack on the same machine may have a replica of the same name. So one
-of these must also match this replica or stack: the session, the process group, the state folder in the
-environment, the command line or the working directory.
+marks the replica's processes.
+
+Another stack on the same machine may have a replica of the same name. So a process with the mark must also
+meet at least one of these conditions:
+
+- It is the worker, or it is in the worker's session or process group.
+- Its environment names the state folder of this stack.
+- Its command line contains the path of the replica's folder.
+- Its working directory is in the replica's folder.
 """
 
 from __future__ import annotations
@@ -56,7 +62,7 @@ def read(pid: int) -> Process | None:
 
 
 def mark_of(pid: int) -> tuple[str, str] | None:
-    """Return the replica and the state folder in a process's environment; None if it has no mark."""
+    """Return the replica and state folder in a process's environment; None if it names no replica."""
     found = _environ(pid)
     return (found[MARK], found.get(SCOPE, "")) if MARK in found else None
 
@@ -64,8 +70,8 @@ def mark_of(pid: int) -> tuple[str, str] | None:
 def processes_of(owner: ReplicaIdentity) -> list[Process]:
     """Return every live process of a replica.
 
-    These are the processes that carry the replica's mark in this stack, and all processes of the worker's
-    process group.
+    These are the processes that meet the conditions in the docstring of this module, and all other processes
+    of the worker's process group.
     """
     everyone = [process for pid in _pids() if (process := read(pid)) is not None]
     marked = [p for p in everyone if _is_of(p, owner)]

@@ -53,7 +53,8 @@ class ReplicaFolder:
         self._write("fingerprint", start.fingerprint)
         self._write("launch", f"{start.launched_at} {start.drain_limit_s}")
         self._write("token", token)
-        # This file is written last. A folder without it belongs to an interrupted launch without a worker.
+        # This file is written last. If a folder lacks this file, its launch was interrupted before a worker
+        # started.
         self._write(ASSIGNMENT, start.document)
 
     def launched(self) -> tuple[float, float]:

@@ -42,8 +42,8 @@ class Overrides:
     ) -> str:
         """Set an override, and return where it is stored: ``REGISTRY`` or ``HERE``.
 
-        If the registry does not answer, the override is stored on this machine (``HERE``). In this case,
-        raise ``NotFound`` if ``known`` is False.
+        If the registry does not answer, the override is stored on this machine (``HERE``). But if ``known``
+        is False, the override is not stored, and ``NotFound`` is raised.
 
         ``known``: True if the last desired state contains the Deployment.
         """

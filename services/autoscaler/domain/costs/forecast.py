@@ -1,10 +1,11 @@
 """Forecast the cost up to the end of the month, from the mean cost of the same hours of earlier weeks.
 
-After two weeks, the expected cost of an hour is the mean of the same hour of the week. Before two weeks, it
-is the mean of the same hour of the day. In the first two days, it is the mean of all hours.
+With at least two weeks of costs, the expected cost of an hour is the mean of the same hour of the week. With
+at least two days, it is the mean of the same hour of the day. With less than two days, it is the mean of all
+hours.
 
-After three whole days, the forecast has an interval. The cost is in this interval in 8 of 10 months, if the
-days' differences from their expected costs are independent.
+With at least three whole days of costs, the forecast has an interval. The cost is in this interval in 8 of 10
+months, if the days' differences from their expected costs are independent.
 """
 
 from __future__ import annotations

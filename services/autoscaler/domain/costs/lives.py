@@ -36,7 +36,10 @@ MOST_RATES = 10_000
 
 
 class Place(NamedTuple):
-    """The key of a booked amount. ``hour``: seconds since the epoch. ``part``: the kind of time."""
+    """The key of a booked amount.
+
+    ``hour``: the beginning of the hour, in seconds since the epoch. ``part``: the kind of time.
+    """
 
     hour: int
     deployment: str
@@ -106,7 +109,7 @@ class Life:
 
     @property
     def unobserved_ns(self) -> int:
-        """Return the time that the launcher has seen and that is not booked as observed yet."""
+        """Return how long the replica ran, as the launcher saw it, minus the time booked as observed."""
         return max(0, _ns(self.seen_at - self.launched_at) - self.observed_ns)
 
 
@@ -280,9 +283,10 @@ def _observe(life: Life, grown: dict[Part, Spent], until: float) -> None:
 def _spread(
     found: Bookings, life: Life, grown: Mapping[Part, Spent], prices: PriceList, until: float
 ) -> None:
-    """Divide the growth among the hours since the last booking.
+    """Add ``grown`` to ``found``, divided among the hours since the last booking.
 
-    Each hour gets growth in proportion to its seconds in this period.
+    ``grown``: the growth of the totals in the period from the last booking to ``until``. Each hour gets a
+    part of the growth, in proportion to the seconds of the period that are in this hour.
     """
     hours = list(_hours(life.booked_at, until))
     token_price = prices.tokens.get(life.model)

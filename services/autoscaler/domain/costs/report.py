@@ -77,7 +77,7 @@ class Item:
 
 
 def pending_rows(lives: Iterable[Life]) -> list[Row]:
-    """Return the time of running replicas that no report covers yet."""
+    """Return rows with the replica time that no worker's report covers yet."""
     found: list[Row] = []
     for life in lives:
         hour = int(life.booked_at // HOUR_S) * HOUR_S

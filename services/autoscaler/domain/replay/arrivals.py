@@ -32,7 +32,7 @@ def synthetic(shape: Shape, *, rps: float, factor: float, seconds: float, seed: 
     - ``ramp``: it rises from ``rps`` to high in the first two thirds, then it stays high.
     - ``spike``: high in the third fifth, ``rps`` before and after.
     - ``diurnal``: ``rps`` at midnight, high at noon, with a smooth change between them.
-    - ``workday``: high from nine to five, reached within a minute; else ``rps``.
+    - ``workday``: high from 9:00 to 17:00, else ``rps``. It rises within a minute and falls within a minute.
     - ``bursty``: high in bursts of 20 s on average; ``rps`` in the pauses, 100 s on average.
 
     Raise BadRequest for too many arrivals.

@@ -56,7 +56,7 @@ class DecideController:
     _expected_at: float = 0.0
 
     def begin(self, fleet: SimulatedFleet, now: float) -> None:
-        """Add the minimum number of ready replicas, and set the start time that ``decide`` expects."""
+        """Add the minimum number of ready replicas, and tell ``decide`` how many seconds a start takes."""
         name, least = self.deployment.name, self.deployment.min_replicas
         generations = {(name, slot): 1 for slot in range(max(1, least))}
         self._state = State(generations=generations, starts={name: (fleet.service.start_s,)})
@@ -102,8 +102,8 @@ class DecideController:
     def _report(self, server: SimulatedReplica, fleet: SimulatedFleet, now: float) -> ReplicaReport:
         report = _report(server, now)
         if is_llm(self.version):
-            # Report the busy time divided by the number of slots, as a worker does: as if the requests in all
-            # slots shared one call.
+            # A worker reports the busy time as if the requests in all slots shared one call. So divide the
+            # busy time by the number of slots.
             report.busy_ms /= fleet.service.slots
             report.batch_mean, report.call_ms = float(fleet.service.slots), None
             report.llm = EngineReport(

@@ -128,7 +128,10 @@ class SimulatedFleet:
         self.servers.pop(replica, None)
 
     def advance(self, arrivals: Iterable[float], now: float, until: float) -> None:
-        """Advance the simulation from ``now`` to ``until``. ``arrivals``: the arrival times between them."""
+        """Advance the simulation from ``now`` to ``until``.
+
+        ``arrivals``: the arrival times in this period.
+        """
         before = len(self.queue)
         self.queue.extend(arrivals)
         self.arrived += len(self.queue) - before

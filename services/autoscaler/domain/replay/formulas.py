@@ -1,16 +1,17 @@
 """The published formulas of two other autoscalers, with their documented defaults (ADR 032).
 
-KEDA with the Kubernetes HPA, after keda.sh/docs ("Scaling Deployments") and kubernetes.io/docs ("Horizontal
-Pod Autoscaling", "Algorithm details" and "Default behavior"). Every 15 s (at zero replicas every 30 s), the
-result is ceil(queue / value). A change by a tenth or less is not made. In 15 s, scaling up adds at most 4
-replicas or at most 100 %, whichever is more. Scaling down goes to the largest result of the last 300 s. Scale
-to zero follows 300 s after the last message.
+KEDA with the Kubernetes HPA, as described in keda.sh/docs ("Scaling Deployments") and kubernetes.io/docs
+("Horizontal Pod Autoscaling", "Algorithm details" and "Default behavior"). The result is ceil(queue / value).
+It is computed every 15 s, or every 30 s at zero replicas. A change by a tenth or less is not made. In 15 s,
+scaling up adds at most 4 replicas or at most 100 %, whichever is more. Scaling down stops at the largest
+result of the last 300 s. Scale to zero follows 300 s after the queue became empty.
 
-Knative's KPA, after knative.dev/docs ("Additional autoscaling configuration for the KPA"). Every 2 s, the
-result is ceil(concurrency / target). The concurrency is its mean over 60 s, or over 6 s in a panic. A panic
-begins if the result over 6 s is at least twice the number of ready replicas. It ends 60 s after the last such
-result. In a panic, no replica is removed. Scaling down removes at most half of the replicas at a time. When
-the result is 0, scale to zero follows after another 30 s.
+Knative's KPA, as described in knative.dev/docs ("Additional autoscaling configuration for the KPA"). Every 2
+s, the result is ceil(concurrency / target). The concurrency is the mean number of unanswered requests over 60
+s; in a panic, it is the mean over 6 s. A panic begins if the result over 6 s is at least twice the number of
+ready replicas. It ends 60 s after the last such result. In a panic, no replica is removed. Scaling down
+removes at most half of the replicas at a time. When the result is 0, scale to zero follows after another 30
+s.
 
 Both formulas observe the same queue as ``decide``: requests that wait and requests that run. In production,
 they would observe the queue with a delay.

@@ -109,7 +109,9 @@ class BatchStore(Connected):
         return batches
 
     async def claim(self, owner: str, lease_ms: int) -> bytes | None:
-        """Take the lease of a batch that no process runs. Return the batch's id; None if there is none.
+        """Take the lease of a batch that no process runs, and return the batch's id.
+
+        Return None if there is no such batch.
 
         ``owner``: the process that takes the lease, for ``lease_ms`` milliseconds.
         """
@@ -166,7 +168,10 @@ class BatchStore(Connected):
         return cast(BatchState, state.decode()) if state is not None else None
 
     async def validated(self, id: bytes, model: str) -> None:
-        """Record that the file of a batch was checked. ``model``: the model that all lines name, or empty."""
+        """Record that the file of a batch was checked.
+
+        ``model``: the model that all lines name; empty if the lines name different models.
+        """
         now_ms = int(time.time() * 1e3)
         await answer(self._redis.hset(RECORD + id, mapping={"validated": now_ms, "model": model}))
 

@@ -1,8 +1,10 @@
 """The replica of each sequence, in the live store, so that all gateways agree.
 
 tidegate:sequence:<key>       the place: Deployment, replica and token; it expires when the sequence is idle
-tidegate:sequence:<key>:open  ids of its open requests, of all gateways; the score is their deadline (ms)
+tidegate:sequence:<key>:open  ids of its unanswered requests at all gateways; the score is the deadline (ms)
 tidegate:sequences:<replica>  keys of the replica's sequences; the score is the time of expiry (ms)
+
+The token is a random text, which is new for each start of a sequence.
 
 The store may lose these keys. Then a gateway uses the places that it remembers (``application/inference``).
 """

@@ -17,8 +17,8 @@ from services.gateway.domain.llm.token_window import TokenBalance
 from tidegate.kernel.store.connection import Connected, answer
 from tidegate.kernel.store.scripts import FOLDER
 
-# The beginning of an account's key in the store; the account's id follows. The value is a hash with the
-# language model tokens used in each second and in the day.
+# The beginning of an account's key in the store; the account's id follows. The value is a hash. It has the
+# number of language model tokens in each second, and in the day.
 ACCOUNT = "tidegate:tokens:"
 
 

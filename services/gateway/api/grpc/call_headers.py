@@ -39,12 +39,15 @@ class HeaderBlockReader:
     """A reader of the header blocks of one connection."""
 
     def __init__(self, cache: dict[bytes, CallHeaders]) -> None:
-        """``cache``: decoded blocks by their bytes. All connections may share it."""
+        """``cache``: the decoded headers of each block, under the block's bytes.
+
+        All connections may share it.
+        """
         self._decoder = Decoder(max_header_list_size=LIST_BYTES)
         self._cache = cache
 
     def read(self, block: bytes) -> CallHeaders:
-        """Decode a header block: the headers of a call, or trailers; raise ProtocolError."""
+        """Decode a header block: either the headers of a call, or its trailers. Raise ProtocolError."""
         # The server requests a dynamic table of size 0. With this size, a block means the same on every
         # connection, so the cache can be used. Until the client has set the size, the cache is not used.
         stateless = self._decoder.header_table_size == 0

@@ -55,10 +55,12 @@ _RAW_ON_THE_WIRE = {"FP32": 6 << 3 | 2, "FP64": 7 << 3 | 2}
 
 
 def decode(message: Any, contract: Contract, beside: Beside | None = None) -> Decoded:
-    """Decode a ``ModelInferRequest`` and check it against a contract; raise BadRequest.
+    """Decode a ``ModelInferRequest``, and check it against the signature in ``contract``.
 
-    ``beside``: the parts of the request that are not in its body. If a tensor is in shared memory and
-    ``beside`` gives no regions, raise UsesRegions.
+    ``beside``: the parts of the request that are not in its body.
+
+    Raise BadRequest if the request is invalid. Raise UsesRegions if a tensor is in shared memory and
+    ``beside`` gives no regions.
     """
     regions = None if beside is None else beside.regions
     sinks: dict[str, Sink] | None = None if regions is None else {}
@@ -120,7 +122,8 @@ def _unlike_numbers(message: Any, contract: Contract) -> BadRequest:
     """
     for tensor in message.inputs:
         _parameters(tensor.parameters, f"input {tensor.name!r}")  # raises UsesRegions
-    # Like Triton, report an input with both kinds of contents before a missing one.
+    # As in Triton, an input with both kinds of contents is reported first. A wrong number of raw contents is
+    # reported only if there is no such input.
     for tensor in message.inputs[: len(message.raw_input_contents)]:
         if tensor.HasField("contents"):
             return _both_contents(tensor.name, contract)

@@ -25,7 +25,8 @@ from tidegate.kernel.http.answers import new_request_id
 
 # The most concurrent calls of one connection.
 STREAMS = 1024
-# For this long after the server has announced a connection's end, it reads and drops the client's bytes.
+# After the server has announced the end of a connection, it reads and drops the client's bytes for this many
+# seconds.
 LINGER_S = 1.0
 # The most bytes in the socket's write buffer. The buffer grows if a client sends frames and does not read the
 # answers to them, for example the answers to PING. Above this limit, the connection ends. Responses cannot

@@ -280,9 +280,12 @@ class GrpcInference:
 
 
 def timeout_of(context: Any) -> float | None:
-    """Return the caller's timeout in ms, or None if there is none; raise BadRequest.
+    """Return the caller's timeout in ms, or None if the caller set no timeout.
 
-    The timeout is the smaller of the timeout header and the time until the call's deadline.
+    A caller can set the timeout header, the deadline of the call, or both. If both are set, the shorter time
+    counts.
+
+    Raise BadRequest if the timeout header is invalid.
     """
     timeout_ms = parse_timeout(context.headers.request_timeout_ms)
     left_s = context.time_remaining()
@@ -293,7 +296,7 @@ def timeout_of(context: Any) -> float | None:
 
 
 def add_feedback_id(response: Any, pending: PendingId, answer: InferenceResult) -> Metadata:
-    """Add the id for feedback to the parameters of a response, and return it as a trailer."""
+    """Add the id for feedback to the parameters of a response. Return the same id as a trailer."""
     id_ = pending.id(answer.route).decode()
     response.parameters["feedback_id"].string_param = id_
     return ((FEEDBACK_ID.decode(), id_),)

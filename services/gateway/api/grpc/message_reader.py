@@ -55,7 +55,7 @@ class MessageReader:
 
     @property
     def begun(self) -> bool:
-        """Return True if a message has arrived in part."""
+        """Return True if only a part of a message has arrived."""
         return self._part is not None or bool(self._prefix)
 
     @property

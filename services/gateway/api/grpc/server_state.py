@@ -132,7 +132,5 @@ def _end_oldest(calls: dict[ServerCall, None]) -> None:
     """End the oldest call that is a health watch, or whose request has not arrived completely."""
     for call in calls:
         if call.task is None or call.method.lasting:
-            call.fail(
-                Overloaded("the connection was closed to make room for newer calls without a credential")
-            )
+            call.fail(Overloaded("the call was ended to make room for newer calls without a credential"))
             return

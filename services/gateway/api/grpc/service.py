@@ -105,7 +105,7 @@ class InferenceService:
         try:
             ready = not self._catalogue.not_ready(request.name, request.version)
         except NotFound:
-            ready = False  # as Triton answers for an unknown model
+            ready = False  # Triton gives the same answer for an unknown model
         return pb.ModelReadyResponse(ready=ready)
 
     async def _server_metadata(self, request: Any, context: Any) -> Any:

@@ -30,8 +30,9 @@ SIGNATURE = "serving_default"
 NAME_BYTES = 64 * 1024
 # Values of TensorFlow Serving's enum ``ModelVersionStatus.State``.
 LOADING, AVAILABLE = 20, 30
-# The most examples and the most values of a request. They are limited because reading ``Example`` messages
-# blocks the event loop.
+# MOST_EXAMPLES is the limit for the examples of a request. MOST_VALUES is the limit for the features of a
+# request, for its values, and for the scores of an answer. The limits exist because the conversion of these
+# messages blocks the event loop.
 MOST_EXAMPLES, MOST_VALUES = 4096, 2**20
 
 
@@ -151,7 +152,12 @@ class TfServing:
         return response
 
     def _wanted(self, spec: Any, context: Any) -> tuple[str, str]:
-        """Return the model and the version that a ``ModelSpec`` names. Raise BadRequest or NotFound."""
+        """Return the model and the version that a ``ModelSpec`` names.
+
+        The version is empty if the spec names none. Raise BadRequest if the signature name is unknown. If the
+        spec has a label, raise Forbidden if the caller may not use the model, and NotFound if the model or
+        the label does not exist.
+        """
         if spec.signature_name not in ("", SIGNATURE):
             raise BadRequest(
                 f"the signature {spec.signature_name[:60]!r} does not exist: every model has only "
@@ -199,9 +205,10 @@ def _check(context: Any, model: str) -> None:
 
 
 def _features(given: Any) -> list[dict[str, Any]]:
-    """Return the features of each example; raise BadRequest if there are too many.
+    """Return the features of each example; raise BadRequest if the request is over a limit.
 
-    If the request has a context, each example also gets the features of the context.
+    The number of examples, of features and of values is limited. If the request has a context, each example
+    also gets the features of the context.
     """
     with_context = given.HasField("example_list_with_context")
     source = given.example_list_with_context if with_context else given.example_list

@@ -39,7 +39,7 @@ class AsgiFallback:
             await self.app(scope, receive, send)
             return
         headers: Headers = dict(scope["headers"])
-        refusal = self._inference.check_headers(headers)  # ``knows`` finds credentials only after this check
+        refusal = self._inference.check_headers(headers)  # this check caches the credential for ``knows``
         body = Body(self._inference.limits, known=self._inference.knows(headers))
         try:
             if refusal is None:

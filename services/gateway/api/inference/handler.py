@@ -246,9 +246,10 @@ class InferenceHandler:
         principal: Principal,
         rid: bytes,
     ) -> PendingId | None:
-        """Return an id for feedback about the coming answer; None if the endpoint collects no feedback.
+        """Return a feedback id for the coming answer; None if the endpoint collects no feedback.
 
-        The id does not refer to the body, so the memory of the body can be freed before the answer.
+        The id is not complete: the Deployment of the answer is still missing. The returned object keeps no
+        reference to ``body``, so the memory of the body can be freed before the answer.
         """
 
         def origin() -> Origin:

@@ -1,9 +1,9 @@
 """The hot path: answer inference calls on the connection itself, below ASGI.
 
-ASGI's task, scope and messages cost more time than the queue does, and an inference call does not need them.
-So :class:`HotPathProtocol` extends the HTTP protocol of all services. The parser's callbacks collect an
-inference call and pass it to :class:`InferenceHandler`. The response is sent with one write to the
-connection.
+ASGI's task, scope and messages cost more time than RabbitMQ's queue does, and an inference call does not need
+them. So :class:`HotPathProtocol` extends the asyncio protocol class that handles HTTP in all services of
+Tidegate. The parser's callbacks collect an inference call and pass it to :class:`InferenceHandler`. The
+response is sent with one write to the connection.
 
 All other requests go through uvicorn to the ASGI app (``asgi_fallback.py``). This includes an inference call
 that arrives while the connection waits for another response.
@@ -118,7 +118,7 @@ class HotPathCall:
 
 
 class HotPathProtocol(Protocol):
-    """The HTTP protocol of all services, with a shortcut for inference calls."""
+    """The asyncio protocol for HTTP that all services use, with a shortcut for inference calls."""
 
     def __init__(self, inference: InferenceHandler, **options: Any) -> None:
         super().__init__(**options)
@@ -162,7 +162,7 @@ class HotPathProtocol(Protocol):
 
         body = call.collected()
         if call.declared_size - len(body) <= SCATTER:
-            return  # for so few bytes, switching protocols would cost more than it saves
+            return  # for so few bytes, InPlaceUpload would cost more time than it saves
         refusal = body.expect(call.declared_size)
         if refusal is not None:
             done(refusal)
@@ -171,7 +171,10 @@ class HotPathProtocol(Protocol):
         self._upload.start()
 
     def on_headers_complete(self) -> None:
-        """Choose the hot path or uvicorn, now that the request's headers are complete; raise Refused."""
+        """Choose the hot path or uvicorn, now that the request's headers are complete.
+
+        Raise Refused if the headers are too large or invalid, or if :meth:`_check_headers` refuses the call.
+        """
         target = self._direct_target()
         if target is None:
             self._direct = None
@@ -278,7 +281,10 @@ class HotPathProtocol(Protocol):
             self.transport.writelines([head, *tail])
 
     def _hold(self, size: int) -> None:
-        """Count a response in the memory budget for answers until the client has read nearly all of it."""
+        """Count ``size`` bytes of a response in the memory budget for answers.
+
+        They are released when the client has read nearly all of them, or when the connection is lost.
+        """
         self._unsent += size
         self._inference.limits.answers.force(size)
 

@@ -1,6 +1,7 @@
 """Receive a large body of known size into its final memory, without the HTTP parser and without copies.
 
-The upload is the connection's protocol until the body is complete. Then the HTTP protocol takes over again.
+Until the body is complete, :class:`InPlaceUpload` is the asyncio protocol of the connection. Then the asyncio
+protocol for HTTP takes over again.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from tidegate.kernel.errors import TidegateError
 
 
 class InPlaceUpload(asyncio.BufferedProtocol):
-    """A protocol that receives the rest of one body.
+    """An asyncio protocol that receives the rest of one body.
 
-    At the end, it returns the connection to the HTTP protocol (``owner``). Then it calls ``done``: with None
-    if the body is complete, or with the error if it is refused.
+    At the end, it returns the connection to ``owner``, the asyncio protocol for HTTP. Then it calls ``done``:
+    with None if the body is complete, or with the error if it is refused.
     """
 
     def __init__(

@@ -84,9 +84,10 @@ class LlmDoor:
         return ReceivedRequest(body, headers, received.held, len(received.body), received.started)
 
     def find(self, model: str) -> DeploymentRoute:
-        """Return the Deployment of a model. Raise NotFound, BadRequest or Forbidden.
+        """Return the Deployment of a model.
 
-        Forbidden means that the caller may not use the model.
+        Raise NotFound if the model or adapter is unknown, BadRequest if the model is not a language model,
+        and Forbidden if the caller may not use the model.
         """
         endpoint, route = self.core.find(model)
         if not principal().may(INFER, endpoint.name):

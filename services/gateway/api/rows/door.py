@@ -61,7 +61,7 @@ class Answer(NamedTuple):
 
 
 class RowsDoor:
-    """The steps that all APIs for rows share: receive a request, run it, and log it."""
+    """The steps that all APIs of this package share: receive a request, run it, and log it."""
 
     def __init__(
         self,
@@ -132,7 +132,9 @@ class RowsDoor:
     def only(self, how: str) -> str:
         """Return the only endpoint that the caller may use.
 
-        If there are none or several, raise BadRequest, which tells the caller ``how`` to name one.
+        Raise BadRequest if there are none or several.
+
+        ``how``: the end of the error's message, which tells the caller how to name a model.
         """
         names = [each.name for each in self.endpoints()]
         if len(names) != 1:

@@ -1,4 +1,4 @@
-"""The input of a request that is not in its body: the caller's shared memory, and headers for the model."""
+"""The input that a request has outside its body: the caller's shared memory, and headers for the model."""
 
 from __future__ import annotations
 

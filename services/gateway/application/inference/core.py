@@ -132,7 +132,7 @@ class InferenceCore:
     def find(self, model: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
         """Return an endpoint and one of its Deployments. Raise NotFound or NoRoutes.
 
-        This method is for callers that send no request. Unlike :meth:`pick`, it does not count towards the
+        This method is for code that sends no request. Unlike :meth:`pick`, it does not count towards the
         traffic shares.
         """
         return require(self._routes.table).find(model, version)
@@ -151,10 +151,10 @@ class InferenceCore:
         return endpoint, route
 
     def _reserved(self, shared: DeploymentRoute, own: DeploymentRoute | None) -> DeploymentRoute:
-        """Return ``own``, the Deployment of the reserved replicas, or ``shared``, the shared Deployment.
+        """Return the Deployment that gets a request: ``own`` or ``shared``.
 
-        Return ``own`` in two cases: its replicas are ready and can take another request, or they are ready
-        and no shared replica is ready. ``own`` is None if no replicas are reserved.
+        ``own`` has the reserved replicas, or is None. It gets the request if one of its replicas is ready,
+        and if it can take another request or no shared replica is ready. Otherwise, return ``shared``.
         """
         if own is None or not self.fleet(own.name).ready:
             return shared
@@ -189,7 +189,7 @@ class InferenceCore:
                 "use /generate_stream, or ModelStreamInfer over gRPC"
             )
         if request.sequence is not None and self._keeps_sequences(endpoint, route):
-            if request.sequence.start:  # later requests are never refused: only one replica has their state
+            if request.sequence.start:  # check only a new sequence: later requests must go to its replica
                 self.admit(route, timeout_ms, flow)
             return self.sequences.begin(
                 endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, done
@@ -222,9 +222,10 @@ class InferenceCore:
         id_: bytes = b"",
         keeper: str = "",
     ) -> bytes:
-        """Queue an admitted request, and return its id. ``done`` is called as for :meth:`begin`.
+        """Queue an admitted request, and return its id.
 
-        ``keeper``: the replica that keeps the request's sequence.
+        ``done`` is called later, exactly once, with the result or an error. ``keeper``: the replica that has
+        the state of the request's sequence; empty if the request belongs to no sequence.
         """
         # The callback lives until the reply arrives, so it must not keep the request's tensors in memory.
         kept = request.without_data()
@@ -308,7 +309,7 @@ class InferenceCore:
         if route.llm is not None:
             raise not_tensors(model)
         if request.sequence is not None and self._keeps_sequences(endpoint, route):
-            if request.sequence.start:  # later requests are never refused: only one replica has their state
+            if request.sequence.start:  # check only a new sequence: later requests must go to its replica
                 self.admit(route, timeout_ms, flow)
             answers = self.sequences.stream(
                 endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, queued
@@ -340,11 +341,12 @@ class InferenceCore:
         """Yield the answers of a Deployment to a decoded request, as :meth:`stream` does.
 
         ``decode_s``: the seconds that decoding took. ``admitted``: True if the request was admitted before.
-        ``flow``: the flow of the request's caller at the endpoint. ``cost``: how much the request counts in
-        the flow; 0 means its number of rows.
+        ``flow``: the flow of the request's caller at the endpoint. ``cost``: the amount that the flow is
+        charged for this request; 0 means the number of the request's rows.
 
         ``replica``: the replica that a request to a language model prefers. The request waits for this
-        replica for up to ``wait_ms`` milliseconds. ``keeper``: the replica that keeps the request's sequence.
+        replica for up to ``wait_ms`` milliseconds. ``keeper``: the replica that has the state of the
+        request's sequence.
         """
         if not admitted:
             self.admit(route, timeout_ms, flow)
@@ -411,7 +413,7 @@ class InferenceCore:
         return endpoint, route, request, timeout_ms, time.perf_counter() - started, flow
 
     def _keeps_sequences(self, endpoint: EndpointRoute, route: DeploymentRoute) -> bool:
-        """Return True if the endpoint has a stateful model. Raise Unavailable if the signature is unknown."""
+        """Return True if the endpoint has a stateful model. Raise an error if its signature is unknown."""
         if route.contract.signature is None:
             raise self.needs_replica(route, inputs_unknown())
         return endpoint.stateful

@@ -1,4 +1,4 @@
-"""A request of a sequence, and its turn. The requests of a sequence are sent one after the other."""
+"""A request of a sequence, and its turn to be sent. The requests of a sequence are sent one by one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tidegate.kernel.protocol.sequences import SequenceMark
 class SequenceRequest:
     """A request of a sequence. ``ends_at``: the deadline in seconds on the monotonic clock.
 
-    If another Deployment runs the sequence, ``route`` is set to it. Then ``decode`` decodes the body again,
-    because the signature may differ, and ``request`` is replaced.
+    If another Deployment runs the sequence, ``route`` is set to that Deployment. Its signature may differ, so
+    ``decode`` decodes the body again. The result replaces ``request``.
     """
 
     id: bytes
@@ -130,7 +130,7 @@ class Turn:
             self._line.lock.release()
 
     def end(self) -> None:
-        """Release the turn. Remove the sequence's line if no other request is in it."""
+        """Release the turn. If no other request of the sequence is left, remove its :class:`Line`."""
         self.release()
         self._line.users -= 1
         if not self._line.users:

@@ -43,8 +43,8 @@ SEQUENCES = Counter(
     "Sequences of stateful models by event: started, ended, lost, unknown, full.",
     ["event"],
 )
-# If all sequence slots are taken, a new sequence waits for a free slot. It waits for the share WAIT_SHARE of
-# its request's timeout, but at most WAIT_S seconds.
+# If all sequence slots are taken, a new sequence waits for a free slot. The longest wait is WAIT_SHARE times
+# the timeout of its request, but at most WAIT_S seconds.
 WAIT_SHARE, WAIT_S = 0.8, 10.0
 POLL_S, UPLOAD_POLL_S = 0.05, 0.005
 # After a replica is lost, it may still be reported as ready for some seconds. Treat it as lost for DEAD_S

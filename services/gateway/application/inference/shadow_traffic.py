@@ -121,7 +121,7 @@ class ShadowTraffic:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the rounds in the background."""
+        """Start the background task that sends and drops copies and compares answers."""
         self._task = asyncio.create_task(self._run(), name="shadow traffic")
 
     async def stop(self) -> None:
@@ -371,7 +371,10 @@ def _failure(reply: Reply) -> tuple[str, str]:
 
 
 def _compare_all(pairs: Sequence[_Pair]) -> list[list[Comparison] | None]:
-    """Compare answers in a thread. Short pauses release Python's global lock, so the event loop can run."""
+    """Compare the answers of each pair. The result is None for a pair that cannot be compared.
+
+    This function runs in a thread. Its short pauses release Python's global lock, so the event loop can run.
+    """
     found: list[list[Comparison] | None] = []
     for pair in pairs:
         try:

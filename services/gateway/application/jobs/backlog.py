@@ -32,8 +32,9 @@ class BacklogEstimate:
         self._clock = clock
         self._loads: Mapping[str, JobLoad] = {}
         self._since: Counter[str] = Counter()
-        # While a read of the store runs: the jobs that were accepted before it began, but after the previous
-        # read began. `_loads` includes them only when this read has finished.
+        # This counter is used while the store is read. It counts the jobs that were accepted after the
+        # previous read began and before this read began. `_loads` includes these jobs when this read has
+        # finished.
         self._before_reading: Counter[str] = Counter()
         self._at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
@@ -66,7 +67,10 @@ class BacklogEstimate:
 
 
 def estimated_start_ms(position: int, fleet: ReplicaFleet) -> float | None:
-    """Return the milliseconds until a job with ``position`` jobs ahead of it starts; None if unknown."""
+    """Return the milliseconds until a job starts; None if unknown.
+
+    ``position``: the number of jobs ahead of the job.
+    """
     if fleet.ready == 0:
         return fleet.start_ms
     return predicted_wait_ms(position, fleet)

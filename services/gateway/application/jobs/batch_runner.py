@@ -196,9 +196,10 @@ class BatchRunner:
 
     @staticmethod
     def _fitting_in_memory(finished: Sequence[tuple[LineProgress, Job | None]]) -> int:
-        """Return how many of the results, from the first one, are loaded into memory in one step.
+        """Return how many of the first results are loaded into memory in one step.
 
-        The results together have at most ``RESULT_BYTES`` bytes, but at least one result is loaded.
+        These results have at most ``RESULT_BYTES`` bytes together. At least one result is loaded, even if it
+        is larger.
         """
         size = 0
         for at, (_, job) in enumerate(finished):

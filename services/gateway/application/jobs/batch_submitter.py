@@ -36,8 +36,8 @@ log = telemetry.logger(__name__)
 WINDOW = 1024
 LINES_AT_A_TIME = 128
 RETRY_S = 1.0
-# A line may wait for hours until its caller has quota again. The pauses are short, so that a cancellation
-# soon ends the wait.
+# A line may wait for hours until its caller has quota again. No pause between two attempts is longer than
+# this, so that a cancellation soon ends the wait.
 LONGEST_PAUSE_S = 5.0
 # If the batch's file cannot be read for this long, the batch fails.
 FILE_TIMEOUT_S = 600.0

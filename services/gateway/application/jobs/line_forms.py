@@ -61,7 +61,7 @@ class LineForm(Protocol):
         """Return the request of a line. Raises TidegateError."""
 
     def overdue(self) -> TidegateError | None:
-        """Return the error for lines that have not started, if the time of the batch is over; else None."""
+        """Return the error for lines that have not started; None while the batch still has time."""
 
     async def answered(self, number: int, id_: str | None, job: Job, frame: bytes) -> ResultLine:
         """Return the result of a line whose job has an answer. Raises TidegateError."""

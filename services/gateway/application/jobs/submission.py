@@ -201,9 +201,9 @@ class JobSubmitter:
         trace: bytes,
         principal: Principal,
     ) -> dict[str, Any]:
-        """Return a field for the job's record that contains the feedback id.
+        """Return a dict with the feedback id, to be added to the job's record.
 
-        Return an empty dict if no feedback is collected.
+        The dict is empty if the endpoint collects no feedback.
         """
         facts = origin or (lambda: Origin({}, principal.id, dict))
         pending = self._core.feedback.begin(endpoint, version, facts, trace, principal)

@@ -70,9 +70,9 @@ LOSSES = Counter(
 # If a request has lost more workers than this, it fails, because the request itself may crash the workers.
 MAX_LOSSES = 2
 _INPUTS = (envelope.tensor(REQUEST, "BYTES", (1,)),)
-# Without ``stream``, one timeout applies to the whole answer, so it is extended by this time for each token
-# of the answer. With ``stream``, the timeout starts again at each event. An engine on a CPU needs about this
-# time for a token while all engine slots are in use.
+# For a request without ``stream``, one timeout applies to the whole answer. So the timeout is extended by
+# MS_PER_TOKEN for each token of the answer. For a request with ``stream``, the timeout starts again at each
+# event. An engine on a CPU needs about MS_PER_TOKEN for a token while all engine slots are in use.
 MS_PER_TOKEN = 200.0
 # The time that a request takes in an engine depends on its tokens. To share an engine fairly, this many
 # estimated tokens count as one request (Sheng et al., "Fairness in Serving Large Language Models", OSDI
@@ -97,11 +97,12 @@ class QueuedAt(NamedTuple):
 class LlmCall:
     """One request to a language model. ``model`` is an endpoint's name, or ``name:adapter``.
 
-    ``path`` and ``body`` of the request have the form of OpenAI's API. ``timeout_ms`` limits the time to the
-    first event and between two events; None means the endpoint's timeout. ``received``: the size of the
-    caller's body, in bytes. ``headers``: the caller's headers, for the endpoint's traffic rules. The core
-    sets ``account``, ``estimate``, ``usage`` (prompt tokens, answer tokens, cached prompt tokens), ``queued``
-    and ``feedback_id``. The API adds the bytes that it sends to ``cost.sent``.
+    ``path`` and ``body`` have the form of OpenAI's API. ``timeout_ms`` limits the time to the first event and
+    between two events; None means the endpoint's timeout. ``received``: the size of the caller's body, in
+    bytes. ``headers``: the caller's headers, for the endpoint's traffic rules.
+
+    The core sets ``account``, ``estimate``, ``usage`` (prompt tokens, answer tokens, cached prompt tokens),
+    ``queued`` and ``feedback_id``. The code of the API counts the bytes of the answer in ``cost.sent``.
     """
 
     model: str
@@ -411,7 +412,7 @@ def _decoded(call: LlmCall, resume: Resume | None, band: Band) -> Decoded:
 
 
 def _events(call: LlmCall, answer: InferenceResult) -> LlmEvents:
-    """Return the events in an answer of the worker. Store its usage in the call.
+    """Return the events in a worker's answer. Store the answer's usage in ``call``.
 
     Raise EngineRefused if the engine has refused the request.
     """

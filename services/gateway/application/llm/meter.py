@@ -91,8 +91,8 @@ class CallMeter:
         """Measure the arrival of events.
 
         ``usage``: the prompt, answer and cached tokens so far; None if the engine does not report them.
-        ``tokens``: the number of new events; it replaces the answer tokens if ``usage`` is None.
-        ``compute_s``: the seconds in the engine so far.
+        ``tokens``: the number of new events. If ``usage`` is None, each event counts as one token of the
+        answer. ``compute_s``: the seconds in the engine so far.
         """
         now = perf_counter()
         if self._gaps is None:

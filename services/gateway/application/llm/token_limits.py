@@ -101,9 +101,9 @@ class Reservation:
         return _states(self._accounts, self._balances, self.charged)
 
     def used(self, tokens: int) -> None:
-        """Raise the charge if the request's prompt and answer so far have more tokens.
+        """Increase the charge if the request has used more tokens than it was charged.
 
-        ``tokens``: the number of these tokens.
+        ``tokens``: the number of tokens of the prompt, and of the answer so far.
         """
         if self._open and tokens > self.charged:
             self._settle(tokens + STEP)

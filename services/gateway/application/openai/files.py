@@ -132,7 +132,7 @@ class FileService:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start deleting the unfinished uploads of killed gateways in the background."""
+        """Start the background task that deletes the unfinished uploads of killed gateways."""
         self._task = asyncio.create_task(self._sweep(), name="abandoned uploads")
 
     async def stop(self) -> None:

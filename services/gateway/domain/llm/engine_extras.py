@@ -25,7 +25,10 @@ def of_tgi(request: Members) -> bool:
 
 
 def tokenize(request: Members) -> dict[str, Any]:
-    """Return the body for an engine's ``/tokenize``; raise BadRequest."""
+    """Return the body for an engine's ``/tokenize``.
+
+    Raise BadRequest if the request has nothing to tokenize, or if a member has the wrong type.
+    """
     if messages := members.groups(request, "messages"):
         return {name: value for name, value in request.items() if name != "model"} | {"messages": messages}
     named = [name for name in ("prompt", "content", "inputs") if name in request]
@@ -46,7 +49,10 @@ def tokenize(request: Members) -> dict[str, Any]:
 
 
 def lacks_template(answer: bytes) -> bool:
-    """Return True if an engine ignored the messages, because its ``/tokenize`` accepts only text."""
+    """Return True if an engine ignored the messages, because its ``/tokenize`` accepts only text.
+
+    The answer of such an engine has no member ``count``.
+    """
     return "count" not in orjson.loads(answer)
 
 
@@ -83,7 +89,7 @@ def _spans(ids: list[int], strings: list[str]) -> list[dict[str, Any]]:
 
 
 def detokenize(request: Members) -> dict[str, Any]:
-    """Return the body for an engine's ``/detokenize``; raise BadRequest."""
+    """Return the body for an engine's ``/detokenize``; raise BadRequest if ``tokens`` is invalid."""
     ids = request.get("tokens")
     if not isinstance(ids, list) or not all(isinstance(id_, int) for id_ in ids):
         raise BadRequest("'tokens' must be a list of the ids of tokens")

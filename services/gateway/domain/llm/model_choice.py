@@ -11,8 +11,8 @@ def chosen(named: Iterable[str | None], models: Sequence[str], how: str) -> str:
     """Return the model that a request names, or else the only language model.
 
     ``named``: the names to try, in order; empty ones are skipped. ``models``: the models that the caller may
-    use. ``how``: how a request names a model, for the error message. Raise NotFound if no model exists,
-    BadRequest if several exist.
+    use. ``how``: how a request names a model, for the error message. If the request names no model, raise
+    NotFound if there is no language model, and BadRequest if there are several.
     """
     for name in named:
         if name:

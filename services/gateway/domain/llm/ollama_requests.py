@@ -126,7 +126,10 @@ def embed(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def embed_one(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
-    """Translate a request of the older ``/api/embeddings``. Return the same as :func:`embed`."""
+    """Translate a request of the older ``/api/embeddings``.
+
+    Return two dictionaries, as :func:`embed` does.
+    """
     return {"input": [members.text(request, "prompt")]}, _ignored(request)
 
 

@@ -156,7 +156,11 @@ class StreamProgress:
         return orjson.dumps(document)
 
     def last_events(self) -> list[bytes]:
-        """Return the missing events of a complete answer whose end was lost: its token usage."""
+        """Return the event with the token usage that is missing in a complete answer, as a list.
+
+        The event is missing if the worker was lost before it sent this event. The list is empty if the event
+        is not missing, if the answer is not a stream, or if the token usage is not known.
+        """
         if not self._streamed or self._counted or self._usage is None:
             return []
         prompt, answer, cached = self._usage

@@ -46,7 +46,10 @@ class Left(NamedTuple):
 
 
 def tokens_left(account: TokenAccount, balance: TokenBalance, charged: int) -> list[Left]:
-    """Return the state of an account's limits after a charge of ``charged`` tokens."""
+    """Return what remains of an account's limits after a charge of ``charged`` tokens.
+
+    ``balance``: the account's state before this charge.
+    """
     end = f"-{account.endpoint}" if account.endpoint else ""
     limit, found = account.limit, []
     if limit.minute is not None:
@@ -62,9 +65,9 @@ def tokens_left(account: TokenAccount, balance: TokenBalance, charged: int) -> l
 
 
 def requests_left(limiter: KeyLimiter | None, epoch_s: float) -> Left | None:
-    """Return what remains of a key's rate limit; None if the key has no limit.
+    """Return what remains of a key's limit for requests; None if the key has no such limit.
 
-    If the key has no rate limit, return what remains of its daily quota, or else of its monthly quota.
+    The rate limit is used if the key has one. Otherwise, the daily quota is used, or else the monthly quota.
     """
     if limiter is None:
         return None
@@ -79,7 +82,7 @@ def requests_left(limiter: KeyLimiter | None, epoch_s: float) -> Left | None:
 
 
 def rate_limit(states: Iterable[Left]) -> list[Header]:
-    """Return ``RateLimit-Policy`` and ``RateLimit`` for token limits."""
+    """Return the headers ``RateLimit-Policy`` and ``RateLimit`` for token limits."""
     states = list(states)
     policies = [
         f'"{each.name}";q={each.limit};w={WINDOW_S if "minute" in each.name else DAY_S};qu="tokens"'

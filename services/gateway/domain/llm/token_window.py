@@ -37,7 +37,10 @@ class TokenBalance:
 
 @dataclass(slots=True)
 class TokenWindow:
-    """The charged tokens of one account. ``now`` is in seconds since the epoch."""
+    """The charged tokens of one account.
+
+    The parameter ``now`` of the methods is in seconds since the epoch.
+    """
 
     charges: dict[int, int] = field(default_factory=dict)
     day: int = 0

@@ -27,7 +27,11 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class BatchRequest(NamedTuple):
-    """A checked ``POST /v1/batches``."""
+    """A request of ``POST /v1/batches`` that was checked.
+
+    ``window``: the completion window as the caller wrote it, such as ``24h``. ``window_s``: the same in
+    seconds.
+    """
 
     input_file: bytes
     endpoint: str
@@ -37,7 +41,11 @@ class BatchRequest(NamedTuple):
 
 
 def read_batch_request(document: Mapping[str, Any]) -> BatchRequest:
-    """Read the body of ``POST /v1/batches``. Raises BadRequest or NotFound."""
+    """Read the body of ``POST /v1/batches``.
+
+    Raise BadRequest if a field is wrong, and NotFound if ``input_file_id`` does not have the form of a file's
+    id.
+    """
     file_id, endpoint = document.get("input_file_id"), document.get("endpoint")
     window = document.get("completion_window")
     if not isinstance(file_id, str):
@@ -70,7 +78,7 @@ def _check_metadata(value: Any) -> dict[str, str]:
         if len(name) > MAX_NAME or not isinstance(text, str) or len(text) > MAX_VALUE:
             raise BadRequest(
                 f"'metadata' must have names up to {MAX_NAME} characters and strings up to {MAX_VALUE}; "
-                f"{name[:MAX_NAME]!r} does not"
+                f"the pair with the name {name[:MAX_NAME]!r} breaks this rule"
             )
     return value
 
@@ -81,7 +89,10 @@ def batch_name(id_: bytes) -> str:
 
 
 def read_batch_id(text: str) -> bytes:
-    """Convert a batch's id in OpenAI's API to its internal id. Raises NotFound."""
+    """Convert a batch's id in OpenAI's API to its internal id.
+
+    Raise NotFound if ``text`` does not have the form of a batch's id.
+    """
     id_ = read_id(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None
     if id_ is None:
         raise no_batch(text)

@@ -52,7 +52,10 @@ def file_name(id_: bytes) -> str:
 
 
 def read_file_id(text: str) -> bytes:
-    """Convert a file's id in OpenAI's API to its internal id. Raises NotFound."""
+    """Convert a file's id in OpenAI's API to its internal id.
+
+    Raise NotFound if ``text`` does not have the form of a file's id.
+    """
     id_ = read_id(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None
     if id_ is None:
         raise no_file(text)
@@ -72,7 +75,7 @@ def check_purpose(value: str | None) -> Purpose:
 
 
 def check_filename(value: str | None) -> str:
-    """Return the name of an uploaded file. Remove folders and characters that cannot be printed."""
+    """Return the name of an uploaded file, without its folders and without unprintable characters."""
     name = (value or "").replace("\\", "/").rpartition("/")[2]
     return "".join(each for each in name if each.isprintable())[:MAX_FILENAME] or "file.jsonl"
 
@@ -80,8 +83,9 @@ def check_filename(value: str | None) -> str:
 def kept_s(anchor: str | None, seconds: str | None, default_s: float) -> float:
     """Return how many seconds to keep a file.
 
-    ``anchor``, ``seconds``: the form's fields ``expires_after[anchor]`` and ``expires_after[seconds]``.
-    Without both fields, the result is ``default_s``. Raise BadRequest if one of them has a wrong value.
+    ``anchor``, ``seconds``: the form's fields ``expires_after[anchor]`` and ``expires_after[seconds]``. If
+    both are missing, the result is ``default_s``. Otherwise, raise BadRequest if ``anchor`` is wrong, or if
+    ``seconds`` is missing or wrong.
     """
     if anchor is None and seconds is None:
         return default_s

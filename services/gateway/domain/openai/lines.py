@@ -15,8 +15,8 @@ MAX_CUSTOM_ID = 512
 # The longest accepted name of a model, in characters. The name of an endpoint with its adapter is always
 # shorter.
 MAX_MODEL = 512
-# The largest number of models for which the result of the check is remembered. If a file names more models,
-# some of them are checked more than once.
+# A FileCheck remembers the result of ``check_model`` for at most this many models. If a file names more
+# models, some of them are checked more than once.
 MOST_MODELS = 1000
 # Only this many bad lines are listed: the first ones of the file.
 MAX_ERRORS = 100
@@ -56,7 +56,7 @@ class LineError(BadRequest):
 
 
 def read_line(raw: bytes, endpoint: str) -> RequestLine:
-    """Parse a line of a batch for ``endpoint``. Raises LineError."""
+    """Parse a line of a batch for ``endpoint``. Raise LineError if the line is not valid."""
     try:
         line = bounded_json.loads(raw, "the line")
     except TidegateError as error:

@@ -31,7 +31,10 @@ async def entries(
     before: int | None = None,
     limit: int = 100,
 ) -> list[dict[str, Any]]:
-    """Return entries with their ids, newest first. ``before``: return only entries with a smaller id."""
+    """Return entries with their ids, newest first.
+
+    ``before``: return only entries whose id is smaller than this.
+    """
     query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
     for column, value in ((audit.c.principal, principal), (audit.c.kind, kind), (audit.c.name, name)):
         if value is not None:

@@ -34,9 +34,10 @@ def utc_now() -> datetime:
 
 
 def engine_for(url: str) -> AsyncEngine:
-    """Return a SQLAlchemy engine for a database URL. Its transactions also include reads and DDL.
+    """Return a SQLAlchemy engine for a database URL.
 
-    If the database is an SQLite file, create the file's folder.
+    A transaction begins before its first statement. So it also contains reads and DDL that come before the
+    first write. If the database is an SQLite file, create the file's folder.
     """
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
@@ -52,8 +53,8 @@ def engine_for(url: str) -> AsyncEngine:
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
-    # By default, the driver begins a transaction only at the first write. With None, _begin_sqlite begins it
-    # instead.
+    # By default, the driver begins a transaction only at the first write. With the isolation level None, the
+    # driver begins no transaction. Then _begin_sqlite begins it.
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (
@@ -95,7 +96,10 @@ class RegistryDatabase:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[DesiredStateReader]:
-        """Open a read transaction. All its reads see the same state. Raise Unavailable."""
+        """Open a read transaction. All its reads see the same state.
+
+        Raise Unavailable if the database fails.
+        """
         with self._translating_errors():
             async with self._reads.connect() as connection, connection.begin():
                 yield DesiredStateReader(connection, self.clock())

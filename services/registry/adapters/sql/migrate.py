@@ -32,7 +32,10 @@ def config_for(connection: sa.Connection | None = None) -> Config:
 
 
 async def migrate(url: str) -> None:
-    """Migrate the database to the newest revision, unless it is up to date. Raise NewerDatabase."""
+    """Migrate the database to the newest revision, unless it is up to date.
+
+    Raise NewerDatabase if a newer Tidegate has migrated the database.
+    """
     engine = engine_for(url)
     try:
         async with engine.execution_options(registry_writes=True).begin() as connection:

@@ -10,7 +10,7 @@ from services.registry.domain.quotas import Used
 
 
 async def used(connection: AsyncConnection, principal: str) -> Used:
-    """Return the number of a principal's versions, and the bytes of their artifacts.
+    """Return the number of a principal's versions, and the total size of their artifacts in bytes.
 
     An artifact of several versions counts only once. Deleted versions do not count.
     """

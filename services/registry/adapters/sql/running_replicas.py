@@ -26,7 +26,7 @@ async def artifact_of(connection: AsyncConnection, replica: str) -> str | None:
 async def replace(connection: AsyncConnection, before: Mapping[str, str], after: Mapping[str, str]) -> None:
     """Change the stored running replicas from ``before`` to ``after``. Write only the differences.
 
-    Both map each replica to the sha256 of its artifact.
+    ``before`` and ``after`` map each replica to the sha256 of its artifact.
     """
     gone = [{"gone": name} for name in before if before[name] != after.get(name)]
     new = [{"replica": name, "sha256": after[name]} for name in after if after[name] != before.get(name)]

@@ -70,8 +70,8 @@ signatures = sa.Table(
 )
 
 # The row of a deleted model stays, so that its version numbers are never used again. The name of a Deployment
-# contains the version number. Workers, queues and route tables know a version only by this name. If two
-# versions had the same number, they would mix up these versions.
+# contains the version number. Workers, queues and route tables know a version only by this name. If a number
+# were used again, they would mistake the new version for the deleted one.
 models = sa.Table(
     "models",
     metadata,
@@ -180,7 +180,8 @@ model_cards = sa.Table(
     sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
 )
 
-# ``declared``: a user created the Deployment by PUT or apply, so a roll-over does not change its scale.
+# ``declared``: a user created or replaced the Deployment by PUT or apply. Then its number of replicas does
+# not change when an Endpoint's traffic moves to another version.
 deployments = sa.Table(
     "deployments",
     metadata,

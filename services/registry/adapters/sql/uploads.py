@@ -1,4 +1,7 @@
-"""Uploads in progress in SQL. They are not desired state, so they have no revision and no audit entries."""
+"""Read and write in SQL the uploads that are in progress.
+
+Uploads are not desired state, so they have no revision and no audit entries.
+"""
 
 from __future__ import annotations
 

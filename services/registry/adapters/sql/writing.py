@@ -77,7 +77,10 @@ class DesiredStateWriter(DesiredStateReader):
             await self._connection.execute(sa.update(revision).values(value=self.next_revision))
 
     async def probe(self) -> None:
-        """Test if the database can be written, by a write that changes nothing. Raise the driver's error."""
+        """Test by a write that changes nothing if the database can be written.
+
+        Raise the driver's error if the write fails.
+        """
         await self._connection.execute(sa.update(revision).values(value=revision.c.value))
 
     async def apply(self, changes: Iterable[Change]) -> None:
@@ -142,7 +145,7 @@ class DesiredStateWriter(DesiredStateReader):
         await audit.add(self._connection, entry)
 
     async def _current(self, notification: ChangeNotification) -> Mapping[str, Any] | None:
-        """Return the current fields of the changed object; None if it does not exist."""
+        """Return the current fields of the object in ``notification``; None if it does not exist."""
         objects: Sequence[BaseModel] = ()
         if notification.kind == "alias":
             model, _, alias = notification.name.rpartition("/")

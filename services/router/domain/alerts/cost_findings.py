@@ -14,7 +14,7 @@ COST_RULES = ("budget", "cost cap")
 
 
 def cost_findings(endpoints: Iterable[Endpoint], statuses: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Return one finding for each endpoint and each of its Deployments that a cost rule limits."""
+    """Return a finding for each Deployment of each endpoint, if a cost rule limits the Deployment."""
     found = []
     for endpoint in endpoints:
         for name in deployments_of(endpoint):

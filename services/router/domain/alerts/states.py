@@ -60,7 +60,7 @@ class Alert:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Alert:
-        """Return the alert from a document. Unknown fields of a newer writer are ignored."""
+        """Return the alert from a document. Ignore unknown fields, which a newer release may have written."""
         return cls(**{k: v for k, v in document.items() if k in cls.__dataclass_fields__})
 
 

@@ -32,7 +32,8 @@ REJECTIONS = ("overloaded", "deadline_passed", "no_capacity", "cold_start")
 def adoption_falls(case: Case) -> Symptom | None:
     """Return the symptom if the number of callers per day falls, although errors do not rise.
 
-    If the endpoint had few different callers, for example without API keys, compare requests per day.
+    If the endpoint had few different callers (for example, because it works without API keys), compare
+    requests per day instead.
     """
     count = case.spans.recent_days
     recent, before = list(case.days[-count:]), list(case.days[:-count])
@@ -56,7 +57,7 @@ def adoption_falls(case: Case) -> Symptom | None:
         "adoption_falls",
         f"fewer {what}",
         (
-            f"{now:.3g} {what} a day in the last {length}; before, {past:.3g} in {len(before)} days",
+            f"{now:.3g} {what} a day in the last {length}; before, {past:.3g} a day in {len(before)} days",
             f"errors did not rise: {rates[0]:.2%} of the requests fail; before, {rates[1]:.2%}",
         ),
         Remedy(

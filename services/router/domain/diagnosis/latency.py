@@ -12,8 +12,8 @@ from tidegate.kernel.protocol.traffic import LEDGER
 # A smaller growth of a latency (seconds) is no symptom, because users do not notice it.
 LEAST_FELT_S = 0.002
 SLOWER, CLEARLY = 1.75, 1.4
-# Times are inconsistent only if p99/p50 is more than WIDER times its usual value. p50 must be at most
-# SAME_MIDDLE times its usual value.
+# Response times are inconsistent only if both are true: p99/p50 and p99 are more than WIDER times their usual
+# values, and p50 is at most SAME_MIDDLE times its usual value.
 WIDER, SAME_MIDDLE = 2.0, 1.5
 # With fewer answers, p99 is only the slowest one or two answers.
 LEAST_ANSWERS = 200
@@ -113,7 +113,10 @@ def _slow_remedy(case: Case, part: str) -> tuple[str, Remedy]:
 
 
 def is_new(case: Case) -> bool:
-    """Return True if the main Deployment answers now, but did not answer in most past blocks."""
+    """Return True if the main Deployment is new.
+
+    It is new if it answers now, and answered in fewer than half of the past blocks.
+    """
     answered = sum(bool(block.answered_by.get(case.main.name)) for block in case.past)
     return bool(case.recent.answered_by.get(case.main.name)) and answered < len(case.past) / 2
 

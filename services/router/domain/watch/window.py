@@ -120,7 +120,10 @@ class Window:
         return int(self.times[ROWS.index(row)].sum())
 
     def quantile_s(self, part: float, row: str = ROWS[0]) -> float | None:
-        """Return the quantile ``part`` (0 to 1) in seconds, rounded up to a bucket; None without times."""
+        """Return the quantile ``part`` (0 to 1) of the times in seconds; None without times.
+
+        The result is the upper bound of the bucket that contains the quantile.
+        """
         return quantile_s(self.times[ROWS.index(row)], part)
 
     def mean_s(self, row: str = ROWS[0]) -> float:
@@ -187,7 +190,10 @@ def merged(windows: Iterable[Window], start: float, end: float) -> Window:
 
 
 def quantile_s(counts: np.ndarray, part: float) -> float | None:
-    """Return the upper bound (seconds) of the bucket with this quantile; None without counts."""
+    """Return the upper bound in seconds of the bucket that contains a quantile; None without counts.
+
+    ``part``: the quantile, from 0 to 1.
+    """
     total = counts.sum()
     if not total:
         return None

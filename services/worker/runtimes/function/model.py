@@ -1,8 +1,8 @@
 """Run a Python file that has a function or method ``predict`` and does not use Triton's API.
 
-This file is copied beside the user's ``model.py``, as ``tidegate_runtime.py``. ``tidegate_plan.json`` says
-how to call ``predict``. If Tidegate is not installed, the user's file imports Tidegate's names from the
-folder ``tidegate_sdk``.
+The Python file is the user's ``model.py``. This module is copied beside it, with the name
+``tidegate_runtime.py``. ``tidegate_plan.json`` says how to call ``predict``. If Tidegate is not installed,
+the user's file imports Tidegate's names from the folder ``tidegate_sdk``.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _fields(result: Any) -> tuple[str, ...]:
 
 def _texts(name: str, value: Any) -> Any:
     array = np.asarray(value)
-    # Lists become objects directly, because numpy's fixed-width strings lose zero bytes at the end.
+    # Convert a list directly to an array of objects. Numpy's fixed-width strings lose zero bytes at the end.
     array = array.astype(object) if isinstance(value, np.ndarray) else np.asarray(value, dtype=object)
     wrong = next((each for each in array.ravel() if not isinstance(each, str | bytes)), None)
     if wrong is not None:

@@ -1,6 +1,6 @@
 """Run a Hugging Face folder: classify texts or images, or embed texts.
 
-This file is copied beside the unpacked folder, and the runtime for plain Python calls it.
+This module is copied beside the unpacked folder, and the runtime for plain Python calls it.
 ``tidegate_huggingface.json`` states the task, the engine and their settings. If the folder has an ONNX file,
 onnxruntime runs it, with the package ``tokenizers`` for texts. Otherwise transformers and torch run the
 weights.

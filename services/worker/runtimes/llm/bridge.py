@@ -262,7 +262,7 @@ def _emit(events: list[bytes], reader: Reader, call: Call) -> None:
 
 
 def usage_of(document: dict[str, Any]) -> list[int] | None:
-    """Return an answer's numbers of prompt, answer and cached prompt tokens; None without usage.
+    """Return the numbers of prompt, answer and cached prompt tokens; None if there is no ``usage``.
 
     Reads the ``usage`` of chats, of completions and of the Responses API. Values that are not positive
     integers become 0, because a provider may send any value.

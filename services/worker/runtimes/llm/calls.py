@@ -1,7 +1,7 @@
-"""The calls of an engine. A call collects events, and tells the engine when the call is cancelled.
+"""The calls of an engine. A call collects events, and tells the engine of a cancellation.
 
-This folder is copied beside ``model.py``. It runs in Triton's Python, where neither Tidegate nor any package
-but numpy exists.
+This file and ``model.py`` are copied into one folder, and run in Triton's Python. There, Tidegate is not
+installed, and numpy is the only package that is always present.
 """
 
 from __future__ import annotations

@@ -70,12 +70,12 @@ class LlamaCpp:
             relay.relay(self._server.listening_address, path, body, self._headers, call)
 
     def _with_adapter(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the body for the engine. For a name such as ``model:adapter``, select that LoRA adapter."""
+        """Return the body for the engine. If its ``model`` names a LoRA adapter, the body selects it."""
         model, colon, adapter = str(body.get("model") or "").rpartition(":")
         if not self._adapters:
             return body
-        # Without this option, llama.cpp would reuse the KV cache of the same prompt with another adapter, and
-        # the answer would be wrong.
+        # Without this option, llama.cpp would reuse the KV cache of an equal prompt, even if that prompt ran
+        # with another adapter. Then the answer would be wrong.
         body = {**body, "cache_prompt": False}
         if not colon:
             return body
@@ -102,7 +102,8 @@ class LlamaCpp:
         if not can_continue(body):
             self._stream(path, with_counts(body), StreamEvents(body), call)
             return
-        # Use a separate thread, so that the engine does not wait for the ids before it reads the prompt.
+        # Get the prompt's token ids in a separate thread. So the engine does not wait for them before it
+        # reads the prompt.
         threading.Thread(target=self._emit_prompt_ids, args=(body, call), daemon=True).start()
         self._stream(path, with_counts(body, ids=True), StreamEvents(body, self._tokenize), call)
 

@@ -74,7 +74,7 @@ class StreamEvents:
         return meta, changed
 
     def _take_ids(self, event: Event, meta: dict[str, Any]) -> bool:
-        """Move the ids from an event to its facts. Return True if the event was changed."""
+        """Move the token ids from an event to ``meta``. Return True if the event was changed."""
         changed = False
         for choice in event.get("choices", ()):
             if not choice.get("logprobs"):
@@ -107,7 +107,11 @@ class StreamEvents:
         meta["ids"] = ids
 
     def _ids_of(self, text: str, wanted: int) -> list[int]:
-        """Return the ids of a text. Leave out a token for a space that the tokenizer put before it."""
+        """Return the token ids of ``text``. ``wanted``: the number of tokens that the engine counted.
+
+        The tokenizer may put a space before the text. Then there is one token more than ``wanted``, and the
+        first token is left out.
+        """
         assert self._tokenize is not None
         ids = self._tokenize(text)
         return ids[1:] if len(ids) == wanted + 1 else ids
@@ -127,7 +131,7 @@ def encoded(event: Event) -> bytes:
 
 
 def usage_of(document: dict[str, Any]) -> list[int] | None:
-    """Return an answer's numbers of prompt, answer and cached prompt tokens; None without usage.
+    """Return the numbers of prompt, answer and cached prompt tokens; None if there is no ``usage``.
 
     Reads two formats of ``usage``: that of chats and completions, and that of the Responses API.
     """

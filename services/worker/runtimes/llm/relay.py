@@ -17,9 +17,10 @@ class NoAnswer(Exception):
 
 
 def ask(address: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> Any:
-    """Return the JSON answer to a short request. Raise NoAnswer if there is no answer, or an error.
+    """Return the server's JSON answer to a short request.
 
-    ``body``: the JSON body of a POST. If it is None, the request is a GET.
+    Raise NoAnswer if the server does not answer, or if it answers with an error. ``body``: the JSON body of a
+    POST. If it is None, the request is a GET.
     """
     target = urlsplit(address)
     connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=10)

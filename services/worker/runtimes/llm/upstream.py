@@ -1,7 +1,7 @@
 """Send requests to an OpenAI-compatible server that somebody else runs.
 
-The upstream's credential is in the variable :data:`CREDENTIAL` of this process, and nowhere else. The
-credential is removed from everything that the upstream answers.
+The upstream's credential comes only from the environment variable that :data:`CREDENTIAL` names. This process
+reads the variable once and removes it. The credential is removed from everything that the upstream answers.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Upstream:
             self._settle(estimate, reader.usage)
 
     def stats(self) -> dict[str, Any]:
-        """Return the known figures: slots, running, totals of tokens, and the circuit breaker's state."""
+        """Return the known figures: slots, running requests, token totals, state of the circuit breaker."""
         with self._lock:
             prompt, answer, cached = self._totals
             state, running = self._breaker.state(time.monotonic()), self._running

@@ -1,7 +1,8 @@
 """Run vLLM's server in a separate environment, on a Unix socket that only this process uses.
 
 If the server ends, this process ends as well. Then the worker treats the requests in the model as lost, and
-starts the model again. After each quick end, the worker waits longer before the next start.
+starts the model again. Each time the server ends soon after its start, the worker waits longer before it
+starts the model again.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Vllm:
             return
         ids = [*resume["prompt"], *emitted[:done]]
         if len(ids) >= self._context:
-            raise Refused(400, f"The prompt and its answer have more than {self._context} tokens.")
+            raise Refused(400, f"The prompt and its answer fill the context of {self._context} tokens.")
         reader = vllm_resume.ContinuedEvents(path, body, resume, done, skip)
         sent = vllm_resume.request(body, ids, done, self._context, model)
         relay(self._server, vllm_resume.COMPLETIONS, sent, reader, call)
@@ -193,7 +194,7 @@ class Vllm:
             self._on_end(f"vLLM ended with exit code {code}: {self._reason()}")
 
     def _kill(self) -> None:
-        """Kill the server's remaining processes, in case the keeper was killed."""
+        """Kill the server's processes that still run. A keeper that was killed could not end them."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):

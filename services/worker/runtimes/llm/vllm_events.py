@@ -12,9 +12,10 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
 def prepared(path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
-    """Return the request body for the engine, with the model's name in the engine.
+    """Return the request body for the engine.
 
-    For chats and completions, the body also has options that make vLLM report token counts and ids.
+    ``model``: the model's name in the engine. It replaces the model's name in the body. For chats and
+    completions, the body also has options that make vLLM report token counts and ids.
     """
     body = {**body, "model": model}
     if path in (CHAT, COMPLETIONS):
@@ -26,7 +27,9 @@ def prepared(path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 class VllmEvents:
-    """Convert the events of one answer for the caller: remove what only :func:`prepared` requested.
+    """Convert the events of one answer for the caller.
+
+    Fields that :func:`prepared` requested, and the caller did not, are removed.
 
     ``on_failure``: :meth:`read` calls this function before it returns an event about a failure of the engine.
     """
@@ -36,7 +39,8 @@ class VllmEvents:
         self._keep_ids = bool(body.get("return_token_ids"))
         self._keep_usage = bool((body.get("stream_options") or {}).get("continuous_usage_stats"))
         self._model = body.get("model")
-        # Ids are needed only to continue a lost stream. A stream can be continued only if it has one choice.
+        # Token ids are needed only to continue a lost stream. A stream can be continued only if it has one
+        # choice. If the prompt is a list, the answer may have several choices.
         self._ids = (body.get("n") or 1) == 1 and not isinstance(body.get("prompt"), list)
         self._answer: dict[int, int] = {}
 
@@ -88,9 +92,9 @@ class VllmEvents:
         return meta
 
     def _summed(self, choices: list[Any], usage: list[int], document: dict[str, Any]) -> list[int]:
-        """Return the token counts of all choices.
+        """Return the token counts of the answer. The answer tokens of all choices are added up.
 
-        In a stream, each event has only the token counts of its own choice. This function adds them up.
+        In a stream, each event has only the answer tokens of its own choice.
         """
         if not str(document.get("object", "")).endswith((".chunk", "text_completion")) or len(choices) != 1:
             return usage

@@ -1,4 +1,4 @@
-"""Read vLLM's metrics. Pure."""
+"""Parse the text of vLLM's metrics. Pure."""
 
 from __future__ import annotations
 

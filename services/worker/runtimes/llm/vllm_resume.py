@@ -14,8 +14,8 @@ from calls import Refused
 from vllm_events import CHAT, COMPLETIONS
 
 # A continuation copies these fields from the original request. :func:`request` sets the model, the prompt,
-# the token limits and the fields of the stream. Each other field is used only by the chat template, or makes
-# a continuation impossible.
+# the token limits and the fields that concern streaming. No other field is copied: only the chat template
+# uses it, or it makes a continuation impossible.
 _COPIED = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "stop_token_ids",
     "ignore_eos", "logit_bias", "skip_special_tokens", "spaces_between_special_tokens",
@@ -44,14 +44,18 @@ def refusal(path: str, body: dict[str, Any]) -> str | None:
 
 
 def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> tuple[int, str]:
-    """Return how many of the ``emitted`` ids the new request contains, and the repeated text.
+    """Return how many of the ``emitted`` ids the new request contains, and the text to skip.
 
     ``emitted``: the token ids that the lost engine sent. ``text``: the text that the caller already has.
 
     An engine can send ids before their text. It holds the text back while a character is incomplete, or while
-    the text may be a stop word. The new request leaves such ids out, and the new engine generates them again.
-    The caller may already have a part of their text. The new engine repeats this part, which is the second
-    result. Raise Refused if ``text`` does not fit ``emitted``.
+    the text may be a stop word. So the caller may lack the text of the last ids, or a part of it.
+
+    The new request contains only the first ids, those whose whole text the caller has. The new engine
+    generates the other ids again, with their whole text. The caller may already have the beginning of this
+    text. This beginning is the text to skip.
+
+    Raise Refused if ``text`` does not fit ``emitted``.
     """
     for count in range(len(emitted), max(len(emitted) - MAX_HELD_BACK, -1), -1):
         decoded = decode(emitted[:count]) if count else ""

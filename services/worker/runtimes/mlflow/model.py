@@ -99,7 +99,7 @@ def values_of(result: Any, outputs: list[str]) -> dict[str, Any]:
 
 
 def only(result: dict[str, Any]) -> Any:
-    """Return the only value of a dict. Raise ValueError if there are several."""
+    """Return the only value of a dict. Raise ValueError if the dict is empty or has several values."""
     if len(result) != 1:
         raise ValueError(f"the model returned {sorted(result)}, but its signature has other outputs")
     return next(iter(result.values()))

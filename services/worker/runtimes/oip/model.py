@@ -26,7 +26,10 @@ class TritonPythonModel:
     """One instance of the model. It has its own connection, circuit breaker and request limit."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the plan. Do not connect to the upstream before the first request."""
+        """Read the plan, which holds the upstream's address and limits.
+
+        The first request opens the connection to the upstream.
+        """
         config = json.loads(args["model_config"])
         plan = json.loads(Path(__file__).with_name(PLAN).read_text())
         self._outputs = [output["name"] for output in config["output"]]

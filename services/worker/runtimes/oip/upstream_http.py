@@ -26,7 +26,7 @@ class UpstreamUnavailable(Exception):
 
 
 class UpstreamRefused(Exception):
-    """The upstream refused the request."""
+    """The upstream refused the request, or its answer is too long."""
 
 
 class Upstream:
@@ -47,7 +47,12 @@ class Upstream:
         self._connection: http.client.HTTPConnection | None = None
 
     def infer(self, inputs: list[tuple[str, Any]], outputs: list[str]) -> dict[str, Any]:
-        """Return the output arrays by name. Raise UpstreamUnavailable or UpstreamRefused."""
+        """Return the output arrays by name.
+
+        Raise UpstreamUnavailable if the upstream does not answer, refuses the credential or sends a malformed
+        answer, or if the status is 429, 3xx or 5xx. Raise UpstreamRefused for any other error status, and for
+        an answer that is too long.
+        """
         body, headers = self._request(inputs, outputs)
         status, found, raw = self._send(body, headers)
         if status in (401, 403):

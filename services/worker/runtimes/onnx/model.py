@@ -120,8 +120,10 @@ def options(config: dict[str, Any]) -> Any:
 def describe(config: Any, path: Path) -> None:
     """Add the file's inputs and outputs to a configuration. Enable batching if every tensor allows it.
 
-    A tensor allows batching if its first axis is dynamic and it has a second axis. Without batching, the dims
-    include the first axis. Raise ValueError if the configuration requires batching but a tensor forbids it.
+    A tensor allows batching if its first axis is dynamic and it has a second axis. With batching, the dims in
+    the configuration leave out the first axis. Without batching, they include it.
+
+    Raise ValueError if the configuration requires batching but a tensor forbids it.
     """
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     check_outputs(session)

@@ -42,7 +42,7 @@ class StatefulRows(Rows):
             if flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
                 self._kept.pop(
                     id_, None
-                )  # the state of an ended sequence could displace the state of a running sequence
+                )  # otherwise, this state could displace the state of a running sequence
             elif id_:  # a request without an id only fills an empty batch slot, and has no state
                 self._keep(id_, {put: found[got] for put, got in self._states.items()})
             return response(names, [found[name] for name in names])

@@ -70,7 +70,10 @@ def loaded(folder: Path, device: Any) -> Any:
 
 
 def device_of(gpu: int | None) -> Any:
-    """Return the GPU with this number; None means the CPU. Raise RuntimeError if torch cannot use the GPU."""
+    """Return the torch device of the GPU with number ``gpu``, or of the CPU if ``gpu`` is None.
+
+    Raise RuntimeError if torch cannot use the GPU.
+    """
     if gpu is None:
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -79,7 +82,8 @@ def device_of(gpu: int | None) -> Any:
         reason = no_device if built else "this build is for the CPU only"
         raise RuntimeError(
             f"This replica has a GPU, but torch {torch.__version__} cannot use it: {reason}. "
-            "Install a build for CUDA that this host's driver supports, with `make torch` or a requirements "
-            "file with torch (`--requirements FILE`). Or allow the CPU: `--resource allow_cpu=1`."
+            "Install a build of torch whose CUDA version this host's driver supports: run `make torch`, or "
+            "deploy with a requirements file that names it (`--requirements FILE`). Or allow the CPU: "
+            "`--resource allow_cpu=1`."
         )
     return torch.device("cuda", gpu)

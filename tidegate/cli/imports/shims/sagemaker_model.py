@@ -1,4 +1,7 @@
-"""Run the script of a SageMaker model: model_fn, input_fn, predict_fn, output_fn or transform_fn.
+"""Run the functions of a SageMaker model's script.
+
+model_fn loads the model. If the script has transform_fn, this function answers each request. Otherwise,
+input_fn, predict_fn and output_fn answer it one after the other. Each of these three has a default.
 
 `tidegate import sagemaker` wrote this file. The model's archive is in the folder `artifact`. The model's
 inputs and outputs are HTTP bodies with their content types.

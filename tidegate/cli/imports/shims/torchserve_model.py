@@ -19,8 +19,8 @@ class Model:
     def load(self, folder, device):
         """Import the handler and initialize it."""
         home = folder / "artifact"
-        # Append the replacement of the package `ts` at the end. If the model's requirements contain a
-        # complete TorchServe, Python finds that one first.
+        # Add the replacement of the package `ts` at the end of Python's search path. If the model's
+        # requirements contain the complete TorchServe, Python finds the complete package first.
         sys.path.append(str(folder / "torchserve"))
         sys.path.insert(0, str(home))
         from ts.context import Context
@@ -55,9 +55,10 @@ class Model:
 def entry_point(module_name, function, context):
     """Initialize the handler, and return its function that answers requests.
 
-    ``function``: the name of a function or a class of the module. A function is returned without
-    initialization. If ``function`` is empty, use the module's function ``handle``. If the module has no such
-    function, use its only class with a method ``handle``.
+    ``function``: the name of a function or a class of the module, or an empty text. If it names a function,
+    return this function, and initialize nothing. If it names a class, use this class. If it is empty, use the
+    module's function ``handle``. If the module has no such function, use its only class with a method
+    ``handle``.
     """
     module = importlib.import_module(module_name)
     if function and not isinstance(getattr(module, function, None), type):

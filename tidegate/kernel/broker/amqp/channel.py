@@ -42,7 +42,7 @@ async def open_channel(url: str, *, name: str, heartbeat_s: int, confirms: bool)
 
 
 class AmqpChannel:
-    """A ``Channel`` on the connection of ``tidegate.kernel.broker.amqp``."""
+    """A ``Channel`` that uses a connection of ``tidegate.kernel.broker.amqp``."""
 
     def __init__(self, connection: AmqpConnection) -> None:
         self._connection = connection
@@ -136,8 +136,9 @@ class AmqpChannel:
         headers: dict[str, Any] | None = None,
     ) -> None:
         properties = _properties(persistent, reply_to, expiration_ms, headers)
-        # Messages of many callers in one turn of the event loop are sent in one write, which is cheaper. The
-        # delay does not matter, because each caller waits for the broker's disk anyway.
+        # ``gather`` collects the messages of one turn of the event loop, and sends them in one write, which
+        # is cheaper. So a message waits until the end of the turn. This does not matter, because each caller
+        # waits for the broker's disk anyway.
         confirm = self._write(body, exchange, routing_key, mandatory, properties, gather=True)
         if confirm is not None:
             try:

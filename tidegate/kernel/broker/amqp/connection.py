@@ -29,8 +29,8 @@ READ_SIZE = 256 * 1024
 # A message of at least this many bytes is written to the socket in pieces. The pieces of a smaller message
 # are joined first, because one write is cheaper.
 SCATTER = 64 * 1024
-# The highest number of gathered messages in one write. It is low, because ``MAX_UNSENT`` does not limit
-# gathered messages.
+# The highest number of messages that ``gather`` of :meth:`AmqpConnection.publish` collects for one write. It
+# is low, because ``MAX_UNSENT`` does not limit collected messages.
 MOST_GATHERED = 64
 # The highest number of unsent bytes while the broker does not read. Above it, publishing raises an error.
 MAX_UNSENT = 256 * 2**20
@@ -47,8 +47,8 @@ _CAPABILITIES = {
 class Cork(contextlib.AbstractContextManager[None]):
     """A context manager that collects what a connection writes, and sends it at the end of the block.
 
-    Each connection has one Cork and enters it often. Do not nest its blocks, because the end of an inner
-    block would send the bytes of the outer block.
+    Each connection has one Cork, which is used for many blocks. Its blocks must not be nested, because the
+    end of an inner block would send the bytes of the outer block.
     """
 
     def __init__(self, connection: AmqpConnection) -> None:
@@ -159,7 +159,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._pulse()
 
     async def close(self) -> None:
-        """Tell the broker, then close. Unacked messages return to their queues."""
+        """Announce the end to the broker, then close the connection. Unacked messages return to their queues."""
         if self.ended.done():
             return
         with contextlib.suppress(ConnectionLost):
@@ -306,8 +306,8 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._consumers.pop(consumer_tag, None)
 
     async def _call(self, command: Frame, *, channel: int = CHANNEL) -> Any:
-        # Shield the call from a cancellation of the caller. Its answer arrives anyway, and without the shield
-        # the next call would take this answer for its own.
+        # Shield the call from a cancellation of the caller. The answer to the call arrives anyway. Without
+        # the shield, the next call would get this answer instead of its own.
         call = asyncio.ensure_future(self._exchange(command, channel))
         call.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(call)
@@ -343,7 +343,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
 
         With ``gather``, collect a small message, and send it at the end of this turn of the event loop. All
         bytes that were collected until then are sent in one write. A large message is not collected. The
-        calling code must not change the pieces afterwards, because they may not be copied.
+        calling code must not change the pieces afterwards, because this method does not always copy them.
 
         Raise :class:`Congested` while more than ``MAX_UNSENT`` bytes wait for a slow broker. Acks and other
         methods are written even then.
@@ -434,9 +434,10 @@ class AmqpConnection(asyncio.BufferedProtocol):
             self._transport.write(data)
 
     def _pulse(self) -> None:
-        """Send a heartbeat, and send the next one after half a heartbeat interval.
+        """Send a heartbeat, or end the connection.
 
-        If the broker has sent nothing for two intervals, end the connection.
+        End the connection if the broker has sent nothing for two heartbeat intervals. Otherwise send a
+        heartbeat, and run this method again after half an interval.
         """
         if self._loop.time() - self._heard_at > 2 * self._heartbeat_s:
             self.abort(f"the broker sent nothing for {2 * self._heartbeat_s} s")

@@ -38,7 +38,7 @@ _STRINGS_AFTER_PRIORITY = (_CORRELATION, _REPLY_TO, _EXPIRATION, _MESSAGE_ID)
 # The largest frame size that we offer to RabbitMQ. One large frame costs us and RabbitMQ less work than many
 # small frames.
 FRAME_MAX = 1_048_576
-# How many bytes the type, channel, size and end of a frame take.
+# The type, channel, size and end byte of a frame take this many bytes together.
 _AROUND = 8
 # A content is the body of a message. A content of LARGE bytes or more is received directly into its own
 # buffer, without copies. A content of more than MOST bytes is malformed, because RabbitMQ accepts no larger
@@ -205,7 +205,7 @@ class FrameReader:
         self._missing = 0
         self._pieces: list[bytes] = []
         self._content: memoryview | None = None  # the large content that is being received
-        self._inside = False  # True while a body frame of this content is read; _left: its missing bytes
+        self._inside = False  # True in a body frame of this content. _left: missing bytes of this frame
         self._left = 0
 
     def window(self) -> memoryview | None:
@@ -226,8 +226,9 @@ class FrameReader:
     def appetite(self, limit: int) -> int:
         """Return the highest number of bytes that the next call of :meth:`feed` may get.
 
-        Between two body frames of a large content, only the end of the first frame and the head of the second
-        may be passed. So the content of the second frame is received through :meth:`window`, without a copy.
+        Between two body frames of a large content, :meth:`feed` may get only the end byte of the first frame
+        and the head of the second. So the content of the second frame is received through :meth:`window`,
+        without a copy. In all other cases the result is ``limit``.
         """
         if self._content is None or not self._missing:
             return limit
@@ -269,7 +270,7 @@ class FrameReader:
         self._rest = data[at:] if at else data
 
     def _enter(self, size: int) -> None:
-        """Begin a body frame of a large content."""
+        """Record that a body frame with ``size`` bytes of a large content begins. Raises MalformedFrame."""
         if size > self._missing:
             raise MalformedFrame("a message has more content than its header says")
         self._inside, self._left = True, size
@@ -277,7 +278,7 @@ class FrameReader:
     def _fill(self, data: bytes, at: int) -> tuple[int, bool]:
         """Copy the bytes of a body frame into the large content.
 
-        Return the offset after these bytes, and True if the frame is not complete.
+        Return the offset of the next byte that was not used, and True if the frame is not complete.
         """
         place = self.window()
         if place is not None:

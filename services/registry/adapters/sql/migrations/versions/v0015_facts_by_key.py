@@ -1,6 +1,7 @@
-"""Drop the index of the facts by kind, name and value, because it made searches slower.
+"""Drop the index ``ix_version_facts_kind``, because it made searches slower.
 
-With outdated table statistics, PostgreSQL used the index instead of the faster primary key.
+The index covers the kind, name and value of each fact. With outdated table statistics, PostgreSQL used the
+index instead of the faster primary key.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Context:
         """Do nothing."""
 
     def set_response_status(self, code=200, phrase="", idx=0):
-        """Raise ValueError if ``code`` is the status of an error."""
+        """Raise ValueError if ``code`` is the status of an error (400 or more). Otherwise do nothing."""
         if code >= 400:
             raise ValueError(f"the handler answered {code} {phrase}")
 

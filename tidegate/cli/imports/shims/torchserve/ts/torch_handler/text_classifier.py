@@ -17,7 +17,8 @@ NGRAMS = 2
 class TextClassifier(BaseHandler):
     """A classifier that uses the words of a text and its pairs of neighbouring words.
 
-    The archive's file ``source_vocab.pt`` must contain a dict from word to token id.
+    The archive's file ``source_vocab.pt`` must contain a dict. Its keys are the words and the pairs of words,
+    and its values are the token ids.
     """
 
     def initialize(self, context):
@@ -41,7 +42,11 @@ class TextClassifier(BaseHandler):
         return torch.tensor([self.source_vocab.get(each, unknown) for each in grams], device=self.device)
 
     def inference(self, data, *args, **kwargs):
-        """Return the model's output for one text. All its token ids form one bag, which starts at 0."""
+        """Return the model's output for one text, whose token ids are ``data``.
+
+        The model accepts the token ids of several texts in one tensor, and the position where each text
+        begins. Here, the only text begins at position 0.
+        """
         return super().inference(data, torch.tensor([0], device=self.device))
 
     def postprocess(self, data):
