@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from functools import partial
 
-from services.worker.adapters.reply_publisher import ReplyPublisher
+from services.worker.adapters.reply_publisher import GatewayGone, ReplyPublisher
 from tidegate.kernel import telemetry
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
@@ -17,6 +18,9 @@ log = telemetry.logger(__name__)
 # At most this many bytes of replies wait to be sent to one gateway process. Above this limit, streams wait
 # for the broker, so that memory does not grow.
 MAX_WAITING_BYTES = envelope.LARGE
+# After a gateway process has ended, each of its streams learns this at its next chunk, if that chunk comes
+# within this many seconds. A later chunk is published, and finds out again.
+GONE_KEPT_S = 2.0
 
 
 class GatewayReplies:
@@ -42,6 +46,10 @@ class GatewayReplies:
         self.confirmed = asyncio.get_running_loop().create_future()
         return taken
 
+    def discard(self) -> None:
+        """Remove all replies."""
+        self.frames, self.size = [], 0
+
     def end(self) -> None:
         """Wake the streams that wait for the confirm."""
         if not self.confirmed.done():
@@ -59,22 +67,26 @@ class ChunkSender:
     def __init__(self, publisher: ReplyPublisher) -> None:
         self._publisher = publisher
         self._waiting: dict[str, GatewayReplies] = {}
+        self._gone: dict[str, float] = {}
         self._tasks = TaskSet()
 
     async def stop(self) -> None:
         """Stop sending, and wake the streams that wait for a confirm."""
         await self._tasks.end()
 
-    async def reply(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float) -> None:
+    async def send_chunks(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float) -> None:
         """Send replies. Wait for the broker only at a large reply, or if too many bytes wait to be sent.
 
         A large reply is sent after the broker has confirmed all earlier replies. ``left_s``: for how many
-        seconds the caller still waits. It is used only for large replies.
+        seconds the caller still waits. It is used only for large replies. Raise GatewayGone if the gateway
+        process has ended.
         """
+        if time.monotonic() - self._gone.get(reply_to, -GONE_KEPT_S) < GONE_KEPT_S:
+            raise GatewayGone(reply_to)
         for frame in frames:
             if isinstance(frame, Reply) or len(frame) > envelope.LARGE:
                 await self.confirmed(reply_to)
-                await self._publisher.reply(reply_to, [frame], left_s=left_s)
+                await self._publisher.send_chunks(reply_to, [frame], left_s=left_s)
                 continue
             self._add(reply_to, frame)
             if self._waiting[reply_to].size > MAX_WAITING_BYTES:
@@ -113,7 +125,15 @@ class ChunkSender:
             while waiting.frames:
                 frames, confirmed = waiting.take()
                 try:
-                    await self._publisher.reply(reply_to, frames)
+                    await self._publisher.send_chunks(reply_to, frames)
+                except GatewayGone:
+                    log.warning(
+                        "a gateway process has ended: its streams are cancelled", extra={"queue": reply_to}
+                    )
+                    now = time.monotonic()
+                    self._gone = {each: at for each, at in self._gone.items() if now - at < GONE_KEPT_S}
+                    self._gone[reply_to] = now
+                    waiting.discard()
                 except Exception:  # the gateway notices the missing chunks; other streams continue
                     log.exception("chunks were not sent", extra={"queue": reply_to})
                 finally:

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from services.worker.adapters.request_log import log_request
 from services.worker.domain.backlog import QueuedRequest
 from services.worker.domain.retry_after_loss import GIVE_UP, after_loss
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
-from tidegate.kernel.broker.connection import Channel, Connection
+from tidegate.kernel.broker.connection import Channel, Connection, Unroutable
 from tidegate.kernel.broker.topology import EXCEPTIONS, WORKERS, Queue, suspects_queue
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import envelope
@@ -24,6 +25,13 @@ log = telemetry.logger(__name__)
 # caller with 504.
 PUBLISH_TIMEOUT_S = 60.0
 RETRY_S = 0.05
+# The broker deletes a gateway process's reply queue when it restarts, or 60 s after the process has ended. A
+# gateway that reconnects declares its queue again sooner than after this many seconds.
+GONE_S = 10.0
+
+
+class GatewayGone(Exception):
+    """A gateway process has ended, so no caller waits for its replies."""
 
 
 class ReplyPublisher:
@@ -32,6 +40,8 @@ class ReplyPublisher:
     ``suspected``: set after a suspect was published. ``loss``: a text that says how the model ended the last
     time. The caller of a request that is given up gets this text.
     """
+
+    gone_s = GONE_S
 
     def __init__(self, amqp_url: str, queue: Queue, claims: Claims) -> None:
         self._queue = queue
@@ -53,15 +63,30 @@ class ReplyPublisher:
         ``left_s``: the seconds for which the callers still wait. If the gateway process has ended, its queue
         does not exist, and the broker drops the replies.
         """
+        await self._reply(reply_to, frames, left_s)
+
+    async def send_chunks(
+        self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float = PUBLISH_TIMEOUT_S
+    ) -> None:
+        """Publish parts of streams as :meth:`reply` does. Raise GatewayGone if the gateway process has ended.
+
+        While the gateway reconnects, this method waits, so that the gateway gets each chunk.
+        """
+        await self._reply(reply_to, frames, left_s, gone_s=self.gone_s)
+
+    async def _reply(
+        self, reply_to: str, frames: Sequence[Buffer | Reply], left_s: float, gone_s: float | None = None
+    ) -> None:
+        publish = partial(self._publish, routing_key=reply_to, reply_to=None, gone_s=gone_s)
         small: list[Buffer] = []
         for frame in frames:
             if not isinstance(frame, Reply) and len(frame) <= envelope.LARGE:
                 small.append(frame)
                 continue
             reply = frame if isinstance(frame, Reply) else envelope.read_reply(frame)
-            await self._publish(await self._pack_large(reply, left_s), reply_to, reply_to=None)
+            await publish(await self._pack_large(reply, left_s))
         for start, end in envelope.runs([len(frame) for frame in small]):
-            await self._publish(envelope.pack(envelope.REPLIES, small[start:end]), reply_to, reply_to=None)
+            await publish(envelope.pack(envelope.REPLIES, small[start:end]))
 
     async def _pack_large(self, reply: Reply, left_s: float) -> bytes | list[Buffer]:
         """Return an envelope with one large reply.
@@ -171,14 +196,17 @@ class ReplyPublisher:
         persistent: bool = False,
         mandatory: bool = False,
         timeout_s: float = PUBLISH_TIMEOUT_S,
+        gone_s: float | None = None,
     ) -> None:
         """Publish a message. Try again until the broker confirms it, for at most ``timeout_s`` seconds.
 
         A message that is not confirmed in time is logged and lost. ``mandatory``: True if the broker must
         also report a message that reaches no queue. Then that message is published again, because another
-        service may declare the queue later.
+        service may declare the queue later. ``gone_s``: raise GatewayGone if the message reaches no queue for
+        this many seconds.
         """
         give_up_at = time.monotonic() + timeout_s
+        missing_since: float | None = None
         while True:
             try:
                 channel = await self.connection.wait_up(timeout_s)
@@ -190,11 +218,15 @@ class ReplyPublisher:
                     expiration_ms=expiration_ms,
                     headers=headers,
                     persistent=persistent,
-                    mandatory=mandatory,
+                    mandatory=mandatory or gone_s is not None,
                 )
                 return
             except Unavailable as error:
-                if time.monotonic() > give_up_at:
+                now = time.monotonic()
+                missing_since = (missing_since or now) if isinstance(error, Unroutable) else None
+                if gone_s is not None and missing_since is not None and now - missing_since >= gone_s:
+                    raise GatewayGone(routing_key) from error
+                if now > give_up_at:
                     log.error(
                         "a message could not be published and is lost",
                         extra={"queue": routing_key, "problem": error.message},

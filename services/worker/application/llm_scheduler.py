@@ -295,7 +295,8 @@ class LlmScheduler:
         if isinstance(outcome, CallFailure):
             await self._on_failure(model, item, chunks, outcome)
             return
-        count_slot_success(self.stats, self._room.slots, item, began, time.monotonic() - began)
+        if outcome != "cancelled":
+            count_slot_success(self.stats, self._room.slots, item, began, time.monotonic() - began)
         if outcome == "ok":
             if sample is not None:
                 sample.end()

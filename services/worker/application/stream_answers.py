@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from services.worker.adapters.metrics import CHUNKS, FIRST_CHUNK_SECONDS
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_call import ModelAnswer
+from services.worker.adapters.reply_publisher import GatewayGone
 from services.worker.application.model_calls import MAX_US, CallFailure, check_key_length, decide_failure
 from services.worker.domain.backlog import QueuedRequest
 from services.worker.domain.split import describe
@@ -24,10 +25,13 @@ _NO_FACTS: Mapping[str, Any] = {}
 
 
 class Replies(Protocol):
-    """Sends replies to gateway processes, in the order in which :meth:`reply` is called."""
+    """Sends replies to gateway processes, in the order in which :meth:`send_chunks` is called."""
 
-    async def reply(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float) -> None:
-        """Send replies to one gateway process. Return when the next reply may follow."""
+    async def send_chunks(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float) -> None:
+        """Send replies to one gateway process. Return when the next reply may follow.
+
+        Raise GatewayGone if the gateway process has ended.
+        """
 
 
 async def send_answers(
@@ -41,9 +45,9 @@ async def send_answers(
 ) -> tuple[int, str | CallFailure[QueuedRequest]]:
     """Send each answer of a stream immediately. Return the number of sent answers, and the outcome.
 
-    The outcome is "ok", "expired" or the failure. ``began``: the start of the stream, in seconds of the
-    worker's monotonic clock. ``first_facts``: parameters to add to the first answer. ``see`` is called with
-    each sent answer.
+    The outcome is "ok", "expired", "cancelled" if the gateway process has ended, or the failure. ``began``:
+    the start of the stream, in seconds of the worker's monotonic clock. ``first_facts``: parameters to add to
+    the first answer. ``see`` is called with each sent answer.
     """
     loop = asyncio.get_running_loop()
     left_s = max(item.request.deadline_ms / 1e3 - time.time(), 0.001)
@@ -57,7 +61,7 @@ async def send_answers(
                 if chunks == 0 and first_facts:
                     answer = ModelAnswer(answer.outputs, {**answer.parameters, **first_facts})
                 chunk = _chunk(item, answer, chunks, began - item.received, now - last)
-                await replies.reply(item.delivery.reply_to, [chunk], left_s=silence_s)
+                await replies.send_chunks(item.delivery.reply_to, [chunk], left_s=silence_s)
                 if chunks == 0:
                     FIRST_CHUNK_SECONDS.observe(now - began)
                 if see is not None:
@@ -66,6 +70,8 @@ async def send_answers(
                 CHUNKS.inc()
     except TimeoutError:
         return chunks, "expired"
+    except GatewayGone:
+        return chunks, "cancelled"
     except Exception as error:
         return chunks, decide_failure([item], error, "the stream failed")
     return chunks, "ok"

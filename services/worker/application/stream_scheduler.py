@@ -168,7 +168,8 @@ class StreamScheduler:
         if isinstance(outcome, CallFailure):
             await self._on_failure(model, item, chunks, outcome)
             return
-        self._measure(item, began)
+        if outcome != "cancelled":
+            self._measure(item, began)
         if outcome == "ok":
             await self._reply(item, envelope.end_frame(item.request.id, item.request.attempt, chunks))
         self._finish(item, outcome)

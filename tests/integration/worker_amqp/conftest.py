@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,11 @@ def failure_of(reply: Reply) -> tuple[str, str]:
 
     failure = orjson.loads(reply.key)
     return failure["reason"], failure["message"]
+
+
+def brief(queue: Queue) -> Queue:
+    """Return the queue, but without a consumer it lives for half a second and not for a minute."""
+    return replace(queue, arguments={"x-expires": 500})
 
 
 class Caller:

@@ -21,7 +21,7 @@ from services.worker.domain.llm_bands import LlmRoom
 from services.worker.domain.split import Output
 from services.worker.replica_wiring import build_llm_serving
 from tests.conftest import PATIENCE_S
-from tests.integration.worker_amqp.conftest import Caller, failure_of
+from tests.integration.worker_amqp.conftest import Caller, brief, failure_of
 from tidegate.kernel.broker.topology import replica_queue, requests_queue
 from tidegate.kernel.errors import ModelFailed, Unavailable
 from tidegate.kernel.protocol import envelope
@@ -56,6 +56,17 @@ class Engine:
             raise
         finally:
             self.running -= 1
+
+    async def stream_forever(self, request: Request) -> AsyncGenerator[ModelAnswer]:
+        """Answer as a long text does, until the call is cancelled."""
+        self.begun.append(request.id)
+        try:
+            while True:
+                yield ModelAnswer([Output("events", "BYTES", (1,), pack_strings(["a"]))], {})
+                await asyncio.sleep(0.02)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
 
     def finish(self, count: int) -> None:
         for _ in range(count):
@@ -404,3 +415,29 @@ async def test_an_expired_request_never_starts(start, llm, make, until):
     await until(lambda: llm.last(later) == END)
     assert worker.engine.begun == [later]
     assert id_ not in llm.caller.replies
+
+
+@pytest.fixture
+async def endless(start) -> LlmWorker:
+    """Return a worker with one slot whose engine writes until it is cancelled."""
+    worker = await start(slots=1)
+    worker.engine.stream = worker.engine.stream_forever
+    return worker
+
+
+async def test_the_slot_of_a_gateway_that_was_killed_becomes_free(
+    endless, llm, rabbitmq_url, queue, make, until
+):
+    endless.publisher.gone_s = 0.5
+    killed = Caller(rabbitmq_url, queue)
+    killed.reply_to = brief(killed.reply_to)
+    async with killed.connection:
+        await killed.connection.wait_up(PATIENCE_S)
+        lost = await LlmCaller(killed, llm.deployment).ask(make)
+        await until(lambda: killed.replies.get(lost))
+    waits = await llm.ask(make, timeout_s=PATIENCE_S)
+    await until(lambda: llm.last(waits) == CHUNK)
+    assert endless.engine.begun == [lost, waits]
+    assert endless.engine.cancelled == 1, "the engine wrote no further for the gateway that has ended"
+    assert endless.requests.unsettled == 1
+    assert endless.scheduler.stats.completed == 0

@@ -10,6 +10,9 @@ import pytest
 
 from services.worker.adapters.model_call import ModelAnswer
 from services.worker.domain.split import Output
+from tests.conftest import PATIENCE_S
+from tests.integration.worker_amqp.conftest import Caller, brief
+from tidegate.kernel.broker.topology import replies_queue
 from tidegate.kernel.errors import BadRequest, ModelFailed, Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import CHUNK, END, FAILED, RETRY_SAFE, STREAM, Reply, Request
@@ -271,3 +274,29 @@ async def test_a_stop_returns_streams_to_the_queue(worker, model, caller, make, 
     await until(lambda: model.begun == [id_])
     await worker.stop()
     await until(lambda: left(), "it is back in the queue")
+
+
+async def test_the_stream_of_a_gateway_that_was_killed_ends(
+    worker, model, rabbitmq_url, queue, make, until, nothing_is_left
+):
+    worker.publisher.gone_s = 0.5
+    model.free, model.plan = True, ["word"] * 1_000_000
+    killed = Caller(rabbitmq_url, queue)
+    killed.reply_to = brief(killed.reply_to)
+    async with killed.connection:
+        await killed.connection.wait_up(PATIENCE_S)
+        (id_,) = await killed.send(make([1, 2], flags=SAFE))
+        await until(lambda: killed.replies.get(id_))
+    await until(lambda: model.cancelled == 1)
+    await nothing_is_left(worker)
+
+
+async def test_a_chunk_waits_for_the_queue_of_a_gateway_that_reconnects(worker, caller):
+    queue = replies_queue("late")
+    sending = asyncio.create_task(
+        worker.publisher.send_chunks(queue.name, [envelope.end_frame(b"i" * 16, 0, 0)])
+    )
+    await asyncio.sleep(0.3)
+    await caller.channel.declare(queue)
+    await sending
+    assert await caller.channel.depth(queue) == 1

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from services.worker.adapters.chunk_sender import MAX_WAITING_BYTES, ChunkSender
-from services.worker.adapters.reply_publisher import ReplyPublisher
+from services.worker.adapters.reply_publisher import GatewayGone, ReplyPublisher
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 
@@ -24,7 +24,9 @@ class Broker:
         self.go = asyncio.Semaphore(0)
         self.fail: Exception | None = None
 
-    async def reply(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float = 60.0) -> None:
+    async def send_chunks(
+        self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float = 60.0
+    ) -> None:
         self.messages.append((reply_to, list(frames)))
         await self.go.acquire()
         if self.fail is not None:
@@ -46,7 +48,7 @@ async def turns() -> None:
 
 async def send(sender: ChunkSender, *frames: bytes, reply_to: str = "g") -> None:
     for frame in frames:
-        await sender.reply(reply_to, [frame], left_s=1.0)
+        await sender.send_chunks(reply_to, [frame], left_s=1.0)
 
 
 async def test_a_stream_waits_for_no_confirm_and_chunks_share_messages():
@@ -121,6 +123,24 @@ async def test_a_message_that_fails_stops_no_stream():
     await sender.reply_last("g", b"a")
     await sender.reply_last("g", b"b")
     assert len(broker.messages) == 2
+
+
+async def test_the_streams_of_a_gateway_that_has_ended_learn_it_at_their_next_chunk():
+    broker = Broker()
+    sender = sender_to(broker)
+    await send(sender, b"a1")
+    await turns()
+    await send(sender, b"b1")
+    broker.fail = GatewayGone("g")
+    broker.confirm()
+    await turns()
+    with pytest.raises(GatewayGone):
+        await send(sender, b"a2")
+    broker.fail = None
+    broker.confirm()
+    await send(sender, b"c1", reply_to="h")
+    await sender.confirmed("h")
+    assert broker.messages == [("g", [b"a1"]), ("h", [b"c1"])], "b1 is dropped, and nobody waits for it"
 
 
 @pytest.mark.parametrize("begun", [True, False])
