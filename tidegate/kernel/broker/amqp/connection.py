@@ -159,7 +159,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._pulse()
 
     async def close(self) -> None:
-        """Announce the end to the broker, then close the connection. Unacked messages return to their queues."""
+        """Announce the end to the broker, then close. Unacked messages return to their queues."""
         if self.ended.done():
             return
         with contextlib.suppress(ConnectionLost):
