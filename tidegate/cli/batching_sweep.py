@@ -185,5 +185,5 @@ def _callers(connections: int) -> str:
 def _in_words(points: Sequence[Point], latency_ms: float) -> str:
     best = choose(points, latency_ms)
     if best is None:
-        return f"no p99 within {latency_ms:g} ms"
+        return f"no setting reaches a p99 of {latency_ms:g} ms or less"
     return f"{best.rps:,.0f} requests/s, p99 {best.p99_ms:.3g} ms"

@@ -82,8 +82,8 @@ class Layout:
                 self.roots[part] = root
             elif any(each.startswith(f"{part}/") for each in manifest.files):
                 raise BackupError(
-                    f"The backup has {part} as files, but TIDEGATE_{name.upper()} is not a folder. "
-                    "Set it to a folder, restore, then copy the files to the store."
+                    f"The backup has {part} as files, but TIDEGATE_{name.upper()} names an object store. Set "
+                    "it to a folder and restore. Then copy the files to the object store, and set it back."
                 )
 
     @property

@@ -123,7 +123,7 @@ class Verifier:
                 self.problem = error.message
             except Exception as error:  # the next check tries again
                 log.exception("verifying versions failed")
-                self.problem = f"The last check of the scratch replicas failed: {error}"
+                self.problem = f"The autoscaler could not verify versions, and tries again: {error}"
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self.pause_s())
 

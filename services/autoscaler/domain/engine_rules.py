@@ -146,8 +146,8 @@ def _creation(query: Query, raw: bytes, bounds: StackBounds) -> str | None:
 def _read(text: str | bytes) -> Any:
     """Return the JSON value. Raise ValueError also for a repeated key.
 
-    The engine merges a repeated `HostConfig` into the first one. Python's parser drops the first one, which
-    would then not be checked.
+    The container engine merges a repeated key, such as a second `HostConfig`, into the first one. Python's
+    parser keeps only the last one, so the first one would not be checked.
     """
     return json.loads(text, object_pairs_hook=_each_once)
 

@@ -48,7 +48,8 @@ class SplitBody(Noun):
 async def roll_back(transactions: TransactionsDep, name: str, body: RollbackBody | None = None) -> RolledBack:
     """Roll an Endpoint back to an earlier version. The current version serves until the earlier one is ready.
 
-    A roll-over, canary or experiment in progress ends. Return 409 if no earlier version exists.
+    If a new version is replacing an old one, or a canary or an experiment is in progress, it
+    ends. Return 409 if no earlier version exists.
     """
     version = body.version if body else None
     async with transactions.change() as writer:

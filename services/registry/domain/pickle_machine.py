@@ -172,7 +172,7 @@ class _Machine:
         """
         value = self._take()
         if _is_wrapper(value):
-            raise Unscannable("the pickle uses the description of a joblib array for something else")
+            raise Unscannable("the pickle uses joblib's description of an array as an ordinary value")
         return value
 
     def _pop_mark(self) -> list[Any]:

@@ -2,9 +2,9 @@
 
 The canary's share of the traffic grows in steps. A step ends when its hold time is over, it has enough
 requests, and no metric shows harm. The step to 100 percent is the promotion, because no baseline is left
-after it. For the promotion, each metric that counts requests must also show that the canary is fine. If
-evidence is missing for too long, the canary pauses, and the reason of the decision names the missing
-evidence.
+after it. For the promotion, there must also be evidence that the canary is not worse, in each metric that
+counts bad requests and not bad seconds. If evidence is missing for too long,
+the canary pauses, and the reason of the decision names the missing evidence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Watch one canary: turn the gateways' totals into ticks, judge the ticks, and keep the evidence. Pure."""
+"""Watch one canary: judge the answers of each tick, and keep the evidence. Pure.
+
+A tick is a short period. The gateways report total counts of answers. Each tick has the counts since the
+previous one.
+"""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def test_columns_without_names_are_one_array() -> None:
     [
         ([tensor("datetime64[ns]", -1)], "cannot be sent"),
         ([{"type": "complex", "name": "a"}], "is unknown"),
-        ([tensor("float32", -1), tensor("float32", -1)], "have no names"),
+        ([tensor("float32", -1), tensor("float32", -1)], "some columns have no names"),
         ([{"type": "tensor"}], "cannot be read"),
         ([7], "cannot be read"),
     ],

@@ -49,7 +49,7 @@ class Trailers:
 
 
 class Lifetime(HttpToolsProtocol):
-    """An HTTP connection that :class:`Connections` can rank, check for timeouts and close."""
+    """An HTTP connection that :class:`Connections` closes after a timeout, or if too many are open."""
 
     def __init__(self, connections: Connections, **given: Any) -> None:
         super().__init__(**given)

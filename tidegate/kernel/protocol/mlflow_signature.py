@@ -143,7 +143,7 @@ def _table(entries: Sequence[Any], default: str) -> Schema:
         # Columns without names are served as one array, which has a row for each sample.
         kinds = {str(entry["type"]) for entry in entries}
         if len(kinds) != 1 or (kind := _COLUMNS.get(kinds.pop())) is None:
-            raise ValueError("columns of different types have no names")
+            raise ValueError("some columns have no names, and their types differ or are not supported")
         return Schema((TensorSpec(name=default, datatype=kind, shape=[-1, len(entries)]),), None, False, True)
     columns: dict[str, str] = {}
     specs = []

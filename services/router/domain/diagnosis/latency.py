@@ -12,8 +12,8 @@ from tidegate.kernel.protocol.traffic import LEDGER
 # A smaller growth of a latency (seconds) is no symptom, because users do not notice it.
 LEAST_FELT_S = 0.002
 SLOWER, CLEARLY = 1.75, 1.4
-# Response times are inconsistent only if both are true: p99/p50 and p99 are more than WIDER times their usual
-# values, and p50 is at most SAME_MIDDLE times its usual value.
+# Response times are inconsistent only if p50 is at most SAME_MIDDLE times its usual value, and p99 and the
+# ratio p99/p50 are each more than WIDER times their usual values.
 WIDER, SAME_MIDDLE = 2.0, 1.5
 # With fewer answers, p99 is only the slowest one or two answers.
 LEAST_ANSWERS = 200

@@ -65,8 +65,8 @@ class Upstream:
                 "server_error", "stream_not_continued",
             )  # fmt: skip
         body = _prepared(path, body, self._plan.get("upstream_model") or self._plan["name"])
-        # Count at most one minute's limit of tokens for a request. Otherwise one large request could block
-        # other requests for days.
+        # Charge a request with no more tokens than the limit allows in one minute. Otherwise one request with
+        # a large estimate could block other requests for days.
         estimate = min(estimated_tokens(body), self._plan.get("tokens_per_minute") or sys.maxsize)
         self._await_limits(estimate, call)
         reader = _UpstreamEvents(self._credential, self._host)
