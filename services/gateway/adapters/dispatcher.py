@@ -8,11 +8,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
+from math import inf
 
 from services.gateway.adapters.claim_fetcher import ReplyClaimFetcher
 from services.gateway.adapters.event_publisher import EventPublisher
 from services.gateway.adapters.pending_requests import (
     DeploymentQueue,
+    Framed,
     Lane,
     OnReply,
     PendingRequest,
@@ -23,6 +25,7 @@ from services.gateway.adapters.pending_requests import (
     prepare_again,
     publish_failure,
     replies_in,
+    unheard,
 )
 from services.gateway.domain.admission import no_replica, too_late
 from services.gateway.domain.chunk_order import ChunkOrder, ChunkPlace
@@ -76,7 +79,8 @@ class Dispatcher:
         self.on_other_reply: Callable[[Reply], None] = lambda _: None
         self._loop: asyncio.AbstractEventLoop
         self.out = Connection(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend, fast=True)
-        self.back = Connection(amqp_url, "gateway-in", self._on_back_setup, fast=True)
+        self.back = Connection(amqp_url, "gateway-in", self._on_back_setup, self._on_back_down, fast=True)
+        self._back_down_at = inf
         self._events = EventPublisher(self.out, self._tasks.start)
         self._claim_fetcher = ReplyClaimFetcher(
             claims,
@@ -191,7 +195,11 @@ class Dispatcher:
         self._pending[id_] = pending
         queue.begin(pending)
         if frame is None:
-            self._tasks.start(self._upload(queue, pending, data, deadline_ms, rows, key, trace, flags))
+            framed = partial(
+                frame_of, id_, deadline_ms, rows, key,
+                tenant=flow.tenant, trace=trace, flags=flags | envelope.CLAIM,
+            )  # fmt: skip
+            self._tasks.start(self._upload(queue, pending, data, framed))
         else:
             self._enqueue(queue, pending)
         return id_
@@ -227,15 +235,7 @@ class Dispatcher:
             self._loop.call_soon(self._flush)
 
     async def _upload(
-        self,
-        queue: DeploymentQueue,
-        pending: PendingRequest,
-        data: list[Buffer],
-        deadline_ms: int,
-        rows: int,
-        key: bytes,
-        trace: bytes,
-        flags: int,
+        self, queue: DeploymentQueue, pending: PendingRequest, data: list[Buffer], framed: Framed
     ) -> None:
         """Upload a request's data to the blob store. Then queue the request with a claim to the data."""
         try:
@@ -247,10 +247,7 @@ class Dispatcher:
             await self._claims.drop(claim)
         else:
             pending.claim = claim
-            tenant, claimed = pending.flow.tenant, flags | envelope.CLAIM
-            pending.frame = frame_of(
-                pending.id, deadline_ms, rows, key, [claim], tenant, trace, claimed, len(claim)
-            )
+            pending.frame = framed(data=[claim], size=len(claim))
             self._enqueue(queue, pending)
 
     def abandon(self, id_: bytes) -> None:
@@ -266,15 +263,13 @@ class Dispatcher:
         if self._fleet(pending.route.name).ready == 0:
             self._events.demand(channel, pending.route.name)
         if lane.own is not None:
-            self._publish_to_replica(channel, pending, lane, lane.own)
+            self._send_to_replica(channel, pending, lane, lane.own)
         elif lane.sequence or lane.shared.name in self._declared:
             self._publish(channel, lane.shared, [pending])
         else:
             self._tasks.start(self._declare(channel, lane.shared, [pending]))
 
-    def _publish_to_replica(
-        self, channel: Channel, pending: PendingRequest, lane: Lane, queue: Queue
-    ) -> None:
+    def _send_to_replica(self, channel: Channel, pending: PendingRequest, lane: Lane, queue: Queue) -> None:
         """Publish a request to its preferred replica's queue. If this is impossible, use the shared queue."""
 
         def on_failure(error: Unavailable) -> None:
@@ -395,6 +390,11 @@ class Dispatcher:
     async def _on_back_setup(self, channel: Channel) -> None:
         await channel.declare(self._reply_to)
         await channel.consume(self._reply_to, self._on_replies, prefetch=0, no_ack=True)
+        for pending in unheard(self._pending.values(), self._loop.time() - self._back_down_at):
+            self._fail_broken(pending, "a part of the stream was lost")
+
+    def _on_back_down(self) -> None:
+        self._back_down_at = self._loop.time()
 
     def _on_replies(self, delivery: Delivery) -> None:
         for reply in replies_in(delivery.body):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from services.gateway.domain.chunk_order import ChunkOrder
@@ -12,7 +12,7 @@ from services.gateway.domain.replica_fleet import ReplicaFleet, window_of
 from services.gateway.domain.routing import DeploymentRoute
 from tidegate.kernel import telemetry
 from tidegate.kernel.broker.connection import Refused, Unroutable
-from tidegate.kernel.broker.topology import Queue, replica_queue, requests_queue
+from tidegate.kernel.broker.topology import REPLIES_KEPT_S, Queue, replica_queue, requests_queue
 from tidegate.kernel.errors import SequenceLost, TidegateError, Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
@@ -22,6 +22,8 @@ from tidegate.kernel.protocol.presence import GatewayLoad
 log = telemetry.logger(__name__)
 
 ReplyOrError = Reply | TidegateError
+# Returns the frame of a request with the given data.
+Framed = Callable[..., bytes | list[Buffer]]
 OnReply = Callable[[ReplyOrError], None]
 
 NOT_SENT_AGAIN = (
@@ -263,3 +265,13 @@ def replies_in(body: Buffer) -> list[Reply]:
     except envelope.Undecodable as error:
         log.error("an envelope of replies could not be decoded", extra={"problem": str(error)})
         return []
+
+
+def unheard(pending: Iterable[PendingRequest], away_s: float) -> list[PendingRequest]:
+    """Return the streams that may have lost a chunk, because the reply queue had no consumer for ``away_s``.
+
+    After REPLIES_KEPT_S seconds, the broker deletes the queue, and workers cancel the streams.
+    """
+    if away_s < REPLIES_KEPT_S:
+        return []
+    return [each for each in pending if each.order is not None and each.order.emitted]

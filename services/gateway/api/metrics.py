@@ -204,7 +204,9 @@ class GatewayMetrics:
                     if chunks is None:
                         name, took = answer.route.name, time.perf_counter() - started
                         FIRST_CHUNK.labels(name).observe(took)
-                        self.traffic.add_first(model, name, took)
+                        t = answer.timing
+                        parts = (t.decode, t.transit(took), t.wait, t.compute, t.encode)
+                        self.traffic.add_first(model, name, (took, *parts))
                         if self._is_compared(model):
                             self.variants.add_time(model, name, took)
                         chunks = CHUNKS.labels(name)

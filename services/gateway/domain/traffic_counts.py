@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from tidegate.kernel.protocol.latency_buckets import bucket_of
 from tidegate.kernel.protocol.traffic import EndpointTraffic, histograms_of, no_times, sparse
 
 # The largest number of error reasons that are counted by name for an endpoint. Engines may report any reason.
@@ -27,9 +26,12 @@ class TrafficCounter:
         self._of(endpoint, deployment)[:] += histograms_of(seconds)
         self._count(endpoint, "ok", len(seconds))
 
-    def add_first(self, endpoint: str, deployment: str, seconds: float) -> None:
-        """Count the time to the first answer of a stream. The outcome is counted when the stream ends."""
-        self._of(endpoint, deployment)[0, bucket_of(seconds)] += 1
+    def add_first(self, endpoint: str, deployment: str, seconds: Sequence[float]) -> None:
+        """Count the time to the first answer of a stream, and the parts of this time.
+
+        ``seconds``: the times in the order of ``ROWS``. The outcome is counted when the stream ends.
+        """
+        self._of(endpoint, deployment)[:] += histograms_of(np.array([seconds]))
 
     def add_outcome(self, endpoint: str, outcome: str, *, failed: bool = False) -> None:
         """Count the end of a stream, or a request without an answer.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -18,9 +17,6 @@ log = telemetry.logger(__name__)
 # At most this many bytes of replies wait to be sent to one gateway process. Above this limit, streams wait
 # for the broker, so that memory does not grow.
 MAX_WAITING_BYTES = envelope.LARGE
-# After a gateway process has ended, each of its streams learns this at its next chunk, if that chunk comes
-# within this many seconds. A later chunk is published, and finds out again.
-GONE_KEPT_S = 2.0
 
 
 class GatewayReplies:
@@ -67,7 +63,7 @@ class ChunkSender:
     def __init__(self, publisher: ReplyPublisher) -> None:
         self._publisher = publisher
         self._waiting: dict[str, GatewayReplies] = {}
-        self._gone: dict[str, float] = {}
+        self._gone: set[str] = set()
         self._tasks = TaskSet()
 
     async def stop(self) -> None:
@@ -81,11 +77,11 @@ class ChunkSender:
         seconds the caller still waits. It is used only for large replies. Raise GatewayGone if the gateway
         process has ended.
         """
-        if time.monotonic() - self._gone.get(reply_to, -GONE_KEPT_S) < GONE_KEPT_S:
-            raise GatewayGone(reply_to)
         for frame in frames:
+            self._check(reply_to)
             if isinstance(frame, Reply) or len(frame) > envelope.LARGE:
                 await self.confirmed(reply_to)
+                self._check(reply_to)
                 await self._publisher.send_chunks(reply_to, [frame], left_s=left_s)
                 continue
             self._add(reply_to, frame)
@@ -97,8 +93,21 @@ class ChunkSender:
 
         If replies cannot be sent, the failure is logged and this method returns.
         """
-        self._add(reply_to, frame)
-        await self.confirmed(reply_to)
+        if reply_to not in self._gone:
+            self._add(reply_to, frame)
+            await self.confirmed(reply_to)
+
+    async def reply_only(self, reply_to: str, frame: Buffer) -> None:
+        """Send the only reply to a request. If the gateway process has ended, the broker drops the reply."""
+        await self._publisher.reply(reply_to, [frame])
+
+    def _check(self, reply_to: str) -> None:
+        if reply_to in self._gone:
+            raise GatewayGone(reply_to)
+
+    def heard_from(self, reply_to: str) -> None:
+        """Send chunks to this gateway process again, because a request of it has arrived."""
+        self._gone.discard(reply_to)
 
     async def confirmed(self, reply_to: str) -> None:
         """Wait until the broker has confirmed all earlier replies to a gateway process.
@@ -130,9 +139,7 @@ class ChunkSender:
                     log.warning(
                         "a gateway process has ended: its streams are cancelled", extra={"queue": reply_to}
                     )
-                    now = time.monotonic()
-                    self._gone = {each: at for each, at in self._gone.items() if now - at < GONE_KEPT_S}
-                    self._gone[reply_to] = now
+                    self._gone.add(reply_to)
                     waiting.discard()
                 except Exception:  # the gateway notices the missing chunks; other streams continue
                     log.exception("chunks were not sent", extra={"queue": reply_to})

@@ -25,9 +25,11 @@ log = telemetry.logger(__name__)
 # caller with 504.
 PUBLISH_TIMEOUT_S = 60.0
 RETRY_S = 0.05
-# The broker deletes a gateway process's reply queue when it restarts, or 60 s after the process has ended. A
-# gateway that reconnects declares its queue again sooner than after this many seconds.
+# The broker deletes a gateway process's reply queue REPLIES_KEPT_S seconds after the process has ended. If
+# the queue is missing for GONE_S more seconds, no gateway is about to declare it again.
 GONE_S = 10.0
+# The longest pause between two tries to publish to a missing queue. The broker returns the whole message.
+LONGEST_RETRY_S = 1.0
 
 
 class GatewayGone(Exception):
@@ -207,9 +209,13 @@ class ReplyPublisher:
         """
         give_up_at = time.monotonic() + timeout_s
         missing_since: float | None = None
+        used: Channel | None = None
+        pause_s = RETRY_S
         while True:
             try:
                 channel = await self.connection.wait_up(timeout_s)
+                if channel is not used:  # after a reconnect, gateways get time to declare their queues again
+                    used, missing_since, pause_s = channel, None, RETRY_S
                 await channel.publish(
                     body,
                     exchange=WORKERS.name,
@@ -232,4 +238,5 @@ class ReplyPublisher:
                         extra={"queue": routing_key, "problem": error.message},
                     )
                     return
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_RETRY_S) if missing_since is not None else RETRY_S

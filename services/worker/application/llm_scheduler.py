@@ -176,6 +176,7 @@ class LlmScheduler:
 
         If the request is not a stream, answer it with an error.
         """
+        self._replies.heard_from(item.delivery.reply_to)
         if not item.request.flags & envelope.STREAM:
             self._start(item, self._refuse(item))
             return
@@ -315,24 +316,28 @@ class LlmScheduler:
             self._on_model_lost(model)
             error = WorkerLost(f"the model server was lost: {error.message}")
             LLM_LOST.labels("engine").inc()
-        await self._fail(item, log_failure(item.request, error, chunks=chunks))
+        await self._fail(item, log_failure(item.request, error, chunks=chunks), self._replies.reply_last)
 
     async def answer_lost(self, item: QueuedRequest) -> None:
         """Answer a request with the error that an earlier worker was lost while it ran the request."""
         LLM_LOST.labels("worker").inc()
-        await self._fail(item, WorkerLost("the worker was lost while it ran this request"))
+        error = WorkerLost("the worker was lost while it ran this request")
+        await self._fail(item, error, self._replies.reply_only)
 
     async def _refuse(self, item: QueuedRequest) -> None:
-        await self._fail(
-            item,
-            BadRequest("a language model returns many answers to a request: send the request as a stream"),
-        )
+        error = BadRequest("a language model returns many answers to a request: send the request as a stream")
+        await self._fail(item, error, self._replies.reply_only)
 
-    async def _fail(self, item: QueuedRequest, error: TidegateError) -> None:
+    async def _fail(
+        self,
+        item: QueuedRequest,
+        error: TidegateError,
+        reply: Callable[[str, envelope.Buffer], Coroutine[Any, Any, None]],
+    ) -> None:
         request = item.request
         count_failure(self.stats, item)
         frame = envelope.failure_frame(request.id, request.attempt, error.reason, error.message)
-        await self._replies.reply_last(item.delivery.reply_to, frame)
+        await reply(item.delivery.reply_to, frame)
         self._finish(item, error.reason)
 
     def _on_done(self, task: asyncio.Task[None], release: Callable[[], None]) -> None:

@@ -7,13 +7,14 @@ sent an answer is never retried. Other streams are retried like other requests.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from services.worker.adapters.metrics import ANSWERED
 from services.worker.adapters.model import Model
-from services.worker.adapters.reply_publisher import ReplyPublisher
+from services.worker.adapters.reply_publisher import GatewayGone, ReplyPublisher
 from services.worker.adapters.request_log import log_failure
 from services.worker.application.model_calls import (
     CallFailure,
@@ -28,6 +29,7 @@ from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Buffer, Reply
 
 log = telemetry.logger(__name__)
 
@@ -160,7 +162,8 @@ class StreamScheduler:
         began = time.monotonic()
         mark = self._stats.time.begin()
         try:
-            chunks, outcome = await send_answers(self._publisher, model, item, began)
+            replies = self._publisher if item.sequence is None else _Patient(self._publisher)
+            chunks, outcome = await send_answers(replies, model, item, began)
         except BaseException:
             self._stats.time.waste(mark, "cancelled")
             raise
@@ -171,7 +174,9 @@ class StreamScheduler:
         if outcome != "cancelled":
             self._measure(item, began)
         if outcome == "ok":
-            await self._reply(item, envelope.end_frame(item.request.id, item.request.attempt, chunks))
+            end = envelope.end_frame(item.request.id, item.request.attempt, chunks)
+            with contextlib.suppress(GatewayGone):
+                await self._publisher.send_chunks(item.delivery.reply_to, [end])
         self._finish(item, outcome)
 
     async def _on_failure(
@@ -206,3 +211,17 @@ class StreamScheduler:
     def _finish(self, item: QueuedRequest, outcome: str) -> None:
         ANSWERED.labels(outcome).inc()
         self._settle([item])
+
+
+class _Patient:
+    """Sends the chunks of a sequence's request also after its gateway process has ended.
+
+    The call must run to its end. Otherwise the sequence's state would be changed only in part.
+    """
+
+    def __init__(self, publisher: ReplyPublisher) -> None:
+        self._publisher = publisher
+
+    async def send_chunks(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float) -> None:
+        """Send replies. If the gateway process has ended, the broker drops them."""
+        await self._publisher.reply(reply_to, frames, left_s=left_s)

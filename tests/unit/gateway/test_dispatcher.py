@@ -30,6 +30,9 @@ class Sent:
     async def declare(self, what: Any) -> None:
         """Declare nothing."""
 
+    async def consume(self, *_: Any, **__: Any) -> None:
+        """Consume nothing."""
+
     async def publish(self, body: bytes, **_: Any) -> None:
         """Publish a hint or a cancel."""
 
@@ -103,3 +106,20 @@ async def test_a_request_whose_replica_has_gone_goes_to_the_shared_queue(dispatc
     channel = dispatcher.out.channel
     channel.failures[0](Unroutable("no queue"))
     assert channel.requests[1] == (requests_queue("m").name, 0)
+
+
+@pytest.mark.parametrize(("away_s", "failed"), [(59, False), (61, True)])
+async def test_a_gateway_that_was_away_for_long_fails_the_streams_that_may_have_lost_a_chunk(
+    dispatcher, away_s, failed
+):
+    """Workers cancel streams whose reply queue is missing, and their error does not arrive either."""
+    begun, replies = stream(dispatcher, "llm")
+    _, waiting = stream(dispatcher, "llm")
+    chunk(dispatcher, begun, 0, 0)
+    await dispatcher._on_back_setup(dispatcher.out.channel)
+    assert len(replies) == 1, "the first connection loses nothing"
+    dispatcher._on_back_down()
+    dispatcher._back_down_at -= away_s
+    await dispatcher._on_back_setup(dispatcher.out.channel)
+    assert isinstance(replies[-1], WorkerLost) is failed
+    assert waiting == []

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,8 +17,10 @@ from services.gateway.api.metrics import ANSWERED, OUTSTANDING, TOTAL, GatewayMe
 from services.gateway.application.inference.core import Timing
 from services.gateway.domain.llm.refusal import EngineRefused
 from services.gateway.domain.routing import parse_table
+from services.router.domain.watch.window import quantile_s
 from tests.integration.gateway.process import make_table
 from tidegate.kernel.errors import DeadlinePassed
+from tidegate.kernel.protocol.traffic import ROWS, dense
 
 pytestmark = pytest.mark.unit
 
@@ -113,3 +120,25 @@ def test_a_deadline_that_the_caller_made_shorter_is_no_failure_of_a_canary(cut_a
     metrics.failed("chat", error)
     counts = metrics.variants.report()["chat"]["canary-b"]
     assert (counts.failed, sum(counts.times)) == (failures, answers)
+
+
+async def test_the_first_answer_of_a_stream_is_counted_with_the_parts_of_its_time():
+    """Without them, a diagnosis of a slow language model would always blame the callers."""
+    table = table_of("digits-v1", "digits")
+    metrics = GatewayMetrics(lambda: table)
+    (route,) = table.endpoints["digits"].targets
+    timing = Timing(decode=0.001, wait=0.2, compute=0.5)
+
+    async def answers() -> AsyncGenerator[Any]:
+        for _ in range(3):
+            yield SimpleNamespace(route=route, request=None, timing=timing)
+
+    async for _ in metrics.watch("digits", time.perf_counter() - 1.0, answers()):
+        pass
+    counts = dense(metrics.traffic.report()["digits"].times["digits-v1"])
+    assert counts.sum(axis=1).tolist() == [1] * len(ROWS)
+    seconds = dict(zip(ROWS, (quantile_s(row, 0.5) for row in counts), strict=True))
+    assert seconds["total"] == pytest.approx(1.0, rel=0.1)
+    assert seconds["transit"] == pytest.approx(0.3, rel=0.1)
+    assert seconds["wait"] == pytest.approx(0.2, rel=0.1)
+    assert seconds["compute"] == pytest.approx(0.5, rel=0.1)

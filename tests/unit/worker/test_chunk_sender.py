@@ -136,11 +136,27 @@ async def test_the_streams_of_a_gateway_that_has_ended_learn_it_at_their_next_ch
     await turns()
     with pytest.raises(GatewayGone):
         await send(sender, b"a2")
+    await sender.reply_last("g", b"b-end")  # returns at once
     broker.fail = None
-    broker.confirm()
+    broker.confirm(2)
     await send(sender, b"c1", reply_to="h")
     await sender.confirmed("h")
     assert broker.messages == [("g", [b"a1"]), ("h", [b"c1"])], "b1 is dropped, and nobody waits for it"
+    sender.heard_from("g")
+    await sender.reply_last("g", b"d-end")
+    assert broker.messages[2:] == [("g", [b"d-end"])]
+
+
+async def test_a_large_answer_is_not_sent_to_a_gateway_that_has_ended():
+    broker = Broker()
+    sender = sender_to(broker)
+    large = asyncio.ensure_future(send(sender, b"a1", bytes(envelope.LARGE + 1)))
+    await turns()
+    broker.fail = GatewayGone("g")
+    broker.confirm()
+    with pytest.raises(GatewayGone):
+        await large
+    assert broker.messages == [("g", [b"a1"])]
 
 
 @pytest.mark.parametrize("begun", [True, False])

@@ -162,13 +162,17 @@ def warm_queue(pool: str) -> Queue:
     return Queue(f"warm.v1.{pool}", exchange=WARM)
 
 
+# A gateway process's queue of replies survives for this many seconds without a consumer.
+REPLIES_KEPT_S = 60
+
+
 def replies_queue(incarnation: str) -> Queue:
     """Return the queue of a gateway process's replies: worker, router -> gateway.
 
     The broker deletes the queue after 60 s without a consumer. So the queue survives a reconnect that takes
     less time.
     """
-    return Queue(f"{REPLIES_PREFIX}{incarnation}", {"x-expires": 60_000}, exchange=WORKERS)
+    return Queue(f"{REPLIES_PREFIX}{incarnation}", {"x-expires": REPLIES_KEPT_S * 1000}, exchange=WORKERS)
 
 
 def events_queue(service: str, incarnation: str) -> Queue:
