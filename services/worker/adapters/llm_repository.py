@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from services.worker.adapters.archives import unpack
 from services.worker.domain import llm_plan, model_config
-from services.worker.domain.devices import GpuNumbers
+from services.worker.domain.devices import GpuNumbers, gpu_names
 from tidegate.kernel.archives import is_archive
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol import gguf
@@ -18,6 +20,8 @@ from tidegate.kernel.protocol.gguf import GgufHeader
 from tidegate.kernel.protocol.models import DeploymentSpec, Version
 
 RUNTIME = Path(__file__).parents[1] / "runtimes" / "llm"
+MEMORY_QUERY = ("nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits")
+MEMORY_TIMEOUT_S = 10.0
 PLAN, WEIGHTS = "tidegate_llm.json", "weights"
 
 
@@ -41,8 +45,11 @@ def prepare(
     upstream = llm_plan.is_upstream(version.filename)
     weights = "" if upstream else _put_weights(artifact, inner, place)
     header = _header(inner / weights) if weights.lower().endswith(".gguf") else None
+    gpus = llm_plan.usable_gpus(version, deployment, gpus)
     plan = llm_plan.plan(version, deployment, weights, header, gpus)
     plan["engine_python"] = str(engine_python or "")
+    if gpus and plan["engine"] == "vllm" and (wanted_mb := deployment.resources.gpu_memory_mb):
+        plan["gpu_share"] = llm_plan.gpu_share(wanted_mb, _memory_mb(gpus[0]))
     (inner / PLAN).write_text(json.dumps(plan))
     for source in RUNTIME.glob("*.py"):
         shutil.copyfile(source, inner / source.name)
@@ -61,6 +68,20 @@ def _put_weights(artifact: Path, inner: Path, place: Callable[[Path, Path], None
         return WEIGHTS if "config.json" in files else f"{WEIGHTS}/{llm_plan.main_weights(files)}"
     place(artifact, inner / "model.gguf")
     return "model.gguf"
+
+
+def _memory_mb(gpu: int) -> int:
+    """Return the memory in MiB of the GPU with this number in this process. Raise ModelFailed if unknown."""
+    try:
+        listing = subprocess.run(
+            MEMORY_QUERY, capture_output=True, text=True, timeout=MEMORY_TIMEOUT_S, check=True
+        )
+        return int(gpu_names(listing.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))[gpu])
+    except (OSError, subprocess.SubprocessError, KeyError, ValueError) as problem:
+        raise ModelFailed(
+            f"The GPU's memory is unknown ({problem!r}), so vLLM cannot be limited to `gpu_memory_mb`. Check "
+            "`nvidia-smi` on this host, or deploy with `--resource gpus=1`."
+        ) from None
 
 
 def _header(path: Path) -> GgufHeader:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from services.worker.domain.devices import GpuNumbers
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol import gguf
 from tidegate.kernel.protocol.gguf import GgufHeader
@@ -63,8 +65,35 @@ def requirements(version: Version, deployment: DeploymentSpec) -> list[str]:
     lines = list(version.requirements)
     if version.format != "llm" or engine_of(version, deployment) != "llamacpp":
         return lines
-    named = {re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0].lower() for line in lines}
-    return lines if "xllamacpp" in named else [*lines, LLAMACPP]
+    return lines if _names_llamacpp(version) else [*lines, LLAMACPP]
+
+
+def _names_llamacpp(version: Version) -> bool:
+    """Return True if the version's requirements name a build of llama.cpp."""
+    lines = version.requirements
+    return any(re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0].lower() == "xllamacpp" for line in lines)
+
+
+def usable_gpus(version: Version, deployment: DeploymentSpec, gpus: GpuNumbers) -> GpuNumbers:
+    """Return the GPUs that the engine uses. The build of llama.cpp that Tidegate installs uses only the CPU.
+
+    If the replica has GPUs that this build cannot use, return no GPUs if the Deployment allows the CPU.
+    Otherwise raise ModelFailed.
+    """
+    if not gpus or engine_of(version, deployment) != "llamacpp" or _names_llamacpp(version):
+        return gpus
+    if deployment.resources.allow_cpu:
+        return ()
+    raise ModelFailed(
+        f"This replica has a GPU, but {LLAMACPP} runs on the CPU only. Deploy the model with a requirements "
+        "file that names a build of xllamacpp for CUDA (`--requirements FILE`), use vLLM, deploy without "
+        "`gpus` and `gpu_memory_mb`, or allow the CPU with `--resource allow_cpu=1`."
+    )
+
+
+def gpu_share(wanted_mb: int, total_mb: int) -> float:
+    """Return the share of a GPU's memory that vLLM may use, rounded down to a thousandth."""
+    return math.floor(min(wanted_mb / total_mb, 1.0) * 1000) / 1000
 
 
 def plan(

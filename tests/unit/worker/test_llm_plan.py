@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import tarfile
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.worker.adapters import llm_repository
 from services.worker.domain import llm_plan
 from services.worker.domain.concurrency import call_limits
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol import llm
 from tidegate.kernel.protocol.gguf import GgufHeader
-from tidegate.kernel.protocol.models import Deployment, Version
+from tidegate.kernel.protocol.models import Deployment, Resources, Version
 
 pytestmark = pytest.mark.unit
 
@@ -89,3 +94,41 @@ def test_a_worker_holds_at_most_the_engines_slots():
     assert call_limits(deployment(), llm.SIGNATURE, 1).streams == 4
     assert call_limits(deployment(slots=32), llm.SIGNATURE, 1).streams == 32
     assert call_limits(deployment(slots=32, max_concurrency=8), llm.SIGNATURE, 1).streams == 8
+
+
+def on_gpus(engine: str = "auto", **resources: Any) -> Deployment:
+    return deployment(engine=engine).model_copy(update={"resources": Resources(**resources)})
+
+
+def test_a_build_of_llamacpp_for_the_cpu_does_not_pretend_to_use_a_gpu():
+    with pytest.raises(ModelFailed, match=r"runs on the CPU only.*--requirements"):
+        llm_plan.usable_gpus(version(), on_gpus(gpus=1), (0,))
+    assert llm_plan.usable_gpus(version(), on_gpus(gpus=1, allow_cpu=True), (0,)) == ()
+    own = version(requirements=["xllamacpp @ https://example.org/xllamacpp-cuda.whl"])
+    assert llm_plan.usable_gpus(own, on_gpus(gpus=1), (0,)) == (0,)
+    assert llm_plan.usable_gpus(version("m.tar"), on_gpus(gpus=2), (0, 1)) == (0, 1), "vLLM"
+    assert llm_plan.usable_gpus(version(), on_gpus(), ()) == ()
+
+
+def copied(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def test_vllm_takes_only_its_share_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The command `nvidia-smi` is a made up one."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho GPU-aa, 24564\necho GPU-bb, 81559\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-bb")
+    archive, folder = tmp_path / "m.tar", tmp_path / "m"
+    model = tmp_path / "config.json"
+    model.write_text("{}")
+    with tarfile.open(archive, "w") as file:
+        file.add(model, "config.json")
+    served = on_gpus(gpu_memory_mb=20_000)
+    llm_repository.prepare(version("m.tar"), served, archive, folder, (0,), copied)
+    assert json.loads((folder / "1" / llm_repository.PLAN).read_text())["gpu_share"] == 0.245
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    with pytest.raises(ModelFailed, match="nvidia-smi"):
+        llm_repository.prepare(version("m.tar"), served, archive, tmp_path / "n", (0,), copied)

@@ -86,6 +86,12 @@ def test_all_gpus_of_the_replica_are_used_unless_the_deployment_divides_them(llm
     assert "--tensor-parallel-size" not in divided
 
 
+def test_a_share_of_a_gpu_limits_the_memory(llm: Any):
+    assert command(llm, gpus=[0], gpu_share=0.245)["--gpu-memory-utilization"] == "0.245"
+    own = command(llm, gpus=[0], gpu_share=0.245, arguments={"gpu_memory_utilization": 0.2})
+    assert own["--gpu-memory-utilization"] == "0.2"
+
+
 def test_adapters_are_loaded_from_the_artifact(llm: Any):
     found = command(llm, adapters={"legal": "adapters/legal"})
     assert found["--lora-modules"] == "legal=/m/weights/adapters/legal"

@@ -129,7 +129,8 @@ def more_replicas(case: Case) -> Remedy:
         return Remedy(f"tidegate scale {main.name} --auto", why)
     if main.host_full:
         return Remedy(
-            f"tidegate why {main.name}", "no more replicas fit on the hosts: free resources, or add a host"
+            f"tidegate why {main.name}",
+            "no more replicas fit on the host: free its memory or cores, or use a larger host",
         )
     needed = max(main.high + 1, round((main.ready or main.high) * 1.5))
     if main.ready >= main.high:

@@ -47,6 +47,9 @@ def command(
         found |= {"enforce-eager": True, "block-size": 32} | ({} if bf16 else {"dtype": "float32"})
     elif gpus > 1 and not own.keys() & set(_PARALLEL):
         found["tensor-parallel-size"] = gpus
+    if (share := plan.get("gpu_share")) is not None:
+        # By default, vLLM takes nine tenths of the GPU's memory, also if other replicas share the GPU.
+        found["gpu-memory-utilization"] = share
     start = [
         plan["engine_python"], "-m", "vllm.entrypoints.openai.api_server", "--uds", socket,
         "--model", str(folder / plan["weights"]), "--served-model-name", plan["name"],

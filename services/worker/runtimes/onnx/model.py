@@ -41,6 +41,8 @@ class TritonPythonModel:
         """Open an onnxruntime session with the file. Raise an exception if the file cannot be served."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
+        if any(config.get("optimization", {}).get("execution_accelerators", {}).values()):
+            print("config.pbtxt: `execution_accelerators` has no effect: here, onnxruntime runs in Python")
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         self._session = open_session(path, options(config), gpu)
         check_outputs(self._session)
