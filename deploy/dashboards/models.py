@@ -125,6 +125,19 @@ ENDPOINT = Dashboard(
             description="Counts of the last 15 minutes. Their usual cause is the death of a worker or a "
             "model.",
         ),
+        lines(
+            "Memory of the replicas",
+            (f"tidegate_autoscaler_memory_bytes{{{_D}}}", "{{deployment}}"),
+            (f"tidegate_autoscaler_gpu_memory_bytes{{{_D}}}", "{{deployment}} GPUs"),
+            unit="bytes",
+            description="All replicas of a Deployment together. A shared GPU counts for each replica.",
+        ),
+        lines(
+            "Utilization of the GPUs",
+            (f"tidegate_autoscaler_gpu_utilization{{{_D}}}", "{{deployment}}"),
+            unit="percentunit",
+            description="Empty for Deployments without GPUs.",
+        ),
         Row("Streams, limits, roll-outs"),
         lines(
             "First chunk of a stream",

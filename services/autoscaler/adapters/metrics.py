@@ -20,6 +20,19 @@ DEMAND = Gauge(
     "Requests and jobs that wait or run; NaN if the number is not known.",
     ["deployment"],
 )
+MEMORY = Gauge(
+    "tidegate_autoscaler_memory_bytes", "Measured memory (RAM) of all replicas' processes.", ["deployment"]
+)
+GPU_MEMORY = Gauge(
+    "tidegate_autoscaler_gpu_memory_bytes",
+    "Used memory of the GPUs that the replicas run on. Replicas that share a GPU each count all of it.",
+    ["deployment"],
+)
+GPU_UTILIZATION = Gauge(
+    "tidegate_autoscaler_gpu_utilization",
+    "Mean utilization of the replicas' GPUs, from 0 to 1.",
+    ["deployment"],
+)
 DECISIONS = Counter("tidegate_autoscaler_decisions_total", "Decisions by rule.", ["deployment", "rule"])
 REPLACEMENTS = Counter(
     "tidegate_autoscaler_replacements_total", "Replicas that ended, by cause.", ["deployment", "cause"]
@@ -69,6 +82,7 @@ OVER_BUDGET = Gauge(
     "tidegate_autoscaler_over_budget", "1 while a budget of the Deployment is used up.", ["deployment"]
 )
 STATES = ("desired", "ready", "starting", "draining")
+MIB = 2**20
 
 
 def show(statuses: Mapping[str, DeploymentStatus], gone: Iterable[str]) -> None:
@@ -76,11 +90,16 @@ def show(statuses: Mapping[str, DeploymentStatus], gone: Iterable[str]) -> None:
     for name in gone:
         for state in STATES:
             REPLICAS.remove(name, state)
-        DEMAND.remove(name)
+        for gauge in (DEMAND, MEMORY, GPU_MEMORY, GPU_UTILIZATION):
+            gauge.remove_by_labels({"deployment": name})
     for name, status in statuses.items():
         for state in STATES:
             REPLICAS.labels(name, state).set(getattr(status, state))
         DEMAND.labels(name).set(float("nan") if status.demand is None else status.demand)
+        MEMORY.labels(name).set(sum(each.get("memory_mb") or 0 for each in status.replicas) * MIB)
+        if status.gpu_utilization is not None:  # the replicas run on GPUs
+            GPU_UTILIZATION.labels(name).set(status.gpu_utilization)
+            GPU_MEMORY.labels(name).set(status.gpu_memory_bytes or 0)
 
 
 def book(bookings: Mapping[Place, Amount]) -> None:
