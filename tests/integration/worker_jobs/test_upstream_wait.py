@@ -66,10 +66,10 @@ async def test_a_worker_that_stops_does_not_wait_for_the_upstream(start, gateway
     await until(lambda: sorted(job.waits for job in worker.jobs.by_id.values())[-2:] == [False, True])
     assert not worker.serving.busy
     await worker.stop()
-    last = await start(upstream_wait_s=600)
-    last.model.open.clear()
-    await until(lambda: last.jobs.by_id)
-    assert last.serving.busy
+    closed = Doubler()  # before it starts: the jobs wait in the queue
+    closed.open.clear()
+    last = await start(upstream_wait_s=600, model=closed)
+    await until(lambda: last.serving.busy)
     last.model.open.set()
     await until(lambda: gateway.is_in("succeeded", *ids))
     assert {(await gateway.job(id_)).attempt for id_ in ids} <= {1, 2}
