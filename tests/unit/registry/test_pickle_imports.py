@@ -198,8 +198,8 @@ UNCLEAR = [
     (NEW + described(dtype=simple("O8", 3, 0)) + b"b", "flags"),
     (WRAPPER + b")R" + described() + b"b", "unknown way"),
     (NEW + b"q\xf0" + described() + b"b" + b"\0" * 8 + b"h\xf0" + described() + b"b", "twice"),
-    (b"cbuiltins\nmin\n(" + NEW + b"l\x85R" + described() + b"b", "for something else"),
-    (b"ccopyreg\n_reconstructor\n" + WRAPPER + b"NN\x87R" + described() + b"b", "for something else"),
+    (b"cbuiltins\nmin\n(" + NEW + b"l\x85R" + described() + b"b", "as an ordinary value"),
+    (b"ccopyreg\n_reconstructor\n" + WRAPPER + b"NN\x87R" + described() + b"b", "as an ordinary value"),
     (WRAPPER + b"}X\x05\0\0\0shapeK\x01\x85sb", "the pickle imports joblib.* and changes it"),
     (b"\x95\xff\0\0\0\0\0\0\0" + NEW + described() + b"b", "frame"),
 ]  # fmt: skip
