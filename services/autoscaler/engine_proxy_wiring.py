@@ -50,7 +50,7 @@ def run(settings: AutoscalerSettings) -> None:
     """Serve until a signal ends the process."""
     bounds = bounds_of(settings)
     shown = {"stack": bounds.stack, "images": list(bounds.images), "network": bounds.network}
-    log.info("the proxy of the engine starts", extra={"bounds": json.dumps(shown)})
+    log.info("starting the proxy in front of the container engine", extra={"bounds": json.dumps(shown)})
     proxy = EngineProxy(bounds, settings.engine_socket, token_of(settings))
     connections = Connections(HttpLimits.of(settings))
     connections.fit_files()

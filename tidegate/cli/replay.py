@@ -202,7 +202,7 @@ def _verify(plane: Any, deployment: str, length_s: float, json: bool) -> None:
     def human() -> None:
         output.line(
             f"{deployment}: {found['reproduced']} of {found['decisions']} decisions reproduced, "
-            f"in {found['rounds']} rounds from {output.moment(found['since'])}"
+            f"in {found['rounds']} rounds of the autoscaler since {output.moment(found['since'])}"
         )
         for each in found["different"]:
             output.line(f"{output.moment(each['at'])}: recorded {each['then']}, repeated {each['now']}")

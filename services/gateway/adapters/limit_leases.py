@@ -185,9 +185,9 @@ class LimitLeases:
             del self._active[limiter]
 
     async def _seed(self, principal: str, day: str) -> None:
-        """Add to a new account in the store the requests that the registry has already counted.
+        """Add the requests that the registry has already counted to a new account in the store.
 
-        Without this, the account's quota would start at 0.
+        Without this, the principal could use its whole quota again.
         """
         try:
             await self._store.seed(await self._read_prior_usage(principal, day))

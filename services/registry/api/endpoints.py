@@ -1,4 +1,4 @@
-"""Routes that create, read and delete Endpoints, and that end a roll-over to new targets."""
+"""Routes that create, read and delete Endpoints, and that complete a roll-over when the targets are ready."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ class RetentionPolicy(Noun):
     ``keep_last``: the number of newest versions that are always kept. ``max_age_days``: only versions that
     are older than this many days are deleted.
 
-    ``sleeping`` False: a version is in use if any Deployment runs it. ``sleeping`` True: a Deployment that
-    sleeps and that no Endpoint names does not count, and it is deleted together with the version.
+    ``sleeping`` False: a version is in use if any Deployment runs it. ``sleeping`` True: a sleeping
+    Deployment does not keep its version if no Endpoint uses the Deployment. It is deleted with the version.
     """
 
     keep_last: int | None = Field(None, ge=1, le=LARGEST)

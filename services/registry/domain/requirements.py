@@ -12,8 +12,9 @@ FILE = "requirements.txt"
 MAX_LINES = 500
 MAX_LINE = 2000
 
-# The allowed options. Most of them say where packages come from. Other options would read files that the
-# worker does not have, or install packages outside the version's environment.
+# The allowed options. Most of them say where packages come from. All other options are refused,
+# because they would read files that the worker does not have, or install packages outside the version's
+# environment.
 _OPTIONS = {
     "-i", "--index-url", "--extra-index-url", "--no-index", "-f", "--find-links", "--trusted-host",
     "--pre", "--prefer-binary", "--only-binary", "--no-binary", "--require-hashes",

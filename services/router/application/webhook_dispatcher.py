@@ -33,8 +33,8 @@ log = telemetry.logger(__name__)
 POLL_S = 0.25
 RETRY_S = 1.0
 # The leader claims a webhook for LEASE_S seconds, or for 2 * timeout + MARGIN_S seconds if that is longer
-# (timeout: the timeout of an attempt). If no result is stored in this time, the webhook is due again. For
-# example, the router died, or it did not receive the store's response to the claim.
+# (timeout: the timeout of an attempt). If the outcome of the attempt is not stored in this time, the webhook
+# is due again. The reason can be that the router died, or that it got no response from the store.
 LEASE_S, MARGIN_S = 30.0, 10.0
 MAX_QUEUED = 1024
 CLAIMED_AT_ONCE = 256

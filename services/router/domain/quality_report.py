@@ -9,7 +9,7 @@ from services.router.domain.quality_history import QualityHistory, QualityLimits
 
 
 def summary(model: str, version: int, history: QualityHistory, limits: QualityLimits) -> dict[str, Any]:
-    """Return a version's quality: the last window, all labels, and the last estimate."""
+    """Return a version's quality: of the last window, of all labels so far, and the last estimate."""
     last = history.points[-1] if history.points else None
     return {
         "model": model,

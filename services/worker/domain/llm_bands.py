@@ -43,7 +43,7 @@ class BandTurns:
         clock = self._served[source.band]
         self._own_next[source.band] = not source.own
         for band, served in self._served.items():
-            if served < clock:  # the band was empty until now: it saves up only one turn
+            if served < clock:  # the band was empty: limit its unused turns to one
                 self._served[band] = max(served, clock - 1 / self._weights[band])
         self._served[source.band] += 1 / self._weights[source.band]
 

@@ -217,6 +217,6 @@ def test_replay_verifies(plane: Any, tidegate: Any) -> None:
     plane.answers["POST /v1/replay/verify"] = found
     code, out, _ = tidegate("replay", "digits", "--verify", "--for", "1h")
     assert code == 0
-    assert "4 of 4 decisions reproduced, in 90 rounds" in out
+    assert "4 of 4 decisions reproduced, in 90 rounds of the autoscaler" in out
     plane.answers["POST /v1/replay/verify"] = {**found, "reproduced": 3, "differences": 1}
     assert tidegate("replay", "digits", "--verify")[0] == 1

@@ -28,8 +28,8 @@ class Queue:
 
     Shared queues are durable, because RabbitMQ 4.3 refuses transient ones.
 
-    ``exchange``: an exchange that routes messages to the queue. The routing key is the queue's name. The
-    default exchange of AMQP uses the same routing key.
+    ``exchange``: an exchange that also routes messages to the queue; None: only AMQP's default exchange does.
+    In both, the routing key is the queue's name.
     """
 
     name: str
