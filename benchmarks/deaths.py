@@ -35,7 +35,7 @@ SETTINGS = ("--env", "DEATHS_MODEL_MS=20")
 # The model ends its process at this input: see its file.
 EXIT = 1000.0
 TOGETHER, GUILTY = 50, 23
-LIMIT_S = 60.0
+LIMIT_S = 240.0
 LOOK_S = 0.02
 TOLD = "the model's process ended"
 

@@ -163,7 +163,7 @@ async def with_exchanges(url: str) -> None:
         await channel.declare(WORKERS)
 
     async with Connection(url, "tests", declare) as connection:
-        await connection.wait_up(60)
+        await connection.wait_up(PATIENCE_S)
 
 
 @pytest.fixture(scope="session")

@@ -39,11 +39,17 @@ class Terminal:
         """Type keys."""
         os.write(self._master, text.encode())
 
-    def wait_for(self, text: str) -> str:
-        """Wait until a text appears after what was waited for before. Return all until its end."""
-        end = time.monotonic() + PATIENCE_S
+    def wait_for(self, text: str, again: str = "") -> str:
+        """Wait until a text appears after what was waited for before. Return all until its end.
+
+        Meanwhile, type ``again`` every 30 seconds: see :meth:`end`.
+        """
+        end, typed_at = time.monotonic() + PATIENCE_S, time.monotonic()
         while (at := self.seen.find(text, self._read)) < 0:
             assert time.monotonic() < end, f"{text!r} did not appear. The terminal shows:\n{self.seen}"
+            if again and time.monotonic() > typed_at + 30:
+                self.type(again)
+                typed_at = time.monotonic()
             self._look()
         found = self.seen[self._read : at + len(text)]
         self._read = at + len(text)

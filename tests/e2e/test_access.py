@@ -16,7 +16,7 @@ from tests.e2e.conftest import REPO, Digits, Stack
 from tidegate import Client
 from tidegate.client.errors import Forbidden, TooMany, Unauthorized
 
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 
 
 def eventually(true: Callable[[], Any]) -> Any:
@@ -44,12 +44,12 @@ def remote(stack: Stack, key: str, *args: str) -> subprocess.CompletedProcess[st
     env |= {"TIDEGATE_STATE_DIR": "/nowhere", "TIDEGATE_RUNTIME_DIR": "/nowhere"}
     command = [sys.executable, "-m", "tidegate.cli", *args]
     return subprocess.run(
-        command, env=env, cwd=REPO, text=True, capture_output=True, timeout=120, check=False
+        command, env=env, cwd=REPO, text=True, capture_output=True, timeout=360, check=False
     )
 
 
 def test_a_key_of_an_endpoint_with_a_limit(stack: Stack, served: str, digits: Digits):
-    made = make_key(stack, "robot", "--endpoint", served, "--rate", "0.2", "--burst", "2")
+    made = make_key(stack, "robot", "--endpoint", served, "--rate", "0.001", "--burst", "2")
     image = digits.images[:1]
     with Client(stack.settings.gateway_url, api_key=made["key"], retries=0) as client:
         for _ in range(2):
@@ -57,7 +57,7 @@ def test_a_key_of_an_endpoint_with_a_limit(stack: Stack, served: str, digits: Di
         with pytest.raises(TooMany) as caught:
             client.infer(served, {"image": image})
         assert caught.value.reason == "rate_limited"
-        assert caught.value.retry_after_s in (4, 5, 6)
+        assert 500 < (caught.value.retry_after_s or 0) <= 2000
         with pytest.raises(Forbidden):
             client.infer("other", np.zeros((1, 1), np.float32))
     stack.cli("keys", "revoke", "robot", "--yes")
@@ -111,7 +111,7 @@ def test_the_cli_from_afar_and_its_trace(stack: Stack, served: str, digits: Digi
     made = make_key(stack, "olga", "--scope", "publish", "--scope", "infer", "--scope", "operate")
     key = made["key"]
     deployed = remote(
-        stack, key, "deploy", str(digits.model), "--name", "far", "--wait", "--timeout", "100", "--json"
+        stack, key, "deploy", str(digits.model), "--name", "far", "--wait", "--timeout", "300", "--json"
     )
     assert deployed.returncode == 0, deployed.stderr
     answered = remote(stack, key, "infer", "far", "--data", str(digits.images[:1].tolist()), "--json")

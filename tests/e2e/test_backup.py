@@ -158,7 +158,7 @@ def test_restored_elsewhere(
 def _the_same_is_there(
     stack: Stack, digits: Digits, key: str, done: str, open_: list[str], sleeper: str
 ) -> None:
-    with Client(stack.settings.gateway_url, timeout_s=60) as client:
+    with Client(stack.settings.gateway_url, timeout_s=2 * PATIENCE_S) as client:
         answer = client.infer("digits", {"image": digits.images[:64]})
         assert np.allclose(answer["probabilities"], digits.probabilities[:64], atol=1e-5)
         kept = client.job(done).result(PATIENCE_S)["probabilities"]

@@ -69,8 +69,12 @@ def test_the_smaller_version_names_its_parent_and_what_was_measured(edge: Stack,
 def test_the_stack_is_smaller_and_says_how_large_it_is(
     edge: Stack, smaller: str, digits: Digits, figure: Figure
 ):
-    status = edge.cli("status")
-    assert [each["state"] for each in status["services"]] == ["ready"] * 4
+    end = time.monotonic() + PATIENCE_S
+    while True:  # a service that does not answer for 3 s is not ready
+        status = json.loads(edge.run("status", "--json").stdout)
+        if [each["state"] for each in status["services"]] == ["ready"] * 4:
+            break
+        assert time.monotonic() < end, status["services"]
     children = {child["name"] for child in status["stack"]["children"]}
     assert children == {"epmd", "rabbitmq", "valkey", "valkey-jobs", "migrate", "control", "gateway"}
     parts = {part["name"]: part["pss"] for part in status["memory"]["parts"]}

@@ -18,13 +18,13 @@ from tests.e2e.test_access import make_key
 from tidegate.stack.ports import free_ports
 
 SLEEP = REPO / "examples" / "python-model" / "sleep"
-TENSOR = {"name": "ms", "shape": [1, 1], "datatype": "FP32", "data": [20.0]}
+TENSOR = {"name": "ms", "shape": [1, 1], "datatype": "FP32", "data": [60.0]}
 FLOOD = 24
 
 
 @pytest.fixture(scope="module")
 def sleeping(stack: Stack) -> str:
-    """A model with one call at a time: each takes 20 ms."""
+    """A model with one call at a time: each takes 60 ms."""
     described = ("--signature", str(SLEEP / "signature.json"), "--max-batch", "1")
     stack.deploy(SLEEP / "model.py", "sleeping", *described, "--min", "1", "--max", "1")
     return "sleeping"
@@ -105,7 +105,7 @@ def test_an_upstream_answers_and_its_failover_takes_over(stack: Stack, sleeping:
     assert shown["failover"] == [f"{sleeping}-v1"]
     with httpx.Client(base_url=stack.settings.gateway_url, timeout=PATIENCE_S) as client:
         answer = ask(client, "near")
-        assert (answer.status_code, answer.json()["outputs"][0]["data"]) == (200, [20.0]), answer.text
+        assert (answer.status_code, answer.json()["outputs"][0]["data"]) == (200, [60.0]), answer.text
         end = time.monotonic() + PATIENCE_S
         while ask(client, "gone").status_code != 200:  # the gateway learns the failover in its own time
             assert time.monotonic() < end

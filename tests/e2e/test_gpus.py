@@ -39,7 +39,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 def failed_start(stack: Stack, deployment: str) -> dict[str, Any]:
     """Wait for a start to fail and return the condition that says why."""
-    for _ in range(600):
+    for _ in range(2400):
         for status in stack.autoscaler("/v1/deployments")["items"]:
             for condition in status["conditions"] if status["deployment"] == deployment else ():
                 if condition["type"] == "Loaded" and not condition["ok"]:
@@ -51,7 +51,7 @@ def failed_start(stack: Stack, deployment: str) -> dict[str, Any]:
 
 def placed(stack: Stack, deployment: str) -> tuple[dict[str, Any], list[str]]:
     """Return the only replica once it says where its model runs, and what status says of the Deployment."""
-    for _ in range(600):
+    for _ in range(2400):
         status = next(
             d for d in stack.autoscaler("/v1/deployments")["items"] if d["deployment"] == deployment
         )
@@ -65,7 +65,7 @@ def placed(stack: Stack, deployment: str) -> tuple[dict[str, Any], list[str]]:
 def deleted(stack: Stack, name: str) -> None:
     """Delete a model and wait until its replicas hold no GPU any more."""
     stack.cli("delete", name, "--yes")
-    for _ in range(600):
+    for _ in range(2400):
         if not stack.replicas(f"{name}-v1"):
             return
         time.sleep(0.1)

@@ -139,7 +139,7 @@ def test_a_stream_of_answers(client: Any, tokens: str) -> None:
 async def test_the_asyncio_client(stack: Stack, identity: str) -> None:
     async with triton_aio.InferenceServerClient(stack.settings.gateway_grpc_target) as client:
         arrays = [rows(1 + number % 5) for number in range(64)]
-        answers = await asyncio.gather(*(client.infer(identity, [x(a)], timeout=30_000_000) for a in arrays))
+        answers = await asyncio.gather(*(client.infer(identity, [x(a)], timeout=120_000_000) for a in arrays))
         assert all((r.as_numpy("y") == a).all() for r, a in zip(answers, arrays, strict=True))
 
         async def requests() -> Any:
@@ -212,7 +212,7 @@ def settled(read: Callable[[], Any]) -> Any:
     """What is read when it no longer changes."""
     last = read()
     while True:
-        time.sleep(2.5)
+        time.sleep(5.0)
         now = read()
         if now == last:
             return now
@@ -242,7 +242,9 @@ def test_standard_health(stack: Stack) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     with grpc.insecure_channel(stack.settings.gateway_grpc_target) as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        answer = health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=PATIENCE_S
+        )
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

@@ -114,6 +114,8 @@ def imported(stack: Stack, iris: Path, flowers: Path) -> Any:
     found = stack.cli("import", "mlflow", str(flowers), "--allow-pickle", "--no-wait")
     stack.cli("import", "sagemaker", str(tar_of(iris / "scores.tar.gz", files)), "--no-wait")
     stack.cli("import", "torchserve", str(words))
+    for each in ("flowers-v1", "scores-v1"):
+        stack.worker(each)
     return found
 
 

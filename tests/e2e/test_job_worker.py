@@ -74,7 +74,7 @@ def ends_right(job: JobHandle, value: float) -> dict[str, Any]:
 
 def some_jobs(client: Client, sleeper: str) -> list[tuple[JobHandle, float]]:
     """Jobs and their right results; one has ended, one of a while is running, the others wait."""
-    values = [100.0, 2000.0, *(100.0 + n for n in range(8))]
+    values = [100.0, 6000.0, *(100.0 + n for n in range(8))]
     jobs = [(client.submit(sleeper, ms(value)), value) for value in values]
     while jobs[1][0].status() == "queued":
         time.sleep(0.01)

@@ -91,8 +91,12 @@ def ask(
     return httpx.post(
         f"{stack.settings.gateway_url}/v2/models/echo/infer",
         content=b"".join((head, x.tobytes(), pauses.tobytes())),
-        headers={"Inference-Header-Content-Length": str(len(head)), **headers},
-        timeout=60,
+        headers={
+            "Inference-Header-Content-Length": str(len(head)),
+            "X-Request-Timeout-Ms": "120000",
+            **headers,
+        },
+        timeout=PATIENCE_S,
     )
 
 
@@ -157,23 +161,23 @@ def test_a_missing_blob_is_told(stack: Stack, echo: str) -> None:
     """The first keeps the only worker busy; the claim of the second is taken away meanwhile."""
     first = threading.Thread(target=ask, args=(stack, bits(400, 1)), kwargs={"pause": 3.0})
     answers: list[httpx.Response] = []
+    large = bits(6 * MIB)
     worker = stack.worker("echo-v1")
     kept = set(blobs(stack))
     worker.suspend()
     try:
         first.start()
-        second = threading.Thread(target=lambda: answers.append(ask(stack, bits(6 * MIB))))
+        second = threading.Thread(target=lambda: answers.append(ask(stack, large)))
         second.start()
         end = time.monotonic() + PATIENCE_S
         while not any(path.suffix != ".part" for path in set(blobs(stack)) - kept):
             assert time.monotonic() < end
             time.sleep(0.02)
-        time.sleep(0.2)
         shutil.rmtree(stack.settings.state_path / "data" / "blobs")
     finally:
         worker.resume()
     for thread in (first, second):
-        thread.join(30)
+        thread.join(PATIENCE_S)
     (answer,) = answers
     assert (answer.status_code, answer.json()["reason"]) == (503, "unavailable")
     assert "blob store" in answer.json()["error"]
@@ -190,7 +194,9 @@ def test_a_worker_that_dies_under_it(stack: Stack, echo: str) -> None:
     caller.start()
     time.sleep(1.0)
     worker.kill()
-    caller.join(60)
+    caller.join(PATIENCE_S)
     assert tensors(answers[0])["y"] == x.tobytes()
     assert gone(stack, kept)
-    assert list(Path("/dev/shm").glob("tidegate-*-io-*")) == [], "no shared memory is left behind"
+    assert list(Path("/dev/shm").glob(f"tidegate-*-io-{worker.pid}-*")) == [], (
+        "no shared memory is left behind"
+    )

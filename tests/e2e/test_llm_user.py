@@ -101,7 +101,7 @@ def test_a_session_on_a_terminal(stack: Stack, model: str) -> None:
         screen.wait_for("Figures are shown.")
         screen.wait_for(">>> ")
         screen.type(CTRL_C)
-        screen.wait_for("once more, or Ctrl-D")
+        screen.wait_for("once more, or Ctrl-D", again=CTRL_C)
         screen.wait_for(">>> ")
         screen.type(CTRL_C)
         assert screen.end(again=CTRL_C) == 130

@@ -219,11 +219,14 @@ def test_classes(gateway: Doors, direct: Doors, datatype: str, count: int) -> No
 
 
 def test_configuration_and_statistics_have_the_same_shape(gateway: Doors, direct: Doors) -> None:
-    asked, told = (httpx.get(f"{d.http}/v2/models/{NAME}/config").json() for d in (direct, gateway))
+    asked, told = (
+        httpx.get(f"{d.http}/v2/models/{NAME}/config", timeout=PATIENCE_S).json() for d in (direct, gateway)
+    )
     differs = {key for key in asked.keys() | told.keys() if asked.get(key) != told.get(key)}
     assert differs <= {"instance_group", "parameters", "version_policy", "dynamic_batching", "model_warmup"}
     asked, told = (
-        httpx.get(f"{d.http}/v2/models/{NAME}/stats").json()["model_stats"][0] for d in (direct, gateway)
+        httpx.get(f"{d.http}/v2/models/{NAME}/stats", timeout=PATIENCE_S).json()["model_stats"][0]
+        for d in (direct, gateway)
     )
     assert asked.keys() == told.keys()
     assert asked["inference_stats"].keys() == told["inference_stats"].keys()

@@ -102,7 +102,7 @@ def _deploy(stack: Stack, folder: Path, least: str) -> None:
 def _wait_known(stack: Stack, name: str, ready: bool) -> None:
     end = time.monotonic() + PATIENCE_S
     path = f"{stack.settings.gateway_url}/v2/models/{name}{'/ready' if ready else ''}"
-    while httpx.get(path).status_code != 200:
+    while httpx.get(path, timeout=PATIENCE_S).status_code != 200:
         assert time.monotonic() < end, f"{name} is not there"
         time.sleep(0.1)
 
@@ -169,7 +169,7 @@ def test_later_as_well(gateway: Doors, direct: Doors):
     body = struct.pack("<3f", 1, 2, 3)
     answer = ask(gateway, "raw-fixed", body, Prefer="wait=30")
     assert (answer.status_code, answer.content) == (200, ask(direct, "raw-fixed", body).content)
-    nameless = httpx.post(f"{gateway.http}/v1/jobs", content=body, headers={HEADER: "0"})
+    nameless = httpx.post(f"{gateway.http}/v1/jobs", content=body, headers={HEADER: "0"}, timeout=PATIENCE_S)
     assert nameless.status_code == 400
     assert "must name the model of the job" in nameless.json()["error"]
 

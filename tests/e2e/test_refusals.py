@@ -77,7 +77,7 @@ def test_a_page_may_not_post(stack: Stack, served: str):
 
 def test_control_plane_needs_the_token(stack: Stack):
     for url in (stack.settings.registry_url, stack.settings.router_url, stack.settings.autoscaler_url):
-        assert httpx.get(f"{url}/v1/deployments").status_code == 401
+        assert httpx.get(f"{url}/v1/deployments", timeout=PATIENCE_S).status_code == 401
 
 
 def test_deadline(stack: Stack, deploy_python: Callable[..., str]):
@@ -108,7 +108,7 @@ def test_a_model_that_does_not_load_is_not_ready_and_every_call_says_why(stack: 
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [0] * 16}]}
     url = f"{stack.settings.gateway_url}/v2/models/unlucky"
     end = time.monotonic() + PATIENCE_S
-    while httpx.get(url).status_code == 404:
+    while httpx.get(url, timeout=PATIENCE_S).status_code == 404:
         assert time.monotonic() < end, "the gateway does not know it"
         time.sleep(0.1)
     answer = httpx.post(
@@ -116,7 +116,7 @@ def test_a_model_that_does_not_load_is_not_ready_and_every_call_says_why(stack: 
     )
     assert (answer.status_code, answer.json()["reason"]) == (503, "no_capacity")
     assert "no luck today" in answer.json()["error"]
-    ready = httpx.get(f"{url}/ready")
+    ready = httpx.get(f"{url}/ready", timeout=PATIENCE_S)
     assert (ready.status_code, ready.json()["ready"]) == (503, False)
     assert "no luck today" in ready.json()["error"]
     waited = stack.run("deploy", str(tmp_path / "model.py"), *options)

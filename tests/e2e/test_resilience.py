@@ -108,9 +108,9 @@ def test_triton_killed(stack: Stack, served: str, digits: Digits, figure: Figure
         replaced = wait_until(
             "a new tritonserver",
             lambda: any(
-                p.name() == "tritonserver" and p.pid != triton.pid
-                for p in psutil.process_iter(["name"])
-                if worker.pid == p.ppid()
+                p.info["name"] == "tritonserver" and p.pid != triton.pid
+                for p in psutil.process_iter(["name", "ppid"])
+                if p.info["ppid"] == worker.pid
             ),
         )
         wait_until("ready again", lambda: stack.replicas("digits-v1")[0]["state"] == "ready")

@@ -30,7 +30,7 @@ def calls(stack: Stack, name: str) -> Iterator[list[float]]:
     stop, problems, seen = threading.Event(), [], []
 
     def flow() -> None:
-        with Client(stack.settings.gateway_url, timeout_s=30) as mine:
+        with Client(stack.settings.gateway_url, timeout_s=PATIENCE_S) as mine:
             while not stop.is_set():
                 try:
                     seen.append(float(mine.infer(name, {"x": ONE})["y"][0, 0]))
@@ -135,7 +135,7 @@ def test_a_canary(stack: Stack, two: str):
 def test_rules_and_sticky_keys(stack: Stack, two: str):
     stack.cli("traffic", two, "--rule", "header:X-Beta=1:v3", "--sticky", "header:X-User")
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}
-    with httpx.Client(base_url=stack.settings.gateway_url) as http:
+    with httpx.Client(base_url=stack.settings.gateway_url, timeout=PATIENCE_S) as http:
 
         def answer(**headers: str) -> float:
             sent = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -180,7 +180,7 @@ def test_the_share_of_a_target_without_replicas_is_never_lost_silently(stack: St
     end = time.monotonic() + PATIENCE_S
     while "the Deployment is paused" not in shown()[f"{two}-v3"]:
         assert time.monotonic() < end, shown()
-    with Client(stack.settings.gateway_url, timeout_s=30) as client:
+    with Client(stack.settings.gateway_url, timeout_s=PATIENCE_S) as client:
         assert {float(client.infer(two, {"x": ONE})["y"][0, 0]) for _ in range(40)} == {1.0}
         stack.cli("traffic", two, "--when-unready", "fail")
         while "its requests fail" not in shown()[f"{two}-v3"]:
@@ -229,7 +229,7 @@ def test_a_canary_that_fails_is_rolled_back_by_itself(stack: Stack, two: str, tm
     stack.deploy(tmp_path / "model.py", "flaky", *SIGNATURE)
     stack.cli("rollout", two, "--to", "flaky-v1", "--steps", "50,100", "--hold", "0s")
     end, failed, sent = time.monotonic() + PATIENCE_S, 0, 0
-    with Client(stack.settings.gateway_url, timeout_s=30) as client:
+    with Client(stack.settings.gateway_url, timeout_s=PATIENCE_S) as client:
 
         def ask() -> None:
             nonlocal failed, sent
@@ -278,7 +278,7 @@ def test_a_canary_with_worse_scores_is_rolled_back(stack: Stack, two: str):
     stack.cli("rollout", two, "--to", "v3", *options)
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}
     end, found = time.monotonic() + PATIENCE_S, stack.cli("rollout", two)
-    with httpx.Client(base_url=stack.settings.gateway_url) as http:
+    with httpx.Client(base_url=stack.settings.gateway_url, timeout=PATIENCE_S) as http:
         while found["rollout"]["phase"] == "running":
             assert time.monotonic() < end, found
             outcomes = []
@@ -364,7 +364,7 @@ def test_a_shadow_is_compared_and_never_disturbs_the_primary(stack: Stack, two: 
         sent += count
         return True
 
-    with Client(stack.settings.gateway_url, timeout_s=30) as client:
+    with Client(stack.settings.gateway_url, timeout_s=PATIENCE_S) as client:
         stack.cli("rollout", two, "--to", "careful-asleep", "--shadow")
         asleep = shadowed(stack, two, lambda report: send(client, 0.0, 1) and report["offered"] > 1)
         assert set(asleep["refused"]) == {"no ready replica"}
@@ -375,11 +375,12 @@ def test_a_shadow_is_compared_and_never_disturbs_the_primary(stack: Stack, two: 
         stack.cli("rollout", two, "--to", "careful-asleep", "--shadow", "--wake")
         shadowed(stack, two, lambda report: send(client, 0.0, 1) and report["answered"])
         send(client, 0.0)
-        zeros = shadowed(stack, two, lambda report: report["compared"] > 20)
-        assert zeros["agreed"] == zeros["compared"] == zeros["answered"] == zeros["copied"]
-        send(client, 2.0)
-        both = shadowed(stack, two, lambda report: report["compared"] > zeros["compared"] + 20)
-        assert both["agreed"] == zeros["agreed"]
+        zeros = shadowed(stack, two, lambda report: report["compared"] > 20 or not send(client, 0.0, 5))
+        assert zeros["agreed"] == zeros["compared"] == zeros["answered"]
+        both = shadowed(
+            stack, two, lambda report: report["compared"] - report["agreed"] > 20 or not send(client, 2.0, 5)
+        )
+        assert both["agreed"] >= zeros["agreed"]
         assert both["outputs"]["y"]["max_abs"] == 4.0
         assert both["outputs"]["y"]["top1"] == 1.0
         assert both["differing"][-1]["difference"] == "16 of 16 values differ, at most by 4 (element 0)"
@@ -428,7 +429,7 @@ def users(stack: Stack, name: str, begin: int, end: int) -> list[dict[str, objec
     """Send a request for each user, and return feedback: the answer itself is the score."""
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}
     found: list[dict[str, object]] = []
-    with httpx.Client(base_url=stack.settings.gateway_url, timeout=30) as http:
+    with httpx.Client(base_url=stack.settings.gateway_url, timeout=PATIENCE_S) as http:
         for user in range(begin, end):
             answer = http.post(f"/v2/models/{name}/infer", json=body, headers={"X-Unit-Id": f"user-{user}"})
             if id_ := answer.raise_for_status().headers.get("x-feedback-id"):
@@ -462,7 +463,7 @@ def test_an_experiment_counts_each_outcome_once(stack: Stack, two: str, tmp_path
 
     first, second = users(stack, two, 1, 251), users(stack, two, 251, 451)
     assert users(stack, two, 1, 20) != first[:19], "another request of a user has another id"
-    with Client(stack.settings.gateway_url, timeout_s=30) as client:
+    with Client(stack.settings.gateway_url, timeout_s=PATIENCE_S) as client:
         assert {each["status"] for each in client.feedback_many(first)} == {"accepted"}
         before = report(250)
         router = stack.child("router")

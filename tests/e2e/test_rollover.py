@@ -39,7 +39,7 @@ def test_no_gap_and_both_versions_answer(stack: Stack, client: Client, tmp_path:
     stop, problems, seen = threading.Event(), [], []
 
     def flow() -> None:
-        with Client(stack.settings.gateway_url, timeout_s=30) as mine:
+        with Client(stack.settings.gateway_url, timeout_s=PATIENCE_S) as mine:
             while not stop.is_set():
                 try:
                     seen.append(float(mine.infer("roll", {"x": np.ones((1, 16), np.float32)})["y"][0, 0]))
@@ -77,7 +77,7 @@ def test_a_version_that_cannot_load(
     )
     signature = str(REPO / "examples" / "python-model" / "identity" / "signature.json")
     done = stack.run(
-        *("deploy", str(broken), "--name", "sturdy", "--signature", signature, "--wait", "--timeout", "60")
+        *("deploy", str(broken), "--name", "sturdy", "--signature", signature, "--wait", "--timeout", "150")
     )
     assert done.returncode == 4, done.stdout + done.stderr
     assert "the weights are missing" in done.stdout + done.stderr

@@ -162,7 +162,9 @@ def test_torchserves_scaling_needs_an_operator(stack: Stack, http: httpx.Client)
     operator = {"Authorization": f"Bearer {stack.settings.service_token}"}
     scaled = http.put("/models/digits/1.0", params=workers, headers=operator)
     assert (scaled.status_code, scaled.json()) == (200, {"status": "Workers scaled to 1 for model: digits"})
-    held = httpx.get(f"{stack.settings.registry_url}/v1/deployments/digits-v1", headers=operator).json()
+    held = httpx.get(
+        f"{stack.settings.registry_url}/v1/deployments/digits-v1", headers=operator, timeout=PATIENCE_S
+    ).json()
     assert held["override"]["replicas"] == 1
     assert stack.run("scale", "digits", "--auto").returncode == 0
     unknown = http.put("/models/nobody", params=workers, headers=operator)

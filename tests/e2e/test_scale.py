@@ -10,14 +10,14 @@ import httpx
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import Figure
+from tests.conftest import PATIENCE_S, Figure
 from tests.e2e.conftest import Digits, Stack
 from tidegate import Client
 
 PHASES = {"launch", "fetch", "triton_start", "load", "warm_up"}
 
 
-def wait_replicas(stack: Stack, deployment: str, count: int, limit_s: float = 60.0) -> None:
+def wait_replicas(stack: Stack, deployment: str, count: int, limit_s: float = PATIENCE_S) -> None:
     end = time.monotonic() + limit_s
     while True:
         found = stack.replicas(deployment)
@@ -65,7 +65,9 @@ async def test_statistics_add_up_over_replicas(
     wait_replicas(stack, "pair-v1", 2)
 
     def counted() -> tuple[int, int, int]:
-        (found,) = httpx.get(f"{stack.settings.gateway_url}/v2/models/pair/stats").json()["model_stats"]
+        (found,) = httpx.get(f"{stack.settings.gateway_url}/v2/models/pair/stats", timeout=PATIENCE_S).json()[
+            "model_stats"
+        ]
         success, infer = found["inference_stats"]["success"], found["inference_stats"]["compute_infer"]
         return success["count"], infer["count"], found["inference_count"]
 
@@ -103,7 +105,7 @@ def workers(stack: Stack, deployment: str) -> list[str]:
 
 def answered(address: str) -> float:
     """Requests that a worker has answered, as it tells itself."""
-    families = text_string_to_metric_families(httpx.get(f"http://{address}/metrics").text)
+    families = text_string_to_metric_families(httpx.get(f"http://{address}/metrics", timeout=PATIENCE_S).text)
     return sum(
         sample.value
         for family in families

@@ -108,10 +108,10 @@ def written(
 
 @pytest.fixture(scope="module", autouse=True)
 def models(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Deploy two models: one on two replicas, and a decoupled one that keeps two sequences for 0.8 s."""
+    """Deploy two models: one on two replicas, and a decoupled one that keeps two sequences for 15 s."""
     folder = tmp_path_factory.mktemp("models")
     large = written(folder / SUMS, idle_us=KEPT_US)
-    small = written(folder / SMALL, idle_us=800_000, strategy="direct { }", rows=2, decoupled=True)
+    small = written(folder / SMALL, idle_us=15_000_000, strategy="direct { }", rows=2, decoupled=True)
     with ThreadPoolExecutor() as pool:
         both = [
             pool.submit(stack.deploy, large, SUMS, "--min", "2", "--max", "2"),
@@ -293,7 +293,10 @@ def test_idle_sequences_make_room(stack: Stack) -> None:
     assert (refused.status_code, refused.json()["reason"]) == (503, "overloaded")
     assert int(refused.headers["retry-after"]) >= 1
     assert "keeps 2 sequences, the limit of the replicas that are ready (1)" in refused.json()["error"]
-    assert sums_in(events(stack, SMALL, x=3, sequence_id=23, sequence_start=True)) == [3, 3], "it has waited"
+    end = time.monotonic() + PATIENCE_S
+    while (later := events(stack, SMALL, x=3, sequence_id=23, sequence_start=True)).status_code == 503:
+        assert time.monotonic() < end, later.text
+    assert sums_in(later) == [3, 3], "it has waited"
     gone = events(stack, SMALL, x=1, sequence_id=21)
     assert gone.status_code == 400
     assert "must specify the START flag" in gone.json()["error"]
@@ -345,17 +348,19 @@ def test_a_lost_replica_loses_its_sequences_only(stack: Stack, client: Any) -> N
 
 def test_a_sequence_ends_where_it_began(stack: Stack, client: Any, tmp_path: Path) -> None:
     """A next version takes over, and a replica is drained. Both wait for the sequences that run."""
-    homes, end = dict[int, int](), time.monotonic() + PATIENCE_S
+    homes = dict[int, int]()
     for sequence in range(200, 204):
         answer = client.infer(SUMS, x(sequence), sequence_id=sequence, sequence_start=True)
         homes[sequence] = int(answer.as_numpy("home").item())
     stack.deploy(written(tmp_path / SUMS, idle_us=KEPT_US, sign=-1), SUMS, "--min", "1", "--max", "1")
+    end = time.monotonic() + PATIENCE_S
     once = {"sequence_id": 300, "sequence_start": True, "sequence_end": True}
     while (found := client.infer(SUMS, x(5), **once).as_numpy("sum").item()) == 5:
         assert time.monotonic() < end, "the next version has not taken over"
         time.sleep(0.05)
     assert found == -5
     stack.cli("scale", f"{SUMS}-v1", "0")
+    end = time.monotonic() + PATIENCE_S
     while any(each["state"] == "ready" for each in stack.replicas(f"{SUMS}-v1")):
         assert time.monotonic() < end, "the replicas are not drained"
         time.sleep(0.05)

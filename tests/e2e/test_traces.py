@@ -33,7 +33,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory, received: Receiver, digits:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
         patch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
         with running_stack(tmp_path_factory.mktemp("traced") / "state", gateway_processes=1) as stack:
-            options = ("--min", "1", "--max", "1", "--max-batch", str(BATCH), "--batch-window-ms", "5000")
+            options = ("--min", "1", "--max", "1", "--max-batch", str(BATCH), "--batch-window-ms", "10000")
             stack.deploy(digits.model, "digits", *options)
             yield stack
 
@@ -66,9 +66,9 @@ def test_a_batch_of_32_gives_32_traces_that_reach_the_shared_call(
     ids = [f"{number + 1:032x}" for number in range(BATCH)]
 
     def ask(number: int) -> int:
-        return httpx.post(url, json=body(digits, number), headers=parent(ids[number]), timeout=60).status_code
+        return http.post(url, json=body(digits, number), headers=parent(ids[number])).status_code
 
-    with ThreadPoolExecutor(BATCH) as callers:
+    with httpx.Client(timeout=PATIENCE_S) as http, ThreadPoolExecutor(BATCH) as callers:
         assert set(callers.map(ask, range(BATCH))) == {200}
     wait_for(
         lambda: all(

@@ -38,7 +38,7 @@ def wait_gone(stack: Stack, model: str) -> None:
 def test_measures_keeps_and_applies(stack: Stack, tuned: str, tmp_path: Path):
     picture = tmp_path / "curve.png"
     found = stack.cli(
-        "tune", tuned, *TINY, "--seconds", "0.5", "--latency-ms", "5000", "--apply", "--png", str(picture)
+        "tune", tuned, *TINY, "--seconds", "2", "--latency-ms", "60000", "--apply", "--png", str(picture)
     )
     settings = [(p["max_batch"], p["window_ms"]) for p in found["points"]]
     assert settings == [(1, 0.0), (8, 0.0), (8, 1.0)]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from services.worker.adapters.triton_install import TritonInstall
+from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack
 from tidegate import Client
 from tidegate.kernel.errors import ModelFailed
@@ -141,7 +142,7 @@ def test_requirements_that_cannot_be_met(stack: Stack, only_local: list[str], tm
         "--signature",
         str(written(tmp_path, {"signature.json": json.dumps(TEXTS)}) / "signature.json"),
     ]
-    done = stack.run("deploy", str(folder), "--name", "hopeless", "--timeout", "60", *signature, *only_local)
+    done = stack.run("deploy", str(folder), "--name", "hopeless", "--timeout", "150", *signature, *only_local)
     assert done.returncode == 4, done.stdout + done.stderr
     assert "No matching distribution found for tidepool==99" in done.stdout + done.stderr
     (folder / "requirements.txt").write_text("-r ../more.txt\n")
@@ -265,7 +266,7 @@ def test_torchscript_without_torch_names_the_remedy(stack: Stack, tmp_path: Path
         file.writestr("net/constants.pkl", "")
         file.writestr("net/code/__torch__.py", "")
     signature = written(tmp_path, {"signature.json": json.dumps(TEXTS)}) / "signature.json"
-    done = stack.run("deploy", str(path), "--name", "net", "--signature", str(signature), "--timeout", "60")
+    done = stack.run("deploy", str(path), "--name", "net", "--signature", str(signature), "--timeout", "150")
     assert done.returncode == 4, done.stdout + done.stderr
     assert "`make torch`" in done.stdout + done.stderr
     assert "--requirements" in done.stdout + done.stderr
@@ -322,11 +323,15 @@ class TritonPythonModel:
     assert client.infer("kept", {"x": column(2)})["y"].tolist() != first
     url = f"{stack.settings.gateway_url}/v2/models/kept"
     asked = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]}
-    refused = httpx.post(f"{url}/infer", json={**asked, "parameters": {"mode": 2}}, trust_env=False)
+    refused = httpx.post(
+        f"{url}/infer", json={**asked, "parameters": {"mode": 2}}, trust_env=False, timeout=PATIENCE_S
+    )
     assert refused.status_code == 400
     assert "ignores the parameters of a request (mode)" in refused.json()["error"]
-    for _ in range(100):  # workers tell what they counted once a second
-        told = httpx.get(f"{url}/stats", trust_env=False).json()["model_stats"][0]["inference_stats"]
+    for _ in range(1200):  # workers tell what they counted once a second
+        told = httpx.get(f"{url}/stats", trust_env=False, timeout=PATIENCE_S).json()["model_stats"][0][
+            "inference_stats"
+        ]
         if told["cache_hit"]["count"] == 4:
             break
         time.sleep(0.1)
@@ -350,7 +355,7 @@ def test_plain_python(stack: Stack, client: Client, tmp_path: Path):
     assert stack.run("versions", "mine").returncode != 0, "no version was made"
 
     path.write_text("import xgboost\n\ndef predict(x: float) -> float:\n    return x\n")
-    failed = stack.run("deploy", str(path), "--timeout", "60")
+    failed = stack.run("deploy", str(path), "--timeout", "150")
     assert failed.returncode == 4
     assert "--requirements requirements.txt" in " ".join((failed.stdout + failed.stderr).split())
     stack.cli("delete", "mine", "--yes")

@@ -79,7 +79,7 @@ def verifying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 def deploy(stack: Stack, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     given = ("--name", "m", "--signature", "signature.json", *options, "--json")
-    return stack.run("deploy", "model.py", *given, cwd=folder)
+    return stack.run("deploy", "model.py", *given, cwd=folder, timeout_s=600)
 
 
 class Callers:

@@ -77,6 +77,7 @@ def test_a_model_wakes_in_a_worker_that_waited(warm: Stack, client: Client, figu
     wait_replicas(warm, "sleeper-v1", 0)
     wait_until("another one waits", lambda: waiting(warm))
     (worker,) = waiting(warm)
+    warm.cli("policy", "sleeper", "--set", "scale_to_zero_after_s=600")  # so that it stays to be looked at
     assert (client.infer("sleeper", {"x": ONE})["y"] == ONE).all()
 
     start = warm.cli("cold-starts", "sleeper-v1")["items"][0]

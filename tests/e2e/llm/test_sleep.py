@@ -40,7 +40,7 @@ def test_a_stream_wakes_a_sleeping_model_that_sleeps_only_after_its_end(stack: S
     woken = len(stack.cli("cold-starts", "dozer-v1")["items"])
 
     url = f"{stack.settings.gateway_url}/v1/chat/completions"
-    headers = {"X-Tidegate-Queue": "on"}
+    headers = {"X-Tidegate-Queue": "on", "X-Request-Timeout-Ms": "120000"}
     comments, tokens = [], 0
     with httpx.stream("POST", url, json=CHAT, headers=headers, timeout=PATIENCE_S) as answer:
         assert answer.status_code == 200

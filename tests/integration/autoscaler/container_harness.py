@@ -164,7 +164,7 @@ class ContainerHarness:
         """Return the replicas that have left anything."""
         return sorted(each["Names"][0].lstrip("/") for each in self._mine())
 
-    def until(self, true: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+    def until(self, true: Callable[[], object], what: str, seconds: float = 120.0) -> None:
         deadline = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < deadline, f"not within {seconds} s: {what}"

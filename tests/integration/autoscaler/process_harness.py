@@ -84,7 +84,7 @@ class ProcessHarness:
         """Return the replicas that have left anything."""
         return sorted({path.name for path in self.folders()} | procfs.marked_in(self.state))
 
-    def until(self, true: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+    def until(self, true: Callable[[], object], what: str, seconds: float = 120.0) -> None:
         deadline = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < deadline, f"not within {seconds} s: {what}"

@@ -47,7 +47,7 @@ def make_table(deployment: str, **given: Any) -> dict[str, Any]:
     endpoint = {
         "targets": [{"deployment": deployment, "weight": 100}],
         "versions": {"1": deployment},
-        "default_timeout_ms": 20_000,
+        "default_timeout_ms": 120_000,
     }
     return {"epoch": "e", "n": 1, "endpoints": {"digits": endpoint}, "deployments": {deployment: entry}}
 

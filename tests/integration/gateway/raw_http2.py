@@ -85,7 +85,7 @@ class Raw:
             room = min(16_384, size - sent, self.windows[0], self.windows[stream])
             if room <= 0:
                 try:
-                    async with asyncio.timeout(2), self._news:
+                    async with asyncio.timeout(30), self._news:
                         await self._news.wait()
                 except TimeoutError:
                     break
@@ -113,7 +113,7 @@ class Raw:
             for f in self.frames
         )
 
-    async def until(self, found: object, patience_s: float = 20) -> None:
+    async def until(self, found: object, patience_s: float = 120) -> None:
         """Wait until ``found()`` is true; it is asked again after each frame."""
         assert callable(found)
         async with asyncio.timeout(patience_s):

@@ -272,7 +272,7 @@ async def test_a_request_whose_caller_disconnects_is_cancelled(stub, worker, unt
     call = stub.ModelInfer(request())
     await until(lambda: worker.requests)
     call.cancel()
-    await until(lambda: worker.cancelled == [worker.requests[0].id], "the cancel", patience_s=15)
+    await until(lambda: worker.cancelled == [worker.requests[0].id], "the cancel")
 
 
 async def test_a_stream_answers_in_order_whatever_the_worker_does_and_lives_on_after_an_error(
@@ -312,7 +312,7 @@ async def test_a_stream_whose_caller_disconnects_is_cancelled(stub, worker, unti
     call = stub.ModelStreamInfer(requests())
     await until(lambda: len(worker.requests) == 2)
     call.cancel()
-    await until(lambda: len(worker.cancelled) == 2, "the cancels", patience_s=15)
+    await until(lambda: len(worker.cancelled) == 2, "the cancels")
 
 
 async def test_the_plain_client_streams(gateway, worker):
@@ -322,7 +322,7 @@ async def test_the_plain_client_streams(gateway, worker):
             client.start_stream(lambda result, error: found.put((result, error)))
             for number in range(20):
                 client.async_stream_infer("digits", [x(number, 0)], request_id=str(number))
-            answers = [found.get(timeout=20) for _ in range(20)]
+            answers = [found.get(timeout=PATIENCE_S) for _ in range(20)]
             client.stop_stream()
         return answers
 

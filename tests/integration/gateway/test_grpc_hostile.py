@@ -80,7 +80,7 @@ def request() -> Any:
 async def ask(channel: Any, key: str, **given: Any) -> Any:
     stub = stubs.GRPCInferenceServiceStub(channel)
     return await stub.ModelInfer(
-        request(), metadata=(("authorization", f"Bearer {key}"),), timeout=20, **given
+        request(), metadata=(("authorization", f"Bearer {key}"),), timeout=PATIENCE_S, **given
     )
 
 
@@ -154,7 +154,7 @@ async def test_messages_count_against_the_budget_from_their_first_byte(gateway, 
         big.raw_input_contents[0] = bytes(39 * MB)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stubs.GRPCInferenceServiceStub(channel).ModelInfer(
-                big, metadata=(("authorization", f"Bearer {key}"),), timeout=20
+                big, metadata=(("authorization", f"Bearer {key}"),), timeout=PATIENCE_S
             )
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, (
             "the message was read completely and checked"
@@ -298,7 +298,7 @@ async def test_calls_without_a_credential_cannot_crowd_each_other_out(gateway, k
     assert (await clients[0].answer(1))["grpc-status"] == UNAVAILABLE
     async with grpc.aio.insecure_channel(gateway.grpc) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=20)
+        answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         await ask(channel, key)
 

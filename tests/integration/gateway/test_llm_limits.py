@@ -79,7 +79,7 @@ async def answered(caller: Caller, engine: Any, at: int, body: dict[str, Any], *
 
 
 async def test_a_caller_sees_its_limits_and_is_refused_beyond_them(caller, engine):  # noqa: F811
-    robot = await caller(tokens_per_minute=100, rate=50, burst=60)
+    robot = await caller(tokens_per_minute=100, rate=0.001, burst=60)
     answer = await answered(robot, engine, 0, {**HELLO, "max_tokens": 70}, usage=[10, 50, 0])
     assert answer.status_code == 200
     seen = answer.headers

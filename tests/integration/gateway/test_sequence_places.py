@@ -73,7 +73,7 @@ async def test_an_idle_sequence_frees_its_slot(places, replicas, fresh):
 
 async def test_no_gateway_shortens_the_time_that_another_one_needs(places, replicas, fresh, valkey_url):
     other, key = SequencePlaces.connect(valkey_url), fresh("key")
-    place = await places.start(key, "sums", replicas, "t", FIRST, SHORT._replace(busy_ms=1))
+    place = await places.start(key, "sums", replicas, "t", FIRST, Times(1, 600_000))
     await places.keep(key, place, FIRST, LONG)
     await other.keep(key, place, SECOND, Times(5, 30))
     await other.keep(key, place, SECOND, SHORT)

@@ -105,7 +105,11 @@ async def clients_by_member(gateway: Any, stack: AsyncExitStack) -> dict[int, ht
     """A client of each member, by its id: the kernel decides who takes a connection, so it takes some."""
     found: dict[int, httpx.AsyncClient] = {}
     for _ in range(100):
-        client = await stack.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=20))
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(
+                base_url=gateway.url, timeout=PATIENCE_S, limits=httpx.Limits(keepalive_expiry=600)
+            )
+        )
         found[await member_of(gateway, client)] = client
         if len(found) == PROCESSES:
             return found
@@ -153,7 +157,7 @@ def publish(gateway: Any, table: Any, versions: dict[str, str], endpoints: dict[
         raw["deployments"] |= table(name, version=int(version))["deployments"]
     for endpoint, fields in endpoints.items():
         targets = [{"deployment": versions[v], "weight": w} for v, w in fields["weights"].items()]
-        rest = {"versions": versions, "default_timeout_ms": 20_000}
+        rest = {"versions": versions, "default_timeout_ms": 120_000}
         raw["endpoints"][endpoint] = {"targets": targets, **rest, "sticky": fields.get("sticky")}
     gateway.redis.set(ROUTES, orjson.dumps(raw))
     gateway.redis.publish(ROUTES_CHANGED, b"")
@@ -261,7 +265,7 @@ def test_processes_end_if_their_parent_is_killed(gateway, rabbitmq_url, valkey_u
         started = psutil.Process(parent.pid).children()
         assert len(started) == PROCESSES
         parent.kill()
-        _, alive = psutil.wait_procs(started, timeout=20)
+        _, alive = psutil.wait_procs(started, timeout=PATIENCE_S)
         assert not alive
     finally:
         parent.kill()

@@ -206,19 +206,19 @@ async def test_cancelled_while_it_waits(stream, model, until):
 
 async def test_the_deadline_of_the_first_chunk(stream, model, until):
     with pytest.raises(DeadlinePassed, match="the first part"):
-        await collect(stream(200))
+        await collect(stream(3_000))
     request = await model.asked()
     await until(lambda: request.id in model.cancelled)
 
 
 async def test_the_deadline_between_two(stream, model, until):
-    answers = stream(400)
+    answers = stream(6_000)
     first = asyncio.ensure_future(anext(answers))
     request = await model.asked()
     await model.send(chunk(request, 0))
     await first
     for seq in (1, 2, 3):  # longer than the deadline in total
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(2.5)
         await model.send(chunk(request, seq))
         assert number(await anext(answers)) == seq
     with pytest.raises(DeadlinePassed, match="the next part"):

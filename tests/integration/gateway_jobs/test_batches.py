@@ -30,7 +30,7 @@ async def create(http, content, status=202, **given):
     return answer.json()
 
 
-async def over(http, batch, until, patience_s=60):
+async def over(http, batch, until, patience_s=5 * PATIENCE_S):
     async def done():
         found = (await http.get(batch["urls"]["status"])).json()
         return found if found["status"] not in {"running", "cancelling"} else None

@@ -106,8 +106,8 @@ async def test_the_batch_of_a_key_that_expires_ends(gateway, worker, registry, k
     async with as_operator(gateway) as operator:
         worker.open.clear()
         batch = await create(client, file_of(line(n) for n in range(5)))
-        await until(lambda: worker.frames)
-        soon = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=2)
+        await until(lambda: len(worker.frames) >= 5)
+        soon = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=8)
         registry("PATCH", f"/v1/keys/{id_}", {"expires_at": soon.isoformat()})
         done = await over(operator, batch, until)
         worker.open.set()

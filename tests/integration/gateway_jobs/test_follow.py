@@ -23,7 +23,7 @@ async def submit(http, **headers):
 
 
 async def ended(http, id_):
-    answer = await http.get(f"/v1/jobs/{id_}", headers={"Prefer": "wait=20"})
+    answer = await http.get(f"/v1/jobs/{id_}", headers={"Prefer": "wait=100"})
     assert answer.status_code == 200
     return answer.json()
 
@@ -62,7 +62,7 @@ async def test_a_result_before_the_end_is_a_202(http, worker):
     assert answer.status_code == 202
     assert answer.headers["retry-after"] == "1"
     assert answer.json()["id"] == job["id"]
-    waiting = asyncio.create_task(http.get(job["urls"]["result"], headers={"Prefer": "wait=20"}))
+    waiting = asyncio.create_task(http.get(job["urls"]["result"], headers={"Prefer": "wait=100"}))
     worker.open.set()
     assert (await waiting).json()["outputs"][0]["data"] == [1, 2]
 
@@ -83,7 +83,7 @@ async def test_the_result_of_a_failed_job_has_the_status_of_its_error(http, work
     answer = await http.get(job["urls"]["result"])
     assert answer.status_code == 500
     assert answer.json()["reason"] == "model_failed"
-    waited = await http.post(INFER, json=BODY, headers={"Prefer": "wait=20"})
+    waited = await http.post(INFER, json=BODY, headers={"Prefer": "wait=100"})
     assert (waited.status_code, waited.json()["reason"]) == (500, "model_failed")
 
 

@@ -42,7 +42,7 @@ async def create(http, content, status=200, **given):
     return answer.json()
 
 
-async def over(http, batch, until, patience_s=60):
+async def over(http, batch, until, patience_s=5 * PATIENCE_S):
     async def done():
         found = (await http.get(f"/v1/batches/{batch['id']}")).json()
         return found if found["status"] in {"completed", "failed", "expired", "cancelled"} else None

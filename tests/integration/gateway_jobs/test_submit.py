@@ -22,7 +22,7 @@ ASYNC = {"Prefer": "respond-async"}
 
 async def ended(http, id_):
     """Return the job's document when it has ended."""
-    answer = await http.get(f"/v1/jobs/{id_}", headers={"Prefer": "wait=20"})
+    answer = await http.get(f"/v1/jobs/{id_}", headers={"Prefer": "wait=100"})
     assert answer.status_code == 200
     return answer.json()
 
@@ -79,9 +79,9 @@ async def test_options_of_an_inference_call_are_headers(http, worker):
 
 
 async def test_a_caller_that_waits_long_enough_gets_the_result(http, worker):
-    answer = await http.post(INFER, json=BODY, headers={"Prefer": "wait=20"})
+    answer = await http.post(INFER, json=BODY, headers={"Prefer": "wait=100"})
     assert answer.status_code == 200
-    assert answer.headers["preference-applied"] == "wait=20"
+    assert answer.headers["preference-applied"] == "wait=100"
     assert answer.json()["outputs"][0]["data"] == [1, 2]
     path = answer.headers["content-location"]
     assert (await http.get(path)).json() == answer.json()
@@ -250,7 +250,7 @@ async def test_an_unpublished_job_is_published_when_its_key_is_used_again(
     assert again.json()["id"] == id_
     worker.open.set()
     assert (await ended(http, id_))["status"] == "succeeded"
-    assert sent() == 2
+    await until(lambda: sent() == 2)
     assert worker.taken.count(raw) == 1
 
 

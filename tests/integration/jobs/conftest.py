@@ -39,7 +39,7 @@ def new_job(age_ms: int = 0, **given) -> NewJob:
         "version": 1,
         "principal": "anonymous",
         "created_ms": now - age_ms,
-        "expires_ms": now + 60_000,
+        "expires_ms": now + 3_600_000,
         **given,
     }
     flags = envelope.RETRY_SAFE if facts.get("retry_safe", True) else 0

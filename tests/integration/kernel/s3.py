@@ -17,7 +17,7 @@ from benchmarks import places
 from tidegate.stack.ports import free_ports
 
 KEY, SECRET, BUCKET = "tidegate-test", "tidegate-test-secret", "bucket"
-START_LIMIT_S = 60.0
+START_LIMIT_S = 120.0
 MOTO = "moto"
 SERVERS = ("rclone", MOTO)
 

@@ -233,7 +233,8 @@ async def test_prefetch_bounds_what_is_held(connect, queue, until):
     inbox = Inbox(queue, ack=False, prefetch=2)
     consuming = channel_of(await connect(inbox.setup))
     await until(lambda: _depth_is(channel, queue, 3))
-    assert len(inbox.got) == 2
+    await until(lambda: len(inbox.got) == 2)
+    assert await channel.depth(queue) == 3
     consuming.ack(inbox.got[1].tag, multiple=True)
     await until(lambda: len(inbox.got) == 4)
 

@@ -210,7 +210,7 @@ async def test_what_was_written_before_the_stop_arrives(connect, queue, until, m
     body = bytes(200_000)
     for _ in range(25):
         channel.send(body, routing_key=queue.name)
-    monkeypatch.setattr(broker, "CLOSE_TIMEOUT_S", 20.0)  # a busy machine may need longer
+    monkeypatch.setattr(broker, "CLOSE_TIMEOUT_S", PATIENCE_S)  # a busy machine may need longer
     await connection.stop()
     inbox = Inbox(queue)
     await connect(inbox.setup)

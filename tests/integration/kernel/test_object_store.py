@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.integration.kernel.s3 import S3
 from tidegate import stack
 from tidegate.kernel.blobs import object_store
@@ -30,7 +31,9 @@ def test_a_service_names_the_missing_package_when_it_starts(tmp_path, service: s
         "PATH": "",
     }
     command = [sys.executable, "-P", "-m", f"services.{service}"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
     assert done.returncode == 1
     assert done.stderr.startswith(f"tidegate {service}: TIDEGATE_{setting}_URL begins with sftp://")
     assert "Traceback" not in done.stderr

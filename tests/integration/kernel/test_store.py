@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.protocol.presence import (
     GatewayLoad,
     GatewayReport,
@@ -76,6 +77,7 @@ async def test_many_replicas(store):
 
 
 async def test_how_long_a_report_lives(store, redis):
+    began = time.monotonic()
     await store.report_replica(replica("alive"))
     await store.report_replica(replica("broken", "failed", message="no such file"))
     await store.report_gateway(gateway("g1"))
@@ -88,7 +90,9 @@ async def test_how_long_a_report_lives(store, redis):
         store_module.STATUSES: 60_000,
     }
     for key, ttl_ms in limits.items():
-        assert ttl_ms - 2_000 < await redis.pttl(key) <= ttl_ms
+        left = await redis.pttl(key)
+        spent_ms = (time.monotonic() - began) * 1e3
+        assert max(ttl_ms - spent_ms - 10, -2) <= left <= ttl_ms
     assert await redis.pttl(store_module.ROUTES) == -1, "the table stays"
 
 
@@ -211,7 +215,7 @@ async def test_a_store_that_is_away(tmp_path):
 
     operations = await _ask(store)
     spent = dict(zip(operations, await asyncio.gather(*map(fails, operations.values())), strict=True))
-    assert max(spent.values()) < 5, f"a refused connection is known at once: {spent}"
+    assert max(spent.values()) < PATIENCE_S, f"a refused connection is known at once: {spent}"
 
     with valkey_running(tmp_path / "after", port=port):
         for name, operation in operations.items():
@@ -238,7 +242,7 @@ async def test_a_cancelled_operation_ends_its_task(store, turns):
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
-        done, _ = await asyncio.wait({task}, timeout=1)
+        done, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
         task.cancel()
         assert done, "the cancellation was swallowed"
 

@@ -60,7 +60,7 @@ def started(folder: Path, failing: str = "") -> tuple[subprocess.Popen[str], lis
 
 def answer(port: int) -> str | None:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as found:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE_S) as found:
             return found.read().decode()
     except (urllib.error.URLError, ConnectionError):
         return None

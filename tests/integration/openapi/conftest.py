@@ -80,7 +80,8 @@ def services(rabbitmq_url, valkey_url, jobs_url) -> Iterator[dict[str, str]]:
 
 def publish(registry: str) -> None:
     """Register and deploy a model, asleep, so that there is something to find."""
-    with httpx.Client(base_url=registry, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with httpx.Client(base_url=registry, headers=headers, timeout=PATIENCE_S) as http:
         sha256 = http.put("/v1/artifacts", content=onnx_bytes()).raise_for_status().json()["sha256"]
         body = {"artifact": sha256, "filename": "model.onnx"}
         http.post("/v1/models/0/versions", json=body).raise_for_status()

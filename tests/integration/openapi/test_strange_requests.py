@@ -150,7 +150,7 @@ def test_queries(services, service, query):
 @pytest.mark.parametrize(("service", "method", "path", "body"), BODIES, ids=lambda part: str(part)[:50])
 def test_bodies(services, service, method, path, body):
     answer = httpx.request(
-        method, f"{services[service]}{path}", headers=HEADERS, content=body.encode(), timeout=30
+        method, f"{services[service]}{path}", headers=HEADERS, content=body.encode(), timeout=120
     )
     assert refused(answer), answer.text[:500]
 

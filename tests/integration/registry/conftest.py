@@ -225,6 +225,7 @@ async def serving(settings: RegistrySettings) -> AsyncIterator[httpx.AsyncClient
             base_url=f"http://127.0.0.1:{port}",
             headers={"Authorization": f"Bearer {TOKEN}"},
             transport=httpx.AsyncHTTPTransport(retries=20),
+            timeout=PATIENCE_S,
         ) as http:
             while not server.started:
                 await asyncio.sleep(0.01)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-START_LIMIT_S = 60.0
+START_LIMIT_S = 120.0
 GUARDED = "guarded"  # the only user who needs a password
 POLL_S = 0.02
 # Durability is not what is tested; without it a database is made in a tenth of the time.

@@ -36,7 +36,10 @@ class FaultProxy:
             except OSError:
                 return
             self.connections += 1
-            fault = self.faults.popleft() if self.faults else forwarded()
+            try:
+                fault = self.faults.popleft()
+            except IndexError:
+                fault = forwarded()
             threading.Thread(target=self._serve, args=(fault, client), daemon=True).start()
 
     def _serve(self, fault: Fault, client: socket.socket) -> None:
