@@ -15,6 +15,7 @@ from services.autoscaler.adapters.process.launcher import LAUNCH_GRACE_S, Proces
 from services.autoscaler.application.end_replicas import end_replicas
 from services.autoscaler.domain.costs.lives import NS, OBSERVED, LifeBook
 from services.autoscaler.domain.launcher import LaunchFailed
+from tests.conftest import PATIENCE_S
 from tests.integration.autoscaler.test_launchers import gone, one
 from tidegate.kernel.protocol.prices import PriceList
 
@@ -177,6 +178,6 @@ async def test_the_sweep_command(harness, assign):
     command = ["-m", "services.autoscaler", "sweep", "--grace", "5"]
     environment = {**os.environ, "TIDEGATE_STATE_DIR": str(harness.state)}
     done = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment, stdout=PIPE)
-    said, _ = await asyncio.wait_for(done.communicate(), 30)
+    said, _ = await asyncio.wait_for(done.communicate(), PATIENCE_S)
     assert (done.returncode, said) == (0, b"Ended 1 replicas.\n")
     assert harness.processes(ONE) == []

@@ -90,6 +90,9 @@ async def test_a_cordoned_host_starts_nothing_also_after_a_restart(bench: Bench)
             assert unknown.status_code == 404
         async with bench.autoscaler() as client:
             await bench.until_ready(client, 0)
+            async with asyncio.timeout(PATIENCE_S):
+                while not await bench.well(client):
+                    await asyncio.sleep(0.05)
             await asyncio.sleep(0.5)
             status = await bench.status(client)
             assert status["desired"] == 1

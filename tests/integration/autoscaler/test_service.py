@@ -192,7 +192,7 @@ async def test_holds_scales_and_heals(bench: Bench, until: Callable[..., Awaitab
         assert await bench.until_ready(client, 1) == [f"{NAME}-0-1"]
         start = (await client.get(f"/v1/deployments/{NAME}/cold-starts")).json()["items"][0]
         assert start["phases_ms"] == {"launch": 10.0, "load": 20.0}
-        assert 0 < start["total_ms"] < 10_000
+        assert 0 < start["total_ms"] < PATIENCE_S * 1000
 
         bench.outstanding = 40
         names = await bench.until_ready(client, 3)
@@ -224,7 +224,7 @@ async def test_a_restart_without_the_registry_adopts_and_an_override_waits_for_i
     async with bench.autoscaler() as client:
         assert await bench.until_ready(client, 3) == before
         assert [(bench.harness.state / "replicas" / name / "lock").read_text() for name in before] == pids
-        answer = await client.put(f"/v1/deployments/{NAME}/replicas", json={"replicas": 1, "ttl_s": 60})
+        answer = await client.put(f"/v1/deployments/{NAME}/replicas", json={"replicas": 1, "ttl_s": 600})
         document = answer.json()
         assert (document["replicas"], document["runs"], document["held_by"]) == (1, 1, "autoscaler")
         await bench.until_ready(client, 1)
@@ -236,7 +236,7 @@ async def test_a_restart_without_the_registry_adopts_and_an_override_waits_for_i
         [handed] = bench.registry.overrides
         assert handed is not None
         assert handed["replicas"] == 1
-        assert 50 < handed["ttl_s"] < 60
+        assert 0 < handed["ttl_s"] < 600
 
 
 class SmallHost:

@@ -103,7 +103,7 @@ class WarmPoolHarness:
             await channel.consume(warm_queue(self.pool_name), take, prefetch=1, no_ack=True)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(warm, "OFFER_S", 10.0)  # a busy machine may need longer than an offer lives
+            patch.setattr(warm, "OFFER_S", PATIENCE_S)  # a busy machine may need longer than an offer lives
             async with Connection(self.amqp_url, "worker", listen) as connection:
                 await connection.wait_up(PATIENCE_S)
                 yield taken

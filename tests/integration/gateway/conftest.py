@@ -325,7 +325,7 @@ def add_model(gateway, table, fresh, until) -> Callable[..., Any]:
         gateway.redis.set(ROUTES, orjson.dumps(raw))
         gateway.redis.publish(ROUTES_CHANGED, b"")
         headers = {"Authorization": "Bearer token"}
-        async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
+        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=PATIENCE_S) as client:
 
             async def taken() -> bool:
                 return name in [m["name"] for m in (await client.get("/v2/models")).json()["models"]]
@@ -375,7 +375,9 @@ def registry(rabbitmq_url) -> Iterator[Registry]:
         url = f"http://127.0.0.1:{port}"
         try:
             wait_ready(process, port, Path(state) / "log")
-            with httpx.Client(base_url=url, headers={"Authorization": "Bearer token"}, timeout=20) as http:
+            with httpx.Client(
+                base_url=url, headers={"Authorization": "Bearer token"}, timeout=PATIENCE_S
+            ) as http:
                 yield Registry(http, url, Path(state) / "log")
         finally:
             process.send_signal(signal.SIGTERM)

@@ -201,7 +201,7 @@ class Caller:
         except ConnectionError:
             pass
 
-    async def answer(self, timeout_s: float = 10) -> tuple[int, dict]:
+    async def answer(self, timeout_s: float = PATIENCE_S) -> tuple[int, dict]:
         """Return status and JSON, read to the end of the connection."""
         async with asyncio.timeout(timeout_s):
             raw = await self._reader.read()
@@ -312,7 +312,7 @@ async def test_twenty_clients_with_large_bodies_have_a_bound(gateway, worker, wa
                 pieces = iter([bytes(65536)] * (300 * 16))
             sender = asyncio.create_task(caller.send(pieces))
             try:
-                status, _ = await caller.answer(30)
+                status, _ = await caller.answer(PATIENCE_S)
             finally:
                 sender.cancel()
             return status

@@ -25,7 +25,7 @@ NO_LOAD = {"type": "Loaded", "ok": False, "reason": "LoadFailed", "message": "th
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
 
 
-async def infer(client: httpx.AsyncClient, model: str, timeout_ms: int = 20_000) -> httpx.Response:
+async def infer(client: httpx.AsyncClient, model: str, timeout_ms: int = 120_000) -> httpx.Response:
     headers = {"X-Request-Timeout-Ms": str(timeout_ms)}
     return await client.post(f"/v2/models/{model}/infer", json=BODY, headers=headers)
 
@@ -186,7 +186,7 @@ async def test_a_start_that_takes_longer_than_the_timeout(gateway, client, add_m
                 )  # demand is published once a second
 
             await until(demanded)
-            patient = asyncio.create_task(infer(client, model, 20_000))
+            patient = asyncio.create_task(infer(client, model, 120_000))
             await until(lambda: len(peer.requests) > before)
             await reply(peer, echo(peer.requests[-1]))
             assert (await patient).status_code == 200

@@ -98,7 +98,7 @@ class Parts:
         self.runner.findings.append(lambda: self.findings)
         self.watch.after.append(self.runner.evaluate)
         http = WebhookSender(allow_private=True, timeout_s=2.0, max_in_flight=4)
-        sender = MailSender(mail_url, "from@x", 5.0)
+        sender = MailSender(mail_url, "from@x", 60.0)
         retries = RetryPolicy(0.02, 0.1, 3600.0)
         self.sender = AlertSender(self.file, http, sender, MASTER, retries, lambda: True)
         self.runner.on_messages = self.sender.wake
@@ -195,7 +195,7 @@ async def test_the_routes(registry, store, rabbitmq_url, valkey_url, jobs_url, t
         receiver.status = 500
         (tried,) = (await client.post("/v1/alerts/test?receiver=ops")).json()["items"]
         assert (tried["delivered"], tried["status"]) == (False, 500)
-        body = {"endpoint": registry.name, "for_s": 60, "why": "a test"}
+        body = {"endpoint": registry.name, "for_s": 3600, "why": "a test"}
         silence = (await client.post("/v1/alerts/silences", json=body)).json()
         assert silence["until"] > time.time()
         assert len((await client.get("/v1/alerts/silences")).json()["items"]) == 1

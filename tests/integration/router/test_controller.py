@@ -31,7 +31,7 @@ from tidegate.stack.standalone import valkey_running
 pytestmark = pytest.mark.integration
 
 FAST = {"interval_s": 0.02, "relist_s": 0.05}
-LEASE_S = 2.0
+LEASE_S = 60.0
 
 
 class Router(RouteController):

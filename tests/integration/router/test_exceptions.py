@@ -340,7 +340,7 @@ async def test_only_the_leader_consumes(gateway, jobs, rabbitmq_url, tmp_path, u
         led |= {"a": False, "b": True}
         a.on_change()
         b.on_change()
-        await until(lambda: b.kept._loaded)
+        await until(lambda: b.kept._loaded and not a.kept._loaded)
         assert len(b.letters) == 2
         await gateway.give_up(b"3", None, cause="x", queue="requests.v1.d")
         await until(lambda: len(b.letters) == 3)

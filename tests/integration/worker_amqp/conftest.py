@@ -77,7 +77,7 @@ def ask(
     *rows: Sequence[float],
     words: Sequence[str] = (),
     key: str = "x",
-    timeout_s: float = 30.0,
+    timeout_s: float = 600.0,
     batched: bool = True,
     **given: Any,
 ) -> bytes:

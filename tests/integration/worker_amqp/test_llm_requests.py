@@ -287,7 +287,7 @@ async def test_a_cancel_frees_the_slot_for_the_next(start, llm, make, until):
     await llm.caller.cancel(first)
     await until(lambda: worker.engine.begun == [first, second])
     assert worker.engine.cancelled == 1
-    assert llm.last(first) == CHUNK, "the gateway has told its caller"
+    await until(lambda: llm.last(first) == CHUNK)  # the gateway has told its caller
 
 
 async def test_a_request_that_was_cancelled_in_its_queue_never_starts(start, llm, make, until):
@@ -318,9 +318,9 @@ async def test_requests_of_a_dead_worker_are_answered_as_lost(start, llm, make, 
 
 async def test_a_stream_longer_than_its_deadline_is_lost_too(start, llm, make, until):
     worker = await start()
-    id_ = await llm.ask(make, timeout_s=0.5)
+    id_ = await llm.ask(make, timeout_s=5.0)
     await until(lambda: llm.last(id_) == CHUNK)
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(5.1)
     await worker.die()
     await start()
     await until(lambda: llm.last(id_) == FAILED)

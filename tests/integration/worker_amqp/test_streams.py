@@ -151,7 +151,7 @@ async def test_cancelled_while_it_waits(worker, model, caller, make, until, noth
     (late,) = await caller.send(make([1, 2], flags=SAFE))
     await until(lambda: worker.scheduler.in_hand == 5)
     await caller.cancel(late)
-    await asyncio.sleep(0.1)
+    await until(lambda: late in worker.scheduler._cancelled)
     model.free = True
     for _ in range(12):
         model.go.release()

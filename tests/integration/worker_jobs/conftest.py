@@ -81,7 +81,7 @@ class JobGateway:
         assert self.connection.channel is not None
         return self.connection.channel
 
-    def new(self, *numbers: float, level: Level = "normal", ttl_s: float = 60.0, **given: Any) -> NewJob:
+    def new(self, *numbers: float, level: Level = "normal", ttl_s: float = 600.0, **given: Any) -> NewJob:
         now = int(time.time() * 1e3)
         id_, expires_ms = new_id(now, os.urandom(10)), now + int(ttl_s * 1e3)
         safe = given.pop("retry_safe", True)
@@ -170,7 +170,7 @@ class Worker(ServingWorker):
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let jobs wait at a worker for long, for slow machines."""
-    monkeypatch.setattr(consumer_module, "MAX_WAIT_S", 60.0)
+    monkeypatch.setattr(consumer_module, "MAX_WAIT_S", 600.0)
 
 
 @pytest.fixture

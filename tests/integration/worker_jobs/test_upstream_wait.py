@@ -46,7 +46,7 @@ def away(times: int):
 
 
 async def test_jobs_are_done_when_the_upstream_returns(start, gateway, until, nothing_is_left):
-    worker = await start(upstream_wait_s=60)
+    worker = await start(upstream_wait_s=600)
     worker.model.fail = away(5)
     ids = [await gateway.submit(n) for n in range(3)]
     await until(lambda: gateway.is_in("succeeded", *ids))
@@ -58,7 +58,8 @@ async def test_jobs_are_done_when_the_upstream_returns(start, gateway, until, no
 
 async def test_a_worker_that_stops_does_not_wait_for_the_upstream(start, gateway, until, monkeypatch):
     """One job waits, and another one is behind it. Neither keeps the worker. Jobs that run do."""
-    monkeypatch.setattr(llm_answers, "PAUSES_S", (20.0, 20.0))
+    monkeypatch.setattr(llm_answers, "PAUSES_S", (200.0, 200.0))
+    monkeypatch.setattr(job_leases, "CHECK_S", 600.0)  # a lease would take the message
     worker = await start(upstream_wait_s=600, max_rows=0, max_concurrency=1)
     assert not worker.serving.busy
     worker.model.fail = away(1)
@@ -92,7 +93,7 @@ async def test_without_the_setting_and_after_the_time_a_job_fails(start, gateway
 
 async def test_a_restart_during_a_wait_is_no_attempt(start, gateway, until, waits, monkeypatch):
     """More restarts than attempts, with an upstream that is away all the time."""
-    monkeypatch.setattr(llm_answers, "PAUSES_S", (20.0, 20.0))
+    monkeypatch.setattr(llm_answers, "PAUSES_S", (200.0, 200.0))
     monkeypatch.setattr(job_leases, "CHECK_S", 600.0)
     id_ = await gateway.submit(1)
     for restart in range(1, MAX_ATTEMPTS + 3):
@@ -116,7 +117,7 @@ async def test_a_language_models_job_may_be_lost_often_while_it_waits(
     monkeypatch,
     nothing_is_left,
 ):
-    monkeypatch.setattr(llm_answers, "PAUSES_S", (20.0, 20.0))
+    monkeypatch.setattr(llm_answers, "PAUSES_S", (200.0, 200.0))
     monkeypatch.setattr(job_leases, "CHECK_S", 600.0)
     id_ = await submit("a prompt")
     for restart in range(1, MAX_ATTEMPTS + 3):
@@ -131,7 +132,7 @@ async def test_a_language_models_job_may_be_lost_often_while_it_waits(
 
 
 async def test_a_waiting_job_is_leased_so_that_restarts_are_no_deliveries(start, gateway, until, monkeypatch):
-    monkeypatch.setattr(llm_answers, "PAUSES_S", (20.0, 20.0))
+    monkeypatch.setattr(llm_answers, "PAUSES_S", (200.0, 200.0))
     monkeypatch.setattr(job_leases, "CHECK_S", 0.05)
     worker = await start(upstream_wait_s=600)
     worker.model.fail = away(1000)
@@ -152,7 +153,7 @@ async def test_a_waiting_job_can_be_cancelled(start, gateway, until, nothing_is_
 
 
 async def test_a_language_models_job_waits_too(start, gateway, submit, until, nothing_is_left):  # noqa: F811
-    worker = await start(max_rows=0, streams=4, model=Talker(), upstream_wait_s=60)
+    worker = await start(max_rows=0, streams=4, model=Talker(), upstream_wait_s=600)
     worker.model.refusals = [{"status": 502}, {"status": 504}, {"status": 502}]
     id_ = await submit("a prompt")
     await until(lambda: gateway.is_in("succeeded", id_))
