@@ -50,6 +50,9 @@ PORTS = (
 LONG = (
     "test_rollout",
     "test_users_models",
+    "test_stream",
+    "test_sequences",
+    "test_traces",
     "test_scaling",
     "test_clients",
     "test_access",
@@ -72,7 +75,6 @@ LONG = (
     "test_cli",
     "test_access_matrix",
     "test_imports",
-    "test_stream",
     "test_llm_batches",
     "test_batches",
     "test_large",

@@ -27,7 +27,7 @@ from tidegate import Client
 pytestmark = [pytest.mark.e2e, needs_prometheus]
 
 JOBS = {"gateway", "registry", "router", "autoscaler", "workers"}
-# Panels that have no data on this stack: it has no failures, streams, jobs, language models or own RabbitMQ.
+# Panels that have no data on this stack: no GPUs, failures, streams, jobs, language models or own RabbitMQ.
 EMPTY = {
     "autoscaler": {
         "Ended replicas by cause", "Warm pool", "Ended jobs", "Webhooks", "Published again, expired",
@@ -36,6 +36,7 @@ EMPTY = {
     "endpoint": {
         "First chunk of a stream", "Chunks", "Requests over a limit", "Copies for shadow traffic",
         "Requests that went to another Deployment", "Share of a canary", "Evidence of a canary's harm",
+        "Utilization of the GPUs",
     },
     "overview": {"Connections that a server closed early"},
     "drift": {"Score by version", "Columns above their limits", "Score by column", "Quality", "Feedback"},

@@ -33,7 +33,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory, received: Receiver, digits:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
         patch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
         with running_stack(tmp_path_factory.mktemp("traced") / "state", gateway_processes=1) as stack:
-            options = ("--min", "1", "--max", "1", "--max-batch", str(BATCH), "--batch-window-ms", "10000")
+            options = ("--min", "1", "--max", "1", "--max-batch", str(BATCH), "--batch-window-ms", "5000")
             stack.deploy(digits.model, "digits", *options)
             yield stack
 
