@@ -124,7 +124,7 @@ def test_load_scales_up_and_every_decision_can_be_explained_and_made_again(
     wait_until("all requests are recorded", all_are_recorded)
     assert [result["name"] for result in replayed["results"]] == ["live", "max_replicas=1", "keda"]
     assert replayed["requests"] == len(answered) >= 24
-    assert replayed["service"]["call_ms"] > 100
+    assert 100 < replayed["service"]["call_ms"] < 1000
     assert out.read_bytes().startswith(b"\x89PNG")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -133,6 +135,17 @@ def test_words_one_after_the_other(stack: Stack, tokens: str):
 
 
 def test_the_first_leaves_before_the_last_is_made(stack: Stack, tokens: str):
+    for delay_ms in (400, 2000, 8000):  # a busy machine needs longer words
+        with streaming(stack, tokens, {"text_input": "a b c d e", "delay_ms": delay_ms}) as events:
+            arrived = [(time.time(), event["made_at"]) for event in events]
+        assert len(arrived) == 5
+        delays = [came - made for came, made in arrived]
+        assert min(delays) >= 0
+        early = all(came < made for (came, _), (_, made) in itertools.pairwise(arrived))
+        if early and median(delays) < 0.09 * delay_ms / 400:
+            break
+    assert early, "each came before the next one was made"
+    assert median(delays) < 0.09 * delay_ms / 400, "they came soon after they were made"
     # All words would take 1000 s, which is longer than the client waits for one.
     with streaming(stack, tokens, {"text_input": "a", "count": 100_000, "delay_ms": 10}) as events:
         assert [next(events)["text_output"] for _ in range(5)] == ["a"] * 5

@@ -192,7 +192,7 @@ async def test_holds_scales_and_heals(bench: Bench, until: Callable[..., Awaitab
         assert await bench.until_ready(client, 1) == [f"{NAME}-0-1"]
         start = (await client.get(f"/v1/deployments/{NAME}/cold-starts")).json()["items"][0]
         assert start["phases_ms"] == {"launch": 10.0, "load": 20.0}
-        assert 0 < start["total_ms"] < PATIENCE_S * 1000
+        assert 0 < start["total_ms"] < 10_000
 
         bench.outstanding = 40
         names = await bench.until_ready(client, 3)

@@ -99,7 +99,7 @@ async def test_a_revoked_key_is_refused(client, worker, made, registry, until):
     async def refused() -> bool:
         return (await made.infer(key["key"])).status_code == 401
 
-    await until(refused)
+    await until(refused, patience_s=2.0 + 3.0)
 
 
 async def test_a_rotated_key_and_one_that_expires(client, worker, made, registry, until):

@@ -123,7 +123,7 @@ async def test_an_answer_is_one_event_and_its_stream_has_the_same_text_and_usage
     message = whole.events[0]["choices"][0]["message"]
     assert message["content"] == "".join(part.text for part in parts)
     assert message["role"] == "assistant"
-    assert len(parts) > 1
+    assert len(parts) > 3
     counts = [part.meta.usage[1] for part in parts if part.meta.usage]
     assert counts == sorted(counts)
     assert whole.meta.usage is not None
@@ -193,4 +193,4 @@ async def test_a_stream_that_is_continued_after_any_token_has_the_text_of_the_un
         assert rest[-1].meta.usage is not None
         assert rest[-1].meta.usage[:2] == last[:2]
         assert {event["id"] for each in rest for event in each.events} == {first["id"]}
-    assert cuts >= 1
+    assert cuts >= 2
