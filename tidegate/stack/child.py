@@ -61,6 +61,6 @@ class Child:
     files: Mapping[Path, str] = field(default_factory=dict)
     links: Mapping[Path, Path] = field(default_factory=dict)
     after_stop: tuple[str, ...] = ()
-    start_limit_s: float = 60.0
+    start_limit_s: float = 120.0
     grace_s: float = 15.0
     optional: bool = False

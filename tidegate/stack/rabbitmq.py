@@ -100,7 +100,7 @@ def children(
         folders=(home / "conf.d", home / "mnesia", home / "log", home / "config", home / "plugins"),
         files=_files(home, port, ack_timeout_s, definitions, small=small),
         links={home / "plugins" / "rabbit": quick.broker} if quick else {},
-        start_limit_s=90.0,
+        start_limit_s=180.0,
         grace_s=30.0,
     )
     return epmd, node

@@ -25,7 +25,7 @@ from tidegate.stack.record import ChildPhase, ChildRecord, RunFolder, StackRecor
 POLL_S = 0.1
 # The most seconds that `up` waits. This is longer than every child's limit, so that the supervisor can first
 # report which child failed.
-LIMIT_S = 300.0
+LIMIT_S = 600.0
 GRACE_S = 15.0
 
 

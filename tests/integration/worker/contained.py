@@ -81,7 +81,7 @@ async def main(folder: Path, runtime: Path) -> dict[str, Any]:
     install = TritonInstall.find(runtime)
     links = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder / "wheels")}
     environments = Environments(state / "cache" / "envs", install, lambda _: None, sandbox)
-    layered = await environments.provide(VERSION.requirements, links, 60)
+    layered = await environments.provide(VERSION.requirements, links, 300)
     options = TritonOptions(REPLICA, env={"MINE": "1", "LD_PRELOAD": str(folder / "spy.so")})
     process = TritonProcess(layered, work / "triton", options, sandbox)
     spec = DeploymentSpec(name="hostile-v1", model="hostile", version=1)
@@ -115,7 +115,7 @@ async def main(folder: Path, runtime: Path) -> dict[str, Any]:
     try:
         await process.start()
         client = TritonClient(process.target, process.http)
-        await client.load(models[-1], 60)
+        await client.load(models[-1], 300)
         regions = Regions(client, process.region, process.shared_memory, sandbox.user)
         model = Model(client, models[-1], SIGNATURE.outputs, regions, 1000)
         found = await attacks(model, order)
@@ -137,7 +137,7 @@ async def attacks(model: Model, order: dict[str, Any]) -> dict[str, Any]:
     large = np.arange(LARGE, dtype=np.float32)
     data: list[Buffer] = [pack_strings([json.dumps(order)]), large.tobytes()]
     frame = request_frame(os.urandom(16), 1, 1, key, data, flags=1)
-    said, doubled = (await model.call([read_request(memoryview(frame))], 60)).outputs
+    said, doubled = (await model.call([read_request(memoryview(frame))], 300)).outputs
     assert (np.frombuffer(doubled.raw, np.float32) == 3 * large).all()
     found: dict[str, Any] = json.loads(unpack_strings(said.raw)[0])
     return found

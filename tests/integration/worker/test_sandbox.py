@@ -57,7 +57,7 @@ def contained(open_folder: Path, runtime: Path) -> Contained:
             done = subprocess.run(
                 [*command, open_folder, runtime],
                 cwd=ROOT, env={**os.environ, "HOME": str(open_folder), "TIDEGATE_SERVICE_TOKEN": "hush"},
-                capture_output=True, text=True, timeout=120, check=False,
+                capture_output=True, text=True, timeout=5 * PATIENCE_S, check=False,
             )  # fmt: skip
         if "unshare" in done.stderr or "new namespaces" in done.stderr:
             pytest.skip("this kernel gives a user no namespaces")
@@ -262,6 +262,6 @@ def test_a_folder_of_packages_that_pip_cannot_read(
     settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels")}
     try:
         with pytest.raises(ModelFailed, match=f"user, which cannot read {tmp_path}/wheels of PIP_FIND_LINKS"):
-            uvloop.run(environments.provide(["tidepool"], settings, 60))
+            uvloop.run(environments.provide(["tidepool"], settings, 300))
     finally:
         sandbox.release()
