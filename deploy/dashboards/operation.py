@@ -90,6 +90,13 @@ OVERVIEW = Dashboard(
         ),
         lines("Memory", ("sum by (job) (process_resident_memory_bytes)", "{{job}}"), unit="bytes"),
         lines(
+            "Disk",
+            ("min(tidegate_autoscaler_disk_free_bytes)", "free"),
+            ("min(tidegate_autoscaler_disk_bytes)", "size"),
+            description="The disk of the state folder. docs/models.md says how the models' cache is limited.",
+            unit="bytes",
+        ),
+        lines(
             "Calls of the registry",
             (
                 "sum by (status) (rate(tidegate_registry_requests_total[$__rate_interval]))",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
+from services.autoscaler.adapters import metrics
 from services.autoscaler.adapters.event_consumer import EventConsumer
 from services.autoscaler.adapters.history.cost_store import CostStore
 from services.autoscaler.adapters.history.decision_store import DecisionStore
@@ -128,6 +129,7 @@ async def _start(
     events = EventConsumer(settings.amqp_url, on_registry=source.refresh_soon, on_demand=loop.hint)
     await stack.enter_async_context(events)
     operations = Operations(loop, parts, pool, leader, settings.policy())
+    metrics.measure_disk(state)
     _add_routes(app, settings, operations, recordings)
     _add_checks(app, leader, source, loop, events, pool)
     tasks, leads = TaskSet(), asyncio.Event()

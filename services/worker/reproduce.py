@@ -93,6 +93,7 @@ async def _serving(
         if client is not None:
             await client.close()
         await triton.stop(grace_s=0)
+        preparation.close()
         await asyncio.sleep(POLL_S)  # leave time to print the end of the log
         await tasks.end(following)
 

@@ -33,6 +33,18 @@ class WorkerSettings(Settings):
         1800.0,
         description="Longest time in seconds that the installation of a version's requirements may take.",
     )
+    cache_max_bytes: int = Field(
+        50 * 2**30,
+        ge=0,
+        description="Maximum number of bytes of a host's cache of artifacts and environments. Above it, "
+        "those that no replica uses are deleted, the longest unused first. 0: no limit.",
+    )
+    cache_min_free_bytes: int = Field(
+        2 * 2**30,
+        ge=0,
+        description="Number of free bytes on the cache's disk below which unused artifacts and environments "
+        "are deleted.",
+    )
     shared_memory_above_bytes: int = Field(
         128 * 1024,
         description="Tensors with more bytes than this are passed to Triton in shared memory; 0: shared "

@@ -15,6 +15,7 @@ import pytest
 import tritonclient.http as triton
 
 from services.worker.adapters.environments import Environments
+from services.worker.adapters.host_cache import HostCache
 from services.worker.adapters.triton_install import TritonInstall
 from tests.conftest import Figure
 from tests.e2e.conftest import Stack
@@ -34,7 +35,7 @@ def make(stack: Stack, tmp_path: Path) -> Make:
 
     def run(package: str, script: str) -> Path:
         install = TritonInstall.find(stack.settings.runtime_path)
-        environments = Environments(stack.settings.state_path / "cache" / "envs", install, print)
+        environments = Environments(HostCache(stack.settings.state_path / "cache"), install, print)
         try:
             layered = asyncio.run(environments.provide([package], {}, 300))
         except ModelFailed as failure:

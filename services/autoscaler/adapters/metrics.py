@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Container, Iterable, Mapping
+from pathlib import Path
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -33,6 +35,8 @@ GPU_UTILIZATION = Gauge(
     "Mean utilization of the replicas' GPUs, from 0 to 1.",
     ["deployment"],
 )
+DISK = Gauge("tidegate_autoscaler_disk_bytes", "Size of the disk of the state folder.")
+DISK_FREE = Gauge("tidegate_autoscaler_disk_free_bytes", "Free bytes on the disk of the state folder.")
 DECISIONS = Counter("tidegate_autoscaler_decisions_total", "Decisions by rule.", ["deployment", "rule"])
 REPLACEMENTS = Counter(
     "tidegate_autoscaler_replacements_total", "Replicas that ended, by cause.", ["deployment", "cause"]
@@ -100,6 +104,19 @@ def show(statuses: Mapping[str, DeploymentStatus], gone: Iterable[str]) -> None:
         if status.gpu_utilization is not None:  # the replicas run on GPUs
             GPU_UTILIZATION.labels(name).set(status.gpu_utilization)
             GPU_MEMORY.labels(name).set(status.gpu_memory_bytes or 0)
+
+
+def measure_disk(folder: Path) -> None:
+    """Measure the folder's disk each time the metrics are read. NaN if it cannot be measured."""
+
+    def measured(which: str) -> float:
+        try:
+            return float(getattr(shutil.disk_usage(folder), which))
+        except OSError:
+            return float("nan")
+
+    DISK.set_function(lambda: measured("total"))
+    DISK_FREE.set_function(lambda: measured("free"))
 
 
 def book(bookings: Mapping[Place, Amount]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from services.worker.adapters.file_lock import exclusive
+from services.worker.adapters.host_cache import HostCache
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import NotFound, Unavailable
 from tidegate.kernel.http.certificates import trusted
@@ -28,28 +29,32 @@ TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
 
 class ArtifactCache:
-    """A cache of artifacts in ``folder``, shared by the workers of one host.
+    """The artifacts in ``cache``, which the workers of one host share.
 
     The file ``<sha256>`` is an artifact. When the artifact's digest is right, the file's size, modification
     time and inode are written to ``<sha256>.ok``. The digest is checked again only if one of these three has
     changed, because the check of a large file is slow.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.absolute()
+    def __init__(self, cache: HostCache) -> None:
+        self._cache = cache
+        self._folder = cache.folder
 
     async def fetch(self, registry_url: str, token: str, sha256: str, size: int) -> Path:
         """Return the artifact as a local file. Download it if the cache has no complete copy.
 
+        Until the cache is closed, the file is not deleted to make room for others.
         A download raises NotFound if the registry does not have the artifact. It raises Unavailable if the
         registry cannot be reached, or if the received bytes are wrong.
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._folder / sha256
         async with exclusive(path.with_suffix(".lock")):
+            self._cache.use(path)
             if await asyncio.to_thread(_is_whole, path, sha256, size):
                 _open_to_models(path)
                 return path
+            await asyncio.to_thread(self._cache.make_room, size)
             url = f"{registry_url.rstrip('/')}/v1/artifacts/{sha256}"
             await _Download(url, token, path, size).run()
             await asyncio.to_thread(_remember, path)

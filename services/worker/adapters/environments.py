@@ -1,10 +1,10 @@
 """Build and cache Python environments for versions with requirements, on top of the models' Python.
 
-``<folder>/<digest>/`` is a virtual environment. ``<digest>.ok`` exists when it is complete. ``<digest>.log``
-is the output of pip. An environment is built at its final path, because its scripts contain that path. So a
-folder without the ``.ok`` file is incomplete, and is built again. While pip runs, the folder belongs to the
-model's user, if the sandbox uses a separate user (``adapters/sandbox.py``). Afterwards only the worker's user
-can write to it.
+``<folder>/<digest>/`` is a virtual environment. ``<digest>.ok`` exists when it is complete, and has its size
+in bytes. ``<digest>.log`` is the output of pip. An environment is built at its final path, because its
+scripts contain that path. So a folder without the ``.ok`` file is incomplete, and is built again. While pip
+runs, the folder belongs to the model's user, if the sandbox uses a separate user (``adapters/sandbox.py``).
+Afterwards only the worker's user can write to it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 from services.worker.adapters import pip_home
 from services.worker.adapters.environment_files import hand_over, is_whole, take_over
 from services.worker.adapters.file_lock import exclusive
+from services.worker.adapters.host_cache import ENVIRONMENTS, HostCache, tree_size
 from services.worker.adapters.sandbox import FileNeeds, Sandbox
 from services.worker.adapters.triton_install import TritonInstall, prefixes
 from tidegate.kernel import telemetry
@@ -83,16 +84,17 @@ class BasePython:
 
 
 class Environments:
-    """The environments in ``folder``. ``report`` is called with a text about the progress."""
+    """The environments in ``cache``. ``report`` is called with a text about the progress."""
 
     def __init__(
         self,
-        folder: Path,
+        cache: HostCache,
         install: TritonInstall,
         report: Callable[[str], None],
         sandbox: Sandbox | None = None,
     ) -> None:
-        self._folder = folder.absolute()
+        self._cache = cache
+        self._folder = cache.folder / ENVIRONMENTS
         self._sandbox = sandbox or Sandbox.off()
         self._install = install
         self._report = report
@@ -114,8 +116,11 @@ class Environments:
                 path = self._folder / self._digest(base, requirements, settings)
                 waiting = "waiting for another replica to install the requirements"
                 async with exclusive(path.with_suffix(".lock"), lambda: self._report(waiting)):
+                    self._cache.use(path)
                     if not is_whole(path):
+                        await asyncio.to_thread(self._cache.make_room)
                         await self._build(path, base, requirements, settings)
+                        await asyncio.to_thread(self._cache.make_room)
         except TimeoutError:
             raise ModelFailed(f"The requirements were not installed within {timeout_s:g} s.") from None
         return self._install.layered(path / "bin")
@@ -162,7 +167,8 @@ class Environments:
         finally:
             self._sandbox.end_all()
             await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
-        path.with_suffix(".ok").touch()
+        size = await asyncio.to_thread(tree_size, path)
+        path.with_suffix(".ok").write_text(json.dumps({"bytes": size}))
 
     async def _install_into(self, path: Path, home: Path, environment: dict[str, str]) -> None:
         command = [

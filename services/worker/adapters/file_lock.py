@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 POLL_S = 0.05
@@ -31,5 +31,23 @@ async def exclusive(lock: Path, on_wait: Callable[[], None] = lambda: None) -> A
                 on_wait()
             await asyncio.sleep(POLL_S)
         yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def try_exclusive(lock: Path) -> Iterator[bool]:
+    """Hold the lock on the file ``lock`` while the ``with`` block runs.
+
+    Yield True if this worker has the lock, and False if another worker has it.
+    """
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(handle)

@@ -206,6 +206,7 @@ class ReplicaLifecycle:
         await self._publisher.connection.stop()
         await self._model_report.stop()
         await self._triton.stop()
+        self._preparation.close()
         await self._time_report.stop()
         await self._heartbeat.stop(forget=not self.failed)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from services.worker.adapters import llm_engines, model_repository, signatures
 from services.worker.adapters.artifacts import ArtifactCache
 from services.worker.adapters.environments import Environments
+from services.worker.adapters.host_cache import HostCache
 from services.worker.adapters.sandbox import Sandbox
 from services.worker.adapters.triton_command import TritonOptions
 from services.worker.adapters.triton_install import TritonInstall
@@ -67,6 +68,9 @@ class Preparation:
         self._sandbox = sandbox
         self._phases = phases
         self._on_step = on_step
+        self._cache = HostCache(
+            settings.state_path / "cache", settings.cache_max_bytes, settings.cache_min_free_bytes
+        )
 
     async def install(self) -> TritonInstall:
         """Return this machine's Triton, with a Python environment for the version if it has requirements.
@@ -80,9 +84,7 @@ class Preparation:
             install = install.with_engine(llm_engines.vllm_python(settings.runtime_path))
         if not requirements:
             return install
-        environments = Environments(
-            settings.state_path / "cache" / "envs", install, self._on_step, self._sandbox
-        )
+        environments = Environments(self._cache, install, self._on_step, self._sandbox)
         with self._phases.measure("environment"):
             return await environments.provide(
                 requirements, self._deployment.env, settings.environment_timeout_s
@@ -96,7 +98,7 @@ class Preparation:
         """
         self._on_step("fetching the artifact")
         with self._phases.measure("fetch"):
-            artifact = await ArtifactCache(self._settings.state_path / "cache").fetch(
+            artifact = await ArtifactCache(self._cache).fetch(
                 registry_url, token, self._version.artifact_sha256, self._version.artifact_size
             )
         if self._settings.trusted_keys is not None:
@@ -131,3 +133,7 @@ class Preparation:
         onnx = self._version.format == "onnx"
         embedded = await asyncio.to_thread(read_embedded, artifact) if onnx else None
         return PreparedModel(install, options, loader, models, repository, embedded)
+
+    def close(self) -> None:
+        """Let other workers delete this version's files from the host's cache, if they need the room."""
+        self._cache.close()

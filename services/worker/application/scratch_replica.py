@@ -127,6 +127,7 @@ class ScratchReplica:
             await self._client.close()
         if self._triton is not None:
             await self._triton.stop(grace_s=0)
+        self._preparation.close()
         await self._heartbeat.stop(forget=self._assigned is not None)
 
     async def _run(self) -> None:

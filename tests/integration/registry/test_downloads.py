@@ -13,6 +13,7 @@ import pytest
 from services.registry.settings import RegistrySettings
 from services.worker.adapters import artifacts
 from services.worker.adapters.artifacts import ArtifactCache
+from services.worker.adapters.host_cache import HostCache
 from tests.integration.kernel.s3 import S3, SERVERS
 from tests.integration.registry.conftest import NO_BROKER, TOKEN, serving
 from tidegate.kernel.blobs import object_store
@@ -55,7 +56,7 @@ async def test_a_worker_downloads_from_the_store_without_credentials(
     answer = await registry.get(f"/v1/artifacts/{DIGEST}", headers=headers)
     assert (answer.status_code, answer.content) == (307, b"")
     assert "Signature" in answer.headers["Location"]
-    cache = ArtifactCache(tmp_path / "cache")
+    cache = ArtifactCache(HostCache(tmp_path / "cache"))
     path = await cache.fetch(str(registry.base_url), TOKEN_OF_REPLICA, DIGEST, len(CONTENT))
     assert path.read_bytes() == CONTENT
     path.unlink()
@@ -76,7 +77,7 @@ async def test_a_changed_byte_is_refused(
     store = object_store.opened(s3.url)
     place = f"{store.root}/sha256/{DIGEST[:2]}/{DIGEST[2:4]}/{DIGEST}"
     store.files.pipe_file(place, CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
-    cache = ArtifactCache(tmp_path / "cache")
+    cache = ArtifactCache(HostCache(tmp_path / "cache"))
     with pytest.raises(Unavailable, match="the artifact store sent 1500000 bytes with sha256"):
         await cache.fetch(str(registry.base_url), TOKEN_OF_REPLICA, DIGEST, len(CONTENT))
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{DIGEST}.lock"]

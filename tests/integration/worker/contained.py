@@ -17,6 +17,7 @@ import numpy as np
 import uvloop
 
 from services.worker.adapters.environments import Environments
+from services.worker.adapters.host_cache import HostCache
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_repository import prepare
 from services.worker.adapters.sandbox import Sandbox
@@ -80,7 +81,7 @@ async def main(folder: Path, runtime: Path) -> dict[str, Any]:
     sandbox = Sandbox("required", state, note=work / "model-user")
     install = TritonInstall.find(runtime)
     links = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder / "wheels")}
-    environments = Environments(state / "cache" / "envs", install, lambda _: None, sandbox)
+    environments = Environments(HostCache(state / "cache"), install, lambda _: None, sandbox)
     layered = await environments.provide(VERSION.requirements, links, 300)
     options = TritonOptions(REPLICA, env={"MINE": "1", "LD_PRELOAD": str(folder / "spy.so")})
     process = TritonProcess(layered, work / "triton", options, sandbox)

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import places
 from services.worker.adapters.environments import Environments
+from services.worker.adapters.host_cache import HostCache
 from services.worker.adapters.triton_install import TritonInstall
 
 TIMEOUT_S = 1800.0
@@ -33,7 +34,7 @@ class OtherTools:
         """Return Triton with a Python that has these packages."""
         if not requirements:
             return self.install
-        made = Environments(self.folder, self.install, lambda text: print(text, flush=True))
+        made = Environments(HostCache(self.folder), self.install, lambda text: print(text, flush=True))
         return await made.provide(requirements, {}, TIMEOUT_S)
 
     def built(self, requirements: list[str]) -> Path:

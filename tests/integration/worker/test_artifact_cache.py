@@ -11,6 +11,7 @@ import pytest
 
 from services.worker.adapters import artifacts
 from services.worker.adapters.artifacts import ArtifactCache
+from services.worker.adapters.host_cache import HostCache
 from tidegate.kernel.errors import NotFound, Unavailable
 
 pytestmark = pytest.mark.integration
@@ -85,7 +86,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> ArtifactCache:
-    return ArtifactCache(tmp_path / "cache")
+    return ArtifactCache(HostCache(tmp_path / "cache"))
 
 
 async def test_fetched_once_and_served_with_the_registry_down(
@@ -97,12 +98,27 @@ async def test_fetched_once_and_served_with_the_registry_down(
     assert await cache.fetch("http://127.0.0.1:9", TOKEN, DIGEST, len(CONTENT)) == paths[0]
 
 
+async def test_unused_artifacts_make_room_for_a_new_one(registry: Registry, tmp_path: Path) -> None:
+    """Two other artifacts are in the cache, and only one of them is still needed beside the new one."""
+    used, unused = tmp_path / ("1" * 64), tmp_path / ("2" * 64)
+    cache = HostCache(tmp_path, max_bytes=2 * len(CONTENT))
+    for path in (unused, used):
+        path.write_bytes(CONTENT)
+        path.with_suffix(".use").touch()
+    cache.use(used)
+    path = await ArtifactCache(cache).fetch(registry.url, TOKEN, DIGEST, len(CONTENT))
+    assert path.read_bytes() == used.read_bytes() == CONTENT
+    assert not unused.exists()
+
+
 async def test_troubles_are_tried_again(registry: Registry, cache: ArtifactCache) -> None:
     registry.troubles = [503, CONTENT[:-1], bytes(len(CONTENT)), CONTENT + b"more"]
     path = await cache.fetch(registry.url, TOKEN, DIGEST, len(CONTENT))
     assert path.read_bytes() == CONTENT
     assert registry.served == 5
-    assert sorted(entry.name for entry in path.parent.iterdir()) == [DIGEST, f"{DIGEST}.lock", f"{DIGEST}.ok"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [
+        DIGEST, f"{DIGEST}.lock", f"{DIGEST}.ok", f"{DIGEST}.use",
+    ]  # fmt: skip
 
 
 async def test_a_damaged_copy_is_fetched_again(registry: Registry, cache: ArtifactCache) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.worker.adapters.environments import Environments
+from services.worker.adapters.host_cache import HostCache
 from services.worker.adapters.triton_install import TritonInstall
 from tests.conftest import PATIENCE_S
 from tidegate.kernel.errors import ModelFailed
@@ -48,7 +49,7 @@ async def test_what_a_version_brings_lies_above_the_models_own(
     install: TritonInstall, tmp_path: Path, links: dict[str, str]
 ) -> None:
     told: list[str] = []
-    environments = Environments(tmp_path / "envs", install, told.append)
+    environments = Environments(HostCache(tmp_path), install, told.append)
     made = await environments.provide(["tidepool<2"], links, 600)
     assert says(made, "import tidepool; print(tidepool.DEPTH)") == "1"
     assert says(made, "import numpy, onnxruntime; print(numpy.__version__)").startswith("1.")
@@ -56,7 +57,7 @@ async def test_what_a_version_brings_lies_above_the_models_own(
     assert any(line.startswith("installing the requirements: ") for line in told)
 
     # It is there: no index is asked, no folder is looked into.
-    again = Environments(tmp_path / "envs", install, told.append)
+    again = Environments(HostCache(tmp_path), install, told.append)
     (tmp_path / "wheels").rename(tmp_path / "gone")
     assert await again.provide(["tidepool<2"], links, 600) == made
     with pytest.raises(ModelFailed, match="No matching distribution found for tidepool"):
@@ -68,7 +69,10 @@ async def test_replicas_that_start_together_build_once(
 ) -> None:
     told: list[list[str]] = [[], [], []]
     made = await asyncio.gather(
-        *(Environments(tmp_path / "envs", install, t.append).provide(["tidepool"], links, 600) for t in told)
+        *(
+            Environments(HostCache(tmp_path), install, t.append).provide(["tidepool"], links, 600)
+            for t in told
+        )
     )
     assert made[0] == made[1] == made[2]
     assert sum("installing the requirements" in told_by for told_by in told) == 1
@@ -79,7 +83,7 @@ async def test_replicas_that_start_together_build_once(
 async def test_a_build_that_broke_off_is_begun_anew(
     install: TritonInstall, tmp_path: Path, links: dict[str, str]
 ) -> None:
-    environments = Environments(tmp_path / "envs", install, lambda _: None)
+    environments = Environments(HostCache(tmp_path), install, lambda _: None)
     made = await environments.provide(["tidepool"], links, 600)
     (ok,) = (tmp_path / "envs").glob("*.ok")
     ok.unlink()
@@ -101,7 +105,7 @@ async def test_pips_own_words(
     install: TritonInstall, tmp_path: Path, links: dict[str, str], requirement: str, words: str
 ) -> None:
     with pytest.raises(ModelFailed, match="The requirements cannot be installed") as caught:
-        await Environments(tmp_path / "envs", install, lambda _: None).provide([requirement], links, 600)
+        await Environments(HostCache(tmp_path), install, lambda _: None).provide([requirement], links, 600)
     assert words in caught.value.message
 
 
@@ -109,7 +113,7 @@ async def test_other_settings_are_another_environment(
     install: TritonInstall, tmp_path: Path, links: dict[str, str]
 ) -> None:
     wheel(tmp_path / "other", "tidepool", "2.0", "DEPTH = 'other'\n")
-    environments = Environments(tmp_path / "envs", install, lambda _: None)
+    environments = Environments(HostCache(tmp_path), install, lambda _: None)
     made = await environments.provide(["tidepool"], links, 600)
     other = await environments.provide(["tidepool"], links | {"PIP_FIND_LINKS": str(tmp_path / "other")}, 600)
     assert says(made, "import tidepool; print(tidepool.DEPTH)") == "2"
@@ -133,7 +137,7 @@ async def test_a_build_sees_no_secret(
         "def build_wheel(*a, **k): raise SystemExit('spied')\n"
     )
     with pytest.raises(ModelFailed):
-        await Environments(tmp_path / "envs", install, lambda _: None).provide([str(source)], links, 600)
+        await Environments(HostCache(tmp_path), install, lambda _: None).provide([str(source)], links, 600)
     assert "PIP_NO_INDEX" in seen.read_text()
     assert "hush" not in seen.read_text()
 
@@ -153,7 +157,7 @@ async def test_the_time_limit_ends_all_that_was_started(
     # On a busy machine pip may need longer until it builds.
     for limit_s in (4, 16, 64):
         with pytest.raises(ModelFailed, match=f"not installed within {limit_s} s"):
-            await Environments(tmp_path / "envs", install, lambda _: None).provide(
+            await Environments(HostCache(tmp_path), install, lambda _: None).provide(
                 [str(source)], links, limit_s
             )
         if mark.exists():

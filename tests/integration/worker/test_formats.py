@@ -17,6 +17,7 @@ import pytest
 
 from services.registry.adapters import artifact_inspection, glimpses
 from services.worker.adapters.environments import Environments
+from services.worker.adapters.host_cache import HostCache
 from services.worker.adapters.triton_client import ModelInferRequest
 from services.worker.adapters.triton_install import TritonInstall
 from tests.conftest import Figure, MadeOnce
@@ -62,7 +63,7 @@ def made(install: TritonInstall, made_once: MadeOnce, tmp_path_factory: Any) -> 
         packages, script = LIBRARIES[library]
 
         def fill(folder: Path) -> None:
-            environments = Environments(folder / "envs", install, print)
+            environments = Environments(HostCache(folder), install, print)
             layered = asyncio.run(environments.provide(packages, {}, 1200))
             subprocess.run([layered.python, "-c", script, folder], check=True, timeout=600)
 
@@ -88,7 +89,7 @@ async def test_answers_equal_those_of_the_library(
     lines = [need.line for need in found.needs]
     if set(lines) <= set(LIBRARIES[library][0]):  # the environment that made the file
         lines = LIBRARIES[library][0]
-    layered = await Environments(folder / "envs", install, print).provide(lines, {}, 1200)
+    layered = await Environments(HostCache(folder), install, print).provide(lines, {}, 1200)
     running = await run(kind.format, path, found.signature, install=layered)
     signature = await running.client.signature("m")
     with np.load(path.with_suffix(".npz")) as arrays:

@@ -16,6 +16,7 @@ import pytest_asyncio
 from benchmarks import smollm2
 from deploy.bootstrap.step import StepFailed
 from services.worker.adapters.environments import Environments
+from services.worker.adapters.host_cache import HostCache
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_repository import prepare
 from services.worker.adapters.triton_client import TritonClient
@@ -78,7 +79,7 @@ async def model(
     spec = DeploymentSpec.model_validate(fields)
     envs = made_once("llm-envs", lambda _: None)
     try:
-        layered = await Environments(envs, install, print).provide(
+        layered = await Environments(HostCache(envs), install, print).provide(
             llm_plan.requirements(version, spec), {}, 300
         )
     except ModelFailed as failure:

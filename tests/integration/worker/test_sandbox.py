@@ -18,6 +18,7 @@ import pytest
 import uvloop
 
 from services.worker.adapters.environments import Environments
+from services.worker.adapters.host_cache import HostCache
 from services.worker.adapters.sandbox import FileNeeds, Mode, Sandbox
 from services.worker.adapters.triton_install import TritonInstall
 from tests.conftest import PATIENCE_S
@@ -258,7 +259,7 @@ def test_a_folder_of_packages_that_pip_cannot_read(
 ) -> None:
     wheel(tmp_path / "wheels", "tidepool", "1.0", "DEPTH = 3\n")
     sandbox = Sandbox("auto", open_folder / "state")
-    environments = Environments(open_folder / "state" / "cache" / "envs", install, lambda _: None, sandbox)
+    environments = Environments(HostCache(open_folder / "state" / "cache"), install, lambda _: None, sandbox)
     settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels")}
     try:
         with pytest.raises(ModelFailed, match=f"user, which cannot read {tmp_path}/wheels of PIP_FIND_LINKS"):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+from collections import namedtuple
+
 import pytest
 from prometheus_client import REGISTRY
 
@@ -28,3 +32,18 @@ def test_memory_and_gpus_are_shown_until_the_deployment_is_deleted():
     assert value("gpu_utilization", "c") is None, "a replica on the CPU has no GPU that is idle"
     metrics.show({}, ["g", "c"])
     assert {value(name, "g") for name in ("memory_bytes", "gpu_utilization", "gpu_memory_bytes")} == {None}
+
+
+def test_the_disk_is_measured_at_each_reading(tmp_path, monkeypatch):
+    def shown() -> tuple[float | None, ...]:
+        names = ("disk_bytes", "disk_free_bytes")
+        return tuple(REGISTRY.get_sample_value(f"tidegate_autoscaler_{name}") for name in names)
+
+    metrics.measure_disk(tmp_path)
+    assert shown()[0] == shutil.disk_usage(tmp_path).total
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 60, 40))
+    assert shown() == (100, 40)
+    metrics.measure_disk(tmp_path / "missing")
+    monkeypatch.undo()
+    assert all(math.isnan(each) for each in shown() if each is not None)

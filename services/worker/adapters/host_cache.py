@@ -1,0 +1,161 @@
+"""Limit the cache of artifacts and environments, which the workers of a host share.
+
+Each entry of the cache has a file ``<name>.use``. A worker holds a shared lock on this file as long as it
+uses the entry. The kernel releases the lock when the worker ends, also after SIGKILL. The file's modification
+time is the time of the last known use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from services.worker.adapters.file_lock import try_exclusive
+from tidegate.kernel import telemetry
+
+log = telemetry.logger(__name__)
+
+ENVIRONMENTS = "envs"
+_NAME = re.compile(r"[0-9a-f]{64}")
+# An entry is deleted together with these files. Its files `.lock` and `.use` stay: another worker may wait
+# for one of these locks, and a new file would be a different lock.
+_BESIDE = (".ok", ".part", ".log")
+
+
+class Entry(NamedTuple):
+    """An artifact or an environment. ``size``: in bytes. ``used_at``: the last use in Unix time."""
+
+    path: Path
+    size: int
+    used_at: float
+
+
+class HostCache:
+    """The cache in ``folder``. Entries that no worker uses are deleted if there is too little room.
+
+    ``max_bytes``: the most bytes of all entries; 0 for no limit. ``min_free_bytes``: the bytes of the disk
+    that stay free.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = 0, min_free_bytes: int = 0) -> None:
+        self.folder = folder.absolute()
+        self._max_bytes = max_bytes
+        self._min_free_bytes = min_free_bytes
+        self._in_use: list[int] = []
+
+    def use(self, path: Path) -> None:
+        """Protect an entry from deletion until :meth:`close`. The caller holds the lock ``<name>.lock``."""
+        handle = os.open(path.with_suffix(".use"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._in_use.append(handle)
+        fcntl.flock(handle, fcntl.LOCK_SH)  # without a wait: only a caller with the other lock deletes
+        os.utime(handle)
+
+    def close(self) -> None:
+        """Let other workers delete the entries that this one used."""
+        for handle in self._in_use:
+            with contextlib.suppress(OSError):
+                os.utime(handle)
+            os.close(handle)
+        self._in_use.clear()
+
+    def make_room(self, wanted: int = 0) -> None:
+        """Delete unused entries, the longest unused first, until ``wanted`` more bytes fit. This blocks.
+
+        If the entries in use alone are too large, log a warning.
+        """
+        entries = [*_artifacts(self.folder), *_environments(self.folder / ENVIRONMENTS)]
+        size = sum(entry.size for entry in entries)
+        missing = self._min_free_bytes + wanted - shutil.disk_usage(self.folder).free
+        if self._max_bytes:
+            missing = max(missing, size + wanted - self._max_bytes)
+        for entry in sorted(entries, key=lambda entry: entry.used_at):
+            if missing <= 0:
+                return
+            if _delete(entry):
+                missing -= entry.size
+                log.info(
+                    "an unused entry of the cache was deleted",
+                    extra={"entry": entry.path.name, "bytes": entry.size},
+                )
+        if missing > 0:
+            log.warning(
+                "the worker's cache has too little room: free disk space, or raise TIDEGATE_CACHE_MAX_BYTES",
+                extra={"missing_bytes": missing, "cache_bytes": size},
+            )
+
+
+def tree_size(path: Path) -> int:
+    """Return the bytes of all files below a folder. Files that vanish meanwhile count nothing."""
+    size = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += Path(folder, name).lstat().st_size
+    return size
+
+
+def _artifacts(folder: Path) -> Iterable[Entry]:
+    names = {each.stem for each in folder.glob("*") if _NAME.fullmatch(each.stem)}
+    for path in (folder / name for name in names):
+        size = sum(_size(each) for each in (path, path.with_suffix(".part")))
+        if size:
+            yield Entry(path, size, _used_at(path))
+
+
+def _environments(folder: Path) -> Iterable[Entry]:
+    for path in folder.glob("*"):
+        if _NAME.fullmatch(path.name) and path.is_dir():
+            yield Entry(path, _environment_size(path), _used_at(path))
+
+
+def _environment_size(path: Path) -> int:
+    """Return the size that was recorded after the build, because a count of many files takes seconds."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(json.loads(path.with_suffix(".ok").read_text())["bytes"])
+    return tree_size(path)
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
+def _used_at(path: Path) -> float:
+    """Return the time of the last use. An entry of an older release is counted as used now.
+
+    A worker of this release may still use it, without a lock.
+    """
+    mark = path.with_suffix(".use")
+    if not mark.exists():
+        mark.touch(mode=0o600)
+    return mark.stat().st_mtime
+
+
+def _delete(entry: Entry) -> bool:
+    """Delete an entry, unless a worker uses it or prepares it. Return True if it was deleted."""
+    path = entry.path
+    with try_exclusive(path.with_suffix(".lock")) as locked:
+        if not locked:
+            return False
+        mark = path.with_suffix(".use")
+        with try_exclusive(mark) as unused:
+            if not unused:
+                os.utime(mark)  # for as long as a worker has the entry, it is in use
+                return False
+            # Delete the mark of a complete entry first. If this process is killed now, the entry is
+            # incomplete.
+            for suffix in _BESIDE:
+                path.with_suffix(suffix).unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+            return True
