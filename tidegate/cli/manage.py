@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from json import dumps
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
@@ -72,6 +73,9 @@ def _way_out(name: str, replicas: int, bounded_by: str | None) -> str:
 
 def apply(
     file: Annotated[Path, typer.Option("--file", "-f", metavar="FILE.yaml", help="- reads stdin.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the file and show what would change. Change nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Create or change Deployments, Endpoints and models from a YAML file. On any error, change nothing.
@@ -79,10 +83,24 @@ def apply(
     Example: tidegate export digits > state.yaml, edit it, tidegate apply -f state.yaml
     """
     stated, plane = documents(_read(file), str(file)), control()
-    _wait_for_verifications(plane, stated["deployments"])
-    applied = plane.registry.post("/v1/apply", stated)
-    rows = [(item["kind"], item["name"], item["action"]) for item in applied["items"]]
-    output.show(applied, json, lambda: output.table(rows, ("kind", "name", "action")))
+    if not dry_run:
+        _wait_for_verifications(plane, stated["deployments"])
+    applied = plane.registry.post("/v1/apply/dry-run" if dry_run else "/v1/apply", stated)
+    output.show(applied, json, lambda: _show_applied(applied["items"], dry_run=dry_run))
+
+
+def _show_applied(items: list[dict[str, Any]], *, dry_run: bool) -> None:
+    output.table([(item["kind"], item["name"], item["action"]) for item in items], ("kind", "name", "action"))
+    for item in items:
+        for change in item.get("changes", ()):  # an older registry sends none
+            values = " -> ".join(_in_short(change[when]) for when in ("before", "after"))
+            output.line(f"{item['name']}: {change['field']}: {values}")
+    if dry_run:
+        output.say("This was a dry run: nothing was changed.")
+
+
+def _in_short(value: Any) -> str:
+    return "none" if value is None else dumps(value)
 
 
 def _wait_for_verifications(plane: Control, deployments: list[dict[str, Any]]) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 
 from fastapi import APIRouter
 
 from services.registry.adapters.sql.reading import DesiredStateReader
+from services.registry.adapters.sql.writing import DesiredStateWriter
 from services.registry.api.bodies import Applied, ApplyBody, DeployBody, Deployed
 from services.registry.api.dependencies import TransactionsDep
 from services.registry.application.resolution import version_of
-from services.registry.domain import edits, rollover, stages, stated_models, stated_rollouts
+from services.registry.domain import differences, edits, rollover, stages, stated_models, stated_rollouts
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 from services.registry.domain.references import of_version
 from services.registry.domain.stated_rollouts import RolloutStart
@@ -63,22 +65,44 @@ async def apply(transactions: TransactionsDep, body: ApplyBody) -> Applied:
 
     If any of them has an error, change nothing.
     """
-    outcomes: list[edits.ApplyOutcome] = []
-    started_at = transactions.now().timestamp()
+    plan = _ApplyPlan(body, transactions.now().timestamp())
+    return await transactions.decide(plan.decide, plan.result)
 
-    def decision(now: RegistrySnapshot) -> list[Change]:
-        def put(snapshot: RegistrySnapshot, name: str, fields: edits.Fields) -> list[Change]:
-            start = RolloutStart(secrets.token_hex(4), started_at)
-            return stated_rollouts.put_endpoint(snapshot, name, fields, start=start)
 
-        changes, outcomes[:] = edits.apply(
-            now, body.deployments, body.endpoints, put, body.models, stated_models.put_model
+# A route of its own, not a parameter: an older registry would ignore the parameter and make the changes.
+@router.post("/apply/dry-run")
+async def dry_run(transactions: TransactionsDep, body: ApplyBody) -> Applied:
+    """Check everything that ``POST /v1/apply`` checks, and return what would change. Change nothing."""
+    plan = _ApplyPlan(body, transactions.now().timestamp())
+    return await transactions.preview(plan.decide, plan.result)
+
+
+class _ApplyPlan:
+    """The changes that a file describes. ``started_at``: the time of new rollouts, in Unix time."""
+
+    def __init__(self, body: ApplyBody, started_at: float) -> None:
+        self._body = body
+        self._started_at = started_at
+        self._outcomes: list[edits.ApplyOutcome] = []
+
+    def decide(self, now: RegistrySnapshot) -> list[Change]:
+        """Return the changes. Raise the errors of :func:`edits.apply`."""
+        body = self._body
+        changes, self._outcomes = edits.apply(
+            now, body.deployments, body.endpoints, self._put_endpoint, body.models, stated_models.put_model
         )
         if stages.changes_rules(now, changes):
             require(ADMIN)
         return changes
 
-    async def result(reader: DesiredStateReader) -> Applied:
-        return Applied(revision=await reader.revision(), items=outcomes)
+    async def result(self, writer: DesiredStateWriter) -> Applied:
+        """Return the outcome for each object."""
+        items = [
+            replace(each, changes=differences.of_object(writer.entries, each.kind, each.name))
+            for each in self._outcomes
+        ]
+        return Applied(revision=await writer.revision(), items=items)
 
-    return await transactions.decide(decision, result)
+    def _put_endpoint(self, snapshot: RegistrySnapshot, name: str, fields: edits.Fields) -> list[Change]:
+        start = RolloutStart(secrets.token_hex(4), self._started_at)
+        return stated_rollouts.put_endpoint(snapshot, name, fields, start=start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
 from typing import TypeVar
@@ -58,17 +58,44 @@ class Transactions:
     async def decide(
         self,
         decision: Callable[[RegistrySnapshot], Sequence[Change]],
-        result: Callable[[DesiredStateReader], Awaitable[T]],
+        result: Callable[[DesiredStateWriter], Awaitable[T]],
     ) -> T:
         """Apply the changes that ``decision`` returns. Then return what ``result`` reads.
 
         Both functions run in the same transaction. If either raises an error, the transaction is rolled back.
         """
         async with self.change() as writer:
-            snapshot = await writer.snapshot()
-            changes = decision(snapshot)
-            regions.check(snapshot.after(changes), changes)
-            verification.check(snapshot, changes)
-            stages.check(snapshot, changes)
-            await writer.apply(changes)
+            await _apply(writer, decision)
             return await result(writer)
+
+    async def preview(
+        self,
+        decision: Callable[[RegistrySnapshot], Sequence[Change]],
+        result: Callable[[DesiredStateWriter], Awaitable[T]],
+    ) -> T:
+        """Return what ``result`` reads after the changes of ``decision``, and roll the changes back.
+
+        Both functions raise the same errors as in :meth:`decide`.
+        """
+        found: list[T] = []
+        with suppress(_RolledBack):
+            async with self.change() as writer:
+                await _apply(writer, decision)
+                found.append(await result(writer))
+                raise _RolledBack
+        return found[0]
+
+
+class _RolledBack(Exception):
+    """End a transaction without a commit."""
+
+
+async def _apply(
+    writer: DesiredStateWriter, decision: Callable[[RegistrySnapshot], Sequence[Change]]
+) -> None:
+    snapshot = await writer.snapshot()
+    changes = decision(snapshot)
+    regions.check(snapshot.after(changes), changes)
+    verification.check(snapshot, changes)
+    stages.check(snapshot, changes)
+    await writer.apply(changes)

@@ -18,6 +18,7 @@ from services.registry.domain.desired_state import (
     StoredDeployment,
     deployments_in,
 )
+from services.registry.domain.differences import FieldChange
 from tidegate.kernel.errors import BadRequest, Conflict
 from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override, Rollout, Shadow
 from tidegate.kernel.protocol.names import LONGEST
@@ -30,11 +31,15 @@ POLICY_FIELDS = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "targe
 
 @dataclass(frozen=True, slots=True)
 class ApplyOutcome:
-    """The effect of `apply` on one object."""
+    """The effect of `apply` on one object.
+
+    ``changes``: the changed fields of an object that existed before.
+    """
 
     kind: Literal["model", "deployment", "endpoint"]
     name: str
     action: Literal["created", "updated", "unchanged"]
+    changes: Sequence[FieldChange] = ()
 
 
 def put_deployment(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list[Change]:

@@ -315,3 +315,47 @@ async def test_only_services_themselves_read_digests_and_quotas(call):
         await call("GET", path, status=403, **admin)
         await call("GET", path, status=200)
     await call("GET", "/v1/keys/table%0A", status=400, **admin)
+
+
+async def test_a_dry_run_shows_what_would_change_and_changes_nothing(call):
+    await call.register("digits", onnx_bytes())
+    await call.register("digits", onnx_bytes(2))
+    deployment = {"name": "d", "model": "digits", "version": 1, "env": {"A": "secret"}}
+    endpoint = {"name": "e", "targets": [{"deployment": "d"}]}
+    new = await call("POST", "/v1/apply/dry-run", {"deployments": [deployment], "endpoints": [endpoint]})
+    assert [(each["action"], each["changes"]) for each in new["items"]] == [("created", [])] * 2
+    assert (await call("GET", "/v1/deployments"))["items"] == []
+    stated = {"deployments": [deployment], "endpoints": [endpoint]}
+    assert await call("POST", "/v1/apply", stated) == new, "the same outcome, also the revision"
+
+    await call("PUT", "/v1/models/digits/aliases/champion", {"version": 1})
+    changed = {
+        "deployments": [deployment | {"max_replicas": 3, "env": {"A": "other", "B": ""}}],
+        "endpoints": [endpoint],
+        "models": [{"name": "digits", "aliases": {"champion": 2}, "retention": {"keep_last": 5}}],
+    }
+    before = [
+        await call("GET", path) for path in ("/v1/desired-state", "/v1/audit", "/v1/models/digits/policy")
+    ]
+    planned = await call("POST", "/v1/apply/dry-run", changed)
+    assert before == [
+        await call("GET", path) for path in ("/v1/desired-state", "/v1/audit", "/v1/models/digits/policy")
+    ]
+    assert [(each["kind"], each["action"]) for each in planned["items"]] == [
+        ("model", "updated"), ("deployment", "updated"), ("endpoint", "unchanged"),
+    ]  # fmt: skip
+    assert [
+        [(change["field"], change["before"], change["after"]) for change in each["changes"]]
+        for each in planned["items"]
+    ] == [
+        [("retention.keep_last", None, 5), ("aliases.champion", 1, 2)],
+        [
+            ("max_replicas", 1, 3),
+            ("env.A", "(hidden)", "(hidden, changed)"),
+            ("env.B", None, "(hidden)"),
+        ],
+        [],
+    ]
+    assert (await call("POST", "/v1/apply", changed))["items"] == planned["items"]
+    broken = {"endpoints": [{"name": "e", "targets": [{"deployment": "absent"}]}]}
+    await call("POST", "/v1/apply/dry-run", broken, status=400)

@@ -282,6 +282,26 @@ def test_apply(plane: Any, tidegate: Any, tmp_path: Path) -> None:
     }
 
 
+def test_a_dry_run_of_apply_shows_the_changed_fields(plane: Any, tidegate: Any, tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text("kind: Deployment\nname: d\nmodel: m\nversion: 1\n")
+    changes = [
+        {"field": "max_replicas", "before": 1, "after": 3},
+        {"field": "batching.window_ms", "before": 2.0, "after": None},
+        {"field": "env.A", "before": "(hidden)", "after": "(hidden, changed)"},
+    ]
+    item = {"kind": "deployment", "name": "d", "action": "updated", "changes": changes}
+    plane.answers["POST /v1/apply/dry-run"] = {"revision": 3, "items": [item]}
+    code, out, err = tidegate("apply", "-f", "all.yaml", "--dry-run")
+    assert code == 0
+    assert out.splitlines()[2:] == [
+        "d: max_replicas: 1 -> 3",
+        "d: batching.window_ms: 2.0 -> none",
+        'd: env.A: "(hidden)" -> "(hidden, changed)"',
+    ]
+    assert "nothing was changed" in err
+    assert plane.seen == ["registry POST /v1/apply/dry-run"], "it does not wait for a verification"
+
+
 def test_delete_asks_first(plane: Any, tidegate: Any) -> None:
     plane.answers |= {
         "GET /v1/models/digits": {"name": "digits"},

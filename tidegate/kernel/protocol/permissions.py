@@ -216,6 +216,7 @@ REGISTRY = RoutePermissions(
         "GET /v1/intention": LOOK,  # the older name of /v1/desired-state
         "POST /v1/deploy": (PUBLISH,),
         "POST /v1/apply": (PUBLISH,),
+        "POST /v1/apply/dry-run": (PUBLISH,),
         "GET /v1/keys": (ADMIN,),
         "POST /v1/keys": (ADMIN,),
         "GET /v1/keys/table": (INTERNAL,),

@@ -55,11 +55,15 @@ from tidegate.kernel.service import caller
 
 
 class DesiredStateWriter(DesiredStateReader):
-    """A write transaction. Only one is open at a time. ``notifications`` are published after the commit."""
+    """A write transaction. Only one is open at a time.
+
+    ``notifications`` are published after the commit. ``entries`` are the new entries of the audit log.
+    """
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
         super().__init__(connection, now)
         self.notifications: list[ChangeNotification] = []
+        self.entries: list[NewAuditEntry] = []
         self.next_revision = 0
 
     async def begin(self) -> None:
@@ -142,6 +146,7 @@ class DesiredStateWriter(DesiredStateReader):
             after=new,
             revision=self.next_revision,
         )
+        self.entries.append(entry)
         await audit.add(self._connection, entry)
 
     async def _current(self, notification: ChangeNotification) -> Mapping[str, Any] | None:
