@@ -91,8 +91,8 @@ OVERVIEW = Dashboard(
         lines("Memory", ("sum by (job) (process_resident_memory_bytes)", "{{job}}"), unit="bytes"),
         lines(
             "Disk",
-            ("min(tidegate_autoscaler_disk_free_bytes)", "free"),
-            ("min(tidegate_autoscaler_disk_bytes)", "size"),
+            ("tidegate_autoscaler_disk_free_bytes", "{{instance}} free"),
+            ("tidegate_autoscaler_disk_bytes", "{{instance}} size"),
             description="The disk of the state folder. docs/models.md says how the models' cache is limited.",
             unit="bytes",
         ),

@@ -83,8 +83,7 @@ def apply(
     Example: tidegate export digits > state.yaml, edit it, tidegate apply -f state.yaml
     """
     stated, plane = documents(_read(file), str(file)), control()
-    if not dry_run:
-        _wait_for_verifications(plane, stated["deployments"])
+    _wait_for_verifications(plane, stated["deployments"])
     applied = plane.registry.post("/v1/apply/dry-run" if dry_run else "/v1/apply", stated)
     output.show(applied, json, lambda: _show_applied(applied["items"], dry_run=dry_run))
 
@@ -94,7 +93,7 @@ def _show_applied(items: list[dict[str, Any]], *, dry_run: bool) -> None:
     for item in items:
         for change in item.get("changes", ()):  # an older registry sends none
             values = " -> ".join(_in_short(change[when]) for when in ("before", "after"))
-            output.line(f"{item['name']}: {change['field']}: {values}")
+            output.line(f"{item['kind']} {item['name']}: {change['field']}: {values}")
     if dry_run:
         output.say("This was a dry run: nothing was changed.")
 

@@ -14,6 +14,7 @@ from services.registry.api.dependencies import TransactionsDep
 from services.registry.application.resolution import version_of
 from services.registry.domain import differences, edits, rollover, stages, stated_models, stated_rollouts
 from services.registry.domain.desired_state import Change, RegistrySnapshot
+from services.registry.domain.differences import FieldChange
 from services.registry.domain.references import of_version
 from services.registry.domain.stated_rollouts import RolloutStart
 from tidegate.kernel.protocol.access import ADMIN
@@ -84,10 +85,13 @@ class _ApplyPlan:
         self._body = body
         self._started_at = started_at
         self._outcomes: list[edits.ApplyOutcome] = []
+        self._adopted: set[str] = set()
 
     def decide(self, now: RegistrySnapshot) -> list[Change]:
         """Return the changes. Raise the errors of :func:`edits.apply`."""
         body = self._body
+        undeclared = {name for name, stored in now.deployments.items() if not stored.declared}
+        self._adopted = {str(fields.get("name")) for fields in body.deployments} & undeclared
         changes, self._outcomes = edits.apply(
             now, body.deployments, body.endpoints, self._put_endpoint, body.models, stated_models.put_model
         )
@@ -96,12 +100,17 @@ class _ApplyPlan:
         return changes
 
     async def result(self, writer: DesiredStateWriter) -> Applied:
-        """Return the outcome for each object."""
-        items = [
-            replace(each, changes=differences.of_object(writer.entries, each.kind, each.name))
-            for each in self._outcomes
-        ]
-        return Applied(revision=await writer.revision(), items=items)
+        """Return the outcome for each object of the file, then for others that changed with them."""
+        changes = differences.of_objects(writer.entries)
+        items: list[edits.ApplyOutcome] = []
+        for each in self._outcomes:
+            found = changes.pop((each.kind, each.name), [])
+            if each.kind == "deployment" and each.name in self._adopted:
+                found = [FieldChange(field="declared", before=False, after=True), *found]
+            action = "updated" if found and each.action == "unchanged" else each.action
+            items.append(replace(each, action=action, changes=found))
+        others = [edits.ApplyOutcome(kind, name, "updated", found) for (kind, name), found in changes.items()]
+        return Applied(revision=await writer.revision(), items=[*items, *others])
 
     def _put_endpoint(self, snapshot: RegistrySnapshot, name: str, fields: edits.Fields) -> list[Change]:
         start = RolloutStart(secrets.token_hex(4), self._started_at)

@@ -1,4 +1,4 @@
-"""List the fields of an object that a change of the desired state affects. Pure."""
+"""List the fields of the objects that a transaction has changed. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from services.registry.domain.audit import NewAuditEntry
+from services.registry.domain.audit import Fields, NewAuditEntry
 
 
 class FieldChange(BaseModel):
@@ -18,25 +18,50 @@ class FieldChange(BaseModel):
     after: Any
 
 
-def of_object(entries: Iterable[NewAuditEntry], kind: str, name: str) -> list[FieldChange]:
-    """Return the changed fields of an object, from the audit entries of one transaction.
+def of_objects(entries: Iterable[NewAuditEntry]) -> dict[tuple[str, str], list[FieldChange]]:
+    """Return the changed fields of each object in the audit entries of one transaction.
 
-    Nested fields have paths such as ``batching.max_batch``. The policy and the aliases of a model are fields
-    of the model. The values of ``env`` stay hidden.
+    The keys are the objects' kinds and names. Nested fields have paths such as ``batching.max_batch``. The
+    policy and the aliases of a model are fields of the model. A created or deleted object has no changed
+    fields. The values of ``env`` stay hidden.
     """
-    found: list[FieldChange] = []
+    found: dict[tuple[str, str], tuple[Fields, Fields]] = {}
     for entry in entries:
-        if kind == "model" and entry.kind == "alias":
-            model, _, alias = entry.name.rpartition("/")
-            if model == name:
-                found += _changes(f"aliases.{alias}", _version(entry.before), _version(entry.after))
-        elif (entry.kind, entry.name) == ("policy" if kind == "model" else kind, name):
-            found += _changes("", entry.before, entry.after)
-    return found
+        key, before, after = _of_model(entry)
+        if key in found:
+            # The object changed before in this transaction. The entries of a model each have a part of it.
+            first, last = found[key]
+            found[key] = _merged(before, first), _merged(last, after)
+        else:
+            found[key] = before, after
+    return {
+        key: [] if before is None or after is None else _changes("", before, after)
+        for key, (before, after) in found.items()
+    }
 
 
-def _version(fields: Mapping[str, Any] | None) -> Any:
-    return None if fields is None else fields["version"]
+def _of_model(entry: NewAuditEntry) -> tuple[tuple[str, str], Fields, Fields]:
+    """Return the object of an entry, and its fields. Policies and aliases become fields of their model."""
+    if entry.kind == "policy":
+        return ("model", entry.name), entry.before, entry.after
+    if entry.kind == "alias":
+        model, _, alias = entry.name.rpartition("/")
+        before, after = (
+            {"aliases": {alias: None if fields is None else fields["version"]}}
+            for fields in (entry.before, entry.after)
+        )
+        return ("model", model), before, after
+    return (entry.kind, entry.name), entry.before, entry.after
+
+
+def _merged(weak: Fields, strong: Fields) -> Fields:
+    """Return the fields of both. A field of ``strong``, or an alias in it, replaces that of ``weak``."""
+    if weak is None or strong is None:
+        return strong
+    merged = {**strong, **{name: value for name, value in weak.items() if name not in strong}}
+    if "aliases" in weak and "aliases" in strong:
+        merged["aliases"] = _merged(weak["aliases"], strong["aliases"])
+    return merged
 
 
 def _changes(path: str, before: Any, after: Any) -> list[FieldChange]:
@@ -48,4 +73,4 @@ def _changes(path: str, before: Any, after: Any) -> list[FieldChange]:
             _changes(f"{path}.{name}" if path else name, before.get(name), after.get(name)) for name in names
         )
         return [change for changes in nested for change in changes]
-    return [FieldChange(field=path, before=before, after=after)] if path else []
+    return [FieldChange(field=path, before=before, after=after)]

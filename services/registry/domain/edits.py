@@ -36,7 +36,7 @@ class ApplyOutcome:
     ``changes``: the changed fields of an object that existed before.
     """
 
-    kind: Literal["model", "deployment", "endpoint"]
+    kind: str  # model, deployment or endpoint
     name: str
     action: Literal["created", "updated", "unchanged"]
     changes: Sequence[FieldChange] = ()

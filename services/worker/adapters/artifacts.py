@@ -54,7 +54,9 @@ class ArtifactCache:
             if await asyncio.to_thread(_is_whole, path, sha256, size):
                 _open_to_models(path)
                 return path
-            await asyncio.to_thread(self._cache.make_room, size)
+            await asyncio.to_thread(
+                self._cache.make_room, size - _size(path) - _size(path.with_suffix(".part"))
+            )
             url = f"{registry_url.rstrip('/')}/v1/artifacts/{sha256}"
             await _Download(url, token, path, size).run()
             await asyncio.to_thread(_remember, path)
@@ -179,6 +181,11 @@ def _continues(answer: httpx.Response, start: int) -> bool:
     """Return True if an answer begins at byte ``start``. The HTTP status alone does not show this."""
     told: str = answer.headers.get("Content-Range", "")
     return told.startswith(f"bytes {start}-")
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file; 0 if it does not exist."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def _look(path: Path) -> list[int]:

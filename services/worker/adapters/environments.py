@@ -120,9 +120,9 @@ class Environments:
                     if not is_whole(path):
                         await asyncio.to_thread(self._cache.make_room)
                         await self._build(path, base, requirements, settings)
-                        await asyncio.to_thread(self._cache.make_room)
         except TimeoutError:
             raise ModelFailed(f"The requirements were not installed within {timeout_s:g} s.") from None
+        await asyncio.to_thread(self._cache.make_room)
         return self._install.layered(path / "bin")
 
     async def _base(self) -> BasePython:

@@ -23,6 +23,7 @@ from tidegate.kernel import telemetry
 log = telemetry.logger(__name__)
 
 ENVIRONMENTS = "envs"
+BLOCK = 512  # bytes, the unit of st_blocks
 _NAME = re.compile(r"[0-9a-f]{64}")
 # An entry is deleted together with these files. Its files `.lock` and `.use` stay: another worker may wait
 # for one of these locks, and a new file would be a different lock.
@@ -51,11 +52,19 @@ class HostCache:
         self._in_use: list[int] = []
 
     def use(self, path: Path) -> None:
-        """Protect an entry from deletion until :meth:`close`. The caller holds the lock ``<name>.lock``."""
-        handle = os.open(path.with_suffix(".use"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Protect an entry from deletion until :meth:`close`. The caller holds the lock ``<name>.lock``.
+
+        If the lock cannot be taken, for example on a full disk, the entry is used without protection.
+        """
+        try:
+            handle = _open_mark(path.with_suffix(".use"))
+        except OSError as error:
+            log.warning("an entry of the cache is not protected from deletion", extra={"problem": str(error)})
+            return
         self._in_use.append(handle)
         fcntl.flock(handle, fcntl.LOCK_SH)  # without a wait: only a caller with the other lock deletes
-        os.utime(handle)
+        with contextlib.suppress(OSError):
+            os.utime(handle)
 
     def close(self) -> None:
         """Let other workers delete the entries that this one used."""
@@ -68,8 +77,15 @@ class HostCache:
     def make_room(self, wanted: int = 0) -> None:
         """Delete unused entries, the longest unused first, until ``wanted`` more bytes fit. This blocks.
 
-        If the entries in use alone are too large, log a warning.
+        If this cannot be done, log a warning. Never raise an error, because the wanted bytes may fit
+        nevertheless.
         """
+        try:
+            self._make_room(wanted)
+        except OSError as error:
+            log.warning("the worker's cache cannot be cleaned up", extra={"problem": str(error)})
+
+    def _make_room(self, wanted: int) -> None:
         entries = [*_artifacts(self.folder), *_environments(self.folder / ENVIRONMENTS)]
         size = sum(entry.size for entry in entries)
         missing = self._min_free_bytes + wanted - shutil.disk_usage(self.folder).free
@@ -78,7 +94,15 @@ class HostCache:
         for entry in sorted(entries, key=lambda entry: entry.used_at):
             if missing <= 0:
                 return
-            if _delete(entry):
+            try:
+                deleted = _delete(entry)
+            except OSError as error:
+                log.warning(
+                    "an entry of the cache cannot be deleted",
+                    extra={"entry": entry.path.name, "problem": str(error)},
+                )
+                continue
+            if deleted:
                 missing -= entry.size
                 log.info(
                     "an unused entry of the cache was deleted",
@@ -92,34 +116,46 @@ class HostCache:
 
 
 def tree_size(path: Path) -> int:
-    """Return the bytes of all files below a folder. Files that vanish meanwhile count nothing."""
+    """Return the bytes that a folder uses on the disk. Files that vanish meanwhile count nothing."""
     size = 0
     for folder, _, names in os.walk(path):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                size += Path(folder, name).lstat().st_size
+                size += Path(folder, name).lstat().st_blocks * BLOCK
     return size
 
 
 def _artifacts(folder: Path) -> Iterable[Entry]:
-    names = {each.stem for each in folder.glob("*") if _NAME.fullmatch(each.stem)}
-    for path in (folder / name for name in names):
+    for path in _entries_in(folder):
         size = sum(_size(each) for each in (path, path.with_suffix(".part")))
         if size:
             yield Entry(path, size, _used_at(path))
 
 
 def _environments(folder: Path) -> Iterable[Entry]:
-    for path in folder.glob("*"):
-        if _NAME.fullmatch(path.name) and path.is_dir():
-            yield Entry(path, _environment_size(path), _used_at(path))
+    for path in _entries_in(folder):
+        home = path.with_suffix(".home")
+        if path.is_dir() or home.is_dir():
+            yield Entry(path, _environment_size(path) + tree_size(home), _used_at(path))
+
+
+def _entries_in(folder: Path) -> Iterable[Path]:
+    return (folder / name for name in {each.stem for each in folder.glob("*")} if _NAME.fullmatch(name))
 
 
 def _environment_size(path: Path) -> int:
-    """Return the size that was recorded after the build, because a count of many files takes seconds."""
+    """Return the size that was recorded after the build, because a count of many files takes seconds.
+
+    If an older release has built the environment, record the size now.
+    """
+    ok = path.with_suffix(".ok")
     with contextlib.suppress(OSError, ValueError):
-        return int(json.loads(path.with_suffix(".ok").read_text())["bytes"])
-    return tree_size(path)
+        return int(json.loads(ok.read_text())["bytes"])
+    size = tree_size(path)
+    # "r+" never creates the file: without it, the environment is incomplete.
+    with contextlib.suppress(OSError), ok.open("r+") as record:
+        record.write(json.dumps({"bytes": size}))
+    return size
 
 
 def _size(path: Path) -> int:
@@ -129,18 +165,27 @@ def _size(path: Path) -> int:
 
 
 def _used_at(path: Path) -> float:
-    """Return the time of the last use. An entry of an older release is counted as used now.
+    """Return the time of the last use; without a record of it, the time when the entry was made."""
+    for each in (path.with_suffix(".use"), path.with_suffix(".ok"), path):
+        with contextlib.suppress(FileNotFoundError):
+            return each.stat().st_mtime
+    return 0.0
 
-    A worker of this release may still use it, without a lock.
-    """
-    mark = path.with_suffix(".use")
-    if not mark.exists():
-        mark.touch(mode=0o600)
-    return mark.stat().st_mtime
+
+def _open_mark(path: Path) -> int:
+    """Open the file of an entry's use. Another user of the host may be its owner."""
+    flags = os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(path, os.O_RDWR | flags, 0o644)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | flags, 0o644)
 
 
 def _delete(entry: Entry) -> bool:
-    """Delete an entry, unless a worker uses it or prepares it. Return True if it was deleted."""
+    """Delete an entry, unless a worker uses it or prepares it. Return True if it was deleted.
+
+    Raise OSError if a file cannot be deleted.
+    """
     path = entry.path
     with try_exclusive(path.with_suffix(".lock")) as locked:
         if not locked:
@@ -154,8 +199,9 @@ def _delete(entry: Entry) -> bool:
             # incomplete.
             for suffix in _BESIDE:
                 path.with_suffix(suffix).unlink(missing_ok=True)
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            for each in (path, path.with_suffix(".home")):
+                if each.is_dir():
+                    shutil.rmtree(each)
+                else:
+                    each.unlink(missing_ok=True)
             return True

@@ -127,7 +127,8 @@ class ScratchReplica:
             await self._client.close()
         if self._triton is not None:
             await self._triton.stop(grace_s=0)
-        self._preparation.close()
+        if self._assigned is None:  # a replica of this process uses the same files
+            self._preparation.close()
         await self._heartbeat.stop(forget=self._assigned is not None)
 
     async def _run(self) -> None:

@@ -359,3 +359,23 @@ async def test_a_dry_run_shows_what_would_change_and_changes_nothing(call):
     assert (await call("POST", "/v1/apply", changed))["items"] == planned["items"]
     broken = {"endpoints": [{"name": "e", "targets": [{"deployment": "absent"}]}]}
     await call("POST", "/v1/apply/dry-run", broken, status=400)
+
+
+async def test_apply_shows_what_changes_beside_the_objects_of_the_file(call):
+    """The old target goes to sleep, and a Deployment that the file names belongs to the file from now on."""
+    await call.register("digits", onnx_bytes())
+    await call.register("digits", onnx_bytes(2))
+    first = await call("POST", "/v1/deploy", {"model": "digits", "version": 1})
+    options = {"min_replicas": 1, "max_replicas": 2}
+    old = first["deployment"]["name"]
+    await call("PATCH", f"/v1/deployments/{old}", options)
+    deployment = {"name": "d", "model": "digits", "version": 2}
+    endpoint = {"name": "digits", "targets": [{"deployment": "d"}], "previous": []}
+    planned = await call("POST", "/v1/apply/dry-run", {"deployments": [deployment], "endpoints": [endpoint]})
+    shown = {(each["name"], each["action"]): each["changes"] for each in planned["items"]}
+    assert list(shown) == [("d", "created"), ("digits", "updated"), (old, "updated")]
+    assert {"field": "min_replicas", "before": 1, "after": 0} in shown[old, "updated"]
+    stored = await call("GET", f"/v1/deployments/{old}")
+    fields = {name: stored[name] for name in ("name", "model", "version", *options)}
+    adopted = await call("POST", "/v1/apply/dry-run", {"deployments": [fields]})
+    assert adopted["items"][0]["changes"][0] == {"field": "declared", "before": False, "after": True}

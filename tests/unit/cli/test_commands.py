@@ -294,12 +294,12 @@ def test_a_dry_run_of_apply_shows_the_changed_fields(plane: Any, tidegate: Any, 
     code, out, err = tidegate("apply", "-f", "all.yaml", "--dry-run")
     assert code == 0
     assert out.splitlines()[2:] == [
-        "d: max_replicas: 1 -> 3",
-        "d: batching.window_ms: 2.0 -> none",
-        'd: env.A: "(hidden)" -> "(hidden, changed)"',
+        "deployment d: max_replicas: 1 -> 3",
+        "deployment d: batching.window_ms: 2.0 -> none",
+        'deployment d: env.A: "(hidden)" -> "(hidden, changed)"',
     ]
     assert "nothing was changed" in err
-    assert plane.seen == ["registry POST /v1/apply/dry-run"], "it does not wait for a verification"
+    assert "registry POST /v1/apply" not in plane.seen
 
 
 def test_delete_asks_first(plane: Any, tidegate: Any) -> None:

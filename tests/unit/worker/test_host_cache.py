@@ -103,12 +103,47 @@ def test_a_killed_worker_holds_nothing(tmp_path, put):
     assert not entry.exists()
 
 
-def test_entries_of_an_older_release_count_as_used_now(tmp_path, put):
-    """Its workers hold no locks, and may still run."""
-    entry, recent = put("a", 100, 10), put("b", 100, 20)
-    entry.with_suffix(".use").unlink()
-    HostCache(tmp_path, max_bytes=100).make_room()
-    assert (entry.exists(), recent.exists()) == (True, False)
+def test_entries_of_an_older_release_count_as_used_when_they_were_made(tmp_path, put):
+    older, newer, environment = put("a", 100, 0), put("b", 100, 0), put("c", 4096, 20, environment=True)
+    for at, path in enumerate((older, newer), start=1):
+        path.with_suffix(".use").unlink()
+        os.utime(path.with_suffix(".ok"), (at * 10, at * 10))
+    environment.with_suffix(".ok").write_text("")
+    HostCache(tmp_path, max_bytes=4096 + 150).make_room()
+    assert (older.exists(), newer.exists(), environment.exists()) == (False, True, True)
+    assert json.loads(environment.with_suffix(".ok").read_text()) == {"bytes": 4096}
+
+
+def test_what_cannot_be_deleted_or_locked_does_not_stop_a_start(tmp_path, put, caplog):
+    stuck, foreign, other = put("a", 100, 10), put("b", 100, 20), put("c", 100, 30)
+    stuck.unlink()
+    stuck.mkdir()
+    stuck.with_suffix(".ok").unlink()
+    stuck.with_suffix(".ok").mkdir()
+    foreign.with_suffix(".lock").mkdir()
+    part = stuck.with_suffix(".part")
+    part.write_bytes(bytes(100))
+    cache = HostCache(tmp_path, max_bytes=150)
+    with caplog.at_level("WARNING", host_cache.__name__):
+        cache.make_room()
+        used = put("d", 100, 40)
+        used.with_suffix(".use").unlink()
+        used.with_suffix(".use").mkdir()
+        cache.use(used)
+    assert not other.exists(), "the next one is deleted instead"
+    assert foreign.exists()
+    assert "cannot be deleted" in caplog.text
+    assert "not protected" in caplog.text
+
+
+def test_the_home_of_a_killed_build_is_deleted_too(tmp_path, put):
+    environment = put("a", 100, 10, environment=True)
+    home = environment.with_suffix(".home")
+    home.mkdir()
+    (home / "pip").write_bytes(bytes(8192))
+    shutil.rmtree(environment)
+    HostCache(tmp_path, max_bytes=8000).make_room()
+    assert not home.exists()
 
 
 def test_half_a_download_and_a_build_that_failed_count(tmp_path, put):
