@@ -225,10 +225,11 @@ def fetch(url: str, sha256: str, size: int, folder: Path) -> None:
     """Download an artifact as a worker does, and print the time and this process's peak of memory."""
     import services.worker.app  # noqa: F401  a worker has these modules in memory, too
     from services.worker.adapters.artifacts import ArtifactCache
+    from services.worker.adapters.host_cache import HostCache
 
     began = time.monotonic()
     token = replica_token.issue(TOKEN, REPLICA)
-    asyncio.run(ArtifactCache(folder).fetch(url, token, sha256, size))
+    asyncio.run(ArtifactCache(HostCache(folder)).fetch(url, token, sha256, size))
     print(json.dumps({"seconds": time.monotonic() - began, "peak_mib": peak_mib(os.getpid())}))
 
 
