@@ -382,8 +382,7 @@ def test_a_shadow_is_compared_and_never_disturbs_the_primary(stack: Stack, two: 
         both = shadowed(
             stack, two, lambda report: report["compared"] - report["agreed"] > 20 or not send(client, 2.0, 5)
         )
-        # A report may lag behind: copies of the last zeros may be in the second one only.
-        assert zeros["agreed"] <= both["agreed"] <= sent_zeros
+        assert zeros["agreed"] <= both["agreed"] <= sent_zeros  # the first report may lag behind
         assert both["compared"] - both["agreed"] <= sent - sent_zeros
         assert both["outputs"]["y"]["max_abs"] == 4.0
         assert both["outputs"]["y"]["top1"] == 1.0
