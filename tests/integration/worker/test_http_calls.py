@@ -124,6 +124,7 @@ async def test_the_answers_are_those_of_grpc(echo):
         [request(9.0, width=5000, word=bytes(range(256)))],
     ]
     echo.model._quickness = Quickness(60.0)
+    await until_quick(echo)
     echo.went.clear()
     over_http = [await echo.ask(*requests) for requests in asked]
     assert echo.went == ["http"] * len(asked)
@@ -258,6 +259,7 @@ async def test_a_model_that_turns_out_slow_goes_over_grpc_until_it_is_quick_agai
 async def test_a_late_answer_is_not_the_next_one(echo, until):
     for _ in range(2):
         echo.model._quickness = Quickness(60.0)
+        await until_quick(echo)
         calls = [asyncio.create_task(echo.ask(request(SLOW), timeout_s=0.1)) for _ in range(3)]
         calls.append(asyncio.create_task(echo.ask(request(SLOW + 1))))
         echo.went.clear()
