@@ -16,6 +16,18 @@ from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.broker.amqp.channel import AmqpChannel
 
 
+@pytest.fixture(scope="session", autouse=True)
+def patient_parts() -> Iterator[None]:
+    """Wait longer for the store and for Triton than in production. A busy machine may stall for seconds.
+
+    Tests of these limits set them themselves.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tidegate.kernel.store.connection.OPERATION_TIMEOUT_S", 30.0)
+        patch.setattr("services.worker.adapters.triton_client.LIVE_TIMEOUT_S", 30.0)
+        yield
+
+
 @pytest.fixture
 def blobs(tmp_path) -> Iterator[Blobs]:
     """A blob store of this test's own."""

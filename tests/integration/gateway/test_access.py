@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
@@ -133,6 +134,7 @@ async def test_scopes_and_endpoints(client, worker, made):
 
 async def test_more_than_the_rate(client, worker, made):
     key = (await made(rate=0.1, burst=3))["key"]
+    began = time.monotonic()
     first = await made.infer(key)
     assert first.status_code == 200
     assert first.headers["ratelimit-policy"] == '"rate";q=3;w=30'
@@ -142,7 +144,8 @@ async def test_more_than_the_rate(client, worker, made):
     refused = answers[-1]
     assert refused.json()["reason"] == "rate_limited"
     assert 1 <= int(refused.headers["retry-after"]) <= 30
-    assert refused.headers["ratelimit"].startswith('"rate";r=0;t=30')
+    full_in = refused.headers["ratelimit"].removeprefix('"rate";r=0;t=').partition(",")[0]
+    assert 30 - (time.monotonic() - began) <= int(full_in) <= 30
     streamed = await client.post("/v2/models/digits/generate", json={"x": [1, 2]}, headers=bearer(key))
     assert (streamed.status_code, streamed.headers["retry-after"].isdecimal()) == (429, True)
 
@@ -185,7 +188,7 @@ async def test_a_quota_outlives_the_store(client, gateway, worker, made, registr
 async def test_concurrent_requests(client, worker, made):
     key = (await made(concurrency=2))["key"]
     worker.answer = silent
-    waiting = [asyncio.create_task(made.infer(key, **{"X-Request-Timeout-Ms": "1500"})) for _ in range(2)]
+    waiting = [asyncio.create_task(made.infer(key, **{"X-Request-Timeout-Ms": "5000"})) for _ in range(2)]
     while len(worker.requests) < 2:
         await asyncio.sleep(0.005)
     refused = await made.infer(key)

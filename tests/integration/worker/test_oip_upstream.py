@@ -79,9 +79,12 @@ async def test_an_upstream_answers_as_its_own_model_does(
         if not binary:
             return
         close()
-        for _ in range(6):  # after five failures the circuit breaker is open
+        # After five failures the circuit breaker is open, but on a busy machine no longer at the sixth call.
+        for _ in range(20):
             with pytest.raises(ModelFailed) as caught:
                 await ask(near.client, request("near", "image", images))
+            if "UpstreamUnavailable: 127.0.0.1 fails repeatedly" in caught.value.message:
+                break
         assert "UpstreamUnavailable: 127.0.0.1 fails repeatedly" in caught.value.message
         group: list[QueuedRequest] = []
         failure = decide_failure(group, caught.value, "")

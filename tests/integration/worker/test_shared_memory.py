@@ -145,7 +145,7 @@ async def test_an_error_gives_the_region_back(mixed):
 async def test_a_call_that_was_given_up_never_shares_its_region(mixed, monkeypatch):
     running, model, regions = mixed
     monkeypatch.setattr(shared_memory, "RETIRED_S", 0.01)
-    call = asyncio.create_task(model.call([request(1, small=(1.0, 0.5, 0.0))], 10))
+    call = asyncio.create_task(model.call([request(1, small=(1.0, 5.0, 0.0))], 60))
     await asyncio.sleep(0.2)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
