@@ -90,6 +90,28 @@ def pytest_collection_finish() -> None:
     quick_start.loaded()
 
 
+class FailureReporter:
+    """Name a failed test at once, because a whole run takes a quarter of an hour."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Print the test's name and the last line of its error."""
+        if report.failed:
+            *_, last = report.longreprtext.strip().splitlines() or [""]
+            self._terminal.ensure_newline()
+            self._terminal.write_line(f"{report.when} of {report.nodeid} failed: {last}")
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has made its terminal reporter
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Report failures as they happen. With xdist, only the process that prints does so."""
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(FailureReporter(terminal))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The figures that tests saw on their way, from whichever process ran them."""
     passed = terminalreporter.getreports("passed")
