@@ -48,6 +48,7 @@ def _serve(settings: GatewaySettings, *, member: bool) -> None:
     from services.gateway import memory, processes
     from services.gateway.app import build
     from tidegate.kernel.service import app as service
+    from tidegate.kernel.service import handover
 
     memory.return_large_blocks()
     gateway = build(settings)
@@ -60,8 +61,11 @@ def _serve(settings: GatewaySettings, *, member: bool) -> None:
         tls=gateway.tls,
         other_connections=settings.max_grpc_connections,
     )
-    if member:
-        with processes.listen(settings.host, settings.gateway_port) as listener:
+    listener = handover.inherited("http")
+    if listener is None and member:
+        listener = processes.listen(settings.host, settings.gateway_port)
+    if listener is not None:
+        with listener:
             run(0, sock=listener)
     else:
         run(settings.gateway_port)

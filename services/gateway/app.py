@@ -57,6 +57,7 @@ from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.http.heads import LOOPBACK
 from tidegate.kernel.http.tls import ServerCertificate, certificate_of
+from tidegate.kernel.service import handover
 from tidegate.kernel.service.api import create_app
 from tidegate.kernel.service.app import Health
 from tidegate.kernel.store import Store
@@ -310,8 +311,10 @@ async def _running(
     parts.metadata.start()
     app.state.grpc = grpc = _grpc_server(settings, parts, app.state.health, certificate)
     await grpc.start()
+    telling = asyncio.create_task(handover.tell_when_ready(app.state.health.problems))
     watch = None if certificate is None else asyncio.create_task(certificate.watch())
     yield
+    telling.cancel()
     if watch is not None:
         watch.cancel()
     await grpc.stop()
@@ -354,5 +357,6 @@ def _grpc_server(
         refused=calls.refused_by_head,
         max_connections=settings.max_grpc_connections,
         shared_port=processes.MEMBER in os.environ,
+        sock=handover.inherited("grpc"),
         tls=None if certificate is None else certificate.context("h2"),
     )

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from tidegate.kernel import telemetry
+from tidegate.kernel.service import handover
 
 log = telemetry.logger(__name__)
 
@@ -34,25 +36,42 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+class Member(NamedTuple):
+    """A gateway process: its number, and when it started. The number chooses its inherited sockets."""
+
+    number: int
+    since: float
+
+
 class Members:
-    """A parent of gateway processes: it starts them, restarts dead ones, and forwards SIGTERM and SIGINT."""
+    """A parent of gateway processes: it starts them, restarts dead ones, and forwards signals.
+
+    ``metrics_dir``: the folder of the metrics. The parent makes a folder of its own in it, because during a
+    restart there are two parents.
+    """
 
     def __init__(self, count: int, metrics_dir: Path) -> None:
         # The processes write their metrics to shared files, so each process can return the metrics of all
         # processes.
-        shutil.rmtree(metrics_dir, ignore_errors=True)
-        metrics_dir.mkdir(parents=True)
-        self._metrics_dir = metrics_dir
-        self._env = os.environ | {MEMBER: "1", METRICS: str(metrics_dir)}
-        self._alive: dict[subprocess.Popen[bytes], float] = {}
+        metrics_dir.mkdir(parents=True, exist_ok=True)
+        for each in metrics_dir.iterdir():
+            if not (each.is_dir() and each.name.isdecimal() and Path("/proc", each.name).exists()):
+                shutil.rmtree(each, ignore_errors=True)
+                each.unlink(missing_ok=True)
+        self._metrics_dir = metrics_dir / str(os.getpid())
+        self._metrics_dir.mkdir(exist_ok=True)
+        self._env = os.environ | {MEMBER: "1", METRICS: str(self._metrics_dir)}
+        self._alive: dict[subprocess.Popen[bytes], Member] = {}
         self._count = count
         self._stopping = False
+        self._sent = signal.SIGTERM
         self._delay = BACKOFF_S[0]
 
     def run(self) -> int:
         """Run until a signal arrives. Return 0 if every process ended without an error."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGHUP, self._retire)
         # If this process is killed, its children must end, too. Otherwise they would share the port with the
         # processes of the next gateway.
         setpriv = shutil.which("setpriv")
@@ -61,16 +80,19 @@ class Members:
             log.warning("setpriv is missing: if this process is killed, its child processes continue to run")
         while not self._stopping:
             while len(self._alive) < self._count and not self._stopping:
-                member = subprocess.Popen([*prefix, *_COMMAND], env=self._env)
-                self._alive[member] = time.monotonic()
+                taken = {member.number for member in self._alive.values()}
+                index = next(each for each in range(self._count) if each not in taken)
+                variables, passed = handover.for_member(os.environ, index)
+                process = subprocess.Popen([*prefix, *_COMMAND], env=self._env | variables, pass_fds=passed)
+                self._alive[process] = Member(index, time.monotonic())
             time.sleep(POLL_S)
             self._replace_dead()
-        self._stop()  # end a process that started during the signal and did not get it
+        self._send(self._sent)  # end a process that started during the signal and did not get it
         codes = [member.wait() for member in self._alive]
         return max(map(abs, codes), default=0)
 
     def _replace_dead(self) -> None:
-        for member, since in list(self._alive.items()):
+        for member, (_, since) in list(self._alive.items()):
             code = member.poll()
             if code is None:
                 continue
@@ -85,9 +107,18 @@ class Members:
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
+        self._send(signal.SIGTERM)
+
+    def _retire(self, *_: object) -> None:
+        """Let the processes end their connections one by one. A later SIGTERM stops them at once."""
+        self._stopping = True
+        self._send(signal.SIGHUP)
+
+    def _send(self, number: signal.Signals) -> None:
+        self._sent = number
         for member in self._alive:
             if member.poll() is None:
-                member.send_signal(signal.SIGTERM)
+                member.send_signal(number)
 
 
 def _forget_metrics(pid: int, metrics_dir: Path) -> None:

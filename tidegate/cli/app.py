@@ -39,6 +39,7 @@ from tidegate.cli import (
     quantize,
     replay,
     reproduce,
+    restart,
     retention,
     rollout,
     scaling,
@@ -92,6 +93,7 @@ _ACCESS = "Access"
 for name, command, panel in (
     ("up", stack.up, _STACK),
     ("down", stack.down, _STACK),
+    ("restart", restart.restart, _STACK),
     ("status", stack.status, _STACK),
     ("logs", logs.logs, _STACK),
     ("backup", backup.backup, _STACK),

@@ -203,6 +203,16 @@ def check_file(found: Settings) -> None:
         raise BadRequest(f"{where} is wrong: {' '.join(wrong)} Correct it: tidegate settings set NAME=VALUE")
 
 
+def _restart(services: list[str], *, everywhere: bool) -> str:
+    """Return the command after which these services use a changed setting."""
+    if everywhere:
+        return "tidegate restart. If it refuses, stop and start the stack: tidegate down, then tidegate up"
+    # The autoscaler passes the settings on to the replicas that it starts.
+    names = sorted({"autoscaler" if name == "worker" else name for name in services})
+    later = ". Replicas that start later use it" if "worker" in services else ""
+    return f"tidegate restart {' '.join(names)}{later}"
+
+
 def _change(command: str, values: dict[str, str | None], json: bool) -> None:
     source_checkout.require(command)
     from deploy.settings_check import OUTSIDE, names, problems, unknown
@@ -237,7 +247,7 @@ def _change(command: str, values: dict[str, str | None], json: bool) -> None:
         output.line(f"Wrote {path}.")
         parts = "all services" if everywhere else f"the {' and the '.join(services)}"
         if running:
-            output.line(f"To use the change in {parts}, restart the stack: tidegate down, then tidegate up")
+            output.line(f"To use the change in {parts}: {_restart(services, everywhere=everywhere)}")
         else:
             output.line("The next `tidegate up` uses the change.")
         for name in hidden:

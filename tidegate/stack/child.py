@@ -47,7 +47,9 @@ class Child:
     ``after_stop``: a command that runs after the child has ended. ``files``: the path and the text of each
     file to write before each start. ``links``: the path and the target of each symbolic link to create before
     each start. ``optional``: True if the stack counts as ready without this child. If the start of an
-    optional child fails, the supervisor starts the child again.
+    optional child fails, the supervisor starts the child again. ``sockets``: the ports whose listening
+    sockets the supervisor keeps, by name, so that a restart refuses no connection. ``processes``: how many
+    processes the child has. Each gets sockets of its own.
     """
 
     name: str
@@ -64,3 +66,5 @@ class Child:
     start_limit_s: float = 120.0
     grace_s: float = 15.0
     optional: bool = False
+    sockets: Mapping[str, Port] = field(default_factory=dict)
+    processes: int = 1

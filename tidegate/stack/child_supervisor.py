@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -10,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tidegate.stack import launch, probes, processes
+from tidegate.kernel.service import handover as inheritance
+from tidegate.stack import launch, probes, processes, sockets
 from tidegate.stack.child import Child
 from tidegate.stack.errors import ChildFailed
+from tidegate.stack.sockets import Sockets
 
 POLL_S = 0.15
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -44,6 +48,9 @@ class ChildSupervisor:
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
     _deaths: int = field(default=0)
+    _sockets: Sockets = field(default_factory=dict)
+    _replacing: bool = field(default=False)
+    _retired: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     async def run(self) -> None:
         """Keep the child running until this task is cancelled.
@@ -66,16 +73,101 @@ class ChildSupervisor:
                 raise ChildFailed(self._failure(f"exited with {code} while starting", offset))
             await self._pause(code, time.monotonic() - began)
 
+    async def replace(self, child: Child) -> None:
+        """Start the child again, as ``child`` describes it. Return when the new process is ready.
+
+        If the supervisor keeps the child's sockets, the old process stops after the new one is ready. Raise
+        ChildFailed if the new process does not become ready. Then the old one goes on, if it still runs.
+        """
+        old = self.process
+        if old is None or old.poll() is not None:
+            raise ChildFailed(f"{child.name} does not run now. See why: tidegate status")
+        if self._sockets:
+            await self._hand_over(child, old)
+        else:
+            await self._stop_and_start(child, old)
+
+    async def _hand_over(self, child: Child, old: subprocess.Popen[bytes]) -> None:
+        """Start a new process beside the old one, then let the old one end its connections."""
+        offset = launch.size(self.log)
+        self._report("restarting", detail="the new process starts beside the present one")
+        reading, writing = os.pipe()
+        try:
+            new = self._spawned(child, ready=writing)
+            os.close(writing)
+            missing = await self._heard(new, reading, child)
+        finally:
+            os.close(reading)
+        if missing:
+            processes.kill_group(new.pid)
+            new.wait()
+            self._report("ready", detail="the restart failed")
+            raise ChildFailed(self._failure(f"{missing}, so the present process goes on", offset))
+        self.child, self.process = child, new
+        self.restarts += 1
+        self._report("ready", process=processes.find(new.pid))
+        old.send_signal(signal.SIGHUP)
+        self._retired.append(old)
+
+    async def _heard(self, new: subprocess.Popen[bytes], reading: int, child: Child) -> str:
+        """Wait until each process of the child has reported that it is ready. Return what went wrong."""
+        os.set_blocking(reading, False)
+        heard, end = 0, time.monotonic() + child.start_limit_s
+        while heard < child.processes:
+            try:
+                told = os.read(reading, 64)
+            except BlockingIOError:
+                told = b""
+            heard += len(told)
+            if new.poll() is not None:
+                return f"exited with {new.returncode} while starting"
+            if time.monotonic() > end:
+                return f"was not ready after {child.start_limit_s:.0f} s"
+            await asyncio.sleep(POLL_S)
+        return ""
+
+    async def _stop_and_start(self, child: Child, old: subprocess.Popen[bytes]) -> None:
+        self.child, self._replacing = child, True
+        self._report("restarting", detail="stopping")
+        offset, end = launch.size(self.log), time.monotonic() + child.grace_s + child.start_limit_s
+        old.send_signal(signal.SIGTERM)
+        killed_at = time.monotonic() + child.grace_s
+        while self._replacing or self.process is old:
+            if time.monotonic() > killed_at:
+                old.kill()
+            await asyncio.sleep(POLL_S)
+        while child.probe is not None and await asyncio.to_thread(probes.problem, child.probe) is not None:
+            if time.monotonic() > end:
+                raise ChildFailed(self._failure(f"was not ready after {child.start_limit_s:.0f} s", offset))
+            await asyncio.sleep(POLL_S)
+
     async def _run_once(self, offset: int) -> int:
         """Start the process and wait for its end. Return the exit code."""
-        self.process = launch.spawn(self.child, self.log)
+        if self.child.sockets and not self._sockets:
+            self._sockets = self._bound()
+        self.process = self._spawned(self.child)
         self._report("starting", process=processes.find(self.process.pid))
         if self.child.probe is not None:
             await self._wait_ready(self.process, offset)
         # Poll, because Popen.wait in a thread would block the exit of the interpreter.
         while (code := self.process.poll()) is None:
+            self._retired = [each for each in self._retired if each.poll() is None]
             await asyncio.sleep(POLL_S)
         return code
+
+    def _bound(self) -> Sockets:
+        try:
+            return sockets.bound(self.child.sockets, self.child.processes)
+        except OSError as error:
+            ports = ", ".join(str(port.number) for port in self.child.sockets.values())
+            raise ChildFailed(f"{self.child.name} cannot use the ports {ports}: {error.strerror}") from None
+
+    def _spawned(self, child: Child, ready: int | None = None) -> subprocess.Popen[bytes]:
+        """Start a process of the child. ``ready``: the pipe to which it reports that it is ready."""
+        passed = [each.fileno() for several in self._sockets.values() for each in several]
+        variables = inheritance.variables(self._sockets, ready) if passed else {}
+        passed += [] if ready is None else [ready]
+        return launch.spawn(child, self.log, variables, passed)
 
     async def _wait_ready(self, process: subprocess.Popen[bytes], offset: int) -> None:
         assert self.child.probe is not None
@@ -102,6 +194,11 @@ class ChildSupervisor:
         return not self.child.optional and not self.ready[self.child.name].is_set()
 
     async def _pause(self, code: int, lived_s: float) -> None:
+        if self._replacing:
+            self._replacing = False
+            self.restarts += 1
+            self._kill_group()
+            return
         self._deaths = 1 if lived_s > STEADY_S else self._deaths + 1
         self.restarts += 1
         delay = backoff_s(self._deaths)
@@ -116,9 +213,10 @@ class ChildSupervisor:
             processes.kill_group(self.process.pid)
 
     def reap(self) -> None:
-        """Collect the exit code of a stopped child, so that it does not remain a zombie."""
-        if self.process:
-            self.process.poll()
+        """Collect the exit codes of stopped processes, so that they do not remain zombies."""
+        for each in (self.process, *self._retired):
+            if each:
+                each.poll()
 
     def _report(self, state: str, **fields: Any) -> None:
         self.report(state=state, since=time.time(), restarts=self.restarts, **({"detail": ""} | fields))

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from tidegate.stack.child import Child
 
 TAIL_LINES = 15
 
 
-def spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
-    """Start the child in its own session, so that Ctrl-C in the terminal does not end it."""
+def spawn(
+    child: Child, log: Path, variables: Mapping[str, str] = MappingProxyType({}), pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start the child in its own session, so that Ctrl-C in the terminal does not end it.
+
+    ``variables``: more variables for its environment. ``pass_fds``: file descriptors that it inherits.
+    """
     for folder in (*child.folders, log.parent):
         folder.mkdir(parents=True, exist_ok=True)
     for path, text in child.files.items():
@@ -25,11 +32,12 @@ def spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         return subprocess.Popen(
             child.argv,
-            env=dict(child.env),
+            env=dict(child.env) | dict(variables),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
 
 

@@ -134,7 +134,15 @@ def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tupl
         after=("migrate",) if name == "registry" else (*needed, "registry"),
         after_stop=(*_module("services.autoscaler"), "sweep") if name == "autoscaler" else (),
         grace_s=GRACE_S.get(name, 15.0),
+        sockets=dict(zip(("http", "grpc"), ports, strict=True)) if name == "gateway" else {},
+        processes=_gateway_processes(env) if name == "gateway" else 1,
     )
+
+
+def _gateway_processes(env: Mapping[str, str]) -> int:
+    """Return the number of gateway processes. The gateway itself reports a wrong value of the setting."""
+    value = env.get("TIDEGATE_GATEWAY_WORKERS", "")
+    return max(1, int(value)) if value.isdecimal() else 1
 
 
 def _login(settings: Settings, server: str) -> tuple[str, Path]:

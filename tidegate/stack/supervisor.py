@@ -14,12 +14,14 @@ from typing import Any
 
 from tidegate.kernel import telemetry
 from tidegate.kernel.settings.base import Settings
-from tidegate.stack import log_rotation, processes, shutdown, systemd_notify
+from tidegate.stack import log_rotation, processes, restarting, shutdown, systemd_notify
 from tidegate.stack.child import Child
 from tidegate.stack.child_supervisor import ChildSupervisor
 from tidegate.stack.errors import StackError
 from tidegate.stack.plan import log_file, plan
 from tidegate.stack.record import ChildPhase, ChildRecord, RunFolder, StackRecord, with_child
+from tidegate.stack.replanning import replanned
+from tidegate.stack.restarting import RestartProgress
 from tidegate.stack.systemd_notify import Notify
 
 log = telemetry.logger(__name__)
@@ -70,9 +72,10 @@ class Supervisor:
         """Run every child until one fails or the stack is stopped. Return the error; empty after a stop."""
         ready = {child.name: asyncio.Event() for child in self._children}
         self._supervised = [self._supervise(child, ready) for child in self._children]
-        stopped = asyncio.Event()
+        stopped, restart = asyncio.Event(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, restart.set)
         tasks = [
             asyncio.create_task(supervised.run(), name=supervised.child.name)
             for supervised in self._supervised
@@ -80,6 +83,7 @@ class Supervisor:
         tasks += [
             asyncio.create_task(self._announce(ready)),
             asyncio.create_task(log_rotation.keep_short(self._state)),
+            asyncio.create_task(self._restart_when_asked(restart)),
         ]
         stop = asyncio.create_task(stopped.wait())
         error = await _first_error(tasks, stop)
@@ -103,6 +107,34 @@ class Supervisor:
         self._record = replace(self._record, phase="running")
         self._write()
         self._notify(f"READY=1\nSTATUS=running, {len(self._children)} parts ready")
+
+    async def _restart_when_asked(self, asked: asyncio.Event) -> None:
+        while True:
+            await asked.wait()
+            asked.clear()
+            request = restarting.take_request(self._folder.path)
+            progress = RestartProgress(request.id)
+            try:
+                plan_ = replanned(self._children, request)
+                progress = replace(progress, services=tuple(child.name for child in plan_.children))
+                self._tell(progress)
+                for child in plan_.children:
+                    await self._supervisor_of(child.name).replace(child)
+                    progress = replace(progress, done=(*progress.done, child.name))
+                    self._tell(progress)
+                plan_.accept()
+                self._tell(replace(progress, finished=True))
+                log.info("restarted %s", ", ".join(progress.done))
+            except StackError as error:
+                log.error("the restart failed: %s", error)
+                self._tell(replace(progress, finished=True, error=str(error)))
+
+    def _supervisor_of(self, name: str) -> ChildSupervisor:
+        return next(each for each in self._supervised if each.child.name == name)
+
+    def _tell(self, progress: RestartProgress) -> None:
+        with contextlib.suppress(OSError):
+            restarting.write_progress(self._folder.path, progress)
 
     def _running(self) -> dict[str, processes.Process]:
         return {c.name: c.process for c in self._record.children if c.process}

@@ -60,6 +60,8 @@ class Connections:
         self.limits = limits
         self.now = now  # the clock of the sweeps, which stands still while the process is stopped
         self.pending_heads = 0
+        # True: another process of the service accepts new connections. So each response ends its connection.
+        self.retiring = False
         self._most = limits.connections
         self._all: dict[Connected, str] = {}
         self._by_peer: dict[str, dict[Connected, None]] = {}

@@ -137,6 +137,9 @@ class Protocol(Lifetime):
             "headers": self.headers,
             "state": self.app_state.copy(),
         }
+        if self._connections.retiring:
+            # uvicorn then adds this field to the response, and closes the connection after it.
+            self.headers.append((b"connection", b"close"))
         self._previous = self.cycle
         super().on_headers_complete()
         self._at = IN_BODY

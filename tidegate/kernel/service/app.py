@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import ssl
+import threading
 from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import partial
@@ -39,6 +41,10 @@ METRICS = "/metrics"
 DOCS = "/docs"
 # The seconds that a TLS connection may take to close while the service stops.
 GOODBYE_S = 1.0
+# After SIGHUP: the seconds in which callers can leave their connections, and the most seconds that streams
+# go on.
+RETIRE_S = 2.0
+RETIRED_STREAMS_S = 600
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 
@@ -231,23 +237,55 @@ def server_of(
         backlog=4096,
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )
-    return Server(config, on_stop, signals=signals)
+    return Server(config, on_stop, connections, signals=signals)
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that calls ``on_stop`` before its shutdown, while it still serves connections."""
+    """A uvicorn server that calls ``on_stop`` before its shutdown, while it still serves connections.
+
+    SIGHUP means that another process of the service accepts new connections from now on. Then the server
+    answers the requests on its connections, closes each of them after a response, and stops.
+    """
 
     def __init__(
-        self, config: uvicorn.Config, on_stop: Callable[[], Awaitable[None]] | None, *, signals: bool
+        self,
+        config: uvicorn.Config,
+        on_stop: Callable[[], Awaitable[None]] | None,
+        connections: Connections,
+        *,
+        signals: bool,
     ) -> None:
         super().__init__(config)
         self._on_stop = on_stop
+        self._connections = connections
         self._signals = signals
+        self._retirement: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: Any = None) -> None:
         """Tell the garbage collector to ignore all present objects, then start."""
         quick_start.loaded()
+        if self._signals and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._retire)
         await super().startup(sockets)
+
+    def _retire(self) -> None:
+        if self._retirement is None:
+            self._retirement = asyncio.create_task(self._retired())
+
+    async def _retired(self) -> None:
+        """Accept no new connections, let callers leave the present ones, and stop.
+
+        A connection ends after its next response, which says so. A connection that was simply closed could
+        have a request on the way.
+        """
+        for server in self.servers:
+            server.close()
+        if self._on_stop is not None:
+            await self._on_stop()
+        self._connections.retiring = True
+        await asyncio.sleep(RETIRE_S)
+        self.config.timeout_graceful_shutdown = RETIRED_STREAMS_S
+        self.should_exit = True
 
     async def shutdown(self, sockets: Any = None) -> None:
         try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.grpc.connection import GrpcConnection
@@ -50,7 +51,8 @@ class GrpcService(Protocol):
 class GrpcServer:
     """A gRPC server of ``services`` and ``health``.
 
-    ``shared_port``: True if other gateway processes listen on the same port.
+    ``shared_port``: True if other gateway processes listen on the same port. ``sock``: a bound socket to use
+    instead of ``host`` and ``port``.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class GrpcServer:
         refused: Callable[[TidegateError, str], None],
         max_connections: int,
         shared_port: bool,
+        sock: socket.socket | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._health = health
@@ -79,6 +82,7 @@ class GrpcServer:
         self._connections: set[GrpcConnection] = set()
         self._at = host, port
         self._shared_port = shared_port
+        self._socket = sock
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -86,16 +90,15 @@ class GrpcServer:
     async def start(self) -> None:
         """Listen; raise OSError if the port is in use."""
         host, port = self._at
+        place: dict[str, Any] = {"host": host, "port": port, "reuse_port": self._shared_port or None}
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             partial(GrpcConnection, self._shared, self._connections),
-            host,
-            port,
+            **(place if self._socket is None else {"sock": self._socket}),
             ssl=self._tls,
             ssl_handshake_timeout=None if self._tls is None else HANDSHAKE_S,
             ssl_shutdown_timeout=None if self._tls is None else GOODBYE_S,
             backlog=BACKLOG,
-            reuse_port=self._shared_port or None,
         )
         self._sweeper = asyncio.create_task(sweep_all(self._connections))
 

@@ -262,6 +262,8 @@ class HotPathProtocol(Protocol):
             parts += (name, b": ", value, b"\r\n")
         for name, value in response.headers:
             parts += (name, b": ", value, b"\r\n")
+        if self._connections.retiring:
+            call.keep_alive = False
         parts.append(b"\r\n" if call.keep_alive else b"connection: close\r\n\r\n")
         parts.append(response.body)
         if response.tail:

@@ -1,0 +1,54 @@
+"""The command ``restart``."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tidegate.cli import output, source_checkout
+from tidegate.cli.options import Json
+from tidegate.cli.own_stack import StackFailed, own
+from tidegate.cli.progress import Steps
+
+if TYPE_CHECKING:
+    from tidegate.stack.restarting import RestartProgress
+
+
+def restart(
+    services: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SERVICE...", help="registry, router, autoscaler, gateway; default: all."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Restart the services one after another, with the present settings. Callers notice nothing.
+
+    The new gateway starts beside the present one, which then ends its connections. Replicas, RabbitMQ and
+    Valkey go on. Example: tidegate settings set LOG_LEVEL=DEBUG, tidegate restart gateway
+    """
+    source_checkout.require("restart")
+    environ = dict(os.environ)  # before settings are read, which adds paths of certificates
+    from tidegate.cli.settings import check_file
+    from tidegate.stack import StackError, restarting
+
+    found, began = own(starting=False), time.monotonic()
+    check_file(found)
+    with Steps().shown() as steps:
+
+        def on_progress(progress: RestartProgress) -> None:
+            for name in progress.done:
+                steps.change(name, "ready", "")
+            if progress.finished:
+                return
+            for name in progress.services[len(progress.done) :][:1]:
+                steps.change(name, "restarting", "")
+
+        try:
+            done = restarting.restart(found.state_path, services or (), environ, on_progress).done
+        except StackError as error:
+            raise StackFailed(str(error)) from None
+    document = {"restarted": list(done), "seconds": round(time.monotonic() - began, 1)}
+    output.show(document, json, lambda: output.line(f"restarted: {', '.join(done)}"))

@@ -1,0 +1,63 @@
+"""Take over listening sockets from the supervisor, and tell it when this process is ready.
+
+The supervisor of a stack keeps the gateway's listening sockets, and passes them to each new process. During a
+restart, the old and the new process accept connections from the same queue. So no connection is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+
+# {"http": [7], "grpc": [8]}: the file descriptors of listening sockets, by name. A service with several
+# processes gets one of each name for each process.
+SOCKETS = "TIDEGATE_SOCKETS"
+# The file descriptor of a pipe. Each process of the service writes one byte to it when it is ready.
+READY = "TIDEGATE_READY_FD"
+POLL_S = 0.05
+
+
+def numbers(environ: Mapping[str, str]) -> dict[str, list[int]]:
+    """Return the file descriptors of inherited sockets, by name."""
+    found: dict[str, list[int]] = json.loads(environ.get(SOCKETS) or "{}")
+    return found
+
+
+def inherited(name: str) -> socket.socket | None:
+    """Return this process's inherited socket with this name; None if it has none."""
+    found = numbers(os.environ).get(name)
+    return socket.socket(fileno=os.dup(found[0])) if found else None
+
+
+def for_member(environ: Mapping[str, str], index: int) -> tuple[dict[str, str], list[int]]:
+    """Return the variables for one of several processes, and the file descriptors that it inherits."""
+    mine = {name: [each[index]] for name, each in numbers(environ).items() if index < len(each)}
+    passed = [number for each in mine.values() for number in each]
+    if ready := environ.get(READY):
+        passed.append(int(ready))
+    return {SOCKETS: json.dumps(mine)} if mine else {}, passed
+
+
+def variables(sockets: Mapping[str, Sequence[socket.socket]], ready: int | None) -> dict[str, str]:
+    """Return the variables for a new process that inherits these sockets.
+
+    ``ready``: the descriptor of the pipe to which it reports that it is ready; None: it does not report.
+    """
+    named = {name: [each.fileno() for each in found] for name, found in sockets.items()}
+    return {SOCKETS: json.dumps(named)} | ({} if ready is None else {READY: str(ready)})
+
+
+async def tell_when_ready(problems: Callable[[], Mapping[str, str]]) -> None:
+    """Tell the supervisor when ``problems`` returns none for the first time."""
+    number = os.environ.get(READY)
+    if not number:
+        return
+    while problems():
+        await asyncio.sleep(POLL_S)
+    try:
+        os.write(int(number), b".")
+    except OSError:
+        return  # the supervisor has stopped waiting

@@ -1,0 +1,92 @@
+"""Plan the services of a running stack again, with the present settings."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tidegate.client import started
+from tidegate.kernel.settings.base import SOURCES, Settings
+from tidegate.kernel.settings.report import WRONG, problem_of
+from tidegate.stack.child import MARK, Child
+from tidegate.stack.errors import StackError
+from tidegate.stack.plan import CONTROL, SERVICES, plan
+from tidegate.stack.restarting import RestartRequest
+
+# Variables that say where the stack is. They never change.
+_PLACES = ("TIDEGATE_STATE_DIR", "TIDEGATE_RUNTIME_DIR", MARK)
+
+
+@dataclass(frozen=True, slots=True)
+class Replanned:
+    """The services of a restart, in their order. ``environ``: the variables that describe them."""
+
+    children: list[Child]
+    environ: dict[str, str]
+    settings: Settings
+
+    def accept(self) -> None:
+        """Record that the stack now runs with these settings. The next restart begins with them."""
+        os.environ.clear()
+        os.environ.update(self.environ)
+        started.write(self.settings.state_path, started.of(self.settings, self.environ))
+
+
+def replanned(children: Sequence[Child], request: RestartRequest) -> Replanned:
+    """Return the services of a restart as the present settings describe them.
+
+    Read the settings file again. The variables are those of the last start, and those of the request. Raise
+    StackError for an unknown service, for wrong settings, and for changes that need a stop of the stack.
+    """
+    running = {child.name: child for child in children}
+    known = [name for name in (*SERVICES, CONTROL) if name in running]
+    if unknown := [name for name in request.services if name not in known]:
+        raise StackError(f"This stack has no service {', '.join(unknown)}. It has {', '.join(known)}.")
+    environ = environment(os.environ, request.environment)
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environ)
+    try:
+        settings = Settings()
+        planned = {child.name: child for child in plan(settings, os.environ)}
+        _check(running, planned)
+    except WRONG as error:
+        raise StackError(f"Nothing was restarted. A setting is wrong: {problem_of(error)}") from None
+    except StackError as error:
+        raise StackError(f"Nothing was restarted: {error}") from None
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    names = request.services or known
+    # The gateway is last, because it needs the others to become ready.
+    return Replanned([planned[name] for name in known if name in names], environ, settings)
+
+
+def environment(present: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the last start and those of a request, which have precedence.
+
+    ``present``: the supervisor's variables. They also have the values of the settings file, and values that
+    were computed from other settings. These are left out, because they may have changed.
+    """
+    sources = json.loads(present.get(SOURCES) or "{}")
+    kept = {name: value for name, value in present.items() if name not in sources or name in _PLACES}
+    kept.pop(SOURCES, None)
+    return kept | {name: value for name, value in given.items() if name not in (*_PLACES, SOURCES)}
+
+
+def _check(running: Mapping[str, Child], planned: Mapping[str, Child]) -> None:
+    """Raise StackError if the plans differ in more than the environments of services."""
+    way = "Stop the stack and start it again: tidegate down, tidegate up"
+    if running.keys() != planned.keys():
+        raise StackError(f"the stack would have other parts. {way}")
+    for name, child in planned.items():
+        old = running[name]
+        if child.ports != old.ports:
+            settings = ", ".join(port.setting for port in child.ports if port not in old.ports)
+            raise StackError(f"{name} would have other ports ({settings}). {way}")
+        if child.processes != old.processes:
+            raise StackError(
+                f"{name} would have {child.processes} processes instead of {old.processes}. {way}"
+            )
