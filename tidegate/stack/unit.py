@@ -27,6 +27,7 @@ Type=notify
 NotifyAccess=main
 {user}WorkingDirectory={folder}
 {environment}ExecStart={run}
+ExecReload={restart}
 ExecStop={down}
 Restart=on-failure
 RestartSec=5
@@ -117,6 +118,7 @@ def text_of(unit: Unit) -> str:
         folder=_path(unit.folder),
         environment="".join(f"Environment={_quoted(f'{k}={v}')}\n" for k, v in sorted(values.items())),
         run=_command((*command, "service", "run")),
+        restart=_command((*command, "restart")),
         down=_command((*command, "down")),
         start_limit=f"{START_LIMIT_S + 30:.0f}",
         stop_limit=f"{STOP_LIMIT_S + 30:.0f}",
