@@ -55,7 +55,8 @@ class Members:
         # processes.
         metrics_dir.mkdir(parents=True, exist_ok=True)
         for each in metrics_dir.iterdir():
-            if not (each.is_dir() and each.name.isdecimal() and Path("/proc", each.name).exists()):
+            alive = each.name.isdecimal() and Path("/proc", each.name).exists()
+            if not each.is_dir() or not alive or each.name == str(os.getpid()):
                 shutil.rmtree(each, ignore_errors=True)
                 each.unlink(missing_ok=True)
         self._metrics_dir = metrics_dir / str(os.getpid())
@@ -71,7 +72,7 @@ class Members:
         """Run until a signal arrives. Return 0 if every process ended without an error."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
-        signal.signal(signal.SIGHUP, self._retire)
+        signal.signal(signal.SIGUSR1, self._retire)
         # If this process is killed, its children must end, too. Otherwise they would share the port with the
         # processes of the next gateway.
         setpriv = shutil.which("setpriv")
@@ -92,11 +93,12 @@ class Members:
         return max(map(abs, codes), default=0)
 
     def _replace_dead(self) -> None:
-        for member, (_, since) in list(self._alive.items()):
+        for member, (number, since) in list(self._alive.items()):
             code = member.poll()
             if code is None:
                 continue
             del self._alive[member]
+            handover.refuse_for_member(number)  # the other processes get the connections meanwhile
             log.error(
                 "a gateway process ended; another one is started", extra={"pid": member.pid, "code": code}
             )
@@ -107,12 +109,14 @@ class Members:
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
+        handover.close_inherited()
         self._send(signal.SIGTERM)
 
     def _retire(self, *_: object) -> None:
         """Let the processes end their connections one by one. A later SIGTERM stops them at once."""
         self._stopping = True
-        self._send(signal.SIGHUP)
+        handover.close_inherited()
+        self._send(signal.SIGUSR1)
 
     def _send(self, number: signal.Signals) -> None:
         self._sent = number

@@ -50,7 +50,9 @@ class ChildSupervisor:
     _deaths: int = field(default=0)
     _sockets: Sockets = field(default_factory=dict)
     _replacing: bool = field(default=False)
-    _retired: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    # Processes that retire, and one that is not ready yet.
+    _others: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _starts: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> None:
         """Keep the child running until this task is cancelled.
@@ -81,33 +83,44 @@ class ChildSupervisor:
         """
         old = self.process
         if old is None or old.poll() is not None:
-            raise ChildFailed(f"{child.name} does not run now. See why: tidegate status")
-        if self._sockets:
-            await self._hand_over(child, old)
+            self.child = child  # it is started again soon
+            await self._probed(child, launch.size(self.log), max(BACKOFF_S))
+        elif self._sockets:
+            async with self._starts:
+                await self._hand_over(child)
         else:
             await self._stop_and_start(child, old)
 
-    async def _hand_over(self, child: Child, old: subprocess.Popen[bytes]) -> None:
+    async def _hand_over(self, child: Child) -> None:
         """Start a new process beside the old one, then let the old one end its connections."""
         offset = launch.size(self.log)
         self._report("restarting", detail="the new process starts beside the present one")
         reading, writing = os.pipe()
+        new: subprocess.Popen[bytes] | None = None
+        missing = "was stopped"
         try:
             new = self._spawned(child, ready=writing)
-            os.close(writing)
+            self._others.append(new)
             missing = await self._heard(new, reading, child)
         finally:
             os.close(reading)
+            os.close(writing)
+            if missing and new is not None:
+                processes.kill_group(new.pid)
+        old = self.process
+        alive = old is not None and old.poll() is None
         if missing:
-            processes.kill_group(new.pid)
-            new.wait()
-            self._report("ready", detail="the restart failed")
-            raise ChildFailed(self._failure(f"{missing}, so the present process goes on", offset))
+            if alive:
+                self._report("ready", detail="the restart failed")
+            goes_on = ", so the present process goes on" if alive else ""
+            raise ChildFailed(self._failure(f"{missing}{goes_on}", offset))
+        self._others.remove(new)
         self.child, self.process = child, new
         self.restarts += 1
         self._report("ready", process=processes.find(new.pid))
-        old.send_signal(signal.SIGHUP)
-        self._retired.append(old)
+        if old is not None and alive:
+            old.send_signal(signal.SIGUSR1)
+            self._others.append(old)
 
     async def _heard(self, new: subprocess.Popen[bytes], reading: int, child: Child) -> str:
         """Wait until each process of the child has reported that it is ready. Return what went wrong."""
@@ -129,13 +142,18 @@ class ChildSupervisor:
     async def _stop_and_start(self, child: Child, old: subprocess.Popen[bytes]) -> None:
         self.child, self._replacing = child, True
         self._report("restarting", detail="stopping")
-        offset, end = launch.size(self.log), time.monotonic() + child.grace_s + child.start_limit_s
+        offset = launch.size(self.log)
         old.send_signal(signal.SIGTERM)
         killed_at = time.monotonic() + child.grace_s
         while self._replacing or self.process is old:
             if time.monotonic() > killed_at:
                 old.kill()
             await asyncio.sleep(POLL_S)
+        await self._probed(child, offset)
+
+    async def _probed(self, child: Child, offset: int, more_s: float = 0.0) -> None:
+        """Wait until the child answers its probe. ``more_s``: seconds beside its own limit."""
+        end = time.monotonic() + child.start_limit_s + more_s
         while child.probe is not None and await asyncio.to_thread(probes.problem, child.probe) is not None:
             if time.monotonic() > end:
                 raise ChildFailed(self._failure(f"was not ready after {child.start_limit_s:.0f} s", offset))
@@ -143,15 +161,17 @@ class ChildSupervisor:
 
     async def _run_once(self, offset: int) -> int:
         """Start the process and wait for its end. Return the exit code."""
-        if self.child.sockets and not self._sockets:
-            self._sockets = self._bound()
-        self.process = self._spawned(self.child)
-        self._report("starting", process=processes.find(self.process.pid))
+        async with self._starts:  # a handover may have started a process meanwhile
+            if self.process is None or self.process.poll() is not None:
+                if self.child.sockets and not self._sockets:
+                    self._sockets = self._bound()
+                self.process = self._spawned(self.child)
+                self._report("starting", process=processes.find(self.process.pid))
         if self.child.probe is not None:
             await self._wait_ready(self.process, offset)
         # Poll, because Popen.wait in a thread would block the exit of the interpreter.
         while (code := self.process.poll()) is None:
-            self._retired = [each for each in self._retired if each.poll() is None]
+            self._others = [each for each in self._others if each.poll() is None]
             await asyncio.sleep(POLL_S)
         return code
 
@@ -202,6 +222,10 @@ class ChildSupervisor:
         self._deaths = 1 if lived_s > STEADY_S else self._deaths + 1
         self.restarts += 1
         delay = backoff_s(self._deaths)
+        if self._deaths > 1:
+            # Connections wait for a process that starts soon. They must not wait for one that dies again.
+            for each in (one for several in self._sockets.values() for one in several):
+                inheritance.refuse(each.fileno())
         self._report("restarting", process=None, detail=f"exited with {code}; starts again in {delay:g} s")
         self._kill_group()
         await asyncio.sleep(delay)
@@ -214,9 +238,16 @@ class ChildSupervisor:
 
     def reap(self) -> None:
         """Collect the exit codes of stopped processes, so that they do not remain zombies."""
-        for each in (self.process, *self._retired):
+        for each in (self.process, *self._others):
             if each:
                 each.poll()
+
+    def close(self) -> None:
+        """Refuse new connections, and end the processes that retire. The supervisor stops the child."""
+        sockets.close(self._sockets)
+        for each in self._others:
+            if each.poll() is None:
+                each.send_signal(signal.SIGTERM)
 
     def _report(self, state: str, **fields: Any) -> None:
         self.report(state=state, since=time.time(), restarts=self.restarts, **({"detail": ""} | fields))

@@ -41,6 +41,14 @@ class Process:
             return dict(item.split("=", 1) for item in items if "=" in item)
         return {}
 
+    def handles(self, number: signal.Signals) -> bool:
+        """Return True if the process handles this signal itself, so that the signal does not end it."""
+        with contextlib.suppress(OSError):
+            for line in (PROC / str(self.pid) / "status").read_text().splitlines():
+                if line.startswith("SigCgt:"):
+                    return bool(int(line.split()[1], 16) & 1 << (number - 1))
+        return False
+
     def send(self, number: signal.Signals, *, group: bool = False) -> None:
         """Send a signal to the process. Ignore a process that has ended.
 

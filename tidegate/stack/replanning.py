@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from tidegate.stack.plan import CONTROL, SERVICES, plan
 from tidegate.stack.restarting import RestartRequest
 
 # Variables that say where the stack is. They never change.
+TOKEN = "TIDEGATE_SERVICE_TOKEN"
 _PLACES = ("TIDEGATE_STATE_DIR", "TIDEGATE_RUNTIME_DIR", MARK)
 
 
@@ -31,7 +33,8 @@ class Replanned:
         """Record that the stack now runs with these settings. The next restart begins with them."""
         os.environ.clear()
         os.environ.update(self.environ)
-        started.write(self.settings.state_path, started.of(self.settings, self.environ))
+        with contextlib.suppress(OSError):  # a full disk must not end the supervisor
+            started.write(self.settings.state_path, started.of(self.settings, self.environ))
 
 
 def replanned(children: Sequence[Child], request: RestartRequest) -> Replanned:
@@ -54,7 +57,7 @@ def replanned(children: Sequence[Child], request: RestartRequest) -> Replanned:
         _check(running, planned)
     except WRONG as error:
         raise StackError(f"Nothing was restarted. A setting is wrong: {problem_of(error)}") from None
-    except StackError as error:
+    except (StackError, ValueError, OSError) as error:
         raise StackError(f"Nothing was restarted: {error}") from None
     finally:
         os.environ.clear()
@@ -86,6 +89,11 @@ def _check(running: Mapping[str, Child], planned: Mapping[str, Child]) -> None:
         if child.ports != old.ports:
             settings = ", ".join(port.setting for port in child.ports if port not in old.ports)
             raise StackError(f"{name} would have other ports ({settings}). {way}")
+        service = name in (*SERVICES, CONTROL)
+        if not service and (child.argv, child.files, child.links) != (old.argv, old.files, old.links):
+            raise StackError(f"{name} would have other settings. {way}")
+        if child.env.get(TOKEN) != old.env.get(TOKEN):
+            raise StackError(f"the services would have another {TOKEN}. {way}")
         if child.processes != old.processes:
             raise StackError(
                 f"{name} would have {child.processes} processes instead of {old.processes}. {way}"

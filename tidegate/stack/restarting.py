@@ -1,7 +1,7 @@
 """``restart``: start the services again one after another, with the present settings.
 
-The command writes a request to ``run/restart-request.json`` and sends SIGHUP to the supervisor. The
-supervisor writes its progress to ``run/restart.json``. Without a request, SIGHUP restarts all services.
+The command writes a request to ``run/restart-request.json`` and sends SIGUSR1 to the supervisor. The
+supervisor writes its progress to ``run/restart.json``. Without a request, SIGUSR1 restarts all services.
 """
 
 from __future__ import annotations
@@ -91,10 +91,12 @@ def restart(
         supervisor = folder.read().supervisor
         if supervisor is None or not supervisor.alive():
             raise StackError(f"The stack in {state} does not run. Start it: tidegate up")
+        if not supervisor.handles(signal.SIGUSR1):
+            raise StackError("The stack was started by an older release: type tidegate down, tidegate up")
         given = {name: value for name, value in environ.items() if name.startswith("TIDEGATE_")}
         request = RestartRequest(secrets.token_hex(8), tuple(services), given)
         _write(folder.path / _REQUEST, asdict(request))
-        supervisor.send(signal.SIGHUP)
+        supervisor.send(signal.SIGUSR1)
         seen, changed_at = RestartProgress(), time.monotonic()
         while True:
             progress = read_progress(folder.path)

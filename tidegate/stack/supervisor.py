@@ -55,10 +55,13 @@ class Supervisor:
             log.error("another supervisor uses this state folder")
             return 1
         self._write()
+        restarting.take_request(self._folder.path)  # of an earlier supervisor
         error = await self._keep_until_stopped()
         self._notify(f"STOPPING=1\nSTATUS={systemd_notify.line(error) or 'stopping'}")
         self._record = replace(self._record, phase="stopping", error=error)
         self._write()
+        for child in self._supervised:
+            child.close()
         await asyncio.to_thread(
             shutdown.stop_children, self._children, self._running(), self._state, self._report_stop
         )
@@ -75,7 +78,7 @@ class Supervisor:
         stopped, restart = asyncio.Event(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, restart.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, restart.set)
         tasks = [
             asyncio.create_task(supervised.run(), name=supervised.child.name)
             for supervised in self._supervised
@@ -115,19 +118,26 @@ class Supervisor:
             request = restarting.take_request(self._folder.path)
             progress = RestartProgress(request.id)
             try:
-                plan_ = replanned(self._children, request)
-                progress = replace(progress, services=tuple(child.name for child in plan_.children))
+                if self._record.phase != "running":
+                    raise StackError("Nothing was restarted: the stack is still starting.")
+                fresh = replanned(self._children, request)
+                progress = replace(progress, services=tuple(child.name for child in fresh.children))
                 self._tell(progress)
-                for child in plan_.children:
+                for child in fresh.children:
                     await self._supervisor_of(child.name).replace(child)
                     progress = replace(progress, done=(*progress.done, child.name))
                     self._tell(progress)
-                plan_.accept()
+                fresh.accept()
+                names = {child.name: child for child in fresh.children}
+                self._children = [names.get(child.name, child) for child in self._children]
                 self._tell(replace(progress, finished=True))
                 log.info("restarted %s", ", ".join(progress.done))
             except StackError as error:
                 log.error("the restart failed: %s", error)
                 self._tell(replace(progress, finished=True, error=str(error)))
+            except Exception as error:  # it must not stop the stack
+                log.exception("the restart failed")
+                self._tell(replace(progress, finished=True, error=f"The restart failed: {error!r}"))
 
     def _supervisor_of(self, name: str) -> ChildSupervisor:
         return next(each for each in self._supervised if each.child.name == name)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -41,9 +42,9 @@ METRICS = "/metrics"
 DOCS = "/docs"
 # The seconds that a TLS connection may take to close while the service stops.
 GOODBYE_S = 1.0
-# After SIGHUP: the seconds in which callers can leave their connections, and the most seconds that streams
+# After SIGUSR1: the seconds in which callers can leave their connections, and the most seconds that streams
 # go on.
-RETIRE_S = 2.0
+RETIRE_S = 5.0
 RETIRED_STREAMS_S = 600
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -243,7 +244,7 @@ def server_of(
 class Server(uvicorn.Server):
     """A uvicorn server that calls ``on_stop`` before its shutdown, while it still serves connections.
 
-    SIGHUP means that another process of the service accepts new connections from now on. Then the server
+    SIGUSR1 means that another process of the service accepts new connections from now on. Then the server
     answers the requests on its connections, closes each of them after a response, and stops.
     """
 
@@ -265,11 +266,13 @@ class Server(uvicorn.Server):
         """Tell the garbage collector to ignore all present objects, then start."""
         quick_start.loaded()
         if self._signals and threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._retire)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._retire)
         await super().startup(sockets)
 
     def _retire(self) -> None:
-        if self._retirement is None:
+        if not self.started:
+            self.should_exit = True  # it has no connections yet
+        elif self._retirement is None:
             self._retirement = asyncio.create_task(self._retired())
 
     async def _retired(self) -> None:
@@ -283,6 +286,10 @@ class Server(uvicorn.Server):
         if self._on_stop is not None:
             await self._on_stop()
         self._connections.retiring = True
+        for connection in self.server_state.connections:
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not cycle.response_complete:
+                cycle.keep_alive = False
         await asyncio.sleep(RETIRE_S)
         self.config.timeout_graceful_shutdown = RETIRED_STREAMS_S
         self.should_exit = True
@@ -296,6 +303,12 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
             if cutting is not None:
                 cutting.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop. A server that retires already stops at once, although streams go on."""
+        if self._retirement is not None and self.should_exit:
+            self.force_exit = True
+        super().handle_exit(sig, frame)
 
     async def _cut_closing(self) -> None:
         """Abort TLS connections that are closing.

@@ -7,6 +7,7 @@ restart, the old and the new process accept connections from the same queue. So 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -27,9 +28,35 @@ def numbers(environ: Mapping[str, str]) -> dict[str, list[int]]:
 
 
 def inherited(name: str) -> socket.socket | None:
-    """Return this process's inherited socket with this name; None if it has none."""
+    """Return this process's inherited socket with this name; None if it has none.
+
+    Call it once for each name: the socket owns the descriptor, so that its end closes it.
+    """
     found = numbers(os.environ).get(name)
-    return socket.socket(fileno=os.dup(found[0])) if found else None
+    return socket.socket(fileno=found[0]) if found else None
+
+
+def close_inherited() -> None:
+    """Close all inherited sockets, in a process that only passes them on."""
+    for number in {each for found in numbers(os.environ).values() for each in found}:
+        with contextlib.suppress(OSError):
+            os.close(number)
+
+
+def refuse_for_member(index: int) -> None:
+    """Refuse connections at the sockets of a process that has died. Its successor listens there again."""
+    for found in numbers(os.environ).values():
+        if index < len(found):
+            refuse(found[index])
+
+
+def refuse(number: int) -> None:
+    """Refuse connections at a listening socket, until a process listens there again.
+
+    Otherwise connections would wait in its queue, although nobody accepts them.
+    """
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as one:
+        one.shutdown(socket.SHUT_RDWR)
 
 
 def for_member(environ: Mapping[str, str], index: int) -> tuple[dict[str, str], list[int]]:
