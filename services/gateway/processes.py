@@ -64,7 +64,10 @@ class Members:
         self._env = os.environ | {MEMBER: "1", METRICS: str(self._metrics_dir)}
         self._alive: dict[subprocess.Popen[bytes], Member] = {}
         self._count = count
-        self._stopping = False
+        self._stopping = self._failed = False
+        # The numbers of processes that have run for a while. Before that, a gateway that is being restarted
+        # may still use the same sockets.
+        self._proven: set[int] = set()
         self._sent = signal.SIGTERM
         self._delay = BACKOFF_S[0]
 
@@ -89,16 +92,24 @@ class Members:
             time.sleep(POLL_S)
             self._replace_dead()
         self._send(self._sent)  # end a process that started during the signal and did not get it
-        codes = [member.wait() for member in self._alive]
+        codes = [int(self._failed), *(member.wait() for member in self._alive)]
         return max(map(abs, codes), default=0)
 
     def _replace_dead(self) -> None:
         for member, (number, since) in list(self._alive.items()):
             code = member.poll()
+            if time.monotonic() - since > HEALTHY_AFTER_S:
+                self._proven.add(number)
             if code is None:
                 continue
             del self._alive[member]
-            handover.refuse_for_member(number)  # the other processes get the connections meanwhile
+            if number in self._proven:
+                handover.refuse_for_member(number)  # the other processes get the connections meanwhile
+            elif handover.READY in os.environ:
+                log.error("a gateway process does not start; the restart fails", extra={"code": code})
+                self._failed = True
+                self._stop()
+                return
             log.error(
                 "a gateway process ended; another one is started", extra={"pid": member.pid, "code": code}
             )

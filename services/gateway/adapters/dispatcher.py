@@ -64,8 +64,7 @@ class Dispatcher:
         answers: MemoryBudget,
         max_frames: int = MAX_FRAMES,
     ) -> None:
-        self._incarnation = incarnation
-        self._claims = claims
+        self._incarnation, self._claims = incarnation, claims
         self._max_frames = max_frames
         self._fleet = fleet
         self._reply_to = replies_queue(incarnation.hex())
@@ -79,7 +78,9 @@ class Dispatcher:
         self.on_other_reply: Callable[[Reply], None] = lambda _: None
         self._loop: asyncio.AbstractEventLoop
         self.out = Connection(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend, fast=True)
-        self.back = Connection(amqp_url, "gateway-in", self._on_back_setup, self._on_back_down, fast=True)
+        self.back = Connection(
+            amqp_url, "gateway-in", self._on_back_setup, self._on_back_down, on_up=self.out.start, fast=True
+        )
         self._back_down_at = inf
         self._events = EventPublisher(self.out, self._tasks.start)
         self._claim_fetcher = ReplyClaimFetcher(
@@ -92,17 +93,16 @@ class Dispatcher:
         )
 
     def start(self) -> None:
-        """Connect to the broker."""
+        """Connect to the broker: first for replies, because a reply without a queue would be lost."""
         self._loop = asyncio.get_running_loop()
-        self.out.start()
         self.back.start()
 
     async def stop(self) -> None:
         """Fail the requests in flight and disconnect."""
         for id_ in list(self._pending):
             self.fail(id_, Unavailable("the gateway is stopping"))
+        await self.back.stop()  # first, because it may start the other one
         await self.out.stop()
-        await self.back.stop()
 
     @property
     def reply_to(self) -> str:

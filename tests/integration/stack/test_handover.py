@@ -122,7 +122,7 @@ async def test_a_process_that_dies_while_the_new_one_starts_has_no_other_success
     old = bench.supervisor.process
     assert old is not None
     old.kill()
-    await until(lambda: "restarting" in bench.states[2:])
+    old.wait()
     waits = asyncio.create_task(bench.ask())
     await asyncio.sleep(2 * child_supervisor.BACKOFF_S[0])
     (bench.folder / "hold-second").unlink()

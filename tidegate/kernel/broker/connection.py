@@ -90,8 +90,9 @@ class Connection:
         await self.stop()
 
     def start(self) -> None:
-        """Begin to connect, in the background."""
-        self._task = asyncio.create_task(self._run(), name=f"broker connection {self._name}")
+        """Begin to connect, in the background. A second call has no effect."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name=f"broker connection {self._name}")
 
     async def stop(self) -> None:
         """Send all written bytes, and close. Unacked messages return to their queues."""
