@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.gateway.api.body_limits import BodyLimits
-from services.gateway.api.grpc import server
+from services.gateway.api.grpc import connection, server
 from services.gateway.api.grpc.connection import GrpcConnection
 from services.gateway.api.grpc.message_reader import MessageReader
 from services.gateway.api.grpc.server_call import MethodSpec, ServerCall, StreamMessage
 from services.gateway.api.grpc.server_state import ServerState
 from services.gateway.domain.memory_budget import MemoryBudget
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.errors import Unauthorized
 from tidegate.kernel.protocol.access import ANONYMOUS, SERVICE, Principal
 
@@ -250,7 +251,8 @@ async def test_more_than_the_window_of_a_stream_resets_it():
     assert harness.limits.bodies.used == 0
 
 
-async def test_a_drain_lets_calls_end_and_accepts_no_more():
+async def test_a_drain_lets_calls_end_and_accepts_no_more(monkeypatch):
+    monkeypatch.setattr(connection, "LINGER_S", 0.1)
     harness = Harness()
     await harness.send(PREFACE, frame(HEADERS, 4, 1, head()))
     harness.connection.drain()
@@ -262,7 +264,12 @@ async def test_a_drain_lets_calls_end_and_accepts_no_more():
     )
     await harness.send(frame(DATA, 1, 1, message()))
     assert b"grpc-status\x010" in harness.wire.sent
-    assert harness.wire.closed
+    assert not harness.wire.closed, "a call may be on the way: it must be refused, not lost"
+    await harness.send(frame(HEADERS, 4, 5, head()))
+    assert harness.wire.sent.endswith(struct.pack(">I", 7))
+    async with asyncio.timeout(PATIENCE_S):
+        while not harness.wire.closed:
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

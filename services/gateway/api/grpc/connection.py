@@ -61,6 +61,7 @@ class GrpcConnection(asyncio.Protocol):
         self.known = False
         self.working = 0
         self.draining = False
+        self._drained = False
         self.closing = False
 
     @property
@@ -209,7 +210,17 @@ class GrpcConnection(asyncio.Protocol):
             self._shared.end(self, call)
 
     def _close_when_drained(self) -> None:
-        if self.draining and not self.calls and not self.closing:
+        """Close after LINGER_S, unless the client closes first.
+
+        Until then, calls that are on the way are refused, so that clients repeat them. A close with unread
+        bytes would reset the connection, and the client could miss the GOAWAY frame.
+        """
+        if self.draining and not self.calls and not self.closing and not self._drained:
+            self._drained = True
+            self._loop.call_later(LINGER_S, self._close)
+
+    def _close(self) -> None:
+        if not self.closing:
             self.closing = True
             self._transport.close()
 
