@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -50,7 +51,7 @@ class Callers:
     def connecting(self) -> None:
         while not self.stop.is_set():
             with httpx.Client(base_url=self._stack.settings.gateway_url, timeout=PATIENCE_S) as http:
-                self._note("new connection", lambda http=http: self._post(http))
+                self._note("new connection", partial(self._post, http))
 
     def grpc(self) -> None:
         with triton_grpc.InferenceServerClient(self._stack.settings.gateway_grpc_target) as client:
@@ -136,9 +137,9 @@ def test_an_idle_connection_and_a_call_in_flight_end_well(own: Stack):
             assert own.cli("restart", "gateway")["restarted"] == ["gateway"]
             assert own.child("gateway").pid != old.pid
             raw.sendall(body[-1:])
-            with raw.makefile("rb") as answer:
-                assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
-                assert b"connection: close" in list(iter(answer.readline, b"\r\n"))[-1]
+            with raw.makefile("rb") as lines:
+                assert lines.readline() == b"HTTP/1.1 200 OK\r\n"
+                assert b"connection: close" in list(iter(lines.readline, b"\r\n"))[-1]
         answer = http.post("/v2/models/identity/infer", json=BODY)
         assert answer.status_code == 200
     old.wait(PATIENCE_S)

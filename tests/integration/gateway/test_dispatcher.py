@@ -103,30 +103,6 @@ async def test_the_deadline(dispatch, peer, route, until):
     dispatcher.abandon(id_)
 
 
-async def test_requests_wait_until_replies_have_a_queue(
-    rabbitmq_url, fleets, claims, peer, route, until, monkeypatch
-):
-    """A gateway that has just started accepts requests. Replies to them would be lost without a queue."""
-    gate, setup = asyncio.Event(), Dispatcher._on_back_setup
-
-    async def late(self, channel) -> None:
-        await gate.wait()
-        await setup(self, channel)
-
-    monkeypatch.setattr(Dispatcher, "_on_back_setup", late)
-    dispatcher = Dispatcher(rabbitmq_url, os.urandom(8), fleets, claims=claims, answers=MemoryBudget(2**30))
-    dispatcher.start()
-    try:
-        _, future = submit(dispatcher, route(), 7)
-        await asyncio.sleep(0.5)
-        assert not peer.requests
-        gate.set()
-        async with asyncio.timeout(PATIENCE_S):
-            assert told(await future) == 7
-    finally:
-        await dispatcher.stop()
-
-
 async def test_the_deadline_holds_without_a_broker(dispatch, line, route, until):
     dispatcher = await dispatch(line.url)
     await line.down()
