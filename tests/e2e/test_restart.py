@@ -21,7 +21,7 @@ from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack, running_stack
 from tests.e2e.test_rollover import IDENTITY
 
-# Not part of `make test`: its callers take all the CPU time. Beside other tests, a command then needs minutes.
+# Not part of `make test`: its callers take all the CPU time. Beside other tests, a command needs minutes.
 pytestmark = pytest.mark.skipif("TIDEGATE_TEST_RESTART" not in os.environ, reason="make test-restart runs it")
 
 SERVICES = ["registry", "router", "autoscaler", "gateway"]
