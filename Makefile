@@ -87,9 +87,6 @@ REPEAT_FLAGS ?= --runs 3
 test-repeat: bootstrap-dev ## run the tests in fresh clones (REPEAT_FLAGS="--runs 10 --busy 2 --cores 1": ten times, under load)
 	$(PY) -m tests.repeat $(REPEAT_FLAGS)
 
-test-restart: bootstrap-dev ## restart all services under callers that retry nothing (two minutes)
-	TIDEGATE_TEST_RESTART=1 $(PY) -m pytest $(PYTEST_FLAGS) tests/e2e/test_restart.py
-
 # Not part of `make test`, because torch is a download of 200 MB (the CPU build) to several GB (the default one).
 test-torch: bootstrap-dev ## test TorchScript models; first install torch into the models' environment if it is missing
 	@"$(RUNTIME)/model-env/bin/python3" -c 'import torch' 2>/dev/null || { \

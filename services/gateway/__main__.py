@@ -60,6 +60,7 @@ def _serve(settings: GatewaySettings, *, member: bool) -> None:
         on_stop=gateway.drain,
         tls=gateway.tls,
         other_connections=settings.max_grpc_connections,
+        busy=gateway.busy,
     )
     listener = handover.inherited("http")
     if listener is None and member:

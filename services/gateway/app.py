@@ -87,13 +87,15 @@ class Gateway(NamedTuple):
     """A gateway process.
 
     ``app``: an ASGI app; its lifespan starts and stops the parts. ``protocol``: the HTTP protocol that serves
-    inference requests quickly, without ``app``. To stop the gateway, call ``drain`` first.
+    inference requests quickly, without ``app``. To stop the gateway, call ``drain`` first. After that,
+    ``busy`` returns True until all gRPC connections have ended.
     """
 
     app: ASGIApp
     protocol: Callable[..., asyncio.Protocol]
     tls: ssl.SSLContext | None
     drain: Callable[[], Awaitable[None]]
+    busy: Callable[[], bool]
 
 
 class Parts(NamedTuple):
@@ -134,7 +136,9 @@ def build(settings: GatewaySettings) -> Gateway:
         # new calls until then.
         app.state.grpc.drain()
 
-    return Gateway(AsgiFallback(app, handler), partial(HotPathProtocol, handler), tls, drain)
+    return Gateway(
+        AsgiFallback(app, handler), partial(HotPathProtocol, handler), tls, drain, lambda: app.state.grpc.busy
+    )
 
 
 def _rest_app(
@@ -310,11 +314,11 @@ async def _running(
     parts.traffic.start()
     parts.metadata.start()
     app.state.grpc = grpc = _grpc_server(settings, parts, app.state.health, certificate)
+    await handover.until_ready(app.state.health.problems)
     await grpc.start()
-    telling = asyncio.create_task(handover.tell_when_ready(app.state.health.problems))
+    handover.report_ready()
     watch = None if certificate is None else asyncio.create_task(certificate.watch())
     yield
-    telling.cancel()
     if watch is not None:
         watch.cancel()
     await grpc.stop()

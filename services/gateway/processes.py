@@ -62,17 +62,21 @@ class Members:
         self._metrics_dir = metrics_dir / str(os.getpid())
         self._metrics_dir.mkdir(exist_ok=True)
         self._env = os.environ | {MEMBER: "1", METRICS: str(self._metrics_dir)}
+        self._env.pop(handover.READY, None)
         self._alive: dict[subprocess.Popen[bytes], Member] = {}
         self._count = count
         self._stopping = self._failed = False
-        # The numbers of processes that have run for a while. Before that, a gateway that is being restarted
-        # may still use the same sockets.
+        # The numbers of processes that have run for HEALTHY_AFTER_S. Before that, connections wait for the
+        # next process.
         self._proven: set[int] = set()
         self._sent = signal.SIGTERM
         self._delay = BACKOFF_S[0]
 
     def run(self) -> int:
-        """Run until a signal arrives. Return 0 if every process ended without an error."""
+        """Run until a signal arrives, or until a process dies before its restart is decided.
+
+        Return 0 if every process ended without an error.
+        """
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGUSR1, self._retire)
@@ -96,6 +100,8 @@ class Members:
         return max(map(abs, codes), default=0)
 
     def _replace_dead(self) -> None:
+        # Until a restart is decided, the old gateway accepts from the same sockets, so they are not refused.
+        restarting = handover.undecided()
         for member, (number, since) in list(self._alive.items()):
             code = member.poll()
             if time.monotonic() - since > HEALTHY_AFTER_S:
@@ -103,13 +109,13 @@ class Members:
             if code is None:
                 continue
             del self._alive[member]
-            if number in self._proven:
-                handover.refuse_for_member(number)  # the other processes get the connections meanwhile
-            elif handover.READY in os.environ:
+            if restarting:
                 log.error("a gateway process does not start; the restart fails", extra={"code": code})
                 self._failed = True
                 self._stop()
                 return
+            if number in self._proven:
+                handover.refuse_for_member(number)  # the other processes get the connections meanwhile
             log.error(
                 "a gateway process ended; another one is started", extra={"pid": member.pid, "code": code}
             )
@@ -124,7 +130,7 @@ class Members:
         self._send(signal.SIGTERM)
 
     def _retire(self, *_: object) -> None:
-        """Let the processes end their connections one by one. A later SIGTERM stops them at once."""
+        """Let each process end its connections and stop. SIGTERM ends the wait for their last streams."""
         self._stopping = True
         handover.close_inherited()
         self._send(signal.SIGUSR1)

@@ -36,8 +36,8 @@ class WorkerSettings(Settings):
     cache_max_bytes: int = Field(
         50 * 2**30,
         ge=0,
-        description="Maximum number of bytes of a host's cache of artifacts and environments. Above it, "
-        "those that no replica uses are deleted, the longest unused first. 0: no limit.",
+        description="Maximum size in bytes of a host's cache of artifacts and environments. Above it, "
+        "entries that no replica uses are deleted, the longest unused first. 0: no limit.",
     )
     cache_min_free_bytes: int = Field(
         2 * 2**30,

@@ -181,6 +181,31 @@ def processes_of(state: Path) -> list[psutil.Process]:
     return found
 
 
+# The models that several modules use. All others are deleted after the module that deployed them, because
+# each idle replica takes CPU time from the tests.
+SHARED_MODELS = {"digits", "smol"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_models() -> Iterator[None]:
+    """Delete the module's models from the shared stack at the end."""
+    yield
+    for shared in _shared_stacks:
+        headers = {"Authorization": f"Bearer {shared.settings.service_token}"}
+        url = f"{shared.settings.registry_url}/v1"
+        with httpx.Client(headers=headers, trust_env=False, timeout=PATIENCE_S) as http:
+            found = http.get(f"{url}/desired-state").raise_for_status().json()
+            own = [each["name"] for each in found["deployments"] if each["model"] not in SHARED_MODELS]
+            for endpoint in found["endpoints"]:
+                if {each["deployment"] for each in endpoint["targets"]} <= set(own):
+                    http.delete(f"{url}/endpoints/{endpoint['name']}")
+            for name in own:
+                http.delete(f"{url}/deployments/{name}")
+
+
+_shared_stacks: list[Stack] = []
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack, with nothing deployed. At the end no process of it is left."""
@@ -191,7 +216,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         "autoscaler_replicas_per_core": 64,
     }
     with running_stack(folder / "state", **fields) as found:
+        _shared_stacks.append(found)
         yield found
+        _shared_stacks.clear()
 
 
 @contextmanager

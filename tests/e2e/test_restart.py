@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
 import time
@@ -21,9 +20,11 @@ from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack, running_stack
 from tests.e2e.test_rollover import IDENTITY
 
-# Not part of `make test`: its callers take all the CPU time. Beside other tests, a command needs minutes.
-pytestmark = pytest.mark.skipif("TIDEGATE_TEST_RESTART" not in os.environ, reason="make test-restart runs it")
+# A module of its own stacks: each test may wait for commands on a busy machine.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
+# Between two calls of a caller. Without it, the callers leave no CPU time to the tests beside this one.
+PAUSE_S = 0.02
 SERVICES = ["registry", "router", "autoscaler", "gateway"]
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}
 
@@ -72,8 +73,9 @@ class Callers:
         try:
             call()
             self.counts[kind] += 1
-        except Exception as error:  # each of them is a caller who has noticed something
+        except Exception as error:  # any error is one that a caller has noticed
             self.errors.append(f"{kind}: {error!r}")
+        time.sleep(PAUSE_S)
 
 
 @contextmanager
@@ -107,7 +109,7 @@ def test_no_call_fails_while_the_services_restart(own: Stack, figure):
     with calling(own) as callers:
         while min(callers.counts.values()) < 20:
             time.sleep(0.05)
-        done = own.cli("restart")
+        done = own.cli("restart", timeout_s=4 * PATIENCE_S)
         assert done["restarted"] == SERVICES
         after = dict(callers.counts)
         end = time.monotonic() + PATIENCE_S
@@ -138,7 +140,7 @@ def test_an_idle_connection_and_a_call_in_flight_end_well(own: Stack):
             head = "POST /v2/models/identity/infer HTTP/1.1\r\nHost: localhost\r\n"
             raw.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:-1])
             old = own.child("gateway")
-            assert own.cli("restart", "gateway")["restarted"] == ["gateway"]
+            assert own.cli("restart", "gateway", timeout_s=4 * PATIENCE_S)["restarted"] == ["gateway"]
             assert own.child("gateway").pid != old.pid
             raw.sendall(body[-1:])
             with raw.makefile("rb") as lines:
@@ -155,11 +157,11 @@ def test_a_gateway_that_cannot_start_leaves_the_present_one(own: Stack):
     text = file.read_text()
     file.write_text(text + "TIDEGATE_TLS_CERT=/missing.pem\nTIDEGATE_TLS_KEY=/missing.key\n")
     try:
-        failed = own.run("restart", "gateway")
+        failed = own.run("restart", "gateway", timeout_s=4 * PATIENCE_S)
     finally:
         file.write_text(text)
     assert failed.returncode != 0
-    assert "the present process goes on" in failed.stderr
+    assert "the old process still serves" in failed.stderr
     assert own.child("gateway").pid == gateway
     with httpx.Client(base_url=own.settings.gateway_url, timeout=PATIENCE_S) as http:
         assert http.post("/v2/models/identity/infer", json=BODY).status_code == 200
@@ -168,8 +170,11 @@ def test_a_gateway_that_cannot_start_leaves_the_present_one(own: Stack):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("TIDEGATE_REGISTRY_PORT=1", "registry would have other ports (TIDEGATE_REGISTRY_PORT)"),
-        ("TIDEGATE_GATEWAY_WORKERS=3", "gateway would have 3 processes"),
+        (
+            "TIDEGATE_REGISTRY_PORT=1",
+            "registry would listen elsewhere (TIDEGATE_REGISTRY_PORT or TIDEGATE_HOST changed)",
+        ),
+        ("TIDEGATE_GATEWAY_WORKERS=3", "the number of gateway processes would change from"),
     ],
 )
 def test_what_needs_a_stop_of_the_whole_stack_is_refused(own: Stack, line: str, words: str):
@@ -181,6 +186,14 @@ def test_what_needs_a_stop_of_the_whole_stack_is_refused(own: Stack, line: str, 
     assert words in refused.stderr
     assert "tidegate down" in refused.stderr
     assert {each: own.child(each).pid for each in SERVICES} == before
+
+
+def test_a_wrong_variable_is_refused_before_anything_stops(own: Stack):
+    before = own.child("registry").pid
+    refused = own.run("restart", env=own.env | {"TIDEGATE_MAX_ARTIFACT_BYTES": "8GB"})
+    assert refused.returncode != 0
+    assert "A variable of the environment is wrong: TIDEGATE_MAX_ARTIFACT_BYTES" in refused.stderr
+    assert own.child("registry").pid == before
 
 
 def test_an_unknown_service_is_refused(own: Stack):

@@ -77,7 +77,9 @@ def test_a_model_wakes_in_a_worker_that_waited(warm: Stack, client: Client, figu
     wait_replicas(warm, "sleeper-v1", 0)
     wait_until("another one waits", lambda: waiting(warm))
     (worker,) = waiting(warm)
-    warm.cli("policy", "sleeper", "--set", "scale_to_zero_after_s=600")  # so that it stays to be looked at
+    warm.cli(
+        "policy", "sleeper", "--set", "scale_to_zero_after_s=600"
+    )  # so that it does not sleep before the test has looked at it
     assert (client.infer("sleeper", {"x": ONE})["y"] == ONE).all()
 
     start = warm.cli("cold-starts", "sleeper-v1")["items"][0]

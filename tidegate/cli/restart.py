@@ -20,22 +20,27 @@ if TYPE_CHECKING:
 def restart(
     services: Annotated[
         list[str] | None,
-        typer.Argument(metavar="SERVICE...", help="registry, router, autoscaler, gateway; default: all."),
+        typer.Argument(
+            metavar="SERVICE...",
+            help="registry, router, autoscaler, gateway; with the profile edge: control, gateway. "
+            "Default: all.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Restart the services one after another, with the present settings. Callers notice nothing.
+    """Restart the services one after another, with the current settings. No inference request fails.
 
-    The new gateway starts beside the present one, which then ends its connections. Replicas, RabbitMQ and
-    Valkey go on. Example: tidegate settings set LOG_LEVEL=DEBUG, tidegate restart gateway
+    The new gateway starts beside the old one. Then the old one ends its connections. Replicas, RabbitMQ and
+    Valkey keep running. Example: tidegate settings set LOG_LEVEL=DEBUG, then tidegate restart gateway
     """
     source_checkout.require("restart")
     environ = dict(os.environ)  # before settings are read, which adds paths of certificates
-    from tidegate.cli.settings import check_file
+    from tidegate.cli.settings import check_environment, check_file
     from tidegate.stack import StackError, restarting
 
     found, began = own(starting=False), time.monotonic()
     check_file(found)
+    check_environment(found, environ)
     with Steps().shown() as steps:
 
         def on_progress(progress: RestartProgress) -> None:

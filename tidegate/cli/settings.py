@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -203,20 +203,40 @@ def check_file(found: Settings) -> None:
         raise BadRequest(f"{where} is wrong: {' '.join(wrong)} Correct it: tidegate settings set NAME=VALUE")
 
 
-def _restart(services: list[str], *, everywhere: bool) -> str:
-    """Return the command after which these services use a changed setting."""
+def check_environment(found: Settings, environ: Mapping[str, str]) -> None:
+    """Raise BadRequest if a ``TIDEGATE_*`` variable of this command has a wrong value."""
+    from deploy.settings_check import OUTSIDE, names, problems
+
+    known = names()
+    given = {name: value for name, value in environ.items() if name in known and name not in OUTSIDE}
+    if wrong := problems({**found.file_values, **given}):
+        raise BadRequest(f"A variable of the environment is wrong: {' '.join(wrong)}")
+
+
+def _restart(services: list[str], children: set[str], *, everywhere: bool) -> str:
+    """Return the command after which these services use a changed setting.
+
+    ``children``: the names of the stack's children.
+    """
+    from tidegate.stack.plan import CONTROL
+
     if everywhere:
-        return "tidegate restart. If it refuses, stop and start the stack: tidegate down, then tidegate up"
+        return (
+            "`tidegate restart`. If it refuses, restart the whole stack: `tidegate down`, then `tidegate up`."
+        )
     # The autoscaler passes the settings on to the replicas that it starts.
-    names = sorted({"autoscaler" if name == "worker" else name for name in services})
-    later = ". Replicas that start later use it" if "worker" in services else ""
-    return f"tidegate restart {' '.join(names)}{later}"
+    names = {"autoscaler" if name == "worker" else name for name in services}
+    if CONTROL in children:
+        names = {name if name in children else CONTROL for name in names}
+    later = " Only replicas that start later use it." if "worker" in services else ""
+    return f"`tidegate restart {' '.join(sorted(names))}`.{later}"
 
 
 def _change(command: str, values: dict[str, str | None], json: bool) -> None:
     source_checkout.require(command)
     from deploy.settings_check import OUTSIDE, names, problems, unknown
     from tidegate.cli.own_stack import own_folder
+    from tidegate.client import started
     from tidegate.kernel.settings import file as settings_file
     from tidegate.stack.record import RunFolder
 
@@ -232,27 +252,42 @@ def _change(command: str, values: dict[str, str | None], json: bool) -> None:
     path = settings_file.change(state, values)
     services = sorted({service for name in values for service in known.get(name, ())})
     everywhere = any(not known.get(name) for name in values)
-    supervisor = RunFolder(state / "run").read().supervisor
+    record = RunFolder(state / "run").read()
+    supervisor, children = record.supervisor, {child.name for child in record.children}
     running = supervisor is not None and supervisor.alive()
     hidden = [name for name in new if os.environ.get(name)]
+    at_start = started.read(state).environment if running else {}
+    overridden = [
+        name for name, value in new.items() if name not in hidden and at_start.get(name, value) != value
+    ]
     document = {
         "file": str(path),
         "changed": sorted(values),
         "services": [ALL] if everywhere else services,
         "restart": running,
         "hidden": hidden,
+        "overridden": overridden,
     }
 
     def human() -> None:
         output.line(f"Wrote {path}.")
         parts = "all services" if everywhere else f"the {' and the '.join(services)}"
         if running:
-            output.line(f"To use the change in {parts}: {_restart(services, everywhere=everywhere)}")
+            output.line(
+                f"To use the change in {parts}: {_restart(services, children, everywhere=everywhere)}"
+            )
         else:
             output.line("The next `tidegate up` uses the change.")
         for name in hidden:
             output.say(
                 f"{name} is also set in this shell's environment, which overrides the file. Unset it there.",
+                style="yellow",
+            )
+        for name in overridden:
+            output.say(
+                f"{name}={at_start[name]} was set in the environment of the last start, which overrides the "
+                f"file. Restart with the new value ({name}={new[name]} tidegate restart), or start the stack "
+                "without the variable: `tidegate down`, then `tidegate up`.",
                 style="yellow",
             )
 

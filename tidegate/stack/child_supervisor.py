@@ -20,6 +20,8 @@ from tidegate.stack.sockets import Sockets
 
 POLL_S = 0.15
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+# After so many deaths of a child while it starts, the restart has failed.
+ENOUGH_DEATHS = 3
 STEADY_S = 60.0
 """A child that ran this long has recovered: after its next death the backoff begins again."""
 
@@ -50,7 +52,7 @@ class ChildSupervisor:
     _deaths: int = field(default=0)
     _sockets: Sockets = field(default_factory=dict)
     _replacing: bool = field(default=False)
-    # Processes that retire, and one that is not ready yet.
+    # Old processes that retire, and the new process of a restart until it is ready.
     _others: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _starts: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -78,12 +80,13 @@ class ChildSupervisor:
     async def replace(self, child: Child) -> None:
         """Start the child again, as ``child`` describes it. Return when the new process is ready.
 
-        If the supervisor keeps the child's sockets, the old process stops after the new one is ready. Raise
-        ChildFailed if the new process does not become ready. Then the old one goes on, if it still runs.
+        If the supervisor keeps the child's sockets, stop the old process only after the new one is ready.
+        Otherwise, stop the old process first. Raise ChildFailed if the new process does not become ready. If
+        the supervisor keeps the sockets, the old process keeps serving then.
         """
         old = self.process
         if old is None or old.poll() is not None:
-            self.child = child  # it is started again soon
+            self.child = child  # `run` starts it soon
             await self._probed(child, launch.size(self.log), max(BACKOFF_S))
         elif self._sockets:
             async with self._starts:
@@ -94,7 +97,7 @@ class ChildSupervisor:
     async def _hand_over(self, child: Child) -> None:
         """Start a new process beside the old one, then let the old one end its connections."""
         offset = launch.size(self.log)
-        self._report("restarting", detail="the new process starts beside the present one")
+        self._report("restarting", detail="the new process is starting; the old one still serves")
         reading, writing = os.pipe()
         new: subprocess.Popen[bytes] | None = None
         missing = "was stopped"
@@ -111,8 +114,8 @@ class ChildSupervisor:
         alive = old is not None and old.poll() is None
         if missing:
             if alive:
-                self._report("ready", detail="the restart failed")
-            goes_on = ", so the present process goes on" if alive else ""
+                self._report("ready", detail="the last restart failed; the old process still serves")
+            goes_on = "; the old process still serves" if alive else ""
             raise ChildFailed(self._failure(f"{missing}{goes_on}", offset))
         self._others.remove(new)
         self.child, self.process = child, new
@@ -123,7 +126,10 @@ class ChildSupervisor:
             self._others.append(old)
 
     async def _heard(self, new: subprocess.Popen[bytes], reading: int, child: Child) -> str:
-        """Wait until each process of the child has reported that it is ready. Return what went wrong."""
+        """Wait until each process of the child has reported that it is ready.
+
+        Return the problem; empty if there is none.
+        """
         os.set_blocking(reading, False)
         heard, end = 0, time.monotonic() + child.start_limit_s
         while heard < child.processes:
@@ -152,11 +158,16 @@ class ChildSupervisor:
         await self._probed(child, offset)
 
     async def _probed(self, child: Child, offset: int, more_s: float = 0.0) -> None:
-        """Wait until the child answers its probe. ``more_s``: seconds beside its own limit."""
-        end = time.monotonic() + child.start_limit_s + more_s
+        """Wait until the child answers its probe. ``more_s``: seconds in addition to the child's limit."""
+        limit_s = child.start_limit_s + more_s
+        end, restarts = time.monotonic() + limit_s, self.restarts
         while child.probe is not None and await asyncio.to_thread(probes.problem, child.probe) is not None:
             if time.monotonic() > end:
-                raise ChildFailed(self._failure(f"was not ready after {child.start_limit_s:.0f} s", offset))
+                text = f"was not ready after {limit_s:.0f} s. The supervisor keeps trying to start it"
+                raise ChildFailed(self._failure(text, offset))
+            if self.restarts >= restarts + ENOUGH_DEATHS:
+                text = f"ended {ENOUGH_DEATHS} times while starting. The supervisor keeps trying to start it"
+                raise ChildFailed(self._failure(text, offset))
             await asyncio.sleep(POLL_S)
 
     async def _run_once(self, offset: int) -> int:
@@ -180,7 +191,11 @@ class ChildSupervisor:
             return sockets.bound(self.child.sockets, self.child.processes)
         except OSError as error:
             ports = ", ".join(str(port.number) for port in self.child.sockets.values())
-            raise ChildFailed(f"{self.child.name} cannot use the ports {ports}: {error.strerror}") from None
+            names = " or ".join(port.setting for port in self.child.sockets.values())
+            raise ChildFailed(
+                f"{self.child.name} cannot listen on the ports {ports}: {error.strerror}. "
+                f"Free them, or change {names}"
+            ) from None
 
     def _spawned(self, child: Child, ready: int | None = None) -> subprocess.Popen[bytes]:
         """Start a process of the child. ``ready``: the pipe to which it reports that it is ready."""
@@ -222,8 +237,8 @@ class ChildSupervisor:
         self._deaths = 1 if lived_s > STEADY_S else self._deaths + 1
         self.restarts += 1
         delay = backoff_s(self._deaths)
-        if self._deaths > 1:
-            # Connections wait for a process that starts soon. They must not wait for one that dies again.
+        if self._deaths > 1 and not self._starts.locked():  # locked: a new process may already listen
+            # Callers should not wait for a process that keeps dying.
             for each in (one for several in self._sockets.values() for one in several):
                 inheritance.refuse(each.fileno())
         self._report("restarting", process=None, detail=f"exited with {code}; starts again in {delay:g} s")
@@ -254,4 +269,4 @@ class ChildSupervisor:
 
     def _failure(self, what: str, offset: int) -> str:
         tail = launch.tail(self.log, start=offset) or "(it wrote nothing)"
-        return f"{self.child.name} {what}. Its log, {self.log}, ends with:\n{tail}"
+        return f"{self.child.name} {what}. The log of {self.child.name}, {self.log}, ends with:\n{tail}"

@@ -86,13 +86,14 @@ class RunFolder:
         return True
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for a lock, and hold it during the block.
+    def turn(self, name: str = "turn") -> Iterator[None]:
+        """Wait for the lock ``name``, and hold it during the block.
 
-        So only one ``up`` or ``down`` runs at a time.
+        So only one ``up`` or ``down`` runs at a time. A restart has a lock of its own, so that ``down`` can
+        end it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.path / "turn.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(self.path / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -1,4 +1,4 @@
-"""Plan the services of a running stack again, with the present settings."""
+"""Plan the services of a running stack again, with the current settings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tidegate.stack.errors import StackError
 from tidegate.stack.plan import CONTROL, SERVICES, plan
 from tidegate.stack.restarting import RestartRequest
 
-# Variables that say where the stack is. They never change.
 TOKEN = "TIDEGATE_SERVICE_TOKEN"
+# These variables say where the stack is. A restart never changes them.
 _PLACES = ("TIDEGATE_STATE_DIR", "TIDEGATE_RUNTIME_DIR", MARK)
 
 
@@ -38,15 +38,18 @@ class Replanned:
 
 
 def replanned(children: Sequence[Child], request: RestartRequest) -> Replanned:
-    """Return the services of a restart as the present settings describe them.
+    """Return the services of a restart as the current settings describe them.
 
     Read the settings file again. The variables are those of the last start, and those of the request. Raise
     StackError for an unknown service, for wrong settings, and for changes that need a stop of the stack.
     """
     running = {child.name: child for child in children}
-    known = [name for name in (*SERVICES, CONTROL) if name in running]
+    known = [name for name in (CONTROL, *SERVICES) if name in running]
     if unknown := [name for name in request.services if name not in known]:
-        raise StackError(f"This stack has no service {', '.join(unknown)}. It has {', '.join(known)}.")
+        raise StackError(
+            f"Nothing was restarted: this stack has no service {', '.join(unknown)}. "
+            f"It has {', '.join(known)}."
+        )
     environ = environment(os.environ, request.environment)
     before = dict(os.environ)
     os.environ.clear()
@@ -63,7 +66,7 @@ def replanned(children: Sequence[Child], request: RestartRequest) -> Replanned:
         os.environ.clear()
         os.environ.update(before)
     names = request.services or known
-    # The gateway is last, because it needs the others to become ready.
+    # The gateway is last, because it becomes ready only while the others run.
     return Replanned([planned[name] for name in known if name in names], environ, settings)
 
 
@@ -81,20 +84,20 @@ def environment(present: Mapping[str, str], given: Mapping[str, str]) -> dict[st
 
 def _check(running: Mapping[str, Child], planned: Mapping[str, Child]) -> None:
     """Raise StackError if the plans differ in more than the environments of services."""
-    way = "Stop the stack and start it again: tidegate down, tidegate up"
+    way = "Stop the stack and start it again: `tidegate down`, then `tidegate up`"
     if running.keys() != planned.keys():
-        raise StackError(f"the stack would have other parts. {way}")
+        parts = ", ".join(sorted(running.keys() ^ planned.keys()))
+        raise StackError(f"the stack would have other parts ({parts}). {way}")
     for name, child in planned.items():
         old = running[name]
         if child.ports != old.ports:
             settings = ", ".join(port.setting for port in child.ports if port not in old.ports)
-            raise StackError(f"{name} would have other ports ({settings}). {way}")
+            raise StackError(f"{name} would listen elsewhere ({settings} or TIDEGATE_HOST changed). {way}")
         service = name in (*SERVICES, CONTROL)
         if not service and (child.argv, child.files, child.links) != (old.argv, old.files, old.links):
-            raise StackError(f"{name} would have other settings. {way}")
+            raise StackError(f"the settings of {name} have changed, and a restart does not include it. {way}")
         if child.env.get(TOKEN) != old.env.get(TOKEN):
             raise StackError(f"the services would have another {TOKEN}. {way}")
         if child.processes != old.processes:
-            raise StackError(
-                f"{name} would have {child.processes} processes instead of {old.processes}. {way}"
-            )
+            change = f"from {old.processes} to {child.processes} (TIDEGATE_GATEWAY_WORKERS)"
+            raise StackError(f"the number of {name} processes would change {change}. {way}")

@@ -1,4 +1,4 @@
-"""``restart``: start the services again one after another, with the present settings.
+"""``restart``: start the services again one after another, with the current settings.
 
 The command writes a request to ``run/restart-request.json`` and sends SIGUSR1 to the supervisor. The
 supervisor writes its progress to ``run/restart.json``. Without a request, SIGUSR1 restarts all services.
@@ -19,7 +19,7 @@ from tidegate.stack.errors import ChildFailed, StackError
 from tidegate.stack.record import RunFolder
 
 POLL_S = 0.1
-# The most seconds without progress, before the command stops waiting.
+# The command stops waiting after this many seconds without progress.
 LIMIT_S = 400.0
 
 _REQUEST, _PROGRESS = "restart-request.json", "restart.json"
@@ -50,7 +50,7 @@ class RestartProgress:
 
 
 def take_request(run: Path) -> RestartRequest:
-    """Return the request, and delete it. Return an empty one, for all services, if there is none."""
+    """Return the request, and delete it. If it is missing or unreadable, return one for all services."""
     try:
         raw = json.loads((run / _REQUEST).read_text())
         (run / _REQUEST).unlink()
@@ -83,16 +83,19 @@ def restart(
 ) -> RestartProgress:
     """Restart services of the running stack, and wait until they are ready.
 
-    ``services``: empty for all. Raise StackError if the stack does not run, or if the restart fails. Then the
-    services that were not restarted still run.
+    ``services``: empty for all. Raise StackError if the stack does not run, or if the restart fails. If the
+    restart fails, the services that it has not reached still run with their old settings.
     """
     folder = RunFolder(state / "run")
-    with folder.turn():
+    with folder.turn("restart"):
         supervisor = folder.read().supervisor
         if supervisor is None or not supervisor.alive():
             raise StackError(f"The stack in {state} does not run. Start it: tidegate up")
         if not supervisor.handles(signal.SIGUSR1):
-            raise StackError("The stack was started by an older release: type tidegate down, tidegate up")
+            raise StackError(
+                "The stack was started by an older release, which cannot restart. "
+                "Type `tidegate down`, then `tidegate up`."
+            )
         given = {name: value for name, value in environ.items() if name.startswith("TIDEGATE_")}
         request = RestartRequest(secrets.token_hex(8), tuple(services), given)
         _write(folder.path / _REQUEST, asdict(request))

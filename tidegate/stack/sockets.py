@@ -14,8 +14,8 @@ Sockets = Mapping[str, Sequence[socket.socket]]
 def bound(ports: Mapping[str, Port], count: int) -> Sockets:
     """Return ``count`` bound sockets for each port. Linux spreads connections over sockets of one port.
 
-    Return none if a host is a name, because a name can have several addresses. Raise OSError if a port is in
-    use.
+    Return an empty mapping if a host is a name, because a name can have several addresses. Raise OSError if a
+    port is in use.
     """
     if not all(_is_address(port.host) for port in ports.values()):
         return {}
@@ -52,7 +52,9 @@ def _bound(port: Port, *, shared: bool) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if made.family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as for a service that binds itself
+            made.setsockopt(
+                socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1
+            )  # as when a service binds its own port
         if shared:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made.bind((port.host, port.number))

@@ -55,7 +55,7 @@ class Supervisor:
             log.error("another supervisor uses this state folder")
             return 1
         self._write()
-        restarting.take_request(self._folder.path)  # of an earlier supervisor
+        restarting.take_request(self._folder.path)  # drop a request to an earlier supervisor
         error = await self._keep_until_stopped()
         self._notify(f"STOPPING=1\nSTATUS={systemd_notify.line(error) or 'stopping'}")
         self._record = replace(self._record, phase="stopping", error=error)
@@ -119,7 +119,10 @@ class Supervisor:
             progress = RestartProgress(request.id)
             try:
                 if self._record.phase != "running":
-                    raise StackError("Nothing was restarted: the stack is still starting.")
+                    raise StackError(
+                        "Nothing was restarted: the stack is still starting. "
+                        "Try again when `tidegate status` shows that all parts are ready."
+                    )
                 fresh = replanned(self._children, request)
                 progress = replace(progress, services=tuple(child.name for child in fresh.children))
                 self._tell(progress)

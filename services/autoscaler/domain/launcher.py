@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -158,6 +159,20 @@ def fingerprint(deployment: Deployment) -> str:
 
     If the digest changes, the worker is replaced.
     """
+    known = _fingerprints.get(id(deployment))
+    if known is not None and known[0]() is deployment:
+        return known[1]
+    key, found = id(deployment), _fingerprint(deployment)
+    _fingerprints[key] = weakref.ref(deployment, lambda _: _fingerprints.pop(key, None)), found
+    return found
+
+
+# The digests of the objects that still exist, by their ids. Each round needs the digests of all Deployments,
+# and the objects stay the same until the desired state changes.
+_fingerprints: dict[int, tuple[weakref.ref[Deployment], str]] = {}
+
+
+def _fingerprint(deployment: Deployment) -> str:
     read = {"model", "version", "env", "threads", "instances", "batching", "resources", "image"}
     # A Deployment without these fields keeps the digest that it had before the fields existed. So an upgrade
     # of Tidegate does not replace its workers.

@@ -101,7 +101,7 @@ class Dispatcher:
         """Fail the requests in flight and disconnect."""
         for id_ in list(self._pending):
             self.fail(id_, Unavailable("the gateway is stopping"))
-        await self.back.stop()  # first, because it may start the other one
+        await self.back.stop()  # first, because it starts `out` when it is connected
         await self.out.stop()
 
     @property
@@ -111,7 +111,7 @@ class Dispatcher:
 
     def problem(self) -> str | None:
         """Return why requests cannot be published or answered; None if they can."""
-        return self.out.problem or self.back.problem
+        return self.back.problem or self.out.problem
 
     def queue_of(self, route: DeploymentRoute) -> DeploymentQueue:
         """Return this process's queue for a Deployment. The first call for the Deployment creates it."""

@@ -235,9 +235,9 @@ class ApplyBody(Noun):
 class Applied(BaseModel):
     """The outcome for each object in a file of ``tidegate apply``.
 
-    ``revision``: the revision after all changes; in a dry run, the one that they would have made. ``items``
-    begin with the objects of the file. Objects that changed with them follow, for example a Deployment that
-    goes to sleep because its endpoint has a new target.
+    ``revision``: the revision after all changes. In a dry run: the revision that the changes would have led
+    to. ``items`` begin with the objects of the file. Objects that changed with them follow, for example a
+    Deployment that goes to sleep because its endpoint has a new target.
     """
 
     revision: int

@@ -79,7 +79,7 @@ async def dry_run(transactions: TransactionsDep, body: ApplyBody) -> Applied:
 
 
 class _ApplyPlan:
-    """The changes that a file describes. ``started_at``: the time of new rollouts, in Unix time."""
+    """The changes that a file describes. ``started_at``: the start time of new rollouts, in Unix time."""
 
     def __init__(self, body: ApplyBody, started_at: float) -> None:
         self._body = body

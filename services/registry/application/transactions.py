@@ -75,7 +75,7 @@ class Transactions:
     ) -> T:
         """Return what ``result`` reads after the changes of ``decision``, and roll the changes back.
 
-        Both functions raise the same errors as in :meth:`decide`.
+        Raise the same errors as :meth:`decide`.
         """
         found: list[T] = []
         with suppress(_RolledBack):

@@ -1,4 +1,4 @@
-"""List the fields of the objects that a transaction has changed. Pure."""
+"""List the fields that a transaction has changed, by object. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from services.registry.domain.audit import Fields, NewAuditEntry
+from services.registry.domain.audit import HIDDEN_CHANGED, Fields, NewAuditEntry
 
 
 class FieldChange(BaseModel):
@@ -29,7 +29,8 @@ def of_objects(entries: Iterable[NewAuditEntry]) -> dict[tuple[str, str], list[F
     for entry in entries:
         key, before, after = _of_model(entry)
         if key in found:
-            # The object changed before in this transaction. The entries of a model each have a part of it.
+            # An earlier entry of this transaction changed the same object. Each entry of a model has only
+            # some of its fields.
             first, last = found[key]
             found[key] = _merged(before, first), _merged(last, after)
         else:
@@ -55,12 +56,21 @@ def _of_model(entry: NewAuditEntry) -> tuple[tuple[str, str], Fields, Fields]:
 
 
 def _merged(weak: Fields, strong: Fields) -> Fields:
-    """Return the fields of both. A field of ``strong``, or an alias in it, replaces that of ``weak``."""
+    """Return the fields of both. A field of ``strong``, or an alias in it, replaces that of ``weak``.
+
+    If either is None, return ``strong``.
+    """
     if weak is None or strong is None:
         return strong
     merged = {**strong, **{name: value for name, value in weak.items() if name not in strong}}
     if "aliases" in weak and "aliases" in strong:
         merged["aliases"] = _merged(weak["aliases"], strong["aliases"])
+    if weak.get("env") and strong.get("env"):
+        # The later entry compares with values that the earlier one may already have changed.
+        merged["env"] = {
+            name: HIDDEN_CHANGED if HIDDEN_CHANGED in (value, weak["env"].get(name)) else value
+            for name, value in strong["env"].items()
+        }
     return merged
 
 

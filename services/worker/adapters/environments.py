@@ -1,10 +1,10 @@
 """Build and cache Python environments for versions with requirements, on top of the models' Python.
 
-``<folder>/<digest>/`` is a virtual environment. ``<digest>.ok`` exists when it is complete, and has its size
-in bytes. ``<digest>.log`` is the output of pip. An environment is built at its final path, because its
-scripts contain that path. So a folder without the ``.ok`` file is incomplete, and is built again. While pip
-runs, the folder belongs to the model's user, if the sandbox uses a separate user (``adapters/sandbox.py``).
-Afterwards only the worker's user can write to it.
+``<folder>/<digest>/`` is a virtual environment. ``<digest>.ok`` exists when the environment is complete, and
+contains its size in bytes. ``<digest>.log`` is the output of pip. An environment is built at its final path,
+because its scripts contain that path. So a folder without the ``.ok`` file is incomplete, and is built again.
+While pip runs, the folder belongs to the model's user, if the sandbox uses a separate user
+(``adapters/sandbox.py``). Afterwards only the worker's user can write to it.
 """
 
 from __future__ import annotations
@@ -117,12 +117,13 @@ class Environments:
                 waiting = "waiting for another replica to install the requirements"
                 async with exclusive(path.with_suffix(".lock"), lambda: self._report(waiting)):
                     self._cache.use(path)
-                    if not is_whole(path):
+                    if incomplete := not is_whole(path):
                         await asyncio.to_thread(self._cache.make_room)
                         await self._build(path, base, requirements, settings)
         except TimeoutError:
             raise ModelFailed(f"The requirements were not installed within {timeout_s:g} s.") from None
-        await asyncio.to_thread(self._cache.make_room)
+        if incomplete:  # only now is the size of the new environment known
+            await asyncio.to_thread(self._cache.make_room)
         return self._install.layered(path / "bin")
 
     async def _base(self) -> BasePython:

@@ -37,9 +37,9 @@ async def exclusive(lock: Path, on_wait: Callable[[], None] = lambda: None) -> A
 
 @contextlib.contextmanager
 def try_exclusive(lock: Path) -> Iterator[bool]:
-    """Hold the lock on the file ``lock`` while the ``with`` block runs.
+    """Try to lock the file ``lock`` for the ``with`` block, without waiting.
 
-    Yield True if this worker has the lock, and False if another worker has it.
+    Yield True if this worker has the lock. Yield False if another worker has it.
     """
     handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

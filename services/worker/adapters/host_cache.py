@@ -54,7 +54,8 @@ class HostCache:
     def use(self, path: Path) -> None:
         """Protect an entry from deletion until :meth:`close`. The caller holds the lock ``<name>.lock``.
 
-        If the lock cannot be taken, for example on a full disk, the entry is used without protection.
+        If the file ``<name>.use`` cannot be opened, for example on a full disk, the entry is used without
+        protection.
         """
         try:
             handle = _open_mark(path.with_suffix(".use"))
@@ -62,7 +63,9 @@ class HostCache:
             log.warning("an entry of the cache is not protected from deletion", extra={"problem": str(error)})
             return
         self._in_use.append(handle)
-        fcntl.flock(handle, fcntl.LOCK_SH)  # without a wait: only a caller with the other lock deletes
+        # This does not wait: `_delete` locks this file only while it holds `<name>.lock`. Our caller holds
+        # that one now.
+        fcntl.flock(handle, fcntl.LOCK_SH)
         with contextlib.suppress(OSError):
             os.utime(handle)
 
@@ -89,6 +92,13 @@ class HostCache:
         entries = [*_artifacts(self.folder), *_environments(self.folder / ENVIRONMENTS)]
         size = sum(entry.size for entry in entries)
         missing = self._min_free_bytes + wanted - shutil.disk_usage(self.folder).free
+        if missing > size:
+            # Something else fills the disk: even without all entries, it would be too full.
+            log.warning(
+                "the disk of the worker's cache has too little room: delete other files on it",
+                extra={"missing_bytes": missing, "cache_bytes": size},
+            )
+            missing = 0
         if self._max_bytes:
             missing = max(missing, size + wanted - self._max_bytes)
         for entry in sorted(entries, key=lambda entry: entry.used_at):
@@ -110,13 +120,14 @@ class HostCache:
                 )
         if missing > 0:
             log.warning(
-                "the worker's cache has too little room: free disk space, or raise TIDEGATE_CACHE_MAX_BYTES",
+                "the worker's cache has too little room: delete files on its disk, or raise "
+                "TIDEGATE_CACHE_MAX_BYTES",
                 extra={"missing_bytes": missing, "cache_bytes": size},
             )
 
 
 def tree_size(path: Path) -> int:
-    """Return the bytes that a folder uses on the disk. Files that vanish meanwhile count nothing."""
+    """Return the bytes that a folder uses on the disk. Files that vanish meanwhile are not counted."""
     size = 0
     for folder, _, names in os.walk(path):
         for name in names:
@@ -152,7 +163,7 @@ def _environment_size(path: Path) -> int:
     with contextlib.suppress(OSError, ValueError):
         return int(json.loads(ok.read_text())["bytes"])
     size = tree_size(path)
-    # "r+" never creates the file: without it, the environment is incomplete.
+    # "r+" does not create a missing file: without the file `.ok`, the environment is incomplete.
     with contextlib.suppress(OSError), ok.open("r+") as record:
         record.write(json.dumps({"bytes": size}))
     return size
@@ -173,7 +184,7 @@ def _used_at(path: Path) -> float:
 
 
 def _open_mark(path: Path) -> int:
-    """Open the file of an entry's use. Another user of the host may be its owner."""
+    """Open the file ``<name>.use``. If another user owns it, open it only for reading."""
     flags = os.O_CREAT | os.O_CLOEXEC
     try:
         return os.open(path, os.O_RDWR | flags, 0o644)
@@ -193,13 +204,15 @@ def _delete(entry: Entry) -> bool:
         mark = path.with_suffix(".use")
         with try_exclusive(mark) as unused:
             if not unused:
-                os.utime(mark)  # for as long as a worker has the entry, it is in use
+                os.utime(mark)  # the entry is in use now, so its last use is now
                 return False
-            # Delete the mark of a complete entry first. If this process is killed now, the entry is
-            # incomplete.
+            # Delete the file `.ok` first. If this process is then killed, the entry counts as incomplete.
+            parts = (path, path.with_suffix(".home"))
+            if not any(each.exists() for each in (*parts, path.with_suffix(".part"))):
+                return False  # another worker has deleted it
             for suffix in _BESIDE:
                 path.with_suffix(suffix).unlink(missing_ok=True)
-            for each in (path, path.with_suffix(".home")):
+            for each in parts:
                 if each.is_dir():
                     shutil.rmtree(each)
                 else:

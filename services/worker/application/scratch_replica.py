@@ -127,7 +127,7 @@ class ScratchReplica:
             await self._client.close()
         if self._triton is not None:
             await self._triton.stop(grace_s=0)
-        if self._assigned is None:  # a replica of this process uses the same files
+        if self._assigned is None:  # otherwise, a replica of this process uses the same files
             self._preparation.close()
         await self._heartbeat.stop(forget=self._assigned is not None)
 

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import smollm2
 from deploy.bootstrap.step import StepFailed
+from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack
 
 ENGINE = os.environ.get("TIDEGATE_TEST_LLM_ENGINE", "llamacpp")
@@ -61,7 +62,17 @@ def smol(stack: Stack, smollm2_model: Path) -> str:
     )
     if ENGINE == "vllm":
         wait_for_vllm(stack, "smol")
+    wait_longer(stack, "smol")
     return "smol"
+
+
+def wait_longer(stack: Stack, name: str) -> None:
+    """Give requests of an endpoint minutes instead of 30 s: all clients share two slots of a busy machine."""
+    headers = {"Authorization": f"Bearer {stack.settings.service_token}"}
+    url = f"{stack.settings.registry_url}/v1/endpoints/{name}"
+    body = {"targets": [{"deployment": f"{name}-v1"}], "default_timeout_ms": 300_000}
+    changed = httpx.put(url, json=body, headers=headers, trust_env=False, timeout=PATIENCE_S)
+    assert changed.status_code == 200, changed.text
 
 
 def wait_for_vllm(stack: Stack, name: str) -> None:

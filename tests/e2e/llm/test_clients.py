@@ -76,7 +76,7 @@ def outcomes(stack: Stack, smol: str, clients_python: Path) -> Iterator[dict[tup
     found: dict[tuple[str, str], str | None] = {}
     try:
         for script, process in zip(SCRIPTS, started, strict=True):
-            output, _ = process.communicate(timeout=500)
+            output, _ = process.communicate(timeout=1500)
             for line in output.splitlines():
                 if line.startswith('{"check"'):
                     report = json.loads(line)

@@ -206,14 +206,17 @@ async def test_a_file_without_a_newline_is_bounded_by_line_limit_and_budget(gate
         assert "line 1 is longer than 2097152 bytes" in answer.json()["error"]
 
         async def refused():
-            """Hold most of the memory, and return the response of an upload that does not fit beside it."""
+            """Start an upload that holds most of the memory. Return it, and the refusal of a second upload.
+
+            Return None if no upload was refused.
+            """
             rest.clear()
             held = asyncio.create_task(http.post("/v1/batches", content=pieces(2 * mib - 65536, b"\n")))
             for _ in range(20):
                 answer = await http.post("/v1/batches", content=pieces(mib, b""))
                 if answer.status_code == 503:
                     return held, answer
-            rest.set()  # the other upload came first and took the memory, so this one was refused
+            rest.set()  # a small upload took the memory first, so the large one was refused
             await held
             return None
 

@@ -135,7 +135,7 @@ async def test_a_process_that_dies_while_the_new_one_starts_has_no_other_success
 
 async def test_a_new_process_that_cannot_start_leaves_the_old_one(bench: Bench):
     first = await bench.ask()
-    with pytest.raises(ChildFailed, match="exited with 3 while starting, so the present process goes on"):
+    with pytest.raises(ChildFailed, match="exited with 3 while starting; the old process still serves"):
         await bench.supervisor.replace(bench.child("broken"))
     assert await bench.ask() == first
     assert bench.states[-1] == "ready"
@@ -144,6 +144,28 @@ async def test_a_new_process_that_cannot_start_leaves_the_old_one(bench: Bench):
     with pytest.raises(ChildFailed, match="was not ready after 0 s"):
         await bench.supervisor.replace(late)
     assert await bench.ask() == first
+
+
+async def test_a_crash_during_a_handover_refuses_nobody(bench: Bench, until: Any):
+    """The new process may already listen at the sockets. A refusal would end that."""
+    async with bench.supervisor._starts:
+        bench.supervisor._deaths = 1
+        assert bench.supervisor.process is not None
+        bench.supervisor.process.kill()
+        await until(lambda: bench.states[-1] == "restarting")
+        waits = asyncio.create_task(bench.ask())
+        await asyncio.sleep(0.1)
+        assert not waits.done()
+    assert (await waits).startswith("first")
+
+
+async def test_a_new_process_without_kept_sockets_that_dies_again_and_again_ends_the_restart(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(child_supervisor, "BACKOFF_S", (0.05,))
+    bench.supervisor._sockets = {}
+    with pytest.raises(ChildFailed, match="ended 3 times while starting"):
+        await bench.supervisor.replace(replace(bench.child("broken"), sockets={}))
 
 
 async def test_callers_wait_after_a_crash_but_not_for_a_process_that_crashes_again(

@@ -16,6 +16,8 @@ from tidegate.client import started
 from tidegate.kernel.settings import file as settings_file
 from tidegate.kernel.settings.base import Settings
 from tidegate.kernel.settings.report import report
+from tidegate.stack import processes
+from tidegate.stack.record import ChildRecord, RunFolder, StackRecord
 
 
 @pytest.fixture
@@ -164,3 +166,26 @@ def test_a_setting_of_the_last_start_is_not_silently_gone(
 def test_names_may_be_short() -> None:
     assert full("auth") == full("TIDEGATE_AUTH") == "TIDEGATE_AUTH"
     assert full("gateway-port") == "TIDEGATE_GATEWAY_PORT"
+
+
+@pytest.mark.parametrize(
+    ("children", "profile"), [(("registry", "autoscaler"), "autoscaler"), (("control",), "control")]
+)
+def test_set_names_the_command_of_a_running_stack(
+    plane: Any, state: Path, tidegate: Any, children: tuple[str, ...], profile: str
+) -> None:
+    """Also a variable of the last start, which overrides the file."""
+    (state / "run").mkdir()
+    records = tuple(ChildRecord(name) for name in (*children, "gateway"))
+    supervisor = processes.find(os.getpid())
+    RunFolder(state / "run").write(StackRecord("running", supervisor, records))
+    given = {"TIDEGATE_CACHE_MAX_BYTES": "100"}
+    started.write(state, started.of(Settings(), given))
+    code, out, err = tidegate("settings", "set", "CACHE_MAX_BYTES=90")
+    assert code == 0, err
+    assert f"`tidegate restart {profile}`. Only replicas that start later use it." in " ".join(out.split())
+    assert "TIDEGATE_CACHE_MAX_BYTES=100 was set in the environment of the last start" in " ".join(
+        err.split()
+    )
+    code, out, err = tidegate("settings", "set", "CACHE_MAX_BYTES=100")
+    assert "environment of the last start" not in err

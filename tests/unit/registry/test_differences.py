@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from services.registry.domain.audit import NewAuditEntry
+from services.registry.domain.audit import HIDDEN, HIDDEN_CHANGED, NewAuditEntry
 from services.registry.domain.differences import of_objects
 
 
@@ -53,4 +53,13 @@ def test_the_policy_and_the_aliases_of_a_model_are_its_fields():
             ("aliases.old", 1, None),
         ],
         ("model", "other"): [("aliases.champion", 7, 8)],
+    }
+
+
+def test_a_hidden_value_that_an_earlier_entry_changed_stays_changed():
+    """The second entry compares with the changed value."""
+    first = {"env": {"A": HIDDEN}, "min": 0}, {"env": {"A": HIDDEN_CHANGED}, "min": 0}
+    second = {"env": {"A": HIDDEN}, "min": 0}, {"env": {"A": HIDDEN}, "min": 1}
+    assert shown(entry("deployment", "d", *first), entry("deployment", "d", *second)) == {
+        ("deployment", "d"): [("env.A", HIDDEN, HIDDEN_CHANGED), ("min", 0, 1)]
     }

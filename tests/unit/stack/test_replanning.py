@@ -76,8 +76,8 @@ def test_this_process_changes_only_after_the_restart(children, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"TIDEGATE_GATEWAY_PORT": "1"}, r"gateway would have other ports \(TIDEGATE_GATEWAY_PORT\)"),
-        ({"TIDEGATE_GATEWAY_WORKERS": "2"}, "gateway would have 2 processes instead of 1"),
+        ({"TIDEGATE_GATEWAY_PORT": "1"}, r"gateway would listen elsewhere \(TIDEGATE_GATEWAY_PORT or"),
+        ({"TIDEGATE_GATEWAY_WORKERS": "2"}, "the number of gateway processes would change from 1 to 2"),
         ({"TIDEGATE_PROFILE": "edge"}, "the stack would have other parts"),
         ({"TIDEGATE_REGISTRY_PORT": "many"}, "A setting is wrong: TIDEGATE_REGISTRY_PORT"),
     ],
@@ -87,6 +87,12 @@ def test_what_cannot_change_is_refused(children, given, words):
     with pytest.raises(StackError, match=f"Nothing was restarted.*{words}"):
         again(children, **given)
     assert dict(os.environ) == before
+
+
+def test_the_gateway_is_last_also_in_the_edge_profile(children, monkeypatch):
+    monkeypatch.setenv("TIDEGATE_PROFILE", "edge")
+    found = again(plan(Settings(), os.environ), TIDEGATE_PROFILE="edge")
+    assert [*found] == ["control", "gateway"]
 
 
 def test_a_request_cannot_move_the_stack():

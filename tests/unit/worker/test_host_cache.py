@@ -62,6 +62,22 @@ def test_without_a_limit_only_the_disk_counts(tmp_path, put, monkeypatch):
     assert not entry.exists()
 
 
+def test_if_something_else_fills_the_disk_nothing_is_deleted(tmp_path, put, monkeypatch, caplog):
+    """Otherwise each start would delete the environments of other models, and the disk would stay full."""
+    entries = [put("a", 100, 10), put("b", 100, 20)]
+    disk = namedtuple("disk", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk(1000, 900, 100))
+    HostCache(tmp_path, min_free_bytes=400).make_room()
+    assert all(entry.exists() for entry in entries)
+    assert "too little room" in caplog.text
+
+
+def test_a_deletion_counts_for_one_worker(tmp_path, put):
+    entry = host_cache.Entry(put("a", 100, 10), 100, 10)
+    assert host_cache._delete(entry)
+    assert not host_cache._delete(entry)
+
+
 def test_what_is_in_use_stays_and_is_used_again_now(tmp_path, put, caplog):
     used, unused = put("a", 100, 10), put("b", 100, 20)
     cache = HostCache(tmp_path, max_bytes=50)

@@ -8,10 +8,10 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -42,8 +42,8 @@ METRICS = "/metrics"
 DOCS = "/docs"
 # The seconds that a TLS connection may take to close while the service stops.
 GOODBYE_S = 1.0
-# After SIGUSR1: the seconds in which callers can leave their connections, and the most seconds that streams
-# go on.
+# After SIGUSR1: the seconds until idle connections are closed, and the most seconds that streams may then
+# continue.
 RETIRE_S = 5.0
 RETIRED_STREAMS_S = 600
 
@@ -174,6 +174,7 @@ def run(
     on_stop: Callable[[], Awaitable[None]] | None = None,
     tls: ssl.SSLContext | None = None,
     other_connections: int = 0,
+    busy: Callable[[], bool] = lambda: False,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then shut down.
 
@@ -185,6 +186,8 @@ def run(
     - ``tls``: the TLS context; None: serve without TLS.
     - ``other_connections``: the maximum number of this process's connections on other ports. They
       count against the limit of open files.
+    - ``busy``: a function that returns True while some of these connections have calls. After SIGUSR1, the
+      server waits for them.
     """
     prepare(settings)
     server = server_of(
@@ -195,6 +198,7 @@ def run(
         on_stop=on_stop,
         tls=tls,
         other_connections=other_connections,
+        busy=busy,
     )
     server.run([sock] if sock is not None else None)
 
@@ -214,6 +218,7 @@ def server_of(
     on_stop: Callable[[], Awaitable[None]] | None = None,
     tls: ssl.SSLContext | None = None,
     other_connections: int = 0,
+    busy: Callable[[], bool] = lambda: False,
     signals: bool = True,
 ) -> Server:
     """Return a server that is not started yet.
@@ -238,14 +243,14 @@ def server_of(
         backlog=4096,
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )
-    return Server(config, on_stop, connections, signals=signals)
+    return Server(config, on_stop, connections, busy, signals=signals)
 
 
 class Server(uvicorn.Server):
     """A uvicorn server that calls ``on_stop`` before its shutdown, while it still serves connections.
 
     SIGUSR1 means that another process of the service accepts new connections from now on. Then the server
-    answers the requests on its connections, closes each of them after a response, and stops.
+    answers the requests on its connections, closes each connection after its next response, and stops.
     """
 
     def __init__(
@@ -253,17 +258,19 @@ class Server(uvicorn.Server):
         config: uvicorn.Config,
         on_stop: Callable[[], Awaitable[None]] | None,
         connections: Connections,
+        busy: Callable[[], bool],
         *,
         signals: bool,
     ) -> None:
         super().__init__(config)
         self._on_stop = on_stop
         self._connections = connections
+        self._busy = busy
         self._signals = signals
         self._retirement: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: Any = None) -> None:
-        """Tell the garbage collector to ignore all present objects, then start."""
+        """Let the garbage collector ignore all present objects and SIGUSR1 retire this server. Then start."""
         quick_start.loaded()
         if self._signals and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._retire)
@@ -278,8 +285,8 @@ class Server(uvicorn.Server):
     async def _retired(self) -> None:
         """Accept no new connections, let callers leave the present ones, and stop.
 
-        A connection ends after its next response, which says so. A connection that was simply closed could
-        have a request on the way.
+        A connection ends after its next response, which says ``Connection: close``. If it were closed without
+        that, a request on the way would be lost.
         """
         for server in self.servers:
             server.close()
@@ -291,7 +298,13 @@ class Server(uvicorn.Server):
             if cycle is not None and not cycle.response_complete:
                 cycle.keep_alive = False
         await asyncio.sleep(RETIRE_S)
-        self.config.timeout_graceful_shutdown = RETIRED_STREAMS_S
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        cutting = asyncio.create_task(self._cut_closing())
+        end = time.monotonic() + RETIRED_STREAMS_S
+        while (self.server_state.connections or self._busy()) and time.monotonic() < end:
+            await asyncio.sleep(0.1)
+        cutting.cancel()
         self.should_exit = True
 
     async def shutdown(self, sockets: Any = None) -> None:
@@ -299,16 +312,9 @@ class Server(uvicorn.Server):
             if self._on_stop is not None:
                 await self._on_stop()
         finally:
-            cutting = asyncio.create_task(self._cut_closing()) if self.config.ssl else None
+            cutting = asyncio.create_task(self._cut_closing())
             await super().shutdown(sockets)
-            if cutting is not None:
-                cutting.cancel()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop. A server that retires already stops at once, although streams go on."""
-        if self._retirement is not None and self.should_exit:
-            self.force_exit = True
-        super().handle_exit(sig, frame)
+            cutting.cancel()
 
     async def _cut_closing(self) -> None:
         """Abort TLS connections that are closing.
@@ -316,7 +322,7 @@ class Server(uvicorn.Server):
         An idle client does not answer the closing message of TLS. Without an abort, the service would wait
         for this answer before it stops.
         """
-        while True:
+        while self.config.ssl:
             await asyncio.sleep(GOODBYE_S)
             for connection in list(self.server_state.connections):
                 transport = getattr(connection, "transport", None)

@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
-# {"http": [7], "grpc": [8]}: the file descriptors of listening sockets, by name. A service with several
-# processes gets one of each name for each process.
+# {"http": [7], "grpc": [8]}: the file descriptors of listening sockets, by name. With several processes,
+# each list has one descriptor for each process.
 SOCKETS = "TIDEGATE_SOCKETS"
 # The file descriptor of a pipe. Each process of the service writes one byte to it when it is ready.
 READY = "TIDEGATE_READY_FD"
@@ -30,7 +31,7 @@ def numbers(environ: Mapping[str, str]) -> dict[str, list[int]]:
 def inherited(name: str) -> socket.socket | None:
     """Return this process's inherited socket with this name; None if it has none.
 
-    Call it once for each name: the socket owns the descriptor, so that its end closes it.
+    Call it only once for each name: the returned socket owns the descriptor and closes it.
     """
     found = numbers(os.environ).get(name)
     return socket.socket(fileno=found[0]) if found else None
@@ -63,28 +64,51 @@ def for_member(environ: Mapping[str, str], index: int) -> tuple[dict[str, str], 
     """Return the variables for one of several processes, and the file descriptors that it inherits."""
     mine = {name: [each[index]] for name, each in numbers(environ).items() if index < len(each)}
     passed = [number for each in mine.values() for number in each]
+    given = {SOCKETS: json.dumps(mine)} if mine else {}
     if ready := environ.get(READY):
+        given[READY] = ready
         passed.append(int(ready))
-    return {SOCKETS: json.dumps(mine)} if mine else {}, passed
+    return given, passed
 
 
 def variables(sockets: Mapping[str, Sequence[socket.socket]], ready: int | None) -> dict[str, str]:
     """Return the variables for a new process that inherits these sockets.
 
-    ``ready``: the descriptor of the pipe to which it reports that it is ready; None: it does not report.
+    ``ready``: the descriptor of the pipe for its report that it is ready. None: it sends no report.
     """
     named = {name: [each.fileno() for each in found] for name, found in sockets.items()}
     return {SOCKETS: json.dumps(named)} | ({} if ready is None else {READY: str(ready)})
 
 
-async def tell_when_ready(problems: Callable[[], Mapping[str, str]]) -> None:
-    """Tell the supervisor when ``problems`` returns none for the first time."""
+def undecided() -> bool:
+    """Return True while a restart waits for this process to become ready."""
     number = os.environ.get(READY)
     if not number:
-        return
-    while problems():
+        return False
+    pipe = select.poll()
+    pipe.register(int(number), 0)
+    if not pipe.poll(0):
+        return True
+    # The supervisor has closed its end of the pipe: the restart has succeeded or failed, or the supervisor
+    # has ended.
+    del os.environ[READY]
+    with contextlib.suppress(OSError):
+        os.close(int(number))
+    return False
+
+
+async def until_ready(problems: Callable[[], Mapping[str, str]]) -> None:
+    """Wait in a restart until ``problems`` returns no problem.
+
+    Until then this process must not listen: callers would wait for it, although the old process could answer
+    them.
+    """
+    while undecided() and problems():
         await asyncio.sleep(POLL_S)
-    try:
-        os.write(int(number), b".")
-    except OSError:
-        return  # the supervisor has stopped waiting
+
+
+def report_ready() -> None:
+    """Report to the supervisor of a restart that this process is ready."""
+    if undecided():
+        with contextlib.suppress(OSError):  # the supervisor has just stopped waiting
+            os.write(int(os.environ[READY]), b".")

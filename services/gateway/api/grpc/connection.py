@@ -210,9 +210,9 @@ class GrpcConnection(asyncio.Protocol):
             self._shared.end(self, call)
 
     def _close_when_drained(self) -> None:
-        """Close after LINGER_S, unless the client closes first.
+        """Close a draining connection without calls after LINGER_S, unless the client closes first.
 
-        Until then, calls that are on the way are refused, so that clients repeat them. A close with unread
+        Until then, refuse calls that are on the way, so that clients retry them. A close with unread
         bytes would reset the connection, and the client could miss the GOAWAY frame.
         """
         if self.draining and not self.calls and not self.closing and not self._drained:

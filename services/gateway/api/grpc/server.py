@@ -102,6 +102,11 @@ class GrpcServer:
         )
         self._sweeper = asyncio.create_task(sweep_all(self._connections))
 
+    @property
+    def busy(self) -> bool:
+        """True while a connection is open. A connection that drains ends after its last call."""
+        return bool(self._connections)
+
     def drain(self) -> None:
         """Accept no more calls. Calls in flight continue."""
         self._health.stopping = True

@@ -11,7 +11,7 @@ from report import MODEL, NO_KEY, OPENAI_URL, QUESTION, main, refused
 
 client = openai.OpenAI(base_url=OPENAI_URL, api_key=NO_KEY, max_retries=0)
 CHAT = "/v1/chat/completions"
-PATIENCE_S = 400
+PATIENCE_S = 1200
 PROMPTS = 20
 
 
