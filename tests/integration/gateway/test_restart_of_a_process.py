@@ -59,11 +59,10 @@ def test_a_new_gateway_does_not_listen_before_it_is_ready(
 ):
     """The old gateway serves meanwhile. If the new one also accepted, its callers would wait in vain."""
     reading, writing = pipe
-    (nobody,) = free_ports(1)
-    http, grpc = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
-    for sock in (http, grpc):
-        sock.shutdown(socket.SHUT_RDWR)  # bound, but nobody listens yet
-        assert not listens(sock)
+    nobody, *ports = free_ports(3)
+    http, grpc = socket.socket(), socket.socket()
+    for sock, port in zip((http, grpc), ports, strict=True):
+        sock.bind(("127.0.0.1", port))
     env = {
         "TIDEGATE_STATE_DIR": str(tmp_path),
         "TIDEGATE_SERVICE_TOKEN": "token",
@@ -90,7 +89,7 @@ def test_a_new_gateway_does_not_listen_before_it_is_ready(
             time.sleep(0.1)
         # The supervisor has ended, so nobody waits for the report. This gateway is the only one.
         os.close(reading)
-        wait_listening(process, http.getsockname()[1], tmp_path / "log")
+        wait_listening(process, ports[0], tmp_path / "log")
         assert listens(grpc)
     finally:
         process.kill()
