@@ -124,7 +124,9 @@ def test_more_urgent_jobs_go_first(client: Client, sleeper: str):
         while first.status() == "queued":
             time.sleep(0.01)
         low = [client.submit(sleeper, ms(20.0), priority="low") for _ in range(6)]
-        high = [client.submit(sleeper, ms(20.0), priority="high") for _ in range(6)]
+        # They take longer than the worker needs to fetch the next one, also on a busy machine. If it has none
+        # at hand, it runs one that can wait.
+        high = [client.submit(sleeper, ms(500.0), priority="high") for _ in range(6)]
         if first.status() == "running":
             break
     assert {job.wait(PATIENCE_S) for job in [first, *low, *high]} == {"succeeded"}
