@@ -329,3 +329,33 @@ async def test_a_new_route_table_is_used(gateway, client, table, until):
     gateway.redis.delete(ROUTES)
     publish(6, "digits")
     await until(lambda: named("digits"))
+
+
+@pytest.mark.parametrize(("connections", "each"), [(22, 500), (2200, 1)])
+async def test_requests_leave_nothing_to_the_garbage_collector(connections, each, gateway, client, worker):
+    async def collected() -> float:
+        text = (await client.get("/metrics")).text
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        return sum(sample.value for sample in families["python_gc_objects_collected"].samples)
+
+    body = json.dumps({"inputs": [X]}).encode()
+    request = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+    few = asyncio.Semaphore(22)
+
+    async def ask() -> None:
+        async with few:
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            for _ in range(each):
+                writer.write(request)
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                assert b" 200 " in head
+                await reader.readexactly(length)
+            writer.close()
+
+    before = await collected()
+    # With a reference cycle for each, the collector would run, because there are more objects than its
+    # threshold.
+    await asyncio.gather(*(ask() for _ in range(connections)))
+    assert await collected() - before < 5000

@@ -29,6 +29,6 @@ def test_nothing_is_loaded_or_collected_in_vain():
         "highlighter": "False",
         "collections": "0",
         "client": "False",
-        "threshold": "(10000, 3, 600) True",
+        "threshold": "(10000, 3, 60) True",
         "left out at the end": "True",
     }

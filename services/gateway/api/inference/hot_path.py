@@ -63,7 +63,6 @@ class HotPathCall:
         "id",
         "keep_alive",
         "known",
-        "message_event",
         "response_complete",
         "small",
         "status",
@@ -91,9 +90,17 @@ class HotPathCall:
         self.response_complete = False
         self.status = 0
         self.id: bytes | None = None
-        self.message_event = self  # uvicorn calls message_event.set() when the connection is lost
         self._on_lost = on_lost
         self._limits = limits
+
+    @property
+    def message_event(self) -> HotPathCall:
+        """Return this call: uvicorn calls ``message_event.set()`` when the connection is lost.
+
+        As an attribute, it would be a reference cycle. Then the memory of each call would wait for the garbage
+        collector.
+        """
+        return self
 
     def collected(self) -> Body:
         """Return ``body``. The first call creates it from the bytes in ``small``."""
@@ -304,6 +311,9 @@ class HotPathProtocol(Protocol):
         self._stop_receiving()
         self._release_unsent()
         super().connection_lost(exc)
+        if isinstance(self.cycle, HotPathCall):
+            # The call has a reference to this object: `_on_lost`. Together they would be a reference cycle.
+            self.cycle = None  # type: ignore[assignment]
 
     def _refuse(self, call: HotPathCall, refusal: TidegateError) -> None:
         """Refuse a call before its body is complete. Then read and drop the rest for a limited time."""
