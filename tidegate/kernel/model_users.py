@@ -4,6 +4,9 @@ Each user id has a file with the id as its name. A worker claims a user: it lock
 lock while the worker lives. So two models never have the same user, and every process of a claimed user
 belongs to the worker with the lock. An empty file means that the user has no processes. Then a new worker
 does not search for processes of an earlier worker.
+
+A model can write to the temporary folders of its machine. Its files there are deleted with its processes,
+because the next model with the same user could read them.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterable, Sequence
@@ -19,6 +23,8 @@ from pathlib import Path
 from tidegate.kernel.errors import Unavailable
 
 PROC = Path("/proc")
+# The folders in which every user can create files.
+TEMPORARY = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
 # All stacks of this machine or container share this folder, so that two of them never claim the same user id.
 HOST = Path("/run/tidegate/model-users")
 # The file in a replica's folder that contains the user id that its worker claimed.
@@ -40,7 +46,9 @@ class ModelUser:
 
     @classmethod
     def claim(cls, *folders: Path) -> ModelUser:
-        """Claim a user that no other worker has claimed. Kill the processes that an earlier worker left.
+        """Claim a user that no other worker has claimed. Remove what an earlier worker's model left.
+
+        These are processes, and files in temporary folders.
 
         ``folders``: in each of these folders, the user's file is locked. Raises Unavailable if every user is
         claimed, or if a process does not end.
@@ -55,6 +63,8 @@ class ModelUser:
                     found = cls(uid, locks)
                     if os.pread(locks[0], 1, 0):
                         found.end_all()
+                    else:
+                        delete_files(uid)
                     return found
         except OSError as error:
             raise Unavailable(f"no user can be claimed for the model: {error}") from None
@@ -65,7 +75,10 @@ class ModelUser:
         os.pwrite(self._locks[0], b"used", 0)
 
     def end_all(self) -> None:
-        """Kill every process of the user. Raises Unavailable if a process does not end."""
+        """Kill every process of the user, and delete its temporary files.
+
+        Raises Unavailable if a process does not end.
+        """
         end_all(self.uid)
         os.ftruncate(self._locks[0], 0)
 
@@ -77,7 +90,7 @@ class ModelUser:
 
 
 def end_left(uid: int, folder: Path = HOST) -> None:
-    """End the processes of a user whose worker has died.
+    """End the processes of a user whose worker has died, and delete its temporary files.
 
     Does nothing if a live worker has claimed the user.
     """
@@ -105,7 +118,10 @@ def is_ours(uid: int) -> bool:
 
 
 def end_all(uid: int) -> None:
-    """Kill all processes of a user. Raises Unavailable if some still live after ``END_LIMIT_S``."""
+    """Kill all processes of a user, and then delete its temporary files.
+
+    Raises Unavailable if some processes still live after ``END_LIMIT_S``.
+    """
     deadline = time.monotonic() + END_LIMIT_S
     while found := processes_of(uid):
         for pid in found:
@@ -114,6 +130,25 @@ def end_all(uid: int) -> None:
         if time.monotonic() > deadline:
             raise Unavailable(f"processes of the model's user {uid} do not end: {found[:8]}")
         time.sleep(POLL_S)
+    delete_files(uid)
+
+
+def delete_files(uid: int, folders: Iterable[Path] = TEMPORARY) -> None:
+    """Delete the entries of temporary folders that belong to a user, as far as possible.
+
+    Triton also leaves an empty folder there for each start of its Python backend. The user must have no
+    processes.
+    """
+    for folder in folders:
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_uid != uid:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        Path(entry.path).unlink()
 
 
 def processes_of(uid: int) -> list[int]:

@@ -339,7 +339,8 @@ async def test_requests_leave_nothing_to_the_garbage_collector(connections, each
         return sum(sample.value for sample in families["python_gc_objects_collected"].samples)
 
     body = json.dumps({"inputs": [X]}).encode()
-    request = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    request = head.encode() + body
 
     few = asyncio.Semaphore(22)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,34 @@ def test_a_new_holder_ends_processes_of_the_previous_one() -> None:
     second = ModelUser.claim(HOST)
     assert process.wait(PATIENCE_S) == -9
     second.release()
+
+
+def test_a_new_holder_finds_no_file_of_the_previous_one(tmp_path: Path, open_folder: Path) -> None:
+    first = ModelUser.claim(HOST)
+    kept = tmp_path / "kept"
+    kept.write_text("of another user")
+    mine = [
+        Path(folder) / f"tidegate-test-{os.urandom(4).hex()}" for folder in ("/tmp", "/var/tmp", "/dev/shm")
+    ]
+    for folder in mine:
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / "secret").write_text("of the first model")
+        (folder / "link").symlink_to(kept.parent)
+        os.chown(folder, first.uid, first.uid)
+    link = Path(f"{mine[0]}-link")
+    link.symlink_to(kept)
+    os.chown(link, first.uid, first.uid, follow_symlinks=False)
+    (open_folder / "result").touch()
+    os.chown(open_folder / "result", first.uid, first.uid)
+    first.release()
+    # The next holder may be a worker of another stack, which may be faster than this test.
+    ModelUser.claim(HOST).release()
+    deadline = time.monotonic() + PATIENCE_S
+    while any(map(os.path.lexists, [*mine, link])) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(os.path.lexists, [*mine, link]))
+    assert kept.read_text() == "of another user"
+    assert (open_folder / "result").exists(), "a folder of another user is not searched"
 
 
 def test_a_sweep_ends_processes_that_a_model_left(user: ModelUser, tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ class HotPathCall:
     def message_event(self) -> HotPathCall:
         """Return this call: uvicorn calls ``message_event.set()`` when the connection is lost.
 
-        As an attribute, it would be a reference cycle. Then the memory of each call would wait for the garbage
-        collector.
+        As an attribute, it would be a reference cycle. Then the memory of each call would wait for the
+        garbage collector.
         """
         return self
 
@@ -311,7 +311,8 @@ class HotPathProtocol(Protocol):
         self._stop_receiving()
         self._release_unsent()
         super().connection_lost(exc)
-        if isinstance(self.cycle, HotPathCall):
+        cycle: object = self.cycle
+        if isinstance(cycle, HotPathCall):
             # The call has a reference to this object: `_on_lost`. Together they would be a reference cycle.
             self.cycle = None  # type: ignore[assignment]
 
