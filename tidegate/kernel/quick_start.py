@@ -27,6 +27,9 @@ def begin() -> None:
     # `import httpx` also imports httpx's command line, with pygments, if click and rich are installed. httpx
     # has no option to prevent this. With this line, that import raises an ImportError, which httpx handles.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+    # redis imports the SDK for metrics of OpenTelemetry, which imports psutil, if it is installed. It is
+    # installed with the SDK for traces. Tidegate's metrics are Prometheus metrics.
+    sys.modules.setdefault("opentelemetry.sdk.metrics", None)  # type: ignore[arg-type]
 
 
 def loaded() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from tidegate.kernel.protocol.traffic import EndpointTraffic, histograms_of, no_times, sparse
+from tidegate.kernel.protocol.traffic import EndpointTraffic
+from tidegate.kernel.protocol.traffic_histograms import histograms_of, no_times, sparse
 
 # The largest number of error reasons that are counted by name for an endpoint. Engines may report any reason.
 MOST_REASONS = 40

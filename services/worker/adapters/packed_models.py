@@ -15,7 +15,7 @@ from typing import Any
 from services.worker.adapters.archives import unpack
 from services.worker.adapters.python_functions import RUNTIME, add_runtime
 from tidegate.kernel.errors import ModelFailed
-from tidegate.kernel.protocol import hugging_face, mlflow_model, mlflow_signature
+from tidegate.kernel.protocol import hugging_face
 from tidegate.kernel.protocol.archives import home_of
 from tidegate.kernel.protocol.hugging_face_task import CONFIG
 from tidegate.kernel.protocol.models import Format, Signature, Version
@@ -72,6 +72,8 @@ def calling_plan(signature: Signature) -> dict[str, Any]:
 
 def _mlflow(artifact: Path, signature: Signature) -> dict[str, Any]:
     """Return the plan for `runtimes/mlflow`. Also copy the module that reads pickles of numpy 2."""
+    from tidegate.kernel.protocol import mlflow_model, mlflow_signature  # imports yaml, which takes long
+
     shutil.copyfile(_RUNTIMES / "sklearn" / "numpy_2_pickles.py", artifact.with_name("numpy_2_pickles.py"))
     files = _files(artifact)
     home = _home(files, mlflow_model.FILE)

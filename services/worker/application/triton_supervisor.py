@@ -10,7 +10,6 @@ from pathlib import Path
 from services.worker.adapters.metrics import TRITON_RESTARTS
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_report import ModelReport
-from services.worker.adapters.precision_check import measured_here
 from services.worker.adapters.sandbox import Sandbox
 from services.worker.adapters.shared_memory import Regions
 from services.worker.adapters.triton_client import TritonClient
@@ -153,6 +152,8 @@ class TritonSupervisor:
             if self._deployment.upstream is None:  # an upstream needs no warm-up, and a call may cost money
                 await warm_up(client, models[-1], signature, max_batch=self.limits.max_rows or None)
             if self._prepared.embedded is not None:
+                from services.worker.adapters.precision_check import measured_here  # imports numpy
+
                 self._precision = await measured_here(client, models[-1], self._prepared.embedded)
         await self._report.use(client, models[-1], triton.repository / models[-1])
         self._client = client

@@ -20,7 +20,8 @@ from services.gateway.domain.routing import parse_table
 from services.router.domain.watch.window import quantile_s
 from tests.integration.gateway.process import make_table
 from tidegate.kernel.errors import DeadlinePassed
-from tidegate.kernel.protocol.traffic import ROWS, dense
+from tidegate.kernel.protocol.traffic import ROWS
+from tidegate.kernel.protocol.traffic_histograms import dense
 
 pytestmark = pytest.mark.unit
 

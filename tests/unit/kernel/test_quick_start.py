@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 # What is registered first is called last at the end.
 PROGRAM = """
 import atexit, gc, sys
@@ -32,3 +34,16 @@ def test_nothing_is_loaded_or_collected_in_vain():
         "threshold": "(10000, 3, 60) True",
         "left out at the end": "True",
     }
+
+
+# A worker starts for each replica, and the start decides how long a sleeping model takes to wake.
+@pytest.mark.parametrize("service", ["worker", "autoscaler"])
+def test_a_process_does_not_load_what_it_does_not_need(service):
+    program = (
+        "import sys; from tidegate.kernel import quick_start; quick_start.begin(); "
+        f"import services.{service}.app; print(*[name for name in sys.modules if sys.modules[name]])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "redis.asyncio" in loaded
+    assert not loaded & {"numpy", "psutil", "opentelemetry.sdk.metrics", "onnx", "onnxruntime"}

@@ -13,7 +13,7 @@ from services.router.domain.diagnosis.diagnose import diagnose, report
 from services.router.domain.diagnosis.finding import Symptom
 from services.router.domain.watch.history import History
 from services.router.domain.watch.window import ReplicaWork, Window
-from tidegate.kernel.protocol.traffic import histograms_of
+from tidegate.kernel.protocol.traffic_histograms import histograms_of
 
 pytestmark = pytest.mark.unit
 

@@ -18,7 +18,8 @@ from services.router.domain.watch.window import ReplicaWork, Window, merged
 from tidegate.kernel.protocol.latency_buckets import RATIO
 from tidegate.kernel.protocol.models import Endpoint, Target
 from tidegate.kernel.protocol.presence import ModelDeath, ReplicaReport
-from tidegate.kernel.protocol.traffic import TrafficReport, dense, sparse
+from tidegate.kernel.protocol.traffic import TrafficReport
+from tidegate.kernel.protocol.traffic_histograms import dense, sparse
 
 pytestmark = pytest.mark.unit
 

@@ -13,12 +13,14 @@ import json
 import mmap
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
-
-from tidegate.kernel.precision.loss import Measure
 from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tidegate.kernel.precision.loss import Measure
 
 RECIPE_KEY, SAMPLES_KEY = "tidegate.precision", "tidegate.samples"
 _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
@@ -110,6 +112,8 @@ def _entries(model: Path) -> dict[str, bytes]:
 
 
 def _precision(raw: dict[str, Any]) -> Precision:
+    from tidegate.kernel.precision.loss import Measure  # imports numpy, which few workers need
+
     if raw["measure"] not in get_args(Measure):
         raise ValueError(raw["measure"])
     known = {name: raw[name] for name in Precision.__dataclass_fields__ if name in raw}
@@ -119,6 +123,8 @@ def _precision(raw: dict[str, Any]) -> Precision:
 def _samples(encoded: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     if not encoded:
         return {}, {}
+    import numpy as np
+
     with np.load(io.BytesIO(base64.b64decode(encoded)), allow_pickle=False) as arrays:
         found = {name: arrays[name] for name in arrays.files}
     split = {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from math import log
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 FIRST_S = 50e-6
 RATIO = 1.1
@@ -13,6 +15,8 @@ COUNT = 160  # the buckets reach 200 s, and longer times are in the last bucket
 
 def buckets_of(seconds: np.ndarray) -> np.ndarray:
     """Return how many of these times are in each bucket, as ``COUNT`` integers."""
+    import numpy as np  # imported only here, because workers and the autoscaler need only the constants
+
     scaled = np.log(np.maximum(seconds, FIRST_S) / FIRST_S) / log(RATIO)
     return np.bincount(np.clip(scaled.astype(np.int64), 0, COUNT - 1), minlength=COUNT)
 

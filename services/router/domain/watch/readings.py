@@ -11,7 +11,8 @@ import numpy as np
 from services.router.domain.watch.window import ReplicaWork, Window
 from tidegate.kernel.protocol.models import Endpoint
 from tidegate.kernel.protocol.presence import GatewayReport, ReplicaReport
-from tidegate.kernel.protocol.traffic import EndpointTraffic, TrafficReport, dense
+from tidegate.kernel.protocol.traffic import EndpointTraffic, TrafficReport
+from tidegate.kernel.protocol.traffic_histograms import dense
 
 # Seconds after a gateway's last report until its totals are forgotten. A report can be missing because the
 # store did not answer for some time. Without the old totals, the next report would count all requests of the

@@ -10,7 +10,8 @@ import numpy as np
 import orjson
 
 from tidegate.kernel.protocol.latency_buckets import COUNT, FIRST_S, RATIO, upper_s
-from tidegate.kernel.protocol.traffic import LEDGER, ROWS, dense, no_times, sparse
+from tidegate.kernel.protocol.traffic import LEDGER, ROWS
+from tidegate.kernel.protocol.traffic_histograms import dense, no_times, sparse
 
 # The middle of each bucket in seconds.
 _MIDDLES = FIRST_S * RATIO ** (np.arange(COUNT) + 0.5)
