@@ -25,8 +25,8 @@ def traffic(
         typer.Option(
             "--rule",
             metavar="RULE",
-            help="A rule: header:NAME[=VALUE]:VERSION or tenant:KEY_ID:VERSION. Repeatable; replaces all "
-            "rules.",
+            help="A rule: header:NAME[=VALUE]:VERSION or tenant:KEY_ID:VERSION. Repeatable. The given rules "
+            "replace all earlier ones.",
         ),
     ] = None,
     no_rules: Annotated[bool, typer.Option("--no-rules", help="Remove all rules.")] = False,

@@ -12,8 +12,8 @@ K = TypeVar("K", bound=Hashable)
 # first. With a larger number, bursts would delay other callers. With a smaller number, a caller's second
 # request would have to wait if it came soon after the first one.
 BURST = 8.0
-# The tags of some idle members no longer matter. Such tags are dropped when there are too many tags: more
-# than twice the number of members with work, plus this number.
+# An idle member keeps its place in the order (its tag), although most of these places no longer matter. The
+# places that do not matter are dropped when there are more than 2 * (members with work) + IDLE_KEPT places.
 IDLE_KEPT = 64
 
 

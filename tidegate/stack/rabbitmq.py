@@ -136,8 +136,8 @@ def _quick_start(plugins: Path) -> _QuickStart | None:
     A start loads about 600 modules. For each module, Erlang searches one folder after another. It begins with
     the folders of 70 disabled plugins, and continues with Erlang's own folders. About 20,000 of these
     searches fail. So the node gets a plugins folder with only the main plugin, and it searches the folders
-    with the most modules first. Erlang 26 and later cache the content of Erlang's own folders, but not of
-    folders that are named explicitly. So for these releases, ``code`` is empty.
+    with the most modules first (``code``). Erlang 26 and later cache the content of Erlang's own folders, but
+    not of folders that are named explicitly. So for these releases, ``code`` is empty.
     """
     broker = next(plugins.glob("rabbit-*"), None)
     erl = shutil.which("erl")

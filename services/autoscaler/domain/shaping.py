@@ -58,7 +58,7 @@ def shape(
     current = memory.target
     found = Shaped(most, most)
     if most > current and not panic and max(least, current) < most:
-        wait = f"{need} replicas are needed, but have not been needed for {tuning.up_window_s:g} s yet"
+        wait = f"{need} replicas are started only after they have been needed for {tuning.up_window_s:g} s"
         found = Shaped(max(least, current), most, "waiting", wait)
     if panic:
         found = Shaped(max(found.replicas, current), most)

@@ -21,7 +21,8 @@ def classified(
 ) -> tuple[tuple[Tensor, ...], list[Buffer]]:
     """Return the outputs. If the request wants classes for an output, the classes replace its values.
 
-    ``labels``: the class names by output. Raise BadRequest for a datatype that has no classes.
+    ``labels``: the class names by output. Raise BadRequest if classes are wanted for an output whose datatype
+    does not support them.
     """
     wanted = {output.name: output.classes for output in request.wanted or () if output.classes}
     if not wanted:

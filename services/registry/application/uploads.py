@@ -91,7 +91,7 @@ class Uploads:
         upload = await self._find(owner, id_)
         if upload.state != "verifying":
             return upload
-        # No check runs if the registry was restarted or if the last check failed. Then start a new check.
+        # After a restart of the registry or a failed check, no check is running. So start a new one.
         check = self._checks.get(id_)
         if check is None:
             self._checks[id_] = check = asyncio.create_task(self._finish(upload), name=id_)

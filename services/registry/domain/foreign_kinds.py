@@ -237,12 +237,12 @@ TEXTS: tuple[Kind, ...] = (
     Kind(
         "the MLmodel file of an MLflow model",
         _is_mlmodel,
-        remedy="Deploy its whole folder, with the model's files beside it.",
+        remedy="Deploy the whole folder that contains it, with the model's files.",
     ),
     Kind(
         "the configuration of a Triton model",
         lambda glimpse: glimpse.ends(".pbtxt"),
-        remedy="Deploy its whole folder, with the version folders beside it.",
+        remedy="Deploy the whole folder that contains it, with the version folders.",
     ),
     Kind("a JSON document", _is_json),
     Kind("a table", _is_table, remedy=_DATA),

@@ -27,8 +27,8 @@ def check_new(kind: str, name: str, others: Iterable[str]) -> str:
     twin = names.same_but_for_case(check(kind, name), set(others))
     if twin is not None:
         raise Conflict(
-            f"There is already a {kind} {twin!r}, and {name!r} differs from it only by case. Use that "
-            "name, or choose another one."
+            f"There is already a {kind} {twin!r}, and {name!r} differs from it only by case. Use {twin!r}, "
+            "or choose another name."
         )
     return name
 

@@ -132,9 +132,9 @@ class JobLeases:
         job.leased_at = now
 
     async def _read_records(self, running: Sequence[QueuedJob], now: float) -> None:
-        """Read the jobs' records, and drop the jobs that this worker no longer has.
+        """Read the jobs' records, and drop each job whose record says that this worker must not run it.
 
-        A cancel message may be lost. Then this check ends the cancelled job.
+        So a cancelled job ends even if its cancel message was lost.
         """
         if not running:
             return

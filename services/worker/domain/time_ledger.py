@@ -111,7 +111,7 @@ class TimeLedger:
         now_ms: float,
         cancelled: Container[bytes],
     ) -> None:
-        """Divide the time of a call with ``total`` rows among its requests."""
+        """Divide the time of a call among its requests. The call has ``total`` rows."""
         useful: dict[bytes, list[int]] = {}
         unwanted: dict[str, list[int]] = {}
         for item in group:

@@ -138,7 +138,7 @@ class Connections:
         ``peer``: the peer of these connections; None if they can belong to different peers.
         """
         if self._in_vain.get(peer) == self.now:
-            return False  # an earlier try since the last sweep found nothing to close
+            return False  # the last try found nothing to close, and there was no sweep after it
         found = list(among)
         count = max(1, int(len(found) * SHED_SHARE))
         # Connections are ranked in parts, because ranking all would block the event loop for tens of

@@ -32,7 +32,10 @@ def write_claim(key: str, data: Iterable[Buffer]) -> bytes:
 def read_claim(data: list[Buffer]) -> Claim:
     """Read the claim in a frame's data. Raises :class:`Undecodable`."""
     if len(data) != 1 or not len(data[0]):
-        raise Undecodable(f"a claim must be one buffer that is not empty; the frame has {len(data)} buffers")
+        sizes = [len(buffer) for buffer in data]
+        raise Undecodable(
+            f"a claim must be one buffer that is not empty; the frame has buffers of {sizes} bytes"
+        )
     raw = bytes(data[0])
     at = 1 + raw[0]
     count, rest = divmod(len(raw) - at, 8)

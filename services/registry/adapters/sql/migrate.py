@@ -16,6 +16,7 @@ _SCRIPTS = Path(__file__).parent / "migrations"
 # The number of the PostgreSQL advisory lock that lets only one `migrate` run at a time. The number is
 # arbitrary.
 _LOCK = 7_416_001
+# The part of a problem's text that only a database of a newer Tidegate has.
 NEWER = "which a newer Tidegate made"
 
 

@@ -95,8 +95,8 @@ def request(body: dict[str, Any], ids: list[int], done: int, context: int, model
 class ContinuedEvents:
     """Convert the events of a continuation to the format of the stream's first part.
 
-    ``skip``: text that the caller already has, and that the continuation repeats. ``done``: how many ids of
-    the answer the new request contained.
+    ``skip``: text that the caller already has, and that the continuation repeats. ``done``: the number of
+    token ids that were already generated. The continuation's request contained them in its prompt.
     """
 
     def __init__(self, path: str, body: dict[str, Any], resume: dict[str, Any], done: int, skip: str) -> None:
