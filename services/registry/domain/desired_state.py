@@ -275,6 +275,11 @@ def deployments_in(spec: EndpointSpec) -> list[str]:
     return targets_in(spec) + ([spec.shadow.deployment] if spec.shadow is not None else [])
 
 
+def all_named_in(spec: EndpointSpec) -> list[str]:
+    """Return all Deployments that an Endpoint names, also those that it names only as failover."""
+    return deployments_in(spec) + spec.failover
+
+
 def targets_in(spec: EndpointSpec) -> list[str]:
     """Return the Deployments that an Endpoint names as target or previous target, or in a rule."""
     targets = [target.deployment for target in [*spec.targets, *spec.previous]]

@@ -90,6 +90,14 @@ def delete_deployment(snapshot: RegistrySnapshot, name: str) -> list[Change]:
             f"Deployment {name!r} is in use by {endpoints} {names.quoted(users)}. Move its traffic away "
             "with `tidegate split`, or delete the Endpoint, and try again."
         )
+    users = sorted(e for e, stored in snapshot.endpoints.items() if name in stored.spec.failover)
+    if users:
+        endpoints = "Endpoints" if len(users) > 1 else "Endpoint"
+        raise Conflict(
+            f"Deployment {name!r} is the failover of {endpoints} {names.quoted(users)}. Choose another "
+            f"failover with `tidegate traffic {users[0]} --failover DEPLOYMENT` (none: no failover), and "
+            "try again."
+        )
     return [DropDeployment(name)]
 
 

@@ -13,7 +13,7 @@ from services.registry.domain.desired_state import (
     PutEndpoint,
     RegistrySnapshot,
     RestoreVersion,
-    deployments_in,
+    all_named_in,
 )
 from tidegate.kernel.errors import Conflict, NotFound
 from tidegate.kernel.protocol.models import EndpointSpec
@@ -99,9 +99,7 @@ def delete_model(
             "cascade=true."
         )
     gone = set(users)
-    touched = [
-        stored.spec for stored in snapshot.endpoints.values() if gone & set(deployments_in(stored.spec))
-    ]
+    touched = [stored.spec for stored in snapshot.endpoints.values() if gone & set(all_named_in(stored.spec))]
     changes: list[Change] = [_without(spec, gone) for spec in touched]
     changes += [DropDeployment(name) for name in users]
     changes += [DropAlias(model, alias) for alias in named]
@@ -123,5 +121,6 @@ def _without(spec: EndpointSpec, gone: set[str]) -> Change:
     rest = [target for target in previous if left is targets]
     rules = [rule for rule in spec.rules if rule.deployment not in gone]
     shadow = None if spec.shadow is not None and spec.shadow.deployment in gone else spec.shadow
-    kept = {"targets": left, "previous": rest, "rules": rules, "shadow": shadow}
+    failover = [name for name in spec.failover if name not in gone]
+    kept = {"targets": left, "previous": rest, "rules": rules, "shadow": shadow, "failover": failover}
     return PutEndpoint(spec.model_copy(update=kept), created=False)

@@ -51,6 +51,17 @@ def test_deployment_in_use_is_kept(book):
         edits.delete_deployment(book.now, "absent")
 
 
+def test_a_failover_is_kept(book):
+    book.deploy(version=1)
+    book.put_deployment("spare", model="digits", version=2)
+    targets = [{"deployment": "digits-v1"}]
+    book.put_endpoint("digits", targets=targets, failover=["spare"])
+    with pytest.raises(Conflict, match=r"is the failover of Endpoint 'digits'\. .*tidegate traffic digits"):
+        edits.delete_deployment(book.now, "spare")
+    book.put_endpoint("digits", targets=targets, failover=[])
+    assert edits.delete_deployment(book.now, "spare")
+
+
 def test_reweighting_needs_no_previous_but_a_swap_does(book):
     for number in (1, 2, 3):
         book.put_deployment(f"d{number}", model="digits", version=number)

@@ -36,6 +36,16 @@ def test_shared_endpoint_keeps_the_other_models_targets(book):
     assert book.targets("both") == (["mnist-v1"], [])
 
 
+def test_an_endpoint_loses_the_failover_that_is_deleted(book):
+    book.deploy("mnist")
+    book.put_deployment("spare", model="digits", version=1)
+    book.put_deployment("other", model="mnist", version=1)
+    book.put_endpoint("mnist", targets=[{"deployment": "mnist-v1"}], failover=["spare", "other"])
+    book.carry_out(removal.delete_model(book.now, "digits", cascade=True))
+    assert book.now.endpoint("mnist").spec.failover == ["other"]
+    assert book.targets("mnist") == (["mnist-v1"], [])
+
+
 def test_endpoint_in_roll_over_goes_back_to_what_is_left(book):
     book.deploy("mnist", endpoint="shared")
     book.deploy("digits", 1, endpoint="shared")
