@@ -3,13 +3,15 @@
 This script runs before every process of a model, so it imports little and starts quickly. The command keeps
 the script's pid, so signals to the worker's child reach the command. The options and their arguments:
 
---parent PID               pid of the worker; the command is killed when the worker ends --cwd FOLDER
-working folder of the command --group FILE               join the cgroup with this list of processes
-(cgroup.procs) --mounts                   hide and show paths in a separate mount namespace --namespace
-mount in a separate user namespace, for a worker that is not root --hide FOLDER              mount an empty
-folder over FOLDER --read PATH TARGET         show PATH at TARGET, read-only --write PATH TARGET        show
-PATH at TARGET, writable --user UID GID GROUPS      become this user; GROUPS is a comma-separated list, or
-empty
+--parent PID               pid of the worker; the command is killed when the worker ends
+--cwd FOLDER               working folder of the command
+--group FILE               join the cgroup with this list of processes (cgroup.procs)
+--mounts                   hide and show paths in a separate mount namespace
+--namespace                mount in a separate user namespace, for a worker that is not root
+--hide FOLDER              mount an empty folder over FOLDER
+--read PATH TARGET         show PATH at TARGET, read-only
+--write PATH TARGET        show PATH at TARGET, writable
+--user UID GID GROUPS      become this user; GROUPS is a comma-separated list, or empty
 
 Standard input is a socket. The script reads the command's environment from it, as NAME=VALUE with a NUL after
 each variable. The script itself does not run in that environment, because the model's author can set
