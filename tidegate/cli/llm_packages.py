@@ -34,7 +34,7 @@ def is_llm_folder(folder: Path) -> bool:
     if (folder / "config.pbtxt").exists() or (folder / "model.py").exists():
         return False
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    if any(name.lower().endswith(".gguf") for name in names):
+    if _has_gguf(folder):
         return True
     if hugging_face_packages.task_of(folder) is not None:
         return False
@@ -44,7 +44,11 @@ def is_llm_folder(folder: Path) -> bool:
 
 def is_hugging_face(folder: Path) -> bool:
     """Return True for a Hugging Face folder of a language model. Only vLLM reads such a folder."""
-    return folder.is_dir() and (folder / "config.json").exists() and is_llm_folder(folder)
+    return folder.is_dir() and not _has_gguf(folder) and is_llm_folder(folder)
+
+
+def _has_gguf(folder: Path) -> bool:
+    return any(path.name.lower().endswith(".gguf") for path in folder.iterdir() if path.is_file())
 
 
 def adapter_path(name: str, source: Path) -> str:

@@ -84,8 +84,9 @@ def _npz(path: Path, signature: Doc | None) -> Columns:
     """Read one array for each input name. The rows are along the first axis."""
     with np.load(path, allow_pickle=False) as arrays:
         found = {name: arrays[name][:MAX_ROWS] for name in arrays.files}
-    known = {each["name"] for each in (signature or {}).get("inputs", ())} | set(_OUTPUTS)
-    chosen = {name: each for name, each in found.items() if not known or name in known}
+    inputs = {each["name"] for each in (signature or {}).get("inputs", ())}
+    known = inputs | set(_OUTPUTS)
+    chosen = {name: each for name, each in found.items() if not inputs or name in known}
     if not chosen:
         raise UsageError(f"{path} has the arrays {', '.join(found)}. Expected: {', '.join(sorted(known))}.")
     rows = {len(each) for each in chosen.values()}

@@ -53,6 +53,13 @@ def test_an_npz_has_the_inputs_as_arrays(tmp_path: Path) -> None:
     assert found.profile.values["city"].counts == {"Bern": 2, "Oslo": 1}
 
 
+def test_without_a_signature_all_arrays_of_an_npz_count(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, x=np.ones((3, 2), np.float32), prediction=np.array([0, 1, 1]))
+    found = Baseline.from_json(baseline_of(path, None))
+    assert sorted(found.profile.numbers) == ["x[0]", "x[1]"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

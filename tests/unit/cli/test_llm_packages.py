@@ -12,6 +12,7 @@ import pytest
 from services.registry.domain.merge import patched
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.llm_options import adapter_files, llm_fields, upstream_artifact, value_of
+from tidegate.cli.llm_packages import is_hugging_face
 from tidegate.cli.package import format_of, packed
 
 pytestmark = pytest.mark.unit
@@ -29,6 +30,13 @@ def contents(path: Path, adapters: dict[str, Path] | None = None) -> tuple[str, 
         package.file.seek(0)
         with tarfile.open(fileobj=package.file) as tar:
             return package.filename, package.format, tar.getnames()
+
+
+def test_a_folder_with_gguf_files_is_not_for_vllm(tmp_path: Path):
+    weights = folder(tmp_path / "hf", "config.json", "tokenizer.json", "model.safetensors")
+    assert is_hugging_face(weights)
+    assert not is_hugging_face(folder(tmp_path / "gguf", "config.json", "tokenizer.json", "m.gguf"))
+    assert not is_hugging_face(weights / "config.json")
 
 
 def test_a_gguf_file_is_recognised_by_its_first_bytes(tmp_path: Path):
