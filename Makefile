@@ -76,11 +76,12 @@ clean: down ## stop everything and delete the data (installed packages stay)
 
 # pytest rewrites the tests' asserts in each process. So the tests are collected once first, into bytecode, on a core
 # that the type checker leaves idle. An error there appears again below, with its message.
+# Each process of the second part has a stack of its own. A fourth stack takes more CPU time than it saves.
 test: export PYTHONDONTWRITEBYTECODE =
 test: bootstrap-dev ## install what is missing, check the code, run every test
 	@$(MAKE) --no-print-directory --jobs=3 check test-bytecode test-packages
 	$(PY) -m pytest -n 4 $(BY_FILE) $(PYTEST_FLAGS) $(PART_TESTS)
-	$(PY) -m pytest -n 4 $(BY_FILE) $(PYTEST_FLAGS) $(STACK_TESTS)
+	$(PY) -m pytest -n 3 $(BY_FILE) $(PYTEST_FLAGS) $(STACK_TESTS)
 
 # Names the tests that failed in each run. A run takes about a quarter of an hour on two cores.
 REPEAT_FLAGS ?= --runs 3

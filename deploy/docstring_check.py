@@ -60,7 +60,7 @@ def main() -> int:
     for complaint in found:
         print(complaint, file=sys.stderr)
     if found:
-        print(f"{len(found)} docstrings do not begin with a verb, such as Return or Publish", file=sys.stderr)
+        print(f"{len(found)} docstrings begin with a wrong word", file=sys.stderr)
     return 1 if found else 0
 
 

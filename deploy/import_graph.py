@@ -1,8 +1,12 @@
 """``python -m deploy.import_graph``: print how the rooms (folders) of each service import each other.
 
 For each service, it prints the number of imports from each room to each other room. For the whole source, it
-prints the import cycles. It fails if there is a cycle, or if a room imports a room of a higher level. It also
-fails if a room imports a module that is beside ``app.py``. Only ``settings`` may be imported by all rooms.
+prints the import cycles.
+
+It fails if there is a cycle, or if a room imports a room of a higher level. The levels, from high to low:
+modules beside ``app.py``, ``api``, ``application``, ``adapters``, ``domain``. So no other room may import a
+module that is beside ``app.py``. The only exception is ``settings``: all rooms may import it.
+
 ``--rev REVISION`` examines another Git revision. The rules are in ``.importlinter``.
 """
 

@@ -61,7 +61,7 @@ def comments(path: str, source: str) -> Iterator[Text]:
 
 
 def messages(path: str, tree: ast.AST) -> Iterator[Text]:
-    """Yield strings of several words that are not docstrings, such as error messages and log messages."""
+    """Yield all strings of several words, except docstrings. Examples: error messages, log messages."""
     documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):

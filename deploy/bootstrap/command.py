@@ -26,8 +26,8 @@ EXPLANATIONS = (
     (r"No space left on device", "The disk is full: free about 2 GB, then run the same command again."),
     (
         r"DO NOT MATCH THE HASHES",
-        "A downloaded file differs from the locked one. Try again. If that does not help, the index or "
-        "mirror in use (`pip config list`) serves altered files.",
+        "A downloaded file does not have the hash that the lock file requires. Try again. If that does not "
+        "help, the index or mirror in use (`pip config list`) serves altered files.",
     ),
     (
         r"Temporary failure in name resolution|Failed to establish a new connection|Max retries exceeded"

@@ -62,8 +62,9 @@ def install(
 ) -> None:
     """Install the packages of the lock file ``lock`` into the environment ``env``.
 
-    The pip of the services' environment installs them, because ``env`` may have no pip. The file ``stamp``
-    stores the lock file's fingerprint, which :func:`filled` compares.
+    The pip of the services' environment installs them, because ``env`` may have no pip. After the
+    installation, the file ``stamp`` gets the lock file's fingerprint. From it, :func:`filled` sees later if
+    the lock file has changed.
     """
     pinned, seen = len(pins(lock)), 0
 

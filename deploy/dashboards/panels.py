@@ -47,10 +47,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A menu of a dashboard.
+    """A menu of a dashboard. Grafana fills the menu with the values of a Prometheus label.
 
-    Grafana fills it with the values of the Prometheus label ``name`` in the metric ``series``.
-
+    ``name``: this Prometheus label. ``series``: the metric from which Grafana reads the label's values.
     ``label``: the text beside the menu.
     """
 

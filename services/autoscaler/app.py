@@ -148,7 +148,7 @@ async def _start(
 def _add_routes(
     app: FastAPI, settings: AutoscalerSettings, operations: Operations, recordings: Recordings
 ) -> None:
-    """Store in the app's state the objects that the routes use."""
+    """Put the objects that the routes use into ``app.state``."""
     state, parts = settings.state_path, operations.parts
     app.state.operations = operations
     app.state.logs = LogReader(

@@ -33,8 +33,8 @@ def bounds_of(settings: AutoscalerSettings) -> StackBounds:
 def token_of(settings: AutoscalerSettings) -> str | None:
     """Return the token that callers must send; None if callers need no token.
 
-    The token is derived from the service token. If there is no service token and ``engine_proxy_open`` is
-    set, return None. If it is not set, raise SystemExit.
+    The token is derived from the service token. Without a service token, return None if ``engine_proxy_open``
+    is set; otherwise raise SystemExit.
     """
     if settings.service_token:
         return engine_token(settings.service_token)

@@ -114,8 +114,8 @@ class AutoscalerSettings(Settings):
     )
     docker_pull: Literal["never", "missing", "always"] = Field(
         "missing",
-        description="When an image of workers is pulled: `never`, `always`, or `missing`: "
-        "if the container engine does not have the image.",
+        description="When an image of workers is pulled: `never`, `always` or `missing`. "
+        "`missing`: only if the container engine does not have the image.",
     )
     docker_network: str = Field("tidegate", description="The container engine's network for workers.")
     docker_volumes: dict[str, str] = Field(

@@ -90,7 +90,7 @@ class AccessWiring:
     def watch_callers(self, seen: Callable[[Iterable[tuple[str, str]]], None]) -> None:
         """Set the function that is called at each usage report.
 
-        ``seen`` gets pairs of a caller in the report and an endpoint that it called.
+        ``seen`` gets pairs (caller, endpoint): each caller in the report, with each endpoint that it called.
         """
         self._usage.on_callers = seen
 

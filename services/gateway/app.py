@@ -67,8 +67,9 @@ from tidegate.kernel.tracing import SpanExport
 # fields other than the tensors.
 HEAD_BYTES = 64 * 1024
 
-# The most bytes of a body, except on the STREAMED paths, which have their own limits. It is low, because the
-# memory budget does not count these bodies, and callers on loopback can send them without a credential.
+# The most bytes of a body, except on the STREAMED paths, which have their own limits. This limit is low for
+# two reasons: the memory budget does not count these bodies, and callers on loopback can send them without a
+# credential.
 API_BODY_BYTES = 64 * 1024
 STREAMED = (
     {

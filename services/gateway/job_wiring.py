@@ -44,7 +44,10 @@ from tidegate.kernel.store.webhooks import WebhookStore
 
 
 class JobWiring:
-    """The parts for jobs. Start them after the dispatcher of requests, and stop them before it."""
+    """The parts for jobs.
+
+    The calling code must start them after the dispatcher of requests, and stop them before the dispatcher.
+    """
 
     def __init__(
         self,

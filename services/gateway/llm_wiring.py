@@ -19,9 +19,9 @@ from services.gateway.application.llm.accounting import LlmAccounting
 from services.gateway.application.llm.core import LlmCore
 from services.gateway.settings import GatewaySettings
 
-# URL paths of the APIs for language models, as a part of ``STREAMED`` in app.py. On these paths, request
-# bodies may be larger than on other paths. The values are limits in bytes. None: the route limits the size
-# itself.
+# URL paths of the APIs for language models. They are a part of ``STREAMED`` in app.py. On these paths,
+# request bodies may be larger than on other paths. The values are limits in bytes. None: the route limits the
+# size itself.
 LLM_BODIES: dict[str, int | None] = {
     r"/v1/(chat/completions|completions|embeddings|responses)": None,
     r"/|/generate|/generate_stream|/tgi/.*": None,

@@ -12,9 +12,9 @@ def return_large_blocks() -> None:
     """Make malloc return each large block to the system as soon as it is freed.
 
     glibc gives each block above a threshold its own memory mapping, and removes the mapping when the block is
-    freed. By default, freeing a larger block raises the threshold, up to 32 MiB. Later request bodies are
-    then in the heap and leave holes there. So the process takes up to twice the memory that it uses. A
-    threshold that is set by a program is never raised.
+    freed. By default, the threshold rises to the size of each larger block that is freed, up to 32 MiB. Later
+    request bodies below the new threshold are in the heap, and leave holes there when they are freed. So the
+    process takes up to twice the memory that it uses. A threshold that is set by a program never rises.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has this function
     if mallopt is not None:

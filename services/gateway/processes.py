@@ -37,7 +37,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Member(NamedTuple):
-    """A gateway process: its number, and when it started. The number chooses its inherited sockets."""
+    """A gateway process: its number, and when it started.
+
+    The number determines which of the inherited sockets the process gets.
+    """
 
     number: int
     since: float
@@ -46,8 +49,8 @@ class Member(NamedTuple):
 class Members:
     """A parent of gateway processes: it starts them, restarts dead ones, and forwards signals.
 
-    ``metrics_dir``: the folder of the metrics. The parent makes a folder of its own in it, because during a
-    restart there are two parents.
+    ``metrics_dir``: the folder of the metrics. Each parent makes its own folder in ``metrics_dir``, because
+    two parents run during a restart.
     """
 
     def __init__(self, count: int, metrics_dir: Path) -> None:
@@ -66,16 +69,18 @@ class Members:
         self._alive: dict[subprocess.Popen[bytes], Member] = {}
         self._count = count
         self._stopping = self._failed = False
-        # The numbers of processes that have run for HEALTHY_AFTER_S. Before that, connections wait for the
-        # next process.
+        # The numbers whose process has once run for HEALTHY_AFTER_S. If such a process dies, its sockets
+        # refuse connections until its successor listens. At the sockets of other numbers, connections wait
+        # for the successor.
         self._proven: set[int] = set()
         self._sent = signal.SIGTERM
         self._delay = BACKOFF_S[0]
 
     def run(self) -> int:
-        """Run until a signal arrives, or until a process dies before its restart is decided.
+        """Run the gateway processes until a signal arrives, or until a restart of the gateway fails.
 
-        Return 0 if every process ended without an error.
+        The restart fails if a process dies before the restart is decided. Return 0 if every process ended
+        without an error.
         """
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
@@ -95,12 +100,13 @@ class Members:
                 self._alive[process] = Member(index, time.monotonic())
             time.sleep(POLL_S)
             self._replace_dead()
-        self._send(self._sent)  # end a process that started during the signal and did not get it
+        self._send(self._sent)  # end a process that started while the signal was sent, and did not get it
         codes = [int(self._failed), *(member.wait() for member in self._alive)]
         return max(map(abs, codes), default=0)
 
     def _replace_dead(self) -> None:
-        # Until a restart is decided, the old gateway accepts from the same sockets, so they are not refused.
+        # Until a restart is decided, the old gateway accepts connections at the same sockets. So the sockets
+        # of a dead new process need not refuse connections.
         restarting = handover.undecided()
         for member, (number, since) in list(self._alive.items()):
             code = member.poll()
@@ -130,7 +136,10 @@ class Members:
         self._send(signal.SIGTERM)
 
     def _retire(self, *_: object) -> None:
-        """Let each process end its connections and stop. SIGTERM ends the wait for their last streams."""
+        """Let each process end its connections, wait for its last streams, and stop.
+
+        SIGTERM ends this wait.
+        """
         self._stopping = True
         handover.close_inherited()
         self._send(signal.SIGUSR1)

@@ -21,8 +21,8 @@ from services.gateway.application.inference.core import InferenceCore
 from services.gateway.application.model_control import ModelControl
 from services.gateway.job_wiring import JobWiring
 
-# URL paths of these APIs, as a part of ``STREAMED`` in app.py. On these paths, request bodies may be larger
-# than on other paths. The values are limits in bytes. None: the route limits the size itself.
+# URL paths of these APIs. They are a part of ``STREAMED`` in app.py. On these paths, request bodies may be
+# larger than on other paths. The values are limits in bytes. None: the route limits the size itself.
 ROWS_BODIES: dict[str, int | None] = {
     r"/v1/models/[^/]+(/(versions|labels)/[^/]+)?:(predict|classify|regress)": None,
     r"/predictions/.*|/invocations|/endpoints/.*|/models/[^/]+/invoke": None,

@@ -29,8 +29,8 @@ class RouterSettings(Settings):
     router_lease_s: float = Field(
         5.0,
         ge=1.0,
-        description="Lease of the leading router, in seconds. If it dies, another router leads after this "
-        "time.",
+        description="Lease of the leading router, in seconds. If this router dies, another router leads "
+        "after this time.",
     )
     blob_sweep_interval_s: float = Field(
         60.0, description="Seconds between two sweeps in which the router deletes expired large payloads."
@@ -49,8 +49,8 @@ class RouterSettings(Settings):
     job_sweep_interval_s: float = Field(
         1.0,
         gt=0,
-        description="Seconds between two sweeps in which the router looks for jobs without a message or "
-        "worker.",
+        description="Seconds between two sweeps of the jobs. A sweep publishes lost messages again, ends "
+        "expired jobs, and removes old records.",
     )
     jobs_kept: int = Field(
         1_000_000, ge=0, description="How many finished jobs are kept; the oldest are deleted first."
@@ -58,7 +58,7 @@ class RouterSettings(Settings):
     jobs_kept_bytes: int = Field(
         512 * 2**20,
         ge=0,
-        description="Maximum number of bytes of memory of the jobs' store. "
+        description="Maximum memory of the jobs' store, in bytes. "
         "Above this limit, the oldest finished jobs are deleted. 0: no limit.",
     )
     jobs_kept_min_s: float = Field(
@@ -99,13 +99,13 @@ class RouterSettings(Settings):
         5.0,
         gt=0,
         description="Seconds before the second attempt to send a webhook. "
-        "Each later wait is three times as long.",
+        "Each later wait is three times as long as the one before.",
     )
     webhook_longest_retry_s: float = Field(
         10_800.0, gt=0, description="Longest wait between two attempts of a webhook, in seconds."
     )
     webhook_give_up_s: float = Field(
-        43_200.0, gt=0, description="Seconds after the end of a job for which its webhook is retried."
+        43_200.0, gt=0, description="A webhook is retried until this many seconds after the end of its job."
     )
     webhooks_at_once: int = Field(
         64, ge=1, le=1024, description="Maximum number of webhooks in flight at the same time."

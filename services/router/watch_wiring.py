@@ -31,7 +31,7 @@ AT_ONCE = 8
 class WatchWiring(NamedTuple):
     """The watch, the alerts and the sender of alerts.
 
-    The watch and the sender must be started and stopped together with the router.
+    The calling code must start and stop the watch and the sender together with the router.
     """
 
     watch: EndpointWatch

@@ -1,7 +1,7 @@
-"""Run one request on a separate Triton in the foreground: ``python -m services.worker.reproduce``.
+"""Run one request in the foreground, on a Triton that runs nothing else.
 
-``tidegate reproduce`` starts this program for a dead letter. The program prints the model's log. It does not
-connect to the broker, to a store or to another replica.
+The command is ``python -m services.worker.reproduce``. ``tidegate reproduce`` starts it for a dead letter.
+The program prints the model's log. It does not connect to the broker, to a store or to a replica.
 """
 
 from __future__ import annotations
@@ -131,7 +131,10 @@ async def _how_it_died(triton: TritonProcess, client: TritonClient, error: Unava
 
 
 def ended(code: int) -> str:
-    """Return a text about how a process ended. A negative code is a signal's number."""
+    """Return a text about how a process ended.
+
+    ``code``: the exit code. If a signal killed the process, it is minus the number of the signal.
+    """
     if code >= 0:
         return f"ended with exit code {code}"
     with contextlib.suppress(ValueError):

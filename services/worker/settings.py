@@ -42,7 +42,7 @@ class WorkerSettings(Settings):
     cache_min_free_bytes: int = Field(
         2 * 2**30,
         ge=0,
-        description="Number of free bytes on the cache's disk below which unused artifacts and environments "
+        description="If the cache's disk has fewer free bytes than this, unused artifacts and environments "
         "are deleted.",
     )
     shared_memory_above_bytes: int = Field(

@@ -43,7 +43,7 @@ def set_(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Point an alias to a version. The change applies immediately: `tidegate alias set digits champion 3`."""
+    """Point an alias to a version immediately. Example: `tidegate alias set digits champion 3`"""
     plane = control()
     number = plane.registry.get(f"/v1/models/{part(name)}/versions/{part(version)}")["number"]
     body: dict[str, Any] = {"version": number}

@@ -166,10 +166,10 @@ class Service:
                 take(piece)
 
     def exists(self, path: str) -> bool:
-        """Return True if the path exists, False for a 404.
+        """Send HEAD. Return True if the path exists, False for a 404.
 
-        After any other error, send GET and raise the error of its answer. An answer to HEAD has no error
-        message.
+        An answer to HEAD has no error message. So after any other error, send GET and raise the error of that
+        answer.
         """
         try:
             self._send("HEAD", path)

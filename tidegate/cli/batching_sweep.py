@@ -27,11 +27,12 @@ class SweepPlan:
     """The plan of a sweep: the batching settings and loads to measure, and the durations.
 
     ``latency_ms``: the limit of the p99 latency. ``connections``: the loads, as numbers of connections.
+    ``windows_ms`` and ``max_batch``: the batch windows in milliseconds and the batch sizes to measure.
     ``seconds``: the duration of the measurement of one load. ``limit_s``: after this time in seconds, no
     further setting is measured.
 
-    If ``max_batch`` is None, batch sizes up to the signature's limit are measured. If ``inputs`` is None, the
-    requests contain zeros.
+    If ``max_batch`` is None, the sweep chooses batch sizes up to the signature's ``max_batch_size``. If
+    ``inputs`` is None, the requests contain zeros.
     """
 
     latency_ms: float
@@ -145,10 +146,11 @@ class BatchingSweep:
         self._steps.change(row, "done", f"{number}: {_in_words(mine, self._plan.latency_ms)}")
 
     def _batch_since(self, before: calls.Calls | None) -> float | None:
-        """Return the mean batch size of the calls since ``before`` was read.
+        """Return the mean batch size of the calls that the replica ran after the reading ``before``.
 
-        If the replica has no counters, return the mean batch size that its worker reports for the latest
-        calls. If there is no such report either, return None.
+        ``before``: the replica's counters at an earlier time. If its counters cannot be read, return the mean
+        batch size that its worker reports for the latest calls. If there is no such report either, return
+        None.
         """
         now = calls.read(self._temporary.replica) if before else None
         if before and now:

@@ -86,7 +86,9 @@ def bench(
             "--data",
             "-d",
             metavar="JSON",
-            help=("For other models: the request, as JSON of the Open Inference Protocol."),
+            help=(
+                "For a model that is no language model: the request, as JSON of the Open Inference Protocol."
+            ),
             rich_help_panel=_REQUEST,
         ),
     ] = None,
@@ -170,6 +172,8 @@ def _first_call(
 
     The answer reports how many tokens its prompt had. This number shows how many words a prompt of ``wanted``
     tokens needs.
+
+    If the user gave the prompts, or if the answer reports no number, return ``prompts`` unchanged.
     """
     from dataclasses import replace
 

@@ -42,7 +42,7 @@ def rollout(
         typer.Option(
             metavar="NAME",
             help="Also judge this metric of the feedback, such as score. With --ab, repeatable: NAME, "
-            "NAME=LABEL, errors or latency. You can add :up or :down, and a smallest lift (:5%).",
+            "NAME=LABEL, errors or latency. You can add :up or :down, and the smallest lift to detect (:5%).",
         ),
     ] = None,
     direction: Annotated[

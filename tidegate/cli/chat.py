@@ -112,8 +112,8 @@ def _whole_prompt(prompt: str | None) -> str | None:
 def _has_input() -> bool:
     """Return True if stdin is a pipe or a file.
 
-    If the command line has a message, other kinds of stdin are not read. Such a stdin, as in cron, may have
-    no input.
+    If the command line has a message, stdin is read only if it is a pipe or a file. Any other stdin, such as
+    that of cron, may have no input.
     """
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
@@ -231,7 +231,7 @@ class Session:
         self._interrupted = turn.cancelled
 
     def _command(self, text: str) -> bool:
-        """Run a command, a line that begins with ``/``. Return False to end the session."""
+        """Run a command: a line that begins with ``/``. Return False to end the session."""
         word, _, rest = text.partition(" ")
         match word:
             case "/exit" | "/quit" | "/bye":

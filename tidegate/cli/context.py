@@ -73,7 +73,10 @@ def add(
     use: Annotated[bool, typer.Option("--use", help="Make the new context the current one.")] = False,
     json: Json = False,
 ) -> None:
-    """Add a stack, or change one: `tidegate context add prod --url https://models.example.com --key -`."""
+    """Add a stack, or replace the context of the same name.
+
+    Example: `tidegate context add prod --url https://models.example.com --key -`
+    """
     if "/" in name or name in ("", ".", ".."):
         raise UsageError(
             f"{name!r} cannot be the name of a context, because a folder gets the same name. "

@@ -83,7 +83,7 @@ class Conversation:
         self.messages: list[dict[str, Any]] = []
 
     def restart(self) -> None:
-        """Remove all messages, except the system prompt."""
+        """Remove all messages. The system prompt stays, because ``self.system`` holds it."""
         self.messages = []
 
     def ask(self, text: str, write: Callable[[str], None], waiting: WaitingLine) -> Turn:

@@ -268,8 +268,8 @@ def deploy(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="For ONNX: int8, or auto (int8 only if it is also faster). The smaller model becomes a "
-            "separate version (docs/edge.md).",
+            help="For ONNX: int8, or auto (int8 only if it is also faster than the original). The smaller "
+            "model becomes a separate version (docs/edge.md).",
             rich_help_panel=_SMALLER,
         ),
     ] = None,
@@ -314,7 +314,7 @@ def deploy(
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="Sample requests that the version must answer before it gets traffic.",
+            help="Example requests that the version must answer before it gets traffic.",
             rich_help_panel=_ROLL,
         ),
     ] = None,

@@ -94,7 +94,7 @@ def _histogram(
     # The first and last bins can be very narrow. Then their bars are very high. These bars do not set the
     # vertical scale, so that the other bars stay visible.
     most = max([max(each[1:-1] or each) for each in heights]) * 1.15 or 1.0
-    # Outliers would make all other bins too narrow to see. So the horizontal axis ends a little outside the
+    # Outliers would make the inner bins too narrow to see. So the horizontal axis ends a little outside the
     # inner bins.
     spread = (edges[-2] - edges[1]) or 1.0
     low, high = max(edges[0], edges[1] - 0.4 * spread), min(edges[-1], edges[-2] + 0.4 * spread)

@@ -27,7 +27,11 @@ SHADES = " .:-=+*#%@"
 
 
 class ExampleFailed(TidegateError):
-    """An error of the example: the training failed, or the answer was wrong."""
+    """An error of the example.
+
+    A needed file does not exist, the training failed, or the answer differs from that of onnxruntime without
+    Tidegate.
+    """
 
     reason = "example"
 

@@ -45,9 +45,9 @@ def experiment(
 ) -> None:
     """Show an experiment: the outcomes, the differences, and the outcomes that are still needed.
 
-    The last number states how many more outcomes would make the present difference significant. You may read
-    the report at any time and as often as you like: its intervals stay valid. `tidegate rollout NAME --to
-    VERSION --ab` starts an experiment. Example: tidegate experiment digits --winner v2
+    The report states how many more outcomes would make the present difference significant. You may read the
+    report at any time and as often as you like: its intervals stay valid. `tidegate rollout NAME --to VERSION
+    --ab` starts an experiment. Example: tidegate experiment digits --winner v2
     """
     if sum((stop, winner is not None, wait)) > 1 or (csv and json):
         raise UsageError("Use only one of --stop, --winner and --wait, and one of --csv and --json.")
@@ -68,7 +68,7 @@ def experiment(
 
 
 def start(plane: Control, name: str, to: str, options: Doc) -> None:
-    """Start an experiment. ``to``: its versions or Deployments, with commas between them."""
+    """Start an experiment. ``to``: its treatments (versions or Deployments), separated by commas."""
     body: Doc = {"versions": [], "deployments": [], "options": options}
     for each in (text.strip() for text in to.split(",")):
         number = each.removeprefix("v")

@@ -56,7 +56,7 @@ def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) 
     """Return the exported objects as YAML for `tidegate apply`.
 
     Comments at the top list the versions that must be registered before `tidegate apply`. They also list the
-    Deployments that `tidegate scale` holds at a number of replicas. `tidegate apply` ignores these comments.
+    Deployments whose number of replicas `tidegate scale` has fixed. `tidegate apply` ignores these comments.
 
     ``stated``: the exported objects by kind. ``held``: the Deployments as the registry stores them.
     """
@@ -140,7 +140,7 @@ def _canary_defaults() -> dict[str, Any]:
 
 
 def _stated(held: Fields, defaults: Fields) -> dict[str, Any]:
-    """Return the fields of a stored object that an exported file contains.
+    """Return the fields of a stored object that belong in an exported file.
 
     Leave out the fields that the registry adds, and fields with default values. Never leave out the fields in
     ``_ALWAYS``.

@@ -44,8 +44,8 @@ def feedback(
 ) -> None:
     """Report how good an answer was, or report on many answers from a file.
 
-    Only the first value of each metric is stored, so a repeated command changes nothing. The exit code is 1
-    if lines of a file are refused. Example: tidegate feedback fb1.WyJk... --score 0.9
+    For each answer, only the first value of a metric is stored. So a repeated command changes nothing. The
+    exit code is 1 if lines of a file are refused. Example: tidegate feedback fb1.WyJk... --score 0.9
     """
     from tidegate.client import Client
 
@@ -74,9 +74,10 @@ def feedback(
 
 
 def metric_of(texts: list[str] | None) -> dict[str, Any]:
-    """Return ``metric`` and ``value`` of ``--metric NAME=VALUE``; empty without the option.
+    """Parse ``--metric NAME=VALUE`` as a dict with the keys ``metric`` and ``value``.
 
-    Raise UsageError if the option has another form or is given twice.
+    Without the option, return an empty dict. Raise UsageError if the option has another form or is given
+    twice.
     """
     if not texts:
         return {}
@@ -90,7 +91,11 @@ def metric_of(texts: list[str] | None) -> dict[str, Any]:
 
 
 def lines_of(file: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the objects of a file of JSON Lines; raise UsageError with the number of a wrong line."""
+    """Yield the objects of a file of JSON Lines.
+
+    Raise UsageError if the file cannot be read, or if a line is not a JSON object. The error contains the
+    number of this line.
+    """
     import orjson
 
     try:

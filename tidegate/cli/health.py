@@ -32,7 +32,7 @@ class Overview:
     def look(cls) -> Overview:
         """Ask every service for its state, and return the overview.
 
-        If a service refuses the API key, do not read the lists.
+        If a service refuses the API key, do not read the lists of endpoints and deployments.
         """
         from tidegate import stack
 
@@ -165,7 +165,10 @@ def shares(targets: list[Doc]) -> str:
 
 
 def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
-    """Return a deployment's row, with its first problem as the detail."""
+    """Return a deployment's row in the report, with its worst problem as the detail.
+
+    Without a problem, the detail is the last death of the model, or else a message of a replica.
+    """
     wrong = [c for c in status["conditions"] if not c["ok"]]
     failed = [c for c in wrong if c["type"] == "Loaded"]
     asleep = any(c["type"] == "Ready" and c["reason"] in {"Asleep", "Paused"} for c in status["conditions"])

@@ -40,7 +40,8 @@ def files_of(folder: Path) -> dict[str, Path]:
     skipped: tuple[str, ...] = _OTHERS
     onnx = next((name for name in ONNX if name in found), None)
     # An ONNX file replaces the other weights, except in image models. If only transformers can prepare the
-    # images, transformers also runs the model. It cannot run the ONNX file, so it needs the other weights.
+    # images, transformers also runs the model. Because transformers cannot run the ONNX file, such a model
+    # needs the other weights.
     if onnx is not None and task_of(folder) != "image-classification":
         skipped += (".safetensors", *_PICKLED)
     elif any(name.endswith(".safetensors") for name in found):

@@ -56,7 +56,7 @@ def job(
     timeout: Annotated[str, typer.Option(help="Longest time that --wait waits.")] = "1h",
     cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the job.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Retry a failed job, as a new job.")] = False,
-    result: Annotated[bool, typer.Option("--result", help="Show the job's result instead.")] = False,
+    result: Annotated[bool, typer.Option("--result", help="Show the job's result, not its state.")] = False,
     output_file: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Save the job's result as JSON.")
     ] = None,

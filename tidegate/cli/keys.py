@@ -306,7 +306,8 @@ def _shown_limits(key: Doc) -> Doc:
 def _id_of(registry: Service, key: str) -> str:
     """Return the id of the key with this id or name.
 
-    Raise NotFound if there is no such key, UsageError if several keys have this name.
+    Raise NotFound if there is no such key. Raise UsageError if several keys that are not revoked have this
+    name.
     """
     items = registry.items("/v1/keys", all="true")
     if any(item["id"] == key.removeprefix("tg_") for item in items):

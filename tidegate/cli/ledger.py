@@ -44,7 +44,7 @@ def _show(found: dict[str, Any]) -> None:
     rows += [
         ("messages in the broker", messages["ready"]),
         ("messages at workers", messages["held"]),
-        ("jobs kept without a message", messages["watched"]),
+        ("jobs unconfirmed, or leased by a worker", messages["watched"]),
         ("records kept", found["kept"]),
         ("records removed", found["removed"]),
     ]

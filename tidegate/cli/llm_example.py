@@ -86,7 +86,7 @@ class LlmExample:
             placed = {"deployment": {"name": deployment}, "endpoint": endpoint}
         began = time.monotonic()
         wait_serving(plane, placed, WAIT_S, self.steps)
-        self.steps.change("engine", "done", f"the model is ready, {time.monotonic() - began:.1f} s later")
+        self.steps.change("engine", "done", f"the model is ready after {time.monotonic() - began:.1f} s")
 
     def _model(self) -> Path:
         from deploy.bootstrap.step import StepFailed

@@ -120,7 +120,7 @@ def _show_merged(found: Source, name: str, lines: int, after: float, *, follow: 
         try:
             _show_lines(found.read(name, since=before, until=until, lines=10_000))
         except (NotFound, Unavailable):
-            until = before  # read this time span again later: a restarted stack can have the logs again
+            until = before  # the next read repeats this time span: the stack may only be restarting
 
 
 def _show_request(found: Source, id_: str, *, json: bool) -> None:

@@ -108,7 +108,7 @@ def oip_request(
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A handler that follows no redirect. urllib then raises HTTPError."""
+    """A urllib handler that follows no redirect. For a redirect, urllib raises HTTPError."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         """Return None, so that the redirect is not followed."""

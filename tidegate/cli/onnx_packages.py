@@ -14,9 +14,8 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 def model_in(path: Path) -> Path | None:
     """Return the ONNX file that must be packed as a tar; None if there is none.
 
-    If ``path`` is a file, this is ``path`` itself, if it is an ONNX file with external data. If ``path`` is a
-    folder, this is its only ONNX file. Return None for a folder with several ONNX files or another kind of
-    model.
+    A file is returned if it is an ONNX file with external data. For a folder, its only ONNX file is returned.
+    The result is None for a folder that has several ONNX files or contains another kind of model.
     """
     if not path.is_dir():
         return path if path.suffix.lower() == ".onnx" and path.is_file() and external_files(path) else None
@@ -57,7 +56,7 @@ def _inside(model: Path, location: str) -> PurePosixPath:
         # its weights. The key would be uploaded, so hidden files are refused.
         raise UsageError(
             f"{model} names {location[:80]!r} as a file of weights, but hidden files are "
-            "not uploaded. If it really has weights, save the model again with another location."
+            "not uploaded. If this file really has weights, save the model again with another location."
         )
     if not (model.parent / path).is_file():
         raise UsageError(

@@ -64,7 +64,7 @@ class Wish:
 class Quantised:
     """The measurements of a model and of its int8 recipes, and the recipe that was chosen.
 
-    ``file``: the int8 model; None if the model stays fp32.
+    A recipe is a method to convert the model to int8. ``file``: the int8 model; None if the model stays fp32.
     """
 
     study: Study

@@ -90,7 +90,10 @@ def estimate_of(version: Mapping[str, Any]) -> str:
 
 
 def labels_of(version: Mapping[str, Any]) -> str:
-    """Describe how many labels belong to sampled requests, and how many do not."""
+    """Describe how many labels belong to sampled requests, and how many do not.
+
+    Also give the number of predictions that wait for labels.
+    """
     line = (
         f"{version['labels_joined']:,} labels joined to predictions; "
         f"{version['labels_unmatched']:,} labels are for requests that were "

@@ -32,8 +32,8 @@ def reproduce(
 ) -> None:
     """Run a dead letter's request again on this machine, in a separate worker without other requests.
 
-    Exit code 0: the request was answered; 1: it failed; 3: it killed the model's process, Triton or the
-    worker.
+    Exit code 0: the request was answered. 1: it failed. 3: it killed a process: the model's, Triton's or the
+    worker's.
     """
     source_checkout.require("reproduce")
     from tidegate.cli.dead import save
@@ -64,7 +64,10 @@ def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
 
 
 def _run(folder: Path, timeout_s: float) -> int:
-    """Run the worker in a separate process, because the model may kill it. Return its exit code."""
+    """Run the worker in a separate process, so that the model cannot kill this command.
+
+    Return the worker's exit code, or 3 if a signal killed the worker.
+    """
     command = [sys.executable, "-m", "services.worker.reproduce", "--replica-dir", str(folder)]
     command += ["--payload", str(folder / "payload"), "--timeout", str(timeout_s)]
     with subprocess.Popen(command) as process:
@@ -93,7 +96,10 @@ def _ended(process: subprocess.Popen[Any]) -> int:
 
 @contextmanager
 def _folder(parent: Path, id: str) -> Iterator[Path]:
-    """Create a folder that only its owner can read. Delete it at the end, also after SIGTERM or Ctrl-C."""
+    """Yield a new folder that only this user can read, and delete it after the ``with`` block.
+
+    SIGTERM and Ctrl-C also end the block, so the folder is deleted then, too.
+    """
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -34,7 +34,7 @@ def restart(
     Valkey keep running. Example: tidegate settings set LOG_LEVEL=DEBUG, then tidegate restart gateway
     """
     source_checkout.require("restart")
-    environ = dict(os.environ)  # before settings are read, which adds paths of certificates
+    environ = dict(os.environ)  # Reading the settings adds paths of certificates, so copy it first.
     from tidegate.cli.settings import check_environment, check_file
     from tidegate.stack import StackError, restarting
 

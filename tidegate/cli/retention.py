@@ -17,7 +17,9 @@ _DAY_S = 86_400.0
 def undelete(
     version: Annotated[
         str,
-        typer.Argument(metavar="NAME[@N]", help="A deleted version; NAME: all deleted versions of a model."),
+        typer.Argument(
+            metavar="NAME[@N]", help="NAME@N: one deleted version; NAME: all deleted versions of a model."
+        ),
     ],
     json: Json = False,
 ) -> None:
@@ -57,7 +59,7 @@ def retention(
     now: Annotated[bool, typer.Option("--now", help="Delete now, instead of within ten minutes.")] = False,
     json: Json = False,
 ) -> None:
-    """Show or set how many versions of a model are kept. Also show which are kept or deleted.
+    """Show or set how many versions of a model are kept. List the versions to keep and to delete.
 
     Some versions are always kept: the latest version, versions in use or with an alias, and the target of a
     rollback.

@@ -88,7 +88,7 @@ def install(
     if BOOTED.is_dir():
         systemctl(unit.system, "daemon-reload")
     systemctl(unit.system, "enable", place.name)
-    told = [f"{place} is written and enabled. The stack starts with the machine."]
+    told = [f"{place} is written and enabled. From now on, systemd starts the stack."]
     if start and _runs_by_hand():
         told.append(
             "The stack runs already, without systemd. "
@@ -210,7 +210,11 @@ def place_of(unit: Unit) -> Path:
 
 
 def systemctl(system: bool, *arguments: str) -> str:
-    """Run systemctl and return its output. Raise ServiceFailed with systemctl's message."""
+    """Run systemctl and return its output.
+
+    Raise ServiceFailed if systemctl is not installed or fails. The error's message contains systemctl's
+    message.
+    """
     command = ["systemctl", *([] if system else ["--user"]), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -70,7 +70,7 @@ def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str
 def serve_imported(request: DeployRequest, way: Way, json: bool, report: Doc) -> None:
     """Upload, register and serve a file from another system.
 
-    ``report``: fields to add to the JSON document of the command.
+    ``report``: fields to add to the JSON that the command prints.
     """
     from tidegate.cli.publish import registered
 
@@ -80,7 +80,7 @@ def serve_imported(request: DeployRequest, way: Way, json: bool, report: Doc) ->
 def register_only(request: DeployRequest, json: bool, more: Doc) -> None:
     """Upload and register a file, without serving it.
 
-    ``more``: fields to add to the JSON document of the command.
+    ``more``: fields to add to the JSON that the command prints.
     """
     from tidegate.cli.publish import registered
 
@@ -136,7 +136,10 @@ def still_trying(placed: Doc) -> str:
         return f"Tidegate keeps trying. Stop it: tidegate delete {placed['deployment']['name']} --deployment"
     name = endpoint["name"]
     if endpoint.get("previous"):
-        return f"The earlier version serves, and Tidegate keeps trying. Stop it: tidegate rollback {name}"
+        return (
+            "The earlier version serves. Tidegate keeps trying to load the new version. "
+            f"To stop these tries: tidegate rollback {name}"
+        )
     return f"Tidegate keeps trying. Stop it: tidegate delete {name}"
 
 

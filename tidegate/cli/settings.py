@@ -1,4 +1,4 @@
-"""``tidegate settings``: the settings in force in the running services, and those in tidegate.env."""
+"""``tidegate settings``: the settings that the running services use, and those in tidegate.env."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 settings = typer.Typer(
     name="settings",
-    help="Show the settings in force in the running services. `set` and `unset` change tidegate.env.",
+    help="Show the settings that the running services use. `set` and `unset` change tidegate.env.",
     invoke_without_command=True,
 )
 
@@ -47,7 +47,7 @@ def listed(
     ] = False,
     json: Json = False,
 ) -> None:
-    """List the settings in force in the running services. If none runs, list those of the next start.
+    """List the settings that the running services use. If none runs, list those of the next start.
 
     The column `from` is the source of a value: default, computed (from other settings), file (tidegate.env in
     the state folder) or environment.
@@ -131,8 +131,8 @@ def merged(reports: Iterable[Doc]) -> list[Doc]:
 def fits(item: Doc, word: str | None, *, changed: bool) -> bool:
     """Return True if the name or the description of the item contains the word.
 
-    If ``changed`` is True, the setting must also come from the file or the environment, or change at a
-    restart.
+    If ``changed`` is True, one more condition must hold: the value comes from the file or the environment, or
+    a restart will change the value.
     """
     if changed and item["source"] in {"default", "computed"} and item["on_restart"] is None:
         return False
@@ -214,9 +214,9 @@ def check_environment(found: Settings, environ: Mapping[str, str]) -> None:
 
 
 def _restart(services: list[str], children: set[str], *, everywhere: bool) -> str:
-    """Return the command after which these services use a changed setting.
+    """Return the command that the user must run so that these services use a changed setting.
 
-    ``children``: the names of the stack's children.
+    ``children``: the names of the stack's processes. ``everywhere``: True if all services read the setting.
     """
     from tidegate.stack.plan import CONTROL
 
@@ -224,7 +224,7 @@ def _restart(services: list[str], children: set[str], *, everywhere: bool) -> st
         return (
             "`tidegate restart`. If it refuses, restart the whole stack: `tidegate down`, then `tidegate up`."
         )
-    # The autoscaler passes the settings on to the replicas that it starts.
+    # A worker gets its settings from the autoscaler that starts it. So the autoscaler must restart.
     names = {"autoscaler" if name == "worker" else name for name in services}
     if CONTROL in children:
         names = {name if name in children else CONTROL for name in names}

@@ -125,7 +125,8 @@ def _show(version: Doc, view: Doc, json: bool) -> None:
             output.line(f"For {view['next']}: {lack}.")
         if view["next"] and not view["missing"]:
             output.line(
-                f"The next stage is {view['next']}. To move it: tidegate stage {named} --to {view['next']}"
+                f"The next stage is {view['next']}. "
+                f"To move the version: tidegate stage {named} --to {view['next']}"
             )
 
     output.show(view, json, human)

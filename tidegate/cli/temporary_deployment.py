@@ -20,8 +20,8 @@ POLL_S = 0.25
 PATIENCE_S = 30.0
 REMOVAL_TRIES = 5
 REMOVAL_PAUSE_S = 1.0
-# Fields that are copied from the source Deployment. The bounds and the override of its number of replicas are
-# not copied, because the temporary Deployment always has one replica.
+# Fields that are copied from the source Deployment. Its bounds, and the number of replicas that an operator
+# set (`override`), are not copied, because the temporary Deployment always has one replica.
 _TAKEN_OVER = (
     "model",
     "version",

@@ -159,8 +159,8 @@ class Screen:
         drawn = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, emoji=False)
         drawn.print(self.render(width))
         picture = drawn.export_svg(title="tidegate top")
-        # The picture of rich refers to fonts on a server. Remove this, because a picture must not load other
-        # files.
+        # The library ``rich`` lets the SVG load fonts from a server. Remove these fonts, because the picture
+        # must not load other files.
         picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL).replace("Fira Code, ", "")
         Path(file).write_text(picture, encoding="utf-8")
 

@@ -13,7 +13,7 @@ from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, parse_sticky
 
 _HEADS = ("deployment", "version", "share", "gets now", "ready", "arriving/s", "note")
-# The number of a rollout's last events that are printed.
+# At most this many of a rollout's last events are printed.
 _EVENTS = 5
 UNREADY = ("wake", "others", "fail")
 
@@ -57,14 +57,14 @@ def traffic(
         typer.Option(
             metavar="VERSION",
             help="A version or Deployment that gets requests if the targets cannot answer them. "
-            "Repeatable; replaces the whole list; none: empties the list.",
+            "Give it once for each. Together, they replace the earlier list; none: empties the list.",
         ),
     ] = None,
     reserve: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Reserve N replicas of the target with the largest share for this endpoint; 0: none.",
+            help="Reserve N replicas for this endpoint, from the target with the largest share; 0: none.",
         ),
     ] = None,
     weight: Annotated[
@@ -189,9 +189,9 @@ def rows(
     deployments: Mapping[str, Mapping[str, Any]],
     loads: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return a row for each Deployment of an endpoint: its share, its present share, and a note.
+    """Return a row for each Deployment of an endpoint: wanted share, present share, and a note.
 
-    The note says why the shares differ, or what happens to the requests if no replica is ready.
+    The note says why the two shares differ, or what happens to the requests if no replica is ready.
 
     ``entry``: the endpoint in the route table; empty if the route table does not have the endpoint yet.
     """

@@ -30,8 +30,9 @@ MAX_ROWS = 1_000_000
 def baseline_of(path: Path, signature: Doc | None) -> Doc:
     """Return the baseline from a file of training data, in the registry's format.
 
-    ``signature``: the version's signature; None: use all columns of the file. Raise UsageError if the file
-    cannot be read or has no usable rows.
+    ``signature``: the version's signature; None: use all columns of the file.
+
+    Raise UsageError if the file cannot be read or has no usable rows.
     """
     reader = {".csv": _csv, ".npz": _npz, ".parquet": _parquet}.get(path.suffix.lower())
     if reader is None:
@@ -81,7 +82,7 @@ def _parquet(path: Path, signature: Doc | None) -> Columns:
 
 
 def _npz(path: Path, signature: Doc | None) -> Columns:
-    """Read one array for each input name. The rows are along the first axis."""
+    """Read the arrays of the version's inputs and outputs. The rows are along the first axis."""
     with np.load(path, allow_pickle=False) as arrays:
         found = {name: arrays[name][:MAX_ROWS] for name in arrays.files}
     inputs = {each["name"] for each in (signature or {}).get("inputs", ())}
@@ -124,7 +125,8 @@ def named(cells: Mapping[str, Sequence[Any]], rows: int, signature: Doc | None) 
         if len(cells) != len(expected):
             raise UsageError(
                 f"The file has the columns {_some(list(cells))}. Expected those of the version's inputs: "
-                f"{_some(expected)}, or the same number of columns in that order ({len(expected)})."
+                f"{_some(expected)}. Without these names, the file needs "
+                f"the same number of columns in that order ({len(expected)})."
             )
         chosen = dict(zip(expected, cells.values(), strict=True))
     columns = Columns(rows)

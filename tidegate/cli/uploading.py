@@ -60,7 +60,7 @@ def upload_in_parts(control: Control, package: Package, steps: Steps, count: Cal
     except KeyboardInterrupt:
         say(
             f"The upload stopped at {size_of(max(0, stored))} of {total}. To continue, run the same command "
-            "again. The registry keeps the uploaded part for a day (TIDEGATE_UPLOAD_IDLE_S)."
+            "again. The registry keeps the uploaded bytes for a day (TIDEGATE_UPLOAD_IDLE_S)."
         )
         raise
     except Unavailable as lost:

@@ -10,7 +10,7 @@ from tidegate.cli.api import Control, Doc, part
 from tidegate.cli.progress import Steps
 from tidegate.kernel.errors import DeadlinePassed, ModelFailed, TidegateError
 
-POLL_S, LOOK_S = 0.05, 0.5  # The registry waits for the end of the verification, at most LOOK_S seconds.
+POLL_S, LOOK_S = 0.05, 0.5  # In one request, the registry waits up to LOOK_S for the verification to end.
 STEP = "verify"
 REJECTED = "version_rejected"
 
@@ -77,7 +77,7 @@ def card_lines(card: Mapping[str, Any] | None) -> Iterable[str]:
 
 
 def rate(value: float) -> str:
-    """Return a rate with three digits, or as a whole number if it is large."""
+    """Return a rate as text: a whole number from 100 on, else three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

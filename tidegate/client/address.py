@@ -41,8 +41,8 @@ def find(url: str | None, key: str | None, environ: Mapping[str, str] = os.envir
     - the current context
     - the default settings
 
-    If ``key`` is None, use TIDEGATE_API_KEY. If this variable is not set either, the stack in use gets its
-    own key, and any other gateway gets no key.
+    If ``key`` is None, use TIDEGATE_API_KEY. If this variable is not set either, use the key in the settings
+    of the stack in use. Any other gateway then gets no key.
 
     Raise BadRequest if a setting is wrong, NotFound if the context is unknown.
     """

@@ -1,4 +1,4 @@
-"""The flows (:mod:`tidegate.client.flow`) of batch calls, for both clients."""
+"""The flows (:mod:`tidegate.client.flow`) of batch calls, for the blocking and asyncio clients."""
 
 from __future__ import annotations
 

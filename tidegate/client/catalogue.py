@@ -106,7 +106,7 @@ class CatalogueCalls:
 
     @Call
     def registered_models(self, name: str | None = None, *, filter: str = "") -> Flow[list[Document]]:
-        """Return the models with ``name`` in their name, and with a version that matches the filter."""
+        """Return the models whose name contains ``name``, and that have a version that matches ``filter``."""
         return self._catalogue.pages("models", None, {"name": name, "filter": filter})
 
     @Call

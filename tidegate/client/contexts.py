@@ -55,7 +55,10 @@ class Contexts:
     items: dict[str, Context] = field(default_factory=dict)
 
     def get(self, name: str) -> Context:
-        """Return the context with this name. Raise NotFound, which lists all names, for an unknown name."""
+        """Return the context with this name.
+
+        If the name is unknown, raise NotFound with a list of all names.
+        """
         if name not in self.items:
             known = f"There are: {', '.join(sorted(self.items))}." if self.items else "There is none yet."
             raise NotFound(
@@ -72,7 +75,7 @@ class Contexts:
         return Contexts(context.name if current or not self.current else self.current, items)
 
     def without(self, name: str) -> Contexts:
-        """Return the contexts without the one that ``name`` names. Raise NotFound for an unknown name."""
+        """Return the contexts without the context ``name``. Raise NotFound for an unknown name."""
         self.get(name)
         items = {each: context for each, context in self.items.items() if each != name}
         return Contexts("" if self.current == name else self.current, items)

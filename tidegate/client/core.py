@@ -137,7 +137,7 @@ class Core:
             try:
                 metadata = yield from self._fetch(path, self._left(deadline), NOT_KNOWN_YET)
             except Unavailable:
-                metadata = known  # the metadata cannot be read again, so raise the first error
+                metadata = known  # the metadata cannot be read again, so the first error is raised below
             if metadata.get("inputs") == known.get("inputs"):
                 raise
         return (yield from attempt(metadata, self._left(deadline)))
@@ -223,9 +223,9 @@ class Core:
     def _expected(self, path: str, inputs: Any, deadline: float) -> Flow[Metadata]:
         """Return the model's metadata. If the gateway does not have it yet, return {} or wait.
 
-        Return {} if ``inputs`` has names, because then a request needs no metadata. If ``inputs`` is one
-        array without a name, wait until the gateway has the metadata, which has the name. The request for the
-        metadata also starts the model.
+        If ``inputs`` has names, return {}, because then an inference request needs no metadata. If ``inputs``
+        is one array without a name, wait until the gateway has the metadata, because the metadata contains
+        the name. The call that reads the metadata also starts the model.
         """
 
         def unless_known() -> Flow[Metadata]:
@@ -265,7 +265,7 @@ class Core:
 def _may_repeat(parameters: Mapping[str, Any] | None) -> bool:
     """Return True if a request may be sent twice.
 
-    A request of a sequence may not, because a second copy would change the model's state again.
+    A request of a sequence may not be sent twice, because a second copy would change the model's state again.
     """
     return not (parameters or {}).get("sequence_id")
 

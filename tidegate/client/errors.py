@@ -98,7 +98,7 @@ _BY_TYPE: dict[str, type[TidegateError]] = {
     "overloaded_error": Overloaded,
     "timeout_error": DeadlinePassed,
     "unavailable_error": Unavailable,
-    # Codes of OpenAI's errors, which are more precise than their types.
+    # The keys below are codes of OpenAI's errors. A code is more precise than a type.
     "timeout": DeadlinePassed,
     "model_not_found": NotFound,
 }
@@ -156,7 +156,10 @@ def from_openai(document: Mapping[str, object]) -> TidegateError:
 
 
 def request_id_of(error: BaseException) -> str | None:
-    """Return the id of the request that failed, or None if it is unknown. The services' logs have it, too."""
+    """Return the id of the request that failed, or None if the id is unknown.
+
+    The services' logs contain this id, too.
+    """
     return error.request_id if isinstance(error, TidegateError) else None
 
 

@@ -52,8 +52,8 @@ class Sleep:
 class Alone:
     """A flow that a client runs under a lock, so that only one such flow runs at a time.
 
-    So several threads or tasks do not send the same request. The first one sends it, and the others use its
-    result.
+    Several threads or tasks can need the same data. The first one sends the request and caches the result.
+    The others wait for the lock, and then use the cached result.
     """
 
     flow: Flow[Any]
@@ -63,7 +63,7 @@ class Alone:
 class Answer:
     """The answer to a request. ``headers`` ignore the case of names.
 
-    ``live``: the open HTTP response, if the request had ``stream``. The caller must read and close it.
+    ``live``: the open HTTP response, if the request had ``stream``. The calling code must read and close it.
     """
 
     status: int
@@ -102,9 +102,9 @@ def driven(flow: Flow[T], do: Callable[[Step], object]) -> T:
 class Caller:
     """A sender of requests with a deadline. It retries if that is safe and in time.
 
-    It retries at most ``retries`` times: after a refused or broken connection, and after a 429 or 503 whose
-    ``Retry-After`` ends before the deadline. It never retries after a 500 or 504, because the model may have
-    run. ``clock`` returns seconds, ``chance`` a random number in [0, 1).
+    It retries after a refused or broken connection, and after a 429 or 503 whose ``Retry-After`` ends before
+    the deadline. It retries at most ``retries`` times. It never retries after a 500 or 504, because the model
+    may have run. ``clock`` returns a time in seconds. ``chance`` returns a random number in [0, 1).
     """
 
     retries: int = 2
@@ -150,7 +150,7 @@ class Caller:
     def _pause(self, error: TidegateError, attempt: int) -> float | None:
         """Return the seconds until the next attempt, or None for no retry.
 
-        A random part lets clients retry at different times.
+        The seconds are partly random, so that not all clients retry at the same time.
         """
         if isinstance(error, Unreachable):
             return float(FIRST_BACKOFF_S * 2**attempt * (0.5 + 0.5 * self.chance()))

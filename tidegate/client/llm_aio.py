@@ -120,7 +120,8 @@ class AsyncLlmCalls(EmbedCalls, Awaited):
     ) -> Coroutine[Any, Any, ChatResult] | AsyncChatStream:
         """Send a conversation to a language model; see :meth:`tidegate.Client.chat`.
 
-        Await the result. With ``stream=True``, do not await: write ``async for chunk in client.chat(...)``.
+        The calling code must await the result. With ``stream=True``, it must not await. Then it must iterate:
+        ``async for chunk in client.chat(...)``.
         """
         call = CallOptions(timeout_s, request_id, headers)
         body = llm.chat_body(model, messages, stream, options)

@@ -73,5 +73,8 @@ class EmbedCalls:
         headers: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Flow[llm.Embeddings]:
-        """Return a vector for each text, as one array of floats. Errors are those of :meth:`infer`."""
+        """Return :class:`Embeddings`: a vector for each text, as one array of floats.
+
+        Errors are those of :meth:`infer`.
+        """
         return self._llm.embeddings(model, texts, options, CallOptions(timeout_s, request_id, headers))

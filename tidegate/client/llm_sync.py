@@ -110,9 +110,9 @@ class LlmCalls(EmbedCalls, Blocking):
         request, for example ``max_tokens``, ``temperature``, ``tools`` or ``response_format``, and fields
         that only the engine supports.
 
-        With ``stream=True``, iterate over the returned :class:`ChatStream`. Then ``timeout_s`` limits the
-        wait for each event, and not the whole call. Errors are those of :meth:`infer`. In a stream they can
-        come after some chunks.
+        With ``stream=True``, return a :class:`ChatStream`, an iterator over the chunks of the answer. Then
+        ``timeout_s`` limits the wait for each event, and not the whole call. Errors are those of
+        :meth:`infer`. In a stream, an error can come after some chunks.
         """
         call = CallOptions(timeout_s, request_id, headers)
         body = llm.chat_body(model, messages, stream, options)

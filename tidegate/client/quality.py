@@ -29,9 +29,9 @@ class QualityFlows:
         return document_of((yield from self.core.call("GET", path, None)))
 
     def rebase(self, name: str) -> Flow[Document]:
-        """Start new drift baselines for the versions behind a name.
+        """Start new drift baselines for the versions behind ``name``.
 
-        The next samples form the new baselines.
+        ``name``: an endpoint, a Deployment or a model. The next samples form the new baselines.
         """
         answer = yield from self.core.caller.call(
             "POST",
@@ -65,8 +65,9 @@ class QualityCalls:
 
     @Call
     def rebase_drift(self, name: str) -> Flow[Document]:
-        """Start new drift baselines for the versions behind a name. The next samples form the new baselines.
+        """Start new drift baselines for the versions behind ``name``.
 
-        Baselines from training data are not replaced.
+        ``name``: an endpoint, a Deployment or a model. The next samples form the new baselines. Baselines
+        from training data are not replaced.
         """
         return self._quality.rebase(name)

@@ -51,16 +51,17 @@ class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls)
         request_id: str | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> Flow[InferResult]:
-        """Run ``model`` on arrays by input name, or on one array if it has a single input.
+        """Run ``model`` on arrays by input name, or on one array if the model has a single input.
 
         An array of another dtype is cast if no value changes. float64 arrays and lists of floats are rounded
-        to the model's float datatype. Raise TypeError, with the expected datatype, for all other arrays.
-        BYTES inputs are object arrays of ``bytes`` or ``str``. BF16 inputs are float32 arrays, which are
-        rounded. ``outputs`` names the outputs to return (default: all).
+        to the model's float datatype. If an array cannot be converted in one of these ways, raise TypeError
+        with the expected datatype. BYTES inputs are object arrays of ``bytes`` or ``str``. BF16 inputs are
+        float32 arrays, which are rounded. ``outputs`` names the outputs to return (default: all).
 
         Raise DeadlinePassed after ``timeout_s`` seconds. Raise Overloaded, with ``retry_after_s``, if the
-        request is rejected because of too much load. Raise NotFound for an unknown model, BadRequest for a
-        wrong request, ModelFailed with the model's own message, and Unreachable if no gateway answers.
+        request is rejected because of too much load. Raise NotFound for an unknown model, and BadRequest for
+        a wrong request. Raise ModelFailed, with the model's own message, if the model fails. Raise
+        Unreachable if no gateway answers.
         """
         return self._core.infer(
             model,

@@ -52,7 +52,10 @@ class TrafficFlows:
         return (yield from self._change(endpoint, "rollback", body))
 
     def rollout(self, endpoint: str) -> Flow[Document]:
-        """Return an endpoint's rollout. Add the router's evidence if it belongs to the same rollout."""
+        """Return an endpoint's rollout, with the router's evidence.
+
+        The rollout comes from the registry. If the router's evidence is about another rollout, leave it out.
+        """
         stored = yield from self._read(f"/api/registry/v1/endpoints/{_part(endpoint)}")
         shown = yield from self._read(f"/api/router/v1/rollouts/{_part(endpoint)}")
         rollout, known = stored["rollout"], shown.get("rollout")
@@ -89,7 +92,10 @@ class TrafficFlows:
         return (yield from self._change(endpoint, "shadow", {}, "DELETE"))
 
     def shadow(self, endpoint: str) -> Flow[Document]:
-        """Return an endpoint's shadow. Add the router's report if it belongs to the same shadow."""
+        """Return an endpoint's shadow, with the router's report.
+
+        The shadow comes from the registry. If the router's report is about another shadow, leave it out.
+        """
         stored = yield from self._read(f"/api/registry/v1/endpoints/{_part(endpoint)}")
         shown = yield from self._read(f"/api/router/v1/shadows/{_part(endpoint)}")
         shadow, known = stored["shadow"], shown["shadow"]
@@ -111,7 +117,11 @@ class TrafficFlows:
         return (yield from self._change(endpoint, "experiment/winner", {"deployment": winner}))
 
     def experiment(self, endpoint: str) -> Flow[Document]:
-        """Return an endpoint's experiment. Add the router's report if it belongs to the same experiment."""
+        """Return an endpoint's experiment, with the router's report.
+
+        The experiment comes from the registry. If the router's report is about another experiment, leave it
+        out.
+        """
         stored = yield from self._read(f"/api/registry/v1/endpoints/{_part(endpoint)}")
         shown = yield from self._read(f"/api/router/v1/experiments/{_part(endpoint)}")
         experiment, known = stored["experiment"], shown["experiment"]
@@ -188,10 +198,11 @@ class TrafficCalls:
 
     @Call
     def rollback(self, endpoint: str, version: int | None = None) -> Flow[Document]:
-        """End a canary or an experiment, or go back to an earlier version.
+        """Go back to an earlier version, or end what is in progress.
 
-        With ``version``, go back to this version. Without ``version``, end what is in progress: a rollout, a
-        canary or an experiment. If nothing is in progress, go back to the version before the present one.
+        With ``version``, go back to this version. Without ``version``, end the roll-over, the canary or the
+        experiment that is in progress. If none of them is in progress, go back to the version before the
+        present one.
         """
         return self._traffic.rollback(endpoint, version)
 
@@ -202,8 +213,8 @@ class TrafficCalls:
         Return the endpoint.
 
         ``options``: ``rate`` (percent), ``max_per_s``, ``tolerance`` (a dict of ``rtol`` and ``atol``),
-        ``wake`` (True: copies may start a replica) and ``until`` (the time at which the shadow ends, as
-        text).
+        ``wake`` (True: copies may start a replica) and ``until``. ``until`` is the time at which the shadow
+        ends, as an ISO 8601 text with a time zone.
         """
         return self._traffic.start_shadow(endpoint, to, options)
 
@@ -219,12 +230,13 @@ class TrafficCalls:
 
     @Call
     def start_experiment(self, /, endpoint: str, *to: To, **options: Any) -> Flow[Document]:
-        """Start an experiment: compare versions or deployments with the present one, by callers' feedback.
+        """Start an experiment: compare one or more versions with the present version, by callers' feedback.
 
         Return the endpoint.
 
-        ``options`` are those of ``ExperimentOptions``: ``share``, ``metrics``, ``sticky``, ``samples`` and
-        others. Raise Conflict while a rollout or an experiment is in progress.
+        ``to``: the numbers of versions, or the names of deployments. ``options`` are those of
+        ``ExperimentOptions``: ``share``, ``metrics``, ``sticky``, ``samples`` and others. Raise Conflict
+        while a rollout or an experiment is in progress.
         """
         return self._traffic.start_experiment(endpoint, to, options)
 

@@ -39,7 +39,7 @@ REQUEST_S = 60.0
 PATIENCE_S = 120.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
-# The longest pause while another process sends the same bytes.
+# The longest pause between two attempts while another process sends the same bytes.
 LONGEST_TURN_S = 30.0
 CHECK_PAUSE_S = 0.2
 
@@ -62,7 +62,7 @@ class Source:
 
     @classmethod
     def of(cls, file: BinaryIO) -> Source:
-        """Return the source of an open file. Read the whole file once, for its sha256."""
+        """Return a :class:`Source` for an open file. Read the whole file once, for its sha256."""
         digest, size = hashlib.sha256(), 0
         file.seek(0)
         while chunk := file.read(HASH_BYTES):

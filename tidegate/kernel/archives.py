@@ -159,7 +159,8 @@ def _directory(file: IO[bytes]) -> int:
 def _zip64(file: IO[bytes], length: int, offset: int, end: int) -> tuple[int, int, int]:
     """Return the directory's length, offset and end.
 
-    If the zip has a zip64 end record, take them from this record. Otherwise return the arguments unchanged.
+    If the zip has a zip64 end record, take the length and the offset from it. Then the directory ends where
+    this record begins. Without such a record, return the arguments unchanged.
     """
     file.seek(end - _LOCATOR.size)
     magic, _, at, _ = _LOCATOR.unpack(file.read(_LOCATOR.size))

@@ -18,7 +18,7 @@ SERVICES = ("gateway", "registry", "router", "autoscaler", "worker")
 
 
 def ensure(folder: Path) -> None:
-    """Write a random 256-bit password for each service that has none at a server."""
+    """Write a random 256-bit password for each pair of server and service that has none."""
     for server in SERVERS:
         for service in SERVICES:
             place = folder / server / service

@@ -90,6 +90,6 @@ class FairOrder(Generic[K]):
             }
 
     def clear(self) -> None:
-        """Remove all members that have work."""
+        """Remove all members from the order. They keep their tags."""
         self._entries.clear()
         self._heap.clear()

@@ -33,7 +33,10 @@ class LogFolder:
         return sorted(log_lines.log_of(path.name) for path in self.path.glob("*.log"))
 
     def find(self, name: str, targets: Sequence[str] = (), others: Iterable[str] = ()) -> list[str]:
-        """Return the logs that a name means (see ``log_lines.meant``). Raises NotFound with similar names."""
+        """Return the logs that a name means (see ``log_lines.meant``).
+
+        Raises NotFound if there are none. The message then shows similar names.
+        """
         names = self.names()
         found = log_lines.meant(name, names, targets)
         if found:

@@ -27,7 +27,7 @@ PROC = Path("/proc")
 TEMPORARY = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
 # All stacks of this machine or container share this folder, so that two of them never claim the same user id.
 HOST = Path("/run/tidegate/model-users")
-# The file in a replica's folder that contains the user id that its worker claimed.
+# The name of a file in a replica's folder. The file contains the user id that the replica's worker claimed.
 NOTE = "model-user"
 COUNT = 4096
 # The first user ids of two ranges. The first range is far above the ids of accounts. The second one is for a
@@ -38,7 +38,7 @@ POLL_S = 0.005
 
 
 class ModelUser:
-    """A claimed user. Its group has the same number."""
+    """A claimed user. The user's group id is the same number as the user id."""
 
     def __init__(self, uid: int, locks: Sequence[int]) -> None:
         self.uid = uid
@@ -46,11 +46,12 @@ class ModelUser:
 
     @classmethod
     def claim(cls, *folders: Path) -> ModelUser:
-        """Claim a user that no other worker has claimed. Remove what an earlier worker's model left.
+        """Claim a user that no other worker has claimed.
 
-        These are processes, and files in temporary folders.
+        An earlier worker's model may have left processes of this user, and files in temporary folders. Kill
+        these processes, and delete these files.
 
-        ``folders``: in each of these folders, the user's file is locked. Raises Unavailable if every user is
+        ``folders``: in each of these folders, the user's file is locked. Raises Unavailable if no user can be
         claimed, or if a process does not end.
         """
         first = _first()
@@ -90,7 +91,7 @@ class ModelUser:
 
 
 def end_left(uid: int, folder: Path = HOST) -> None:
-    """End the processes of a user whose worker has died, and delete its temporary files.
+    """End the processes of a user whose worker has died, and delete the user's temporary files.
 
     Does nothing if a live worker has claimed the user.
     """
@@ -134,10 +135,10 @@ def end_all(uid: int) -> None:
 
 
 def delete_files(uid: int, folders: Iterable[Path] = TEMPORARY) -> None:
-    """Delete the entries of temporary folders that belong to a user, as far as possible.
+    """Delete a user's entries in temporary folders, as far as possible.
 
-    Triton also leaves an empty folder there for each start of its Python backend. The user must have no
-    processes.
+    Triton leaves an empty folder there for each start of its Python backend. It is deleted as well. When this
+    function is called, the user must have no processes.
     """
     for folder in folders:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:

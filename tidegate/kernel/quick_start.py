@@ -11,8 +11,8 @@ import sys
 LOADING = 300_000
 # Thresholds of the garbage collector for a running service. The first two make most collections small and
 # quick. The third makes full collections rare, because a full collection visits all objects. Each open
-# connection has 17 objects, and a visit to 100,000 objects takes 60 ms. But only a full collection finds a
-# reference cycle that two earlier collections have seen in use.
+# connection has 17 objects, and a visit to 100,000 objects takes 60 ms. Full collections are still needed: a
+# reference cycle that was in use during two earlier collections is freed only by a full one.
 RUNNING = (10_000, 3, 60)
 
 
@@ -25,10 +25,11 @@ def begin() -> None:
     gc.set_threshold(LOADING, *gc.get_threshold()[1:])
     atexit.register(gc.freeze)
     # `import httpx` also imports httpx's command line, with pygments, if click and rich are installed. httpx
-    # has no option to prevent this. With this line, that import raises an ImportError, which httpx handles.
+    # has no option to prevent this. The next line makes the import of the command line raise an ImportError,
+    # which httpx handles.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
-    # redis imports the SDK for metrics of OpenTelemetry, which imports psutil, if it is installed. It is
-    # installed with the SDK for traces. Tidegate's metrics are Prometheus metrics.
+    # If OpenTelemetry's SDK is installed, redis imports the SDK's metrics, which import psutil. Tidegate
+    # needs the SDK only for traces, because its metrics are Prometheus metrics. So prevent this import.
     sys.modules.setdefault("opentelemetry.sdk.metrics", None)  # type: ignore[arg-type]
 
 

@@ -32,8 +32,8 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 # How many seconds a process waits at its end for the export of its last spans. Without this limit, a receiver
 # that never answers would keep the process from ending.
 CLOSE_S = 2.0
-# How many times both clocks are read to compute their offset. One reading is not enough: if the process is
-# preempted during a reading, the offset is wrong.
+# How many times the wall clock and the monotonic clock are read to compute their offset. One reading is not
+# enough: if the process is preempted during a reading, the offset is wrong.
 READINGS = 5
 
 

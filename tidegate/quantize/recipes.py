@@ -46,8 +46,8 @@ class Problem(Exception):
 class Recipe:
     """A method to convert a model to int8.
 
-    ``full_range``: True if weights use all 8 bits. On some CPUs, sums of products can then overflow. So the
-    model's answers are not exact on these CPUs.
+    ``full_range``: True if the recipe makes signed weights that use all 8 bits, at least for some models. On
+    CPUs without VNNI, sums of products can then overflow. So the model's answers are not exact on these CPUs.
     """
 
     name: str
@@ -94,8 +94,8 @@ def dynamic(*, per_channel: bool) -> Callable[[Path, Path, Samples], None]:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        # Use unsigned weights for convolutions, because onnxruntime has no dynamic convolution with signed
-        # weights.
+        # If the model has convolutions, use unsigned weights, because onnxruntime has no dynamic convolution
+        # with signed weights.
         operators = {node.op_type for node in onnx.load(str(source), load_external_data=False).graph.node}
         kind = QuantType.QUInt8 if "Conv" in operators else QuantType.QInt8
         quantize_dynamic(
@@ -111,7 +111,7 @@ RECIPES = (
         static(per_channel=True, reduce_range=True),
     ),
     Recipe(
-        "qdq-products", "the same, but only convolutions and matrix products", False,
+        "qdq-products", "as qdq-reduced, but only for convolutions and matrix products", False,
         static(per_channel=True, reduce_range=True, only=("Conv", "MatMul", "Gemm")),
     ),
     Recipe(
@@ -189,7 +189,8 @@ def read_samples(path: Path, session: Any, label_name: str | None) -> Samples:
     if arrays is None:
         if len(expected) != 1:
             raise Problem(
-                f"The model has {len(expected)} inputs, so the samples must be an .npz with their names."
+                f"The model has {len(expected)} inputs. Save the samples as an .npz file that has one "
+                "array for each input, with the input's name."
             )
         arrays = {next(iter(expected)): found}
     missing = sorted(set(expected) - set(arrays))
@@ -307,7 +308,7 @@ TYPES = {"tensor(float)": 1, "tensor(int32)": 6, "tensor(int64)": 7, "tensor(dou
 
 
 def add_types(path: Path) -> None:
-    """Add the types of tensors whose types ONNX cannot infer.
+    """Add types to the model file, for the tensors whose types ONNX cannot infer.
 
     An example is a tensor that an operator of scikit-learn computes. onnxruntime can infer these types. So
     load a temporary copy of the model that has these tensors as outputs, and read the outputs' types.
@@ -340,8 +341,8 @@ def check_operators(model: Path) -> None:
     operators = {node.op_type for node in onnx.load(str(model), load_external_data=False).graph.node}
     if not operators & QUANTISABLE:
         raise Problem(
-            f"The model has no operator that int8 makes faster ({', '.join(sorted(operators)[:6])}); "
-            "expected convolutions or matrix products. Deploy the model without --precision."
+            "The model has no operator that int8 makes faster, such as a convolution or a matrix product. "
+            f"It has {', '.join(sorted(operators)[:6])}. Deploy the model without --precision."
         )
 
 

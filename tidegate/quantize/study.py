@@ -100,7 +100,7 @@ def studied(
 ) -> Iterator[Study]:
     """Study a model and yield the result. After the block, delete the study's files.
 
-    An interrupt also ends the study's process. Raise StudyFailed if the study cannot be made.
+    Ctrl-C ends this process and also the study's process. Raise StudyFailed if the study cannot be made.
     """
     with tempfile.TemporaryDirectory(prefix="tidegate-") as name:
         folder = Path(name)
@@ -141,8 +141,8 @@ def _result(command: Sequence[str], on_step: Callable[[str], None]) -> dict[str,
 
 @contextlib.contextmanager
 def _process(command: Sequence[str], errors: IO[str]) -> Iterator[subprocess.Popen[str]]:
-    # Start the process in a new session, so that the code below can end it together with its children. Ctrl-C
-    # in the terminal does not reach it.
+    # Start the process in a new session. So Ctrl-C in the terminal does not reach it, and the code below can
+    # end it together with its children.
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -28,7 +28,7 @@ OnStep = Callable[[str, str], None]
 DATABASE = {databases.SQLITE: "database.sqlite", databases.POSTGRESQL: "database.dump"}
 STATE, ARTIFACTS, BLOBS, JOBS = "state", "artifacts", "blobs", "jobs"
 # Folders below `data` that _state() does not copy. Other functions copy jobs, artifacts and blobs. The backup
-# does not contain the other folders, because a restored stack does not need them.
+# does not contain rabbitmq, valkey and prometheus, because a restored stack does not need their data.
 _NOT_AS_FILES = ("rabbitmq", "valkey", "jobs", "artifacts", "blobs", "prometheus")
 _TRIES = 3
 
@@ -79,7 +79,7 @@ def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifes
 class _MissedArtifact(Exception):
     """The backup must be repeated, because an artifact is missing.
 
-    The copied database refers to this artifact, but it was deleted before it was copied.
+    The copied database refers to this artifact, but the artifact was deleted before the backup could copy it.
     """
 
 

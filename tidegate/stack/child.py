@@ -40,16 +40,20 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """One process of the stack.
+    """A part of the stack: a process that the supervisor starts.
 
     ``probe``: None for a process that runs once at the start and must exit with 0. ``after``: the children
     that must be ready before this child starts. ``stop_order``: the child with the lowest number stops first.
     ``after_stop``: a command that runs after the child has ended. ``files``: the path and the text of each
     file to write before each start. ``links``: the path and the target of each symbolic link to create before
-    each start. ``optional``: True if the stack counts as ready without this child. If the start of an
-    optional child fails, the supervisor starts the child again. ``sockets``: the ports whose listening
-    sockets the supervisor keeps, by name, so that a restart refuses no connection. ``processes``: how many
-    processes the child has. Each gets sockets of its own.
+    each start.
+
+    ``optional``: True if the stack counts as ready without this child. If the start of an optional child
+    fails, the supervisor starts the child again.
+
+    ``sockets``: ports by name. The supervisor keeps the listening sockets of these ports, so that a restart
+    refuses no connection. ``processes``: the number of serving processes in this child. Each of them has
+    sockets of its own.
     """
 
     name: str

@@ -20,7 +20,7 @@ from tidegate.stack.sockets import Sockets
 
 POLL_S = 0.15
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-# After so many deaths of a child while it starts, the restart has failed.
+# A restart has failed if the child dies this many times before it is ready.
 ENOUGH_DEATHS = 3
 STEADY_S = 60.0
 """A child that ran this long has recovered: after its next death the backoff begins again."""
@@ -29,8 +29,8 @@ STEADY_S = 60.0
 def backoff_s(deaths: int) -> float:
     """Return the seconds to wait before a restart.
 
-    ``deaths``: how many times in a row the child has died (at least 1). A run of more than ``STEADY_S``
-    seconds begins a new row.
+    ``deaths``: how many times in a row the child has died (at least 1). If the child ran for more than
+    ``STEADY_S`` seconds before it died, the count begins at 1 again.
     """
     return BACKOFF_S[min(deaths, len(BACKOFF_S)) - 1]
 
@@ -52,7 +52,8 @@ class ChildSupervisor:
     _deaths: int = field(default=0)
     _sockets: Sockets = field(default_factory=dict)
     _replacing: bool = field(default=False)
-    # Old processes that retire, and the new process of a restart until it is ready.
+    # Processes besides `process`: old ones that still finish their connections, and the new one of a restart
+    # until it is ready.
     _others: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _starts: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -81,8 +82,10 @@ class ChildSupervisor:
         """Start the child again, as ``child`` describes it. Return when the new process is ready.
 
         If the supervisor keeps the child's sockets, stop the old process only after the new one is ready.
-        Otherwise, stop the old process first. Raise ChildFailed if the new process does not become ready. If
-        the supervisor keeps the sockets, the old process keeps serving then.
+        Otherwise, stop the old process first.
+
+        Raise ChildFailed if the new process does not become ready. If the supervisor keeps the sockets, the
+        old process has not been stopped in this case, and continues to serve.
         """
         old = self.process
         if old is None or old.poll() is not None:
@@ -198,7 +201,10 @@ class ChildSupervisor:
             ) from None
 
     def _spawned(self, child: Child, ready: int | None = None) -> subprocess.Popen[bytes]:
-        """Start a process of the child. ``ready``: the pipe to which it reports that it is ready."""
+        """Start a process of the child.
+
+        ``ready``: the pipe to which the new process reports that it is ready.
+        """
         passed = [each.fileno() for several in self._sockets.values() for each in several]
         variables = inheritance.variables(self._sockets, ready) if passed else {}
         passed += [] if ready is None else [ready]
@@ -237,8 +243,9 @@ class ChildSupervisor:
         self._deaths = 1 if lived_s > STEADY_S else self._deaths + 1
         self.restarts += 1
         delay = backoff_s(self._deaths)
-        if self._deaths > 1 and not self._starts.locked():  # locked: a new process may already listen
-            # Callers should not wait for a process that keeps dying.
+        # Refuse connections, because callers should not wait for a process that keeps dying. But if `_starts`
+        # is locked, a handover runs, and its new process may already listen.
+        if self._deaths > 1 and not self._starts.locked():
             for each in (one for several in self._sockets.values() for one in several):
                 inheritance.refuse(each.fileno())
         self._report("restarting", process=None, detail=f"exited with {code}; starts again in {delay:g} s")
@@ -258,7 +265,10 @@ class ChildSupervisor:
                 each.poll()
 
     def close(self) -> None:
-        """Refuse new connections, and end the processes that retire. The supervisor stops the child."""
+        """Close the kept sockets, and send SIGTERM to old processes that still finish their connections.
+
+        The child's current process still listens. :class:`Supervisor` stops this process after this call.
+        """
         sockets.close(self._sockets)
         for each in self._others:
             if each.poll() is None:

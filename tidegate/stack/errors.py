@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class StackError(Exception):
-    """The stack could not be started or stopped. ``str()`` returns the complete message."""
+    """An operation on the stack failed, for example a start, a restart or a backup.
+
+    ``str()`` returns the complete message.
+    """
 
 
 class PortBusy(StackError):

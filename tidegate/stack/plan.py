@@ -1,4 +1,4 @@
-"""Compute the processes of a stack from its settings. Pure: nothing is started or written."""
+"""Compute the processes of a stack from its settings. This module starts none of them."""
 
 from __future__ import annotations
 
@@ -140,7 +140,10 @@ def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tupl
 
 
 def _gateway_processes(env: Mapping[str, str]) -> int:
-    """Return the number of gateway processes. The gateway itself reports a wrong value of the setting."""
+    """Return the number of gateway processes; 1 if the setting is missing or wrong.
+
+    If the setting is wrong, the gateway itself reports this.
+    """
     value = env.get("TIDEGATE_GATEWAY_WORKERS", "")
     return max(1, int(value)) if value.isdecimal() else 1
 

@@ -13,7 +13,8 @@ from tidegate.stack import processes
 from tidegate.stack.child import MARK, Port
 from tidegate.stack.errors import PortBusy
 
-# The lowest port to try. It is below the range from which the kernel assigns ports to outgoing connections.
+# The lowest port to try. With Linux's default settings, it is below the range from which the kernel assigns
+# ports to outgoing connections.
 _FIRST = 10_000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _APART = 997  # Two processes with consecutive pids start their search this many ports apart.
@@ -51,7 +52,10 @@ _ports = _candidates()
 
 
 def check_free(ports: Iterable[Port]) -> None:
-    """Raise :class:`PortBusy` if a port is in use. The message names the process that uses it."""
+    """Raise :class:`PortBusy` if the stack cannot listen on a port.
+
+    If another process uses the port, the message names this process, or a command that finds it.
+    """
     complaints = [text for port in ports if (text := _complaint(port))]
     if complaints:
         raise PortBusy("\n".join(complaints))

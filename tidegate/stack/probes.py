@@ -14,7 +14,10 @@ TIMEOUT_S = 1.0
 
 
 def problem(probe: Probe) -> str | None:
-    """Return None if the child is ready, otherwise the reason in a few words. Block for at most a second."""
+    """Return None if the child is ready, otherwise the reason in a few words.
+
+    The connection attempt and each read block for at most ``TIMEOUT_S`` seconds.
+    """
     try:
         match probe.kind:
             case "tcp":

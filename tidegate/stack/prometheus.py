@@ -121,8 +121,8 @@ def child(program: str, place: Place, environ: Mapping[str, str]) -> Child:
             f"--storage.tsdb.retention.size={place.max_mb}MB",
             f"--web.config.file={access}",
             f"--web.listen-address=127.0.0.1:{place.port}",
-            # Allow only Prometheus's own pages. By default, any web site in a browser on this machine could
-            # read the metrics.
+            # Only Prometheus's own pages may read the metrics in a browser. By default, any web site in a
+            # browser on this machine could read them.
             f"--web.cors.origin={own}",
             f"--query.max-samples={MOST_SAMPLES}",
             "--query.timeout=30s",

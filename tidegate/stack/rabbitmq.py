@@ -38,9 +38,9 @@ ERLANG_FLAGS = (
     " -start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
 )
 
-# For a machine with one core and 1 GB of RAM. These lines override earlier lines of the configuration.
-# SMALL_FLAGS set one scheduler of each kind. They also reduce Erlang's carriers, which are its memory blocks
-# from the system: carriers become smaller, and Erlang caches no freed ones.
+# Values for a machine with one core and 1 GB of RAM. The lines of SMALL_CONFIG override earlier lines of the
+# configuration. SMALL_FLAGS set one scheduler of each kind. They also reduce Erlang's carriers, which are its
+# memory blocks from the system: carriers become smaller, and Erlang caches no freed ones.
 SMALL_CONFIG = """\
 vm_memory_high_watermark.absolute = 192MB
 raft.wal_max_size_bytes = 4194304

@@ -89,8 +89,8 @@ class RunFolder:
     def turn(self, name: str = "turn") -> Iterator[None]:
         """Wait for the lock ``name``, and hold it during the block.
 
-        So only one ``up`` or ``down`` runs at a time. A restart has a lock of its own, so that ``down`` can
-        end it.
+        With the lock ``turn``, only one ``up`` or ``down`` runs at a time. A restart has another lock. So
+        ``down`` does not wait for a restart, and can end it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.path / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

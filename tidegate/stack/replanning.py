@@ -23,7 +23,7 @@ _PLACES = ("TIDEGATE_STATE_DIR", "TIDEGATE_RUNTIME_DIR", MARK)
 
 @dataclass(frozen=True, slots=True)
 class Replanned:
-    """The services of a restart, in their order. ``environ``: the variables that describe them."""
+    """The services to restart, in this order. ``environ``: the variables from which ``settings`` was read."""
 
     children: list[Child]
     environ: dict[str, str]
@@ -40,8 +40,9 @@ class Replanned:
 def replanned(children: Sequence[Child], request: RestartRequest) -> Replanned:
     """Return the services of a restart as the current settings describe them.
 
-    Read the settings file again. The variables are those of the last start, and those of the request. Raise
-    StackError for an unknown service, for wrong settings, and for changes that need a stop of the stack.
+    The settings come from the settings file, which is read again, and from variables. See :func:`environment`
+    for these variables. Raise StackError for an unknown service, for wrong settings, and for changes that
+    need a stop of the stack.
     """
     running = {child.name: child for child in children}
     known = [name for name in (CONTROL, *SERVICES) if name in running]
@@ -71,10 +72,11 @@ def replanned(children: Sequence[Child], request: RestartRequest) -> Replanned:
 
 
 def environment(present: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the last start and those of a request, which have precedence.
+    """Return the variables of the last start, overridden by the variables of a request.
 
-    ``present``: the supervisor's variables. They also have the values of the settings file, and values that
-    were computed from other settings. These are left out, because they may have changed.
+    ``present``: the supervisor's variables. Some of them come from the settings file, or were computed from
+    other settings. These are left out, because their values may have changed. ``given``: the variables of the
+    request.
     """
     sources = json.loads(present.get(SOURCES) or "{}")
     kept = {name: value for name, value in present.items() if name not in sources or name in _PLACES}
@@ -83,7 +85,7 @@ def environment(present: Mapping[str, str], given: Mapping[str, str]) -> dict[st
 
 
 def _check(running: Mapping[str, Child], planned: Mapping[str, Child]) -> None:
-    """Raise StackError if the plans differ in more than the environments of services."""
+    """Raise StackError if the new plan needs more than a restart of services."""
     way = "Stop the stack and start it again: `tidegate down`, then `tidegate up`"
     if running.keys() != planned.keys():
         parts = ", ".join(sorted(running.keys() ^ planned.keys()))

@@ -60,7 +60,7 @@ def take_request(run: Path) -> RestartRequest:
 
 
 def write_progress(run: Path, progress: RestartProgress) -> None:
-    """Replace the record of the progress."""
+    """Write the progress of a restart, in place of the earlier progress."""
     _write(run / _PROGRESS, asdict(progress))
 
 
@@ -93,7 +93,7 @@ def restart(
             raise StackError(f"The stack in {state} does not run. Start it: tidegate up")
         if not supervisor.handles(signal.SIGUSR1):
             raise StackError(
-                "The stack was started by an older release, which cannot restart. "
+                "The stack was started by an older release, which does not know `tidegate restart`. "
                 "Type `tidegate down`, then `tidegate up`."
             )
         given = {name: value for name, value in environ.items() if name.startswith("TIDEGATE_")}

@@ -73,7 +73,7 @@ class Layout:
         if DATABASE[manifest.database] in manifest.files and kind != manifest.database:
             raise BackupError(
                 f"The backup has a {manifest.database} database, but TIDEGATE_DATABASE_URL names a {kind} "
-                f"database. Set it to a {manifest.database} database."
+                f"database. Set this variable to the URL of a {manifest.database} database."
             )
         self.roots = {STATE: self.state, JOBS: self.state / "data" / "jobs"}
         for part, name in ((ARTIFACTS, "artifact_url"), (BLOBS, "blob_url")):
@@ -83,7 +83,8 @@ class Layout:
             elif any(each.startswith(f"{part}/") for each in manifest.files):
                 raise BackupError(
                     f"The backup has {part} as files, but TIDEGATE_{name.upper()} names an object store. Set "
-                    "it to a folder and restore. Then copy the files to the object store, and set it back."
+                    "this variable to a folder and restore. Then copy the files to the object store, and "
+                    "set the variable to the object store again."
                 )
 
     @property

@@ -43,8 +43,8 @@ def stop_children(
 def sweep(state: Path) -> list[Process]:
     """End every process with the stack's mark. Return the processes that were found.
 
-    Also end all processes of the Linux users that models run as. Without CAP_SYS_PTRACE, the marks of these
-    processes cannot be read.
+    Also end all processes of the Linux users that models run as, because their marks cannot be read without
+    CAP_SYS_PTRACE.
     """
     found = processes.marked(state)
     processes.stop(found, LEFTOVER_GRACE_S)

@@ -1,4 +1,7 @@
-"""The supervisor of the stack: ``python -m tidegate.stack``, a background process that ``up`` starts."""
+"""The supervisor of the stack: ``python -m tidegate.stack``.
+
+``up`` starts it as a background process. ``run`` starts it in the foreground, for a service manager.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +141,7 @@ class Supervisor:
             except StackError as error:
                 log.error("the restart failed: %s", error)
                 self._tell(replace(progress, finished=True, error=str(error)))
-            except Exception as error:  # it must not stop the stack
+            except Exception as error:  # an unexpected error must not stop the stack
                 log.exception("the restart failed")
                 self._tell(replace(progress, finished=True, error=f"The restart failed: {error!r}"))
 

@@ -1,4 +1,7 @@
-"""The service token and the metrics token of a stack, in files that only their owner can read."""
+"""The service token and the metrics token of a stack, in files.
+
+By default, only the owner of the files can read them.
+"""
 
 from __future__ import annotations
 

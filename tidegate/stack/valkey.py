@@ -26,9 +26,9 @@ save ""
 
 # The services write live facts again within seconds, so nothing is stored on disk.
 LIVE = "appendonly no\n"
-# A job's record is a hash with thirty fields, one of them JSON. Valkey stores a hash in a compact format,
-# which saves memory, if it is within the two limits `hash-max-listpack-*`. So these limits are high enough
-# for almost every record.
+# A job's record is a hash with thirty fields, one of them JSON. If a hash is within the two limits
+# `hash-max-listpack-*`, Valkey stores it in a compact format, which saves memory. So these limits are high
+# enough for almost every record.
 JOBS = """\
 appendonly yes
 appendfsync always

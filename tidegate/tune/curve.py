@@ -20,7 +20,7 @@ class Point:
     """The result of one batching setting with one number of ``connections``.
 
     ``rps``: successful responses per second. ``batch_mean``: mean number of requests in a call. ``failed``:
-    number of error responses. A figure is None if it was not measured.
+    number of error responses and failed connections. A figure is None if it was not measured.
     """
 
     setting: BatchSetting
@@ -33,7 +33,7 @@ class Point:
     failed: int = 0
 
     def fits(self, latency_ms: float) -> bool:
-        """Return True if no request failed and the p99 is within the limit."""
+        """Return True if no request failed and the p99 is at most ``latency_ms``."""
         return not self.failed and self.p99_ms is not None and self.p99_ms <= latency_ms
 
     def to_json(self) -> dict[str, Any]:

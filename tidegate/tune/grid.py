@@ -31,8 +31,8 @@ class BatchSetting:
 def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
     """Return the batch sizes to try: one request's ``rows``, then twice as many each time.
 
-    The last size is the smaller of two numbers: the model's ``limit``, and the rows that all connections send
-    at the same time. If ``limit`` is 0, the model has no batch axis, and the only size is 1.
+    The sizes grow up to the smaller of two numbers: the model's ``limit``, and ``rows`` times the highest
+    number in ``connections``. If ``limit`` is 0, the model has no batch axis, and the only size is 1.
     """
     if limit == 0:
         return [1]

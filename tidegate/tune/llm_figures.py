@@ -48,7 +48,7 @@ class Spread:
 
     @classmethod
     def of(cls, seconds: Iterable[float]) -> Spread:
-        """Return the mean and percentiles of times, given in seconds."""
+        """Return the mean and the percentiles of ``seconds``, in milliseconds."""
         values = sorted(1e3 * each for each in seconds)
         mean = sum(values) / len(values) if values else None
         return cls(mean, {share: quantile(values, share / 100) for share in SHARES})
@@ -90,10 +90,10 @@ class LlmFigures:
 
 
 def figures_of(records: Sequence[CallRecord], began: float, ended: float) -> LlmFigures:
-    """Return the figures for the time from ``began`` to ``ended``, in seconds since the load began.
+    """Return the figures for the time from ``began`` to ``ended``.
 
-    Count only tokens that arrived in this time. An event does not say how many tokens it contains, so the
-    tokens of a complete answer are divided equally among its events.
+    Both are seconds since the load began. Count only tokens that arrived in this time. An event does not say
+    how many tokens it contains, so the tokens of a complete answer are divided equally among its events.
     """
     seen = [each for each in records if (each.ended or ended) > began and each.started < ended]
     done = [each for each in seen if each.good and (each.ended or 0) <= ended]

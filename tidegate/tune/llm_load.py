@@ -62,7 +62,10 @@ class LlmLoad:
         self._stopped.set()
 
     def figures(self, after_s: float = 0.0) -> LlmFigures:
-        """Return the figures up to now, without the first ``after_s`` seconds of the load."""
+        """Return the figures up to now, without the first ``after_s`` seconds of the load.
+
+        If the load has ended, the figures go up to its end.
+        """
         return figures_of(self.records, after_s, self.duration or self._now())
 
     async def run(self) -> None:

@@ -27,7 +27,7 @@ MEMORY = Gauge(
 )
 GPU_MEMORY = Gauge(
     "tidegate_autoscaler_gpu_memory_bytes",
-    "Used memory of the GPUs that the replicas run on. Replicas that share a GPU each count all of it.",
+    "Used memory of the GPUs that the replicas run on. A GPU that two replicas share is counted twice.",
     ["deployment"],
 )
 GPU_UTILIZATION = Gauge(
@@ -61,8 +61,8 @@ WARM_WORKERS = Gauge(
 )
 WARM_GIVEN = Counter(
     "tidegate_autoscaler_warm_given_total",
-    "Replicas that were requested from the warm pool, by outcome: given, not taken, none waits "
-    "(no worker of the pool was idle).",
+    "Replicas that were requested from the warm pool, by outcome: given, not taken (no worker accepted "
+    "the offer), none waits (no worker of the pool was idle).",
     ["flavour", "outcome"],
 )
 VERIFICATIONS = Counter(
@@ -107,7 +107,10 @@ def show(statuses: Mapping[str, DeploymentStatus], gone: Iterable[str]) -> None:
 
 
 def measure_disk(folder: Path) -> None:
-    """Measure the folder's disk each time the metrics are read. NaN if it cannot be measured."""
+    """Let the two disk metrics measure the disk of ``folder`` each time they are read.
+
+    A metric is NaN if the disk cannot be measured.
+    """
 
     def measured(which: str) -> float:
         try:

@@ -1,6 +1,7 @@
 """The logs of workers.
 
-The logs of ended workers are deleted beyond limits of age, size and number, the oldest first.
+Logs of ended workers are deleted if they are too old, or if all logs together exceed limits of size and
+number. Old logs are deleted first.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ class ReplicaLogs:
             )
 
     def prune(self, lives: Callable[[str], bool] = lambda _: False) -> None:
-        """Delete logs of ended replicas beyond the limits of age, size and number, the oldest first.
+        """Delete logs of ended replicas that are too old, or that exceed the limits of size and number.
 
-        ``lives`` returns True for a replica that has not ended.
+        Old logs are deleted first. ``lives`` returns True for a replica that has not ended.
 
         A live replica from a warm pool has a log with two names: the file of the pool's worker, and a link to
         this file with the replica's name. Both are kept until the replica ends.

@@ -1,7 +1,7 @@
 """Read the settings that a new worker would have.
 
-The autoscaler starts the module :mod:`services.worker.settings_report` in a new process, with the environment
-variables of a worker. This module reports the settings.
+The autoscaler runs the module :mod:`services.worker.settings_report` in a new process, with the environment
+variables of a worker. The process prints the settings as JSON.
 """
 
 from __future__ import annotations

@@ -29,7 +29,9 @@ LedgerDep = Annotated[CostLedger, Depends(_ledger)]
 @router.get("/costs")
 async def report_costs(
     ledger: LedgerDep,
-    since: Annotated[float | None, Query(description="Seconds since the epoch. Default: a day ago.")] = None,
+    since: Annotated[
+        float | None, Query(description="Seconds since the epoch. Default: a day before `until`.")
+    ] = None,
     until: Annotated[float | None, Query(description="Seconds since the epoch. Default: now.")] = None,
     by: By = "deployment",
     deployment: str | None = None,

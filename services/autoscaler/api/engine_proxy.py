@@ -17,7 +17,8 @@ from tidegate.kernel import telemetry
 
 log = telemetry.logger(__name__)
 
-# The most bytes of a request. The largest requests contain an assignment with its environment.
+# A request body may have at most this many bytes. The largest bodies contain an assignment with its
+# environment.
 MAX_BODY = 16 * 2**20
 TIMEOUT = httpx.Timeout(3600.0, connect=5.0)
 _FORWARDED = ("x-registry-auth",)

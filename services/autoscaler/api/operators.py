@@ -33,7 +33,7 @@ class OverrideRequest(BaseModel):
 
 
 class PauseRequest(BaseModel):
-    """A pause of ``ttl_s`` seconds (null: until an operator ends it).
+    """A pause of a Deployment's scaling for ``ttl_s`` seconds (null: until an operator ends it).
 
     A pause ends all replicas. With ``hold``, the current number of replicas stays instead.
     """
@@ -129,7 +129,7 @@ async def remove_override(name: str, operations: OperationsDep) -> OverrideResul
 
 @router.post("/deployments/{name}/pause")
 async def pause(name: str, body: PauseRequest, operations: OperationsDep) -> OverrideResult:
-    """Pause scaling: end all replicas, or with ``hold`` keep their current number.
+    """Pause scaling: end all replicas. With ``hold``, keep their current number instead.
 
     Demand does not change the number of replicas during the pause.
     """

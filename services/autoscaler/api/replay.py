@@ -16,7 +16,8 @@ router = APIRouter(prefix="/v1", tags=["replay"], route_class=JsonRoute)
 
 WEEK_S = 7 * 86_400.0
 MAX_CSV = 64 * 2**20
-# The most bytes of a request. JSON can double the size of a CSV, because a newline needs two characters.
+# A request body may have at most this many bytes. JSON can double the size of a CSV, because JSON writes a
+# newline with two characters.
 MAX_BODY = 2 * MAX_CSV
 
 
@@ -88,7 +89,8 @@ class ReplayRequest(_Body):
     service: ReplicaOptions = ReplicaOptions()
     start_at: float | None = Field(
         None,
-        description="Start of the replay in seconds since the epoch. Schedules apply as at this time. "
+        description="Start of the replay in seconds since the epoch. "
+        "Schedules apply as if the replay ran at this time. "
         "Default: the start of a recording, otherwise the last midnight (UTC).",
     )
     seed: int = 0
@@ -96,7 +98,7 @@ class ReplayRequest(_Body):
 
 
 class VerifyRequest(_Body):
-    """The selection of recorded rounds to decide again. Default: all rounds.
+    """The recorded rounds whose decisions are repeated. Default: all rounds.
 
     ``since`` and ``until`` are in seconds since the epoch.
     """

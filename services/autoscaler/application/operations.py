@@ -123,9 +123,9 @@ class Operations:
         return OverrideEffect(found.target, rule, found.wanted.reason)
 
     async def pause(self, name: str, ttl_s: float | None, *, hold: bool) -> tuple[int, str]:
-        """End all replicas, or with ``hold`` keep their current number.
+        """Pause scaling: end all replicas. With ``hold``, keep the current target instead.
 
-        Return the number of replicas, and where the pause is stored.
+        Return the number of replicas during the pause, and where the pause is stored.
         """
         replicas = (await self.status(name)).desired if hold else 0
         held_by, _ = await self.override(name, replicas, ttl_s, force=hold)
@@ -166,7 +166,7 @@ class Operations:
         await self.loop.uncordon(host)
 
     def hosts(self) -> list[dict[str, Any]]:
-        """Return this host with its resources and number of replicas, and each other host with a cordon."""
+        """Return this host with its resources and number of replicas, and every other cordoned host."""
         cordoned = self.loop.cordoned
         here = sum(1 for each in self.replicas() if each["alive"])
         names = dict.fromkeys([self.loop.host, *sorted(cordoned)])

@@ -41,8 +41,8 @@ class Recorder:
         self._arrivals: Counter[tuple[str, int]] = Counter()
         self._arrivals_at = self._retired_at = self._expected_at = 0.0
         self._writing: asyncio.Task[None] | None = None
-        # Only one write runs at a time: a write adds to the arrival counts on disk, and each chunk of rounds
-        # continues the previous chunk.
+        # Only one write runs at a time, because each write depends on the previous one. It adds to the
+        # arrival counts on disk, and its chunk of rounds continues the previous chunk.
         self._turn = asyncio.Lock()
         self._expected: dict[str, float] = {}
         self._forecast_for: set[str] = set()

@@ -128,7 +128,7 @@ class Verifier:
                 await asyncio.wait_for(self._wake.wait(), self.pause_s())
 
     def pause_s(self) -> float:
-        """Return the seconds until the next check: few while scratch replicas work, more otherwise."""
+        """Return the seconds until the next check. They are few while a verification makes progress."""
         pending = self._pending()
         if not pending:
             return KEPT_PERIOD_S if self._running else PERIOD_S
@@ -208,7 +208,7 @@ class Verifier:
         ]
 
     def _grant(self, pending: list[Version], now: float) -> None:
-        """Extend the scratch replicas' permission to read their artifacts by some seconds."""
+        """Let the scratch replicas read their artifacts for some more seconds."""
         versions = {(each.model, each.number): each for each in pending}
         for each in self._running:
             version = versions.get(scratch_of(each.deployment) or ("", 0))
@@ -243,9 +243,9 @@ class Verifier:
 
     async def _act(self, found: ScratchPlan) -> None:
         settled = {(each.model, each.number) for each in found.settle}
-        # `found.kill` has the replicas to kill. If a replica's version has no result yet, the replica is
-        # marked as ending now, before the registry is called. If the call fails, the next check does not
-        # count the outcome of this replica again.
+        # `found.kill` has the replicas to kill. If a replica's version has no result yet, mark the replica as
+        # ending before the registry is called. If that call fails, the next check does not count the outcome
+        # of this replica again.
         for replica, cause in found.kill:
             if self._version_of(replica) not in settled and not self._is_kept(replica, self._clock()):
                 self._ending.setdefault(replica, cause)

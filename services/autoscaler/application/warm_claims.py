@@ -1,4 +1,4 @@
-"""Remember which worker of a warm pool became which replica, and settle offers without a known result.
+"""Remember which warm pool worker became which replica, and find out the results of offers.
 
 An offer asks a waiting worker to become a replica. A worker accepts it by claiming the replica in the store.
 """

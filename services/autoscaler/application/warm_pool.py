@@ -57,9 +57,9 @@ Views = list[dict[str, Any]]
 
 PERIOD_S = 1.0
 VERIFIED = " verified"  # a key of `_offered`, for scratch replicas; the other keys are names of pools
-OFFER_S = 2.0  # a round waits at most this many seconds for a worker, which normally needs milliseconds
+OFFER_S = 2.0  # the longest wait, in seconds, to send an offer, and again for a worker's claim
 CLAIM_POLL_S = 0.005
-REFILL_AFTER_S = 3.0  # pause after a worker became a replica: its model loads before a new worker starts
+REFILL_AFTER_S = 3.0  # seconds without starts after a worker became a replica, so that its model loads first
 PAUSE_S = 30.0  # pause of a pool after a failed offer or start
 
 
@@ -342,7 +342,7 @@ class WarmPool:
     async def _act(self, plan: PoolPlan, may_start: bool) -> None:
         for worker, cause in plan.kill:
             if self._in_doubt or worker in self._claims.workers:
-                return  # a worker became a replica meanwhile
+                return  # the worker is a replica now, or may be one
             log.info("ending a worker of the warm pool", extra={"worker": worker, "cause": cause})
             await self._launcher.kill(worker)
             with contextlib.suppress(StoreUnavailable):

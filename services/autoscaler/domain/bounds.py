@@ -34,9 +34,9 @@ def bounds(deployment: Deployment, now: float, start_s: float, over_budget: str 
     ``over_budget``: the message about a budget that is used up; empty if none is used up. Such a budget sets
     both bounds.
 
-    If several windows of the schedule are open, the largest bounds apply. The minimum of a window applies
-    ``start_s`` seconds earlier, so that its replicas are ready when the window opens. A budget per hour can
-    lower both bounds.
+    If several windows of the schedule are open, their largest minimum and their largest maximum apply. The
+    minimum of a window applies ``start_s`` seconds earlier, so that its replicas are ready when the window
+    opens. A budget per hour can lower both bounds.
     """
     low, high = deployment.min_replicas, deployment.max_replicas
     if over_budget:

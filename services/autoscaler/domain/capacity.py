@@ -149,7 +149,7 @@ def _shared(claims: Sequence[HostClaim], total: Room) -> dict[str, int]:
 
 
 def starts_allowed(host: Host | None, policy: Policy, young: int) -> int | None:
-    """Return how many more replicas may start while ``young`` ones are starting; None means any number."""
+    """Return how many more replicas may start while ``young`` replicas start; None: any number."""
     return None if host is None else max(0, pace(host, policy) - young)
 
 

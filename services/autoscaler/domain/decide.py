@@ -135,8 +135,8 @@ def _adopt(
             each, (reports or {}).get(each.replica), memory, now
         )
         ready = each.replica in state.replicas and seen.ready_at is not None and memory.ready_at is None
-        # Do not time a replica that began as a scratch replica. Only a version's first replica can begin so,
-        # and later starts take longer.
+        # Do not measure the start of a replica that began as a scratch replica. Only a version's first
+        # replica can begin so. Later starts take longer, so its time would be a wrong estimate of them.
         if ready and not is_scratch(each.worker):
             took = max(0.0, now - each.launched_at - seen.installing_s)
             starts[each.deployment] = (took, *starts.get(each.deployment, ()))[:STARTS_KEPT]

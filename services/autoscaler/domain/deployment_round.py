@@ -40,8 +40,8 @@ from tidegate.kernel.protocol.presence import ReplicaReport
 
 FORGET_SLOT_AFTER_S = 600.0
 ENDED_KEPT = 5
-# A change to or from these rules is recorded even if the number of replicas is the same. "" is the rule
-# before the first round.
+# If the rule changes to or from one of `NOTABLE_RULES`, a decision is recorded even if the number of replicas
+# is the same. The rule before the first round is "".
 HOST_FULL = "host full"
 NOTABLE_RULES = {"", "override", "demand unknown", "panic", "cost cap", "budget", "limited", HOST_FULL}
 
@@ -95,8 +95,8 @@ class DeploymentRound:
     ) -> tuple[list[Action], Decision | None, DeploymentMemory]:
         """Return the actions, the decision (None if not worth recording) and the ``DeploymentMemory``.
 
-        The memory is for the next round. ``launches`` are made now; ``put_off`` is the number of launches
-        that must wait.
+        The next round uses the ``DeploymentMemory``. ``launches``: the launches that are made now.
+        ``put_off``: the number of launches that must wait.
         """
         before, found = proposal.before, proposal.target
         memory = replace(proposal.memory, put_off=put_off)

@@ -82,7 +82,7 @@ def refusal(method: str, path: str, query: Query, body: bytes, bounds: StackBoun
 
 
 def content_type(path: str) -> str | None:
-    """Return the content type of the body of this path; None if it has no body."""
+    """Return the content type of the body of a call to this path; None if the call has no body."""
     path = _VERSION.sub("", path)
     if path == "/containers/create":
         return "application/json"

@@ -27,7 +27,7 @@ def with_last_log_line(exit_text: str, output: str) -> str:
 
 
 def _plain(line: str) -> str:
-    """Return the message of a line of the JSON log; any other line unchanged."""
+    """Return the message of a line of the JSON log. Return any other line unchanged."""
     try:
         record = json.loads(line)
         return ": ".join(str(record[key]) for key in ("message", "problem") if key in record) or line

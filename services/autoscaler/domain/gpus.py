@@ -51,7 +51,10 @@ class GpuInventory(Protocol):
 
 
 class NoRoom(Exception):
-    """The GPUs cannot be provided now. The message says why, and which replicas use them."""
+    """The error for a replica whose GPUs cannot be provided now.
+
+    The message says why, and which replicas use the GPUs.
+    """
 
 
 def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources) -> dict[str, int]:

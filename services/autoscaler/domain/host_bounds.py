@@ -1,4 +1,4 @@
-"""Limit the replicas of all Deployments to what the host can run, and choose which ones start."""
+"""Limit the replicas of all Deployments to what the host can run, and decide how many may start."""
 
 from __future__ import annotations
 

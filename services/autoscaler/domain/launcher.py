@@ -17,8 +17,8 @@ from tidegate.kernel.protocol.models import Assignment, Deployment, Resources
 from tidegate.kernel.protocol.warm_pool import WarmAssignment, WarmPoolSpec
 
 # The drain limit of a warm pool's worker, in seconds. The container engine's `stop` waits this long before it
-# kills a container. The container keeps this limit when the worker becomes a replica. A worker that is not a
-# replica ends immediately.
+# kills a container. The container keeps this limit when the worker becomes a replica. A worker that is not
+# yet a replica has no work to finish, so it ends immediately.
 POOL_DRAIN_S = 600.0
 
 
@@ -174,8 +174,8 @@ _fingerprints: dict[int, tuple[weakref.ref[Deployment], str]] = {}
 
 def _fingerprint(deployment: Deployment) -> str:
     read = {"model", "version", "env", "threads", "instances", "batching", "resources", "image"}
-    # A Deployment without these fields keeps the digest that it had before the fields existed. So an upgrade
-    # of Tidegate does not replace its workers.
+    # The optional fields below count only if they are set. So a Deployment that sets none of them keeps the
+    # digest that it had before these fields existed. An upgrade of Tidegate does not replace its workers.
     if deployment.progress_timeout_s is not None:
         read.add("progress_timeout_s")
     for name in ("sampling", "keep_rows", "redact"):

@@ -60,7 +60,7 @@ def _kv(load: LlmLoad, tuning: Tuning, ready: int) -> RuleNeed | None:
     replicas = math.ceil(ready * wanted / (tuning.utilization * load.kv_total) - TINY)
     why = (
         f"the KV caches hold {load.kv_used:,} of {load.kv_total:,} tokens, and "
-        f"{load.waiting_tokens:,} tokens wait; the caches may be {tuning.utilization:.0%} full"
+        f"{load.waiting_tokens:,} tokens wait; the caches should be at most {tuning.utilization:.0%} full"
     )
     # A full cache alone needs no new replica: each request that ends frees its part of the cache.
     return RuleNeed("kv", replicas if load.waiting else min(replicas, ready), why)

@@ -19,8 +19,8 @@ from tidegate.kernel.protocol.capacity import measured_rps
 from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
-# The conditions for a trend. It needs at least this many rates and at least this R squared. Its slope must be
-# at least this many standard errors.
+# The conditions for a trend. There are at least ``TREND_POINTS`` rates. R squared is at least
+# ``TREND_EXPLAINS``. The slope is more than ``TREND_CLEAR`` standard errors.
 TREND_POINTS = 6
 TREND_EXPLAINS = 0.85
 TREND_CLEAR = 3.0
@@ -105,8 +105,8 @@ def _arrivals(
     if gateways is None or not gateways.reports:
         return None, 0, memory
     loads = {r.incarnation: r.deployments.get(deployment, GatewayLoad()) for r in gateways.reports}
-    # All arrivals of a new gateway count as new. In the first round no arrivals count, because the times of
-    # these arrivals are not known.
+    # The first round counts no arrivals, because it is not known when they arrived. In a later round, all
+    # arrivals of a gateway count if the gateway is new.
     first = not memory.arrivals
     new = 0
     for incarnation, load in loads.items():

@@ -11,7 +11,7 @@ from typing import Literal
 
 Phase = Literal["starting", "ready", "draining"]
 
-# How many start times `State.starts` keeps for each Deployment.
+# For each Deployment, `State.starts` keeps the durations of this many starts.
 STARTS_KEPT = 5
 
 

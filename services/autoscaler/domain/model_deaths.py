@@ -1,4 +1,4 @@
-"""Report models that died while their replica still runs."""
+"""Report models whose process died, although their replica still runs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _repeats(death: ModelDeath, now: float) -> bool:
 
 
 def _next_step(deployment: str, death: ModelDeath) -> str:
-    step = f"See its last log lines: `tidegate logs {deployment}`"
+    step = f"See the last log lines: `tidegate logs {deployment}`"
     if "out of memory" in death.words:
-        return f"{step}. If it needs more memory, deploy it with a larger `--resource memory_mb=...`"
+        return f"{step}. If the model needs more memory, deploy it with a larger `--resource memory_mb=...`"
     return step

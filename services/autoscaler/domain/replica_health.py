@@ -22,7 +22,8 @@ from services.autoscaler.domain.plural import counted
 from services.autoscaler.domain.snapshot import Policy, Snapshot
 from tidegate.kernel.protocol.presence import ReplicaReport
 
-# Causes of a replica's end. Only the first is not a failure.
+# The causes of a replica's end. ``DRAINED`` is no failure. ``DRAIN_OVERDUE`` is shown as a failure, but it
+# delays no start.
 DRAINED = "drained"
 DIED = "died"
 FAILED = "failed"
@@ -165,7 +166,7 @@ def judge_all(
 
 
 def phase_of(memory: ReplicaMemory | None) -> Phase:
-    """Return the phase of a replica. ``memory`` is None before the replica's first heartbeat."""
+    """Return the phase of a replica. ``memory`` is None if no round has seen the replica yet."""
     if memory is None:
         return "starting"
     if memory.draining_since is not None:
@@ -216,9 +217,9 @@ def note_end(
 ) -> DeploymentMemory:
     """Return the Deployment's ``memory`` after a replica ended, with the time of the next start.
 
-    A replica that was ready is replaced immediately the first time. After further failures in its slot, the
-    next start waits 1, 2, 4 .. s. Failed starts count for the whole Deployment, because they depend on the
-    version. A model that does not load is never retried immediately.
+    When a replica that was ready fails for the first time, it is replaced immediately. After further failures
+    in its slot, the next start waits 1, 2, 4 .. s. Failed starts count for the whole Deployment, because they
+    depend on the version. A model that does not load is never retried immediately.
     """
     if verdict.ended in {DRAINED, DRAIN_OVERDUE}:
         return memory

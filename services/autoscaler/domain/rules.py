@@ -166,5 +166,5 @@ def _measured(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> RuleNeed | No
     ratio = measured / tuning.utilization
     near = abs(ratio - 1.0) <= TOLERANCE
     replicas = fleet.ready if near else math.ceil(fleet.ready * ratio - TINY)
-    words = f"{fleet.ready} replicas are {measured:.0%} busy; they may be {tuning.utilization:.0%} busy"
+    words = f"{fleet.ready} replicas are {measured:.0%} busy; the limit is {tuning.utilization:.0%}"
     return RuleNeed("busy", replicas, words)

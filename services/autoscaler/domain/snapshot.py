@@ -75,7 +75,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The windows and limits of the service that decisions depend on, in seconds unless said otherwise."""
+    """The windows and limits that the autoscaler's decisions use, in seconds unless said otherwise."""
 
     down_window_s: float = 30.0
     idle_s: float = 60.0  # idle time before scale to zero, if the Deployment sets none
@@ -92,9 +92,9 @@ class Policy:
     progress_timeout_s: float = (
         300.0  # longest time without a finished request, if the Deployment has no limit
     )
-    reports_return_s: float = 10.0  # missing heartbeats do not count for this long after the store returns
-    # A worker itself acts on its Deployment's time limits, and reports why. The autoscaler waits this much
-    # longer than a limit, so that the report can arrive.
+    reports_return_s: float = 10.0  # after the store's outage, missing heartbeats do not count for this long
+    # A worker itself acts if a time limit of its Deployment is exceeded. Then it reports the reason. The
+    # autoscaler waits this much longer than the limit, so that the report can arrive.
     start_grace_s: float = 5.0
     drain_grace_s: float = 10.0
     backoff_max_s: float = 60.0

@@ -23,7 +23,7 @@ from tidegate.kernel.protocol.models import Deployment
 class Circumstances:
     """The inputs of the target besides the load: the replicas, a demand event, an override.
 
-    ``kept`` is True if this Deployment keeps its replicas, because a canary is compared with it.
+    ``kept`` is True if a canary is compared with this Deployment. Then the Deployment keeps its replicas.
     ``over_budget`` is the message about a used-up budget; empty if no budget is used up.
     """
 

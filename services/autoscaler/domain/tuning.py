@@ -15,9 +15,8 @@ class Tuning:
 
     ``utilization`` is the share of time that a replica may be busy. ``by_utilization`` is True if the
     Deployment sets this share; then the measured utilization counts as well. A trend is extended into the
-    future by ``ahead`` times a replica's start time. ``panic_factor`` is 0 if a panic never begins.
-    ``impatient`` is True if the target grows even though the queue will be empty before a new replica is
-    ready.
+    future by ``ahead`` times a replica's start time. If ``panic_factor`` is 0, a panic never begins. If
+    ``impatient`` is True, the target grows even if the queue will be empty before a new replica is ready.
     """
 
     wait_ms: float

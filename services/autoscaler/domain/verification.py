@@ -16,13 +16,13 @@ from tidegate.kernel.protocol.models import Assignment, Deployment, Version
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.protocol.verification import MAX_MESSAGE, ScratchOutcome, VerificationResult
 
-# A version is rejected after this many deaths of its model's process, or after this many failures of unknown
-# cause. A failure of the platform never rejects it.
+# A version is rejected after ``DEATHS`` deaths of its model's process, or after ``INTERRUPTIONS`` failures of
+# unknown cause. A failure of the platform never rejects it.
 DEATHS, INTERRUPTIONS = 2, 3
 AT_ONCE = 2  # more scratch replicas at the same time would slow down each other's measurements
 PREFIX, SUFFIX = "scratch-", "-"
 SILENT_S = 30.0
-LONGEST_S = 2400.0  # seconds after which a worker that ignored its own, shorter limits is ended
+LONGEST_S = 2400.0  # a worker is ended after these seconds, if it ignored its own, shorter limits
 # The first and the longest pause before the next try, in seconds.
 BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
 

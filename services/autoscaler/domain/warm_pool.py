@@ -78,7 +78,7 @@ def plan_pool(
     now: float,
     evidence_since: float = 0.0,
 ) -> tuple[PoolPlan, PoolMemory]:
-    """Plan starts and ends that keep every pool at its size.
+    """Plan which workers to start and which to end, so that every pool keeps its size.
 
     ``waiting``: all workers without a Deployment. ``evidence_since``: the time since which heartbeats can be
     read. If a worker ends before it gets a Deployment, this counts as a failed start. Then the next start
@@ -111,8 +111,8 @@ def plan_pool(
         not_before = failures.get(name, PoolFailures()).not_before
         if now >= not_before:
             launch += [name] * (spec.workers - len(kept[name]))
-        # A heartbeat ends the failures only if its worker was started after the pause that followed the last
-        # failure.
+        # A heartbeat sets the number of failures to 0 only if its worker was started after the pause that
+        # followed the last failure.
         if any(heartbeats[each.replica] == now and each.launched_at >= not_before for each in kept[name]):
             failures.pop(name, None)
     idle = {

@@ -78,8 +78,8 @@ class CopyPublisher:
     def publish(self, copies: Sequence[Copy], fleet: ReplicaFleet) -> None:
         """Publish copies to one Deployment.
 
-        ``fleet``: a summary of the Deployment's replicas. Their number and their speed limit the copies in
-        one envelope.
+        ``fleet``: a summary of the Deployment's replicas. It limits how many copies share an envelope: the
+        limit depends on the number of replicas and on their speed.
         """
         now = time.monotonic()
         frames: list[tuple[bytes, list[Buffer]]] = []

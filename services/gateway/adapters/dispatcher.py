@@ -158,11 +158,11 @@ class Dispatcher:
         Callers share the Deployment by weight. ``cost``: the units that the request takes from its caller's
         share; if it is 0, the request takes one unit for each of its ``rows``. ``replica``: for a language
         model, the preferred replica. The request waits in this replica's queue for at most ``wait_ms``.
-        ``keeper``: the replica of the request's sequence. Such a request is never sent again.
+        ``keeper``: the replica of the request's sequence. A request of a sequence is never sent again.
 
         With ``stream``, ``done`` is called with each chunk, and last with END or an error. A request to a
-        language model or of a sequence has a message of its own. Other requests to a Deployment that are
-        ready in one event-loop turn are published together, at the end of the turn.
+        language model or of a sequence has a message of its own. Other requests to one Deployment share
+        messages if they are ready in the same event-loop turn. They are published at its end.
         """
         loop = self._loop
         queue = self.queue_of(route)
@@ -259,7 +259,7 @@ class Dispatcher:
         """Publish a request alone in a message. The worker acks the message when the answer has ended."""
         channel = self.out.channel
         if channel is None or pending.id not in self._pending:
-            return  # without a channel, the reconnect sends it; an id that is not pending has ended
+            return  # the request is sent after the reconnect, or it has ended already
         if self._fleet(pending.route.name).ready == 0:
             self._events.demand(channel, pending.route.name)
         if lane.own is not None:
@@ -439,7 +439,7 @@ class Dispatcher:
     def _fail_broken(self, pending: PendingRequest, problem: str) -> None:
         """Cancel and fail a stream whose next chunk is missing.
 
-        For a language model, the error is WorkerLost. It lets the gateway continue the stream.
+        For a language model or a sequence, the error is WorkerLost. The gateway can continue a stream then.
         """
         self._events.cancel(pending.id)
         failure = Unavailable if pending.lane is None else WorkerLost

@@ -40,8 +40,8 @@ class Heartbeat:
     ) -> None:
         """``on_fleets``: called after each successful round, with the replicas of all Deployments.
 
-        ``traffic``: returns the request counts of the endpoints whose Deployments are compared. ``shadows``:
-        returns the counts of shadow traffic.
+        ``traffic``: returns the request counts of the Deployments of each endpoint with an active rollout or
+        experiment. ``shadows``: returns the counts of shadow traffic.
         """
         self._store = store
         self._incarnation = incarnation

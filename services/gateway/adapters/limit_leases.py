@@ -79,7 +79,8 @@ class LimitLeases:
     async def stop(self) -> None:
         """Stop the task, and return the unused part of each lease to the accounts in the store.
 
-        The unused part consists of rate-limit tokens and concurrency slots.
+        The unused part consists of tokens of the limits, and of places for requests that run at the same
+        time.
         """
         await tasks.end(self._task, *self._seeding.values())
         with contextlib.suppress(TimeoutError, StoreUnavailable):
@@ -185,7 +186,7 @@ class LimitLeases:
             del self._active[limiter]
 
     async def _seed(self, principal: str, day: str) -> None:
-        """Add the requests that the registry has already counted to a new account in the store.
+        """Add the registry's count of a principal's requests to the principal's new account.
 
         Without this, the principal could use its whole quota again.
         """

@@ -22,7 +22,7 @@ from tidegate.kernel.protocol.presence import GatewayLoad
 log = telemetry.logger(__name__)
 
 ReplyOrError = Reply | TidegateError
-# Returns the frame of a request with the given data.
+# A function that returns the frame of a request. Its arguments are the data and the size of the data.
 Framed = Callable[..., bytes | list[Buffer]]
 OnReply = Callable[[ReplyOrError], None]
 
@@ -268,9 +268,10 @@ def replies_in(body: Buffer) -> list[Reply]:
 
 
 def unheard(pending: Iterable[PendingRequest], away_s: float) -> list[PendingRequest]:
-    """Return the streams that may have lost a chunk, because the reply queue had no consumer for ``away_s``.
+    """Return the streams that may have lost a chunk while the reply queue had no consumer.
 
-    After REPLIES_KEPT_S seconds, the broker deletes the queue, and workers cancel the streams.
+    ``away_s``: the seconds without a consumer. After REPLIES_KEPT_S seconds without one, the broker deletes
+    the queue, and workers cancel the streams. Before that, no chunk is lost, and the list is empty.
     """
     if away_s < REPLIES_KEPT_S:
         return []

@@ -101,8 +101,8 @@ class ReplicaWatch:
     async def _look(self, silent: dict[str, int]) -> dict[str, int]:
         """Count the consumers of the queues, and report the requests of replicas that have ended.
 
-        Return, for each queue without a consumer, how many checks in a row found none. ``silent``: the return
-        value of the previous call.
+        Return the queues without a consumer. The value of each queue is the number of checks in a row that
+        found no consumer. ``silent``: the return value of the previous call.
         """
         before, found = time.monotonic() - LOOK_S / 2, dict[str, int]()
         for name, waiting in list(self._waiting.items()):

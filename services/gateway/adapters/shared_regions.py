@@ -89,9 +89,13 @@ class SharedRegions:
         self._table = None if table is None else RegionTable(table)
 
     def register(self, owner: str, name: str, key: str, offset: int, size: int, user: int | None) -> None:
-        """Register a part of a segment. ``user``: the caller's user id; None: the caller is not on this host.
+        """Register a part of a segment.
 
-        Raise BadRequest, Forbidden, NotFound, Conflict or TooMany.
+        ``user``: the caller's user id; None if the caller is not on this host.
+
+        Raise BadRequest if the segment cannot be opened or an argument is invalid. Raise Forbidden if the
+        caller may not use the segment. Raise Conflict if the name is in use. Raise TooMany if too many
+        regions are registered.
         """
         shared_memory.check_name(name)
         file = shared_memory.file_of(name, key)
@@ -220,7 +224,7 @@ class SharedRegions:
 
 
 class Copy(bytearray):
-    """A copy of a tensor. The budget counts it until it is freed."""
+    """A copy of a tensor. The memory budget counts the copy until it is freed."""
 
     __slots__ = ("_budget", "_counted")
 
@@ -241,14 +245,21 @@ class CallersRegions:
         self._owner = owner
 
     def read(self, part: RegionPart) -> Buffer:
-        """Return a copy of a part; raise NotFound, BadRequest or Overloaded."""
+        """Return a copy of a part of a region.
+
+        Raise NotFound if the region is not registered. Raise BadRequest if the part is too large, or is not
+        inside the region and the segment. Raise Overloaded if the memory budget is full.
+        """
         region = self._regions.find(self._owner, part)
         copy = self._regions.room(part.size)
         region.read(part, copy)
         return memoryview(copy)
 
     def sink(self, part: RegionPart) -> RegionSink:
-        """Return a writer for an output that goes to a part of a region; raise NotFound or BadRequest."""
+        """Return a writer of an output to a part of a region.
+
+        Raise NotFound if the region is not registered. Raise BadRequest if the part is not inside the region.
+        """
         return RegionSink(self._regions.find(self._owner, part), part)
 
 

@@ -34,8 +34,8 @@ from tidegate.kernel.protocol.access import ADMIN, ANONYMOUS
 # At most this many bytes are split into lines at a time. There is a limit because short lines need twenty
 # times their size in memory.
 PIECE = 64 * 1024
-# A JSON body with more bytes than this is not a batch of OpenAI's API, because such a batch has at most 9 KB
-# of metadata.
+# A JSON body with more bytes than this does not create a batch of OpenAI's API. For such a batch, the largest
+# field of the body is the metadata, of at most 9 KB.
 WISH_BYTES = 64 * 1024
 
 
@@ -193,7 +193,9 @@ async def _continued(begun: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator
 
 
 async def _uncompressed(request: Request, body: AsyncIterator[bytes] | None = None) -> AsyncGenerator[bytes]:
-    """Yield the decompressed body in pieces of bounded size. Raises BadRequest.
+    """Yield the decompressed body in pieces of bounded size.
+
+    Raise BadRequest if the body cannot be decompressed.
 
     ``body``: an iterator over the whole body. If it is None, the body is read from ``request``.
     """

@@ -48,7 +48,7 @@ class BodyLimits:
         )
 
     def overloaded(self) -> Overloaded:
-        """Return the error for a body that does not fit in the budget."""
+        """Return the error for a body that does not fit in the memory budget."""
         return Overloaded(
             f"this gateway's memory for bodies is full: {self.bodies.used} bytes of requests and "
             f"{self.answers.used} bytes of answers; the limit is {self.bodies.limit} for each. Try again",
@@ -131,7 +131,7 @@ class Body:
         return self._make_room()
 
     def window(self) -> memoryview:
-        """Return the memory to write the next bytes into."""
+        """Return a view of the memory into which the calling code writes the next bytes."""
         assert isinstance(self._data, bytearray)
         if len(self._data) < self.held:
             self._data += bytes(self.held - len(self._data))
@@ -148,13 +148,13 @@ class Body:
         return data if isinstance(data, bytes) else memoryview(data)
 
     def release(self) -> None:
-        """Free the body, and return its bytes to the budget."""
+        """Free the body, and return its bytes to the memory budget."""
         self._limits.bodies.release(self.held)
         self.held = 0
         self._data = b""
 
     def _make_room(self) -> TidegateError | None:
-        """Reserve the next bytes of the body in the memory budget, or return the error if it is full.
+        """Reserve the next bytes of the body. Return the error if the memory budget is full.
 
         :meth:`window` allocates the memory later, because the event loop may still use the previous window
         now.
@@ -163,7 +163,7 @@ class Body:
         return None if self._take(step, self._total) else self._limits.overloaded()
 
     def _take(self, count: int, of: int) -> bool:
-        self.taking = True  # the budget may drop other bodies now, but not this one
+        self.taking = True  # the memory budget may drop other bodies now, but not this one
         taken = self._limits.bodies.take(count, of, known=self._known)
         self.taking = False
         if taken:
@@ -184,7 +184,7 @@ class UploadMemory:
         self._held = 0
 
     def resize(self, size: int) -> None:
-        """Set the number of bytes in memory. Raises Overloaded if they do not fit in the budget."""
+        """Set the number of bytes in memory. Raise Overloaded if they do not fit in the memory budget."""
         more = size - self._held
         if more <= 0:
             self._limits.bodies.release(-more)
@@ -193,5 +193,5 @@ class UploadMemory:
         self._held = size
 
     def release(self) -> None:
-        """Return all bytes to the budget."""
+        """Return all bytes to the memory budget."""
         self.resize(0)

@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.envelope import Buffer
 
 _WBITS = {"gzip": 31, "deflate": 15}
 _PLAIN = {"", "identity"}
-# At each call, zlib copies the input that it has not used yet. Small parts keep these copies short.
+# At each call, zlib copies the input that it has not used yet. So each call gets at most this many bytes.
 _INPUT_BYTES = 64 * 1024
 # Compressed data can consist of several members. Even an empty member of 8 or 20 bytes takes much time. So a
 # body may have MEMBERS members, plus one for each BYTES_PER_MEMBER bytes.
@@ -33,7 +33,10 @@ class Decompressor:
         self._members_left = MEMBERS
 
     def feed(self, packed: Buffer) -> Iterator[bytes]:
-        """Yield the decompressed bytes in pieces of at most ``STEP`` bytes; raise BadRequest."""
+        """Yield the decompressed bytes in pieces of at most ``STEP`` bytes.
+
+        Raise BadRequest if the data is invalid or has too many members.
+        """
         for at in range(0, len(packed), _INPUT_BYTES):
             rest = bytes(packed[at : at + _INPUT_BYTES])
             self._members_left += -(-len(rest) // BYTES_PER_MEMBER)
@@ -74,7 +77,9 @@ def inflated(packed: Buffer, headers: Headers, limits: BodyLimits, *, known: boo
     """Return the decompressed body, or None if ``packed`` is not compressed.
 
     The memory budget counts the body as it grows. ``known``: True if the caller has sent a valid credential.
-    Raise BadRequest, PayloadTooLarge or Overloaded.
+
+    Raise BadRequest if ``packed`` is invalid. Raise PayloadTooLarge if the body is larger than its limit.
+    Raise Overloaded if the memory budget is full.
     """
     encoding = encoding_of(headers)
     if not encoding:

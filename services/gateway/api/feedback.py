@@ -50,7 +50,11 @@ class FeedbackRoutes:
 
 
 def _items(body: bytes, content_type: str) -> tuple[list[Any], bool]:
-    """Return the items of a body, and True if the body is a single item. Raise BadRequest."""
+    """Return the items of a body, and True if the body is a single item.
+
+    Raise BadRequest if there is no item, or if a body other than JSON Lines is not valid JSON. Raise
+    PayloadTooLarge if there are too many items.
+    """
     if content_type.partition(";")[0].strip().lower() in _LINES:
         lines = [line for line in body.splitlines() if line.strip()]
         _check_number(len(lines))

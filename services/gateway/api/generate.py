@@ -54,7 +54,7 @@ class GenerateCall(NamedTuple):
     principal: Principal
 
     def origin(self) -> Origin:
-        """Return the facts of the request that traffic rules and sticky keys read."""
+        """Return the facts of the request that are needed for traffic rules and sticky keys."""
         return Origin(self.headers, self.principal.id, lambda: generate.request_parameters(self.body))
 
     def end(self) -> None:

@@ -17,7 +17,10 @@ from tidegate.kernel.service import caller
 
 
 def request_principal() -> Principal:
-    """Return the caller of the current request. Raises Unauthorized or Forbidden."""
+    """Return the caller of the current request, if it has the scope ``infer``.
+
+    Otherwise, raise Unauthorized for an anonymous caller, and Forbidden for any other caller.
+    """
     return caller.require(INFER)
 
 
@@ -46,7 +49,7 @@ def page(items: list[dict[str, Any]], limit: int) -> Response:
 
 
 def page_of(items: list[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """Return a page of a list. Its ``next`` is null on the last page."""
+    """Return a page of a list. Its ``next`` is null if it has fewer than ``limit`` items."""
     return {"items": items, "next": items[-1]["id"] if len(items) == limit else None}
 
 

@@ -76,7 +76,11 @@ class JobResponses:
         }
 
     async def result(self, job: Job, headers: Headers, rid: bytes) -> HttpResponse:
-        """Return the result of a job that has ended, in the requested form. If it failed, raise its error."""
+        """Return the result of a job that has ended, in the requested form.
+
+        If the job did not succeed, raise its error. Only an error that the engine of a language model
+        returned is not raised: it is returned as the response.
+        """
         if llm_jobs.is_llm(job.ask) and job.state in ("succeeded", "failed") and job.result_size:
             return await self._llm_result(job, rid)
         if job.state != "succeeded":

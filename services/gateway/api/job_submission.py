@@ -176,7 +176,10 @@ class JobSubmissionHandler:
 
 
 def _read_fields(head: dict[str, object] | None, base: JobOptions) -> tuple[str, str, JobOptions]:
-    """Return the model, version and options from the body of POST /v1/jobs. Raises BadRequest."""
+    """Return the model, version and options from the body of POST /v1/jobs.
+
+    Raises BadRequest if the model is missing, or if one of these values is not valid.
+    """
     if head is None:
         raise BadRequest(f"{oip.HEADER_LENGTH} is 0, but the JSON part must name the model of the job")
     model = head.get("model")

@@ -170,7 +170,10 @@ class JobHandlers:
 
 
 def last_event_id(header: str | None) -> int:
-    """Return the number of the last event that a client has seen; 0 means none. Raises BadRequest."""
+    """Return the number of the last event that a client has seen; 0 means none.
+
+    Raises BadRequest if ``header`` is not such a number.
+    """
     if not header:
         return 0
     if not header.isdecimal() or len(header) > 18:

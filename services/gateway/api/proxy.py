@@ -66,7 +66,8 @@ class ControlPlaneProxy:
     async def __call__(self, request: Request, service: str, rest: str) -> Response:
         """Forward one call.
 
-        Raise Unauthorized, Forbidden, NotFound, MethodNotAllowed, Unavailable or DeadlinePassed.
+        Raise a TidegateError if the caller may not make the call, if the path or method is unknown, if the
+        request is incomplete, or if the service does not answer.
         """
         if service not in self._urls:
             raise NotFound(f"there is no service {service[:40]!r}; use one of {', '.join(self._urls)}")

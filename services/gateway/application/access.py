@@ -169,7 +169,10 @@ class Grant:
             self._count(self._principal.id, self._endpoint)[3] += received
 
     def streamed(self, cost: UsageCost, received: int) -> None:
-        """Count an ended request with the usage in ``cost``. If it was never queued, do not count it."""
+        """Count an ended request with the usage in ``cost``. If it was never queued, do not count it.
+
+        A request that was never queued is cancelled. After that, :meth:`done` does nothing.
+        """
         if not cost.queued:
             self.cancel()
         self.done(
@@ -230,7 +233,8 @@ class Access:
     def authenticate(self, headers: Headers) -> Principal:
         """Return the principal that sent these headers, without I/O.
 
-        Raises Unauthorized, or Unavailable before the keys are known.
+        Raises Unauthorized if the credential is not valid, or if it is missing and ``required`` is True.
+        Raises Unavailable if the gateway needs the table of keys and has not received it yet.
         """
         credential = headers.get(b"authorization")
         if credential is None:

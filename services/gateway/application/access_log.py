@@ -191,7 +191,7 @@ class AccessLog:
     ) -> None:
         """Export the trace of an accepted job.
 
-        It is exported if the request was chosen for tracing, or if it took long to accept the job.
+        The trace is exported only if the request was chosen for tracing, or if accepting the job took long.
         """
         if self.traces is None:
             return
@@ -243,10 +243,11 @@ class AccessLog:
         trace: bytes = b"",
         **extra: Any,
     ) -> None:
-        """Log a failed or refused request, and export its trace.
+        """Log a failed or refused request, and export its trace. Both are limited in number per second.
 
-        If more requests fail in a second than the log's ``errors_per_s`` allows, the rest of them are only
-        counted. ``started``: the time of ``time.perf_counter`` at which the request began; None means now.
+        If more requests fail in a second than the log's ``errors_per_s`` allows, the other failed requests
+        get no line and are only counted. The trace of a request that was chosen for tracing is always
+        exported. ``started``: the time of ``time.perf_counter`` at which the request began; None means now.
         """
         ended = time.perf_counter()
         started = ended if started is None else started

@@ -85,13 +85,13 @@ class AsyncOutputs:
         try:
             await self._due.settle(done, again)
         except StoreUnavailable:
-            return RETRY_S  # when the leases expire, these answers are written again
+            return RETRY_S  # not settled: these answers are written again when their leases expire
         return 0.0 if len(ids) == TAKEN else POLL_S
 
     async def _write(self, job: Job) -> bool:
         """Write a job's answer or error. Return False if a store fails.
 
-        After False, the answer must be written again later.
+        After False, the calling code must write the answer again later.
         """
         name = job.id.hex()
         try:

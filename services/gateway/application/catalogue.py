@@ -34,7 +34,8 @@ EXTENSIONS = [
 class Catalogue:
     """The models under their public names, in Triton's format.
 
-    The methods raise NotFound, NoRoutes or Unavailable.
+    The methods raise NotFound if the model or the version does not exist, and NoRoutes before the gateway has
+    a route table. They raise Unavailable if the data is not known yet, or if a store is down.
     """
 
     def __init__(self, core: InferenceCore, metadata: ModelMetadataCache, store: Store) -> None:
@@ -62,7 +63,8 @@ class Catalogue:
         """Return the reason why a model is not ready, or an empty string if it is ready.
 
         A model is ready if a replica is ready, or if a request would start one. If several Deployments share
-        the traffic, one ready Deployment is enough. Raises NotFound.
+        the traffic, one ready Deployment is enough. Raises NotFound if the model or the version does not
+        exist.
         """
         endpoint, route = self._core.find(model, version)
         routes = [route] if version else list(endpoint.targets)

@@ -69,7 +69,7 @@ class Placement:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop counting the request."""
+        """Stop counting the request as load of its replica."""
         self._count(None)
         self._taken = True
 

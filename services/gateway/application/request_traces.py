@@ -26,8 +26,8 @@ from tidegate.kernel.tracing import Attributes, Span, SpanExport, epoch_ahead, e
 log = telemetry.logger(__name__)
 
 Headers = Mapping[bytes, bytes]
-# Export at most this many slow or failed requests per second that the sampler did not choose. A few traces
-# are enough to show the cause.
+# The sampler does not choose some of the slow or failed requests. Export at most this many of these requests
+# per second. A few traces are enough to show the cause.
 UNSAMPLED_PER_S = 20
 # A caller can request a trace with the header ``traceparent``. Trace at most this many of these requests per
 # second, because a span takes as much time as a small request.
@@ -58,7 +58,7 @@ class RequestTraces:
     def begin(self, rid: bytes, headers: Headers) -> bytes:
         """Return the field ``trace`` of a request's frame.
 
-        The field contains ``rid``. For a traced request, it also contains a trace context.
+        The field contains ``rid``, the request's id. For a traced request, it also contains a trace context.
         """
         header = headers.get(b"traceparent")
         parent = trace_context.parse(header) if header is not None else None

@@ -1,4 +1,4 @@
-"""Refuse a request before it is queued if it would wait too long."""
+"""If a request would wait too long, refuse it before it is queued."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from services.gateway.domain.fair_lane import Standing
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.errors import ColdStart, DeadlinePassed, NoCapacity, Overloaded, TidegateError
 
-# The predicted wait does not include the model call, the transfer of the messages, and the delay of the
-# replicas' reports. This part of a request's remaining time is reserved for them.
+# This share of a request's remaining time is reserved for the model call, the transfer of the messages, and
+# the delay of the replicas' reports. The predicted wait does not include these times.
 RESERVE = 0.2
 
 
@@ -146,7 +146,10 @@ def state(wakeable: bool, fleet: ReplicaFleet) -> ModelState:
 
 
 def predicted_wait_ms(outstanding: int, fleet: ReplicaFleet) -> float | None:
-    """Return the predicted wait of a new request in ms; None without a ready replica or a measurement."""
+    """Return the predicted wait of a new request in ms.
+
+    Return None if no replica is ready, or if the model's time per request was not measured yet.
+    """
     per_request = fleet.request_ms if fleet.full_ms is None else fleet.full_ms
     if fleet.ready == 0 or per_request is None:
         return None

@@ -99,9 +99,11 @@ class Budget:
             each.borrow(_credit(each.available, share))
 
     def settlement_due(self, requests: int) -> bool:
-        """Return True if this process must settle now.
+        """Return True if this process must settle with the account now.
 
-        It must settle if it needs money, or if it has spent more than its lease.
+        It must settle in three cases. First, a request was refused although the account may still have money.
+        Second, the process has spent more than a lease. Third, a lease has less than half of the expected
+        cost of the next ``requests`` requests, and the account may still have money.
         """
         return self.short or any(
             each.held < 0 or (2 * each.held < requests * self.expected and each.available >= 1)

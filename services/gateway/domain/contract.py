@@ -158,7 +158,7 @@ class Contract:
         return key
 
     def want(self, name: str, binary: bool, parameters: dict[str, Any]) -> WantedOutput:
-        """Check a requested output and return it; raise BadRequest."""
+        """Check a requested output and return it. Raise BadRequest if it is invalid."""
         if self.outputs and name not in self.outputs:
             raise BadRequest(
                 f"unexpected inference output {name!r} for model {self.model!r}: it returns "
@@ -247,7 +247,7 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
     if len(set(outputs)) < len(outputs):
         (twice, _), *_ = Counter(outputs).most_common(1)
         raise BadRequest(f"Duplicate output name {twice!r} is not allowed in a request: send each name once")
-    size = 2 * names  # a lower bound in bytes. Check it first: call_key fails for more than 65,535 names
+    size = 2 * names  # the key has at least 2 bytes per name; call_key fails for more than 65,535 names
     if size <= MAX_KEY:
         key = call_key(inputs, outputs, parameters)
         if len(key) <= MAX_KEY:
@@ -336,7 +336,7 @@ def check_name(kind: str, name: str) -> None:
 
 
 def check_shape(name: str, shape: Any) -> list[int]:
-    """Check a tensor's shape (with the batch axis) and return it; raise BadRequest."""
+    """Check a tensor's shape (with the batch axis) and return it. Raise BadRequest if it is invalid."""
     if not isinstance(shape, list):
         raise _no_shape(name, shape)
     if len(shape) > _MAX_DIMS:

@@ -33,7 +33,7 @@ class Origins:
 
     @classmethod
     def of(cls, text: str) -> Origins:
-        """Parse a list of origins with commas between them; raise ValueError if one is invalid."""
+        """Parse origins that are separated by commas; raise ValueError if an origin is invalid."""
         names = [part.strip().rstrip("/") for part in text.split(",") if part.strip()]
         for name in names:
             if name != ANY_ORIGIN and not _ORIGIN.fullmatch(name):
@@ -50,7 +50,10 @@ class Origins:
         return self._all or origin in self._known
 
     def headers(self, origin: bytes) -> list[tuple[bytes, bytes]]:
-        """Return the extra headers of a response to a page of ``origin``, which must be in the set."""
+        """Return the extra headers of a response to a page of ``origin``.
+
+        ``origin`` must be in the set.
+        """
         exposed = (b"access-control-expose-headers", ", ".join(EXPOSED).encode())
         if self._all:
             return [(b"access-control-allow-origin", b"*"), exposed]

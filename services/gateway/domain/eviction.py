@@ -24,13 +24,13 @@ class Unfinished(NamedTuple):
 def choose(bodies: Sequence[Unfinished], need: int, bytes_per_s: int, *, for_known: bool) -> list[int]:
     """Return the indexes of the bodies to drop, so that ``need`` bytes become free.
 
-    If all bodies that may be dropped have fewer bytes than ``need``, return all of them. A body may be
-    dropped if it arrives slower than ``bytes_per_s``. ``for_known``: True if a caller with a valid credential
-    needs the memory. In this case, each body of a caller without a valid credential may be dropped too.
+    A body may be dropped if it arrives slower than ``bytes_per_s``. ``for_known``: True if a caller with a
+    valid credential needs the memory. In this case, each body of a caller without a valid credential may be
+    dropped too. If all these bodies together have fewer than ``need`` bytes, return all of them.
 
     Bodies of callers without a valid credential are dropped first. Among these bodies, and then among the
-    others, the slowest body is dropped first. If two bodies are equally slow, the larger one is dropped
-    first.
+    others, the slowest body is dropped first. If two bodies are equally slow, the one with more bytes in
+    memory is dropped first.
     """
     candidates = []
     for at, body in enumerate(bodies):

@@ -20,8 +20,8 @@ def another(
     The Deployment must accept the same tensors as ``route``. If an upstream failed, try the endpoint's
     targets first. Then try the Deployments in the endpoint's ``failover``, in their order.
 
-    If replicas are missing (NoCapacity, ColdStart), try only ``failover``. In this case, the setting
-    ``when_unready`` decides if other targets get the requests, and the router applies this setting.
+    If replicas are missing (NoCapacity, ColdStart), try only ``failover``. The other targets are not tried
+    here, because the router decides if they get the requests. It does this with the setting ``when_unready``.
     """
     if not isinstance(error, REASONS):
         return None

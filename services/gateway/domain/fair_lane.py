@@ -5,8 +5,9 @@ publishes only as many requests as the replicas need to stay busy. This number i
 requests wait in the gateway, and the next one is chosen fairly by weight. The requests of a caller that uses
 less than its share of the window do not wait. If there is only one caller, it may use the whole window.
 
-Byte queue limits in Linux use the same method. They keep the last queue short, and schedule in the queue
-before the last one. See :class:`~tidegate.kernel.fair_order.FairOrder` for the order of the waiting requests.
+Linux uses the same method for network cards (byte queue limits). It keeps the card's own queue short. The
+other packets wait in a queue before it, where Linux can choose the next one. See
+:class:`~tidegate.kernel.fair_order.FairOrder` for the order of the waiting requests.
 """
 
 from __future__ import annotations

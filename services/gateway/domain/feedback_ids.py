@@ -1,8 +1,9 @@
 """Ids of answers. Pure.
 
 An id contains the facts about its answer, so the gateway does not store these facts. An id is ``fb1.``,
-followed by the base64 of a JSON list and a part of the list's HMAC-SHA256. The HMAC's key is derived from the
-service token. So a gateway accepts only ids that a gateway with the same service token made.
+followed by text in base64. This text encodes a JSON list and then the first bytes of the list's HMAC-SHA256.
+The HMAC's key is derived from the service token. So a gateway accepts only ids that a gateway with the same
+service token made.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class FeedbackIds:
         return AnswerFacts(*members)
 
     def owner(self, principal: str) -> str:
-        """Return the hash of a caller, which ids contain instead of the caller's name."""
+        """Return the hash of a caller's name. Ids contain this hash instead of the name."""
         return self._hash(b"owner", principal.encode())
 
     def unit(self, key: bytes) -> str:

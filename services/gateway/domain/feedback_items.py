@@ -13,7 +13,8 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import bounded_json
 
 LONGEST_LABEL = 256
-# The square of a larger number may not fit into a float, and the variance needs squares.
+# Larger numbers are refused. The variance of a metric needs squares, and their squares may not fit into a
+# float.
 LARGEST = 1e100
 # A caller's clock may be ahead of the gateway's clock by at most this many ms.
 AHEAD_MS = 300_000
@@ -45,7 +46,7 @@ class FeedbackItem:
 
 
 def read_item(raw: Any, now_ms: int) -> FeedbackItem:
-    """Parse one item of feedback; raise BadRequest."""
+    """Parse one item of feedback; raise BadRequest if it is invalid."""
     if not isinstance(raw, Mapping):
         raise BadRequest(f"feedback must be a JSON object, as in {_EXAMPLE}")
     if unknown := sorted(str(name) for name in raw.keys() - _MEMBERS):

@@ -96,11 +96,12 @@ def _put(inputs: Inputs, contract: Contract, name: str, value: Any) -> None:
 
 
 def fitting(name: str, dims: tuple[int, ...], value: Any) -> list[int]:
-    """Return the shape of a value (scalar or nested list) for an input of ``dims``.
+    """Return the shape of a value (scalar or nested list) for an input with the shape ``dims``.
 
     A dim of -1 may have any size. If the nesting of the value matches ``dims``, return the value's own shape.
     Otherwise, only the number of values must fit. In this case, return ``dims`` with a size in place of each
-    -1, so that the shape has as many elements as there are values. Raise BadRequest if this is not possible.
+    -1, so that the shape has as many elements as there are values. Raise BadRequest if the number of values
+    does not fit.
     """
     sizes = _sizes(value)
     if len(sizes) == len(dims) and all(want in (-1, size) for want, size in zip(dims, sizes, strict=True)):

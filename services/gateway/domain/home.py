@@ -1,4 +1,4 @@
-"""The content of the page at ``/``: what the gateway is, what it serves, and the next command."""
+"""The content of the page at ``/``: a description, the models, and a command to try next."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def document(
 ) -> dict[str, Any]:
     """Return the page as data.
 
-    ``url``: the address that the caller used. ``models``: the index entries that the caller may see. None
-    means that the caller has no valid credential. In this case, ``problem`` says what is wrong with the
-    credential.
+    ``url``: the address that the caller used. ``models``: the models to which the caller may send requests,
+    as entries of the model index. None means that the caller has no valid credential. In this case,
+    ``problem`` says what is wrong with the credential.
     """
     page: dict[str, Any] = {"name": "tidegate", "version": version, "description": WHAT}
     if models is None:

@@ -22,8 +22,8 @@ LATE_BYTES = 16 * 2**20
 class FloodGuard:
     """The counts of one client's useless work.
 
-    A method that counts such work returns the reason to end the connection. It returns None if the connection
-    may stay open.
+    A method that counts such work returns None if the connection may stay open. Otherwise, it returns the
+    reason to end the connection.
     """
 
     __slots__ = ("_answered", "_late_bytes", "_left", "_pinged", "_resets", "_since", "_strikes")

@@ -129,7 +129,10 @@ def check_level(value: Any) -> Level:
 
 
 def check_ttl(value: Any) -> float:
-    """Check a job's ttl (seconds from its acceptance until it expires) and return it; raise BadRequest."""
+    """Check a job's ttl and return it; raise BadRequest if it is invalid.
+
+    The ttl is the time in seconds from the job's acceptance until it expires.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MAX_TTL_S:
         raise BadRequest(f"the ttl must be 1..{MAX_TTL_S} seconds, got {str(value)[:40]!r}")
     return float(value)
@@ -146,7 +149,7 @@ def check_webhook(value: Any) -> str:
 
 
 def check_metadata(value: Any) -> dict[str, Any]:
-    """Check the metadata that a caller sent for a job, and return it; raise BadRequest."""
+    """Check a job's metadata from the caller and return it; raise BadRequest if it is invalid."""
     if not isinstance(value, dict):
         raise BadRequest(f"metadata must be an object, got {type(value).__name__}")
     if (size := len(orjson.dumps(value))) > MAX_METADATA_BYTES:

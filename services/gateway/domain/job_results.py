@@ -1,4 +1,4 @@
-"""Store in a job's record how to encode its answer, and read it back. Explain missing results. Pure."""
+"""The form of a job's answer in the job's record, and the errors of jobs without a result. Pure."""
 
 from __future__ import annotations
 

@@ -82,8 +82,8 @@ class KeyLimiter:
     def __init__(self, principal: str, allowance: Allowance, activate: Callable[[KeyLimiter], None]) -> None:
         """Start idle. When an idle time ends, the limiter calls ``activate`` with itself.
 
-        ``activate`` must set ``share``, which is this process's share of each limit. The attribute
-        ``standalone`` is True while the store is down.
+        ``activate`` must set the limiter's attribute ``share``: this process's share of each limit. The
+        attribute ``standalone`` is True while the store is down.
         """
         self.principal = principal
         self.allowance = allowance
@@ -209,7 +209,7 @@ class KeyLimiter:
             tokens.change(limit)
             minimum = tokens.minimum
             tokens.borrow(self._share_of(tokens.available) if tokens.available >= 1 else 0)
-            if kind == "rate" or self.standalone:  # without this, each change of the limit would give credit
+            if kind == "rate" or self.standalone:  # each change of the limit must not allow new borrowing
                 tokens.minimum = max(tokens.minimum, minimum)
         return tokens
 
@@ -314,8 +314,8 @@ class KeyLimiter:
     def _fill(self, now: float) -> None:
         """Refill the rate-limit tokens of a process that applies its own share of the limit.
 
-        The first call adds the tokens that the process could still borrow. Each later call adds the process's
-        share of the rate for the time since the last call.
+        The first call after the store failed adds the tokens that the process could still borrow. Each later
+        call adds the process's share of the rate for the time since the last call.
         """
         rate = self.rate
         if rate is None or self.allowance.rate is None:

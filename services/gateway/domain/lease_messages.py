@@ -51,9 +51,9 @@ class LeaseGrant:
 
     For each limit, it contains the tokens that the process gets. The fields that end in ``_left`` are the
     tokens that remain in the account. ``wait_ms``: the time until the account has a token of the rate limit
-    again. ``slots``: the number of concurrent requests that the process may allow. ``tight``: True if a
-    process had too few of these slots in the last second. ``seeded``: True if the account counts the day's
-    and the month's requests from before it existed.
+    again. ``slots``: the number of concurrent requests that the process may allow. ``tight``: True if any
+    process had too few of these slots in the last second. ``seeded``: True if the account's counts of the day
+    and the month include the requests from before the account existed.
     """
 
     rate: int = 0

@@ -23,7 +23,7 @@ class LeasedTokens:
         self.minimum: float = 1
         self.available: float = limit  # the tokens in the account at the last settlement
         self.borrowed: float = 0  # the part of ``held`` that the account has not granted yet
-        self.cut: float = 0  # tokens of the last report that a lower limit has removed since then
+        self.cut: float = 0  # reported tokens that a lower limit has removed since the last report
 
     @property
     def remaining(self) -> int:
@@ -46,16 +46,16 @@ class LeasedTokens:
         Tokens that were spent after the report are subtracted.
         """
         held = math.floor(self.held - self.borrowed + self.cut) - reported.held + granted
-        # The limit may be lower now than at the report. No more tokens than the new limit may remain.
+        # The limit may be lower now than at the report. So remove all tokens above the present limit.
         self.held, self.available = min(held, self.limit), min(available, self.limit)
         self.borrowed = self.cut = 0
         self.minimum = 1 - min(credit, self.limit)
 
     def change(self, limit: int) -> None:
-        """Set a new limit. Spent tokens still count, and no more than the new limit remains."""
+        """Set a new limit. Spent tokens still count. At most ``limit`` tokens remain."""
         rest = self.available + self.held
         if self.kind != "rate" or self.available >= self.limit:
-            rest += limit - self.limit  # change quotas and full buckets now; other buckets refill later
+            rest += limit - self.limit  # the rest of a quota or a full bucket changes with its limit
         rest, held, reported = min(rest, limit), self.held, self.held - self.borrowed
         self.held = min(held, max(0, rest))
         self.borrowed = max(0, self.borrowed - (held - self.held))

@@ -34,7 +34,7 @@ class LogSampler:
         return False
 
     def second(self) -> None:
-        """Start the next second."""
+        """Begin a new second, in which the first requests are taken again."""
         self._left = self._first
 
 

@@ -53,5 +53,5 @@ def check_unshared(endpoint: EndpointRoute, others: Iterable[EndpointRoute]) -> 
             name = min(shared)
             raise Conflict(
                 f"failed to unload {endpoint.name!r}, because the Deployment {name} also serves "
-                f"{other.name!r}. Stop both with `tidegate pause {name}`"
+                f"{other.name!r}. Stop the Deployment for both endpoints with `tidegate pause {name}`"
             )

@@ -44,12 +44,12 @@ def decode(
 ) -> Decoded:
     """Decode and check a request body; raise BadRequest if it is invalid.
 
-    ``header_length``: if binary tensor data follows, the number of bytes of JSON at the start of the body,
-    else None. If it is 0, the whole body is the data of the model's only input. In this case, raise
+    ``header_length``: the number of bytes of JSON at the start of the body, if binary tensor data follows the
+    JSON. None: the whole body is JSON. 0: the whole body is the data of the model's only input. For 0, raise
     Unavailable if the model's signature is not known.
 
-    ``beside``: the parts of the request that are not in its body. If ``beside`` has no regions, raise
-    UsesRegions for a tensor in shared memory.
+    ``beside``: the parts of the request that are not in its body. If there is no ``beside``, or if it has no
+    regions, raise UsesRegions for a tensor in shared memory.
     """
     head, tail = parts(body, header_length)
     return decode_head(head, tail, contract, beside)
@@ -197,13 +197,13 @@ def _inputs(
 
 
 def _one_place(name: str, item: dict[str, Any], parameters: dict[str, Any]) -> BadRequest:
-    """Return the error for an input that has no data, or data in more than one place."""
+    """Return the error for an input with no data, data in two places, or ``data`` that is no list."""
     given = (("data" in item, "data"), *((each in parameters, each) for each in ("binary_data_size", REGION)))
     found = " ".join(repr(each) for there, each in given if there)
     return BadRequest(
         "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
-        f"'shared_memory_region' in 'parameters'. But {f'set {found}' if found else 'no field is set'}: "
-        f"input {name!r}; 'data' must be a list"
+        f"'shared_memory_region' in 'parameters'. But {f'set {found}' if found else 'no field is set'} "
+        f"for input {name!r}. 'data' must be a list"
     )
 
 
@@ -319,8 +319,8 @@ def encode(
         answer["parameters"] = parameters
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"null" in head:
-        # orjson writes NaN and infinities as null, but Triton's clients expect their names. So encode again
-        # with ``json``, which writes the names.
+        # orjson writes NaN and infinities as null, but Triton's clients expect the words NaN and Infinity. So
+        # encode again with ``json``, which writes these words.
         head = json.dumps(answer, separators=(",", ":"), default=lambda array: array.tolist()).encode()
     return head, tail
 

@@ -104,7 +104,7 @@ def is_loaded(replica: ReplicaSlots, ready: Sequence[ReplicaSlots], inflight: Ma
 
 
 def _rendezvous(block: bytes, ready: Sequence[ReplicaSlots]) -> ReplicaSlots:
-    """Return the replica for which the hash of ``block`` and the replica's name is the highest.
+    """Return the replica with the highest hash. Each hash covers ``block`` and one replica's name.
 
     If a replica is lost, only the prompts of this replica move to other replicas.
     """

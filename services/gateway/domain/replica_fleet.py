@@ -18,19 +18,20 @@ LOAD_FAILED = "LoadFailed"
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFleet:
-    """A summary of a Deployment's replicas from their last reports. A field is None if it is not known.
+    """A summary of a Deployment's replicas from their last reports. None: the value is not known.
 
     ``request_ms``: the model's time per request in recent calls. ``full_ms``: the model's time per request if
     the replicas are fully loaded. ``elsewhere``: the number of requests that other gateways have in flight.
-    ``start_ms``: the ms until the next replica is ready. ``fault``: why no replica can start.
+    ``start_ms``: the ms until the next replica is ready. ``fault``: why no replica can start, or empty.
     ``load_failed``: True if the model cannot be loaded and no replica can answer. ``reloading``: a message if
-    no replica is ready and a replica loads its model again. ``replicas``: the ready replicas of a decoupled
+    no replica is ready and a replica loads its model again, or empty.
+
+    ``replicas``: the ready replicas of a decoupled model. ``sequences``: the ready replicas of a stateful
     model. ``parallel``: how many requests a fully loaded replica finishes in the time of one call. ``holds``:
-    how many requests all ready replicas together can hold, including those that wait; 0 if a replica does not
-    report its number. ``flows_elsewhere``: the requests of each flow at other gateways. ``gateways``: the
-    number of other gateways with requests in flight for this Deployment, plus 1 for this gateway.
-    ``host_busy``: the share (0 to 1) of busy cores on the busiest host. ``sequences``: the ready replicas of
-    a stateful model.
+    how many requests all ready replicas together can hold, including those that wait. It is 0 if a ready
+    replica does not report how many it can hold. ``flows_elsewhere``: the requests of each flow at other
+    gateways. ``gateways``: the number of other gateways with requests in flight for this Deployment, plus 1
+    for this gateway. ``host_busy``: the share (0 to 1) of busy cores on the busiest host.
     """
 
     ready: int = 0

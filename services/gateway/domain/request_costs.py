@@ -17,11 +17,12 @@ from tidegate.kernel.protocol.prices import TokenPrice
 from tidegate.kernel.protocol.usage import tokens
 
 HEADER = b"x-tidegate-cost"
-# The cost of a request is unknown until the endpoint's first answer. Until then, a request reserves the cost
-# of this many µs of a replica's time in its key's budget.
+# The cost of a request is unknown until the endpoint's first answer. Until then, each request reserves a
+# fixed amount in the budget of its key: the cost of this many µs of a replica's time.
 FIRST_US = 1_000_000
-# WEIGHT is the weight of the last answer's cost in the mean cost. If this cost is below the known highest
-# cost, DECAY is its weight in the new highest cost.
+# After each answer, the mean cost changes by WEIGHT * (cost of the answer - mean cost). The highest cost is
+# compared with the worst-case cost of the answer. If the worst-case cost is lower, the highest cost falls by
+# DECAY * (highest cost - worst-case cost).
 WEIGHT, DECAY = 0.1, 0.01
 
 
@@ -86,11 +87,11 @@ class RequestCosts:
     def learn(
         self, endpoint: str, route: DeploymentRoute, nanos: int, compute_us: int, whole_us: int
     ) -> None:
-        """Update the learned costs of an endpoint with the cost of an answer.
+        """Update the learned mean and highest cost of an endpoint's requests with an answer.
 
         ``nanos``: the cost of the answer. ``compute_us``: the answer's share of the time of its model call,
-        in µs. ``whole_us``: the time of the whole call, in µs. The highest cost is that of the worst case:
-        the call has only this request, and no other call runs in the replica.
+        in µs. ``whole_us``: the time of the whole call, in µs. For the highest cost, the worst case is
+        assumed: the call has only this request, and no other call runs in the replica.
         """
         found = self._facts.deployments.get(route.name)
         alone = found.alone if found is not None else 0.0

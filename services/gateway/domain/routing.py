@@ -90,15 +90,17 @@ class ShadowRoute:
 class EndpointRoute:
     """The Deployments of an endpoint. ``targets`` share the traffic in proportion to ``weights``.
 
-    ``rules`` are tried before the weights and may name other Deployments. ``sticky``: where to find the
-    sticky key, which keeps requests with the same key at one target. ``compared``: True if answers, failures
-    and latencies are counted by Deployment, for a canary or an experiment. ``feedback``: True if answers get
-    an id, with which callers report outcomes. ``shadow``: the Deployment that gets copies of requests.
-    ``weight``: the endpoint's weight at a Deployment that several endpoints share. ``failover``: Deployments
-    without a share of the traffic; they get requests that the targets cannot answer. ``reserves``: by a
-    target's name, the Deployment with the replicas that serve only this endpoint. ``experiment``: the id of
-    the running experiment, or empty. ``labels``: the version number of each alias. ``stateful``: True if a
-    Deployment's model keeps a state for each sequence.
+    ``rules`` are tried before the weights. A rule may name a Deployment that is not a target. ``sticky``:
+    where to find the sticky key, which keeps requests with the same key at one target. ``shadow``: the
+    Deployment that gets copies of requests. ``failover``: Deployments without a share of the traffic; they
+    get requests that the targets cannot answer. ``reserves``: for some targets, by name, a second Deployment,
+    whose replicas serve only this endpoint.
+
+    ``compared``: True if answers, failures and latencies are counted by Deployment, for a canary or an
+    experiment. ``feedback``: True if answers get an id, with which callers report outcomes. ``weight``: the
+    endpoint's weight at a Deployment that several endpoints share. ``experiment``: the id of the running
+    experiment, or empty. ``labels``: the version number of each alias. ``stateful``: True if a Deployment's
+    model keeps a state for each sequence.
     """
 
     name: str
@@ -214,7 +216,7 @@ class RouteTable:
         splitter: TrafficSplitter,
         origin: Callable[[], Origin] | None = None,
     ) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return the endpoint and the Deployment for a request. Raise NotFound if there is none.
+        """Return the endpoint and the Deployment for a request. Raise NotFound if either is missing.
 
         ``origin`` returns the facts that the endpoint's rules and sticky keys read. Without ``origin``, rules
         and sticky keys are skipped. If ``version`` is not empty, it overrides rules, sticky keys and weights.
@@ -225,9 +227,9 @@ class RouteTable:
         return self.find(endpoint, version)
 
     def find(self, endpoint: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return the endpoint and one of its Deployments, without a random choice.
+        """Return the endpoint and the Deployment of a version, without a random choice.
 
-        If ``version`` is empty, this is the Deployment with the largest share of the traffic. Raise NotFound
+        If ``version`` is empty, return the Deployment with the largest share of the traffic. Raise NotFound
         if the endpoint or the Deployment does not exist.
         """
         route = self.endpoints.get(endpoint)

@@ -20,7 +20,7 @@ class ShadowCounter:
         self._counts: dict[str, ShadowCounts] = {}
 
     def of(self, endpoint: str, key: str) -> ShadowCounts:
-        """Return the counts of an endpoint's shadow. To count, change them in place."""
+        """Return the counts of an endpoint's shadow. The calling code counts by changing them in place."""
         counts = self._counts.get(endpoint)
         if counts is None or counts.key != key:
             counts = self._counts[endpoint] = ShadowCounts(key)

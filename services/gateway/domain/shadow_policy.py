@@ -13,8 +13,8 @@ ANSWER_S = 30.0
 # A request is copied only if the request and its answer have at most this many bytes each. Larger copies
 # would take too much memory.
 LARGEST = 4 * 2**20
-# The largest total size in bytes of all copies in a gateway process, with the answers for the comparison. A
-# copy counts while it waits, is in flight, or is compared.
+# The largest total size in bytes of all copies in a gateway process. Each copy counts with the answer to its
+# request, which is kept for the comparison. A copy counts while it waits, is in flight, or is compared.
 MEMORY = 64 * 2**20
 # The largest number of copies in a gateway process that wait for an idle replica.
 WAITING = 256
@@ -36,16 +36,20 @@ def is_unfit(route: DeploymentRoute) -> bool:
 
 
 def is_host_busy(fleet: ReplicaFleet, most: float) -> bool:
-    """Return True if a host of the Deployment has more than the share ``most`` (0 to 1) of its cores busy."""
+    """Return True if a host of the Deployment is too busy for copies.
+
+    ``most``: the largest share of busy cores (0 to 1) at which a host still gets copies.
+    """
     return fleet.host_busy is not None and fleet.host_busy > most
 
 
 def spare(fleet: ReplicaFleet, outstanding: int, gateways: int) -> int:
     """Return how many copies this gateway may have in flight to a Deployment.
 
-    Copies go only to idle replicas. Each request in flight, from this gateway (``outstanding``) or another
-    one, makes one replica busy. The copies that the idle replicas can run at the same time are divided evenly
-    among the gateways. Each gateway may send at least one copy if a replica is idle.
+    ``outstanding``: the number of this gateway's requests in flight. Copies go only to idle replicas. Each
+    request in flight, from any gateway, makes one replica busy. The copies that the idle replicas can run at
+    the same time are divided evenly among the gateways. Each gateway may send at least one copy if a replica
+    is idle.
     """
     idle = fleet.ready - outstanding - fleet.elsewhere
     return max(1, int(idle * fleet.parallel / max(gateways, 1))) if idle > 0 else 0

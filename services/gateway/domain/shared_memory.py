@@ -26,7 +26,7 @@ CUDA_REFUSED = (
 
 
 class UsesRegions(BadRequest):
-    """The error for a tensor in shared memory, if the decoder of the request has no access to it."""
+    """The error for a tensor in shared memory that the decoder of the request cannot read."""
 
     def __init__(self, where: str) -> None:
         super().__init__(

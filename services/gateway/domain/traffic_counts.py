@@ -37,7 +37,7 @@ class TrafficCounter:
     def add_outcome(self, endpoint: str, outcome: str, *, failed: bool = False) -> None:
         """Count the end of a stream, or a request without an answer.
 
-        ``failed``: True if the service caused a failure.
+        ``failed``: True if the request failed because of the service (status 500 or more).
         """
         self._count(endpoint, outcome, 1)
         if failed:

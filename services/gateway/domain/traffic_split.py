@@ -113,7 +113,8 @@ class TrafficSplitter:
 class _Blocks:
     """The targets that are drawn for an endpoint's next requests, in blocks of ``BLOCK`` requests.
 
-    If a target's share of a block is not a whole number, the difference is carried over to the next block.
+    A target's share of a block is rounded to a whole number of requests. The rounding error is carried over
+    to the next block.
     """
 
     __slots__ = ("carry", "left", "names", "weights")

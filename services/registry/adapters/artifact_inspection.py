@@ -83,7 +83,8 @@ def inspect(
 
     ``max_batch``: max_batch_size of a model with a dynamic batch axis. ``allow_pickle``: True if the
     publisher accepts a pickle. ``trust``: names that a pickle or skops file may import. Blocking: call it in
-    a thread. Raise BadRequest with the problem and the remedy.
+    a thread. Raise BadRequest if the file does not pass the check. The error names the problem and the
+    remedy.
     """
     if format_ == "onnx":
         graph = onnx_archive.read(path, limits) if archives.is_archive(path) else onnx_signature.read(path)

@@ -69,7 +69,7 @@ class ArtifactStore:
         return await self.do(self._sweep)
 
     async def probe(self) -> None:
-        """Test if the store can be written, and set ``problem``. Errors are only logged."""
+        """Test if the store can be written, and record the result in ``problem``. Errors are only logged."""
         try:
             await self.do(self._probe)
         except Unavailable as error:
@@ -106,7 +106,7 @@ class ArtifactStore:
         await self.do(self._keep, staged)
 
     async def discard(self, staged: StagedArtifact) -> None:
-        """Delete an upload in progress."""
+        """Delete a complete upload that has not become an artifact. Do nothing if it no longer exists."""
         await self.do(self._delete, staged.path)
 
     async def has(self, sha256: str) -> bool:
@@ -319,7 +319,7 @@ def _finish(file: Any) -> None:
 
 
 async def _in_large_pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the same bytes in pieces of at least 1 MiB. Only the last piece may be smaller.
+    """Yield the bytes of ``chunks`` in pieces of at least 1 MiB. Only the last piece may be smaller.
 
     Each piece is written by a call in a thread, so larger pieces need fewer calls.
     """

@@ -22,7 +22,11 @@ def kind_of(path: Path, filename: str, limits: ArchiveLimits) -> Kind | None:
 
 
 def read(path: Path, filename: str, limits: ArchiveLimits) -> Glimpse:
-    """Return a file's first bytes, the first bytes of its unpacked contents, and an archive's files."""
+    """Return the parts of a file by which its format is recognised.
+
+    These are its name, its size and its first bytes. An archive also has its files. Another compressed file
+    also has the first bytes of its unpacked contents.
+    """
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     glimpse = Glimpse(filename, path.stat().st_size, head)

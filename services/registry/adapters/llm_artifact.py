@@ -38,7 +38,10 @@ def is_upstream(path: Path) -> bool:
 
 
 def check(path: Path, limits: ArchiveLimits, *, allow_pickle: bool) -> None:
-    """Check that an engine can load the file. Blocking. Raise BadRequest with problem and remedy."""
+    """Check the artifact of a language model. Blocking.
+
+    Raise BadRequest if no engine can load the file. The error names the problem and the remedy.
+    """
     if archives.is_archive(path):
         names = {llm_layout.CONFIG, llm_layout.INDEX}
         contents = archive_reader.read_archive(path, names=names, max_text=MAX_JSON, limits=limits)

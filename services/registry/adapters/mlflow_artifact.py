@@ -39,9 +39,10 @@ def inspect(
     allow_pickle: bool,
     trust: Sequence[str] = (),
 ) -> MlflowInspection:
-    """Check an archive, and return its properties. Blocking. Raise BadRequest with problem and remedy.
+    """Check an archive, and return its properties. Blocking.
 
-    ``trust``: names that a pickle or skops file in the archive may import.
+    ``trust``: names that a pickle or skops file in the archive may import. Raise BadRequest if the archive
+    does not pass the check. The error names the problem and the remedy.
     """
     names = {mlflow_model.FILE, *mlflow_requirements.FILES}
     contents = archive_reader.read_archive(path, names=names, max_text=mlflow_model.MAX_FILE, limits=limits)

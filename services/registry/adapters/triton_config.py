@@ -54,9 +54,9 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
         if triton_layout.config_path(folder) in contents.texts
     }
     parts = frozenset().union(*(config.parts for config in configs.values()))
-    # Several folders may be candidates for the model that gets the requests. If no folder has the model's
-    # name, an ensemble that no other ensemble uses gets them. ``heads``: for each folder, True if its model
-    # is such an ensemble.
+    # The archive may have several models, each in its own folder. Requests go to the folder with the name
+    # ``model``. If there is none, they go to the ensemble that no other ensemble uses. ``heads``: for each
+    # folder, True if its model is such an ensemble.
     heads = {f: config.is_ensemble and f.name not in parts for f, config in configs.items()}
     served = triton_layout.served(folders, model, heads)
     for folder in folders:

@@ -1,8 +1,8 @@
 """Store the bytes of uploads in progress.
 
-In a folder, each upload is one file with the path ``<root>/uploads/<id>``. In an object store, each part of
-an upload is an object: ``<root>/uploads/<id>/<part>``. The database stores which bytes are committed. All
-other bytes are overwritten later, or deleted with the upload.
+If the artifact store is a folder, each upload is one file with the path ``<root>/uploads/<id>``. If it is an
+object store, each part of an upload is an object: ``<root>/uploads/<id>/<part>``. The database stores which
+bytes are committed. All other bytes are overwritten later, or deleted with the upload.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class UploadParts:
     def write(self, upload: str, offset: int, data: bytes | bytearray) -> str:
         """Write bytes of an upload at an offset, and return the name of the stored part.
 
-        In an object store, each part is an object with a name of its own. In a folder, parts have no names,
-        so return an empty name. The bytes in a folder are synced to disk.
+        If the store is an object store, each part is an object with a name of its own. If the store is a
+        folder, sync the bytes to disk. Then parts have no names, so return an empty name.
 
-        In a folder, drop the bytes if another registry or task checks the file now, or has moved it. In both
-        cases the upload is complete, and the database would reject this part.
+        In a folder, write nothing if another registry or task is checking the file now, or has moved it. In
+        both cases the upload is complete, and the database would reject this part.
         """
         if not self._is_local:
             # Two connections may write the same part. With a random suffix, neither overwrites the other's

@@ -107,7 +107,7 @@ async def set_alias(
 ) -> Alias:
     """Point an alias to a version.
 
-    If ``expected`` is given and the alias does not point to that version now, return 409.
+    If the body has ``expected`` and the alias does not point to that version now, return 409.
     """
 
     async def result(_: DesiredStateReader) -> Alias:

@@ -92,7 +92,7 @@ class NewVersion(Noun):
     breaking: bool = Field(False, description="Accept a signature that breaks callers of the latest version.")
     verification: VerificationOptions | None = Field(
         None,
-        description="Options of the scratch replica's Deployment, and samples that it checks.",
+        description="Options of the scratch replica's Deployment, and samples that the version must answer.",
     )
 
 

@@ -35,9 +35,12 @@ async def read(transactions: TransactionsDep) -> DesiredState:
 
 @router.post("/deploy")
 async def deploy(transactions: TransactionsDep, body: DeployBody) -> Deployed:
-    """Serve a version: create or change its Deployment, and start to move the Endpoint's traffic to it.
+    """Serve a version.
 
-    Options that the request leaves out are copied from the Deployment that the new one replaces.
+    Create or change its Deployment, and start to move the Endpoint's traffic to this Deployment.
+
+    If the Deployment is new and replaces another one, it copies that one's options. Options in the request
+    take precedence.
     """
     plan: rollover.DeployPlan | None = None
     version = body.version
@@ -70,7 +73,8 @@ async def apply(transactions: TransactionsDep, body: ApplyBody) -> Applied:
     return await transactions.decide(plan.decide, plan.result)
 
 
-# A route of its own, not a parameter: an older registry would ignore the parameter and make the changes.
+# The dry run has a route of its own, and is not a parameter of ``/apply``. An older registry would ignore the
+# parameter and make the changes.
 @router.post("/apply/dry-run")
 async def dry_run(transactions: TransactionsDep, body: ApplyBody) -> Applied:
     """Check everything that ``POST /v1/apply`` checks, and return what would change. Change nothing."""
@@ -100,7 +104,7 @@ class _ApplyPlan:
         return changes
 
     async def result(self, writer: DesiredStateWriter) -> Applied:
-        """Return the outcome for each object of the file, then for others that changed with them."""
+        """Return the outcomes: first of the objects in the file, then of other objects that have changed."""
         changes = differences.of_objects(writer.entries)
         items: list[edits.ApplyOutcome] = []
         for each in self._outcomes:

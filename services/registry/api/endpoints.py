@@ -82,8 +82,10 @@ async def settle(
     """End a roll-over whose targets are ready.
 
     Then each replaced Deployment scales to zero, unless something else uses it. A Deployment that a user
-    created or replaced by PUT or apply does not scale to zero. Return 409 if the Endpoint has changed since
-    ``revision``. Do nothing if no roll-over is in progress.
+    created or replaced by PUT or apply does not scale to zero.
+
+    If no roll-over is in progress, do nothing. Otherwise, return 409 if the Endpoint is no longer at the
+    ``revision`` in the body.
     """
     seen = body.revision if body else None
     endpoint = await transactions.decide(

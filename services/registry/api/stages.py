@@ -35,9 +35,10 @@ async def get_stage(stages: StagesDep, name: str, number: Number) -> StageView:
 
 @router.put("/stage")
 async def set_stage(stages: StagesDep, name: str, number: Number, body: StageBody) -> StageView:
-    """Move a version to a stage. If requirements are not met, return 409 ``stage_required`` with the list.
+    """Move a version to a stage.
 
-    A version can always go back to an earlier stage, or to ``none``.
+    Return 409 ``stage_required`` if the version does not meet all requirements of the stage. The error lists
+    the unmet requirements. A version can always go back to an earlier stage, or to ``none``.
     """
     return await stages.move(name, number, body.stage)
 

@@ -33,7 +33,7 @@ class RolledBack(BaseModel):
     deployment: Deployment
     endpoint: Endpoint
     replaced: list[str] = Field(
-        description=("Deployments that serve until the new one is ready; empty: nothing changes.")
+        description=("Deployments that the rollback replaces; empty: nothing changes.")
     )
     remade: bool = Field(description="True if the Deployment had been deleted and was created again.")
 
@@ -46,10 +46,10 @@ class SplitBody(Noun):
 
 @router.post("/{name}/rollback", dependencies=[GUARDED])
 async def roll_back(transactions: TransactionsDep, name: str, body: RollbackBody | None = None) -> RolledBack:
-    """Roll an Endpoint back to an earlier version. The current version serves until the earlier one is ready.
+    """Roll an Endpoint back to an earlier version.
 
-    If a new version is replacing an old one, or a canary or an experiment is in progress, it
-    ends. Return 409 if no earlier version exists.
+    The current version serves until the earlier one is ready. A rollback also ends a roll-over to a newer
+    version, a canary or an experiment that is in progress. Return 409 if no earlier version exists.
     """
     version = body.version if body else None
     async with transactions.change() as writer:

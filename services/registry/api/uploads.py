@@ -1,7 +1,8 @@
 """Routes of uploads that can be continued after a lost connection or a restart.
 
-Open an upload with POST, which states the sha256 and the size. Send parts with PATCH, each at the offset that
-the last response states. Then GET the upload until its state is ``stored``.
+The caller opens an upload with POST, which states the sha256 and the size. The caller then sends parts with
+PATCH, each at the offset that the last response states. At the end, the caller repeats GET until the upload's
+state is ``stored`` or ``failed``.
 """
 
 from __future__ import annotations

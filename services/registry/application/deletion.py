@@ -23,8 +23,9 @@ class Deletion:
     async def delete_version(self, model: str, number: int, *, permanent: bool) -> None:
         """Delete a version. With ``permanent`` or a grace of 0, it cannot be restored.
 
-        After a permanent deletion, also delete its artifact if no other version uses it. Raise NotFound, or
-        Conflict if the version is in use.
+        After a permanent deletion, also delete the version's artifact if no other version uses it. Raise
+        NotFound if the version does not exist. Raise Conflict if a Deployment runs the version, or if an
+        alias points to it.
         """
         for_good = permanent or not self.grace
         await self._transactions.decide(

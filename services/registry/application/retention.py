@@ -90,7 +90,7 @@ async def _fates(reader: DesiredStateReader, model: str, policy: RetentionPolicy
 async def _rollback_targets(
     reader: DesiredStateReader, snapshot: RegistrySnapshot, model: str
 ) -> dict[int, str]:
-    """Return the versions of a model that a rollback of any of the Endpoints would restore.
+    """Return the versions of a model that would serve again after a rollback of an Endpoint.
 
     Each key is a version number. Each value is the text "endpoint NAME", for messages.
     """

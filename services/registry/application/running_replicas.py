@@ -9,19 +9,19 @@ from services.registry.application.transactions import Transactions
 
 
 class RunningReplicas:
-    """Store the running replicas, and check which artifact a replica may read.
+    """Store the list of running replicas, and check which artifact a replica may read.
 
-    The list of running replicas is stored in the database. So the autoscaler can report to any registry that
-    uses this database.
+    The list is stored in the database. So the autoscaler can report to any registry that uses this database.
     """
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
     async def report(self, artifacts: Mapping[str, str]) -> None:
-        """Replace the set of running replicas. ``artifacts``: for each replica the sha256 of its artifact.
+        """Replace the stored list of running replicas.
 
-        The autoscaler reports every two seconds. So write nothing if the report is unchanged.
+        ``artifacts``: for each replica the sha256 of its artifact. The autoscaler reports every two seconds.
+        So write nothing if the report is unchanged.
         """
         async with self._transactions.read() as reader:
             if await rows.all_of(reader.connection) == artifacts:

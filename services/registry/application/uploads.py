@@ -86,7 +86,8 @@ class Uploads:
     async def get(self, owner: str, id_: str) -> Upload:
         """Return an upload. If all bytes have arrived, wait up to ten seconds until they are checked.
 
-        Raise NotFound, or Unavailable if the store failed during the check.
+        Raise NotFound if the caller has no such upload. Raise Unavailable if the store failed during the
+        check.
         """
         upload = await self._find(owner, id_)
         if upload.state != "verifying":
@@ -109,8 +110,12 @@ class Uploads:
         ``chunks``: the bytes. ``announced``: the number of bytes that the sender states; None if unknown. If
         the sender disconnects, keep the bytes that have arrived, except a last part below 1 MiB.
 
-        Raise NotFound, BadRequest for too many bytes, or Conflict if ``offset`` is not the number of stored
-        bytes.
+        Raise NotFound if the caller has no such upload. Raise BadRequest for too many bytes. Raise Conflict
+        in these cases:
+
+        - ``offset`` is not the number of stored bytes.
+        - The upload has ended already.
+        - A later request has continued the upload.
         """
         upload = await self._find(owner, id_)
         uploads.check_append(upload, offset, announced)
@@ -146,7 +151,7 @@ class Uploads:
             for id_ in idle:
                 await self._store.do(self._store.parts.delete, id_)
             # List the stored uploads first and read the rows second. An upload's row is written before its
-            # first part. So a listed upload without a row was deleted, and is not just beginning.
+            # first part. So a listed upload without a row was deleted. It cannot be a new upload.
             listed = await self._store.do(self._store.parts.listed)
             async with self._transactions.read() as reader:
                 known = await rows.ids(reader.connection)
@@ -194,8 +199,9 @@ class Uploads:
     async def _commit(self, upload: Upload, part: bytearray) -> Upload:
         """Write a part, then record it in the database.
 
-        Check the offset also before the write. If the store is a folder, each upload is one file. Then late
-        bytes could overwrite bytes that are checked already.
+        The offset is checked twice: before the write, and when the part is recorded. If the store is a
+        folder, each upload is one file. Without the first check, late bytes of an earlier request could
+        overwrite bytes that are checked already.
 
         Raise Conflict if another request has appended bytes to the upload in the meantime.
         """

@@ -70,7 +70,8 @@ class Verifications:
     async def begin(self, model: str, number: int, options: VerificationOptions) -> Verification:
         """Begin to verify a version. Without samples in ``options``, use those of its last verification.
 
-        Raise NotFound, or Conflict if the verification of versions is off.
+        If a verification is pending already, return it and do not begin another. Raise NotFound for an
+        unknown version. Raise Conflict if the verification of versions is off.
         """
         if not self._enabled:
             raise Conflict(

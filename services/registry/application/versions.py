@@ -39,8 +39,8 @@ from tidegate.kernel.protocol.verification import VerificationOptions
 class Registration:
     """A version as its publisher describes it.
 
-    ``format`` None: the file's contents or the file name decide. ``trust``: dangerous or unknown names that a
-    pickle or a skops file is allowed to import.
+    ``format`` None: the format is found by the file's contents or the file name. ``trust``: dangerous or
+    unknown names that a pickle or a skops file is allowed to import.
 
     ``requirements`` None: use the requirements in the artifact, if it has any.
     """
@@ -114,8 +114,10 @@ class Versions:
     async def register(self, request: Registration) -> RegisterResult:
         """Register an uploaded artifact as the next version of a model.
 
-        A version with the same artifact, format, signature and requirements may exist. Then add the fields of
-        ``request.metadata`` to its metadata, and return that version.
+        If an equal version exists, register nothing. Add the fields of ``request.metadata`` to that version's
+        metadata, and return it. Versions are equal if they have the same artifact, format, requirements,
+        trusted imports and signature. If the signature of the new version is unknown, signatures are not
+        compared.
 
         Raise BadRequest if the artifact is not stored or not acceptable. Raise Conflict if the signature
         breaks callers of the latest version.

@@ -39,7 +39,7 @@ class Delta:
 class SignatureDifference:
     """The compatibility of two signatures. ``known`` False: at least one version has no signature.
 
-    ``breaking``: the changes that break callers of ``a`` if ``b`` replaces it.
+    ``breaking``: the changes that break callers of version a if version b replaces it.
     """
 
     known: bool

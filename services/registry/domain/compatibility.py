@@ -26,7 +26,8 @@ def breaking_changes(before: Signature, after: Signature) -> list[str]:
         )
     if (before.sequences is None) != (after.sequences is None):
         changes.append(
-            f"the model {'now' if after.sequences else 'no longer'} keeps sequences (sequence_batching)"
+            f"the model {'now' if after.sequences else 'no longer'} keeps a state for each sequence "
+            "(sequence_batching)"
         )
     return changes
 

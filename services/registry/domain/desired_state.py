@@ -21,7 +21,7 @@ class StoredDeployment:
     """A stored Deployment.
 
     ``declared``: True if a user created the Deployment by PUT or apply. Then its scaling settings do not
-    change when an Endpoint starts or stops to use the Deployment.
+    change when an Endpoint begins or ends its use of the Deployment.
     """
 
     spec: DeploymentSpec

@@ -56,9 +56,9 @@ def _of_model(entry: NewAuditEntry) -> tuple[tuple[str, str], Fields, Fields]:
 
 
 def _merged(weak: Fields, strong: Fields) -> Fields:
-    """Return the fields of both. A field of ``strong``, or an alias in it, replaces that of ``weak``.
+    """Merge the fields of ``weak`` and ``strong``. If both have a field, return that of ``strong``.
 
-    If either is None, return ``strong``.
+    Aliases are merged one by one, in the same way. If either argument is None, return ``strong``.
     """
     if weak is None or strong is None:
         return strong
@@ -66,7 +66,8 @@ def _merged(weak: Fields, strong: Fields) -> Fields:
     if "aliases" in weak and "aliases" in strong:
         merged["aliases"] = _merged(weak["aliases"], strong["aliases"])
     if weak.get("env") and strong.get("env"):
-        # The later entry compares with values that the earlier one may already have changed.
+        # Each audit entry marks only the values of ``env`` that it has changed itself. So if either entry
+        # marks a value, keep the mark.
         merged["env"] = {
             name: HIDDEN_CHANGED if HIDDEN_CHANGED in (value, weak["env"].get(name)) else value
             for name, value in strong["env"].items()

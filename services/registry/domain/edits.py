@@ -81,7 +81,10 @@ def change_policy(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list
 
 
 def delete_deployment(snapshot: RegistrySnapshot, name: str) -> list[Change]:
-    """Plan to delete a Deployment. Raise NotFound, or Conflict while an Endpoint names it."""
+    """Plan to delete a Deployment. Raise NotFound if it does not exist.
+
+    Raise Conflict while an Endpoint names it as target, previous target or shadow, or in a rule.
+    """
     snapshot.deployment(name)
     users = sorted(e for e, stored in snapshot.endpoints.items() if name in deployments_in(stored.spec))
     if users:
@@ -260,7 +263,7 @@ def _check_reserved(spec: EndpointSpec) -> None:
         if not fits(name, spec.name):
             raise BadRequest(
                 f"Endpoint {spec.name!r}: its name and that of {name!r} are too long for reserved replicas. "
-                f"Together they may have {LONGEST - len(reserve_of('', ''))} characters."
+                f"Together they may have at most {LONGEST - len(reserve_of('', ''))} characters."
             )
 
 

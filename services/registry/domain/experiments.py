@@ -198,11 +198,11 @@ def kept(stored: EndpointSpec, spec: EndpointSpec, fields: Mapping[str, Any]) ->
     A file for `tidegate apply` has no experiment id. If its treatments and options are those of the stored
     experiment, the file means that experiment.
 
-    A running experiment continues if the only target in ``spec`` is the control. If ``spec`` has other new
-    targets, the running experiment is aborted.
+    A running experiment continues in two cases: the targets in ``spec`` are the stored targets, or the
+    control is the only target. With any other targets, the running experiment is aborted.
 
     Raise Conflict if ``spec`` removes or replaces a running experiment. Also raise Conflict if the experiment
-    continues and ``spec`` changes its sticky keys.
+    continues and ``spec`` changes the Endpoint's sticky keys.
     """
     running = stored.experiment
     if running is None:

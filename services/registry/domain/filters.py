@@ -23,7 +23,8 @@ Type = Literal["text", "number", "time", "any"]
 Value = str | float | datetime
 
 EXAMPLE = 'metrics.accuracy > 0.9 and tags.team = "fraud" and created > 2026-01-01'
-# The names that a filter may use. For each name: where its value is stored, the stored name, and the type.
+# The names that a filter may use. For each name: the kind of place that stores its value, the name of the
+# value in that place, and the type of the value.
 NAMES: dict[str, tuple[Kind, str, Type]] = {
     "name": ("column", "model", "text"),
     "model": ("column", "model", "text"),
@@ -54,8 +55,8 @@ _FAMILIES: dict[str, tuple[Kind, Type]] = {
     "tags": ("tag", "any"),
     "tag": ("tag", "any"),
 }
-# Matches a text that ends with a backslash that is not escaped. PostgreSQL rejects such a text as a pattern
-# for `like`.
+# Matches a text that ends with an unescaped backslash. PostgreSQL rejects such a text as a pattern for
+# `like`.
 _ESCAPES = re.compile(r"(?<!\\)(?:\\\\)*\\\Z")
 _TOKENS = re.compile(
     r"""\s*(?:
@@ -133,7 +134,7 @@ def parse(text: str) -> tuple[Condition, ...]:
             return tuple(found)
         if rest[0].text.lower() != "and" or rest[0].kind != "name":
             hint = " Filters cannot use `or`: run two searches." if rest[0].text.lower() == "or" else ""
-            raise _wrong(text, rest[0], f"`and` must follow a condition.{hint}")
+            raise _wrong(text, rest[0], f"write `and` between two conditions.{hint}")
         rest = rest[1:]
 
 

@@ -17,8 +17,8 @@ MAX_VALUE = 4 * 1024 * 1024
 """The most bytes of one value that is read."""
 
 # This pattern matches a bracket or a string. If the string is a key, the match includes the colon. A string
-# without a closing quote matches up to the end of the data. Otherwise, the search in a damaged file would
-# take quadratic time.
+# without a closing quote matches up to the end of the data. If it did not match, the search in a damaged file
+# would take quadratic time.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"(\s*+:)?|\\?\Z)|[{}\[\]]', re.DOTALL)
 _MAX_KEY = 256
 

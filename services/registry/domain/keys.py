@@ -115,7 +115,11 @@ class KeySpec(TokenLimits):
         return self
 
     def allowance(self) -> access.Allowance:
-        """Return the limits. By default, the burst is the number of requests that one second allows."""
+        """Return the limits in the form that gateways use.
+
+        If the key has no burst, use the number of requests that its rate allows in one second. Without a
+        rate, use 1.
+        """
         burst = self.burst or (1 if self.rate is None else max(1, math.ceil(self.rate)))
         budgets = (_nanos(self.budget_per_day), _nanos(self.budget_per_month))
         return access.Allowance(self.rate, burst, self.concurrency, self.day, self.month, *budgets)

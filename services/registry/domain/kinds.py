@@ -1,4 +1,4 @@
-"""The table of kinds of files. The first row with a matching test is the kind of a file.
+"""The table of kinds of files. A file is of the first kind in the table whose test matches.
 
 To add a format, add a row to ``SERVED``. The order matters: specific rows come before general ones, such as
 "an archive". Files that users send but that cannot be served have rows in ``foreign_kinds.py``.
@@ -58,7 +58,7 @@ def _is_saved_model(glimpse: Glimpse) -> bool:
 
 def _is_onnx(glimpse: Glimpse) -> bool:
     # ONNX has no magic bytes, but all exporters write the field with the IR version first. Another field of
-    # the model follows.
+    # the model follows. The pattern matches the first field and the tag of the second one.
     return _ONNX.match(glimpse.head) is not None
 
 

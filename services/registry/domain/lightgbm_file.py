@@ -14,7 +14,7 @@ _PROBABILITIES = {"multiclass", "multiclassova", "softmax", "ova", "ovr"}
 
 
 def read(data: mmap | bytes) -> TreeModel:
-    """Return the model that a file describes. Raise Malformed if it is damaged."""
+    """Return the model that a file describes. Raise Malformed if the file is damaged."""
     if data.find(_END) < 0:
         raise Malformed("the file has no line `end of trees`, so the copy may be broken")
     # The header ends at the first tree, or at "end of trees" if the model has no trees.

@@ -33,9 +33,9 @@ def deployment(
     """Return ``base`` with ``patch`` applied, as a checked DeploymentSpec.
 
     If ``patch`` sets only min_replicas or only max_replicas, the minimum can exceed the maximum. Then the
-    field that ``patch`` does not set gets the same value in these cases:
+    field that ``patch`` does not set gets the value of the other field in these cases:
 
-    - ``base`` does not set this field.
+    - ``base`` does not set the field that ``patch`` leaves out.
     - ``exact_follows`` is True, and the minimum and the maximum are equal in ``base``.
 
     So `--min 3` alone can mean exactly 3 replicas.

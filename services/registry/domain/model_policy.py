@@ -21,7 +21,8 @@ class RetentionPolicy(Noun):
     are older than this many days are deleted.
 
     ``sleeping`` False: a version is in use if any Deployment runs it. ``sleeping`` True: a sleeping
-    Deployment does not keep its version if no Endpoint uses the Deployment. It is deleted with the version.
+    Deployment that no Endpoint uses does not count. If the version is deleted, this Deployment is deleted
+    too.
     """
 
     keep_last: int | None = Field(None, ge=1, le=LARGEST)

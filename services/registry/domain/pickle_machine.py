@@ -79,7 +79,7 @@ class Ref:
 
 
 def imports(source: Source, *, arrays: bool = True) -> set[Import]:
-    """Return the imports that loading a pickle would execute, each as (module, name).
+    """Return the imports that would run when the pickle is loaded, each as (module, name).
 
     ``arrays`` True: joblib loads the file, so arrays can be between the opcodes. ``arrays`` False: Python's
     own ``pickle`` loads it.

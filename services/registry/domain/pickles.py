@@ -17,7 +17,7 @@ SKLEARN, NUMPY = "scikit-learn", "numpy"
 # longer, so a match that spans two pieces is found.
 _OVERLAP = 128
 _MAX_VERSION_LENGTH = 64
-# The text "_sklearn_version", an optional memoize opcode, then the opcode and the length of the next text.
+# Matches the text "_sklearn_version", an optional memoize opcode, and the opcode and length of the next text.
 _SAVED_WITH = re.compile(rb"_sklearn_version(?:\x94|q.|r.{4})?(?:\x8c(.)|X(.{4}))", re.DOTALL)
 _VERSION = re.compile(r"[0-9]+(\.[0-9A-Za-z+]+)+")
 # Only numpy 2 writes these module names.

@@ -56,7 +56,9 @@ def precondition(kind: Kind, name: str, match: str | None, none_match: str | Non
     Raise BadRequest for a header that cannot be read.
     """
     if none_match is not None and none_match.strip() != ANY:
-        raise BadRequest("For a change, If-None-Match must be *: the object must not exist yet.")
+        raise BadRequest(
+            "For a change, If-None-Match must be *. It means that the object must not exist yet."
+        )
     if match is None:
         return Precondition(kind, name, new=True) if none_match is not None else None
     etags = [_ETAG.fullmatch(each.strip()) for each in match.split(",")]

@@ -169,7 +169,7 @@ def _expressions(value: Any) -> Iterator[str]:
 
 
 def _is_calm(text: str) -> bool:
-    """Return True if an expression is safe, because it only computes with the sizes of axes."""
+    """Return True if an expression is safe: it only computes with the sizes of axes."""
     if len(text) > _LONGEST:
         return False
     try:

@@ -82,12 +82,18 @@ Test = Callable[[Glimpse], bool]
 class Kind:
     """A kind of file.
 
-    ``what``: the kind's name in messages ("a PNG image"). ``format``: the format in which Tidegate serves
-    files of this kind. ``fits``: other formats that files of this kind can have. A publisher may state one of
-    them. If ``format`` is None, a file can be served only in a format of ``fits`` that the publisher states
-    or that the file's name suggests. ``remedy``: what the user must do if the file is refused. ``general``:
-    True if the kind alone does not prove the format. Then a file name that suggests a format outside ``fits``
-    is an error.
+    - ``what``: the kind's name in messages ("a PNG image")
+    - ``test``: the test that files of this kind pass
+    - ``format``: the format in which Tidegate serves the file; None if the kind alone decides no format
+    - ``fits``: other formats that files of this kind can have
+    - ``remedy``: what the user must do if the file is refused
+    - ``general``: True if the kind alone does not prove ``format``
+
+    A publisher may state a format of ``fits``. If ``format`` is None, the file's name may also suggest one of
+    them. Without either, the file is refused.
+
+    If ``general`` is True and the publisher states no format, a file name that suggests a format outside
+    ``fits`` is an error.
     """
 
     what: str
@@ -104,11 +110,13 @@ def recognise(glimpse: Glimpse, table: Sequence[Kind]) -> Kind | None:
 
 
 def decide(filename: str, kind: Kind | None, stated: Format | None, by_name: Format | None) -> Format:
-    """Return the format of a file of the recognised ``kind``.
+    """Return the format of a file.
 
-    ``stated``: the format that the publisher states. ``by_name``: the format that the file's name suggests.
-    Raise BadRequest if the contents contradict ``stated`` or cannot be served, or if nothing shows the
-    format.
+    ``kind``: the kind that was recognised from the contents; None if no kind was recognised. ``stated``: the
+    format that the publisher states. ``by_name``: the format that the file's name suggests.
+
+    Raise BadRequest if the contents contradict ``stated``, if they contradict ``by_name`` and do not prove a
+    format, if Tidegate cannot serve them, or if nothing shows the format.
     """
     if kind is None:
         if (known := stated or by_name) is not None:
@@ -137,12 +145,12 @@ def _wrong(filename: str, kind: Kind, stated: Format | None, wanted: Format | No
 
 
 def starts(*magic: bytes) -> Test:
-    """Return a test for the first bytes of a file."""
+    """Return a test that a file passes if it begins with one of ``magic``."""
     return lambda glimpse: glimpse.head.startswith(magic)
 
 
 def has_at(at: int, magic: bytes) -> Test:
-    """Return a test for bytes at an offset."""
+    """Return a test that a file passes if it has the bytes ``magic`` at the offset ``at``."""
     return lambda glimpse: glimpse.head[at : at + len(magic)] == magic
 
 

@@ -1,4 +1,4 @@
-"""Decide which versions of a model its retention deletes. Pure.
+"""Decide which versions a model's retention deletes. Pure.
 
 A version is kept if a Deployment runs it, an alias points to it, a rollback would return to it, or it is the
 latest version. With the option ``sleeping``, a Deployment that sleeps does not keep its version. All other
@@ -114,7 +114,7 @@ def _first(used: Sequence[StoredDeployment]) -> str:
 
 
 def _sleeps(snapshot: RegistrySnapshot, stored: StoredDeployment) -> bool:
-    """Return True if a Deployment has a minimum of 0 replicas and no Endpoint uses it.
+    """Return True if a Deployment sleeps: its minimum is 0 replicas, and no Endpoint uses it.
 
     A Deployment that a user declared, or that has an ``override``, never counts as sleeping.
     """

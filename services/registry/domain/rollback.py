@@ -61,12 +61,16 @@ def rollback(
     history: EndpointHistory,
     now: float = 0.0,
 ) -> RollbackPlan:
-    """Plan the rollback of an Endpoint to ``version``; None means the version before the current one.
+    """Plan the rollback of an Endpoint to ``version``; None means an earlier version.
 
-    Without ``version``, the plan ends what is in progress. It aborts a roll-over to a newer version, but a
-    roll-over to an older version is a rollback itself and continues. It ends a canary or an experiment at
-    ``now`` (Unix time in seconds). Raise NotFound if the version is not registered, Conflict if no earlier
-    version exists.
+    If ``version`` is None and a change of versions is in progress, plan only this:
+
+    - Abort a roll-over to a newer version.
+    - Let a roll-over to an older version continue, because that is itself a rollback.
+    - End a canary or an experiment at ``now`` (Unix time in seconds).
+
+    If ``version`` is None and no such change is in progress, choose the older version that had all traffic
+    most recently. Raise NotFound if the version is not registered, Conflict if no older version exists.
     """
     endpoint = snapshot.endpoint(name)
     if version is None and endpoint.spec.previous:

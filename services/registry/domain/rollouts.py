@@ -43,8 +43,9 @@ def start(
 ) -> list[Change]:
     """Plan to make an existing Deployment the canary of an Endpoint, with the first step's share.
 
-    ``now``: Unix time in seconds. Raise Conflict while another rollout or a roll-over is in progress. Raise
-    BadRequest if the Deployment has traffic already, or if the first step is 100 %.
+    ``now``: Unix time in seconds. Raise NotFound for an unknown Endpoint or Deployment. Raise Conflict while
+    another rollout, a roll-over or an experiment is in progress. Raise BadRequest if the Deployment has
+    traffic already, or if the first step is 100 %.
     """
     if options.steps[0] >= 100:
         raise BadRequest(
@@ -75,8 +76,9 @@ def start(
 def swap(snapshot: RegistrySnapshot, name: str, deployment: str, id: str, now: float) -> list[Change]:
     """Plan to replace an Endpoint's targets with a Deployment immediately, before it is ready.
 
-    The current targets go to sleep, so the host needs no memory for both versions. Requests wait in the queue
-    of the new Deployment. Raise the errors of :func:`start`, except the error for the first step.
+    The current targets go to sleep, so the host need not have memory for both versions at the same time.
+    Requests wait in the queue of the new Deployment. Raise the errors of :func:`start`, except the error for
+    the first step.
     """
     spec, base = _checked(snapshot, name, deployment)
     woken = waking.wake(snapshot, name, [deployment])
@@ -96,7 +98,10 @@ def swap(snapshot: RegistrySnapshot, name: str, deployment: str, id: str, now: f
 
 
 def _checked(snapshot: RegistrySnapshot, name: str, deployment: str) -> tuple[EndpointSpec, list[Target]]:
-    """Return an Endpoint's spec and its targets with a weight above 0. Raise the errors of :func:`start`."""
+    """Return an Endpoint's spec, and its targets with a weight above 0.
+
+    Raise the errors of :func:`swap`.
+    """
     spec = snapshot.endpoint(name).spec
     if deployment not in snapshot.deployments:
         raise names.unknown("Deployment", deployment)

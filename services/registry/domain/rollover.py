@@ -107,7 +107,8 @@ def with_previous(stored: EndpointSpec, spec: EndpointSpec) -> EndpointSpec:
 def replace_endpoint(snapshot: RegistrySnapshot, stored: EndpointSpec, spec: EndpointSpec) -> list[Change]:
     """Plan to replace an Endpoint's spec. Deployments that the Endpoint no longer uses go to sleep.
 
-    Deployments that a user declared keep their scale. A shadow ends if its Deployment gets traffic.
+    A Deployment keeps its scale if another Endpoint uses it, or if a user declared it. A shadow ends if its
+    Deployment gets traffic.
     """
     spec = without_own_shadow(spec)
     if spec == stored:

@@ -15,11 +15,11 @@ from tidegate.kernel.protocol.models import Shadow, Target
 def version_changes(
     snapshot: RegistrySnapshot, name: str, version: int, *, wake: bool
 ) -> tuple[list[Change], str]:
-    """Return the changes that create a Deployment of a version, and the Deployment's name.
+    """Return the changes that give a version a Deployment, and the name of this Deployment.
 
-    Without ``wake``, an existing Deployment is not changed, so it stays asleep if it sleeps. With ``wake``, a
-    Deployment without traffic gets the scaling settings of the Deployment that serves now. Raise NotFound for
-    an unknown Endpoint or version.
+    If no Deployment runs the version, the changes create one. Without ``wake``, an existing Deployment is not
+    changed, so it stays asleep if it sleeps. With ``wake``, a Deployment without traffic gets the scaling
+    settings of the Deployment that serves now. Raise NotFound for an unknown Endpoint or version.
     """
     spec = snapshot.endpoint(name).spec
     model = snapshot.heaviest(spec.targets).model

@@ -1,8 +1,8 @@
 """Decide which types in a skops file need the publisher's trust. Pure.
 
-skops constructs only objects of the types that the file names. skops has a list of types that it trusts, and
-the publisher must trust each other type by name. This module also trusts all classes of scikit-learn. The
-list of skops lacks some of these classes, because a crafted file can crash the process that loads them. Here,
+skops constructs only objects of the types that the file names. skops has a list of types that it trusts. The
+publisher must trust all other types by name. This module also trusts all classes of scikit-learn. The list of
+skops lacks some of these classes, because a crafted file can crash the process that loads them. In Tidegate,
 such a crash ends only the model's process.
 """
 

@@ -134,7 +134,7 @@ def _next_step(policy: ModelPolicy, stage: Stage, facts: StageFacts, version: st
 
 
 def changes_rules(before: RegistrySnapshot, changes: Sequence[Change]) -> bool:
-    """Return True if a change sets other stages or another ``serve_from`` in a model's policy."""
+    """Return True if a change alters ``stages`` or ``serve_from`` in a model's policy."""
     return any(
         change.policy.guards(before.policies.get(change.model, ModelPolicy()))
         for change in changes

@@ -42,7 +42,7 @@ def served(folders: set[PurePosixPath], model: str, ensembles: Mapping[PurePosix
     if not folders:
         raise BadRequest(
             "The archive is not a Triton model directory. It needs config.pbtxt and a version folder "
-            "such as 1/, at its root or in one folder; or several such folders for an ensemble."
+            "such as 1/, at its root or in one folder. For an ensemble, give each model its own folder."
         )
     if len(folders) == 1:
         return next(iter(folders))

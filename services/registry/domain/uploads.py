@@ -91,7 +91,10 @@ def check_new(uploads: Sequence[Upload], size: int, limits: UploadLimits) -> Non
 
 
 def check_append(upload: Upload, offset: int, announced: int | None) -> None:
-    """Raise Conflict or BadRequest unless bytes may be appended at ``offset``.
+    """Check that bytes may be appended to an upload at ``offset``.
+
+    Raise Conflict if the upload has ended, or if ``offset`` is not the number of bytes received so far. Raise
+    BadRequest if the new bytes would exceed the upload's size.
 
     ``announced``: the size of this request's body in bytes, as stated by the sender; None if unknown.
     """
@@ -132,7 +135,7 @@ def own(upload: Upload | None, id_: str, owner: str) -> Upload:
 
 
 def checked(upload: Upload, found: str) -> Upload:
-    """Return the upload as stored, or as failed if its bytes have the wrong sha256.
+    """Return the upload in the state ``stored``, or ``failed`` if its bytes have the wrong sha256.
 
     ``found``: the sha256 of the bytes that arrived.
     """
@@ -143,7 +146,7 @@ def checked(upload: Upload, found: str) -> Upload:
 
 
 def lost(upload: Upload) -> Upload:
-    """Return the upload as failed, because the store has lost its bytes."""
+    """Return the upload in the state ``failed``, because the store has lost its bytes."""
     return replace(
         upload,
         problem=("The bytes of this upload are no longer in the artifact store. Send the file again."),

@@ -48,7 +48,7 @@ def at_registration(format_: Format, now: datetime, *, enabled: bool, round_: in
 
 
 def settled(stored: Verification, result: VerificationResult, now: datetime) -> Verification | None:
-    """Return the verification with the result; None if the result is a duplicate or outdated.
+    """Return the verification after ``result``; None if ``result`` is a duplicate or outdated.
 
     An outdated result is from an earlier round of the verification.
     """

@@ -90,7 +90,7 @@ def seconds(moment: datetime) -> float:
 
 
 def text_of(value: bool | float | str) -> str:
-    """Return a parameter as text: ``true`` and ``false`` as in JSON."""
+    """Return a parameter as text. Booleans become ``true`` and ``false``, as in JSON."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -83,8 +83,7 @@ class AlertFile:
     ) -> None:
         """Replace all alerts, and add events and messages, in one transaction.
 
-        So an alert's new state is never stored without the messages about it, nor a message without the new
-        state.
+        So the new states of alerts and the messages about them are stored together or not at all.
         """
         self._db.write(
             ("DELETE FROM alerts", [()]),

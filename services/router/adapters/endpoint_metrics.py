@@ -34,7 +34,7 @@ RESTARTS = Gauge(
     "Unexpected ends of replicas and models in the last 15 minutes.",
     ["endpoint"],
 )
-LIMIT = Gauge("tidegate_endpoint_alert_limit", "The limit of an alert.", ["endpoint", "rule"])
+LIMIT = Gauge("tidegate_endpoint_alert_limit", "The limit of an alert rule.", ["endpoint", "rule"])
 BUDGET = Gauge(
     "tidegate_endpoint_slo_budget",
     "The share of requests that may fail or be slow.",

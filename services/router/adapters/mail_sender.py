@@ -34,7 +34,10 @@ class MailSender:
         return bool(self._url)
 
     async def send(self, raw: bytes) -> WebhookAttempt:
-        """Send a message once. Return errors in the result. Status 250 means that the server accepted it."""
+        """Send a message once. Return errors in the result instead of raising them.
+
+        In the result, status 250 means that the server accepted the message.
+        """
         began = time.perf_counter()
         status: int | None = None
         problem = ""

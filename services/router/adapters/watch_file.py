@@ -29,7 +29,7 @@ class WatchFile:
         self.db.close()
 
     def windows(self, now: float) -> list[Stored]:
-        """Return the stored figures that are not too old.
+        """Return the stored figures that are not older than ``KEPT`` allows.
 
         The minutes come before the hours. Each of these two groups is sorted by time, oldest first.
         """

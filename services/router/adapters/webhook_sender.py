@@ -61,7 +61,8 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         addresses = await self._resolve(host, port)
         allowed = [each for each in addresses if self._allow_private or is_public(ip_address(each))]
         if not allowed:
-            # Callers can read this error, so it does not contain addresses of this network.
+            # Callers can read the error that is raised below. So only the log contains addresses of this
+            # network.
             log.info(
                 "the address of a webhook is refused",
                 extra={"host": host, "addresses": addresses[:MAX_ADDRESSES]},

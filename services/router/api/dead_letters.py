@@ -25,7 +25,7 @@ Operator = Annotated[Principal, Depends(needs(OPERATE))]
 class ReplayOne(BaseModel):
     """The options of a replay.
 
-    ``to``: the Deployment that runs the request again; None: the Deployment of the first attempt.
+    ``to``: the Deployment that runs the request again; None: the Deployment that the dead letter was for.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -132,8 +132,8 @@ class ExceptionConsumer:
             letter = DeadLetter(
                 time.time(), cause, queue, request.id.hex(), request.attempt, len(request.raw), trace
             )
-            # Store the letter before the reply. The letter copies the tensors of a claim, and the gateway
-            # deletes these tensors after the reply.
+            # Store the letter before the reply is sent. If the request's tensors are in the blob store, the
+            # letter gets a copy of them. The gateway deletes the original tensors after the reply.
             await self._letters.add(replace(letter, tenant=caller_of(request.tenant)), request)
             if error is not None:
                 replies.append(

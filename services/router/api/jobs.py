@@ -30,8 +30,8 @@ async def webhook_secret(
 ) -> dict[str, str]:
     """Return the secret that signs the webhooks of a caller.
 
-    ``principal``: the id of this caller; None means the caller that sends the request. The secret of any
-    other caller needs the scope admin.
+    ``principal``: the id of this caller; None means the caller that sends the request. To get the secret of
+    another caller, the sender needs the scope ``admin``.
     """
     own = caller.require(INFER).id
     if principal is not None and principal != own:

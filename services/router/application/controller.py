@@ -46,8 +46,8 @@ class RouteController:
         interval_s: float,
         relist_s: float,
     ) -> None:
-        # The ids of rolled-back rollouts whose rollback the registry has not stored yet. Their canaries get
-        # no traffic.
+        # The ids of rollouts that the router has rolled back, but whose rollback is not stored in the
+        # registry yet. Their canaries get no traffic.
         self.condemned: Set[str] = frozenset()
         self._store = store
         self._registry = registry

@@ -167,7 +167,7 @@ class DeadLetters:
         return SWEEP_S
 
     async def _sweep(self) -> None:
-        """Delete letters and payloads that exceed the limits. The blob store itself deletes old payloads."""
+        """Delete letters and payloads that exceed the limits. Old payloads expire in the blob store."""
         due = overdue(list(self._letters.values()), time.time(), self._limits)
         self._forget(due.letters)
         missing = "it was deleted, because all payloads together exceeded TIDEGATE_DEAD_LETTER_BYTES"

@@ -1,8 +1,8 @@
 """Count the outcomes of every experiment, and end the experiments that are complete.
 
-Only the leader counts. One write to its file stores both the counts and the position in the stream of
-feedback. So each outcome is counted exactly once, even after a crash. Feedback that arrives while no router
-runs is counted later.
+Only the leader counts the outcomes. One write to its file stores both the counts and the position in the
+stream of feedback. So each outcome is counted exactly once, even after a crash. Feedback that arrives while
+no router runs is counted later.
 """
 
 from __future__ import annotations

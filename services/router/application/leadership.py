@@ -1,4 +1,6 @@
-"""Elect the leading router. It holds a lease in the store of jobs, and renews it until it stops.
+"""Elect the leader among the routers.
+
+The leader holds a lease in the store of jobs, and renews this lease until the leader stops.
 
 While the store of jobs does not answer, no router can take the lease, so the last leader continues. If only
 the leader cannot reach this store, another router takes the lease with a greater epoch. From then on, the

@@ -46,7 +46,7 @@ class SourceUnavailable(Exception):
 
 
 class Ledger:
-    """One of the router's loops. ``report`` is the latest result. Only the leader counts."""
+    """One of the router's loops. Only the leader counts the jobs. ``report`` is the latest result."""
 
     def __init__(
         self, jobs: JobStore, store: Store, amqp_url: str, interval_s: float, *, leads: Callable[[], bool]
@@ -74,8 +74,9 @@ class Ledger:
     def take_lost(self) -> dict[str, bool]:
         """Return the Deployments that have lost messages of jobs.
 
-        The value is True if the Deployment still has other messages. The calling code must queue the jobs
-        again. After that, a Deployment is returned again only if several readings confirm another loss.
+        The value of a Deployment is True if it still has some messages, and False if it has none. The calling
+        code must queue the jobs again. A later call returns a Deployment again only if several new readings
+        confirm a loss.
         """
         lost = ledger.lost_messages(self._missing)
         if lost:

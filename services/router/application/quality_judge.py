@@ -62,7 +62,7 @@ class QualityJudge:
         self._loop.start()
 
     async def stop(self) -> None:
-        """Stop the loop and write the histories."""
+        """Stop the loop. If this router leads, also write the histories."""
         await self._loop.stop()
         if self._leads() and self._position is not None:
             await self._save(predictions=True)

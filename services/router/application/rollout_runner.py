@@ -1,7 +1,7 @@
 """Judge every running canary once a second, and write the verdicts to the registry.
 
 Only the leader judges. A file in the state folder holds the evidence of each rollout, so another router can
-continue. The gateways also count while no router runs, so no request is missed.
+continue. The gateways count requests even while no router runs, so no request is missed.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class RolloutRunner:
     ) -> None:
         """``wake``: a function that makes the controller read the registry immediately.
 
-        ``condemned``: the ids of rolled-back rollouts whose rollback the registry has not stored yet. The
-        runner adds and removes the ids.
+        ``condemned``: the ids of rollouts that the router has rolled back, but whose rollback is not stored
+        in the registry yet. The runner adds and removes the ids.
         """
         self._condemned = condemned
         self._feedback = feedback

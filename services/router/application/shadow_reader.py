@@ -85,7 +85,7 @@ class ShadowReader:
             return ""
         return (
             f"{endpoint.shadow.deployment} gets no copies: the registry does not list its version, or the "
-            "endpoint may not use its region"
+            "endpoint is not allowed to use the Deployment's region"
         )
 
     def _unfit(self, name: str) -> str | None:

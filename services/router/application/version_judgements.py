@@ -1,4 +1,7 @@
-"""Read the drift and the quality of versions for alerts and live numbers, at most once in 30 s."""
+"""Read the drift and the quality of versions, at most once in 30 s.
+
+Alerts and the live numbers of endpoints use these values.
+"""
 
 from __future__ import annotations
 

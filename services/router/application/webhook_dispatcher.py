@@ -55,7 +55,7 @@ class ClaimedWebhook(NamedTuple):
 
 @dataclass(slots=True)
 class ReceiverQueue:
-    """The claimed webhooks of one receiver, and its pacing."""
+    """The claimed webhooks of one receiver. ``pacing``: the receiver's load and failures."""
 
     pacing: ReceiverPacing
     webhooks: deque[ClaimedWebhook] = field(default_factory=deque)

@@ -1,10 +1,10 @@
 """Decide about a canary at each tick: hold, advance, promote, pause or roll back. Pure.
 
 The canary's share of the traffic grows in steps. A step ends when its hold time is over, it has enough
-requests, and no metric shows harm. The step to 100 percent is the promotion, because no baseline is left
-after it. For the promotion, there must also be evidence that the canary is not worse, in each metric that
-counts bad requests and not bad seconds. If evidence is missing for too long,
-the canary pauses, and the reason of the decision names the missing evidence.
+requests, and no metric shows harm. After the step to 100 percent, no baseline is left. So this step is the
+promotion, and it also needs evidence that the canary is not worse. Each metric that counts requests needs
+this evidence. Metrics that count seconds do not need it. If evidence is missing for too long, the canary
+pauses, and the reason of the decision names the missing evidence.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class CanaryPolicy:
     canary is rolled back although it is as good as its baseline. ``patience_s``: the time after which a step
     without enough evidence pauses the canary.
 
-    ``tolerance``: a metric also passes the check before the promotion if the canary's rate of bad events is
-    at most this much above the baseline's rate. The upper bound of the canary's rate is compared. This helps
+    ``tolerance``: a second way for a metric to pass the check before the promotion. The metric passes if the
+    upper bound of the canary's rate of bad events is at most this much above the baseline's rate. This helps
     if the baseline has too few bad events for a comparison.
     """
 
@@ -191,9 +191,9 @@ def decides_promotion(metric: str) -> bool:
 def roll_back_at(policy: CanaryPolicy, evidence: Container[str], metric: str) -> float:
     """Return the e-value at which a metric rolls a canary back.
 
-    The e-value is m / a. There are two kinds of metrics: of requests and of seconds. m is the number of
-    metrics of the same kind as this metric, and a is the part of alpha that this kind gets. m also counts
-    metrics that have no evidence yet, except ``quality``.
+    There are two kinds of metrics: metrics of requests and metrics of seconds. Each kind gets a part of
+    alpha. The e-value is the number of metrics of the same kind as ``metric``, divided by the part of alpha
+    that this kind gets. This number includes metrics that have no evidence yet, except ``quality``.
     """
     if metric.endswith(SECONDS):
         return _OF_SECONDS / (policy.alpha * _ALPHA_OF_SECONDS)
@@ -234,8 +234,8 @@ def _unproven(policy: CanaryPolicy, metric: str, each: Evidence) -> str:
         return ""
     return (
         f"{metric}: no evidence yet that the canary is less than {each.harmful:g} times as bad as the "
-        f"baseline (e-value {e_fine:.3g}; {1 / policy.alpha:.3g} is enough), or that its rate is at most "
-        f"{accepted:.2%} (upper bound: {bound:.2%})"
+        f"baseline (e-value {e_fine:.3g}; {1 / policy.alpha:.3g} is enough), or that the canary's rate "
+        f"of bad events is at most {accepted:.2%} (upper bound: {bound:.2%})"
     )
 
 

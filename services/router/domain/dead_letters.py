@@ -193,7 +193,7 @@ def job_of_letter(
 
 
 def endpoint_of(endpoints: dict[str, Any], deployment: str, model: str) -> str:
-    """Return the Endpoint that has a Deployment as a target; if there is none, return the model's name."""
+    """Return the name of the Endpoint that has this Deployment as a target; else the model's name."""
     for name, endpoint in endpoints.items():
         if any(target["deployment"] == deployment for target in endpoint["targets"]):
             return name

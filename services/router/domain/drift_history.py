@@ -187,7 +187,8 @@ class DriftHistory:
     def close(self, now: float, limits: WindowLimits, policy: DriftPolicy) -> bool:
         """Close the open window if it is full or old, and judge it. Return True if it was closed.
 
-        If the version has no baseline, the first full window becomes the baseline.
+        Without a baseline, nothing is judged: a full window becomes the baseline, and a window that is old
+        but not full stays open.
         """
         window = self.open
         if window is None or self.bins is None:

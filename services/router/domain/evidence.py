@@ -3,25 +3,27 @@
 The evidence is valid at any time, however often it is read. A metric counts bad events: errors, or requests
 that are slower than a quantile of the baseline. This quantile is computed once and then does not change. Let
 s be the canary's share of the requests. Let the canary's rate of bad events be r times the baseline's rate.
-Then a bad event is the canary's with the probability p(r) = s*r / (1 - s + s*r). Each tick multiplies the
-evidence by the likelihood ratio of two values of r: one of the alternative hypothesis, and one of the null
-hypothesis. The product is an e-process: under the null hypothesis it exceeds 1/alpha with a probability of at
-most alpha, no matter how often it is read (Lindon, Sanden and Shirikian, "Rapid Regression Detection in
-Software Deployments through Sequential Testing", KDD 2022, arXiv 2205.14762; here one-sided and with a
-margin).
+Then a bad event is the canary's with the probability p(r) = s*r / (1 - s + s*r).
+
+Each tick multiplies the evidence by a likelihood ratio. This ratio compares two values of r: that of the
+alternative hypothesis with that of the null hypothesis. The product is an e-process: under the null
+hypothesis it exceeds 1/alpha with a probability of at most alpha, no matter how often it is read. The method
+is from Lindon, Sanden and Shirikian, "Rapid Regression Detection in Software Deployments through Sequential
+Testing", KDD 2022, arXiv 2205.14762. Here, the test is one-sided and has a margin.
 
 The share s is computed for each tick, so it may change with the canary's steps.
 
-Bad events are not independent: if a replica stalls for a second, all its requests are slow. So the evidence
-that one tick adds is limited, and also the evidence that one block of ``BLOCK_S`` seconds adds. A limit only
-makes the evidence smaller, so the guarantee still holds.
+Bad events are not independent: if a replica stalls for a second, all its requests are slow. So there is a
+limit on the evidence that one tick adds, and a limit on the evidence that one block of ``BLOCK_S`` seconds
+adds. A limit only makes the evidence smaller, so the guarantee still holds.
 
 The same formula can judge seconds instead of requests. For slow requests, each second is one event of the
-canary and one event of the baseline. The event is bad to a degree x from 0 to 1: the share of the second's
-requests that were slow. For stalls, each second of a busy replica is one event. Let a be the factor by which
-a completely bad event multiplies the evidence. An event of degree x multiplies it by a**x, and a**x <= 1 + x
-* (a - 1). So the expected factor is at most 1, and the requests of one second may depend on each other in any
-way.
+canary and one event of the baseline. The event is bad to a degree x from 0 to 1: the share of slow requests
+in this second. For stalls, each second of a busy replica is one event.
+
+Let a be the factor by which a completely bad event multiplies the evidence. An event of degree x multiplies
+it by a**x, which is at most 1 + x * (a - 1). So under the null hypothesis, the expected factor is at most 1.
+The requests of one second may depend on each other in any way.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from math import exp, inf, lgamma, log, log1p
 from operator import add
 
 # Each alternative hypothesis is a value of r, the ratio of the canary's rate of bad events to the baseline's.
-# WORSE has multiples of ``Evidence.margin``, and BETTER has multiples of ``Evidence.harmful``.
+# For ``Evidence.worse``, r is ``Evidence.margin`` times a factor in WORSE. For ``Evidence.fine``, r is
+# ``Evidence.harmful`` times a factor in BETTER.
 WORSE = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 BETTER = (0.8, 0.67, 0.5, 0.33, 0.2, 0.1, 0.03)
 BLOCK_S = 10.0

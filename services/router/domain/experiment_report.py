@@ -20,8 +20,8 @@ from services.router.domain.experiments import (
 )
 from tidegate.kernel.protocol.experiments import Experiment, ExperimentMetric
 
-# From this e-value on, the variants' shares count as wrong. If the planned shares are right, at most 1 of 20
-# experiments ever reaches it.
+# The shares of the variants count as wrong if the e-value is at least this. If the planned shares are right,
+# at most 1 of 20 experiments ever reaches it.
 MISMATCH_AT = 20.0
 
 Comparisons = dict[str, dict[str, Comparison]]
@@ -79,8 +79,8 @@ def point_of(experiment: Experiment, watch: ExperimentWatch, now: float) -> Expe
 def sample_ratio(experiment: Experiment, watch: ExperimentWatch) -> dict[str, Any]:
     """Return the planned and the actual shares of the variants, and a verdict on their difference.
 
-    ``mismatch`` is True if the actual shares contradict the planned ones. The shares are those of the units.
-    If no request has a unit, they are the shares of the requests.
+    ``mismatch`` is True if the actual shares contradict the planned ones. The actual shares count the units
+    that were sampled from the feedback. If there are none, the actual shares count requests.
     """
     number = len(experiment.variants)
     if watch.units:

@@ -52,7 +52,10 @@ class Outcomes:
         self.buckets[bucket] = n + 1, total + value
 
     def moments(self) -> Moments:
-        """Return count, mean and variance. The variance includes the correlation within units."""
+        """Return the count, the mean and the variance of the outcomes.
+
+        The variance takes into account that outcomes of one unit are correlated.
+        """
         found = self.alone.merge(self.units)
         number = len(self.buckets)
         if number < 2:
@@ -74,7 +77,10 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class ExperimentPoint:
-    """A point for a chart: the difference and its interval (low, high), by metric and treatment."""
+    """A point for a chart: each treatment's difference from the control, with its interval.
+
+    ``differences``: the difference, and the low and high ends of its interval, by metric and treatment.
+    """
 
     at: float
     differences: dict[str, dict[str, tuple[float | None, float | None, float | None]]]
@@ -249,7 +255,7 @@ def latency_of(counts: VariantCounts) -> Moments:
 
 
 def _add_new(into: VariantCounts, before: VariantCounts | None, total: VariantCounts) -> None:
-    """Add the growth from ``before`` to ``total`` to ``into``.
+    """Add to ``into`` how much the counts grew from ``before`` to ``total``.
 
     If ``total`` is smaller than ``before``, the gateway's counts began again at 0. Then add all of ``total``.
     """

@@ -197,7 +197,7 @@ def ratio_e_value(counts: Sequence[int], weights: Sequence[float]) -> float:
 
 
 def as_json(found: Comparison) -> dict[str, float | int | None]:
-    """Return a comparison for JSON, which has no infinite numbers."""
+    """Return a comparison as JSON values. Infinite numbers become None, because JSON cannot store them."""
     values = {
         "difference": found.difference,
         "low": found.low,

@@ -13,7 +13,8 @@ import numpy.typing as npt
 # The number of bins for probabilities. The AUC compares pairs of scores. If both scores are in the same bin,
 # the pair is a tie and counts half.
 BINS = 100
-# The calibration error is the mean over this many bins (as in Guo et al., ICML 2017).
+# For the calibration error, predictions are divided by confidence into this many bins (as in Guo et al., ICML
+# 2017).
 CALIBRATION_BINS = 15
 # A prediction with a larger error is not counted, because the error's square would not fit into a float.
 MOST_ERROR = 1e100

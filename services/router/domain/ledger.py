@@ -2,7 +2,7 @@
 
 The three sources are the jobs that gateways have acknowledged with a 202, the job records, and the messages.
 A message is either ready in a queue (``ready``) or received by a worker (``held``). A job needs no message
-while a lease or the sweeper watches it. If nothing is lost,
+while a lease or the sweeper watches it (``watched``). If nothing is lost,
 
     acknowledged                <= accepted
     accepted                     = succeeded + failed + cancelled + expired + unfinished

@@ -73,9 +73,9 @@ class QualityWatch:
     def take(self, endpoint: str, rollout: Rollout, records: Iterable[FeedbackRecord]) -> Tick | None:
         """Count new feedback. Return a tick if both canary and baseline have new outcomes, otherwise None.
 
-        A record counts only if its request was answered after the rollout's start, and if weights or a sticky
-        key chose the Deployment. If a rule or the request itself chose it, canary and baseline get different
-        kinds of requests.
+        A record counts only if both are true: its request was answered after the rollout's start, and weights
+        or a sticky key chose the Deployment. If a rule or the request itself chose the Deployment, canary and
+        baseline get different kinds of requests. Then their outcomes cannot be compared.
         """
         for record in records:
             if record.endpoint != endpoint or record.metric != rollout.options.metric:
@@ -124,5 +124,5 @@ def limit_of(values: list[float], sign: int) -> Limit:
     signed = sorted(sign * value for value in values)
     quartile = signed[len(signed) // 4]
     worse = sum(value < quartile for value in signed)
-    better = signed[-1] > quartile  # else an inclusive limit would make all these outcomes bad
+    better = signed[-1] > quartile  # if none is better, an inclusive limit would make all outcomes bad
     return Limit(sign, quartile, better and worse < FEWEST_BAD * len(signed))

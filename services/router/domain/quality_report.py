@@ -9,13 +9,13 @@ from services.router.domain.quality_history import QualityHistory, QualityLimits
 
 
 def summary(model: str, version: int, history: QualityHistory, limits: QualityLimits) -> dict[str, Any]:
-    """Return a version's quality: of the last window, of all labels so far, and the last estimate."""
+    """Return a version's quality: in the last window, in all closed windows, and as last estimated."""
     last = history.points[-1] if history.points else None
     return {
         "model": model,
         "version": version,
         "state": history.state,
-        "reason": "" if last else f"{history.open.n} of {limits.rows} labels of the first window",
+        "reason": "" if last else f"the first window has {history.open.n} of {limits.rows} labels",
         "window": asdict(last) if last else None,
         "first": history.first.measures() if history.first else None,
         "all": {"rows": history.all.n, "measures": history.all.measures()},

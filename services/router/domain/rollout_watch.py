@@ -137,7 +137,10 @@ class RolloutWatch:
         return canary_new, base_new
 
     def _learn(self, base: VariantCounts) -> None:
-        """Add the baseline's latencies. When enough are known, freeze the percentiles."""
+        """Count the baseline's latencies. Set the thresholds when ``FREEZE_AT`` of them are counted.
+
+        Afterwards, the thresholds do not change.
+        """
         if self.thresholds is not None:
             return
         self.base_times = [a + b for a, b in zip(self.base_times, base.times, strict=True)]

@@ -1,4 +1,4 @@
-"""Add up the gateways' counts of an endpoint's shadow traffic, including ended gateways. Pure."""
+"""Add up the counts of an endpoint's shadow traffic from all gateways, even ended ones. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from tidegate.kernel.protocol.presence import GatewayReport
 from tidegate.kernel.protocol.shadow import ShadowCounts
 
-# If more gateway processes than this are known, the totals of ended ones are moved to ``past``.
+# If more gateway processes than this are known, the totals of ended processes are moved to
+# ``ShadowWatch.past``.
 GATEWAYS_KEPT = 64
 
 

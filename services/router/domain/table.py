@@ -83,7 +83,8 @@ def _queues(deployment: str, format: Format) -> list[Queue]:
 def _deployment(deployment: Deployment, version: Version, ready: int, learned: Any) -> dict[str, Any]:
     signature = version.signature.model_dump(exclude_none=True) if version.signature else learned
     if version.signature and learned:
-        # The worker has read these two values from Triton, so they replace the registered ones.
+        # If the worker has read ``decoupled`` or ``sequences`` from Triton, that value replaces the
+        # registered one.
         if learned.get("decoupled"):
             signature["decoupled"] = True
         if learned.get("sequences"):

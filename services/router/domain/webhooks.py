@@ -39,8 +39,8 @@ class RetryPolicy:
 class WebhookLimits:
     """Limits on webhook attempts.
 
-    ``max_in_flight``, ``per_host``: the most attempts in flight, to all receivers together and to one host.
-    ``timeout_s``: the longest time in seconds that one attempt may take.
+    ``max_in_flight``: the most attempts in flight to all receivers together. ``per_host``: the most attempts
+    in flight to one host. ``timeout_s``: the longest time in seconds that one attempt may take.
     """
 
     max_in_flight: int = 64

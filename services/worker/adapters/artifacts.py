@@ -43,9 +43,9 @@ class ArtifactCache:
     async def fetch(self, registry_url: str, token: str, sha256: str, size: int) -> Path:
         """Return the artifact as a local file. Download it if the cache has no complete copy.
 
-        Until the cache is closed, the file is not deleted to make room for others.
-        A download raises NotFound if the registry does not have the artifact. It raises Unavailable if the
-        registry cannot be reached, or if the received bytes are wrong.
+        The file is protected from deletion until the cache is closed. A download raises NotFound if the
+        registry does not have the artifact. It raises Unavailable if the registry cannot be reached, or if
+        the received bytes are wrong.
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._folder / sha256
@@ -66,10 +66,10 @@ class ArtifactCache:
 class _Download:
     """The download of one artifact to ``path``, in several attempts.
 
-    Each attempt appends to the file ``<sha256>.part``. So the next attempt loads only the missing bytes, even
-    if another worker makes it. The registry may redirect the download to its artifact store with a signed
-    URL. The replica's token is not sent to the store. If the store fails to send the artifact, the next
-    attempt gets the bytes from the registry.
+    Each attempt appends to the file ``<sha256>.part``. So the next attempt loads only the missing bytes. This
+    is true even if the next attempt is made by another worker. The registry may redirect the download to its
+    artifact store with a signed URL. The replica's token is not sent to the store. If the store fails to send
+    the artifact, the next attempt gets the bytes from the registry.
     """
 
     def __init__(self, url: str, token: str, path: Path, size: int) -> None:

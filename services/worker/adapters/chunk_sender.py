@@ -71,11 +71,12 @@ class ChunkSender:
         await self._tasks.end()
 
     async def send_chunks(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float) -> None:
-        """Send replies. Wait for the broker only at a large reply, or if too many bytes wait to be sent.
+        """Send replies. Wait for the broker if a reply is large or if too many bytes wait to be sent.
 
-        A large reply is sent after the broker has confirmed all earlier replies. ``left_s``: for how many
-        seconds the caller still waits. It is used only for large replies. Raise GatewayGone if the gateway
-        process has ended.
+        Otherwise, do not wait. A large reply is sent after the broker has confirmed all earlier replies.
+        ``left_s``: for how many seconds the caller still waits. It is used only for large replies.
+
+        Raise GatewayGone if the gateway process has ended.
         """
         for frame in frames:
             self._check(reply_to)
@@ -106,7 +107,7 @@ class ChunkSender:
             raise GatewayGone(reply_to)
 
     def heard_from(self, reply_to: str) -> None:
-        """Send chunks to this gateway process again, because a request of it has arrived."""
+        """Allow chunks to this gateway process again, because a request from it has arrived."""
         self._gone.discard(reply_to)
 
     async def confirmed(self, reply_to: str) -> None:

@@ -24,11 +24,11 @@ MAX_FETCHES = 4
 class ClaimFetcher:
     """Fetch the tensors of requests from the blob store, in the background or directly.
 
-    In the background, the tensors of at most ``MAX_FETCHES`` requests are fetched at the same time. These
-    tensors use at most ``limit_bytes`` of memory, counted until their requests are settled. If the tensors of
-    one request are larger than ``limit_bytes``, they are fetched only when no other tensors are counted.
-    ``add``: called with each request that was fetched in the background. ``settle``: called with requests
-    whose fetch failed or whose deadline passed.
+    In the background, the tensors of at most ``MAX_FETCHES`` requests are fetched at the same time. All
+    tensors that are fetched in the background use at most ``limit_bytes`` of memory. They are counted until
+    their requests are settled. If the tensors of one request are larger than ``limit_bytes``, they are
+    fetched only when no other tensors are counted. ``add``: called with each request that was fetched in the
+    background. ``settle``: called with requests whose fetch failed or whose deadline passed.
     """
 
     def __init__(
@@ -65,7 +65,10 @@ class ClaimFetcher:
             self._released.set()
 
     def clear(self) -> None:
-        """Cancel all fetches, because their channel has ended. The broker delivers the requests again."""
+        """Cancel all fetches, because the channel of their requests has ended.
+
+        The broker delivers these requests again.
+        """
         self._held_bytes.clear()
         self._tasks.cancel()
 

@@ -1,4 +1,4 @@
-"""Read the facts about a language model's engine from the engine's runtime, every second."""
+"""Read facts about a language model's engine every second: its requests, KV cache and tokens."""
 
 from __future__ import annotations
 

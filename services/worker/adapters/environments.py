@@ -33,7 +33,7 @@ from tidegate.kernel.errors import ModelFailed
 
 log = telemetry.logger(__name__)
 
-# Variables that are passed to pip and to the builds of packages. None is a credential of Tidegate.
+# Variables that are passed to pip and to the builds of packages. They contain no credential of Tidegate.
 _PASSED_ON = frozenset({
     "PATH", "HOME", "USER", "TMPDIR", "TZ", "LANG", "NETRC", "CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS",
     "SSH_AUTH_SOCK", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
@@ -122,7 +122,7 @@ class Environments:
                         await self._build(path, base, requirements, settings)
         except TimeoutError:
             raise ModelFailed(f"The requirements were not installed within {timeout_s:g} s.") from None
-        if incomplete:  # only now is the size of the new environment known
+        if incomplete:  # the size of the new environment is known only now
             await asyncio.to_thread(self._cache.make_room)
         return self._install.layered(path / "bin")
 

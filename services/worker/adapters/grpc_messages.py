@@ -36,7 +36,7 @@ def head(model: str, call: ModelCall) -> bytes:
 
 
 def describe(message: Any, key: CallKey, rows: int) -> None:
-    """Add the name, datatype and shape of each input, and the names of the outputs, to a request.
+    """Add to a request: the name, datatype and shape of each input, and the names of the outputs.
 
     ``rows``: the number of rows; 0 if the model has no batch axis.
     """

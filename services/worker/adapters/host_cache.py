@@ -52,10 +52,10 @@ class HostCache:
         self._in_use: list[int] = []
 
     def use(self, path: Path) -> None:
-        """Protect an entry from deletion until :meth:`close`. The caller holds the lock ``<name>.lock``.
+        """Protect an entry from deletion until :meth:`close` is called.
 
-        If the file ``<name>.use`` cannot be opened, for example on a full disk, the entry is used without
-        protection.
+        The calling code must hold the lock ``<name>.lock``. If the file ``<name>.use`` cannot be opened, for
+        example on a full disk, the entry is used without protection.
         """
         try:
             handle = _open_mark(path.with_suffix(".use"))
@@ -63,8 +63,8 @@ class HostCache:
             log.warning("an entry of the cache is not protected from deletion", extra={"problem": str(error)})
             return
         self._in_use.append(handle)
-        # This does not wait: `_delete` locks this file only while it holds `<name>.lock`. Our caller holds
-        # that one now.
+        # This does not wait: `_delete` locks this file only while it holds `<name>.lock`. Now the calling
+        # code holds `<name>.lock`.
         fcntl.flock(handle, fcntl.LOCK_SH)
         with contextlib.suppress(OSError):
             os.utime(handle)
@@ -93,7 +93,7 @@ class HostCache:
         size = sum(entry.size for entry in entries)
         missing = self._min_free_bytes + wanted - shutil.disk_usage(self.folder).free
         if missing > size:
-            # Something else fills the disk: even without all entries, it would be too full.
+            # Something else fills the disk: it would be too full even if all entries were deleted.
             log.warning(
                 "the disk of the worker's cache has too little room: delete other files on it",
                 extra={"missing_bytes": missing, "cache_bytes": size},
@@ -155,9 +155,10 @@ def _entries_in(folder: Path) -> Iterable[Path]:
 
 
 def _environment_size(path: Path) -> int:
-    """Return the size that was recorded after the build, because a count of many files takes seconds.
+    """Return an environment's size in bytes, as it was recorded after the build.
 
-    If an older release has built the environment, record the size now.
+    It is not measured again, because that takes seconds if there are many files. If an older release has
+    built the environment, measure and record the size now.
     """
     ok = path.with_suffix(".ok")
     with contextlib.suppress(OSError, ValueError):

@@ -33,7 +33,8 @@ class HostLoad:
             return self._busy
         try:
             first = self._stat.read_text().partition("\n")[0]
-            # The time of guests is left out, because the field "user" includes it.
+            # The fields for guests (virtual machines) are left out, because the field "user" includes their
+            # time.
             ticks = [int(word) for word in first.split()[1:]][:_GUESTS]
             idle, total = ticks[_IDLE] + ticks[_WAITING], sum(ticks)
         except (OSError, ValueError, IndexError):

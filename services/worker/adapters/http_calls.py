@@ -69,7 +69,9 @@ class HttpCalls:
     async def call(self, request: bytes, timeout_s: float | None = None) -> HttpAnswer:
         """Send a whole request and return its answer.
 
-        Raises CallFailed if the status is not 200. Also raises ConnectionEnded, NotListening, TimeoutError.
+        Raises CallFailed if the status is not 200 or if the response cannot be read. Raises NotListening if
+        the server accepts no connections. Raises ConnectionEnded if the connection ends during the call.
+        Raises TimeoutError after ``timeout_s`` seconds.
         """
         if self._idle:
             connection = self._idle.pop()

@@ -20,7 +20,7 @@ MAX_BYTES = 16 * 1024
 
 
 def needs_vllm(version: Version, deployment: DeploymentSpec) -> bool:
-    """Return True if vLLM runs the version. Raise ModelFailed if no engine can run it."""
+    """Return True if vLLM must run the version. Raise ModelFailed if no engine can run it."""
     return version.format == "llm" and llm_plan.engine_of(version, deployment) == "vllm"
 
 

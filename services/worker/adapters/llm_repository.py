@@ -71,7 +71,10 @@ def _put_weights(artifact: Path, inner: Path, place: Callable[[Path, Path], None
 
 
 def _memory_mb(gpu: int) -> int:
-    """Return the memory in MiB of the GPU with this number in this process. Raise ModelFailed if unknown."""
+    """Return a GPU's total memory in MiB. Raise ModelFailed if it is unknown.
+
+    ``gpu``: the GPU's number inside this process. ``CUDA_VISIBLE_DEVICES`` decides which GPU has this number.
+    """
     try:
         listing = subprocess.run(
             MEMORY_QUERY, capture_output=True, text=True, timeout=MEMORY_TIMEOUT_S, check=True

@@ -1,10 +1,10 @@
-"""Limit the memory of a model's processes, and find out if one was killed because memory ran out.
+"""Limit a model's memory, and find out if one of its processes was killed because memory ran out.
 
 In a container, the container engine sets the limit. Without a container, the worker limits Triton and its
 child processes by a cgroup. If it cannot create a cgroup, it measures the memory of these processes. If they
 together use more than the limit, it kills the largest one. Resource limits (``setrlimit``) are not exact
 enough. RLIMIT_AS limits address space, and Triton and CUDA reserve much more address space than they use.
-RLIMIT_DATA limits each process separately.
+RLIMIT_DATA limits each process separately, but the limit is for all processes together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Call one model of a Triton.
 
-Requests with the same call key are sent as one batch. A call key consists of the input tensors, the requested
-outputs and the parameters. The data of the tensors is not parsed.
+Requests with the same call key are sent as one batch. A call key consists of the requested outputs, the
+parameters, and the name, datatype and dims of each input tensor. It does not contain the tensors' data, and
+this module does not parse the data.
 """
 
 from __future__ import annotations
@@ -165,8 +166,8 @@ class Model:
     ) -> ModelAnswer:
         """Run requests on a model with a response cache. Return the outputs that ``key`` names.
 
-        The call requests all outputs. Triton's cache ignores which outputs are requested, so it could return
-        an answer without one of them.
+        The call requests all outputs. If it requested only some, Triton's cache could answer with other
+        outputs: the cache ignores which outputs are requested.
         """
         if key.parameters:
             raise BadRequest(
@@ -310,7 +311,10 @@ def _has_too_little_room(error: TidegateError, requests: Sequence[Request]) -> b
 
 
 def _row_bytes(output: TensorSpec) -> int:
-    """Return the bytes of an output per row, or per call if there is no batch axis; 0 if not known."""
+    """Return the size of one row of an output in bytes; 0 if it is not known.
+
+    If the model has no batch axis, return the size of the whole output.
+    """
     return 0 if -1 in output.shape else elements(output.shape) * DATATYPES[output.datatype].size
 
 

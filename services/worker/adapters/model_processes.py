@@ -56,10 +56,11 @@ class ModelProcesses:
         self._open, self.pids = {}, []
 
     def look(self) -> bool:
-        """Report ended processes. Return True if a process is found stopped in two calls in a row.
+        """Call ``on_end`` for each process that has ended, and look for stopped processes.
 
-        A stopped process still exists, but a signal such as SIGSTOP has paused it. A process in a debugger
-        does not count as stopped. Triton's own process can be the stopped one, too.
+        Return True if this call and the call before it both found the same process stopped. A stopped process
+        still exists, but a signal such as SIGSTOP has paused it. A process in a debugger does not count as
+        stopped. Triton's own process can be the stopped one, too.
         """
         for pid in list(self.pids):
             if process_table.state(pid) in {"Z", "X", ""}:

@@ -45,8 +45,8 @@ def prepare(version: Version, artifact: Path, folder: Path) -> str:
     (folder / f"tidegate_{version.format}.json").write_text(json.dumps(plan))
     for source in runtime.glob("*.py"):
         shutil.copyfile(source, folder / source.name)
-    # The model opens ONNX files with the code of the format onnx. This code raises an error if the GPU cannot
-    # be used, instead of using the CPU.
+    # For ONNX files, use the same code as for versions of the format onnx. If the GPU cannot be used, this
+    # code raises an error and does not use the CPU.
     shutil.copyfile(_RUNTIMES / "onnx" / "model.py", folder / "onnx_session.py")
     shutil.copyfile(_RUNTIMES / "rows.py", folder / "rows.py")
     add_runtime(folder, calling_plan(signature))

@@ -25,15 +25,17 @@ log = telemetry.logger(__name__)
 # caller with 504.
 PUBLISH_TIMEOUT_S = 60.0
 RETRY_S = 0.05
-# The broker deletes a gateway process's reply queue REPLIES_KEPT_S seconds after the process has ended. If
-# the queue is missing for GONE_S more seconds, no gateway is about to declare it again.
+# The broker deletes a gateway process's reply queue REPLIES_KEPT_S seconds after the process has ended. A
+# process that only lost its connection declares its queue again. If the queue is still missing GONE_S seconds
+# after it was found missing, the process counts as ended.
 GONE_S = 10.0
-# The longest pause between two tries to publish to a missing queue. The broker returns the whole message.
+# The longest pause in seconds between two tries to publish to a missing queue. Each try costs network
+# traffic, because the broker returns the whole message.
 LONGEST_RETRY_S = 1.0
 
 
 class GatewayGone(Exception):
-    """A gateway process has ended, so no caller waits for its replies."""
+    """The error for replies to a gateway process that has ended. No caller waits for them."""
 
 
 class ReplyPublisher:
@@ -61,7 +63,7 @@ class ReplyPublisher:
     ) -> None:
         """Publish replies to one gateway process, and wait for the broker's confirm.
 
-        The calling code should pass a large reply as a Reply. With a frame, the data would be copied.
+        The calling code should pass a large reply as a Reply. A frame would need a copy of the reply's data.
         ``left_s``: the seconds for which the callers still wait. If the gateway process has ended, its queue
         does not exist, and the broker drops the replies.
         """
@@ -110,7 +112,7 @@ class ReplyPublisher:
             await self.retry_or_give_up(item.request, item.delivery.reply_to, alone=alone)
 
     async def retry_or_give_up(self, request: Request, reply_to: str, *, alone: bool) -> None:
-        """Publish a lost request again as a suspect. If it may not run again, publish it to the router.
+        """Publish a lost request as a suspect, or to the router if it must not run again.
 
         A request is lost if the model ended while the request ran. ``alone``: True if no other request was in
         the model. Then this request is the probable cause, and the loss counts against it. A copy for shadow

@@ -68,7 +68,7 @@ class Sandbox:
 
     If the machine refuses a degree of containment, the sandbox changes to the next weaker degree and stays
     there. ``hidden``: folders that the model cannot see, besides ``state``. ``note``: the file to which the
-    number of the model's user is written, for the launcher.
+    uid of the model's user is written, for the launcher.
     """
 
     def __init__(
@@ -104,7 +104,10 @@ class Sandbox:
 
     @property
     def user(self) -> int | None:
-        """Return the number of the model's user and group; None if the model runs as the worker's user."""
+        """Return the uid of the model's user, which is also its gid.
+
+        Return None if the model runs as the worker's user.
+        """
         return self._user.uid if self._user and self._degrees[0].user else None
 
     def choose_degree(self, needs: FileNeeds) -> None:
@@ -188,7 +191,10 @@ class Sandbox:
         return None
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Return variables with the model's user and its home; empty if the model has the worker's user."""
+        """Return the environment variables for the model's user, with ``home`` as HOME.
+
+        Return an empty dict if the model runs as the worker's user.
+        """
         return {} if self.user is None else {"HOME": str(home), "USER": USER, "LOGNAME": USER}
 
     def unusable_variables(self) -> list[str]:

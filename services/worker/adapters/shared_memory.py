@@ -127,7 +127,10 @@ class Regions:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def acquire(self, size: int) -> Region | None:
-        """Return a region of at least ``size`` bytes for one call; None if memory is not available."""
+        """Return a region of at least ``size`` bytes for one call.
+
+        Return None if all regions together would exceed TOTAL_LIMIT, or if the region cannot be created.
+        """
         fitting = [region for region in self._free if region.size >= size]
         if fitting:
             region = min(fitting, key=lambda found: found.size)

@@ -200,7 +200,11 @@ class TritonClient:
         return bool(answer.ready)
 
     async def load(self, model: str, timeout_s: float | None = None) -> None:
-        """Load or reload a model. Raise ModelFailed with Triton's message or the Python model's exception."""
+        """Load or reload a model.
+
+        If the model does not load, raise ModelFailed with one of these texts: Triton's message, the Python
+        model's exception, or a text about the time limit.
+        """
         request = pb.RepositoryModelLoadRequest(model_name=model)
         try:
             await self._call("RepositoryModelLoad", pb.RepositoryModelLoadResponse, request, timeout_s)

@@ -12,10 +12,9 @@ import grpc
 from tidegate.kernel import tasks
 from tidegate.kernel.errors import ModelFailed
 
-# Triton up to 25.01 may crash if a stream is cancelled while Triton sends on it (Triton's issue 8034). If
-# Triton sent without a pause, about one cancellation in a few hundred crashed it. So a stream is cancelled
-# only when nothing has arrived for QUIET_S seconds. A stream that never pauses is cancelled after LEAVE_S
-# seconds.
+# Triton up to 25.01 may crash if a stream is cancelled while Triton sends on it (Triton's issue 8034). One in
+# a few hundred cancellations crashed a Triton that sent without a pause. So a stream is cancelled only when
+# nothing has arrived for QUIET_S seconds. A stream that never pauses is cancelled after LEAVE_S seconds.
 QUIET_S = 0.003
 LEAVE_S = 5.0
 
@@ -51,8 +50,9 @@ class TritonStreams:
                 if answer is grpc.aio.EOF:
                     return
                 if answer.error_message:
-                    # The error has no status code. With the header triton_grpc_error, Triton would send one,
-                    # but then Triton 2.51 crashes if a model marks its error as the last response.
+                    # The error has no status code. The header triton_grpc_error would add one, but this
+                    # client does not send the header. With it, Triton 2.51 crashes if a model marks its error
+                    # as the last response.
                     raise ModelFailed(answer.error_message)
                 found = answer.infer_response
                 final = FINAL in found.parameters and found.parameters[FINAL].bool_param

@@ -32,7 +32,7 @@ from tidegate.kernel.protocol.jobs import LEVELS, Level
 log = telemetry.logger(__name__)
 
 RETUNE_S = 1.0
-# A job that has waited in this worker for so many seconds is requeued, so that an idle replica can take it.
+# A job that has waited in this worker for this many seconds is requeued, so that an idle replica can take it.
 MAX_WAIT_S = 1.0
 # Seconds by which an ack is delayed, so that many acks are sent in one write. No caller waits for an ack.
 ACK_DELAY_S = 0.002

@@ -325,7 +325,8 @@ class LlmRequestConsumer:
     def _add(self, item: QueuedRequest) -> None:
         if item.request.flags & envelope.CLAIM:
             fetch = self._fetches.start(self._fetch(item), "fetch")
-            # Add this callback last, so that `free` no longer counts the fetch when the callback runs.
+            # Callbacks run in the order in which they were added. So when this one runs, the fetch has
+            # already been removed from `_fetches`, and its slot counts as free.
             fetch.add_done_callback(lambda _: self._wake.set())
         else:
             self._scheduler.add(item)

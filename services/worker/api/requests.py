@@ -124,7 +124,7 @@ class RequestConsumer:
         with contextlib.suppress(Unavailable):  # if the channel ended, the broker redelivers its messages
             if channel is None or scheduler is None or not await channel.consumers(self._queue):
                 return
-            # The model may be loaded again after the wait for the broker. Then the requests run here.
+            # The model may have been loaded again during the wait for the broker. Then the requests run here.
             waiting = [] if scheduler.serving else scheduler.take_waiting()
             for item in waiting:
                 await self._publisher.requeue(item.request, item.delivery.reply_to)

@@ -2,10 +2,10 @@
 
 Suspects are requests that were lost with a worker or a model server.
 
-Before a worker reads the queue of suspects, it waits until the model runs nothing else. If other calls take
-longer than a few seconds, it no longer waits for all of them. It reads one message at a time, and runs the
-request of this message immediately. If such a message is redelivered, a worker died while it ran this
-request, so the request counts as the cause.
+Before a worker reads the queue of suspects, it waits until the model runs nothing else. After a few seconds,
+it waits only until the Deployment's ``max_concurrency`` allows one more request. It reads one message at a
+time, and runs the request of this message immediately. If such a message is redelivered, a worker died while
+it ran this request, so the request counts as the cause.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ log = telemetry.logger(__name__)
 
 # Seconds between two checks for suspects that other workers have published.
 LOOK_S = 1.0
-# Suspects start for at most this many seconds. Then other requests run, for as long as the suspects ran, but
-# for at most this many seconds.
+# In a turn of suspects, no suspect starts after this many seconds. Then the other requests have a turn. It is
+# as long as the turn of the suspects was, but at most this many seconds.
 TURN_S = 2.0
 # While a suspect runs, other calls wait for it, but at most for this many seconds. A suspect that kills its
 # worker usually does so earlier.

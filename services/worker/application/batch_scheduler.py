@@ -378,7 +378,7 @@ class BatchScheduler:
             log.error("a call ended unexpectedly", exc_info=error)
 
     def _waits_for_batch(self) -> bool:
-        """Return True if the next call still waits, within the batching window, for more requests."""
+        """Return True, and set a timer, if the next call waits until the end of its batching window."""
         oldest = self.backlog.oldest() if self._window_s else None
         if oldest is None or oldest.request.rows == 0 or self.backlog.rows_at_head() >= self._max_rows:
             return False

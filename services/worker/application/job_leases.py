@@ -1,10 +1,11 @@
-"""Lease jobs that run too long or wait, and jobs whose message has lost its channel.
+"""Lease jobs that run too long, jobs that wait, and jobs whose message has lost its channel.
 
 A lease is a time in the job's record. Until that time, only this worker may run the job. After the first
 lease, the worker acks the job's message. It renews the lease until the job's end is recorded. If a lease
 expires, the router publishes the job again.
 
-A job runs too long when half of the broker's ack timeout has passed since its delivery.
+A job runs too long when half of the broker's ack timeout has passed since its delivery. A job waits while its
+upstream or its engine cannot run it.
 """
 
 from __future__ import annotations
@@ -118,9 +119,10 @@ class JobLeases:
         return await self._store.lease(job.id, job.attempt, self._replica, until_ms)
 
     def _apply(self, job: QueuedJob, ours: bool, now: float) -> None:
-        """Drop the job if this worker did not get its lease. After the job's first lease, ack its message.
+        """Handle the store's answer to the request for a job's lease.
 
-        ``ours``: True if the store gave the lease to this worker.
+        ``ours``: True if the store gave the lease to this worker. If it is False, drop the job, unless the
+        job has ended. After the job's first lease, ack its message.
         """
         if not ours:
             if not job.ended:  # an ended job is forgotten when the store has recorded its end

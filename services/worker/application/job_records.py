@@ -117,9 +117,9 @@ class JobRecords:
             job.waits = False
 
     async def record(self, ends: Sequence[AttemptEnd]) -> list[bool]:
-        """Record durably how attempts ended. Return for each job True if this worker still had the job.
+        """Record durably how attempts ended. Retry until the store answers.
 
-        Retries until the store answers.
+        Return one value for each attempt: True if this worker still had the job.
         """
         finishes = [await self._finish(end) for end in ends]
         tries = 0
@@ -170,7 +170,7 @@ class JobRecords:
 
 
 def _tokens(frame: bytes | None) -> tuple[int, int]:
-    """Return the numbers of tokens that the model read and wrote, from a reply frame."""
+    """Return the numbers of prompt tokens and of answer tokens that a reply frame contains."""
     if not frame:
         return 0, 0
     _, parameters = envelope.read_result_key(envelope.read_reply(frame).key)
@@ -183,5 +183,8 @@ def _backoff(tries: int) -> float:
 
 
 def _clean(message: str) -> str:
-    """Return a model server's message for a record: without paths, cut to a limit, in valid UTF-8."""
+    """Return a model server's message without paths, cut to MAX_MESSAGE characters, as valid UTF-8.
+
+    The result is stored in a job's record.
+    """
     return without_paths(message)[:MAX_MESSAGE].encode(errors="replace").decode()

@@ -210,7 +210,7 @@ class JobScheduler:
         self.wake()
 
     def _reject(self, job: QueuedJob, outcome: str) -> None:
-        """Settle a job that may not run. ``outcome`` is the store's reason."""
+        """Settle a job that must not run, or that has ended. ``outcome`` is the answer of the store."""
         JOBS.labels("dropped" if outcome == "drop" else outcome).inc()
         if outcome == "failed":
             job.ended = True
@@ -250,7 +250,10 @@ class JobScheduler:
             asyncio.get_running_loop().call_later(RETRY_S, self._start_suspects)
 
     async def _run_suspects(self) -> None:
-        """Run the suspects one at a time. After each, other work can run for up to ``HOLD_S`` s."""
+        """Run the suspects one at a time. Pause after each, so that other work can run.
+
+        The pause is as long as the suspect took, but at most ``HOLD_S`` seconds.
+        """
         while self._suspects and self._model is not None:
             began, call = time.monotonic(), None
             async with self.alone():

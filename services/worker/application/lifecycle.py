@@ -49,8 +49,10 @@ class ReplicaLifecycle:
     """One replica from its start to its end. ``ended`` is set when the process should exit.
 
     ``token`` lets the replica download the artifact from the registry. ``build`` is called after the model is
-    loaded, and creates the parts that run requests. ``triton`` is a Triton that runs already, for example in
-    a worker of the warm pool. The replica uses or replaces it, and stops it in both cases.
+    loaded, and creates the parts that run requests.
+
+    ``triton`` is a Triton that runs already, for example in a worker of the warm pool. If it suits the model,
+    the replica uses it, and stops it at the end. Otherwise the replica stops it and starts another Triton.
     """
 
     def __init__(

@@ -41,8 +41,8 @@ from tidegate.kernel.protocol.llm import KV_TOKENS, REPLICA
 
 log = telemetry.logger(__name__)
 
-# The id of a cancelled request is remembered for this many seconds. When the cancel message arrives, the
-# request may still wait in the broker.
+# The worker remembers the id of a cancelled request for this many seconds. When the cancel message arrives,
+# the request may still wait in the broker. If the request arrives later, the worker must not run it.
 CANCELLED_KEPT_S = 600.0
 SLOT_POLL_S = 0.01
 
@@ -216,7 +216,7 @@ class LlmScheduler:
         return waiting
 
     def discard_waiting(self) -> None:
-        """Discard the requests that have not started. The broker delivers them again."""
+        """Discard the waiting requests, because their channel has ended. The broker delivers them again."""
         self._waiting.clear()
 
     # --- start -----------------------------------------------------------------------------------------

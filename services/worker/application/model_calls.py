@@ -202,7 +202,7 @@ def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spe
 
 
 def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: float, spent: float) -> None:
-    """Count in the statistics a request or job that ran in a slot of a decoupled model.
+    """Update the statistics after a request or job has run in a slot of a decoupled model.
 
     ``slots``: the number of slots. Up to ``slots`` requests run at the same time, so each adds its duration
     divided by ``slots`` to the busy time. ``stats.call_ms`` stays unknown, because a stream's duration does
@@ -217,10 +217,10 @@ def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: floa
 
 
 def count_stream_time(stats: WorkStats, mark: int, item: Queued, outcome: str | CallFailure[Any]) -> None:
-    """Count the time since ``mark`` as answered or wasted.
+    """Add the time since ``mark`` to the answered time or to the wasted time.
 
-    ``item``: a stream, or a request to a language model. ``outcome``: the outcome that ``send_answers``
-    returned.
+    ``mark``: the start of the call, as ``stats.time.begin`` returned it. ``item``: a stream, or a request to
+    a language model. ``outcome``: the outcome that ``send_answers`` returned.
     """
     if outcome == "ok":
         stats.time.answered(mark, [item])

@@ -33,8 +33,10 @@ log = telemetry.logger(__name__)
 class PreparedModel:
     """A written model repository, and the options of the Triton that will serve it.
 
-    ``models`` are loaded in this order. Requests go to the last one. ``embedded`` has the precision and the
-    samples that the file of a lower-precision model contains. It is None for other models.
+    ``models`` are loaded in this order. Requests go to the last one.
+
+    ``embedded``: the precision of a lower-precision model, and samples to measure its loss of precision. Both
+    are read from the model's file. It is None for other models.
     """
 
     install: TritonInstall
@@ -135,5 +137,5 @@ class Preparation:
         return PreparedModel(install, options, loader, models, repository, embedded)
 
     def close(self) -> None:
-        """Let other workers delete this version's files from the host's cache, if they need the room."""
+        """Let other workers delete this version's files from the host's cache to free disk space."""
         self._cache.close()

@@ -89,7 +89,7 @@ class ProfileCounter:
         self._held_rows = 0
 
     def take_rows(self) -> list[bytes]:
-        """Return the raw rows for the blob store, as lines of JSON. Forget these rows here."""
+        """Remove and return the raw rows that wait for the blob store, as lines of JSON."""
         kept, self._kept = self._kept, []
         return kept
 

@@ -60,7 +60,7 @@ class Counter(Protocol):
         """Use these bins from now on. Do nothing if they are in use already."""
 
     def take_rows(self) -> list[bytes]:
-        """Return the raw rows for the blob store, as lines of JSON. Forget these rows here."""
+        """Remove and return the raw rows that wait for the blob store, as lines of JSON."""
 
     def take(self, rows_key: str = "", rows: int = 0) -> bytes | None:
         """Return the counts since the last call of :meth:`take`, as a message; None if it would be empty.
@@ -87,7 +87,10 @@ class StreamSample:
         self._answers.append(answer)
 
     def end(self) -> None:
-        """Add the stream to the sample. Call this when the stream has succeeded."""
+        """Give this sample to the sampler.
+
+        The calling code must call this only if the stream has succeeded.
+        """
         outputs = [answer.outputs for answer in self._answers]
         self._sampler.add_stream(SampledStream(self._trace, outputs, time.time()))
 

@@ -147,10 +147,10 @@ class ScratchReplica:
         self.ended.set()
 
     async def _offer(self) -> Assignment:
-        """Wait for an offer to become a replica, and claim the replica. Return its assignment.
+        """Wait for an offer to become a replica, and claim the offer. Return the replica's assignment.
 
-        The processes of the verified model must end before the claim. Otherwise the new replica would count
-        their end as a crash of its own model.
+        Before the claim, wait until the processes of the verified model have ended. Otherwise the new replica
+        would count their end as a crash of its own model.
         """
         await self._unload()
         while self._triton is not None and model_processes(self._triton.pid, self._triton.descendants()):

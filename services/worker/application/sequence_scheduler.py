@@ -235,8 +235,9 @@ class SequenceScheduler:
     def _take_over(self, item: QueuedRequest, kept: KeptSequence | None, mark: SequenceMark) -> None:
         """Handle a redelivered request that was already here before the connection was lost.
 
-        If the request still runs or is next, it runs only once, and its result settles the new delivery.
-        Otherwise answer it with an error, because a second call would change the state of the sequence twice.
+        If the model runs the request now or will run it next, do not queue it again. Its result then settles
+        the new delivery. Otherwise answer the request with an error, because a second call would change the
+        state of the sequence twice.
         """
         current = kept.current if kept is not None else None
         if current is not None and current.request.id == item.request.id:

@@ -197,8 +197,8 @@ class ReplicaServing:
     async def close(self) -> None:
         """Stop consuming.
 
-        The requests that were received and the jobs that have started still run and are settled. Jobs that
-        have not started are requeued.
+        Requests that were received, and jobs that have started, still run. Their messages are settled after
+        that. Jobs that have not started are requeued.
         """
         await self.requests.close()
         if self.jobs is not None:

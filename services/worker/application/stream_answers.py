@@ -28,9 +28,9 @@ class Replies(Protocol):
     """Sends replies to gateway processes, in the order in which :meth:`send_chunks` is called."""
 
     async def send_chunks(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float) -> None:
-        """Send replies to one gateway process. Return when the next reply may follow.
+        """Send replies to one gateway process, and wait until the next reply may follow.
 
-        Raise GatewayGone if the gateway process has ended.
+        Raises GatewayGone if the gateway process has ended.
         """
 
 
@@ -45,9 +45,11 @@ async def send_answers(
 ) -> tuple[int, str | CallFailure[QueuedRequest]]:
     """Send each answer of a stream immediately. Return the number of sent answers, and the outcome.
 
-    The outcome is "ok", "expired", "cancelled" if the gateway process has ended, or the failure. ``began``:
-    the start of the stream, in seconds of the worker's monotonic clock. ``first_facts``: parameters to add to
-    the first answer. ``see`` is called with each sent answer.
+    The outcome is "ok", "expired" or "cancelled", or the failure of the call. It is "cancelled" if the
+    gateway process has ended.
+
+    ``began``: the start of the stream, in seconds of the worker's monotonic clock. ``first_facts``:
+    parameters to add to the first answer. ``see`` is called with each sent answer.
     """
     loop = asyncio.get_running_loop()
     left_s = max(item.request.deadline_ms / 1e3 - time.time(), 0.001)

@@ -214,7 +214,7 @@ class StreamScheduler:
 
 
 class _Patient:
-    """Sends the chunks of a sequence's request also after its gateway process has ended.
+    """Sends the chunks of a sequence's request, even if its gateway process has ended.
 
     The call must run to its end. Otherwise the sequence's state would be changed only in part.
     """

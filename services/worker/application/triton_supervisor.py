@@ -102,8 +102,9 @@ class TritonSupervisor:
     def caveat(self) -> str:
         """Return what users should know about how the models run; empty if there is nothing.
 
-        The text says why the models do not run on their GPU. For a quantized model, it also has the loss of
-        precision and the time per call. Both are measured on this CPU, if the model's file contains samples.
+        The text says why the models do not run on their GPU. For a quantized model, it also gives the loss of
+        precision and the time per call on this CPU. Both are measured with the samples in the model's file.
+        Without samples, both are missing.
         """
         loader = self._prepared.loader.caveat if self._prepared else ""
         return "; ".join(filter(None, (loader, self._precision)))
@@ -127,10 +128,11 @@ class TritonSupervisor:
             self._triton = new_triton(prepared.install, self._folder, prepared.options, self._sandbox)
 
     async def start(self) -> Model:
-        """Start Triton unless it runs, load the models, and warm up. Return the model to call.
+        """Load the models and make the warm-up calls. Return the model to call.
 
-        Raises Unavailable if Triton does not run. Raises ModelFailed if a model cannot be loaded, or if an
-        answer in the warm-up contradicts the signature.
+        If Triton does not run yet, start it first. Raises Unavailable if Triton does not start, or ends.
+        Raises ModelFailed if a model cannot be loaded, or if an answer in the warm-up contradicts the
+        signature.
         """
         assert self._triton is not None
         assert self._prepared is not None
@@ -152,7 +154,7 @@ class TritonSupervisor:
             if self._deployment.upstream is None:  # an upstream needs no warm-up, and a call may cost money
                 await warm_up(client, models[-1], signature, max_batch=self.limits.max_rows or None)
             if self._prepared.embedded is not None:
-                from services.worker.adapters.precision_check import measured_here  # imports numpy
+                from services.worker.adapters.precision_check import measured_here  # slow: it imports numpy
 
                 self._precision = await measured_here(client, models[-1], self._prepared.embedded)
         await self._report.use(client, models[-1], triton.repository / models[-1])
@@ -225,8 +227,8 @@ class TritonSupervisor:
     async def restart(self, pause_s: float, hurry: Callable[[], bool]) -> Model:
         """Clean up after a Triton that ended, wait ``pause_s`` seconds, and start Triton again.
 
-        Return the model to call. The wait ends early if ``hurry`` returns True. Raises TimeoutError, and the
-        errors of :meth:`start`.
+        Return the model to call. The wait ends early if ``hurry`` returns True. Raises TimeoutError if the
+        start takes longer than the Deployment's ``start_timeout_s``. Raises also the errors of :meth:`start`.
         """
         assert self._triton is not None
         await self._triton.stop(grace_s=0)

@@ -22,7 +22,7 @@ class UpstreamPatience:
 
     @property
     def wait_s(self) -> float:
-        """Return for how many seconds a job waits for its upstream at most."""
+        """Return the longest time, in seconds, for which a job waits for its upstream."""
         return self._wait_s
 
     def pause_s(self, group: Sequence[QueuedJob], failure: CallFailure[QueuedJob]) -> float | None:

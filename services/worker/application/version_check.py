@@ -86,7 +86,7 @@ class VersionCheck:
             )
 
     async def measure(self, instances: int) -> list[BatchFigures]:
-        """Return the figures of a few batch sizes.
+        """Measure calls with a few batch sizes. Return the figures of each batch size.
 
         The list is empty if no valid input of the model is known, or if the model is stateful.
         """

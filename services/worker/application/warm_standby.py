@@ -153,7 +153,7 @@ class WarmStandby:
                     channel.nack(delivery.tag)
 
     async def _claim(self, offered: Assignment) -> bool:
-        """Return True when the store has recorded which worker claimed the offer.
+        """Claim an offer. Return True when the store has recorded which worker claimed it.
 
         Return False if this worker no longer waits for offers. If the store returns an error, the claim may
         still be recorded. Then no other worker can take the offer, so retry until the store answers.

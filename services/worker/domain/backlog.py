@@ -222,7 +222,10 @@ class _TenantQueue:
     def take_more(
         self, key: bytes, max_rows: int, *, but: CallKeyQueue[QueuedRequest] | None = None
     ) -> list[QueuedRequest]:
-        """Remove and return requests with this call key while their rows fit. Skip the queue ``but``."""
+        """Remove and return requests with this call key, while their rows fit into ``max_rows``.
+
+        Skip the queue ``but``.
+        """
         group: list[QueuedRequest] = []
         for queue in self._queues.values():
             if queue is not but:

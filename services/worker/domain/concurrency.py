@@ -86,9 +86,9 @@ def effective_concurrency(
 ) -> float:
     """Return how many requests a replica completes in the time of one call, under full load.
 
-    ``batch``: the maximum number of rows in a call; 0 means no batch axis. ``call_rows`` and
-    ``call_requests``: the mean number of rows and of requests in a recent call. ``open_calls``: the mean
-    number of open calls. Each mean is None before the first measurement.
+    ``batch``: the maximum number of rows in a call; 0 means no batch axis. ``call_rows``: the mean number of
+    rows in a call. ``call_requests``: the mean number of requests in a call. ``open_calls``: the mean number
+    of open calls. These means are of recent calls. Each is None before the first measurement.
 
     Without a batch axis, a call has one request, and its duration includes its wait in Triton. The mean
     number of requests that end in this duration is equal to the mean number of open calls (Little's law).

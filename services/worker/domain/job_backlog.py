@@ -19,7 +19,8 @@ class QueuedJob:
     - ``started``: True if the job was chosen for a call
     - ``attempt``: the number of the attempt that runs here; 0 before the first attempt
     - ``lost_attempt``: the number of the attempt in which the model server died; 0: none
-    - ``take_pending``: True until the store confirms that the job has the state ``running`` here
+    - ``take_pending``: True after this worker asked the store to set the job to ``running``, until the
+      store answers
     - ``leased_at``: when the job's lease was last confirmed; None: the job has no lease. If a job
       has a lease, its delivery is already settled
     - ``read_at``: when the job's record was last read from the store
@@ -72,7 +73,7 @@ class JobBacklog:
     """The jobs that wait for a call, in one queue for each level. Levels share the calls by weight.
 
     This is start-time fair queueing: the next level is the one with the fewest served jobs per weight. So no
-    level starves. While a level has no job, it saves up at most ``CREDIT`` jobs per unit of its weight.
+    level starves. A level that was empty gets an advance of at most ``CREDIT`` jobs per unit of its weight.
     """
 
     def __init__(self) -> None:

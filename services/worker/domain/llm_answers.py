@@ -16,8 +16,8 @@ from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
 
 # HTTP statuses of a busy engine or provider. If the same request is sent later, it may succeed.
 BUSY = frozenset({429, 503})
-# The first and the longest pause before a retry, in seconds. They apply if the engine's answer has no
-# retry-after.
+# The first and the longest pause before a retry, in seconds, if the engine's answer has no retry-after. With
+# a retry-after, the pause is at least the first value, and at most ``LONGEST_PAUSE_S``.
 PAUSES_S = (1.0, 30.0)
 LONGEST_PAUSE_S = 600.0
 _USAGE = re.compile(rb'"usage":\s*\[')
@@ -94,7 +94,7 @@ def collected(answers: Sequence[tuple[Buffer, Buffer]]) -> Collected:
 def retry_pause_s(meta: Meta, tries: int) -> float | None:
     """Return the seconds to wait before a request to a busy engine is retried.
 
-    Return None if the engine is not busy; then its answer is final. ``tries``: the number of earlier retries.
+    Return None if the engine is not busy. ``tries``: the number of earlier retries.
     """
     if meta.status not in BUSY:
         return None

@@ -49,7 +49,7 @@ class BandTurns:
 
 
 class LlmRoom:
-    """Counts the used slots of an engine and the used tokens of its KV cache.
+    """The counts of an engine's used slots and used KV cache tokens.
 
     If ``kv_tokens`` is None, tokens are not limited.
     """

@@ -75,10 +75,11 @@ def _names_llamacpp(version: Version) -> bool:
 
 
 def usable_gpus(version: Version, deployment: DeploymentSpec, gpus: GpuNumbers) -> GpuNumbers:
-    """Return the GPUs that the engine uses. The build of llama.cpp that Tidegate installs uses only the CPU.
+    """Return those of the replica's ``gpus`` that the engine uses.
 
-    If the replica has GPUs that this build cannot use, return no GPUs if the Deployment allows the CPU.
-    Otherwise raise ModelFailed.
+    The build of llama.cpp that Tidegate installs uses only the CPU. With this build, return no GPUs if the
+    Deployment allows the CPU. If the Deployment does not allow the CPU, and the replica has GPUs, raise
+    ModelFailed.
     """
     if not gpus or engine_of(version, deployment) != "llamacpp" or _names_llamacpp(version):
         return gpus
@@ -105,8 +106,8 @@ def plan(
 ) -> dict[str, Any]:
     """Return the plan for the runtime: the fields of :class:`LlmSpec`, and more.
 
-    The plan also has the chosen engine, the model's name, the context length and the size of the KV cache in
-    tokens, the number of threads, and the GPUs.
+    The plan also has the chosen engine, the model's name, the number of threads and the GPUs. It has the
+    context length and the size of the KV cache, both in tokens.
 
     ``weights``: the path of the weights in the model's folder. ``header``: the header of a GGUF file; None
     for other weights.

@@ -93,8 +93,8 @@ def adapt(
     ``text`` may be empty. Its field ``name`` gets the value ``model``, the name of the model's folder. Triton
     refuses a model with another name. In an ensemble, nothing else changes.
 
-    If ``text`` does not set the instances, GPUs, threads or backend, they are added. ``stand_in``: True if a
-    runtime of Tidegate replaces ``backend``.
+    The instances, the GPUs, the threads and the backend are each added only if ``text`` does not set them.
+    ``stand_in``: True if a runtime of Tidegate replaces ``backend``.
     """
     fields = {name: value for name, value, _ in _top_level_fields(text)}
     if is_ensemble(text):
@@ -230,9 +230,9 @@ def _tensors(kind: str, tensors: Sequence[TensorSpec], rows_spelt_out: bool) -> 
 
 
 def _backend_parameters(backend: str | None, threads: int) -> dict[str, str]:
-    """Return the parameters for the number of threads of ``backend``.
+    """Return the parameters that set the number of threads of ``backend``.
 
-    Tidegate's own runtimes read the same parameters.
+    Tidegate's own runtimes for these backends read the same parameters.
     """
     if backend == "onnxruntime":
         return {"intra_op_thread_count": str(threads), "inter_op_thread_count": "1"}

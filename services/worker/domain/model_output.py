@@ -1,4 +1,4 @@
-"""Split the text that a model and its Triton print into lines, and limit its stored size."""
+"""Split the output of a model and its Triton into lines, and limit the bytes that are logged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 # The most bytes of a line. A longer line is cut, so that output without line breaks stays readable and needs
 # little memory.
 LONGEST_LINE = 8 * 1024
-# The limit is a rate in bytes per second. A burst may use the bytes of this many seconds.
+# An ``OutputLimit`` allows a number of bytes per second. A burst may use the bytes of this many seconds.
 BURST_S = 16
 # The number of bytes that is added to the size of each line, for its time, level and names in the log.
 LINE_BYTES = 64
@@ -70,9 +70,9 @@ class OutputReader:
     def skip(self, data: bytes) -> int | None:
         """Skip bytes without reading their lines. Return how many lines end in these bytes.
 
-        Reading takes a microsecond per line, so a flood of lines would delay the worker's requests. If the
-        bytes contain a line of Triton, or no line break, nothing is skipped and the result is None. Then the
-        calling code must pass the bytes to :meth:`feed`.
+        Reading takes a microsecond per line, so a flood of lines would delay the worker's requests. Nothing
+        is skipped if the bytes contain a line of Triton, or if they contain no line break. Then the result is
+        None, and the calling code must pass the bytes to :meth:`feed`.
         """
         end = data.rfind(b"\n")
         if end < 0 or _HEAD.search(data) is not None:

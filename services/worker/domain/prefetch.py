@@ -59,12 +59,16 @@ def without_margin(prefetch: int) -> int:
 
 
 def job_prefetch(*, call_ms: float | None, batch_mean: float | None, calls: int, max_batch: int) -> int:
-    """Return how many unacked jobs of one level a worker should have: enough for ``calls`` + 1 calls.
+    """Return how many unacked jobs of one priority level a worker should have.
 
-    ``calls``: the number of open calls. Without jobs for one more call, a level would have no job ready when
-    the next call is chosen. If calls are long, the worker gets no more jobs than this, because another
-    replica could run them sooner. If calls are short, it gets jobs for twice ``IN_HAND_MS`` of calls, because
-    each job also needs two round trips to the store.
+    ``calls``: the most calls that jobs may use at the same time. The worker gets jobs for at least ``calls``
+    + 1 calls. Without jobs for one more call, a level would have no job ready when the next call is chosen.
+
+    If calls are long, the worker gets no more jobs than this, because another replica could run them sooner.
+    If calls are short, it gets jobs for twice ``IN_HAND_MS`` of calls, because each job also needs two round
+    trips to the store.
+
+    The result is at most ``MAX_PREFETCH``.
     """
     least = (calls + 1) * max(max_batch, 1)
     if call_ms is None or call_ms <= 0:

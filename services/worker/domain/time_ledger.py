@@ -66,7 +66,10 @@ class TimeLedger:
         self.calls_ns = 0  # the sum of all calls' durations, in ns
 
     def serve(self, serving: bool) -> None:
-        """Count time without calls as idle time from now on, or as start-up time if ``serving`` is False."""
+        """Count time without calls as idle time if ``serving`` is True, and as start-up time otherwise.
+
+        This applies from now on, until the next call of this method.
+        """
         self._advance()
         self._serving = serving
 

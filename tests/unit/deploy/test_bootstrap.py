@@ -97,7 +97,7 @@ def test_the_first_failure_ends_the_bootstrap():
         ("SSLError(SSLCertVerificationError(1, 'certificate verify failed'))", "PIP_CERT"),
         ("Failed to establish a new connection: [Errno -3] Temporary failure in name resolution", "network"),
         ("OSError: [Errno 28] No space left on device", "disk is full"),
-        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", "differs"),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", "serves altered files"),
         ("E: dpkg was interrupted, you must manually run", "dpkg --configure -a"),
         ("a thing that nobody foresaw", "Read the log"),
     ],

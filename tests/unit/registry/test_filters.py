@@ -53,7 +53,7 @@ def test_a_bare_name_with_a_number_is_a_metric():
         ("created > 0001-01-01T00:00:00+10:00", "not a date"),
         ("owner > ann", "texts have no order"),
         ("owner = a or owner = b", "cannot use `or`"),
-        ("owner = a owner = b", "`and` must follow"),
+        ("owner = a owner = b", "write `and` between two conditions"),
         ("owner = a and", "ends after `and`"),
         ("owner =", "a value must follow"),
         ("owner", "an operator must follow"),

@@ -11,7 +11,10 @@ from tidegate.kernel.protocol.archives import ArchiveChecker, ArchiveLimits, Uns
 
 
 def unpack(archive: Path, into: Path) -> None:
-    """Unpack a zip, tar or tar.gz into a new folder. Raise UsageError for a bad archive or member."""
+    """Unpack a zip, tar or tar.gz into a new folder.
+
+    Raise UsageError if the archive cannot be read, or if a file in it is not safe to unpack.
+    """
     into.mkdir(parents=True)
     try:
         checker = ArchiveChecker(ArchiveLimits(), archive.stat().st_size)

@@ -28,7 +28,7 @@ _Name = Annotated[
 ]
 _DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Only show which parts can be mapped, and which cannot. Needs no stack."),
+    typer.Option("--dry-run", help="Only show which parts of the model Tidegate supports. Needs no stack."),
 ]
 _Register = Annotated[
     bool, typer.Option("--register-only", help="Register the version, but do not serve it.")
@@ -63,12 +63,17 @@ _Env = Annotated[
     typer.Option("--env", metavar="K=V", help="Environment variable of the model; repeatable."),
 ]
 _Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the version serves.")]
-_Timeout = Annotated[str, typer.Option("--timeout", metavar="TIME", help="Longest time of each wait.")]
+_Timeout = Annotated[
+    str,
+    typer.Option(
+        "--timeout", metavar="TIME", help="Longest wait for the verification, and then for a ready replica."
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """The options that all imports share."""
+    """The options of an import. Some imports do not have all of them."""
 
     dry_run: bool
     register_only: bool
@@ -173,7 +178,7 @@ def sagemaker_archive(
     timeout: _Timeout = "10m",
     json: Json = False,
 ) -> None:
-    """Import a SageMaker archive: code/inference.py with model_fn, or the model of one framework.
+    """Import a SageMaker archive: a script (code/inference.py) with model_fn, or a single model file.
 
     Example: `tidegate import sagemaker model.tar.gz --name churn`. Then `invoke_endpoint` of boto3 works.
     """

@@ -19,8 +19,8 @@ def plan_of(
 ) -> ImportPlan:
     """Return the plan for a folder with ``MLmodel``. Raise UsageError if Tidegate cannot run the model.
 
-    ``facts``: the version's metadata from a tracking server. ``signed``: True if the user gives a signature.
-    The signature in ``MLmodel`` is then ignored.
+    ``facts``: the version's metadata from a tracking server. ``signed``: True if the user gives
+    ``--signature``. Then the signature in ``MLmodel`` is ignored.
     """
     file = folder / mlflow_model.FILE
     if not file.is_file():

@@ -133,7 +133,8 @@ class TrackingServer:
         scheme = urlsplit(where).scheme
         if scheme in ("", "file"):
             folder = Path(urlsplit(where).path)
-            # Copy only models: otherwise the server could make this command copy any folder of this machine.
+            # Copy the folder only if it contains a model. Otherwise the server could make this command copy
+            # any folder of this machine.
             if not (folder / mlflow_model.FILE).is_file():
                 raise UsageError(
                     f"The model's files are at {where}, a folder of the tracking server's machine. Start "
@@ -208,7 +209,7 @@ class TrackingServer:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A handler that follows no redirect. urllib then raises HTTPError."""
+    """A urllib handler that follows no redirect. For a redirect, urllib raises HTTPError."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         """Return None, so that the redirect is not followed."""

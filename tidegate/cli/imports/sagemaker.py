@@ -12,7 +12,8 @@ from tidegate.kernel.protocol import names
 
 CODE, ENTRY = "code", "inference.py"
 _PICKLES = (".joblib", ".pkl", ".pickle")
-# The library or format of a model file, by file extension. Only for archives without a script.
+# The library or format of a model file, by file extension. This table is used only for archives that have no
+# script.
 _KNOWN = {
     ".joblib": "scikit-learn", ".pkl": "a pickle", ".pickle": "a pickle", ".onnx": "ONNX",
     ".json": "XGBoost", ".ubj": "XGBoost", ".xgb": "XGBoost", ".txt": "LightGBM", ".cbm": "CatBoost",

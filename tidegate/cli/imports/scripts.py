@@ -20,7 +20,7 @@ _FOREIGN = {"sagemaker_inference", "sagemaker_containers", "sagemaker_training",
 
 
 def write(folder: Path, shim: str, facts: Mapping[str, Any]) -> None:
-    """Copy a shim as ``model.py`` beside the unpacked archive, and write ``facts`` for it.
+    """Copy a shim into ``folder`` as ``model.py``, and write ``facts`` into a JSON file beside it.
 
     ``shim``: ``sagemaker`` or ``torchserve``. ``facts``: values that ``model.py`` reads.
     """

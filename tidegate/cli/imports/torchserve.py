@@ -85,7 +85,7 @@ def _handler(plan: ImportPlan, home: Path, stated: str) -> tuple[str, str, tuple
             f"The handler {stated[:80]!r} is neither a file of the archive nor one of {', '.join(BUILT_IN)}. "
             "Write the handler as a file, and archive it again with --handler FILE.py."
         )
-    plan.map(f"handler {stated}", "called for each request, with one request in the list")
+    plan.map(f"handler {stated}", "called once for each request, with a list of this one request")
     base = path.read_text(errors="replace")
     used = tuple(package for name, packages in BUILT_IN.items() if name in base for package in packages)
     return path.stem, function, tuple(dict.fromkeys(used + (("pillow",) if "vision_handler" in base else ())))
@@ -114,4 +114,6 @@ def _leave(plan: ImportPlan, model: dict[str, Any], home: Path) -> None:
     plan.leave(
         "batches", "the handler gets one request at a time; --instances N runs N handlers at the same time"
     )
-    plan.leave("/explanations and metrics of the handler", "Tidegate has its own metrics")
+    plan.leave(
+        "/explanations and metrics of the handler", "Tidegate has its own metrics, and no /explanations"
+    )

@@ -43,8 +43,9 @@ PARTS_AT_ONCE = 2
 # S3 accepts at most 10,000 parts.
 MOST_PARTS = 10_000
 
-# A failed request is retried twice. A request fails if no bytes arrive for 30 s, or if it takes more than an
-# hour. http is allowed, so the URL of the store's server decides between http and https.
+# A failed request is retried at most twice, and only within 10 s of its start. A request fails if no bytes
+# arrive for 30 s, or if it takes more than an hour. http is allowed, so the URL of the store's server decides
+# between http and https.
 CLIENT: Any = {"connect_timeout": "3s", "read_timeout": "30s", "timeout": "1h", "allow_http": True}
 RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 
@@ -125,9 +126,10 @@ def opened(url: str) -> Opened:
 
 
 def problem(setting: str, url: str) -> str | None:
-    """Return why ``url`` cannot be a store on this machine, and how to correct it. Return None if it can.
+    """Return the reason why ``url`` cannot be a store on this machine, or None if it can be one.
 
-    ``setting``: the setting's name, for the text. No request is sent.
+    The reason also says how to correct the URL. ``setting``: the setting's name, for the text. No request is
+    sent.
     """
     parts = urlsplit(url)
     scheme = parts.scheme
@@ -191,7 +193,10 @@ def _read_by(reader: Executor, pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _part(size: int) -> int:
-    """Return the size of an upload's parts in bytes, so that a file has at most ``MOST_PARTS`` parts."""
+    """Return a size in bytes for the parts of an upload.
+
+    With parts of this size, a file of ``size`` bytes has at most ``MOST_PARTS`` parts.
+    """
     return max(PART, -(-size // MOST_PARTS))
 
 

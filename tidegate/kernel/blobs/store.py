@@ -2,8 +2,9 @@
 
 A payload is written once, read by its key, and deleted when it expires.
 
-A key is ``<expiry>/<random id>``. ``expiry`` is a Unix time in seconds. It is rounded up, so that all blobs
-of a folder expire at the same time. It is padded with zeros, so that names sort by time.
+A key is ``<expiry>/<random id>``. ``expiry`` is the Unix time in seconds at which the blob expires, rounded
+up to a full minute. So all blobs that expire in the same minute are in one folder. ``expiry`` is padded with
+zeros, so that names sort by time.
 
 A blob is not deleted when it is read, because a request may be retried. The gateway deletes the blobs of an
 answered request. The router calls :meth:`Blobs.sweep`, which deletes all expired blobs.
@@ -82,7 +83,7 @@ class Blobs:
         return await self._do("swept", partial(self._place.sweep, now))
 
     def close(self) -> None:
-        """End the threads after their current work."""
+        """End the threads after all work that was given to them. Do not wait for this."""
         self._threads.shutdown(wait=False)
 
     async def _do(self, what: str, work: Callable[[], T]) -> T:

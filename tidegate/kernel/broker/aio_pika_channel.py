@@ -356,7 +356,7 @@ def _is_ready(waiting: Coroutine[Any, Any, object]) -> bool:
     """Return True if a coroutine ends without waiting.
 
     aiormq's coroutine ``Connection.ready`` waits while the broker blocks the connection. aiormq has no other
-    way to check this.
+    way to check whether the broker blocks the connection.
     """
     try:
         waiting.send(None)

@@ -8,8 +8,8 @@ Two drivers implement the channel (``tidegate.kernel.broker.channel``): Tidegate
 replies and jobs, and aio-pika for all other connections (docs/adr/002-own-amqp-session.md).
 
 A service must use one connection to publish and another one to consume. During a memory alarm, RabbitMQ
-blocks each connection that publishes, and also the acks on this connection. There is one exception: a message
-that must arrive before an ack is published on the consuming connection.
+blocks each connection that publishes. Acks on such a connection are blocked too. There is one exception. If a
+message must arrive before an ack, the service publishes this message on the connection that consumes.
 """
 
 from __future__ import annotations

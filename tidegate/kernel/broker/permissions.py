@@ -66,8 +66,8 @@ BROKER: dict[str, BrokerPermissions] = {
         write=_names(WARM.name, below=(_OF_AUTOSCALER, _WARM)),
         read=_names(EVENTS.name, WARM.name, below=(_OF_AUTOSCALER,)),
     ),
-    # If a worker could bind a queue to WORKERS, it could copy the replies of other workers. If it could
-    # configure an exchange, it could delete the exchange that carries all replies.
+    # A worker may not bind a queue to WORKERS, because it could then copy the replies of other workers. It
+    # may not configure an exchange, because it could then delete the exchange that carries all replies.
     "worker": BrokerPermissions(
         configure=_names(below=(_REQUESTS, _JOBS, _WARM, "cancels.v1.")),
         write=_names(WORKERS.name, below=("cancels.v1.",)),

@@ -29,7 +29,7 @@ class Queue:
     Shared queues are durable, because RabbitMQ 4.3 refuses transient ones.
 
     ``exchange``: an exchange that also routes messages to the queue; None: only AMQP's default exchange does.
-    In both, the routing key is the queue's name.
+    In each of these exchanges, the routing key is the queue's name.
     """
 
     name: str
@@ -56,7 +56,7 @@ CANCELS = Exchange("tidegate.cancels.v1", "fanout")
 # Gateways and routers bind the queues to WORKERS.
 WORKERS = Exchange("tidegate.workers.v1", "direct")
 
-# Assignments for workers in a warm pool: autoscaler -> warm.v1.<pool>.
+# Assignments for workers in a warm pool: autoscaler -> one waiting worker. The queue is warm.v1.<pool>.
 WARM = Exchange("tidegate.warm.v1", "direct")
 
 # Request frames that have no attempt left, and frames that could not be decoded: worker, gateway -> router.
@@ -125,9 +125,10 @@ def replica_queue(deployment: str, replica: str, band: Band) -> Queue:
 
 
 def sequences_queue(deployment: str, replica: str) -> Queue:
-    """Return the queue for the sequences of one replica: gateway -> its worker. Both declare the queue.
+    """Return the queue for the sequences of one replica: gateway -> the replica's worker.
 
-    The messages never move to another replica, because only this replica has the state of the sequences.
+    The gateway and the worker declare the queue. The messages never move to another replica, because only
+    this replica has the state of the sequences.
     """
     name = f"{REQUESTS_PREFIX}{word_of(deployment)}.r.{word_of(replica)}.sequences"
     return Queue(name, {"x-expires": REPLICA_QUEUE_EXPIRES_MS})
@@ -176,12 +177,12 @@ def replies_queue(incarnation: str) -> Queue:
 
 
 def events_queue(service: str, incarnation: str) -> Queue:
-    """Return a service's own queue of events. It is deleted with its connection."""
+    """Return a service's own queue of events. RabbitMQ deletes it when the service's connection ends."""
     return Queue(f"events.v1.{service}.{incarnation}", exclusive=True, auto_delete=True)
 
 
 def cancels_queue(replica: str, incarnation: str) -> Queue:
-    """Return a worker's own queue of cancels. It is deleted with its connection."""
+    """Return a worker's own queue of cancels. RabbitMQ deletes it when the worker's connection ends."""
     return Queue(f"cancels.v1.{replica}.{incarnation}", exclusive=True, auto_delete=True)
 
 

@@ -24,9 +24,9 @@ SWEEP_S = 1.0
 SLICE = 32
 # When there are too many connections, some are closed to accept a new one. The search for them takes LOOK
 # connections at a time, oldest first, and ranks them. It ends at the first group of LOOK connections in which
-# some may be closed. SHED_SHARE: at most this share of all connections is closed, but at least one
-# connection. If one peer has too many connections, only the connections of this peer are searched and
-# counted.
+# some may be closed. SHED_SHARE: the largest share of all connections that one search closes. If this share
+# is less than one connection, the search closes one. If one peer has too many connections, only the
+# connections of this peer are searched and counted.
 LOOK = 512
 SHED_SHARE = 1 / 64
 # How many file descriptors are reserved for everything except HTTP connections.
@@ -58,7 +58,7 @@ class Connections:
 
     def __init__(self, limits: HttpLimits, now: float = 0.0) -> None:
         self.limits = limits
-        self.now = now  # the clock of the sweeps, which stands still while the process is stopped
+        self.now = now  # the clock of the sweeps; it almost stands still while the process is stopped
         self.pending_heads = 0
         # True: another process of the service accepts new connections. So each response ends its connection.
         self.retiring = False
@@ -118,10 +118,10 @@ class Connections:
             del self._by_peer[peer]
 
     def hold_head(self, connection: Connected, count: int) -> None:
-        """Count bytes of an incomplete head.
+        """Add ``count`` bytes of an incomplete head to the total of this process.
 
-        If the incomplete heads of all connections exceed ``pending_head_bytes``, close other connections with
-        an incomplete head, oldest first. Stop when the remaining heads take at most half of this limit.
+        If the total exceeds ``limits.pending_head_bytes``, close other connections with an incomplete head,
+        oldest first. Stop when the total is at most half of this limit.
         """
         self.pending_heads += count
         if self.pending_heads <= self.limits.pending_head_bytes:
@@ -158,8 +158,9 @@ class Connections:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        # While the process is stopped or the loop is blocked, the process reads from no connection. The clock
-        # advances by at most two intervals of the sweep for this time. So this time causes no timeout.
+        # While the process is stopped or the loop is blocked, the process reads from no connection. However
+        # long this takes, the clock advances by at most two intervals of the sweep. So a long stop causes no
+        # timeout.
         self.now += min(now - self._swept_at, 2 * SWEEP_S)
         self._swept_at = now
         self._look_at(list(self._all), 0)

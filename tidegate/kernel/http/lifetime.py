@@ -102,7 +102,10 @@ class Lifetime(HttpToolsProtocol):
         return self._connections.now - self.since, self.body_received() - self._mark
 
     def check(self, now: float) -> None:
-        """Close this connection if a timeout has passed. ``now`` is on the clock of :class:`Connections`."""
+        """Close this connection if a timeout has passed.
+
+        ``now``: the time on the clock of :class:`Connections`.
+        """
         phase = self.phase()
         token: Any
         if phase is Phase.UNREAD:

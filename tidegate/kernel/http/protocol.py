@@ -22,7 +22,8 @@ log = telemetry.logger(__name__)
 
 # The most requests that may wait on one connection until the first is answered.
 PIPELINED = 64
-# The most bytes of chunk headers and extensions for each byte of the chunks' data.
+# The chunk headers and extensions of one body may have at most head_bytes + FRAMING_SHARE * (bytes of data)
+# bytes.
 FRAMING_SHARE = 8
 
 
@@ -122,7 +123,11 @@ class Protocol(Lifetime):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Start the ASGI app for a request. Raises Refused."""
+        """Start the ASGI app for a request.
+
+        If the head has an Upgrade field, do not start the app yet, because the head is parsed again. Raises
+        Refused if the head is refused, or if too many requests wait on this connection.
+        """
         self.check_head()
         if self.check_unusual():
             return

@@ -74,7 +74,8 @@ def decide(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> Timeo
     """Decide whether to close a connection because of a timeout.
 
     ``waited``: the seconds since the connection entered ``phase``, or since the last decision RENEW.
-    ``moved``: how many bytes of a body it received, or of an answer it sent, in this time.
+    ``moved``: the bytes of a body that the connection received in this time, or the bytes of an answer that
+    it sent.
     """
     if phase is Phase.SILENT:
         return TimeoutDecision.CLOSE if waited >= limits.header_timeout_s else TimeoutDecision.WAIT

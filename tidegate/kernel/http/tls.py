@@ -26,7 +26,7 @@ class ServerCertificate:
     """A certificate chain and its key. New connections use the newest pair; open ones keep their pair."""
 
     def __init__(self, cert: Path, key: Path) -> None:
-        """Read both files. Raises BadCertificate."""
+        """Read both files. Raises BadCertificate if they cannot be used."""
         self._cert = cert
         self._key = key
         self._contexts: list[ssl.SSLContext] = []
@@ -99,9 +99,11 @@ def _new_context() -> ssl.SSLContext:
 
 
 def _load(context: ssl.SSLContext, cert: bytes, key: bytes, cert_file: Path, key_file: Path) -> None:
-    """Load a certificate and its key from the bytes that were read. Raises BadCertificate.
+    """Load a certificate and its key into ``context``. Raises BadCertificate if this fails.
 
-    The files may have changed since then, so they are not read again.
+    ``cert``, ``key``: the bytes that were read from the files. The files are not read again, because they may
+    have changed since they were read. ``cert_file``, ``key_file``: the names of the files, for the error's
+    message.
     """
     try:
         with _file(cert) as cert_copy, _file(key) as key_copy:

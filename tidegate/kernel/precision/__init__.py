@@ -1,1 +1,4 @@
-"""Compare a lower-precision model with its original, and store the recipe in the model's file."""
+"""Compare a lower-precision model with its original.
+
+The file of the lower-precision model also contains the recipe: the method that lowered the precision.
+"""

@@ -23,7 +23,10 @@ class Cpu:
 
     @property
     def exact(self) -> bool:
-        """Return True if sums of products of full 8-bit values do not saturate on this CPU."""
+        """Return True if sums of products of 8-bit values do not saturate on this CPU.
+
+        This is about values that use all 8 bits.
+        """
         return bool(EXACT & set(self.flags))
 
 

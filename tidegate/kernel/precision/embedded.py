@@ -34,9 +34,9 @@ MAX_SAMPLES_BYTES = 4 * 2**20
 class Precision:
     """The recipe that gave a model its lower precision, and the loss that was measured with it.
 
-    ``loss``: a number from 0 to 1. If the samples have labels and ``measure`` is agreement, it says by how
-    much the accuracy is lower than that of the original. Otherwise it is 1 - the likeness to the original's
-    answers.
+    ``loss``: a number from 0 to 1. If the samples have labels and ``measure`` is agreement, the loss is the
+    accuracy of the original minus the accuracy of this model (at least 0). Otherwise, the loss is 1 minus the
+    likeness of this model's answers to the original's answers.
 
     ``max_loss``: the highest accepted loss. ``rows``: the number of samples with which the loss was measured.
     ``cpu``, ``flags``: the CPU of the machine that measured the loss. ``full_range``: True if the model is
@@ -67,9 +67,9 @@ class Embedded:
 
 
 def append(model: Path, precision: Precision, samples: bytes | None) -> None:
-    """Append a precision and samples (the bytes of an npz file) to an ONNX file.
+    """Append a :class:`Precision` and samples to an ONNX file.
 
-    Equal arguments append equal bytes.
+    ``samples``: the bytes of an npz file; None: append no samples. Equal arguments append equal bytes.
     """
     entries = [(RECIPE_KEY, json.dumps(asdict(precision), sort_keys=True).encode())]
     if samples is not None:
@@ -81,10 +81,10 @@ def append(model: Path, precision: Precision, samples: bytes | None) -> None:
 
 
 def read(model: Path) -> Embedded | None:
-    """Return the precision and samples in an ONNX file.
+    """Return the :class:`Precision` and the samples in an ONNX file.
 
-    Return None if the file has no precision, or if the precision or the samples are unreadable. A file may
-    have a precision and no samples.
+    Return None if the file has no ``Precision``, or if the ``Precision`` or the samples are unreadable. A
+    file may have a ``Precision`` and no samples.
     """
     try:
         found = _entries(model)

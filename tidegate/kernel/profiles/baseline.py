@@ -43,7 +43,7 @@ class Baseline:
         """Read the result of :meth:`to_json`. Raise ValueError for anything else."""
         try:
             if found["v"] != 1 or found["source"] not in ("training", "first_rows"):
-                raise ValueError("its version or its source is not known")
+                raise ValueError("the baseline's format version or its source is not known")
             bins, profile = bins_from_json(found["bins"]), Profile.from_json(found["profile"])
             for name, numbers in profile.numbers.items():
                 if name not in bins or len(numbers.counts) != len(bins[name].cuts) + 1:

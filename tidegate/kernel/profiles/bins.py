@@ -16,8 +16,8 @@ import numpy.typing as npt
 from tidegate.kernel.profiles.columns import Columns, Numbers
 
 BINS = 32
-# The number of quantiles in a summary. With this many, a cut computed from summaries is misplaced by less
-# than 1 % of the rows.
+# The number of quantiles in a summary. Cuts can be computed from summaries. With this many quantiles, such a
+# cut is misplaced by less than 1 % of the rows.
 POINTS = 257
 # Probabilities have fixed bins, because the estimate of the accuracy needs them.
 FIXED = ("confidence", "score")
@@ -50,7 +50,10 @@ FIXED_BINS = Bins(FIXED_CUTS, 0.0, 1.0)
 
 
 def bins_from_json(found: Mapping[str, Sequence[Any]]) -> dict[str, Bins]:
-    """Read the bins of each column from JSON values. Raise ValueError if cuts do not rise."""
+    """Read the bins of each column from JSON values.
+
+    Raise ValueError if the cuts of a column are too many or do not rise.
+    """
     return {str(name): Bins.from_json(each) for name, each in found.items()}
 
 

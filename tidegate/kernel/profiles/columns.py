@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.tensors import DATATYPES, unpack_strings
 
 Numbers = npt.NDArray[np.float64]
 
-# If a row of a tensor has more elements than this, the tensor is described by its mean, standard deviation,
+# If a row of a tensor has more elements than this, each row is described by its mean, standard deviation,
 # minimum and maximum.
 MAX_WIDTH = 256
 # The most columns of numbers. Further ones are left out.
@@ -85,7 +85,7 @@ def element_names(name: str, shape: Sequence[int]) -> list[str]:
 
 
 def _add_statistics(columns: Columns, tensor: SampledTensor, table: Numbers) -> None:
-    """Add a tensor's mean, standard deviation, minimum and maximum.
+    """Add the mean, standard deviation, minimum and maximum of each row of a tensor.
 
     If the tensor is an image, add them for each channel.
     """

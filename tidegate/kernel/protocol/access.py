@@ -17,10 +17,11 @@ PUBLISH = "publish"  # upload, register, deploy, delete models
 OPERATE = "operate"  # scale, override and inspect Deployments, and use all jobs
 ADMIN = "admin"  # manage keys, read audit and usage, and do everything else
 SCOPES = (INFER, PUBLISH, OPERATE, ADMIN)
-# Read metrics and list the workers, as Prometheus does. No key has this scope. The metrics token has it, and
-# callers on loopback without a credential have it.
+# The scope to read metrics and to list the workers, as Prometheus does. No key has this scope. The metrics
+# token has it, and callers on loopback without a credential have it.
 METRICS = "metrics"
-# Read the artifact of the replica's own version. No key has this scope. Only the tokens of replicas have it.
+# The scope of a replica: the replica may read the artifact of its own version. No key has this scope. Only
+# the tokens of replicas have it.
 REPLICA = "replica"
 
 # Headers of a proxied call. They are ignored in calls without the service token.
@@ -67,7 +68,7 @@ class Principal:
 
     @classmethod
     def from_header(cls, raw: bytes) -> Principal:
-        """Read the result of :meth:`to_header`. Raises ValueError."""
+        """Read the result of :meth:`to_header`. Raises ValueError for anything else."""
         try:
             values = json.loads(raw)
         except RecursionError:
@@ -109,7 +110,10 @@ REPLICA_PREFIX = "replica:"
 
 
 def replica_principal(replica: str) -> Principal:
-    """Return the principal of a replica that authenticated with its token. It may only read its artifact."""
+    """Return the principal of a replica that has authenticated with its token.
+
+    This principal may only read the artifact of the replica's version.
+    """
     return Principal(f"{REPLICA_PREFIX}{replica}", replica, frozenset({REPLICA}))
 
 
@@ -282,7 +286,10 @@ class Key:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Key:
-        """Read the result of :meth:`to_dict`. Raises KeyError, TypeError or ValueError."""
+        """Read the result of :meth:`to_dict`.
+
+        Raises KeyError, TypeError or ValueError for anything else.
+        """
         endpoints = values["endpoints"]
         return cls(
             principal=Principal(

@@ -1,4 +1,4 @@
-"""Decode JSON from outside within limits of memory and time.
+"""Decode untrusted JSON within limits of memory and time.
 
 Python values can take 35 times the memory of their JSON: ``[],`` has 3 bytes and becomes a list of 88 bytes.
 While JSON is decoded, the process does nothing else. So the parts of a large text are counted first, and a
@@ -23,8 +23,8 @@ COUNTED_FROM = 256 * 1024
 # The most values of a text with NaN or Infinity. The limit is low, because only the standard library decodes
 # such texts, and it is five times slower than orjson.
 MAX_VALUES_WITH_NAN = 2**21
-# Punctuation inside of strings makes the first count too high. A text with at most this many strings is then
-# counted again without the strings' content, which is cheap.
+# Punctuation inside of strings makes the first count too high. If this count exceeds a limit and the text has
+# at most this many strings, the text is counted again without the strings' content. This is cheap.
 FEW_STRINGS = 2**16
 _SLICE = 2**20
 

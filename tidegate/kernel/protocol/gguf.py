@@ -160,7 +160,7 @@ class _Reader:
     def count(self) -> int:
         found = int(self.scalar("<Q"))
         if found > _MAX_COUNT:
-            raise NotGguf(f"the header of the file states {found} entries; the limit is {_MAX_COUNT}")
+            raise NotGguf(f"the GGUF header states {found} entries or bytes; the limit is {_MAX_COUNT}")
         return found
 
     def text(self) -> str:

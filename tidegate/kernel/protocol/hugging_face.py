@@ -29,7 +29,7 @@ _POOLING = {
     "pooling_mode_mean_tokens": "mean",
 }
 _MAX_LABELS = 100_000
-_LONGEST = 100_000  # a larger size or number of labels in config.json is treated as unknown
+_LONGEST = 100_000  # a number in the folder's JSON files that is not below this limit is treated as unknown
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 

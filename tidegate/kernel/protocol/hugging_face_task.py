@@ -27,7 +27,8 @@ def task_of_config(config: Mapping[str, Any], files: Collection[str]) -> Task | 
     name = str(names[0]) if isinstance(names, list) and names else ""
     if name.endswith(_GENERATORS):
         return None
-    # Only a model of sentence-transformers has a list of modules. Such a model embeds texts.
+    # Only a model of sentence-transformers has a list of modules. Such a model embeds texts, unless its
+    # architecture is for sequence classification.
     if MODULES in files and not name.endswith("ForSequenceClassification"):
         return "embeddings"
     return next((task for ending, task in _TASKS.items() if name.endswith(ending)), None)

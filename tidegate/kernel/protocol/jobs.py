@@ -200,11 +200,12 @@ class JobEvent(NamedTuple):
 
 
 class Take(NamedTuple):
-    """A worker's request to run a job now.
+    """A worker's request for permission to run a job now. The job store answers with a :class:`Taken`.
 
-    ``frame_attempt``: the attempt in the delivered frame. ``token``: a random value of the delivery. A
-    repeated request with the same token gets the same attempt. ``lost``: the number of the attempt in which
-    the model server died during this delivery. The job then needs a new attempt. 0: no such attempt.
+    ``frame_attempt``: the number of the attempt in the delivered frame. ``token``: a random value of the
+    delivery. A repeated request with the same token gets the same attempt. ``lost``: if the model server died
+    during this delivery, the number of the attempt in which it died. The job then needs a new attempt. 0: the
+    model server did not die.
 
     ``alone``: True if the model has no other request in flight. If an earlier attempt of a job was lost, the
     job may run only alone. So a second loss shows that this job is the cause.
@@ -220,12 +221,16 @@ class Take(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """The answer to a :class:`Take`.
+    """The answer to a :class:`Take`. ``outcome`` has one of these values:
 
-    ``run``: run the job, as ``attempt``. ``drop``: the job is over, or another worker has it. ``failed``,
-    ``expired``: the job has just failed or expired. ``suspect``: the job may run only alone, and its record
-    is unchanged. The worker sends the :class:`Take` again when the model has no other request in flight. For
-    ``run`` and ``suspect``, the worker does not ack the message yet; otherwise it acks the message.
+    - ``run``: the worker must run the job now. ``attempt`` is the number of this attempt.
+    - ``drop``: the job is over, or another worker has it.
+    - ``failed``, ``expired``: the job has just failed or expired.
+    - ``suspect``: the job may run only alone, and its record is unchanged. The worker sends the :class:`Take`
+      again when the model has no other request in flight.
+
+    For ``run`` and ``suspect``, the worker does not ack the job's message yet. For the other values, it acks
+    the message.
     """
 
     outcome: Outcome

@@ -154,11 +154,11 @@ def takes_table(loading: Loading, *, named: bool) -> bool:
 
 
 def loads_pickle(loading: Loading) -> bool:
-    """Return True if scikit-learn or LightGBM reads the model's file with joblib or pickle.
+    """Return True if scikit-learn or LightGBM loads the model's file with joblib or pickle.
 
-    The file's name need not end in a suffix of pickle files, so it does not always show this. Exceptions are
-    a ``.skops`` file of scikit-learn, a Booster of LightGBM, and a ``.lgb`` or ``.txt`` file of LightGBM. For
-    other engines, return False.
+    Return False for a ``.skops`` file of scikit-learn, for a Booster of LightGBM, for a ``.lgb`` or ``.txt``
+    file of LightGBM, and for all other engines. A pickle file can have any suffix, so the usual suffixes of
+    pickle files are not enough for this decision.
     """
     if loading.engine == LIGHTGBM:
         return loading.pickled and not loading.kind.endswith("Booster")
@@ -166,7 +166,10 @@ def loads_pickle(loading: Loading) -> bool:
 
 
 def check_pickle(loading: Loading, *, allow_pickle: bool) -> None:
-    """Raise BadRequest if loading the model can run code in it, unless its publisher has allowed that."""
+    """Raise BadRequest if loading the model can run code from its files, and this is not allowed.
+
+    ``allow_pickle``: True if the model's publisher has allowed it.
+    """
     if loading.pickled and not allow_pickle:
         what = f"its {loading.engine} file {loading.file!r}" if loading.file else "its python_function"
         raise BadRequest(
@@ -192,7 +195,10 @@ def _file(
 
 
 def _trusted(settings: Mapping[str, Any]) -> bool:
-    """Return True if a skops file needs only types of ``_TRUSTED``. Code of other types could do anything."""
+    """Return True if every type that a skops file needs begins with a prefix in ``_TRUSTED``.
+
+    The code of any other type could do anything.
+    """
     return all(str(each).startswith(_TRUSTED) for each in settings.get("skops_trusted_types") or ())
 
 

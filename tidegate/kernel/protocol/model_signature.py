@@ -151,7 +151,10 @@ def _files_of(raw: bytes) -> dict[str, str]:
         if not isinstance(name, str) or not isinstance(digest, str) or _SHA256.fullmatch(digest) is None:
             raise _bad("the bundle names a file without a sha256")
         if name in files or name != str(PurePosixPath(name)) or name.startswith(("/", "../")):
-            raise _bad(f"the bundle names the file {name[:80]!r} twice, or its path is not plain")
+            raise _bad(
+                f"the bundle names the file {name[:80]!r} twice, or the file's path is not a relative path "
+                "in normal form"
+            )
         files[name] = digest
     if not files or root != _root(files):
         raise _bad("the bundle's list of files does not agree with the bundle's digest")

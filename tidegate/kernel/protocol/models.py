@@ -115,7 +115,7 @@ class Version(Noun):
     """An immutable artifact under a model's name.
 
     ``requirements``: the packages that the model needs and that the models' environment lacks, as lines for
-    pip. ``trusted``: the names in a pickle or skops file that the publisher has declared safe.
+    pip. ``trusted``: the names that a pickle or skops file may import, because the publisher trusts them.
     """
 
     model: Name

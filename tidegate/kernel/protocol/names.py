@@ -7,8 +7,8 @@ import re
 LONGEST = 63
 PATTERN = rf"^[A-Za-z0-9]([A-Za-z0-9._-]{{0,{LONGEST - 2}}}[A-Za-z0-9_])?$"
 RULE = (
-    f"use 1 to {LONGEST} letters (A-Z, a-z), digits, '_', '-' and '.', with a letter or digit first and not "
-    "'-' or '.' last"
+    f"use 1 to {LONGEST} letters (A-Z, a-z), digits, '_', '-' and '.'; the first must be a letter or a "
+    "digit, and the last must be a letter, a digit or '_'"
 )
 # A model of this name would hide ``GET /v2/models/stats``, Triton's route for the statistics of every model.
 RESERVED = frozenset({"stats"})

@@ -143,7 +143,10 @@ def _subscript(node: ast.Subscript, scope: Scope, depth: int) -> Described:
 
 
 def _tensor(parts: list[ast.expr], scope: Scope) -> Described:
-    """Read ``Tensor["FP32", -1, 4]``. Raise BadRequest for a mistake, even if the user passes a signature."""
+    """Return the tensor that ``Tensor["FP32", -1, 4]`` describes. Raise BadRequest for a mistake.
+
+    A mistake is an error even if the user passes a signature. A missing annotation is then no error.
+    """
     given = f"Tensor[{', '.join(map(written, parts[:LONGEST]))[:LONGEST]}]"
     datatype, text = _datatype(parts[0] if parts else None, scope)
     if datatype is None:

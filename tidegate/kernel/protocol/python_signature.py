@@ -15,21 +15,24 @@ _LISTED = 8
 
 
 def signature_of(source: Source, given: Signature | None) -> Signature:
-    """Return the signature from the annotations, or ``given`` if it fits the function.
+    """Return ``given`` if it is set, and otherwise the signature from the annotations.
 
-    Raises BadRequest if annotations are missing and ``given`` is None, or if ``given`` does not fit.
+    Raises BadRequest if ``given`` does not fit the function, or if ``given`` is None and annotations are
+    missing.
     """
     if given is not None:
         return _fitting(source, given)
     missing = [value.why for value in source.inputs if value.found is None]
     if source.takes_any and not source.inputs:
-        missing.append("`**` does not name the inputs")
+        missing.append("an argument with `**` does not name the inputs")
     if source.why:
         missing.append(source.why)
     if missing:
         raise BadRequest(_unclear(source, missing))
     if not source.inputs:
-        raise BadRequest("predict takes no arguments: its arguments are the inputs of the model.")
+        raise BadRequest(
+            "predict takes no arguments, so the model has no inputs: give predict at least one argument."
+        )
     return Signature(
         inputs=[_spec(value, source.max_size) for value in source.inputs],
         outputs=[_spec(value, source.max_size) for value in source.outputs],
@@ -67,8 +70,9 @@ def _fitting(source: Source, given: Signature) -> Signature:
     named = [spec.name for spec in given.inputs]
     if unknown := [] if source.takes_any else [name for name in named if name not in known]:
         raise BadRequest(
-            f"The signature has the inputs {_quoted(named)}, and predict takes {_quoted(known)}: "
-            f"{_quoted(unknown)} is not among them. The inputs are predict's arguments by name."
+            f"The signature has the inputs {_quoted(named)}. The arguments of predict are "
+            f"{_quoted(known)}: {_quoted(unknown)} is not among them. Each input needs an argument of "
+            "the same name."
         )
     if absent := [v.name for v in source.inputs if not v.optional and v.name not in named]:
         raise BadRequest(
@@ -123,9 +127,9 @@ def _unclear(source: Source, missing: Sequence[str]) -> str:
     args = ", ".join(f'{value.name}: Tensor["FP32", -1, 4]' for value in source.inputs[:2]) or "x: ..."
     shown = "; ".join(missing[:_LISTED])
     return (
-        f"The signature of predict is not clear: {shown}. Either annotate it in the file, as in "
-        f'`def predict({args}) -> Tensor["FP32", -1]` (from tidegate import Tensor), or pass it with '
-        "--signature FILE.json (docs/models.md shows both)."
+        f"The signature of predict is not clear: {shown}. Either annotate predict in the file, as in "
+        f'`def predict({args}) -> Tensor["FP32", -1]` (from tidegate import Tensor), or pass the signature '
+        "with --signature FILE.json (docs/models.md shows both)."
     )
 
 

@@ -33,7 +33,11 @@ def without_paths(text: str) -> str:
 
 
 def for_caller(error: TidegateError) -> str:
-    """Return an error's message for the caller. Shorten its paths unless the error is the caller's fault."""
+    """Return an error's message for the caller.
+
+    Each absolute path is shortened to its last segment if the error is a ModelFailed, NoCapacity or
+    Unavailable, or a TidegateError without a class of its own. All other messages are unchanged.
+    """
     if isinstance(error, ModelFailed | NoCapacity | Unavailable) or type(error) is TidegateError:
         return without_paths(error.message)
     return error.message

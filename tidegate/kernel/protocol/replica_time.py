@@ -1,9 +1,9 @@
-"""The report of a replica's time, in whole nanoseconds, so that the parts sum exactly.
+"""The report of a replica's time, in whole nanoseconds, so that the sum of the parts is exact.
 
     time of a replica = answered calls (by caller, endpoint) + start + idle + wasted calls + calls in flight
 
-A worker writes this report every second. All numbers are totals since the replica's launch. So if a report is
-lost, the next one has its numbers too.
+A worker writes this report every second, or less often if the report has many parts. All numbers are totals
+since the replica's launch. So if a report is lost, the next one has its numbers too.
 """
 
 from __future__ import annotations

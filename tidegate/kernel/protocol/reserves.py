@@ -24,8 +24,9 @@ def fits(deployment: str, endpoint: str) -> bool:
 def reserved_targets(endpoint: EndpointSpec) -> list[str]:
     """Return the names of the shared Deployments to which the reserves of an endpoint belong.
 
-    One of them is the target with the largest weight in ``targets``. If ``previous`` has targets, the one
-    with the largest weight there is in the list too. If the endpoint reserves no replicas, the list is empty.
+    The list has the target with the largest weight in ``targets``. If ``previous`` is not empty, the list
+    also has the target with the largest weight in ``previous``. If the endpoint reserves no replicas, the
+    list is empty.
     """
     if not endpoint.reserved:
         return []
@@ -38,7 +39,7 @@ def reserved_targets(endpoint: EndpointSpec) -> list[str]:
 
 
 def reserve_names(desired: DesiredState) -> frozenset[str]:
-    """Return the names of all reserves: the Deployments of replicas for only one endpoint."""
+    """Return the names of all reserves. The replicas of a reserve serve only one endpoint."""
     return frozenset(
         reserve_of(name, each.name) for each in desired.endpoints for name in reserved_targets(each)
     )

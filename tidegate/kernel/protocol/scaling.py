@@ -125,7 +125,7 @@ class Scaling(_Part):
         if self.price_per_hour is None:
             raise ValueError("max_cost_per_hour needs price_per_hour")
         if self.price_per_hour > self.max_cost_per_hour:
-            raise ValueError("max_cost_per_hour pays for no replica, so the Deployment could never serve")
+            raise ValueError("max_cost_per_hour is below price_per_hour, so the Deployment could never serve")
         return self
 
     def changes(self) -> dict[str, Any]:

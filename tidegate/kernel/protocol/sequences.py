@@ -12,7 +12,7 @@ ID, START, END = "sequence_id", "sequence_start", "sequence_end"
 PARAMETERS = frozenset({ID, START, END})
 # A part of Triton's error for a request to a sequence that was not started.
 START_FLAG = "must specify the START flag"
-# Triton's default, if a configuration does not set the idle time.
+# Triton's idle time of sequences in microseconds, if a model's configuration does not set it.
 DEFAULT_IDLE_US = 1_000_000
 
 

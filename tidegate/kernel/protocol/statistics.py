@@ -1,9 +1,9 @@
 """Build a model's statistics in Triton's schema from the named counts of the workers.
 
-Workers add their counts to one hash per Deployment, and a gateway shows the sums. Durations are in ns.
-``success``, ``fail``, ``queue`` and ``compute_*`` count requests. The durations of ``success`` and ``fail``
-begin when the worker receives a request and end with its answer. If several requests share a model call,
-``compute_*`` has the call's whole duration for each of them, as in Triton. ``execution_count``,
+Workers add their counts to one Valkey hash for each Deployment, and a gateway shows the sums. Durations are
+in ns. ``success``, ``fail``, ``queue`` and ``compute_*`` count requests. The durations of ``success`` and
+``fail`` begin when the worker receives a request and end with its answer. If several requests share a model
+call, ``compute_*`` has the call's whole duration for each of them, as in Triton. ``execution_count``,
 ``batch_stats``, ``cache_hit`` and ``cache_miss`` (of Triton's response cache) count calls.
 """
 

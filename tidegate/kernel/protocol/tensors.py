@@ -75,8 +75,8 @@ def elements(shape: list[int]) -> int:
 def from_json(name: str, datatype: Datatype, shape: list[int], data: list[Any]) -> bytes:
     """Return flat or nested JSON values as raw bytes.
 
-    Raises BadRequest if ``data`` does not fit the shape or the datatype. ``name``: the tensor's name, for
-    this error.
+    Raises BadRequest if ``data`` does not fit the shape or the datatype, and always for FP16 and BF16.
+    ``name``: the tensor's name, for this error.
     """
     if datatype.name in BINARY_ONLY:
         raise BadRequest(
@@ -194,9 +194,10 @@ def unpack_strings(raw: bytes | memoryview) -> list[bytes]:
 
 
 def string_offsets(raw: bytes | memoryview, every: int) -> list[int]:
-    """Return the byte offset of the end of every ``every``-th element of a BYTES tensor.
+    """Return byte offsets in a BYTES tensor: the end of each group of ``every`` elements.
 
-    Raises ValueError or struct.error if the bytes end inside an element.
+    An incomplete last group has no offset. Raises ValueError or struct.error if the bytes end inside an
+    element.
     """
     at, count, found = 0, 0, []
     while at < len(raw):

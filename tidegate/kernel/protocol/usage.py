@@ -16,8 +16,8 @@ ZERO = (0,) * len(COUNTS)
 TOKENS_IN = ("prompt_tokens", "input_tokens", "tokens_in")
 TOKENS_OUT = ("completion_tokens", "output_tokens", "tokens_out")
 TOKEN_COUNTS = (*TOKENS_IN, *TOKENS_OUT, "total_tokens")
-# The largest number of tokens to count for one request. A model may report any number, and sums of larger
-# ones do not fit into databases.
+# At most this many tokens are counted for one request. A model may report any number. Sums of larger numbers
+# would not fit into the database.
 MOST_TOKENS = 2**31 - 1
 
 

@@ -14,7 +14,7 @@ VerificationState = Literal["unchecked", "pending", "verified", "rejected", "ski
 REFUSED_STATES: tuple[VerificationState, ...] = ("pending", "rejected")
 NOT_VERIFIED = "not_verified"
 MAX_MESSAGE = 4000
-# Calls of a new replica seldom have more rows than this, because that needs many concurrent callers.
+# Calls of a new replica seldom have more rows than this, because larger calls need many concurrent callers.
 USUAL_ROWS = 8
 MAX_SAMPLES = 100
 

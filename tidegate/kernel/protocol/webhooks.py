@@ -21,9 +21,10 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 # Networks inside of 2000::/3 that are not public. Two reach an IPv4 network through a tunnel. The third is
 # for documentation (RFC 9637).
 _NO_RECEIVER = (IPv6Network("2001::/32"), IPv6Network("2002::/16"), IPv6Network("3fff::/20"))
-# The well-known prefix of NAT64. The last four bytes of such an address are an IPv4 address, and this IPv4
-# address is checked instead. The other NAT64 network, 64:ff9b:1::/48 (RFC 8215), counts as not public. Its
-# IPv4 addresses may be private, and need not be the last four bytes.
+# The well-known prefix of NAT64. An address with this prefix ends with the four bytes of an IPv4 address, and
+# this IPv4 address is checked instead. All addresses in the other NAT64 network, 64:ff9b:1::/48 (RFC 8215),
+# count as not public. The IPv4 address in such an address may be private, and its bytes may be at another
+# place.
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 Address = IPv4Address | IPv6Address

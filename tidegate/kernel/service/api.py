@@ -66,16 +66,17 @@ def create_app(
 ) -> FastAPI:
     """Return an app with the routes of ``routers``, and with health, metrics, guard and error answers.
 
-    ``identify``: a function that returns the principal of a request's headers; None: only the service
-      token is accepted.
-    ``permissions``: the table of scopes; None: that of the service ``name``.
-    ``front``: the OpenAPI paths of routes that another layer answers before a request reaches the app.
-    ``body_bytes``: the maximum size of a body in bytes; None: the limit in the settings.
-    ``larger_bodies``: paths with other limits, see :class:`BodyLimit`.
-    ``origins``: the origins of browser pages that may call the app.
-    ``answer_error``: a function that makes the answer to a refused request; None: the answer has
-      Tidegate's format.
-    ``error_forms``: the form of errors by tag, for routes that follow another API.
+    - ``identify``: a function that returns the principal of a request's headers; None: only the service token
+      is accepted.
+    - ``permissions``: the table of scopes; None: that of the service ``name``.
+    - ``front``: the OpenAPI paths of routes that another layer answers before a request reaches the app.
+    - ``body_bytes``: the maximum size of a body in bytes; None: the limit in the settings.
+    - ``larger_bodies``: paths with other limits, see :class:`BodyLimit`.
+    - ``origins``: the origins of browser pages that may call the app.
+    - ``answer_error``: a function that makes the answer to a failed request; None: the answer has Tidegate's
+      format.
+    - ``error_forms``: the form of errors of routes that follow another API, by the OpenAPI tag of these
+      routes.
     """
     permissions = permissions or SERVICES[name]
     app = FastAPI(

@@ -42,8 +42,8 @@ METRICS = "/metrics"
 DOCS = "/docs"
 # The seconds that a TLS connection may take to close while the service stops.
 GOODBYE_S = 1.0
-# After SIGUSR1: the seconds until idle connections are closed, and the most seconds that streams may then
-# continue.
+# After SIGUSR1, idle connections are closed after ``RETIRE_S`` seconds. From then on, streams may continue
+# for at most ``RETIRED_STREAMS_S`` seconds.
 RETIRE_S = 5.0
 RETIRED_STREAMS_S = 600
 
@@ -90,9 +90,12 @@ def furnish(
 ) -> None:
     """Add health, guard and error answers to an app.
 
-    ``identify`` returns the principal of a request's headers; None: only the service token is accepted.
-    ``permissions`` is the table of scopes; None: that of the service ``name``. Browser pages of ``origins``
-    may call the app. ``answer_error`` answers errors that no route has answered; None: use Tidegate's format.
+    - ``identify``: a function that returns the principal of a request's headers; None: only the service token
+      is accepted.
+    - ``permissions``: the table of scopes; None: that of the service ``name``.
+    - ``origins``: the origins of browser pages that may call the app.
+    - ``answer_error``: a function that makes the answer to a failed request; None: the answer has Tidegate's
+      format.
     """
     if settings.holds_service_token and not settings.service_token:
         raise SystemExit(
@@ -184,10 +187,10 @@ def run(
     - ``protocol``: a factory of the service's own :class:`Protocol`.
     - ``on_stop``: a function to call before the shutdown, while connections are still served.
     - ``tls``: the TLS context; None: serve without TLS.
-    - ``other_connections``: the maximum number of this process's connections on other ports. They
-      count against the limit of open files.
-    - ``busy``: a function that returns True while some of these connections have calls. After SIGUSR1, the
-      server waits for them.
+    - ``other_connections``: the maximum number of this process's connections on other ports. They count
+      against the limit of open files.
+    - ``busy``: a function that returns True while connections on other ports have calls in flight. After
+      SIGUSR1, the server waits for these calls.
     """
     prepare(settings)
     server = server_of(
@@ -270,7 +273,11 @@ class Server(uvicorn.Server):
         self._retirement: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: Any = None) -> None:
-        """Let the garbage collector ignore all present objects and SIGUSR1 retire this server. Then start."""
+        """Start the server.
+
+        From now on, the garbage collector ignores all objects that exist already, and SIGUSR1 retires the
+        server.
+        """
         quick_start.loaded()
         if self._signals and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._retire)
@@ -283,10 +290,11 @@ class Server(uvicorn.Server):
             self._retirement = asyncio.create_task(self._retired())
 
     async def _retired(self) -> None:
-        """Accept no new connections, let callers leave the present ones, and stop.
+        """Accept no new connections, close each present connection after its next response, and stop.
 
-        A connection ends after its next response, which says ``Connection: close``. If it were closed without
-        that, a request on the way would be lost.
+        The response says ``Connection: close``, so the caller sends no further request on this connection.
+        Without this header, a request that is on its way would be lost. A connection without a request is
+        closed after ``RETIRE_S`` seconds.
         """
         for server in self.servers:
             server.close()

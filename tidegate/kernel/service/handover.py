@@ -14,10 +14,11 @@ import select
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
-# {"http": [7], "grpc": [8]}: the file descriptors of listening sockets, by name. With several processes,
-# each list has one descriptor for each process.
+# The environment variable with the file descriptors of the listening sockets, by name, for example {"http":
+# [7], "grpc": [8]}. If the service has several processes, each list has one descriptor for each process.
 SOCKETS = "TIDEGATE_SOCKETS"
-# The file descriptor of a pipe. Each process of the service writes one byte to it when it is ready.
+# The environment variable with the file descriptor of a pipe. When a process of the service is ready, it
+# writes one byte to the pipe.
 READY = "TIDEGATE_READY_FD"
 POLL_S = 0.05
 
@@ -31,7 +32,8 @@ def numbers(environ: Mapping[str, str]) -> dict[str, list[int]]:
 def inherited(name: str) -> socket.socket | None:
     """Return this process's inherited socket with this name; None if it has none.
 
-    Call it only once for each name: the returned socket owns the descriptor and closes it.
+    The calling code must call this only once for each name, because the returned socket owns the descriptor
+    and closes it.
     """
     found = numbers(os.environ).get(name)
     return socket.socket(fileno=found[0]) if found else None
@@ -45,7 +47,10 @@ def close_inherited() -> None:
 
 
 def refuse_for_member(index: int) -> None:
-    """Refuse connections at the sockets of a process that has died. Its successor listens there again."""
+    """Refuse connections at the sockets of a dead process, until its successor listens there again.
+
+    ``index``: the number of the process among the service's processes.
+    """
     for found in numbers(os.environ).values():
         if index < len(found):
             refuse(found[index])
@@ -54,14 +59,18 @@ def refuse_for_member(index: int) -> None:
 def refuse(number: int) -> None:
     """Refuse connections at a listening socket, until a process listens there again.
 
-    Otherwise connections would wait in its queue, although nobody accepts them.
+    Without this, connections would wait in the socket's queue, although no process accepts them.
     """
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as one:
         one.shutdown(socket.SHUT_RDWR)
 
 
 def for_member(environ: Mapping[str, str], index: int) -> tuple[dict[str, str], list[int]]:
-    """Return the variables for one of several processes, and the file descriptors that it inherits."""
+    """Return the variables for one process of the service, and the file descriptors that it inherits.
+
+    The environment variables are ``SOCKETS`` and ``READY``. ``index``: the number of the process among the
+    service's processes.
+    """
     mine = {name: [each[index]] for name, each in numbers(environ).items() if index < len(each)}
     passed = [number for each in mine.values() for number in each]
     given = {SOCKETS: json.dumps(mine)} if mine else {}
@@ -72,9 +81,10 @@ def for_member(environ: Mapping[str, str], index: int) -> tuple[dict[str, str], 
 
 
 def variables(sockets: Mapping[str, Sequence[socket.socket]], ready: int | None) -> dict[str, str]:
-    """Return the variables for a new process that inherits these sockets.
+    """Return the environment variables for a new process that inherits these sockets.
 
-    ``ready``: the descriptor of the pipe for its report that it is ready. None: it sends no report.
+    ``ready``: the file descriptor of the pipe to which the process writes when it is ready. None: the process
+    does not report this.
     """
     named = {name: [each.fileno() for each in found] for name, found in sockets.items()}
     return {SOCKETS: json.dumps(named)} | ({} if ready is None else {READY: str(ready)})
@@ -108,7 +118,7 @@ async def until_ready(problems: Callable[[], Mapping[str, str]]) -> None:
 
 
 def report_ready() -> None:
-    """Report to the supervisor of a restart that this process is ready."""
+    """Report to the supervisor that this process is ready, if a restart waits for this process."""
     if undecided():
         with contextlib.suppress(OSError):  # the supervisor has just stopped waiting
             os.write(int(os.environ[READY]), b".")

@@ -1,4 +1,7 @@
-"""Settings that several services need, from ``TIDEGATE_*`` in the environment or the state folder.
+"""Settings that several services need.
+
+They come from ``TIDEGATE_*`` variables in the environment, or from the file ``tidegate.env`` in the state
+folder.
 
 ``docs/settings.md`` lists the settings of all services for users. Each service has a subclass of
 :class:`Settings` in its own ``settings.py``.
@@ -40,7 +43,11 @@ _SECRET = ("token", "password", "secret", "key")
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Return True if the name of a setting is that of a secret, or if its value is a URL with a password."""
+    """Return True if a setting's value is a secret, or may contain one.
+
+    This is the case if ``name`` is that of a secret, or if ``value`` is a URL for which :func:`secrets_in`
+    returns True.
+    """
     return name.lower().endswith(_SECRET) or ("://" in value and secrets_in(value))
 
 
@@ -129,7 +136,7 @@ class Settings(BaseSettings):
     scrape_interval_s: float = Field(
         10.0,
         ge=0.5,
-        le=15,  # the rules compute rates over one minute, so they need several values in a minute
+        le=15,  # Prometheus's rules compute rates over one minute, so they need several values in a minute
         description="Seconds between two reads of every metric by the stack's Prometheus.",
     )
     alertmanager_url: str = Field(

@@ -19,8 +19,8 @@ class Grouped(Generic[T, R]):
 
     ``run`` returns an answer for each item, in order. If ``run`` raises an error, every caller in the group
     gets this error. ``size`` returns the number of bytes of an item. A group has at most ``MOST_ITEMS`` items
-    and at most ``MOST_BYTES`` bytes. A larger item gets a group of its own. If a caller is cancelled, ``run``
-    still gets its item.
+    and at most ``MOST_BYTES`` bytes. An item with more than ``MOST_BYTES`` bytes gets a group of its own. If
+    a caller is cancelled, ``run`` still gets the caller's item.
     """
 
     def __init__(

@@ -112,11 +112,11 @@ class JobStore:
     async def lease(self, id: bytes, attempt: int, worker: str, until_ms: int) -> bool:
         """Lease a job to ``worker`` until ``until_ms`` (milliseconds since the epoch).
 
-        Until then, only this worker may run the job, although the job's message may already be acked. A time
-        in the past ends the lease. ``attempt``: the attempt in the job's record, or 0 if no worker has taken
-        the job.
+        Until then, only this worker may run the job, even after the job's message is acked. If ``until_ms``
+        is in the past, the lease ends. ``attempt``: the attempt in the job's record, or 0 if no worker has
+        taken the job.
 
-        Return False if the job has ended, or if another attempt or another worker has the job. Then
+        Return False if the job has ended, or if another attempt or another worker has the job. In that case,
         ``worker`` must stop working on the job.
         """
         return await self._transitions.lease.do(JobLease(id, attempt, worker, until_ms))
@@ -163,7 +163,8 @@ class JobStore:
     async def request(self, id: bytes) -> bytes | None:
         """Return a job's request frame, or None if it was deleted.
 
-        The frame is deleted when the job ends. Only a failed job keeps it, until the job is removed.
+        The frame of a failed job is kept until the job is removed. The frame of any other job is deleted when
+        the job ends.
         """
         found: bytes | None = await answer(self._redis.get(REQUEST.encode() + id))
         return found
@@ -215,7 +216,7 @@ class JobStore:
         return self._watch
 
     async def counts(self) -> Counts:
-        """Return the counts of jobs by state, of jobs by Deployment, and of the ledger's events.
+        """Return the counts of jobs by state and by Deployment, and the counts of the ledger's events.
 
         All numbers are from the same moment, so they can be compared.
         """
@@ -247,9 +248,11 @@ class JobStore:
     async def stale(self, now_ms: int, limit: int) -> Jobs:
         """Return up to ``limit`` jobs whose messages are probably lost.
 
-        A message is probably lost in two cases. The broker has not confirmed it within 10 s, or the job's
-        lease has expired. The calling code must call this every few seconds. If more than 10 s pass between
-        two calls, jobs with expired leases are left out for 15 s. The store may have been down, and then
+        A message is probably lost in two cases: the broker has not confirmed it within 10 s, or the job's
+        lease has expired.
+
+        The calling code must call this every few seconds. After a pause of more than 10 s between two calls,
+        jobs with expired leases are left out for 15 s. The store may have been down during the pause, so that
         workers could not renew these leases.
         """
         ids = await self._scripts.run("stale", [now_ms, limit])

@@ -45,7 +45,7 @@ GATEWAY_TTL_MS = 3_000
 # Deployment has no replicas.
 MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
 CLAIM_TTL_S = 3600
-# The last report of a replica is kept for this many seconds, so that a restarted autoscaler can read it.
+# A replica's last ``ReplicaTime`` is kept for this many seconds, so that a restarted autoscaler can read it.
 TIME_TTL_S = 6 * 3600
 # The last totals of a gateway are kept for this many seconds after it stops, so that the router can read
 # them.

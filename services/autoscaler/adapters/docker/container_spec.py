@@ -26,8 +26,8 @@ GPUS = "tidegate.gpus"
 DEFAULTS = "tidegate.defaults"
 
 Pull = Literal["never", "missing", "always"]
-# How to request GPUs from the container engine: by device requests or by an environment variable. The
-# variable works only if NVIDIA's runtime is the engine's default.
+# The ways to request GPUs from the container engine. "devices" uses device requests. "environment" uses an
+# environment variable, which works only if NVIDIA's runtime is the default runtime of the container engine.
 GpuRequest = Literal["devices", "environment"]
 
 
@@ -125,8 +125,8 @@ def _labels(plan: DockerPlan, start: LaunchSpec, digest: str, gpus: Shares) -> d
     if gpus:
         labels[GPUS] = to_label(gpus)
     if plan.compose_project:
-        # The compose file has no service ``replica``. So compose's `up` ignores workers, and its `down
-        # --remove-orphans` ends them.
+        # These labels say that the worker belongs to a service ``replica``. The compose file has no such
+        # service. So compose's `up` ignores workers, and its `down --remove-orphans` ends them.
         labels |= {
             "com.docker.compose.project": plan.compose_project,
             "com.docker.compose.service": "replica",

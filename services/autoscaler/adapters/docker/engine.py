@@ -153,7 +153,8 @@ class Engine:
 
 def _client(url: str, token: str) -> docker.APIClient:
     class Client(docker.APIClient):  # type: ignore[misc]
-        # The constructor already makes a call, and this call needs the header. So a subclass sets the header.
+        # The client's constructor already calls the engine, and this call needs the Authorization header. So
+        # the header cannot be set after the construction. This subclass adds it to every call.
         def send(self, request: Any, **how: Any) -> Any:
             if token:
                 request.headers["Authorization"] = f"Bearer {token}"

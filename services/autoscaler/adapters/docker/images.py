@@ -42,9 +42,11 @@ class Images:
     async def digest(self, reference: str) -> str:
         """Return the image's name with its registry digest, or the image's id if it has no digest.
 
-        If the image is missing, raise ``LaunchFailed`` and start a pull, unless ``pull`` is "never". If
-        ``pull`` is "always", pull the newest image first. Raise ``LaunchFailed`` if this pull fails or takes
-        too long.
+        If the class's ``pull`` is "always", first pull the newest image. Raise ``LaunchFailed`` if this pull
+        fails, or if it is not finished ``MOMENT_S`` seconds after its start.
+
+        If the engine does not have the image, raise ``LaunchFailed``. Unless ``pull`` is "never", also start
+        a pull in the background.
         """
         found = await self._found(reference)
         digests = found.get("RepoDigests") or []

@@ -56,7 +56,7 @@ class CostStore:
         """Add ``bookings`` to the hourly amounts, and update the table ``lives`` in the same transaction.
 
         ``lives``: the ``Life`` of each replica after these bookings. ``closed``: the names of the replicas
-        that are deleted from the table.
+        whose rows are deleted from the table ``lives``.
         """
         rows = [
             (*place[:4], *place.part, *amount.spent, amount.cost, amount.token_cost)
@@ -71,7 +71,8 @@ class CostStore:
     def amounts(self, since: float, until: float, *, hourly: bool = False) -> list[tuple[Place, Amount]]:
         """Return the amounts of the hours from ``since`` to ``until`` (seconds since the epoch).
 
-        Without ``hourly``, the amounts of all hours are added up.
+        With ``hourly``, each hour has amounts of its own. Otherwise the amounts of all hours are added up,
+        and ``Place.hour`` is 0. In both cases, Deployments, versions and parts stay separate.
         """
         hour = "hour" if hourly else "0"
         keys = _KEYS.replace("hour", hour, 1)
@@ -97,7 +98,11 @@ class CostStore:
         return dict(rows)
 
     def by_hour(self, since: float, deployment: str | None) -> dict[int, float]:
-        """Return the cost of each hour from ``since`` on. ``deployment`` None: the sum of all Deployments."""
+        """Return the cost of a Deployment in each hour from ``since`` on. The keys are hours.
+
+        If ``deployment`` is None, return the sum of all Deployments for each hour. Times are in seconds since
+        the epoch.
+        """
         where = "AND deployment = ?" if deployment is not None else ""
         rows = self._db.read(
             f"SELECT hour, sum(cost) + sum(token_cost) FROM amounts WHERE hour >= ? {where} GROUP BY hour",
@@ -111,7 +116,11 @@ class CostStore:
         return None if found is None else int(found)
 
     def retire(self, now: float) -> None:
-        """Merge old hours into days, and delete days that are too old."""
+        """Merge old hours into days, and delete days that are too old.
+
+        Hours are merged when they are ``HOURS_KEPT_S`` seconds old. Days are deleted when they are
+        ``days_kept`` days old (see the constructor).
+        """
         limit = int(now - HOURS_KEPT_S) // DAY_S * DAY_S
         rest = _KEYS.partition(", ")[2]
         old = f"SELECT hour - hour % {DAY_S}, {rest}, {_SUMS} FROM amounts WHERE hour < ? "

@@ -5,9 +5,11 @@ It contains:
 - the last generation of each replica slot. A Deployment has a slot for each of its replicas. Each launch in a
   slot gets the next generation. So the replica's name, ``<deployment>-<slot>-<generation>``, is never used
   twice
-- the cordoned hosts
-- the offers of replicas to the warm pool, and the workers that took them
-- the overrides that the registry has not received yet
+- the cordoned hosts, on which no more replicas start
+- the offers to the warm pool. An offer asks the pool for a worker that becomes a replica. If a worker took
+  the offer, the worker's name is stored too
+- the overrides that the registry has not received yet. An override fixes the number of replicas of a
+  Deployment
 - a limited number of decisions and cold starts
 
 A call takes less than a millisecond. A failed call raises ``Unavailable``.
@@ -132,7 +134,11 @@ class DecisionStore:
         self._db.write(("DELETE FROM cordons WHERE host = ?", [(host,)]))
 
     def add_decisions(self, decisions: Sequence[Decision]) -> None:
-        """Store decisions, and delete the oldest if there are more than the limit."""
+        """Store decisions. Then delete the oldest ones, so that only the newest remain.
+
+        The constructor's ``decisions_kept`` is the number of decisions that remain, of all Deployments
+        together.
+        """
         rows = [(decision.deployment, json.dumps(asdict(decision))) for decision in decisions]
         self._db.write(
             ("INSERT INTO decisions (deployment, body) VALUES (?, ?)", rows),
@@ -140,7 +146,10 @@ class DecisionStore:
         )
 
     def decisions(self, deployment: str | None, limit: int) -> list[dict[str, Any]]:
-        """Return at most ``limit`` decisions, newest first. ``deployment`` None: of all Deployments."""
+        """Return at most ``limit`` decisions of a Deployment, newest first.
+
+        If ``deployment`` is None, return decisions of all Deployments.
+        """
         where = "WHERE deployment = ?" if deployment else ""
         values: tuple[Any, ...] = (deployment, limit) if deployment else (limit,)
         rows = self._db.read(f"SELECT body FROM decisions {where} ORDER BY id DESC LIMIT ?", values)

@@ -102,7 +102,11 @@ class Recordings:
         return None if rows[0][0] is None else int(rows[0][0]) * HOUR_S
 
     def add_chunk(self, first: float, last: float, chunk: Document) -> None:
-        """Store a chunk of rounds. From time to time, delete the oldest chunks beyond the size limit."""
+        """Store a chunk of rounds. If all chunks together are too large, delete the oldest.
+
+        Their total size is checked only once in ``COUNT_EVERY`` chunks. Its limit is the constructor's
+        ``most_bytes``.
+        """
         body, whole = zlib.compress(orjson.dumps(chunk), 1), chunk["state"] is not None
         statement = "INSERT INTO chunks (first, last, whole, body) VALUES (?, ?, ?, ?)"
         self._db.write((statement, [(first, last, whole, body)]))

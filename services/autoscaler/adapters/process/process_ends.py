@@ -34,10 +34,10 @@ class ProcessEnds:
         asyncio.get_running_loop().add_reader(descriptor, self._note, replica)
 
     def ended_at(self, replica: str) -> float | None:
-        """Return when a replica's process ended; None if it was not watched.
+        """Return the time when a replica's process ended; None if the process was not watched.
 
-        Call this only after the process has ended. If the end is not stored yet, this method stores the
-        current time as the end.
+        The calling code must know that the process has ended. If no time is stored yet, this method stores
+        the current time and returns it.
         """
         if replica in self._watched:  # the process has ended, but the event loop has not called `_note`
             self._note(replica)

@@ -1,6 +1,7 @@
-"""The folder of one replica: ``<state>/replicas/<replica>``. While it exists, the name is in use.
+"""The folder of one replica: ``<state>/replicas/<replica>``.
 
-The lines below name each file, its content, and the process that writes it.
+While the folder exists, no other replica can get this name. The lines below name each file, its content, and
+its writer.
 
 assignment.json   the worker's assignment                       by the launcher, before the start
 token             secret for access to the replica's artifact   by the launcher, before the start

@@ -73,7 +73,7 @@ class Life:
 
     ``booked_at``: the time of the last booking. ``observed_ns``: the duration that is already booked as
     observed. ``counted``: the totals that are already booked. ``covered_ns`` and ``calls_ns``: the values of
-    the worker's last report.
+    the same names in the worker's last :class:`ReplicaTime`.
     """
 
     replica: str
@@ -99,7 +99,7 @@ class Life:
 
     @property
     def counted_ns(self) -> int:
-        """Return the booked time."""
+        """Return the booked time in nanoseconds: the sum of ``counted``."""
         return sum(spent.ns for spent in self.counted.values())
 
     @property
@@ -109,7 +109,7 @@ class Life:
 
     @property
     def unobserved_ns(self) -> int:
-        """Return how long the replica ran, as the launcher saw it, minus the time booked as observed."""
+        """Return how much of the replica's running time is not booked as observed yet, in nanoseconds."""
         return max(0, _ns(self.seen_at - self.launched_at) - self.observed_ns)
 
 
@@ -126,7 +126,8 @@ class LifeBook:
     def __init__(self, lives: Iterable[Life] = ()) -> None:
         self.lives = {life.replica: life for life in lives}
         self.sharing: dict[str, float] = {}
-        # Every replica that was launched before this time has already been recorded.
+        # If an ended replica is not in `lives` and was launched before this time, its life is already booked.
+        # The first call of `note` assumes this for every ended replica.
         self._noted_at = float("inf")
         self._prices: PriceList | None = None
         self._rates: dict[tuple[str, int, str], Rate] = {}

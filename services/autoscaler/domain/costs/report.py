@@ -1,8 +1,8 @@
-"""Add up booked amounts to a report by Deployment, version, endpoint or key. Unused time is included.
+"""Make a cost report from booked amounts, by Deployment, version, endpoint or key.
 
-Only busy time belongs to an endpoint and a key. The rest of a Deployment's cost is its overhead: start-up,
-idle and wasted time. The overhead is divided among endpoints or keys in proportion to their busy time. So the
-items always add up to the total.
+The report includes unused time. Only busy time belongs to an endpoint and a key. The rest of a Deployment's
+cost is its overhead: start-up, idle and wasted time. The overhead is divided among endpoints or keys in
+proportion to their busy time. So the items always add up to the total.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Row = tuple[Place, Amount]
 
 @dataclass(slots=True)
 class Item:
-    """The sums of one line of a report, such as a Deployment.
+    """The sums of one item of a report (such as a Deployment), or of the whole report.
 
-    ``direct`` is the cost of its calls, and ``overhead`` is its share of the other costs.
+    ``direct`` is the cost of the item's calls. ``overhead`` is the item's share of the other costs.
     """
 
     direct: float = 0.0
@@ -172,7 +172,7 @@ def _managed(total: Item, replica_s: float, prices: PriceList) -> list[dict[str,
 def idle_per_month(parts: Sequence[Mapping[str, Any]], covered_s: float) -> float | None:
     """Return what idle time would cost in 30 days, from its cost in ``covered_s`` seconds.
 
-    ``parts`` are the parts of a report. Return None if they cover less than an hour.
+    ``parts`` are the parts of a report. Return None if ``covered_s`` is less than an hour.
     """
     if covered_s < HOUR_S:
         return None

@@ -1,4 +1,7 @@
-"""Compare policies on the same arrivals: the Deployment's own, changed ones, other autoscalers' formulas."""
+"""Compare scaling policies on the same arrivals.
+
+The policies are the Deployment's own policy, variants of it, and the formulas of other autoscalers.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class ReplicaTiming:
     A call takes ``call_ms``, plus ``row_ms`` for each request after the first. This time is multiplied by a
     random factor from 1 - ``spread`` to 1 + ``spread``. At most ``batch`` requests share a call. A start
     takes ``start_s`` seconds. A request that waited longer than ``deadline_s`` expires. ``slots`` calls run
-    at the same time, as in a language model's engine. A request has ``prompt_tokens``.
+    at the same time, as in a language model's engine. Each request has ``prompt_tokens`` prompt tokens.
     """
 
     call_ms: float
@@ -107,7 +107,7 @@ class SimulatedFleet:
         self._draw = random.Random(self.seed)
 
     def launch(self, running: Running, now: float) -> None:
-        """Start a replica, which serves after its start time."""
+        """Start a replica. It is ready after ``service.start_s`` seconds."""
         self.ready(running, now + self.service.start_s)
 
     def ready(self, running: Running, now: float) -> None:

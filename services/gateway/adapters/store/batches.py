@@ -176,7 +176,7 @@ class BatchStore(Connected):
         await answer(self._redis.hset(RECORD + id, mapping={"validated": now_ms, "model": model}))
 
     async def reading(self, file: bytes) -> bytes | None:
-        """Return the id of a batch that is not over and reads ``file``; None if there is no such batch."""
+        """Return the id of an unfinished batch with the input file ``file``; None if there is none."""
         for id_ in await answer(self._redis.zrange(OPEN, 0, -1)):
             batch = await self.get(id_)
             if batch is not None and batch.openai is not None and batch.openai.input_file == file:

@@ -24,10 +24,11 @@ class JobUsageStore(Connected):
         self._scripts = Scripts(redis)
 
     async def take(self) -> UsageReport | None:
-        """Take the counts that no report has yet, as a new report. Return None if there are none.
+        """Move the counts that are not in a report yet into a new report, and return the report.
 
         The calling code must publish the report, and then :meth:`settle` it. If a report is not settled
-        within ``REPORT_MS``, a later call returns the same report again.
+        within ``REPORT_MS``, a later call returns the same report again. Return None if there are no such
+        counts and no such report.
         """
         taken = await self._scripts.run("used_take", [os.urandom(8).hex(), REPORT_MS])
         if not taken:

@@ -49,7 +49,7 @@ class CallGrouper:
         self._light = compute_us <= LIGHT_US * shared
 
     def leave(self) -> None:
-        """Count one call in flight less, and let all waiting calls continue."""
+        """Count a call as ended, and let all waiting calls continue."""
         self._in_flight -= 1
         if self._waiting:
             self._release()

@@ -47,7 +47,10 @@ class HeaderBlockReader:
         self._cache = cache
 
     def read(self, block: bytes) -> CallHeaders:
-        """Decode a header block: either the headers of a call, or its trailers. Raise ProtocolError."""
+        """Decode a header block: either the headers of a call, or its trailers.
+
+        Raise ProtocolError if the block cannot be decoded or has too many fields.
+        """
         # The server requests a dynamic table of size 0. With this size, a block means the same on every
         # connection, so the cache can be used. Until the client has set the size, the cache is not used.
         stateless = self._decoder.header_table_size == 0

@@ -171,7 +171,10 @@ def _parameters(parameters: Any, where: str, *, in_memory: bool = False) -> dict
 
 
 def _contents(name: str, datatype: Datatype, shape: list[int], contents: Any) -> bytes:
-    """Return typed contents as a raw tensor; raise BadRequest."""
+    """Return typed contents as a raw tensor.
+
+    Raise BadRequest if the contents do not fit the datatype or the shape.
+    """
     field = _CONTENTS.get(datatype.name)
     if field is None:
         raise BadRequest(f"input {name!r}: {datatype.name} has no typed contents; use raw_input_contents")

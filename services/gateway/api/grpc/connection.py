@@ -178,7 +178,8 @@ class GrpcConnection(asyncio.Protocol):
     def replenish(self, call: ServerCall) -> None:
         """Allow the client to send more bytes for a call.
 
-        Do nothing if the handler has not taken all messages, or if the client may still send enough bytes.
+        Do nothing if the handler has not taken all messages, or if the client may still send more than half
+        of STREAM_WINDOW.
         """
         if call.receive_window <= STREAM_WINDOW // 2 and not call.half_closed and not self.closing:
             if call.reader.messages:
@@ -210,10 +211,11 @@ class GrpcConnection(asyncio.Protocol):
             self._shared.end(self, call)
 
     def _close_when_drained(self) -> None:
-        """Close a draining connection without calls after LINGER_S, unless the client closes first.
+        """Close the connection after LINGER_S seconds, if it drains and has no calls.
 
-        Until then, refuse calls that are on the way, so that clients retry them. A close with unread
-        bytes would reset the connection, and the client could miss the GOAWAY frame.
+        The client may close it earlier. Until the close, refuse calls that are on the way, so that clients
+        retry them. A close with unread bytes would reset the connection, and the client could miss the GOAWAY
+        frame.
         """
         if self.draining and not self.calls and not self.closing and not self._drained:
             self._drained = True
@@ -227,7 +229,10 @@ class GrpcConnection(asyncio.Protocol):
     # Frames.
 
     def _read(self, buffer: bytes) -> int:
-        """Handle the complete frames in the buffer; return where they end. Raise ProtocolError."""
+        """Handle the complete frames in the buffer, and return the position where the last of them ends.
+
+        Raise ProtocolError if the client broke the protocol or a limit.
+        """
         at, end = 0, len(buffer)
         if not self._greeted:
             if not frames.PREFACE.startswith(buffer[:24]):
@@ -353,7 +358,9 @@ class GrpcConnection(asyncio.Protocol):
 
     def _on_continuation(self, stream: int, payload: bytes, flags: int) -> None:
         if self._block is None or self._block_of[0] != stream:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "the CONTINUATION frame has no header block")
+            raise ProtocolError(
+                ErrorCode.PROTOCOL_ERROR, "the CONTINUATION frame has no header block before it"
+            )
         self._block += payload
         if len(self._block) > BLOCK_BYTES:
             raise ProtocolError(

@@ -74,7 +74,10 @@ def settings(values: Iterable[tuple[int, int]]) -> bytes:
 
 
 def unpadded(payload: bytes, flags: int) -> bytes:
-    """Return the payload of DATA or HEADERS without padding; raise ProtocolError."""
+    """Return the payload of DATA or HEADERS without padding.
+
+    Raise ProtocolError if the padding is larger than the payload.
+    """
     if not flags & PADDED:
         return payload
     if not payload or payload[0] >= len(payload):

@@ -64,7 +64,11 @@ class MessageReader:
         return self._size if self._part is not None else 0
 
     def feed(self, data: bytes) -> None:
-        """Read bytes; raise BadRequest, PayloadTooLarge or Overloaded."""
+        """Read bytes of messages.
+
+        Raise BadRequest if a compressed message cannot be decompressed. Raise PayloadTooLarge if a message is
+        larger than the limit. Raise Overloaded if the memory budget is full.
+        """
         if not self.begun and len(data) >= 5:
             packed, size = _PREFIX.unpack_from(data)
             if (
@@ -99,7 +103,7 @@ class MessageReader:
         return self.messages.popleft()
 
     def release(self) -> None:
-        """Drop all messages that were not taken, and return their bytes to the budget."""
+        """Drop all messages that were not taken, and return their bytes to the memory budget."""
         self._limits.bodies.release(self._held + sum(message.held for message in self.messages))
         self._held = 0
         self._part = None
@@ -130,7 +134,7 @@ class MessageReader:
         self._held = 0
 
     def _unpacked(self, data: bytearray) -> bytes:
-        """Decompress a message. Meanwhile, the budget counts both the input and the growing result."""
+        """Decompress a message. Meanwhile, the memory budget counts the input and the growing result."""
         decompressor = Decompressor(self._encoding.decode("latin-1"), "message")
         pieces, size = [], 0
         for piece in decompressor.feed(memoryview(data)):

@@ -21,13 +21,14 @@ from tidegate.kernel.protocol.access import Principal
 
 log = telemetry.logger(__name__)
 
-# How long calls in flight may still take after a drain begins. HTTP has the same limit.
+# After a drain begins, calls in flight may take at most this many seconds. HTTP has the same limit.
 GRACE_S = 30.0
 BACKLOG = 4096
 HANDSHAKE_S, GOODBYE_S = 10.0, 1.0
 SWEEP_S = 5.0
-# How many seconds a client may be silent. HALFWAY_S: while a frame is incomplete. STRANGER_S: before its
-# first call that needs a credential. IDLE_S: after that call, between two calls.
+# How many seconds a client may be silent. HALFWAY_S: while a frame is incomplete. The other two: while no
+# call is in flight. STRANGER_S: if the connection never had a call that needs a credential. IDLE_S: if it had
+# one.
 HALFWAY_S = 20.0
 STRANGER_S = 60.0
 IDLE_S = 600.0
@@ -104,7 +105,10 @@ class GrpcServer:
 
     @property
     def busy(self) -> bool:
-        """True while a connection is open. A connection that drains ends after its last call."""
+        """Return True while a connection is open.
+
+        During a drain, a connection ends after its last call.
+        """
         return bool(self._connections)
 
     def drain(self) -> None:

@@ -53,7 +53,10 @@ class MethodSpec(NamedTuple):
 
 
 class StreamMessage(NamedTuple):
-    """A message of a stream. ``held``: bytes that the budget counts until :meth:`ServerCall.release`."""
+    """A message of a stream.
+
+    ``held``: the bytes that the memory budget counts until :meth:`ServerCall.release`.
+    """
 
     message: Any
     held: int
@@ -233,7 +236,7 @@ class ServerCall:
             await self._message_waiter
 
     def release(self, held: int) -> None:
-        """Return ``held`` bytes of messages to the budget."""
+        """Return ``held`` bytes of messages to the memory budget."""
         if not self.finished:
             self._held -= held
             self._limits.bodies.release(held)

@@ -75,8 +75,8 @@ class InferenceService:
     def _authorized(method: MethodHandler) -> MethodHandler:
         """Return a method that checks whether the caller may use the model, and then calls ``method``.
 
-        If the caller may not use the model, the returned method raises Forbidden. It also removes the models
-        that the caller may not use from a list of models in the response.
+        If the caller may not use the model, the returned method raises Forbidden. If the response contains a
+        list of models, the list keeps only those that the caller may use.
         """
 
         async def handle(request: Any, context: Any) -> Any:
@@ -105,7 +105,7 @@ class InferenceService:
         try:
             ready = not self._catalogue.not_ready(request.name, request.version)
         except NotFound:
-            ready = False  # Triton gives the same answer for an unknown model
+            ready = False  # Triton also answers "not ready" for an unknown model
         return pb.ModelReadyResponse(ready=ready)
 
     async def _server_metadata(self, request: Any, context: Any) -> Any:
@@ -128,7 +128,7 @@ class InferenceService:
 
 
 def _remove_forbidden(entries: Any, principal: Principal) -> None:
-    """Remove the models that the caller may not use."""
+    """Remove from ``entries`` all models that the caller may not use."""
     for at in range(len(entries) - 1, -1, -1):
         if not principal.may(INFER, entries[at].name):
             del entries[at]

@@ -1,9 +1,10 @@
 """The protobuf messages of the gRPC methods of TensorFlow Serving that Tidegate serves.
 
-The generated modules are part of the package tensorflow, which is 600 MB. So the messages are described here.
-Names and numbers are those of ``tensorflow/core`` and ``tensorflow_serving/apis``. Fields that Tidegate does
-not read are left out, because protobuf skips them. The messages are in a separate descriptor pool, so that a
-program can also import TensorFlow's.
+TensorFlow's own Python modules for these messages are part of the package tensorflow, which is 600 MB. So the
+messages are described here. The names and field numbers are those of ``tensorflow/core`` and
+``tensorflow_serving/apis``. Fields that Tidegate does not read are left out, because protobuf skips unknown
+fields. The messages are in a separate descriptor pool, so that a program can also import TensorFlow's own
+messages.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
 _PACKAGE = "tidegate.tf"
-# The fields of each message, each as its number, name and type. ``*`` marks a list, and ``<name>`` is a map
-# from strings to messages. Enums are declared as int32, which has the same encoding.
+# The messages, each with a list of its fields. A field is written as its number, its name and its type. A
+# type ``*T`` is a list of ``T``, and ``<T>`` is a map from strings to ``T``. Enums are declared as int32,
+# which has the same encoding.
 _MESSAGES = {
     "Int64Value": "1 value int64",
     "Any": "1 type_url string, 2 value bytes",

@@ -1,7 +1,7 @@
 """TensorFlow Serving over gRPC: ``PredictionService`` and ``ModelService``.
 
-Each request becomes a ``ModelInferRequest``. So limits, traffic rules, logs, metrics and error codes are the
-same as for ``ModelInfer``.
+Each inference request becomes a ``ModelInferRequest``. So limits, traffic rules, logs, metrics and error
+codes are the same as for ``ModelInfer``.
 """
 
 from __future__ import annotations
@@ -154,9 +154,10 @@ class TfServing:
     def _wanted(self, spec: Any, context: Any) -> tuple[str, str]:
         """Return the model and the version that a ``ModelSpec`` names.
 
-        The version is empty if the spec names none. Raise BadRequest if the signature name is unknown. If the
-        spec has a label, raise Forbidden if the caller may not use the model, and NotFound if the model or
-        the label does not exist.
+        The version is empty if the spec names none. Raise BadRequest if the signature name is unknown.
+
+        A label in the spec is looked up in the route table. Then raise Forbidden if the caller may not use
+        the model, and NotFound if the model or the label does not exist.
         """
         if spec.signature_name not in ("", SIGNATURE):
             raise BadRequest(
@@ -237,7 +238,7 @@ def _raw(array: tf_tensors.Array) -> bytes:
 
 
 def _arrays(answer: Any) -> dict[str, np.ndarray]:
-    """Return the numeric outputs, each under its name."""
+    """Return the numeric outputs, each under its name. BF16 outputs are left out."""
     found = {}
     for tensor, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
         kind = tf_tensors.KINDS.get(NUMBERS.get(tensor.datatype, 0))

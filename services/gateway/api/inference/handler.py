@@ -119,9 +119,9 @@ class InferenceHandler:
     ) -> bytes | None:
         """Start the call. Return the id of the request in flight; None for a job or a refused request.
 
-        ``done`` is called with the response, perhaps before this method returns. ``body`` must not change
-        later, because its tensors are sent without a copy. ``started``: the time of ``time.perf_counter``
-        when the body was complete; None means now.
+        ``done`` is called with the response, perhaps before this method returns. The calling code must not
+        change ``body`` after this call, because its tensors are sent without a copy. ``started``: the time of
+        ``time.perf_counter`` when the body was complete; None means now.
         """
         started = started or time.perf_counter()
         rid = headers.get(b"x-request-id") or new_request_id().encode()
@@ -309,7 +309,7 @@ class InferenceHandler:
         )
 
     def log_rejection(self, refusal: Refusal, rid: str) -> None:
-        """Log a request that the connection itself refused, for example because it is malformed."""
+        """Log a request that ``HotPathProtocol`` refused, for example because the request is malformed."""
         error = TidegateError(refusal.message, reason=refusal.reason)
         self._log.refused("rest", "", error, None, rid, status=refusal.status)
 

@@ -97,8 +97,8 @@ class HotPathCall:
     def message_event(self) -> HotPathCall:
         """Return this call: uvicorn calls ``message_event.set()`` when the connection is lost.
 
-        As an attribute, it would be a reference cycle. Then the memory of each call would wait for the
-        garbage collector.
+        This is a property, because an attribute that refers to its own object is a reference cycle. Only the
+        garbage collector would then free the memory of a call.
         """
         return self
 
@@ -313,11 +313,15 @@ class HotPathProtocol(Protocol):
         super().connection_lost(exc)
         cycle: object = self.cycle
         if isinstance(cycle, HotPathCall):
-            # The call has a reference to this object: `_on_lost`. Together they would be a reference cycle.
+            # The call's ``_on_lost`` refers to this object. With ``cycle``, this object would also refer to
+            # the call, and that is a reference cycle.
             self.cycle = None  # type: ignore[assignment]
 
     def _refuse(self, call: HotPathCall, refusal: TidegateError) -> None:
-        """Refuse a call before its body is complete. Then read and drop the rest for a limited time."""
+        """Refuse a call before its body is complete.
+
+        Then read and drop the rest of the body for a limited time, and close the connection.
+        """
         call.keep_alive = False
         self._write(call, self._inference.refuse(call.target, call.headers, refusal))
         self._stop_receiving()
@@ -342,7 +346,7 @@ class HotPathProtocol(Protocol):
         super().reject(refusal)
 
     def note(self, refusal: Refusal, rid: str) -> None:
-        """Log a request that the connection itself refused, for example because it is malformed."""
+        """Log a request that this protocol refused, for example because the request is malformed."""
         self._inference.log_rejection(refusal, rid)
 
     def evict(self) -> None:

@@ -44,10 +44,10 @@ class UnfinishedUploads:
         self._all.pop(connection, None)
 
     def reclaim(self, need: int, for_known: bool) -> None:
-        """Drop incomplete bodies that arrive too slowly, until ``need`` bytes are free.
+        """Drop incomplete bodies that arrive too slowly, to free at least ``need`` bytes.
 
-        ``for_known``: True if a caller with a credential needs the bytes. Then bodies of callers without a
-        credential are dropped too, even if they are not slow.
+        ``for_known``: True if a caller with a valid credential needs the bytes. In this case, if the slow
+        bodies do not free enough, bodies of callers without a valid credential are dropped too.
         """
         now = time.monotonic()
         if now < self._not_before[for_known]:

@@ -1,7 +1,7 @@
 """The JSON forms of errors in the APIs of other systems, for the OpenAPI document.
 
 A request at a path of TGI, Ollama or vLLM can be refused before its route is known. Then the error has
-Tidegate's form. Clients of these APIs can read it, because its member ``error`` is also a string.
+Tidegate's form. Clients of these APIs can read it, because its member ``error`` is a string, as they expect.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class LlmJobs:
     async def answer(self, received: ReceivedRequest, path: str, prefer: Preference) -> Response:
         """Accept a job. Return the 202, or the model's own answer if it comes within the requested wait.
 
-        Raises TidegateError.
+        Raises a TidegateError if the job is not accepted, or if it fails within the requested wait.
         """
         caller = principal()
         if not caller.may(INFER):

@@ -1,4 +1,4 @@
-"""Answer errors in OpenAI's format: ``{"error": {"message", "type", "param", "code"}}``."""
+"""Convert errors to OpenAI's format: ``{"error": {"message", "type", "param", "code"}}``."""
 
 from __future__ import annotations
 

@@ -66,8 +66,10 @@ class Translation:
     def model(self, request: Request, named: object, how: str) -> str:
         """Return the model that a request names, or else the only model that its caller may use.
 
-        ``how``: the ways to name a model, as text for the error. If the request names no model, raise
-        NotFound if the caller may use none, and BadRequest if the caller may use several.
+        ``how``: the ways to name a model, as text for the error.
+
+        A request may name no model. Then raise NotFound if its caller may use no model, and BadRequest if its
+        caller may use several.
         """
         given = [
             request.path_params.get("model"),

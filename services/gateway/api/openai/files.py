@@ -144,7 +144,11 @@ class _Form:
         self.fields: dict[str, str] = {}
 
     async def take(self, event: PartBegin | PartData | PartEnd) -> None:
-        """Take the next event of the form. Raises BadRequest, and the errors of :meth:`FileUpload.write`."""
+        """Take the next event of the form.
+
+        Raises BadRequest if the form has two files, or if a field is too large. Also raises the errors of
+        :meth:`FileUpload.write`.
+        """
         if isinstance(event, PartBegin):
             self._part, self._field = event.name, b""
             if event.name == "file":

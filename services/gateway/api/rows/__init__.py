@@ -1,1 +1,1 @@
-"""The APIs of other model servers for tensors: TensorFlow Serving, KServe v1, TorchServe and others."""
+"""The tensor APIs of other model servers: TensorFlow Serving, KServe v1, TorchServe and others."""

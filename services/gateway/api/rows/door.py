@@ -121,7 +121,10 @@ class RowsDoor:
         )
 
     def endpoint(self, name: str) -> EndpointRoute:
-        """Return an endpoint that the caller may use; raise NotFound or Forbidden."""
+        """Return the endpoint ``name``.
+
+        Raise NotFound if it does not exist, and Forbidden if the caller may not use it.
+        """
         found = self.core.table().endpoints.get(name)
         if found is None:
             raise NotFound(f"there is no model {name!r}: GET /v2/models lists all")
@@ -130,7 +133,7 @@ class RowsDoor:
         return found
 
     def only(self, how: str) -> str:
-        """Return the only endpoint that the caller may use.
+        """Return the name of the only endpoint that accepts tensors and that the caller may use.
 
         Raise BadRequest if there are none or several.
 

@@ -10,7 +10,7 @@ from services.gateway.domain.contract import Beside, is_ours
 from services.gateway.domain.shared_memory import Regions, UsesRegions
 from tidegate.kernel.protocol.access import Principal
 
-# These headers never go to a model, even if the pattern matches them.
+# These headers never go to a model, even if the pattern of ``BesideBody`` matches them.
 _SECRET = frozenset({
     "authorization", "proxy-authorization", "cookie", "x-amz-security-token", "x-api-key", "api-key",
 })  # fmt: skip
@@ -21,7 +21,7 @@ class OwnedRegions(Protocol):
     """The shared memory of all callers."""
 
     def of(self, owner: str) -> Regions:
-        """Return the regions of one caller."""
+        """Return one caller's regions of shared memory."""
 
 
 class BesideBody:

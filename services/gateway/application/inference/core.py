@@ -153,8 +153,8 @@ class InferenceCore:
     def _reserved(self, shared: DeploymentRoute, own: DeploymentRoute | None) -> DeploymentRoute:
         """Return the Deployment that gets a request: ``own`` or ``shared``.
 
-        ``own`` has the reserved replicas, or is None. It gets the request if one of its replicas is ready,
-        and if it can take another request or no shared replica is ready. Otherwise, return ``shared``.
+        ``own``: the Deployment with the reserved replicas, or None. It gets the request if one of its
+        replicas is ready, and if it can take another request now or no replica of ``shared`` is ready.
         """
         if own is None or not self.fleet(own.name).ready:
             return shared
@@ -189,7 +189,7 @@ class InferenceCore:
                 "use /generate_stream, or ModelStreamInfer over gRPC"
             )
         if request.sequence is not None and self._keeps_sequences(endpoint, route):
-            if request.sequence.start:  # check only a new sequence: later requests must go to its replica
+            if request.sequence.start:  # later requests need no admission: their replica is already chosen
                 self.admit(route, timeout_ms, flow)
             return self.sequences.begin(
                 endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, done
@@ -309,7 +309,7 @@ class InferenceCore:
         if route.llm is not None:
             raise not_tensors(model)
         if request.sequence is not None and self._keeps_sequences(endpoint, route):
-            if request.sequence.start:  # check only a new sequence: later requests must go to its replica
+            if request.sequence.start:  # later requests need no admission: their replica is already chosen
                 self.admit(route, timeout_ms, flow)
             answers = self.sequences.stream(
                 endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, queued
@@ -392,7 +392,7 @@ class InferenceCore:
         origin: Callable[[], Origin] | None,
         caller: Principal,
     ) -> tuple[EndpointRoute, DeploymentRoute, Decoded, float, float, FlowKey]:
-        """Return the endpoint, the Deployment and the decoded request, with its times and its flow.
+        """Return the endpoint, the Deployment, the decoded request, two times, and the caller's flow.
 
         The times are the timeout in milliseconds, and the seconds that decoding took.
         """
@@ -413,7 +413,7 @@ class InferenceCore:
         return endpoint, route, request, timeout_ms, time.perf_counter() - started, flow
 
     def _keeps_sequences(self, endpoint: EndpointRoute, route: DeploymentRoute) -> bool:
-        """Return True if the endpoint has a stateful model. Raise an error if its signature is unknown."""
+        """Return True if the endpoint's model is stateful. Raise an error if its signature is unknown."""
         if route.contract.signature is None:
             raise self.needs_replica(route, inputs_unknown())
         return endpoint.stateful

@@ -109,7 +109,7 @@ class Line:
 class Turn:
     """The right to send a request of a sequence now.
 
-    The calling code must release it when the request is in the queue.
+    The calling code must call :meth:`release` when the request is in the queue.
     """
 
     def __init__(self, lines: dict[str, Line], key: str) -> None:

@@ -318,7 +318,7 @@ class SequenceRouter:
     async def _asked(self, call: Callable[[SequencePlaces], Awaitable[T]]) -> T:
         """Call the store; raise StoreUnavailable if it is down.
 
-        After a failure, raise StoreUnavailable for ``AWAY_S`` seconds without a call.
+        For ``AWAY_S`` seconds after a failure, do not call the store. Raise StoreUnavailable immediately.
         """
         if self._places is None or time.monotonic() < self._away_until:
             raise StoreUnavailable("the store does not answer")
@@ -348,8 +348,8 @@ class SequenceRouter:
     async def _start(self, request: SequenceRequest, held: Place | None) -> Place:
         """Wait for a ready replica with a free slot for a new sequence, and return the replica.
 
-        If no slot becomes free in time (see ``WAIT_S``), raise an error. If no replica is ready before the
-        deadline, raise DeadlinePassed.
+        If no slot becomes free in time (see ``WAIT_S``), raise Overloaded. If no replica is ready before the
+        deadline, raise DeadlinePassed. If the store is down, raise Unavailable.
         """
         request.starts += 1
         name, began = request.route.name, time.monotonic()
@@ -385,7 +385,8 @@ class SequenceRouter:
     async def _choose(self, request: SequenceRequest, ready: list[SequenceSlots]) -> Place | None:
         """Return the replica that the store has chosen; None if all slots are taken.
 
-        Raise Unavailable if the store is down, because other gateways could not find the sequence.
+        Raise Unavailable if the store is down. Without the store, other gateways cannot find the new
+        sequence.
         """
         token, name = os.urandom(6).hex(), request.route.name
         times = _times(request, request.left_ms)

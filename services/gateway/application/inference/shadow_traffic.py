@@ -47,7 +47,7 @@ class Answered(Protocol):
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
-        """The outputs, in the order of the reply's data."""
+        """The descriptions of the outputs, in the same order as their values in ``reply.data``."""
 
     @property
     def reply(self) -> Reply:
@@ -125,7 +125,7 @@ class ShadowTraffic:
         self._task = asyncio.create_task(self._run(), name="shadow traffic")
 
     async def stop(self) -> None:
-        """Stop the rounds, and forget the copies in flight."""
+        """End the background task, and cancel the comparisons that have not started."""
         await tasks.end(self._task)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -271,7 +271,7 @@ class ShadowTraffic:
             self._publisher.publish([pair.copy for pair in pairs], fleet)
 
     def _on_answer(self, pair: _Pair, outcome: Reply | tuple[str, str]) -> None:
-        """Count the outcome of a copy. Keep an answer until it is compared."""
+        """Count the outcome of a copy. Keep the answer only if it will be compared."""
         seconds = time.perf_counter() - pair.sent
         if not isinstance(outcome, Reply):
             self._failed(pair, *outcome)

@@ -32,9 +32,9 @@ class BacklogEstimate:
         self._clock = clock
         self._loads: Mapping[str, JobLoad] = {}
         self._since: Counter[str] = Counter()
-        # This counter is used while the store is read. It counts the jobs that were accepted after the
-        # previous read began and before this read began. `_loads` includes these jobs when this read has
-        # finished.
+        # `_refresh` moves the counts of `_since` to this counter while it reads the store. After the read,
+        # `_loads` includes these jobs, so the counter is emptied. If the read fails, the counts go back to
+        # `_since`.
         self._before_reading: Counter[str] = Counter()
         self._at = float("-inf")
         self._reading: asyncio.Task[None] | None = None

@@ -1,7 +1,7 @@
 """Run a batch: submit its lines as jobs, a few at a time, and write the results in line order.
 
-The gateway that runs a batch holds a lease on it. It writes the results to the blob store in chunks. To the
-batch's record, it writes the number of lines whose results are written. If another gateway takes over the
+The gateway that runs a batch holds a lease on it. It writes the results to the blob store in chunks. The
+batch's record contains the number of lines whose results are written. If another gateway takes over the
 batch, it continues after these lines. The job of each line has an idempotency key, so a line that is
 submitted twice becomes only one job.
 """
@@ -86,7 +86,11 @@ class BatchRunner:
         self._lines_revoked = False  # True if a line failed after its caller's access was revoked
 
     async def run(self) -> None:
-        """Run the batch to its end. Raises :class:`LeaseLost`, or Unavailable if its file cannot be read."""
+        """Run the batch to its end.
+
+        Raise :class:`LeaseLost` if another gateway has the lease of the batch. Raise Unavailable if the
+        batch's file cannot be read.
+        """
         self._submitter.chunks = await self._store.lines(self._batch.id)
         work = asyncio.create_task(self._process_lines())
         keep = asyncio.create_task(self._keep_lease())
@@ -158,10 +162,9 @@ class BatchRunner:
         await self._step(end="failed", error=error)
 
     async def _write_results(self) -> bool:
-        """Pass the results of the first lines to the writer. Return False if there are none yet.
+        """Pass the results of finished lines to the writer. Return False if no result was passed.
 
-        Only the finished lines before the first unfinished line are passed, because results are written in
-        line order.
+        Stop at the first unfinished line, because results are written in line order.
         """
         if not self._rows:
             return False
@@ -209,7 +212,7 @@ class BatchRunner:
         return len(finished)
 
     async def _result_line(self, row: LineProgress, job: Job | None, frame: bytes | None) -> ResultLine:
-        """Return the line of the results file for one finished request line, with its outcome."""
+        """Return the result of a finished request line: its outcome, and the line for the results file."""
         error = row.error
         if job is not None and frame is not None:
             try:

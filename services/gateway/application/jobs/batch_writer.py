@@ -72,9 +72,10 @@ class BatchWriter:
         return (self._lines if good else self._errors).add(result.line)
 
     async def write(self) -> Written | None:
-        """Write the results that are in memory to the blob store. Return None if there are none.
+        """Write the results that are in memory to the blob store, and return the new chunks.
 
-        If this method raises Unavailable, the calling code must call it again.
+        Return None if there are no new chunks. If this method raises Unavailable, the calling code must call
+        it again.
         """
         facts = self._batch.openai
         if facts is None:

@@ -35,7 +35,7 @@ CLAIM_INTERVAL_S = 1.0
 
 
 class BatchService:
-    """Create, find, cancel and run the batches of a gateway process.
+    """Create, find and cancel batches, and run some of them in this gateway process.
 
     ``owner``: the name of this process in leases. Times are in seconds.
     """

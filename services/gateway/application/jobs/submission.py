@@ -220,7 +220,9 @@ class JobSubmitter:
     async def submit(self, request: JobRequest) -> SubmittedJob:
         """Accept a job. Return it when its record and its message are on disk.
 
-        Raises Conflict, Overloaded, Unavailable; TooMany or BadRequest at a token limit.
+        Raise Conflict if the idempotency key was used before with another request. Raise Overloaded if too
+        many jobs are queued. Raise Unavailable if a store or the broker does not answer. Raise TooMany if a
+        token limit is reached. Raise BadRequest if the job is larger than a token limit.
         """
         charged = None if request.charge is None else await request.charge()
         fresh = False

@@ -64,7 +64,7 @@ log = telemetry.logger(__name__)
 
 LOSSES = Counter(
     "tidegate_gateway_lost_streams_total",
-    "Streams of language models whose worker was lost, by what followed: continue, end or fail.",
+    "Streams of language models whose worker was lost, by the gateway's action: continue, end or fail.",
     ["action"],
 )
 # If a request has lost more workers than this, it fails, because the request itself may crash the workers.
@@ -83,8 +83,8 @@ TOKENS_OF_A_REQUEST = 256
 class QueuedAt(NamedTuple):
     """The state of a Deployment's queue when a request was queued.
 
-    ``at``: the time by the monotonic clock. ``before``: how many requests were ahead of the request.
-    ``completed``: how many requests of the Deployment this gateway had answered.
+    ``at``: the time by the monotonic clock. ``before``: the number of requests that were ahead of the
+    request. ``completed``: the number of the Deployment's requests that this gateway had answered by then.
     """
 
     route: DeploymentRoute
@@ -157,7 +157,10 @@ class LlmCall:
 
 @dataclass(slots=True)
 class LlmEvents:
-    """The next events of a stream, as the engine's JSON. Without ``stream``, the only event is the answer."""
+    """The next events of an answer, as the engine's JSON.
+
+    If the request did not set ``stream``, the only event is the complete answer.
+    """
 
     events: list[bytes]
     meta: Meta
@@ -366,8 +369,8 @@ class LlmCore:
 def _refusal(error: TidegateError, earlier: EngineRefused | None) -> EngineRefused:
     """Return the failure that the caller gets if no other target answers.
 
-    An error that is not an EngineRefused only means that this target cannot take the request. For such an
-    error, return the ``earlier`` failure, or raise ``error`` if there is none.
+    If ``error`` is an EngineRefused, return it. Any other error only means that this target cannot take the
+    request. Then return ``earlier``. If ``earlier`` is None, raise ``error``.
     """
     if isinstance(error, EngineRefused):
         return error

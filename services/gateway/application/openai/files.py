@@ -194,7 +194,7 @@ class FileService:
                     await _drop(self._store, self._blobs, id_)
                     log.info("an unfinished upload was deleted", extra={"file": file_name(id_)})
             except Unavailable:
-                pass  # the chunks expire in the blob store
+                pass  # a chunk that was not deleted expires in the blob store
             await asyncio.sleep(SWEEP_S)
 
 

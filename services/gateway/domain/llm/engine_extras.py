@@ -1,7 +1,8 @@
 """Translate requests for tokenization and scores, which OpenAI's API does not have.
 
-vLLM, llama.cpp and TGI use different bodies for ``/tokenize``. Here, requests and answers have the members of
-all three. So the gateway does not need to know which engine or which client it works with.
+vLLM, llama.cpp and TGI use different bodies for ``/tokenize``. The body for an engine has the members of vLLM
+and llama.cpp, so the gateway does not need to know which engine it works with. An answer to a caller has the
+members of vLLM and llama.cpp, too. If the request has TGI's form, the answer is a list, as in TGI.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ PASSED = ("/pooling", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/reran
 
 
 def of_tgi(request: Members) -> bool:
-    """Return True for a request in TGI's form, which needs a list as the answer."""
+    """Return True if a request has TGI's form. The answer to this form must be a list."""
     return "inputs" in request
 
 

@@ -47,8 +47,8 @@ def estimate(path: str, body: Mapping[str, Any], context: int | None) -> TokenEs
     if path.endswith(("/embeddings", "/pooling", "/score", "/rerank", "/tokenize", "/detokenize")):
         return TokenEstimate(prompt, 0)
     room = max(1, context - prompt) if context is not None else None
-    # Engines read the limit from different members (see _LIMITS), so use the largest value. When the answer
-    # ends, the charge is corrected to the counted tokens.
+    # Engines read the limit of the answer from different members of the body (see _LIMITS), so use the
+    # largest value. When the answer ends, the charge is corrected to the counted tokens.
     limit = max((body[name] for name in _LIMITS if _is_count(body.get(name))), default=None)
     if limit is None:
         limit = room if room is not None else USUAL_ANSWER

@@ -11,8 +11,10 @@ def chosen(named: Iterable[str | None], models: Sequence[str], how: str) -> str:
     """Return the model that a request names, or else the only language model.
 
     ``named``: the names to try, in order; empty ones are skipped. ``models``: the models that the caller may
-    use. ``how``: how a request names a model, for the error message. If the request names no model, raise
-    NotFound if there is no language model, and BadRequest if there are several.
+    use. ``how``: how a request names a model, for the error message.
+
+    Two errors are possible for a request that names no model. If there is no language model, raise NotFound.
+    If there are several, raise BadRequest.
     """
     for name in named:
         if name:

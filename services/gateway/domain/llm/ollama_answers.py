@@ -72,7 +72,7 @@ class OllamaAnswer:
         return self._line(now, "", "", [])
 
     def end(self, now: datetime, durations: Durations) -> list[bytes]:
-        """Return the last lines of a stream: the tool calls, and the counts."""
+        """Return the last lines of a stream: the tool calls, then the token counts and the times."""
         calls = self._tool_calls()
         lines = [self._line(now, "", "", [], calls)] if calls else []
         return [*lines, orjson.dumps(self._frame(now, "", "", []) | self._counts(durations))]

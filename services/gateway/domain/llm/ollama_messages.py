@@ -16,7 +16,7 @@ _IMAGES = {"iVBORw0KGgo": "png", "/9j/": "jpeg", "UklGR": "webp", "R0lGOD": "gif
 
 
 def translated(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Translate the messages of a chat; raise BadRequest.
+    """Translate the messages of a chat; raise BadRequest if a message is invalid.
 
     In OpenAI's API, a tool's message contains the id of the tool call that it answers. In Ollama's API, it
     may contain only the tool's name. So this function gives an id to each tool call that has none. A message

@@ -70,7 +70,7 @@ def endpoint(model: str) -> str:
 
 
 def chat(request: Members) -> OllamaCall:
-    """Translate a request of ``/api/chat``; raise BadRequest."""
+    """Translate a request of ``/api/chat``; raise BadRequest if it is invalid."""
     messages = members.groups(request, "messages")
     if not messages:
         return _nothing("chat", request)
@@ -81,7 +81,7 @@ def chat(request: Members) -> OllamaCall:
 
 
 def generate(request: Members) -> OllamaCall:
-    """Translate a request of ``/api/generate``; raise BadRequest.
+    """Translate a request of ``/api/generate``; raise BadRequest if it is invalid.
 
     The model's template is applied to the prompt, as in a chat of one message. With ``raw`` or ``suffix``,
     the prompt goes to the engine unchanged.
@@ -106,7 +106,7 @@ def generate(request: Members) -> OllamaCall:
 
 
 def embed(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
-    """Translate a request of ``/api/embed``; raise BadRequest.
+    """Translate a request of ``/api/embed``; raise BadRequest if it is invalid.
 
     Return two dictionaries. The first is the body of the request to :data:`EMBEDDINGS`. The second contains
     the members that have no effect, each with the reason.

@@ -125,7 +125,10 @@ class StreamProgress:
         return AfterLoss("continue")
 
     def resume(self) -> Resume | None:
-        """Return what another worker needs to continue the answer; None if it must begin again."""
+        """Return what another worker needs to continue the answer; None if the caller has nothing yet.
+
+        With None, the other worker must start the answer from the beginning.
+        """
         if not self._emitted:
             return None
         self._read()
@@ -156,7 +159,7 @@ class StreamProgress:
         return orjson.dumps(document)
 
     def last_events(self) -> list[bytes]:
-        """Return the event with the token usage that is missing in a complete answer, as a list.
+        """Return a list with the event for the token usage, if a complete answer lacks this event.
 
         The event is missing if the worker was lost before it sent this event. The list is empty if the event
         is not missing, if the answer is not a stream, or if the token usage is not known.

@@ -27,10 +27,10 @@ _TYPES: dict[type[TidegateError], str] = {
 class TgiAnswer:
     """Build TGI's answer to one request from the engine's events. ``add`` returns the events to send.
 
-    In TGI, the event of the last token also has the whole text. But an engine reports the end only after its
-    last token was sent. So the whole text is sent in one more event, with an empty special token. If the
-    answer reaches ``max_new_tokens``, the last token is known in time. Then the event of this token has the
-    whole text.
+    In TGI, the event of the last token also has the whole text. But an engine reports the end of the answer
+    only after the gateway has sent the last token. So the gateway sends the whole text in one more event,
+    with an empty special token. If the answer reaches ``max_new_tokens``, the gateway knows the last token
+    before it sends it. Then the event of this token has the whole text.
     """
 
     def __init__(self, request: Generation) -> None:

@@ -1,4 +1,4 @@
-"""Count the tokens of language models that a caller used in the last minute and on this day.
+"""Count the tokens that a caller used at language models in the last minute and on this day.
 
 The window slides: in any 60 seconds, the charges stay within the limit. All charges of one second are counted
 together. The same algorithm runs in the store (``tidegate/kernel/store/lua/tokens_charge.lua``) for all

@@ -141,7 +141,7 @@ class FileCheck:
 
 
 def custom_id(raw: bytes) -> str | None:
-    """Return the ``custom_id`` of a line, or None."""
+    """Return the ``custom_id`` of a line; None if the line has no valid one."""
     try:
         value = bounded_json.loads(raw, "the line")
     except TidegateError:

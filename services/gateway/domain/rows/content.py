@@ -26,8 +26,8 @@ _LINES = frozenset({LINES, "application/x-jsonlines", "application/jsonl", "appl
 # `curl -d` sends this type by default. No supported protocol accepts forms, so such a body is read as JSON.
 _CURL = "application/x-www-form-urlencoded"
 _NUMBERS = {"FP16", "FP32", "FP64"}
-# Limits for the cells and the lines of a request, and for the cells of an answer. They are checked before
-# decoding or encoding, because both block the event loop.
+# The largest numbers of cells and lines in a request, and of cells in an answer. The limits are checked
+# before the body is decoded or the answer is encoded, because this work blocks the event loop.
 _MOST_CELLS, _MOST_LINES = 2**22, 2**19
 _MOST_WRITTEN_CELLS = 2**20
 # The largest size of a NumPy array of strings, in bytes. Each string takes as much memory as the longest one,
@@ -180,7 +180,7 @@ def _flat(value: Any) -> list[Any]:
 
 
 def is_columns(document: Any, contract: Contract) -> bool:
-    """Return True if a JSON document contains columns, in its member ``inputs``, and not rows."""
+    """Return True if a JSON document has columns (in its member ``inputs``) and no rows."""
     return (
         isinstance(document, dict)
         and "inputs" in document

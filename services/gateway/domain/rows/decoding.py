@@ -96,8 +96,8 @@ def only(contract: Contract) -> str:
 def examples(document: Mapping[str, Any], contract: Contract) -> Decoded:
     """Decode a request of ``examples``. The features of ``context`` are added to each example.
 
-    Raise BadRequest, for example if the copies of the context are too large. Raise Unavailable if the
-    model's signature is not known.
+    Raise BadRequest if the examples are wrong, or if the copies of the context are too large. Raise
+    Unavailable if the model's signature is not known.
     """
     found, context = document.get("examples"), document.get("context") or {}
     if not isinstance(found, list) or not isinstance(context, dict):

@@ -1,4 +1,7 @@
-"""Explain in one line why a database cannot be opened, and the remedy. Passwords are not shown."""
+"""Explain in one line why a database cannot be opened, and how to fix it.
+
+Passwords are not shown.
+"""
 
 from __future__ import annotations
 

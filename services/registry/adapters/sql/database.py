@@ -54,7 +54,7 @@ def engine_for(url: str) -> AsyncEngine:
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     # By default, the driver begins a transaction only at the first write. With the isolation level None, the
-    # driver begins no transaction. Then _begin_sqlite begins it.
+    # driver never begins one. Instead, ``_begin_sqlite`` begins each transaction.
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (
@@ -71,7 +71,11 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 class RegistryDatabase:
-    """The registry's database. ``problem``: why the last transaction failed; None if it succeeded."""
+    """The registry's database.
+
+    ``problem``: the message of the latest failure of the database. A successful transaction resets it to
+    None.
+    """
 
     def __init__(self, url: str, clock: Clock = utc_now) -> None:
         self._engine = engine_for(url)
@@ -109,8 +113,8 @@ class RegistryDatabase:
         """Open a write transaction. Commit it after the block, or roll it back on an error.
 
         Only one write transaction is open at a time. Raise Unavailable if the database fails. Raise Conflict
-        if it rejects a key or a reference to another row. Raise BadRequest if it rejects a value, such as a
-        text that is too long.
+        if the database rejects a primary key or a foreign key. Raise BadRequest if it rejects a value, such
+        as a text that is too long.
         """
         with self._translating_errors():
             async with self._write_lock, self._writes.begin() as connection:

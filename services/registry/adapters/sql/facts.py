@@ -1,4 +1,4 @@
-"""Write the searchable facts of versions in SQL: one row per metric, parameter, tag and field."""
+"""Write the searchable facts of versions in SQL: a row per metric, parameter, tag or other field."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ _SCRIPTS = Path(__file__).parent / "migrations"
 # The number of the PostgreSQL advisory lock that lets only one `migrate` run at a time. The number is
 # arbitrary.
 _LOCK = 7_416_001
-# The part of a problem's text that only a database of a newer Tidegate has.
+# The message of a problem contains this text only if a newer Tidegate has migrated the database. ``_upgrade``
+# searches the message for it.
 NEWER = "which a newer Tidegate made"
 
 
@@ -56,7 +57,7 @@ def _upgrade(connection: sa.Connection) -> None:
 
 
 async def problem(url: str) -> str | None:
-    """Return the problem with the tables and the remedy; None if they are up to date."""
+    """Return what is wrong with the tables, and how to fix it; None if they are up to date."""
     engine = engine_for(url)
     try:
         async with engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""Read from SQL how much of a key's quota is used: versions and bytes of artifacts."""
+"""Read from SQL how many versions and artifact bytes a principal has, for the check of its quota."""
 
 from __future__ import annotations
 

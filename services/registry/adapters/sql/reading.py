@@ -73,7 +73,11 @@ class DesiredStateReader:
         return (await self._connection.execute(query)).scalar_one_or_none()
 
     async def versions(self, model: str | None = None, number: int | None = None) -> list[Version]:
-        """Return all versions, the versions of a model, or one version, sorted by model and number."""
+        """Return versions, sorted by model and number. Deleted versions are left out.
+
+        ``model``: return only the versions of this model. ``number``: return only the versions with this
+        number.
+        """
         query = _all_versions().where(LIVE)
         if model is not None:
             query = query.where(versions.c.model == model)
@@ -142,7 +146,7 @@ class DesiredStateReader:
         return {row["model"]: version_of(row) for row in rows.mappings()}
 
     async def model_created(self, models_: list[str]) -> dict[str, datetime]:
-        """Return when each of these models was first registered, even if it was deleted since."""
+        """Return when each of these models was first registered. Deleted models are included."""
         query = sa.select(models.c.name, models.c.created_at).where(models.c.name.in_(models_))
         return {row.name: row.created_at for row in await self._connection.execute(query)}
 
@@ -179,7 +183,10 @@ class DesiredStateReader:
         return sorted(result, key=lambda deployment: deployment.name)
 
     async def endpoints(self, name: str | None = None, page: NamedPage = EVERYTHING) -> list[Endpoint]:
-        """Return Endpoints sorted by name: all, or the one with this name."""
+        """Return a page of Endpoints, sorted by name. By default, return all Endpoints.
+
+        ``name``: return only the Endpoint with this name.
+        """
         query = _paged(sa.select(endpoints), endpoints.c.name, page)
         if name is not None:
             query = query.where(endpoints.c.name == name)

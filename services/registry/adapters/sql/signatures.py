@@ -12,7 +12,10 @@ from services.registry.adapters.sql.tables import signatures
 
 
 class StoredSignature(NamedTuple):
-    """The signature of an artifact. ``key``: the public key's sha256. ``created_at``: when it was stored."""
+    """The signature of an artifact.
+
+    ``key``: the public key's sha256. ``created_at``: the time at which the signature was stored.
+    """
 
     key: str
     bundle: dict[str, Any]
@@ -33,6 +36,6 @@ async def put(connection: AsyncConnection, sha256: str, stored: StoredSignature)
 
 
 async def drop(connection: AsyncConnection, sha256: str, key: str) -> bool:
-    """Delete the signature that was made with a key. Return False if it does not exist."""
+    """Delete an artifact's signature by this key. Return False if there is no such signature."""
     query = sa.delete(signatures).where(signatures.c.sha256 == sha256, signatures.c.key == key)
     return bool((await connection.execute(query)).rowcount)

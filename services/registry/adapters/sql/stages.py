@@ -27,7 +27,7 @@ async def staged(connection: AsyncConnection) -> dict[tuple[str, int], str]:
 
 
 async def find(connection: AsyncConnection, model: str, number: int) -> StoredStage:
-    """Return the stage of a version. The version must exist."""
+    """Return the stage of a version, and the principal that registered it. The version must exist."""
     query = sa.select(versions.c.stage, versions.c.created_by)
     row = (await connection.execute(query.where(_is(model, number)))).one()
     return StoredStage(row.stage, row.created_by)

@@ -137,7 +137,8 @@ baselines = sa.Table(
     sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
 )
 
-# A copy of the versions' metadata, as rows for searches. ``kind`` is metric, parameter, tag or field.
+# A copy of the versions' metadata, as rows for searches. ``kind`` is metric, parameter, tag or field. Facts
+# of the kind ``field`` are all others, such as the owner.
 version_facts = sa.Table(
     "version_facts",
     metadata,

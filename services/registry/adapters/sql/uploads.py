@@ -37,9 +37,10 @@ async def add(connection: AsyncConnection, upload: Upload, now: datetime) -> Non
 
 
 async def change(connection: AsyncConnection, upload: Upload, before: int) -> bool:
-    """Update an upload's row. Return False if the upload has ended or does not have ``before`` bytes.
+    """Update the row of an unfinished upload. Return False if nothing is updated.
 
-    ``before``: the number of bytes that were stored before this update.
+    ``before``: the number of bytes that were stored before this update. If the row has another number, or if
+    the upload has ended, nothing is updated.
     """
     unfinished = sa.not_(uploads.c.stored) & (uploads.c.problem == "")
     query = sa.update(uploads).where(uploads.c.id == upload.id, uploads.c.received == before, unfinished)

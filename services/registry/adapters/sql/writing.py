@@ -81,7 +81,7 @@ class DesiredStateWriter(DesiredStateReader):
             await self._connection.execute(sa.update(revision).values(value=self.next_revision))
 
     async def probe(self) -> None:
-        """Test by a write that changes nothing if the database can be written.
+        """Check that the database can be written: write the revision, but do not change its value.
 
         Raise the driver's error if the write fails.
         """

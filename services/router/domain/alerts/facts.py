@@ -91,10 +91,10 @@ def totals(
 
 
 def pieces(history: EndpointHistory, since: float) -> Iterable[Brief]:
-    """Return the history since a time as ticks, minutes and hours that do not overlap, in any order.
+    """Return the history as pieces that do not overlap: ticks, minutes and hours, in any order.
 
-    A tick is the time between two readings of the traffic. All ticks are returned, even those before
-    ``since``.
+    A tick is the time between two readings of the traffic. All ticks are returned. Minutes and hours are
+    returned only if they began at ``since`` or later.
     """
     ticks = [_tick(each) for each in history.ticks]
     oldest = min((each.start for each in ticks), default=float("inf"))

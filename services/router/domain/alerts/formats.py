@@ -47,7 +47,11 @@ def slack_body(notification: Notification) -> bytes:
 
 
 def email_of(notification: Notification, id_: str, sender: str, to: str, at: float) -> EmailMessage:
-    """Return an e-mail. Each attempt has the same Message-ID, so mail servers can detect duplicates."""
+    """Return a notification as an e-mail.
+
+    The Message-ID contains ``id_``. All attempts to send this e-mail use the same Message-ID, so mail servers
+    can detect duplicates.
+    """
     message = EmailMessage()
     message["From"], message["To"] = sender, to
     message["Subject"] = f"[Tidegate] {title(notification)}"

@@ -1,8 +1,9 @@
 """The states of alerts: pending, firing, resolved. Pure.
 
-When a condition holds, its alert is pending. After the rule's ``for_s`` the alert fires. The alert is
-resolved when ``keep_s`` seconds have passed since the condition last held. Because of this wait, a value near
-its limit causes few messages.
+When a condition begins to hold, its alert is pending. If the condition holds for the rule's ``for_s``
+seconds, the alert fires. If the condition ends earlier, the pending alert is dropped. A firing alert is
+resolved when the condition has not held for ``keep_s`` seconds. Because of this wait, a value near its limit
+causes few messages.
 """
 
 from __future__ import annotations
@@ -116,7 +117,11 @@ def _not_held(alert: Alert, rule: Rule | None, now: float) -> Alert | None:
 
 
 def end_removed(alerts: Mapping[Key, Alert], endpoints: Collection[str], now: float) -> dict[Key, Alert]:
-    """Resolve the alerts of removed endpoints, so that receivers are notified. Return all alerts."""
+    """Resolve or drop the alerts of removed endpoints. Return the alerts that remain.
+
+    A firing alert is resolved, so that receivers are notified. A pending alert is dropped, unless receivers
+    do not know yet that an earlier firing is over. Then it is resolved too.
+    """
     found: dict[Key, Alert] = {}
     for key, alert in alerts.items():
         if alert.endpoint in endpoints or alert.state == "resolved":

@@ -10,14 +10,14 @@ from services.router.domain.diagnosis.finding import Remedy, Symptom, span, usua
 from services.router.domain.diagnosis.latency import more_replicas
 from services.router.domain.watch.window import Window
 
-# Adoption falls if the mean number of callers per day is at most FALLS_TO times the earlier mean. The
-# difference must also be at least STANDARD_ERRORS standard errors.
+# Adoption falls only if two conditions are true. The mean number of callers per day is at most FALLS_TO times
+# the earlier mean. The two means differ by at least STANDARD_ERRORS standard errors.
 FALLS_TO = 0.7
 STANDARD_ERRORS = 4.0
 LEAST_CALLERS = 5
 FLAT_ERRORS = 0.01
-# Cost grows only if the number of replicas grows by a factor of at least MORE_REPLICAS. This factor must also
-# be at least MORE_THAN_USAGE times the factor by which the number of requests grows.
+# Cost grows only if the number of replicas grows by a large factor. This factor is at least MORE_REPLICAS. It
+# is also at least MORE_THAN_USAGE times the factor by which the number of requests grows.
 MORE_REPLICAS, MORE_THAN_USAGE = 1.3, 1.5
 IDLE = 0.5
 AIM = 0.6
@@ -104,7 +104,7 @@ def cost_grows(case: Case) -> Symptom | None:
         "cost_grows",
         "too many replicas",
         (
-            f"1,000 requests take {now:.3g} s of replicas in the last {span(case.spans.window_s)}; "
+            f"1,000 requests take {now:.3g} s of replica time in the last {span(case.spans.window_s)}; "
             f"usually they take {usual.middle:.3g} s",
             f"{replicas:.1f} replicas run, {growth:.1f} times the usual number; the number of requests is "
             f"{usage:.1f} times the usual one",

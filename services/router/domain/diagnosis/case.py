@@ -20,8 +20,9 @@ LEAST_BLOCKS = 3
 class Spans:
     """The lengths of the periods that a diagnosis compares, in seconds (``recent_days``: in days).
 
-    The last ``window_s`` are compared with earlier periods of this length, up to ``past_s`` back. The last
-    ``recent_days`` full days are compared with earlier days. ``day_s``: the length of a day.
+    The last ``window_s`` seconds are compared with earlier periods of the same length. These periods are in
+    the ``past_s`` seconds before. The last ``recent_days`` full days are compared with earlier days.
+    ``day_s``: the length of a day.
     """
 
     window_s: float = 900.0

@@ -12,8 +12,9 @@ from tidegate.kernel.protocol.traffic import LEDGER
 # A smaller growth of a latency (seconds) is no symptom, because users do not notice it.
 LEAST_FELT_S = 0.002
 SLOWER, CLEARLY = 1.75, 1.4
-# Response times are inconsistent only if p50 is at most SAME_MIDDLE times its usual value, and p99 and the
-# ratio p99/p50 are each more than WIDER times their usual values.
+# Response times are inconsistent only if three conditions are true. p50 is at most SAME_MIDDLE times its
+# usual value. p99 is more than WIDER times its usual value. The ratio p99/p50 is more than WIDER times its
+# usual value.
 WIDER, SAME_MIDDLE = 2.0, 1.5
 # With fewer answers, p99 is only the slowest one or two answers.
 LEAST_ANSWERS = 200
@@ -98,7 +99,7 @@ def _slow_remedy(case: Case, part: str) -> tuple[str, Remedy]:
     if case.recent.cold_s > 0.02 * case.recent.seconds and case.recent.cold_s > case.before.cold_s:
         return "cold start", Remedy(
             f"tidegate policy {main.name} --set min_replicas={max(1, main.low)}",
-            f"no replica was ready for {case.recent.cold_s:.0f} s in which requests waited: keep one running",
+            f"requests waited for {case.recent.cold_s:.0f} s while no replica was ready: keep one running",
         )
     if part == "wait" and (case.recent.utilization or 0.0) < 0.5:
         return "batching", Remedy(

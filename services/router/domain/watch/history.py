@@ -22,9 +22,10 @@ MOST_MINUTES = 120_000
 
 
 class Brief(NamedTuple):
-    """The numbers of a minute or an hour that alert rules read often. Quantiles are in seconds.
+    """The numbers that alert rules often read, for one minute or one hour.
 
-    These numbers are stored beside the JSON of the whole window, so that rules need not parse the JSON.
+    Quantiles are in seconds. These numbers are stored beside the JSON of the whole window, so that rules need
+    not parse the JSON.
     """
 
     start: float
@@ -176,7 +177,7 @@ class History:
 
 
 def brief(window: Window) -> Brief:
-    """Return the numbers of a window that alert rules read often."""
+    """Return the numbers that alert rules often read, for one window."""
     return Brief(
         window.start,
         window.requests,

@@ -100,7 +100,7 @@ class TritonPythonModel:
 def error_response(problem: Exception) -> Any:
     """Return a response with the exception's type, text and traceback.
 
-    The worker removes the traceback from the answer and logs it with the id of the request.
+    The worker removes the traceback from the answer. It logs the traceback with the id of the request.
     """
     stack = problem.__traceback__
     while stack is not None and Path(stack.tb_frame.f_code.co_filename).name.startswith("tidegate_"):

@@ -1,4 +1,4 @@
-"""Provide Tidegate's names to a model's file that imports them where Tidegate is not installed."""
+"""Provide the names that a model's file imports from Tidegate, if Tidegate is not installed."""
 
 from tidegate.model import Tensor, batched
 

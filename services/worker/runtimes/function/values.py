@@ -111,8 +111,8 @@ def _texts(name: str, value: Any) -> Any:
 def _cast(spec: dict[str, Any], array: Any, expected: Any) -> Any:
     """Convert an array to the output's type.
 
-    Raise TypeError if the conversion would change the kind of the values, or if an integer is too large for
-    the output.
+    Raise TypeError if the conversion would change the kind of the values, for example from float to integer.
+    Also raise TypeError if an integer does not fit into the output's type.
     """
     if array.dtype == expected:
         return array

@@ -82,7 +82,7 @@ def pooled(tokens: Any, mask: Any, how: str) -> Any:
 
 
 def picture(data: bytes) -> Any:
-    """Decode an RGB picture. Raise ValueError if it is too large, or if the bytes are no picture."""
+    """Decode a picture to RGB. Raise ValueError if it is too large, or if the bytes are no picture."""
     from PIL import Image
 
     try:

@@ -35,7 +35,10 @@ class TritonPythonModel:
 
 
 def output(name: str, answer: Any) -> Any:
-    """Return one output. ``answer``: the predictions; of a binary classifier, the probability of class 1."""
+    """Return the output ``name``.
+
+    ``answer``: the predictions. For a binary classifier, they are the probabilities of class 1.
+    """
     if name == "label":
         return answer > 0.5 if answer.ndim == 1 else answer.argmax(axis=1)
     if name == "probabilities" and answer.ndim == 1:

@@ -83,10 +83,7 @@ class Reader(Protocol):
         """Convert an event of the engine to events for the caller. Also return the event's facts."""
 
     def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Convert the body of an answer without a stream to the body for the caller.
-
-        Also return its facts.
-        """
+        """Convert the body of a non-streamed answer for the caller. Also return the answer's facts."""
 
 
 class Failure(Exception):

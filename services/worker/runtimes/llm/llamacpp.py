@@ -1,8 +1,8 @@
 """Run llama.cpp in this process, with the package ``xllamacpp``.
 
 A chat or completion uses the engine's Python functions if it is a stream, or if its answer is plain text. All
-other requests go through the engine's own HTTP server on the loopback interface. Only this process can use
-that server, because the server needs a secret key.
+other requests go through the engine's own HTTP server on the loopback interface. That server accepts only
+requests with a secret key, and only this process knows the key.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ class LlamaCpp:
             relay.relay(self._server.listening_address, path, body, self._headers, call)
 
     def _with_adapter(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the body for the engine. If its ``model`` names a LoRA adapter, the body selects it."""
+        """Return the body of the request for the engine.
+
+        If ``model`` in the request names a LoRA adapter, the returned body selects this adapter.
+        """
         model, colon, adapter = str(body.get("model") or "").rpartition(":")
         if not self._adapters:
             return body

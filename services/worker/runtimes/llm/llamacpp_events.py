@@ -50,7 +50,7 @@ class StreamEvents:
         return [encoded(event) if changed else text.encode()], meta
 
     def take(self, event: Event) -> tuple[Event | None, dict[str, Any]]:
-        """Return what :meth:`read` returns, but the event as a dict.
+        """Return the event for the caller, or None if only Tidegate needs it. Also return its facts.
 
         ``event``: the engine's event, already decoded and without an error.
         """

@@ -13,7 +13,8 @@ _STATEFUL = (
     "tools", "functions", "response_format", "grammar", "json_schema", "logprobs", "echo", "suffix",
     "best_of", "use_beam_search", "n_probs", "return_tokens", "t_max_predict_ms",
 )  # fmt: skip
-# Members of a chat that completions do not have, or that apply only before the first token.
+# A continuation does not copy these members of the original request. Some exist only in chats, and some apply
+# only before the first token. The token limits are replaced by a new ``max_tokens``.
 _OF_CHATS = (
     "messages", "max_completion_tokens", "max_tokens", "n_predict", "top_logprobs", "tool_choice",
     "parallel_tool_calls", "chat_template_kwargs", "add_generation_prompt", "reasoning_format",

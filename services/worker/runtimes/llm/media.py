@@ -25,7 +25,7 @@ def may_fetch(plan: dict[str, Any]) -> bool:
 
 
 def check_media(body: dict[str, Any]) -> None:
-    """Raise Refused if a message has an address of data instead of the data itself."""
+    """Raise Refused if a request contains the address of data instead of the data itself."""
     left = [body.get(place) for place in _PLACES]
     while left:
         value = left.pop()

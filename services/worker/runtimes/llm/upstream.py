@@ -236,9 +236,10 @@ class _UpstreamEvents:
 
 
 def estimated_tokens(body: dict[str, Any]) -> int:
-    """Estimate how many tokens a request can use: those of its prompt, and those of its longest answer.
+    """Estimate the most tokens that a request can use in its prompt and its answer.
 
-    The tokens of the prompt are estimated from the number of bytes.
+    The tokens of the prompt are estimated from the number of bytes. The tokens of the answer are the limit
+    that the request sets, or ``DEFAULT_ANSWER`` if it sets none.
     """
     stated = [body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
     # Ignore invalid values: the upstream refuses them, and a negative number would raise the limit.

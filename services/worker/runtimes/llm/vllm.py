@@ -194,7 +194,11 @@ class Vllm:
             self._on_end(f"vLLM ended with exit code {code}: {self._reason()}")
 
     def _kill(self) -> None:
-        """Kill the server's processes that still run. A keeper that was killed could not end them."""
+        """Kill the server's processes that still run.
+
+        This is needed if the keeper (``keeper.py``) was killed or is too slow. Normally, the keeper ends
+        these processes.
+        """
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):

@@ -93,7 +93,7 @@ def environment(
         return found
     found |= {"VLLM_TARGET_DEVICE": "cpu", "KMP_BLOCKTIME": "0", "OMP_NUM_THREADS": str(plan["threads"])}
     # Without this setting, the first request of each kind waits half a minute, while a C++ compiler builds
-    # parts of the sampler.
+    # parts of vLLM's sampler.
     found.setdefault("TORCH_COMPILE_DISABLE", "1")
     openmp = libraries / "libiomp5.so"
     if openmp.exists():

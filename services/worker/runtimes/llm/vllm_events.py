@@ -29,7 +29,7 @@ def prepared(path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
 class VllmEvents:
     """Convert the events of one answer for the caller.
 
-    Fields that :func:`prepared` requested, and the caller did not, are removed.
+    Fields that only :func:`prepared` requested are removed.
 
     ``on_failure``: :meth:`read` calls this function before it returns an event about a failure of the engine.
     """
@@ -60,7 +60,7 @@ class VllmEvents:
         return [_packed(document)], meta
 
     def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Convert the whole body of an answer to the body for the caller. Also return the answer's facts.
+        """Convert the body of a non-streamed answer for the caller. Also return the answer's facts.
 
         The facts are token counts and token ids.
         """

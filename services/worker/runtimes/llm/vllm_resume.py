@@ -14,8 +14,8 @@ from calls import Refused
 from vllm_events import CHAT, COMPLETIONS
 
 # A continuation copies these fields from the original request. :func:`request` sets the model, the prompt,
-# the token limits and the fields that concern streaming. No other field is copied: only the chat template
-# uses it, or it makes a continuation impossible.
+# the token limits and the fields that concern streaming. The remaining fields are not copied. They concern
+# only the chat template, or they make a continuation impossible.
 _COPIED = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "stop_token_ids",
     "ignore_eos", "logit_bias", "skip_special_tokens", "spaces_between_special_tokens",
@@ -44,16 +44,16 @@ def refusal(path: str, body: dict[str, Any]) -> str | None:
 
 
 def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> tuple[int, str]:
-    """Return how many of the ``emitted`` ids the new request contains, and the text to skip.
+    """Return the number of ``emitted`` ids that the new request contains, and the text to skip.
 
     ``emitted``: the token ids that the lost engine sent. ``text``: the text that the caller already has.
 
     An engine can send ids before their text. It holds the text back while a character is incomplete, or while
     the text may be a stop word. So the caller may lack the text of the last ids, or a part of it.
 
-    The new request contains only the first ids, those whose whole text the caller has. The new engine
-    generates the other ids again, with their whole text. The caller may already have the beginning of this
-    text. This beginning is the text to skip.
+    The new request continues the answer in a new engine. It contains only the first ids, those whose whole
+    text the caller has. The new engine generates the other ids again, with their whole text. The caller may
+    already have the beginning of this text. This beginning is the text to skip.
 
     Raise Refused if ``text`` does not fit ``emitted``.
     """
@@ -95,8 +95,8 @@ def request(body: dict[str, Any], ids: list[int], done: int, context: int, model
 class ContinuedEvents:
     """Convert the events of a continuation to the format of the stream's first part.
 
-    ``skip``: text that the caller already has, and that the continuation repeats. ``done``: the number of
-    token ids that were already generated. The continuation's request contained them in its prompt.
+    ``skip``: text that the caller already has, and that the continuation repeats. ``done``: how many token
+    ids of the answer were in the prompt of the continuation.
     """
 
     def __init__(self, path: str, body: dict[str, Any], resume: dict[str, Any], done: int, skip: str) -> None:

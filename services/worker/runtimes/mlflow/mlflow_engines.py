@@ -1,4 +1,4 @@
-"""Load an MLflow model in the same way as MLflow's own loaders. Return the function that predicts."""
+"""Load MLflow models in the same way as MLflow's own loaders."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _pytorch(plan: dict[str, Any], home: Path, device: str, threads: int) -> Pre
     else:
         try:
             module = torch.load(path, map_location=device, weights_only=False)
-        except RuntimeError:  # a TorchScript file
+        except RuntimeError:  # this error means that the file is TorchScript
             module = torch.jit.load(str(path), map_location=device)
         module.eval()
     module.to(device)

@@ -22,7 +22,7 @@ class StatefulRows(Rows):
         batching = config["sequence_batching"]
         self._states = {state["input_name"]: state["output_name"] for state in batching["state"]}
         # Triton runs at most ``_most`` sequences at the same time. If more states are stored, the oldest
-        # states belong to ended sequences. They are removed.
+        # states belong to ended sequences. These oldest states are removed.
         slots = batching.get("oldest", {}).get("max_candidate_sequences", 0)
         self._most = max(1, int(slots), int(config["max_batch_size"]))
         self._kept: OrderedDict[Any, dict[str, Any]] = OrderedDict()

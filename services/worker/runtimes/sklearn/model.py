@@ -26,7 +26,10 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
-        """Add the estimator's inputs and outputs to the configuration, if there is no signature."""
+        """Add the estimator's input and outputs to a configuration that has no inputs.
+
+        If the model has no signature, its configuration has no inputs.
+        """
         described = config.as_dict()
         if not described["input"]:
             estimator = load(Path(__file__).with_name("model.joblib"), described)

@@ -3,8 +3,8 @@
 Triton's pytorch backend cannot run programs of torch.export. TorchScript files run here only if Triton has no
 pytorch backend.
 
-The module gets its inputs in the order of the signature. It returns one tensor, or several in the order of
-the outputs, or a dict with the names of the outputs as keys.
+The torch module in the file gets its inputs in the order of the signature. It returns one tensor, or several
+in the order of the outputs, or a dict with the names of the outputs as keys.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from rows import Rows, parameter
 
-# Torch warns that Triton's arrays are read-only. Hide this warning: modules get the arrays without a copy,
-# and must not write to them.
+# Torch warns that Triton's arrays are read-only. Hide this warning, because it is expected: torch modules get
+# the arrays without a copy, and must not write to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 

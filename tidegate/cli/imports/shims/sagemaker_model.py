@@ -1,7 +1,7 @@
 """Run the functions of a SageMaker model's script.
 
-model_fn loads the model. If the script has transform_fn, this function answers each request. Otherwise,
-input_fn, predict_fn and output_fn answer it one after the other. Each of these three has a default.
+model_fn loads the model. If the script has transform_fn, this function answers each request. Otherwise, each
+request passes through input_fn, predict_fn and output_fn. Each of these three has a default.
 
 `tidegate import sagemaker` wrote this file. The model's archive is in the folder `artifact`. The model's
 inputs and outputs are HTTP bodies with their content types.
@@ -69,7 +69,7 @@ def predicted(data, model):
 
 
 def encoded(prediction, accept):
-    """Return the body of an answer, as SageMaker's default output_fn does."""
+    """Return an answer's body and content type, as SageMaker's default output_fn does."""
     array = prediction.detach().cpu().numpy() if hasattr(prediction, "detach") else np.asarray(prediction)
     kinds = [each.partition(";")[0].strip() for each in accept.split(",")]
     kind = next((each for each in kinds if each in (CSV, NPY)), JSON)

@@ -55,10 +55,12 @@ class Model:
 def entry_point(module_name, function, context):
     """Initialize the handler, and return its function that answers requests.
 
-    ``function``: the name of a function or a class of the module, or an empty text. If it names a function,
-    return this function, and initialize nothing. If it names a class, use this class. If it is empty, use the
-    module's function ``handle``. If the module has no such function, use its only class with a method
-    ``handle``.
+    ``function``: the name of a function or a class of the module, or an empty text.
+
+    - A function: it is returned, and nothing is initialized.
+    - A class: the handler is an object of this class.
+    - An empty text: the handler is the module itself, if it has a function ``handle``. Otherwise the handler
+      is an object of the module's only class with a method ``handle``.
     """
     module = importlib.import_module(module_name)
     if function and not isinstance(getattr(module, function, None), type):

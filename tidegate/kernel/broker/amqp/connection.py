@@ -201,7 +201,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._slow = True
 
     def resume_writing(self) -> None:
-        """Record that the broker has read nearly all sent bytes."""
+        """Record that nearly all bytes are sent, so the broker is not too slow any more."""
         self._slow = False
 
     def get_buffer(self, sizehint: int) -> memoryview:

@@ -278,7 +278,8 @@ class FrameReader:
     def _fill(self, data: bytes, at: int) -> tuple[int, bool]:
         """Copy the bytes of a body frame into the large content.
 
-        Return the offset of the next byte that was not used, and True if the frame is not complete.
+        Return the offset in ``data`` after the bytes that were used. Also return True if the frame is not
+        complete, else False.
         """
         place = self.window()
         if place is not None:

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column ``override_force`` to Deployments. Existing overrides are not forced."""
+    """Add the column ``override_force`` to Deployments. For existing overrides, its value is False."""
     column = sa.Column("override_force", sa.Boolean, nullable=False, server_default=sa.false())
     op.add_column("deployments", column)
 

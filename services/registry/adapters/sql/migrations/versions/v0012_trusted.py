@@ -1,6 +1,6 @@
-"""A column for the trusted names of a version.
+"""A column for the names that a version's pickle or skops file may import.
 
-A publisher trusts these names, so the version's pickle or skops file may import them.
+A publisher has declared that these names are trusted, although they can be dangerous.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Columns for deleted versions and for the principals that registered versions, and a table of policies."""
+"""Two columns of versions (deletion time and registering principal), and a table of policies."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def load_label_mapping(path):
 
 
 def map_class_to_label(probs, mapping=None, lbl_classes=None):
-    """Return for each row a dict of probabilities by label."""
+    """Return a list with one dict for each row. The dict contains the row's probabilities by label."""
     classes = lbl_classes or [[str(at) for at in range(len(row))] for row in probs]
     return [
         {_label(mapping, name): value for name, value in zip(names, row)}  # noqa: B905
