@@ -133,7 +133,9 @@ class Packages:
         try:
             self._install(missing(), log_name, report)
         except StepFailed as failure:
-            report(f"not installed, so tests that need it are skipped: {failure.what}")
+            report(
+                f"some packages were not installed, so the tests that need them are skipped. {failure.what}"
+            )
 
     def _install(self, packages: list[str], log_name: str, report: Report) -> None:
         wanted = [*packages, *python_missing(self._paths), *rabbitmq_missing()]

@@ -118,7 +118,10 @@ class RouterSettings(Settings):
         3000, ge=100, description="Sampled rows in a window of drift. A window with fewer rows is not judged."
     )
     drift_window_s: float = Field(
-        86_400.0, gt=0, description="Seconds after which a window of drift is closed, even with fewer rows."
+        86_400.0,
+        gt=0,
+        description="Seconds after which a window of drift is closed, even if it has fewer than "
+        "TIDEGATE_DRIFT_WINDOW_ROWS rows.",
     )
 
     quality_window_rows: int = Field(
@@ -127,7 +130,8 @@ class RouterSettings(Settings):
     quality_window_s: float = Field(
         86_400.0,
         gt=0,
-        description="Seconds after which a window of labels is closed, even with fewer labels.",
+        description="Seconds after which a window of labels is closed, even if it has fewer than "
+        "TIDEGATE_QUALITY_WINDOW_ROWS labels.",
     )
     quality_predictions: int = Field(
         50_000,

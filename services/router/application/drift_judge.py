@@ -58,9 +58,8 @@ class DriftJudge:
         self._quality = quality
         self._blobs = blobs
         self._versions: dict[VersionKey, DriftHistory] = {}
-        # The key is a version. The value has the number of an earlier version of the same model, and the
-        # comparison of the two versions. A comparison is slow, so it is computed only once, when a window of
-        # the key's version closes.
+        # For each version: the number of an earlier version of the same model, and the comparison of the two.
+        # A comparison is slow, so it is computed only when a window of the version closes.
         self._compared: dict[VersionKey, tuple[int, Comparison]] = {}
         self._repeated_at = float("-inf")
         self._published: dict[str, tuple[str, bool]] = {}

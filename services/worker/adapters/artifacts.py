@@ -184,7 +184,7 @@ def _continues(answer: httpx.Response, start: int) -> bool:
 
 
 def _size(path: Path) -> int:
-    """Return the bytes of a file; 0 if it does not exist."""
+    """Return the size of a file in bytes; 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 

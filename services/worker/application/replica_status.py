@@ -28,7 +28,7 @@ class ReplicaStatus:
         return f"{self.state}: {self.message}"
 
     def step(self, message: str) -> None:
-        """Set the message only."""
+        """Set the message, and keep the state."""
         self.message = message
 
     def set(self, state: ReplicaState, message: str = "") -> None:

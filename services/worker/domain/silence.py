@@ -15,8 +15,8 @@ SILENCE_S = 60.0
 class Silence:
     """The time since the last answer of a model. Time without an open call is not counted.
 
-    ``lasts_s``: this time in seconds. An answer resets it to 0. ``timeout_s``: the longest timeout of all
-    callers that have waited since the last answer.
+    ``lasts_s``: this time in seconds. ``timeout_s``: the longest timeout of any caller that has waited at
+    some time since the last answer, even if it no longer waits. An answer resets both to 0.
     """
 
     __slots__ = ("_answers", "_checked", "lasts_s", "timeout_s")

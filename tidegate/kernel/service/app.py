@@ -88,7 +88,7 @@ def furnish(
     origins: Container[object] = frozenset(),
     answer_error: AnswerError | None = None,
 ) -> None:
-    """Add health, guard and error answers to an app.
+    """Add to an app its health state, the check of callers (:class:`Guard`), and the form of error answers.
 
     - ``identify``: a function that returns the principal of a request's headers; None: only the service token
       is accepted.

@@ -276,7 +276,7 @@ def _array(body: Buffer) -> np.ndarray:
         one, two = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
         read = one if version == (1, 0) else two
         shape, fortran, dtype = read(file)
-    except Exception as problem:  # the header is Python code, and NumPy raises many kinds of errors
+    except Exception as problem:  # NumPy raises many kinds of errors for a bad header of the file
         raise BadRequest(f"the body is not an array in NumPy's format (.npy): {problem}") from None
     if dtype.hasobject:
         raise BadRequest("the array holds Python objects, which are not loaded: send numbers or strings")

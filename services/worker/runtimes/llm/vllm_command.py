@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Options that the Deployment or this runtime sets.
+# vLLM's options that a Deployment's arguments may not contain, each with what sets it.
 _OURS = {
     "model": "the artifact", "tokenizer": "the artifact", "served-model-name": "the runtime",
     "uds": "the runtime",
