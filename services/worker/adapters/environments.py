@@ -166,7 +166,7 @@ class Environments:
             await self._install_into(path, home, _environment(settings))
             await asyncio.to_thread(take_over, path, self._sandbox.user)
         finally:
-            self._sandbox.end_all()
+            await asyncio.to_thread(self._sandbox.end_all)
             await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
         size = await asyncio.to_thread(tree_size, path)
         path.with_suffix(".ok").write_text(json.dumps({"bytes": size}))

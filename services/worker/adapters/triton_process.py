@@ -128,7 +128,7 @@ class TritonProcess:
         if self._handle < 0:
             self._handle = os.open(self._work_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for attempt in range(1, START_TRIES + 1):
-            self._sweep()
+            await asyncio.to_thread(self._sweep)
             self._starts += 1
             if self._memory is not None:
                 self._memory.open()
@@ -204,7 +204,7 @@ class TritonProcess:
             self._process.kill()
         await self._process.wait()
         kill_all(models)
-        self._sweep()
+        await asyncio.to_thread(self._sweep)
         if self._memory is not None:
             await self._memory.close()
         self._let_go()
