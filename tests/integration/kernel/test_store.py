@@ -71,6 +71,16 @@ async def test_replicas(store):
     assert await store.replicas() == [later]
 
 
+async def test_a_gateways_heartbeat_has_the_loads_of_one_moment(store):
+    """A gateway goes on counting in the same loads while it writes its heartbeat."""
+    report = gateway("g1", outstanding=1)
+    writing = asyncio.create_task(store.report_gateway(report))
+    await asyncio.sleep(0)
+    report.deployments["d"].outstanding = 0
+    await writing
+    assert (await store.gateways()).reports[0].deployments["d"].outstanding == 1
+
+
 async def test_many_replicas(store):
     await asyncio.gather(*(store.report_replica(replica(f"r{n}")) for n in range(60)))
     assert {r.replica for r in await store.replicas()} == {f"r{n}" for n in range(60)}
