@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import replace
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header, Response
 
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.writing import DesiredStateWriter
 from services.registry.api.bodies import Applied, ApplyBody, DeployBody, Deployed
-from services.registry.api.dependencies import TransactionsDep
+from services.registry.api.dependencies import TransactionsDep, set_etag
 from services.registry.application.resolution import version_of
 from services.registry.domain import differences, edits, rollover, stages, stated_models, stated_rollouts
 from services.registry.domain.desired_state import Change, RegistrySnapshot
@@ -25,11 +26,34 @@ from tidegate.kernel.service.caller import require
 router = APIRouter(prefix="/v1", tags=["desired state"], route_class=JsonRoute)
 
 
-@router.get("/desired-state")
-@router.get("/intention", deprecated=True)  # the older name of the route
-async def read(transactions: TransactionsDep) -> DesiredState:
-    """Return the desired state at one revision: all Deployments and Endpoints, and their versions."""
+# The first part of the ETags of the desired state. A database that was restored from a backup repeats
+# revisions, and an upgrade changes the JSON of the same revision, so other processes have other ETags.
+_PROCESS = secrets.token_hex(4)
+
+_UNCHANGED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "The desired state has not changed: its ETag is in `If-None-Match`."}
+}
+
+
+@router.get("/desired-state", response_model=DesiredState, responses=_UNCHANGED)
+# The older name of the route:
+@router.get("/intention", response_model=DesiredState, responses=_UNCHANGED, deprecated=True)
+async def read(
+    transactions: TransactionsDep,
+    response: Response,
+    known: Annotated[
+        str, Header(alias="If-None-Match", description="The ETag of the desired state that the caller has.")
+    ] = "",
+) -> Any:
+    """Return the desired state at one revision: all Deployments and Endpoints, and their versions.
+
+    Return 304 without a body if ``If-None-Match`` has the current ETag.
+    """
     async with transactions.read() as reader:
+        etag = f"{_PROCESS}.{await reader.desired_state_mark()}"
+        if f'"{etag}"' in known:
+            return Response(status_code=304, headers={"ETag": f'"{etag}"'})
+        set_etag(response, etag)
         return await reader.desired_state()
 
 

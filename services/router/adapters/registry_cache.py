@@ -35,6 +35,7 @@ class RegistryCache:
             verify=trusted(url, trust_env=True),
         )
         self._disk = disk
+        self._etag = ""  # of the desired state that was read last; empty if it came from the disk
         self.desired: DesiredState | None = None
         self.problem: str | None = "The registry has not been read yet."
 
@@ -51,7 +52,11 @@ class RegistryCache:
         """Read the desired state. On an error, keep the state that was read last, and set ``problem``."""
         try:
             # Use the older name of /v1/desired-state, because the registry may be older than the router.
-            response = await self._client.get("/v1/intention")
+            known = {"If-None-Match": self._etag} if self._etag else {}
+            response = await self._client.get("/v1/intention", headers=known)
+            if response.status_code == 304:
+                self.problem = None
+                return
             response.raise_for_status()
             desired = with_reserves(DesiredState.model_validate_json(response.content))
         except (httpx.HTTPError, ValidationError) as error:
@@ -60,7 +65,7 @@ class RegistryCache:
         self.problem = None
         if self.desired is None or desired.revision != self.desired.revision:
             shared_file.replace(self._disk, response.content)
-        self.desired = desired
+        self.desired, self._etag = desired, response.headers.get("ETag", "")
 
     async def baseline(self, model: str, version: int) -> Baseline | None:
         """Return a version's training baseline; None if the version has no baseline.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -26,20 +28,27 @@ class RegistryClient:
         self._http = httpx.AsyncClient(
             base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False, verify=trusted(url)
         )
+        self._desired: DesiredState | None = None
+        self._etag = ""  # of self._desired
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
     async def desired_state(self) -> DesiredState:
-        """Return the desired state."""
+        """Return the desired state. The calling code must not change it."""
+        known = {"If-None-Match": self._etag} if self._etag else {}
         # This is the old name of /v1/desired-state. During an upgrade, the registry may still be an older
         # version, which knows only this name.
-        raw = await self._call("GET", "/v1/intention")
+        response = await self._send("GET", "/v1/intention", headers=known)
+        if response.status_code == 304 and self._desired is not None:
+            return self._desired
         try:
-            return with_reserves(DesiredState.model_validate_json(raw))
+            desired = with_reserves(DesiredState.model_validate_json(response.content))
         except ValueError as error:
             raise Unavailable(f"The registry sent a desired state that is not valid: {error}") from error
+        self._desired, self._etag = desired, response.headers.get("ETag", "")
+        return desired
 
     async def put_override(
         self, deployment: str, replicas: int, ttl_s: float | None, *, force: bool = False
@@ -80,13 +89,23 @@ class RegistryClient:
         return Deployment.model_validate_json(raw)
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
+        return (await self._send(method, path, body)).content
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> httpx.Response:
+        headers = {**caller.onward(), **headers}
         try:
-            response = await self._http.request(method, path, json=body, headers=caller.onward())
+            response = await self._http.request(method, path, json=body, headers=headers)
         except httpx.HTTPError as error:
             raise Unavailable(f"The registry does not answer: {error or type(error).__name__}.") from error
         if response.status_code >= 400:
             raise _error(response)
-        return response.content
+        return response
 
 
 def _path(deployment: str) -> str:

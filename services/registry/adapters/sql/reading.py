@@ -210,6 +210,17 @@ class DesiredStateReader:
             aliases=await self._aliases_in_use(),
         )
 
+    async def desired_state_mark(self) -> str:
+        """Return a short text that changes whenever :meth:`desired_state` changes.
+
+        A database that was restored from a backup may repeat an earlier mark.
+        """
+        # Within one revision, the desired state changes only if an override expires.
+        ended = sa.select(sa.func.count()).where(deployments.c.override_expires_at <= self.now)
+        query = sa.select(revision.c.value, ended.scalar_subquery())
+        value, expired = (await self._connection.execute(query)).one()
+        return f"{value}.{expired}"
+
     async def _aliases_in_use(self) -> dict[str, dict[str, int]]:
         """Return the aliases of the models that Deployments run."""
         rows = await self._connection.execute(sa.select(deployments.c.model).distinct())
