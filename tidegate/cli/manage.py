@@ -76,21 +76,41 @@ def apply(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the file and show what would change. Change nothing.")
     ] = False,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune", help="Also delete all Deployments and Endpoints that the file does not name."
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --prune deletes.")] = False,
     json: Json = False,
 ) -> None:
     """Create or change Deployments, Endpoints and models from a YAML file. On any error, change nothing.
 
     Example: tidegate export digits > state.yaml, edit it, tidegate apply -f state.yaml
     """
+    if prune and str(file) == "-" and not (yes or dry_run):
+        raise UsageError("--prune asks before it deletes, but stdin is the file. Add --yes or --dry-run.")
     stated, plane = documents(_read(file), str(file)), control()
+    body: dict[str, Any] = {**stated, "prune": True} if prune else {**stated}
     _wait_for_verifications(plane, stated["deployments"])
-    applied = plane.registry.post("/v1/apply/dry-run" if dry_run else "/v1/apply", stated)
+    if prune and not (yes or dry_run):
+        _confirm_deletions(plane.registry.post("/v1/apply/dry-run", body)["items"])
+    applied = plane.registry.post("/v1/apply/dry-run" if dry_run else "/v1/apply", body)
     output.show(applied, json, lambda: _show_applied(applied["items"], dry_run=dry_run))
+
+
+def _confirm_deletions(planned: list[dict[str, Any]]) -> None:
+    deleted = [f"{item['kind']} {item['name']}" for item in planned if item["action"] == "deleted"]
+    if deleted:
+        confirm(f"This deletes {', '.join(deleted)}")
 
 
 def _show_applied(items: list[dict[str, Any]], *, dry_run: bool) -> None:
     output.table([(item["kind"], item["name"], item["action"]) for item in items], ("kind", "name", "action"))
     for item in items:
+        if item.get("reason"):
+            output.line(f"{item['kind']} {item['name']}: {item['action']}: {item['reason']}")
         for change in item.get("changes", ()):  # an older registry sends none
             values = " -> ".join(_in_short(change[when]) for when in ("before", "after"))
             output.line(f"{item['kind']} {item['name']}: {change['field']}: {values}")

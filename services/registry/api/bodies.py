@@ -225,19 +225,24 @@ class Deployed(BaseModel):
 
 
 class ApplyBody(Noun):
-    """The Deployments, Endpoints and models in a file of ``tidegate apply``."""
+    """The Deployments, Endpoints and models in a file of ``tidegate apply``.
+
+    ``prune``: delete all Deployments and Endpoints that the file does not name, unless they are in use.
+    """
 
     deployments: list[DeploymentFields] = Field(default_factory=list, max_length=1_000)
     endpoints: list[EndpointFields] = Field(default_factory=list, max_length=1_000)
     models: list[ModelFields] = Field(default_factory=list, max_length=1_000)
+    prune: bool = False
 
 
 class Applied(BaseModel):
     """The outcome for each object in a file of ``tidegate apply``.
 
     ``revision``: the revision after all changes. In a dry run: the revision that the changes would have led
-    to. ``items`` begin with the objects of the file. Objects that changed with them follow, for example a
-    Deployment that goes to sleep because its endpoint has a new target.
+    to. ``items`` begin with the objects of the file. With ``prune``, the objects that the file does not name
+    follow. At the end are objects that changed with them, for example a Deployment that goes to sleep because
+    its endpoint has a new target.
     """
 
     revision: int

@@ -91,7 +91,7 @@ async def deploy(transactions: TransactionsDep, body: DeployBody) -> Deployed:
 async def apply(transactions: TransactionsDep, body: ApplyBody) -> Applied:
     """Create or replace many Deployments and Endpoints, and the policies and aliases of models.
 
-    If any of them has an error, change nothing.
+    With ``prune``, delete all other Deployments and Endpoints. If any object has an error, change nothing.
     """
     plan = _ApplyPlan(body, transactions.now().timestamp())
     return await transactions.decide(plan.decide, plan.result)
@@ -123,6 +123,10 @@ class _ApplyPlan:
         changes, self._outcomes = edits.apply(
             now, body.deployments, body.endpoints, self._put_endpoint, body.models, stated_models.put_model
         )
+        if body.prune:
+            deletions, outcomes = edits.prune(now.after(changes), body.deployments, body.endpoints)
+            changes += deletions
+            self._outcomes += outcomes
         if stages.changes_rules(now, changes):
             require(ADMIN)
         return changes

@@ -16,6 +16,7 @@ from services.registry.domain.desired_state import (
     PutEndpoint,
     RegistrySnapshot,
     StoredDeployment,
+    all_named_in,
     deployments_in,
 )
 from services.registry.domain.differences import FieldChange
@@ -33,13 +34,15 @@ POLICY_FIELDS = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "targe
 class ApplyOutcome:
     """The effect of `apply` on one object.
 
-    ``changes``: the changed fields of an object that existed before.
+    ``kept``: the file does not name the object, but it is in use, so it was not deleted. ``reason`` says by
+    what. ``changes``: the changed fields of an object that existed before.
     """
 
     kind: str  # model, deployment or endpoint
     name: str
-    action: Literal["created", "updated", "unchanged"]
+    action: Literal["created", "updated", "unchanged", "deleted", "kept"]
     changes: Sequence[FieldChange] = ()
+    reason: str = ""
 
 
 def put_deployment(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list[Change]:
@@ -196,6 +199,36 @@ def apply(
             outcomes.append(ApplyOutcome("endpoint", name, _action(step, exists)))
         snapshot = snapshot.after(step)
         changes += step
+    return changes, outcomes
+
+
+def prune(
+    snapshot: RegistrySnapshot, deployments: Sequence[Fields], endpoints: Sequence[Fields]
+) -> tuple[list[Change], list[ApplyOutcome]]:
+    """Plan to delete all Deployments and Endpoints that a file does not name, after :func:`apply`.
+
+    A Deployment that a remaining Endpoint names is kept: for example, it may serve until the Endpoint's new
+    targets are ready. Return the changes and their outcomes. Raise BadRequest for a file without a Deployment
+    and an Endpoint, because it would delete everything.
+    """
+    if not deployments and not endpoints:
+        raise BadRequest(
+            "The file names no Deployment and no Endpoint, so prune would delete all of them. Name what must "
+            "stay, or delete single objects with `tidegate delete`."
+        )
+    named = {str(each.get("name")) for each in endpoints}
+    gone = sorted(snapshot.endpoints.keys() - named)
+    changes: list[Change] = [DropEndpoint(name) for name in gone]
+    outcomes = [ApplyOutcome("endpoint", name, "deleted") for name in gone]
+    remaining = [stored.spec for name, stored in sorted(snapshot.endpoints.items()) if name in named]
+    for name in sorted(snapshot.deployments.keys() - {str(each.get("name")) for each in deployments}):
+        users = [spec.name for spec in remaining if name in all_named_in(spec)]
+        if users:
+            reason = f"Endpoint {names.quoted(users)} still uses it"
+            outcomes.append(ApplyOutcome("deployment", name, "kept", reason=reason))
+        else:
+            changes.append(DropDeployment(name))
+            outcomes.append(ApplyOutcome("deployment", name, "deleted"))
     return changes, outcomes
 
 

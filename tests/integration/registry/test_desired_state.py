@@ -361,6 +361,42 @@ async def test_a_dry_run_shows_what_would_change_and_changes_nothing(call):
     await call("POST", "/v1/apply/dry-run", broken, status=400)
 
 
+async def test_apply_can_delete_what_the_file_does_not_name(call):
+    await call.register("digits", onnx_bytes())
+    await call.register("digits", onnx_bytes(2))
+    await call("POST", "/v1/deploy", {"model": "digits", "version": 1})
+    await call("POST", "/v1/deploy", {"model": "digits", "version": 2, "endpoint": "second"})
+    endpoint = {"name": "digits", "targets": [{"deployment": "d"}]}
+    deployment = {"name": "d", "model": "digits", "version": 2}
+    stated = {"deployments": [deployment], "endpoints": [endpoint], "prune": True}
+    planned = await call("POST", "/v1/apply/dry-run", stated)
+    assert [(each["kind"], each["name"], each["action"]) for each in planned["items"]] == [
+        ("deployment", "d", "created"),
+        ("endpoint", "digits", "updated"),
+        ("endpoint", "second", "deleted"),
+        ("deployment", "digits-v1", "kept"),
+        ("deployment", "digits-v2", "deleted"),
+    ]
+    assert "Endpoint 'digits' still uses it" in planned["items"][3]["reason"]
+    assert len((await call("GET", "/v1/endpoints"))["items"]) == 2, "a dry run deletes nothing"
+    assert await call("POST", "/v1/apply", stated) == planned
+    settled = {**stated, "endpoints": [endpoint | {"previous": []}]}
+    await call("POST", "/v1/apply", settled)
+    state = await call("GET", "/v1/desired-state")
+    assert [each["name"] for each in state["deployments"]] == ["d"]
+    assert [each["name"] for each in state["endpoints"]] == ["digits"]
+    again = await call("POST", "/v1/apply", settled)
+    assert {each["action"] for each in again["items"]} == {"unchanged"}
+    assert again["revision"] == state["revision"]
+    assert len((await call("GET", "/v1/models/digits/versions"))["items"]) == 2, "no version is deleted"
+    deleted = (await call("GET", "/v1/audit"))["items"]
+    assert {each["name"] for each in deleted if each["action"] == "deleted"} == {
+        "second", "digits-v1", "digits-v2",
+    }  # fmt: skip
+    refused = await call("POST", "/v1/apply", {"models": [{"name": "digits"}], "prune": True}, status=400)
+    assert "prune would delete all of them" in refused["error"]
+
+
 async def test_apply_shows_what_changes_beside_the_objects_of_the_file(call):
     """The old target goes to sleep, and a Deployment that the file names belongs to the file from now on."""
     await call.register("digits", onnx_bytes())

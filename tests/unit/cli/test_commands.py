@@ -302,6 +302,34 @@ def test_a_dry_run_of_apply_shows_the_changed_fields(plane: Any, tidegate: Any, 
     assert "registry POST /v1/apply" not in plane.seen
 
 
+def test_apply_deletes_only_with_prune_and_asks_first(plane: Any, tidegate: Any, tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text("kind: Deployment\nname: d\nmodel: m\nversion: 1\n")
+    answer = {
+        "revision": 3,
+        "items": [
+            {"kind": "deployment", "name": "d", "action": "unchanged"},
+            {"kind": "endpoint", "name": "old", "action": "deleted"},
+            {"kind": "deployment", "name": "spare", "action": "kept", "reason": "Endpoint 'e' still uses it"},
+        ],
+    }
+    plane.answers |= {"POST /v1/apply": answer, "POST /v1/apply/dry-run": answer}
+    code, _, err = tidegate("apply", "-f", "all.yaml", "--prune")
+    assert code == 2
+    assert "This deletes endpoint old. To confirm without a terminal, repeat the command with --yes" in err
+    assert "registry POST /v1/apply" not in plane.seen
+    code, out, _ = tidegate("apply", "-f", "all.yaml", "--prune", "--yes")
+    assert code == 0
+    assert out.splitlines()[-1] == "deployment spare: kept: Endpoint 'e' still uses it"
+    assert orjson.loads(plane.bodies[-1]) == {
+        "deployments": [{"name": "d", "model": "m", "version": 1}],
+        "endpoints": [],
+        "prune": True,
+    }
+    code, _, err = tidegate("apply", "-f", "-", "--prune")
+    assert code == 2
+    assert "stdin is the file" in err
+
+
 def test_delete_asks_first(plane: Any, tidegate: Any) -> None:
     plane.answers |= {
         "GET /v1/models/digits": {"name": "digits"},

@@ -125,6 +125,37 @@ def test_apply_is_one_plan_and_idempotent(book):
     assert [outcome.action for outcome in outcomes] == ["updated", "unchanged", "unchanged"]
 
 
+def test_prune_deletes_what_a_file_does_not_name_unless_it_is_in_use(book):
+    book.deploy(version=1)
+    book.deploy(version=2)  # digits-v1 serves until digits-v2 is ready
+    for name in ("mine", "spare", "alone"):
+        book.put_deployment(name, model="digits", version=1)
+    book.put_endpoint("other", targets=[{"deployment": "mine"}])
+    book.put_endpoint("digits", targets=[{"deployment": "digits-v2"}], failover=["spare"])
+    deployments, endpoints = [{"name": "digits-v2"}], [{"name": "digits"}]
+    changes, outcomes = edits.prune(book.now, deployments, endpoints)
+    assert [(each.kind, each.name, each.action) for each in outcomes] == [
+        ("endpoint", "other", "deleted"),
+        ("deployment", "alone", "deleted"),
+        ("deployment", "digits-v1", "kept"),
+        ("deployment", "mine", "deleted"),
+        ("deployment", "spare", "kept"),
+    ]
+    assert {each.reason for each in outcomes if each.action == "kept"} == {"Endpoint 'digits' still uses it"}
+    book.carry_out(changes)
+    assert sorted(book.now.deployments) == ["digits-v1", "digits-v2", "spare"]
+    assert list(book.now.endpoints) == ["digits"]
+    book.settle()
+    changes, outcomes = edits.prune(book.now, deployments, endpoints)
+    assert [(each.name, each.action) for each in outcomes] == [("digits-v1", "deleted"), ("spare", "kept")]
+
+
+def test_prune_refuses_a_file_that_names_nothing(book):
+    book.deploy(version=1)
+    with pytest.raises(BadRequest, match="prune would delete all of them"):
+        edits.prune(book.now, [], [])
+
+
 def test_apply_refuses_duplicates_and_missing_names(book):
     one = {"name": "d1", "model": "digits", "version": 1}
     with pytest.raises(BadRequest, match=r"2 times\. Keep only one"):
