@@ -101,7 +101,8 @@ def build(settings: RouterSettings) -> FastAPI:
         app.state.health.add("exceptions", lambda: exceptions.connection.problem or exceptions.out.problem)
         app.state.health.add("jobs", lambda: job_sweeper.problem or dispatcher.problem)
         consumers = (letters, exceptions, sweeper, job_sweeper, dispatcher, ledger, judge, quality)
-        loops = (leadership, controller, runner, reader, counter, *consumers, watching.sender, watching.watch)
+        messages = (watching.sender, watching.changes, watching.watch)
+        loops = (leadership, controller, runner, reader, counter, *consumers, *messages)
         for loop in loops:
             loop.start()
         yield

@@ -15,6 +15,7 @@ from services.router.adapters.watch_file import WatchFile
 from services.router.adapters.webhook_sender import WebhookSender
 from services.router.application.alert_runner import AlertRunner
 from services.router.application.alert_sender import AlertSender
+from services.router.application.change_feed import ChangeFeed
 from services.router.application.dead_letters import DeadLetters
 from services.router.application.diagnosis import Diagnosis
 from services.router.application.endpoint_watch import EndpointWatch
@@ -29,14 +30,15 @@ AT_ONCE = 8
 
 
 class WatchWiring(NamedTuple):
-    """The watch, the alerts and the sender of alerts.
+    """The watch, the alerts, the sender of messages, and the feed of changes in the registry.
 
-    The calling code must start and stop the watch and the sender together with the router.
+    The calling code must start and stop the watch, the sender and the feed together with the router.
     """
 
     watch: EndpointWatch
     alerts: AlertRunner
     sender: AlertSender
+    changes: ChangeFeed
     mail: MailSender
     diagnosis: Diagnosis
 
@@ -86,5 +88,6 @@ def watch_of(
     http = WebhookSender(allow_private=True, timeout_s=limits.timeout_s, max_in_flight=AT_ONCE)
     mail = MailSender(settings.smtp_url, settings.smtp_from, limits.timeout_s)
     sender = AlertSender(file, http, mail, master, settings.webhook_retry_policy(), leads)
-    runner.on_messages = sender.wake
-    return WatchWiring(watch, runner, sender, mail, Diagnosis(watch, registry))
+    changes = ChangeFeed(registry, file, settings.smtp_from, leads)
+    runner.on_messages = changes.on_messages = sender.wake
+    return WatchWiring(watch, runner, sender, changes, mail, Diagnosis(watch, registry))

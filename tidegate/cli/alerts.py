@@ -12,6 +12,9 @@ from tidegate.cli.api import Doc, Service, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Limit, seconds
 
+# The kinds of objects in the registry whose changes a receiver may get.
+KINDS = ("version", "alias", "policy", "deployment", "endpoint")
+
 alerts = typer.Typer(
     name="alerts",
     help="List, silence and test the alerts of endpoints, and set the receivers.",
@@ -139,15 +142,21 @@ def messages(limit: Limit = 20, json: Json = False) -> None:
 
 @alerts.command()
 def receivers(json: Json = False) -> None:
-    """List the receivers of alerts. Addresses are shortened, because some contain a secret.
+    """List the receivers of alerts and changes. Addresses are shortened, because some contain a secret.
 
     Example: tidegate alerts receivers
     """
     items = _router().items("/v1/alerts/receivers")
-    rows = [(i["name"], i["kind"], i["to"], i["endpoint"], i["severity"]) for i in items]
-    heads = ("receiver", "kind", "to", "endpoints", "at least")
+    rows = [(i["name"], i["kind"], i["to"], i["endpoint"], _gets(i)) for i in items]
+    heads = ("receiver", "kind", "to", "names", "gets")
     hint = "No receiver exists. Add one: tidegate alerts add-receiver NAME --webhook URL"
     output.show({"items": items}, json, lambda: output.table(rows, heads, hint))
+
+
+def _gets(receiver: Doc) -> str:
+    if changes := receiver.get("changes"):  # an older router sends none
+        return f"changes: {', '.join(changes)}"
+    return f"alerts: {receiver['severity']}{' and worse' if receiver['severity'] == 'warning' else ''}"
 
 
 @alerts.command()
@@ -165,26 +174,51 @@ def add_receiver(
     endpoint: Annotated[
         str,
         typer.Option(
-            metavar="NAMES", help="Only alerts of these endpoints; * matches any text, ? one character."
+            metavar="NAMES",
+            help="Only alerts of these endpoints, or changes of these models, deployments and endpoints; "
+            "* matches any text, ? one character.",
         ),
     ] = "*",
     severity: Annotated[
         Severity, typer.Option(help=("Send only alerts of at least this severity."))
     ] = Severity.WARNING,
+    changes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KINDS",
+            help="Send changes in the registry instead of alerts: `all`, or some of " + ",".join(KINDS) + ".",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Add or replace a receiver: a signed webhook, a chat with Slack's format, or an e-mail address.
 
-    Example: tidegate alerts add-receiver chat --slack https://hooks.slack.com/services/...
+    Examples: tidegate alerts add-receiver chat --slack https://hooks.slack.com/services/...
+    tidegate alerts add-receiver ci --webhook https://ci.example.com/hook --changes version,alias
     """
     given = [(kind, to) for kind, to in (("webhook", webhook), ("slack", slack), ("email", email)) if to]
     if len(given) != 1:
         raise UsageError("Give exactly one of --webhook URL, --slack URL and --email ADDRESS.")
     ((kind, to),) = given
-    body = {"kind": kind, "to": to, "endpoint": endpoint, "severity": severity.value}
+    body: dict[str, Any] = {"kind": kind, "to": to, "endpoint": endpoint, "severity": severity.value}
+    if changes is not None:
+        body["changes"] = _kinds(changes)
     made: Doc = _router().put(f"/v1/alerts/receivers/{part(name)}", body)
-    text = f"{name} receives alerts. Try it: tidegate alerts test {name}"
+    what = "alerts" if changes is None else "changes in the registry"
+    text = f"{name} receives {what}. Try it: tidegate alerts test {name}"
     output.show(made, json, lambda: output.line(text))
+
+
+def _kinds(text: str) -> list[str]:
+    """Return the kinds in the value of ``--changes``. Raise UsageError for an unknown kind."""
+    if text == "all":
+        return list(KINDS)
+    kinds = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        wrong = ", ".join(unknown) or "no kind"
+        raise UsageError(f"--changes has {wrong}. Write `all`, or some of {','.join(KINDS)}")
+    return kinds
 
 
 @alerts.command()
@@ -193,7 +227,7 @@ def remove_receiver(
 ) -> None:
     """Remove a receiver, and the messages that wait for it. Example: tidegate alerts remove-receiver chat"""
     _router().delete(f"/v1/alerts/receivers/{part(name)}")
-    output.show({"removed": name}, json, lambda: output.line(f"{name} gets no more alerts."))
+    output.show({"removed": name}, json, lambda: output.line(f"{name} gets no more messages."))
 
 
 def _print(items: list[Any], empty: str) -> None:

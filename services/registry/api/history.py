@@ -37,7 +37,10 @@ class AuditEntry(BaseModel):
 
 
 class AuditPage(BaseModel):
-    """Entries, newest first. ``next``: the parameter ``before`` for the next page; None on the last page."""
+    """Entries, newest first, or oldest first if the request has ``after``.
+
+    ``next``: the parameter ``before`` (or ``after``) for the next page; None on the last page.
+    """
 
     items: list[AuditEntry]
     next: int | None
@@ -52,12 +55,19 @@ async def read_audit(
     ] = None,
     name: str | None = None,
     before: Annotated[int | None, Query(description="Only entries with a smaller id.")] = None,
+    after: Annotated[int | None, Query(description="Only entries with a larger id, oldest first.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> AuditPage:
-    """Return changes of the desired state and of keys, newest first."""
+    """Return changes of the desired state and of keys, newest first. With ``after``, oldest first."""
     async with transactions.read() as reader:
         rows = await audit.entries(
-            reader.connection, principal=principal, kind=kind, name=name, before=before, limit=limit
+            reader.connection,
+            principal=principal,
+            kind=kind,
+            name=name,
+            before=before,
+            after=after,
+            limit=limit,
         )
     items = [AuditEntry.model_validate(row) for row in rows]
     return AuditPage(items=items, next=items[-1].id if len(items) == limit else None)

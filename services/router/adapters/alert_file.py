@@ -1,4 +1,7 @@
-"""The file ``<state>/data/alerts.db`` (SQLite): alerts, silences, receivers and messages to receivers."""
+"""The file ``<state>/data/alerts.db`` (SQLite): alerts, silences, receivers and messages to receivers.
+
+It also has the position in the registry's audit log up to which messages about changes have been made.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,7 @@ CREATE TABLE IF NOT EXISTS messages (
     title TEXT NOT NULL, made REAL NOT NULL, next REAL NOT NULL, attempt INTEGER NOT NULL,
     state TEXT NOT NULL, detail TEXT NOT NULL, body BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS messages_by_state ON messages (state, next);
+CREATE TABLE IF NOT EXISTS changes (position INTEGER NOT NULL);
 """
 
 MessageState = Literal["waiting", "delivered", "given_up"]
@@ -93,29 +97,19 @@ class AlertFile:
                 [(now, each.endpoint, _body(each)) for each in events],
             ),
             ("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", [(EVENTS_KEPT,)]),
-            (
-                f"INSERT INTO messages ({_MESSAGE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        m.id,
-                        m.receiver,
-                        m.endpoint,
-                        m.title,
-                        m.made_at,
-                        m.next_at,
-                        m.body,
-                        m.attempt,
-                        m.state,
-                        m.detail,
-                    )
-                    for m in messages
-                ],
-            ),
-            (
-                "DELETE FROM messages WHERE state <> 'waiting' "
-                "AND number <= (SELECT max(number) FROM messages) - ?",
-                [(MESSAGES_KEPT,)],
-            ),
+            *_added(messages),
+        )
+
+    def position(self) -> int | None:
+        """Return the id of the last entry of the audit log that was read; None if none was read yet."""
+        return next((int(position) for (position,) in self._db.read("SELECT position FROM changes")), None)
+
+    def add_messages(self, messages: Sequence[AlertMessage], position: int) -> None:
+        """Add messages about changes, and store the new position, in one transaction."""
+        self._db.write(
+            *_added(messages),
+            ("DELETE FROM changes", [()]),
+            ("INSERT INTO changes VALUES (?)", [(position,)]),
         )
 
     def events(self, endpoint: str | None, limit: int) -> list[Alert]:
@@ -174,6 +168,33 @@ class AlertFile:
         self._db.write(
             ("UPDATE messages SET state = ?, attempt = ?, next = ?, detail = ? WHERE id = ?", [row])
         )
+
+
+def _added(messages: Sequence[AlertMessage]) -> list[tuple[str, list[tuple[Any, ...]]]]:
+    """Return the statements that add messages and delete the oldest ones, with their values."""
+    names = (
+        "id",
+        "receiver",
+        "endpoint",
+        "title",
+        "made_at",
+        "next_at",
+        "body",
+        "attempt",
+        "state",
+        "detail",
+    )
+    return [
+        (
+            f"INSERT INTO messages ({_MESSAGE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [tuple(getattr(message, name) for name in names) for message in messages],
+        ),
+        (
+            "DELETE FROM messages WHERE state <> 'waiting' "
+            "AND number <= (SELECT max(number) FROM messages) - ?",
+            [(MESSAGES_KEPT,)],
+        ),
+    ]
 
 
 def _body(alert: Alert) -> bytes:

@@ -81,6 +81,31 @@ class RegistryCache:
         except (httpx.HTTPError, ValueError) as error:
             raise Unavailable(f"the training baseline of {model} {version} was not read: {error}") from None
 
+    async def changes_after(self, id_: int, limit: int) -> list[dict[str, Any]]:
+        """Return at most ``limit`` entries of the audit log with a larger id, oldest first.
+
+        Raise Unavailable if the registry cannot be read.
+        """
+        # An older registry ignores `after`, and returns the newest entries first.
+        items = await self._audit({"after": id_, "limit": limit})
+        return sorted((each for each in items if each["id"] > id_), key=lambda each: int(each["id"]))
+
+    async def newest_change(self) -> int:
+        """Return the id of the newest entry of the audit log; 0 if it is empty.
+
+        Raise Unavailable if the registry cannot be read.
+        """
+        return next((int(each["id"]) for each in await self._audit({"limit": 1})), 0)
+
+    async def _audit(self, query: dict[str, int]) -> list[dict[str, Any]]:
+        try:
+            response = await self._client.get("/v1/audit", params=query)
+            response.raise_for_status()
+            items: list[dict[str, Any]] = orjson.loads(response.content)["items"]
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise Unavailable(f"the registry's audit log was not read: {error!r}") from None
+        return items
+
     async def settle(self, endpoint: Endpoint) -> None:
         """Tell the registry that an Endpoint's traffic has moved to its new targets.
 

@@ -15,18 +15,20 @@ from services.router.adapters.alert_file import AlertMessage
 from services.router.api.monitoring import leading
 from services.router.application.alert_runner import AlertRunner, message_of
 from services.router.application.alert_sender import AlertSender, described
+from services.router.application.change_feed import change_message
 from services.router.domain.alerts import formats
 from services.router.domain.alerts.alert_rules import RULES
 from services.router.domain.alerts.notifications import Notification, Receiver
 from services.router.domain.alerts.prometheus import rule_file
+from services.router.domain.alerts.registry_changes import KINDS, TEST
 from services.router.domain.alerts.silences import Silence
 from services.router.domain.alerts.states import Alert
 from tidegate.kernel.errors import BadRequest, NotFound
-from tidegate.kernel.protocol.access import OPERATE, Principal
+from tidegate.kernel.protocol.access import ADMIN, OPERATE, Principal
 from tidegate.kernel.protocol.models import Name
 from tidegate.kernel.protocol.webhooks import read_url
 from tidegate.kernel.service.api import JsonRoute
-from tidegate.kernel.service.caller import needs
+from tidegate.kernel.service.caller import needs, require
 
 router = APIRouter(prefix="/v1/alerts", tags=["alerts"], route_class=JsonRoute)
 Operator = Annotated[Principal, Depends(needs(OPERATE))]
@@ -46,9 +48,10 @@ class NewSilence(BaseModel):
 
 
 class ReceiverBody(BaseModel):
-    """A receiver of the alerts whose severity is ``severity`` or worse.
+    """A receiver of the alerts whose severity is ``severity`` or worse, or of changes in the registry.
 
-    ``to``: a URL or an e-mail address.
+    ``to``: a URL or an e-mail address. ``changes``: the kinds of objects whose changes the receiver gets. If
+    it is not empty, the receiver gets no alerts.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -57,6 +60,9 @@ class ReceiverBody(BaseModel):
     to: str = Field(min_length=3, max_length=2048)
     endpoint: Pattern = "*"
     severity: Literal["warning", "critical"] = "warning"
+    changes: list[Literal["version", "alias", "policy", "deployment", "endpoint"]] = Field(
+        default_factory=list, max_length=len(KINDS)
+    )
 
 
 def _runner(request: Request) -> AlertRunner:
@@ -157,9 +163,14 @@ async def receivers(request: Request, _: Operator) -> dict[str, Any]:
 
 @router.put("/receivers/{name}")
 async def put_receiver(request: Request, _: Operator, name: Name, body: ReceiverBody) -> dict[str, Any]:
-    """Create or replace a receiver. From now on it gets every alert that matches it."""
+    """Create or replace a receiver. From now on it gets every alert or change that matches it.
+
+    A receiver of changes needs the scope ``admin``, like the audit log.
+    """
+    if body.changes:
+        require(ADMIN)
     _check_address(request, body)
-    receiver = Receiver(name, body.kind, body.to, body.endpoint, body.severity)
+    receiver = Receiver(name, body.kind, body.to, body.endpoint, body.severity, tuple(body.changes))
     _runner(request).file.save_receiver(receiver)
     return receiver.public()
 
@@ -186,12 +197,18 @@ async def send_test(request: Request, _: Operator, receiver: str | None = None) 
 
 async def _try(request: Request, sender: AlertSender, receiver: Receiver) -> dict[str, Any]:
     now = time.time()
+    mail_from = request.app.state.smtp_from
+    if receiver.changes:
+        return await _tried(sender, change_message(TEST, receiver, mail_from, now), receiver)
     alert = Alert(
         "test", "Test", "", "warning", "firing", now, now, 1.0, 1.0,
         "This is a test of Tidegate's alerts. Nothing is wrong.", "tidegate alerts", id="test", fired_at=now,
     )  # fmt: skip
     notification = Notification("test", (alert,))
-    message: AlertMessage = message_of(notification, receiver, request.app.state.smtp_from, now)
+    return await _tried(sender, message_of(notification, receiver, mail_from, now), receiver)
+
+
+async def _tried(sender: AlertSender, message: AlertMessage, receiver: Receiver) -> dict[str, Any]:
     result = await sender.send(message, receiver)
     delivered = result.status is not None and 200 <= result.status < 300
     return receiver.public() | {

@@ -93,6 +93,16 @@ async def test_pages_continue_with_older_entries(call):
     assert rest["next"] is None
 
 
+async def test_pages_continue_with_newer_entries(call):
+    for number in range(5):
+        await call("POST", "/v1/keys", {"name": f"k{number}"})
+    first = await call("GET", "/v1/audit?limit=3&after=0")
+    rest = await call("GET", f"/v1/audit?limit=3&after={first['next']}")
+    assert [e["after"]["name"] for e in first["items"] + rest["items"]] == ["k0", "k1", "k2", "k3", "k4"]
+    assert rest["next"] is None
+    assert (await call("GET", f"/v1/audit?after={rest['items'][-1]['id']}"))["items"] == []
+
+
 def report(seq: int, *, requests: int = 2, endpoint: str = "digits", day: date = DAY) -> bytes:
     counts = (requests, 1, 1500, 10, 20, 3, 4)
     return UsageReport("beef", seq, {Subject(day, "k1", endpoint): counts}).to_json()

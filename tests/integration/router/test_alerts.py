@@ -31,6 +31,7 @@ from services.router.domain.alerts.facts import Finding
 from services.router.domain.alerts.notifications import Pace, Receiver
 from services.router.domain.webhooks import RetryPolicy, secret_of
 from services.router.settings import RouterSettings
+from tidegate.kernel.protocol.access import PRINCIPAL_HEADER, Principal
 
 pytestmark = pytest.mark.integration
 
@@ -192,6 +193,17 @@ async def test_the_routes(registry, store, rabbitmq_url, valkey_url, jobs_url, t
         assert made.json()["to"].endswith("/...")
         (tried,) = (await client.post("/v1/alerts/test")).json()["items"]
         assert (tried["delivered"], tried["status"]) == (True, 204)
+        changes = {"kind": "webhook", "to": receiver.url, "changes": ["version"]}
+        operator = {PRINCIPAL_HEADER.decode(): Principal("op", "op", frozenset({"operate"})).to_header()}
+        assert (
+            await client.put("/v1/alerts/receivers/ci", json=changes, headers=operator)
+        ).status_code == 403
+        assert (await client.put("/v1/alerts/receivers/ci", json=changes)).json()["changes"] == ["version"]
+        (tried,) = (await client.post("/v1/alerts/test?receiver=ci")).json()["items"]
+        assert (tried["delivered"], orjson.loads(receiver.got[-1][1])["type"]) == (True, "version.created")
+        wrong = await client.put("/v1/alerts/receivers/ci", json=changes | {"changes": ["key"]})
+        assert wrong.status_code == 400
+        assert (await client.delete("/v1/alerts/receivers/ci")).status_code == 204
         receiver.status = 500
         (tried,) = (await client.post("/v1/alerts/test?receiver=ops")).json()["items"]
         assert (tried["delivered"], tried["status"]) == (False, 500)

@@ -23,6 +23,7 @@ from services.router.domain.alerts.cost_findings import cost_findings
 from services.router.domain.alerts.error_budgets import error_budgets
 from services.router.domain.alerts.facts import DAY, HOUR, Counts, Facts, Finding, baseline, totals
 from services.router.domain.alerts.notifications import Notification, Pace, Receiver, due, for_receiver
+from services.router.domain.alerts.registry_changes import RegistryChange
 from services.router.domain.alerts.silences import Silence
 from services.router.domain.alerts.states import Alert, Key, changes, end_removed, step
 from services.router.domain.alerts.version_findings import drift_findings, drift_states, quality_findings
@@ -215,6 +216,43 @@ def test_receivers_get_what_they_want():
     assert for_receiver(both, replace(page, endpoint="other*")) is None
     assert for_receiver(Notification("m", (mild,)), page) is None
     assert page.public()["to"] == "https://example.com/..."
+
+
+def test_receivers_of_changes_get_the_kinds_and_names_that_they_want():
+    ci = Receiver("ci", "webhook", "https://example.com/", "fraud*", changes=("version", "endpoint"))
+    assert Receiver.from_json(orjson.loads(orjson.dumps(ci.to_json()))) == ci
+    assert ci.wants_change("version", "fraud-eu/3")
+    assert ci.wants_change("endpoint", "fraud")
+    assert not ci.wants_change("version", "digits/3")
+    assert not ci.wants_change("deployment", "fraud-v3")
+    alert = step({KEY: fired()}, {KEY: BREACH}, T0 + 60, lambda: "1")[KEY]
+    assert not replace(ci, endpoint="*").wants(alert), "it gets changes instead of alerts"
+    old = Receiver.from_json({"name": "ops", "kind": "webhook", "to": "https://example.com/"})
+    assert old.wants(alert), "stored by an older release"
+    assert not old.wants_change("version", "m/1")
+
+
+def test_a_change_as_a_message():
+    entry = {
+        "id": 7, "at": "2025-05-31T10:00:02Z", "kind": "alias", "name": "m/<best>", "action": "updated",
+        "principal": "k1", "principal_name": "", "revision": 9,
+        "before": {"version": 1}, "after": {"version": 2},
+    }  # fmt: skip
+    change = RegistryChange.from_entry(entry)
+    assert change.title == "alias m/<best> updated by k1"
+    body = orjson.loads(change.webhook_body())
+    assert (body["type"], body["timestamp"]) == ("alias.updated", entry["at"])
+    assert (body["data"]["before"], body["data"]["after"], body["data"]["id"]) == (
+        {"version": 1},
+        {"version": 2},
+        7,
+    )
+    assert orjson.loads(change.slack_body()) == {"text": "alias m/&lt;best&gt; updated by k1"}
+    message = change.email("i", "from@x", "to@x", T0)
+    assert message["Subject"] == "[Tidegate] alias m/<best> updated by k1"
+    assert "revision 9" in message.get_content()
+    hostile = replace(change, by="ann\r\nBcc: all@x")  # the name is in a token of another system
+    assert bytes(hostile.email("i", "from@x", "to@x", T0)).count(b"\nBcc") == 0
 
 
 def fired() -> Alert:

@@ -29,13 +29,18 @@ async def entries(
     kind: str | None = None,
     name: str | None = None,
     before: int | None = None,
+    after: int | None = None,
     limit: int = 100,
 ) -> list[dict[str, Any]]:
-    """Return entries with their ids, newest first.
+    """Return entries with their ids, newest first; with ``after``, oldest first.
 
-    ``before``: return only entries whose id is smaller than this.
+    ``before``: return only entries whose id is smaller than this. ``after``: return only entries whose id is
+    larger than this.
     """
-    query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
+    order = audit.c.id.desc() if after is None else audit.c.id
+    query = sa.select(audit).order_by(order).limit(limit)
+    if after is not None:
+        query = query.where(audit.c.id > after)
     for column, value in ((audit.c.principal, principal), (audit.c.kind, kind), (audit.c.name, name)):
         if value is not None:
             query = query.where(column == value)

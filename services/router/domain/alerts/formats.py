@@ -52,13 +52,19 @@ def email_of(notification: Notification, id_: str, sender: str, to: str, at: flo
     The Message-ID contains ``id_``. All attempts to send this e-mail use the same Message-ID, so mail servers
     can detect duplicates.
     """
+    text = "\n\n".join(map(_paragraph, notification.alerts)) + "\n"
+    return email_with(title(notification), text, id_, sender, to, at)
+
+
+def email_with(title: str, text: str, id_: str, sender: str, to: str, at: float) -> EmailMessage:
+    """Return an e-mail with this title and text. The other parameters are those of :func:`email_of`."""
     message = EmailMessage()
     message["From"], message["To"] = sender, to
-    message["Subject"] = f"[Tidegate] {title(notification)}"
+    message["Subject"] = f"[Tidegate] {title}"
     message["Date"] = format_datetime(datetime.fromtimestamp(at, UTC))
     message["Message-ID"] = f"<{id_}@tidegate>"
     message["Auto-Submitted"] = "auto-generated"
-    message.set_content("\n\n".join(map(_paragraph, notification.alerts)) + "\n")
+    message.set_content(text)
     return message
 
 

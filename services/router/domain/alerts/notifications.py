@@ -20,9 +20,11 @@ _RANK = {"critical": 0, "warning": 1}
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """A receiver of the alerts whose severity is ``severity`` or worse.
+    """A receiver of the alerts whose severity is ``severity`` or worse, or of changes in the registry.
 
-    ``to``: a URL or an e-mail address. In ``endpoint``, ``*`` and ``?`` are wildcards.
+    ``to``: a URL or an e-mail address. ``changes``: the kinds of objects whose changes the receiver gets. If
+    it is not empty, the receiver gets no alerts. ``endpoint``: the endpoints of the alerts, or the names of
+    the changed objects; ``*`` and ``?`` are wildcards.
     """
 
     name: str
@@ -30,9 +32,20 @@ class Receiver:
     to: str
     endpoint: str = "*"
     severity: Literal["warning", "critical"] = "warning"
+    changes: tuple[str, ...] = ()
+
+    def wants_change(self, kind: str, name: str) -> bool:
+        """Return True if the receiver gets the changes of this object.
+
+        The name of a version or an alias begins with the name of its model. Only the model's name is compared
+        with ``endpoint``.
+        """
+        return kind in self.changes and fnmatchcase(name.partition("/")[0], self.endpoint)
 
     def wants(self, alert: Alert) -> bool:
         """Return True if the receiver gets this alert."""
+        if self.changes:
+            return False
         return fnmatchcase(alert.endpoint, self.endpoint) and _RANK[alert.severity] <= _RANK[self.severity]
 
     def to_json(self) -> dict[str, Any]:
@@ -42,7 +55,8 @@ class Receiver:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Receiver:
         """Return the receiver from a document."""
-        return cls(**{k: v for k, v in document.items() if k in cls.__dataclass_fields__})
+        fields = {k: v for k, v in document.items() if k in cls.__dataclass_fields__}
+        return cls(**fields | {"changes": tuple(document.get("changes", ()))})
 
     def public(self) -> dict[str, Any]:
         """Return the receiver without the secret part of its address."""
