@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.router.adapters.alert_file import AlertMessage
+from services.router.adapters.alert_file import AlertFile, AlertMessage
 from services.router.api.monitoring import leading
 from services.router.application.alert_runner import AlertRunner, message_of
 from services.router.application.alert_sender import AlertSender, described
@@ -23,7 +23,7 @@ from services.router.domain.alerts.prometheus import rule_file
 from services.router.domain.alerts.registry_changes import KINDS, TEST
 from services.router.domain.alerts.silences import Silence
 from services.router.domain.alerts.states import Alert
-from tidegate.kernel.errors import BadRequest, NotFound
+from tidegate.kernel.errors import BadRequest, NotFound, Unavailable
 from tidegate.kernel.protocol.access import ADMIN, OPERATE, Principal
 from tidegate.kernel.protocol.models import Name
 from tidegate.kernel.protocol.webhooks import read_url
@@ -71,6 +71,17 @@ def _runner(request: Request) -> AlertRunner:
     return runner
 
 
+def _file(request: Request) -> AlertFile:
+    """Return the file of alerts. Raise Unavailable if this router does not lead.
+
+    The leader does not need to have read the traffic: it may have started only a moment ago.
+    """
+    if not request.app.state.watch.leads:
+        raise Unavailable("this router does not lead: retry in a few seconds", retry_after_s=5.0)
+    runner: AlertRunner = request.app.state.alerts
+    return runner.file
+
+
 @router.get("")
 async def list_all(
     request: Request, state: Literal["pending", "firing", "resolved"] | None = None
@@ -92,7 +103,7 @@ async def history(
     request: Request, endpoint: str | None = None, limit: int = Query(100, ge=1, le=10_000)
 ) -> dict[str, Any]:
     """List the last alerts that fired or were resolved, newest first."""
-    events = await asyncio.to_thread(_runner(request).file.events, endpoint, limit)
+    events = await asyncio.to_thread(_file(request).events, endpoint, limit)
     return {"items": [formats.public(each) for each in events]}
 
 
@@ -123,14 +134,14 @@ async def prometheus() -> str:
 @router.get("/messages")
 async def messages(request: Request, _: Operator, limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
     """List the last messages to receivers, with the result of each, newest first."""
-    found = await asyncio.to_thread(_runner(request).file.messages, limit)
+    found = await asyncio.to_thread(_file(request).messages, limit)
     return {"items": [each.public() for each in found]}
 
 
 @router.get("/silences")
 async def silences(request: Request, _: Operator) -> dict[str, Any]:
     """List the silences that have not ended."""
-    return {"items": [each.to_json() for each in _runner(request).file.silences(time.time())]}
+    return {"items": [each.to_json() for each in _file(request).silences(time.time())]}
 
 
 @router.post("/silences")
@@ -141,14 +152,14 @@ async def silence(request: Request, operator: Operator, body: NewSilence) -> dic
         os.urandom(4).hex(), body.endpoint, body.rule, body.severity, now, now + body.for_s, body.why,
         operator.name or operator.id,
     )  # fmt: skip
-    _runner(request).file.save_silence(made, now)
+    _file(request).save_silence(made, now)
     return made.to_json()
 
 
 @router.delete("/silences/{id}", status_code=204)
 async def unsilence(request: Request, _: Operator, id: str) -> Response:
     """End a silence."""
-    file = _runner(request).file
+    file = _file(request)
     if id not in {each.id for each in file.silences(time.time())}:
         raise NotFound(f"There is no silence {id!r}. `tidegate alerts silences` lists them.")
     file.drop_silence(id)
@@ -158,7 +169,7 @@ async def unsilence(request: Request, _: Operator, id: str) -> Response:
 @router.get("/receivers")
 async def receivers(request: Request, _: Operator) -> dict[str, Any]:
     """List the receivers. Their addresses are shortened, because some contain a secret."""
-    return {"items": [each.public() for each in _runner(request).file.receivers()]}
+    return {"items": [each.public() for each in _file(request).receivers()]}
 
 
 @router.put("/receivers/{name}")
@@ -171,14 +182,14 @@ async def put_receiver(request: Request, _: Operator, name: Name, body: Receiver
         require(ADMIN)
     _check_address(request, body)
     receiver = Receiver(name, body.kind, body.to, body.endpoint, body.severity, tuple(body.changes))
-    _runner(request).file.save_receiver(receiver)
+    _file(request).save_receiver(receiver)
     return receiver.public()
 
 
 @router.delete("/receivers/{name}", status_code=204)
 async def delete_receiver(request: Request, _: Operator, name: str) -> Response:
     """Delete a receiver and the messages that wait for it."""
-    file = _runner(request).file
+    file = _file(request)
     _named(file.receivers(), name)
     file.drop_receiver(name)
     return Response(status_code=204)
@@ -187,7 +198,7 @@ async def delete_receiver(request: Request, _: Operator, name: str) -> Response:
 @router.post("/test")
 async def send_test(request: Request, _: Operator, receiver: str | None = None) -> dict[str, Any]:
     """Send a test message to all receivers or to one. Return each receiver's response."""
-    found = _runner(request).file.receivers()
+    found = _file(request).receivers()
     if receiver is not None:
         found = [_named(found, receiver)]
     sender: AlertSender = request.app.state.alert_sender

@@ -75,6 +75,11 @@ class EndpointWatch:
         self._file.close()
 
     @property
+    def leads(self) -> bool:
+        """Return True if this router leads."""
+        return self._leads()
+
+    @property
     def reads(self) -> bool:
         """Return True if this router leads and has read the traffic."""
         return self._led and self.last.at > 0

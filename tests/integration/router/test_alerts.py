@@ -218,3 +218,30 @@ async def test_the_routes(registry, store, rabbitmq_url, valkey_url, jobs_url, t
         assert len((await client.get("/v1/alerts/rules")).json()["items"]) == 12
         page = (await client.get("/metrics")).text
         assert f'tidegate_endpoint_alert_limit{{endpoint="{registry.name}",rule="ErrorRate"}} 5.0' in page
+
+
+async def test_receivers_can_be_set_before_the_traffic_is_read(
+    store, rabbitmq_url, valkey_url, jobs_url, tmp_path, receiver, until
+):
+    """Without a registry, the router leads but does not know the endpoints yet, so it reads no traffic."""
+    settings = RouterSettings(
+        state_dir=tmp_path, service_token="token", redis_url=valkey_url, jobs_url=jobs_url,
+        amqp_url=rabbitmq_url, registry_url="http://127.0.0.1:9",
+    )  # fmt: skip
+    app = build(settings)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app),
+            base_url="http://127.0.0.1",
+            headers={"Authorization": "Bearer token"},
+        ) as client,
+    ):
+
+        async def stored() -> bool:
+            body = {"kind": "webhook", "to": receiver.url}
+            return (await client.put("/v1/alerts/receivers/ops", json=body)).status_code == 200
+
+        await until(stored)
+        assert (await client.get("/v1/alerts")).status_code == 503
+        assert len((await client.get("/v1/alerts/receivers")).json()["items"]) == 1
