@@ -17,6 +17,7 @@ from services.gateway.adapters.usage_reporter import UsageReporter
 from services.gateway.api import proxy
 from services.gateway.api.proxy import ControlPlaneProxy
 from services.gateway.application.access import Access
+from services.gateway.application.jwt_callers import JwtCallers
 from services.gateway.application.llm.accounting import LlmAccounting
 from services.gateway.application.llm.token_limits import TokenLimits
 from services.gateway.domain.key_table import KeyTable
@@ -61,7 +62,8 @@ class AccessWiring:
         self._usage = UsageReporter(
             settings.amqp_url, incarnation, settings.usage_interval_s, self._job_usage
         )
-        self._jwks = _jwks(settings)
+        self._jwt_callers = JwtCallers(settings.jwt_limits, self._leases.set, self.token_limits.set)
+        self._jwks = _jwks(settings, self._jwt_callers)
         self.access = Access(
             # If the gateway listens on an address that other machines can reach, every caller needs a
             # credential, whatever the settings say.
@@ -71,6 +73,7 @@ class AccessWiring:
             limiters=self._leases.limiters,
             verify=self._jwks.verify if self._jwks is not None else None,
             costs=costs,
+            limit_unknown=self._jwt_callers.unknown if settings.jwt_limits else None,
         )
         urls = {name: getattr(settings, f"{name}_url") for name in ("registry", "router", "autoscaler")}
         self.llm_accounting = LlmAccounting(
@@ -127,7 +130,7 @@ class AccessWiring:
         self.access.replace(table)
 
 
-def _jwks(settings: GatewaySettings) -> Jwks | None:
+def _jwks(settings: GatewaySettings, callers: JwtCallers) -> Jwks | None:
     if not settings.jwks_url:
         return None
     # Imported here because the library takes a tenth of the start time, and few gateways accept JWTs.
@@ -139,4 +142,6 @@ def _jwks(settings: GatewaySettings) -> Jwks | None:
         audience=settings.jwt_audience,
         roles_claim=settings.jwt_roles_claim,
         scopes_of=settings.jwt_role_scopes,
+        limits=settings.jwt_limits,
+        on_verified=callers.verified,
     )

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from services.gateway.domain.cors import Origins
+from tidegate.kernel.protocol.caller_limits import CallerLimits
 from tidegate.kernel.settings.base import Settings
 
 Scope = Literal["infer", "publish", "operate", "admin"]
@@ -205,6 +206,11 @@ class GatewaySettings(Settings):
     jwt_role_scopes: dict[str, list[Scope]] = Field(
         {},
         description="Scopes of each role, as JSON. Empty: each role has the scope of the same name.",
+    )
+    jwt_limits: dict[str, CallerLimits] = Field(
+        {},
+        description="Limits of each caller with a JWT, by role, as JSON. The first of these roles that a "
+        'caller has decides; `*` applies to all others: `{"batch": {"rate": 5}, "*": {"rate": 50}}`.',
     )
 
     cors_origins: str = Field(

@@ -6,17 +6,18 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
 import jwt
 import orjson
 
-from services.gateway.domain.jwt_claims import principal_of
+from services.gateway.domain.jwt_claims import limits_of, principal_of
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import Unauthorized, Unavailable
 from tidegate.kernel.protocol.access import Principal
+from tidegate.kernel.protocol.caller_limits import CallerLimits
 
 log = telemetry.logger(__name__)
 
@@ -52,13 +53,21 @@ class Jwks:
         audience: str,
         roles_claim: str,
         scopes_of: Mapping[str, Sequence[str]],
+        limits: Mapping[str, CallerLimits] | None = None,
+        on_verified: Callable[[str, CallerLimits | None], None] = lambda principal, limits: None,
     ) -> None:
-        """``url``: the http(s) URL or the file path of the JWKS. ``scopes_of``: the scopes of each role."""
+        """``url``: the http(s) URL or the file path of the JWKS. ``scopes_of``: the scopes of each role.
+
+        ``limits``: the limits by role. If there are any, ``on_verified`` is called with each principal whose
+        token was verified, and with its limits.
+        """
         self._url = url
         self._issuer = issuer
         self._audience = audience
         self._roles_claim = roles_claim
         self._scopes_of = scopes_of
+        self._limits = limits or {}
+        self._on_verified = on_verified
         self._keys: dict[str, jwt.PyJWK] | None = None
         self._read_at = float("-inf")
         self._refresh_requested = asyncio.Event()
@@ -109,7 +118,12 @@ class Jwks:
             raise Unauthorized("the token is invalid: its claim 'sub' is empty")
         # `exp` stays an integer, because it can be too large for a float.
         until = min(int(claims["exp"]) + LEEWAY_S, time.time() + TRUST_S)
-        return principal_of(claims, self._roles_claim, self._scopes_of), until * 1e3
+        limits = limits_of(claims, self._roles_claim, self._limits)
+        weight = 1 if limits is None else limits.weight
+        principal = principal_of(claims, self._roles_claim, self._scopes_of, weight)
+        if self._limits:
+            self._on_verified(principal.id, limits)
+        return principal, until * 1e3
 
     def _request_refresh(self) -> None:
         if time.monotonic() - self._read_at > RETRY_S:

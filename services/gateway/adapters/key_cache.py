@@ -83,8 +83,11 @@ class KeyCache:
 
         Raise Unavailable if the registry does not report the counts.
         """
+        path, query = f"/v1/usage/{quote(principal, safe='')}/quota", {"day": day}
+        if "/" in principal:
+            path, query = "/v1/usage/quota", {"principal": principal, "day": day}
         try:
-            answer = await self._http.get(f"/v1/usage/{quote(principal, safe='')}/quota", params={"day": day})
+            answer = await self._http.get(path, params=query)
             counts = answer.raise_for_status().json()
             return PriorUsage(principal, day, day[:7], int(counts["day"]), int(counts["month"]))
         except (httpx.HTTPError, ValueError, KeyError) as error:

@@ -19,7 +19,7 @@ from services.gateway.domain.key_limiter import KeyLimiter
 from services.gateway.domain.lease_messages import LeaseRequest, PriorUsage
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import TidegateError
-from tidegate.kernel.protocol.access import Allowance
+from tidegate.kernel.protocol.access import JWT_PREFIX, Allowance
 from tidegate.kernel.store import StoreUnavailable
 
 log = telemetry.logger(__name__)
@@ -90,19 +90,28 @@ class LimitLeases:
                 await self._store.settle(self._process, requests)
 
     def replace(self, allowances: dict[str, Allowance]) -> None:
-        """Set the limits of all callers. A caller that had limits before keeps its usage."""
-        kept: dict[str, KeyLimiter] = {}
-        now = time.monotonic()
+        """Set the limits of all keys. A key that had limits before keeps its usage."""
+        kept = {id_: each for id_, each in self.limiters.items() if id_.startswith(JWT_PREFIX)}
         for principal, allowance in allowances.items():
-            limiter = self.limiters.get(principal)
-            if limiter is None:
-                limiter = KeyLimiter(principal, allowance, self._activate)
-                limiter.share = self._share()
-            elif limiter.allowance != allowance:
-                limiter.change(allowance, now)
-            kept[principal] = limiter
+            kept[principal] = self._limiter(principal, allowance)
         self.limiters.clear()
         self.limiters.update(kept)
+
+    def set(self, principal: str, allowance: Allowance | None) -> None:
+        """Set the limits of one caller with a JWT. None: it has no limits. It keeps its usage."""
+        if allowance is None:
+            self.limiters.pop(principal, None)
+        else:
+            self.limiters[principal] = self._limiter(principal, allowance)
+
+    def _limiter(self, principal: str, allowance: Allowance) -> KeyLimiter:
+        limiter = self.limiters.get(principal)
+        if limiter is None:
+            limiter = KeyLimiter(principal, allowance, self._activate)
+            limiter.share = self._share()
+        elif limiter.allowance != allowance:
+            limiter.change(allowance, time.monotonic())
+        return limiter
 
     def _activate(self, limiter: KeyLimiter) -> None:
         limiter.share = self._share()

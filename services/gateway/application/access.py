@@ -21,7 +21,7 @@ from tidegate.kernel.protocol.access import ANONYMOUS, INFER, SCRAPER, SERVICE, 
 from tidegate.kernel.service.caller import ServiceToken
 
 LIMITED = Counter(
-    "tidegate_gateway_limited_total", "Requests refused by a limit of their key.", ["key", "limit"]
+    "tidegate_gateway_limited_total", "Requests refused by a limit of their caller.", ["key", "limit"]
 )
 
 Headers = dict[bytes, bytes]
@@ -46,35 +46,36 @@ _AWS = b"AWS4-HMAC-SHA256 Credential="
 _REFUSALS = {
     "rate": (
         "rate_limited",
-        "this key has reached its limit of requests per second: send again after Retry-After",
+        "this caller has reached its limit of requests per second: send again after Retry-After",
     ),
     "concurrency": (
         "too_many_concurrent",
-        "this key has reached its limit of requests in flight: wait until one of them ends",
+        "this caller has reached its limit of requests in flight: wait until one of them ends",
     ),
     "day": (
         "quota_exhausted",
-        "this key has used up its requests for the day (UTC): send again after Retry-After",
+        "this caller has used up its requests for the day (UTC): send again after Retry-After",
     ),
     "month": (
         "quota_exhausted",
-        "this key has used up its requests for the month (UTC): send again after Retry-After",
+        "this caller has used up its requests for the month (UTC): send again after Retry-After",
     ),
     "day_budget": (
         "budget_exhausted",
-        "this key has used up its budget for the day (UTC): send again after Retry-After, or let an admin "
-        "raise it with `tidegate keys change KEY --budget-per-day N`",
+        "this caller has used up its budget for the day (UTC): send again after Retry-After, or let an admin "
+        "raise it with `tidegate keys change KEY --budget-per-day N` or, for a JWT, TIDEGATE_JWT_LIMITS",
     ),
     "month_budget": (
         "budget_exhausted",
-        "this key has used up its budget for the month (UTC): send again after Retry-After, or let an admin "
-        "raise it with `tidegate keys change KEY --budget-per-month N`",
+        "this caller has used up its budget for the month (UTC): send again after Retry-After, or let an "
+        "admin raise it with `tidegate keys change KEY --budget-per-month N` or, for a JWT, "
+        "TIDEGATE_JWT_LIMITS",
     ),
 }
 
 _LEASING = (
     "budget_exhausted",
-    "other requests or gateway processes hold the rest of this key's budget: send again after Retry-After",
+    "other requests or gateway processes hold the rest of this caller's budget: send again after Retry-After",
 )
 
 
@@ -210,8 +211,11 @@ class Access:
         limiters: Mapping[str, KeyLimiter],
         verify: Verify | None = None,
         costs: RequestCosts | None = None,
+        limit_unknown: Callable[[str], bool] | None = None,
     ) -> None:
+        """``limit_unknown``: called with a principal without limits; returns True if it has set some."""
         self._costs = costs
+        self._limit_unknown = limit_unknown
         self.required = required
         self._token = ServiceToken(service_token)
         self._count = count
@@ -277,6 +281,8 @@ class Access:
         if not principal.may(INFER, endpoint):
             raise Forbidden(access.may_not_use(principal, endpoint))
         limiter = self._limiters.get(principal.id)
+        if limiter is None and self._limit_unknown is not None and self._limit_unknown(principal.id):
+            limiter = self._limiters.get(principal.id)
         if limiter is not None:
             nanos = 0
             if limiter.budget is not None and self._costs is not None:
@@ -336,6 +342,14 @@ class Access:
         return key.principal, until
 
 
+def label_of(principal: str) -> str:
+    """Return the label of a caller in metrics: a key's id, or ``jwt`` for all tokens of an issuer.
+
+    An issuer may have any number of users, so their names do not become labels.
+    """
+    return "jwt" if principal.startswith(access.JWT_PREFIX) else principal
+
+
 def _keys_unknown() -> Unavailable:
     return Unavailable(
         "this gateway does not know the keys yet: it has not reached the registry",
@@ -345,7 +359,7 @@ def _keys_unknown() -> Unavailable:
 
 
 def _too_many(reached: LimitReached, limiter: KeyLimiter) -> TooMany:
-    LIMITED.labels(limiter.principal, reached.limit).inc()
+    LIMITED.labels(label_of(limiter.principal), reached.limit).inc()
     reason, message = _LEASING if reached.soon else _REFUSALS[reached.limit]
     now = time.time()
     period = reached.limit.partition("_")[0]

@@ -7,18 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tidegate.kernel.protocol.access import JWT_PREFIX, SCOPES, Principal
+from tidegate.kernel.protocol.caller_limits import CallerLimits
 
+# The key in the setting of limits for callers without one of the other roles.
+EVERYONE = "*"
 _ID_CHARS = 120
 
 
 def principal_of(
-    claims: Mapping[str, Any], roles_claim: str, scopes_of: Mapping[str, Sequence[str]]
+    claims: Mapping[str, Any], roles_claim: str, scopes_of: Mapping[str, Sequence[str]], weight: int = 1
 ) -> Principal:
     """Return the principal of a token with these claims.
 
     ``roles_claim``: the claim that contains the roles. It is one name, or several names with dots between
     them, such as Keycloak's ``realm_access.roles``. ``scopes_of``: the scopes of each role. If ``scopes_of``
-    is empty, each role that has the name of a scope grants this scope.
+    is empty, each role that has the name of a scope grants this scope. ``weight``: the principal's weight.
     """
     subject = str(claims["sub"])
     if len(subject) > _ID_CHARS or not subject.isprintable():
@@ -28,7 +31,21 @@ def principal_of(
     scopes: set[str] = set()
     for role in _roles(claims, roles_claim):
         scopes.update(scopes_of.get(role, ()) if scopes_of else {role} & set(SCOPES))
-    return Principal(JWT_PREFIX + subject, name, frozenset(scopes))
+    return Principal(JWT_PREFIX + subject, name, frozenset(scopes), weight=weight)
+
+
+def limits_of(
+    claims: Mapping[str, Any], roles_claim: str, limits: Mapping[str, CallerLimits]
+) -> CallerLimits | None:
+    """Return the limits of a token with these claims; None if it has no limits.
+
+    ``limits``: the limits by role. The first of these roles that the token has decides. Without one, the
+    limits under ``*`` apply.
+    """
+    if not limits:
+        return None
+    roles = set(_roles(claims, roles_claim))
+    return next((each for role, each in limits.items() if role in roles), limits.get(EVERYONE))
 
 
 def _roles(claims: Mapping[str, Any], path: str) -> list[str]:

@@ -109,6 +109,8 @@ async def export_usage(transactions: TransactionsDep, query: UsageQueryDep) -> R
     return Response(as_csv(rows, query.by), media_type="text/csv; charset=utf-8", headers=headers)
 
 
+# For principals whose names contain a slash: those of callers with a JWT may.
+@router.get("/usage/quota", include_in_schema=False)
 @router.get("/usage/{principal}/quota", include_in_schema=False)
 async def read_quota_usage(transactions: TransactionsDep, principal: str, day: date) -> dict[str, int]:
     """Return a principal's number of requests on ``day``, and from the start of its month to ``day``.

@@ -10,8 +10,9 @@ from pydantic import Field, WithJsonSchema
 
 from services.registry.api.bodies import Items
 from services.registry.api.dependencies import KeyringDep, guarded, set_etag
-from services.registry.domain.keys import KeySpec, StoredKey, TokenLimits
+from services.registry.domain.keys import KeySpec, StoredKey
 from tidegate.kernel.protocol.access import ADMIN, KEY_PREFIX
+from tidegate.kernel.protocol.caller_limits import TokenLimits
 from tidegate.kernel.protocol.models import Noun
 from tidegate.kernel.service.api import JsonRoute
 from tidegate.kernel.service.caller import needs

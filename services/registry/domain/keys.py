@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -14,12 +13,9 @@ from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 from services.registry.domain import merge
 from tidegate.kernel.errors import BadRequest, Conflict
 from tidegate.kernel.protocol import access
-from tidegate.kernel.protocol.cost_facts import NANOS
-from tidegate.kernel.protocol.models import Name, Noun
+from tidegate.kernel.protocol.caller_limits import CallerLimits, TokenLimits
+from tidegate.kernel.protocol.models import Name
 
-# A key's burst must be at least the number of requests that its rate allows in this many seconds. A smaller
-# token bucket would overflow between refills. Then the key would get fewer requests than its rate allows.
-MIN_BURST_S = 0.05
 SECRET_BYTES = 32
 ID_BYTES = 6
 
@@ -27,26 +23,7 @@ KeyName = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[^\
 Scope = Literal["infer", "publish", "operate", "admin"]
 
 
-MOST_TOKENS = 10**12
-MOST_MONEY = 10**6
-
-
-class TokenLimits(Noun):
-    """Limits of the tokens that a key may use, in prompts and answers together. None means no limit."""
-
-    tokens_per_minute: int | None = Field(
-        None, ge=1, le=MOST_TOKENS, description=("Maximum number of tokens in any 60 seconds.")
-    )
-    tokens_per_day: int | None = Field(
-        None, ge=1, le=MOST_TOKENS, description="Maximum number of tokens in a calendar day (UTC)."
-    )
-
-    def token_allowance(self) -> access.TokenAllowance:
-        """Return the limits in the form that gateways use."""
-        return access.TokenAllowance(self.tokens_per_minute, self.tokens_per_day)
-
-
-class KeySpec(TokenLimits):
+class KeySpec(CallerLimits):
     """Scopes and limits of a key. A limit applies to all gateway processes together. None means no limit."""
 
     name: KeyName
@@ -56,35 +33,6 @@ class KeySpec(TokenLimits):
     scopes: list[Scope] = Field(["infer"], min_length=1)
     endpoints: list[Name] | None = Field(None, min_length=1, max_length=1_000)
     expires_at: AwareDatetime | None = None
-    rate: float | None = Field(None, gt=0, le=1e6, description="Requests per second.")
-    burst: int | None = Field(
-        None,
-        ge=1,
-        le=10**7,
-        description=("Maximum number of requests in a burst; None: as many as the rate allows in a second."),
-    )
-    concurrency: int | None = Field(None, ge=1, le=10**6, description="Maximum number of requests in flight.")
-    day: int | None = Field(
-        None, ge=1, le=10**12, description="Maximum number of requests in a calendar day (UTC)."
-    )
-    month: int | None = Field(
-        None, ge=1, le=10**12, description="Maximum number of requests in a calendar month (UTC)."
-    )
-    weight: int = Field(
-        1, ge=1, le=100, description="Share of a busy Deployment, in proportion to other callers' weights."
-    )
-    budget_per_day: float | None = Field(
-        None,
-        gt=0,
-        le=MOST_MONEY,
-        description=("Highest cost in a calendar day (UTC), in the price list's currency."),
-    )
-    budget_per_month: float | None = Field(
-        None,
-        gt=0,
-        le=MOST_MONEY,
-        description="Highest cost in a calendar month (UTC), in the price list's currency.",
-    )
     max_versions: int | None = Field(
         None, ge=0, le=10**9, description="Maximum number of versions that the key may register and keep."
     )
@@ -105,24 +53,7 @@ class KeySpec(TokenLimits):
         self.scopes = sorted(set(self.scopes), key=access.SCOPES.index)
         if self.endpoints is not None:
             self.endpoints = sorted(set(self.endpoints))
-        if self.burst is None:
-            return self
-        if self.rate is None:
-            raise ValueError("a burst needs a rate: set both, or leave the burst out")
-        least = math.ceil(self.rate * MIN_BURST_S)
-        if self.burst < least:
-            raise ValueError(f"a rate of {self.rate:g}/s needs a burst of at least {least}")
         return self
-
-    def allowance(self) -> access.Allowance:
-        """Return the limits in the form that gateways use.
-
-        If the key has no burst, use the number of requests that its rate allows in one second. Without a
-        rate, use 1.
-        """
-        burst = self.burst or (1 if self.rate is None else max(1, math.ceil(self.rate)))
-        budgets = (_nanos(self.budget_per_day), _nanos(self.budget_per_month))
-        return access.Allowance(self.rate, burst, self.concurrency, self.day, self.month, *budgets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +89,6 @@ class StoredKey:
             tokens=spec.token_allowance(),
             endpoint_tokens={name: each.token_allowance() for name, each in spec.endpoint_tokens.items()},
         )
-
-
-def _nanos(money: float | None) -> int | None:
-    return None if money is None else max(1, round(money * NANOS))
 
 
 def _ms(moment: datetime | None) -> float | None:

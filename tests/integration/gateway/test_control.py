@@ -70,6 +70,7 @@ def gateway_env(registry, issuer) -> dict[str, str]:
         "TIDEGATE_JWT_AUDIENCE": AUDIENCE,
         "TIDEGATE_JWT_ROLES_CLAIM": "realm.roles",
         "TIDEGATE_JWT_ROLE_SCOPES": '{"scientists": ["infer"], "platform": ["infer", "operate", "publish"]}',
+        "TIDEGATE_JWT_LIMITS": '{"trial": {"day": 3}, "*": {"day": 100000}}',
     }
 
 
@@ -218,6 +219,30 @@ async def test_tokens_of_the_issuer(client, worker, issuer):
     ):
         answer = await client.post(INFER, json=BODY, headers=bearer(bad))
         assert (answer.status_code, answer.json()["reason"]) == (401, "unauthorized")
+
+
+async def test_callers_with_a_token_have_the_limits_of_their_role(client, worker, issuer, registry, as_):
+    def headers(sub: str) -> dict[str, str]:
+        # Each token is another text, so each is verified.
+        return bearer(
+            issuer.token(sub=sub, realm={"roles": ["scientists", "trial"]}, nonce=os.urandom(4).hex())
+        )
+
+    for sub in ("trial-1", "auth0|trial/2 x"):
+        for left in (2, 1, 0):
+            answer = await client.post(INFER, json=BODY, headers=headers(sub))
+            assert answer.status_code == 200
+            assert f'"day";r={left}' in answer.headers["RateLimit"]
+        await as_("infer")  # the gateway reads the table of keys again
+        refused = await client.post(INFER, json=BODY, headers=headers(sub))
+        assert (refused.status_code, refused.json()["reason"]) == (429, "quota_exhausted")
+        assert "this caller has used up its requests for the day" in refused.json()["error"]
+        assert int(refused.headers["Retry-After"]) > 0
+    everyone = await client.post(INFER, json=BODY, headers=bearer(issuer.token(sub="trial-1-not")))
+    assert '"day";q=100000' in everyone.headers["RateLimit-Policy"]
+    page = (await client.get("/metrics", headers=await as_("admin"))).text
+    assert 'tidegate_gateway_limited_total{key="jwt",limit="day"} 2.0' in page
+    assert "trial-1" not in page
 
 
 async def test_a_new_key_of_the_issuer_is_found(client, worker, issuer, until):

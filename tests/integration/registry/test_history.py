@@ -103,6 +103,11 @@ async def test_pages_continue_with_newer_entries(call):
     assert (await call("GET", f"/v1/audit?after={rest['items'][-1]['id']}"))["items"] == []
 
 
+async def test_the_quota_of_a_caller_whose_name_has_a_slash(call):
+    found = await call("GET", "/v1/usage/quota?principal=spiffe://x/y&day=2026-01-02")
+    assert found == {"day": 0, "month": 0}
+
+
 def report(seq: int, *, requests: int = 2, endpoint: str = "digits", day: date = DAY) -> bytes:
     counts = (requests, 1, 1500, 10, 20, 3, 4)
     return UsageReport("beef", seq, {Subject(day, "k1", endpoint): counts}).to_json()

@@ -227,6 +227,7 @@ REGISTRY = RoutePermissions(
         "GET /v1/audit": (ADMIN,),
         "GET /v1/usage": (ADMIN,),
         "GET /v1/usage.csv": (ADMIN,),
+        "GET /v1/usage/quota": (INTERNAL,),
         "GET /v1/usage/{principal}/quota": (INTERNAL,),
     }
 )

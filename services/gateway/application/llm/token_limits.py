@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from services.gateway.application.access import LIMITED
+from services.gateway.application.access import LIMITED, label_of
 from services.gateway.domain.llm.token_charge import STEP, PromptRatio, charge
 from services.gateway.domain.llm.token_headers import Left, TokenAccount, tokens_left
 from services.gateway.domain.llm.token_refusals import check_fits, too_many
@@ -126,6 +126,7 @@ class TokenLimits:
         self._store = store
         self._processes = processes
         self._keys: Mapping[str, Key] = {}
+        self._jwt_callers: dict[str, TokenAllowance] = {}
         self._windows: dict[str, TokenWindow] = {}
         self._pending: dict[Charge, int] = {}
         self._settling: Settlement | None = None
@@ -141,6 +142,13 @@ class TokenLimits:
         self._keys = {
             id_: key for id_, key in keys.items() if key.endpoint_tokens or not key.tokens.unlimited
         }
+
+    def set(self, principal: str, allowance: TokenAllowance | None) -> None:
+        """Set the token limits of one caller with a JWT. None: it has no limits."""
+        if allowance is None:
+            self._jwt_callers.pop(principal, None)
+        else:
+            self._jwt_callers[principal] = allowance
 
     def start(self) -> None:
         """Start correcting charges in the store, in the background."""
@@ -160,7 +168,8 @@ class TokenLimits:
         """Return a caller's accounts for an endpoint; empty if the caller has no token limit there."""
         key = self._keys.get(principal.id)
         if key is None:
-            return []
+            allowance = self._jwt_callers.get(principal.id)
+            return [] if allowance is None else [TokenAccount(principal.id, "", allowance)]
         limits = (("", key.tokens), (endpoint, key.endpoint_tokens.get(endpoint, TokenAllowance())))
         return [TokenAccount(key.principal.id, name, each) for name, each in limits if not each.unlimited]
 
@@ -182,7 +191,7 @@ class TokenLimits:
         made, balances = await self._charge(accounts, tokens)
         for account, balance in zip(accounts, balances, strict=True):
             if balance.refused:
-                LIMITED.labels(account.principal, f"tokens_{balance.refused}").inc()
+                LIMITED.labels(label_of(account.principal), f"tokens_{balance.refused}").inc()
                 raise too_many(account, balance, _states(accounts, balances, 0))
         return Reservation(self, accounts, balances, made, tokens)
 

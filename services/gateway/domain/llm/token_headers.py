@@ -27,7 +27,8 @@ class TokenAccount(NamedTuple):
     def id(self) -> str:
         """Return the account's name in the store.
 
-        It is unique, because the names of principals contain no space.
+        It is unique, because the ids of keys contain no space, and callers with a JWT have no limits at
+        single endpoints.
         """
         return f"{self.principal} {self.endpoint}" if self.endpoint else self.principal
 

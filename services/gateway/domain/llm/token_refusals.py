@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from services.gateway.domain.llm.token_headers import Left, TokenAccount, openai, rate_limit
 from services.gateway.domain.llm.token_window import TokenBalance
 from tidegate.kernel.errors import BadRequest, TooMany
-from tidegate.kernel.protocol.access import KEY_PREFIX
+from tidegate.kernel.protocol.access import JWT_PREFIX, KEY_PREFIX
 
 _OPTIONS = {"minute": "--tokens-per-minute", "day": "--tokens-per-day"}
 
@@ -29,8 +29,7 @@ def check_fits(accounts: Sequence[TokenAccount], prompt: int, tokens: int) -> No
             raise BadRequest(
                 f"this request may use about {tokens:,} tokens ({prompt:,} of them in the prompt), but "
                 f"{_whose(account)} has a limit of {most:,} tokens per {period}, so it can never run: "
-                f"{shorter}, or ask an admin to raise the limit with "
-                f"`tidegate keys change {account.principal} {_OPTIONS[period]} N`",
+                f"{shorter}, or ask an admin to raise the limit with {_setting(account, period)}",
                 reason="request_above_token_limit",
             )
 
@@ -56,6 +55,14 @@ def too_many(account: TokenAccount, balance: TokenBalance, states: Sequence[Left
     )
 
 
+def _setting(account: TokenAccount, period: str) -> str:
+    if account.principal.startswith(JWT_PREFIX):
+        return "the setting TIDEGATE_JWT_LIMITS"
+    return f"`tidegate keys change {account.principal} {_OPTIONS[period]} N`"
+
+
 def _whose(account: TokenAccount) -> str:
+    if account.principal.startswith(JWT_PREFIX):
+        return f"the caller {account.principal}"
     key = f"the key {KEY_PREFIX}{account.principal}"
     return f"{key} at {account.endpoint!r}" if account.endpoint else key

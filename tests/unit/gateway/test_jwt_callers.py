@@ -1,0 +1,126 @@
+"""Limits of callers with a JWT: which apply, and when they are forgotten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from services.gateway.application.access import Access
+from services.gateway.application.jwt_callers import FORGET_S, JwtCallers
+from services.gateway.domain.jwt_claims import limits_of
+from services.gateway.domain.key_limiter import KeyLimiter
+from services.gateway.domain.llm.token_headers import TokenAccount
+from services.gateway.domain.llm.token_refusals import check_fits
+from tidegate.kernel.errors import BadRequest, TooMany
+from tidegate.kernel.protocol.access import Allowance, Principal, TokenAllowance
+from tidegate.kernel.protocol.caller_limits import CallerLimits
+
+pytestmark = pytest.mark.unit
+
+SLOW, FAST = CallerLimits(rate=1, burst=2), CallerLimits(rate=100, tokens_per_day=1000)
+STATED = {"batch": SLOW, "admins": CallerLimits(), "*": FAST}
+
+
+class Callers:
+    """JwtCallers, with what they have set, and a clock."""
+
+    def __init__(self, stated=STATED, most: int = 3) -> None:
+        self.now = 0.0
+        self.limits: dict[str, Allowance | None] = {}
+        self.tokens: dict[str, TokenAllowance | None] = {}
+        self.calls = 0
+        self.callers = JwtCallers(
+            stated, self._set, self.tokens.__setitem__, clock=lambda: self.now, most=most
+        )
+
+    def _set(self, principal: str, allowance: Allowance | None) -> None:
+        self.calls += 1
+        self.limits[principal] = allowance
+
+
+@pytest.mark.parametrize(
+    ("roles", "limits"),
+    [
+        (["batch"], SLOW),
+        (["other"], FAST),
+        ([], FAST),
+        (["admins", "batch"], SLOW),
+        (["admins"], CallerLimits()),
+    ],
+)
+def test_the_first_stated_role_decides(roles: list[str], limits: CallerLimits) -> None:
+    assert limits_of({"sub": "u", "realm": {"roles": roles}}, "realm.roles", STATED) == limits
+
+
+def test_without_a_matching_role_there_are_no_limits() -> None:
+    assert limits_of({"sub": "u", "roles": ["x"]}, "roles", {"batch": SLOW}) is None
+    assert limits_of({"sub": "u", "roles": ["x"]}, "roles", {}) is None
+
+
+def test_limits_are_set_once_and_changed_with_the_role() -> None:
+    found = Callers()
+    found.callers.verified("jwt:u", SLOW)
+    found.callers.verified("jwt:u", SLOW)
+    assert found.calls == 1
+    assert found.limits["jwt:u"] == Allowance(1, 2)
+    assert found.tokens["jwt:u"] is None
+    found.callers.verified("jwt:u", FAST)
+    assert found.limits["jwt:u"] == Allowance(100, 100)
+    assert found.tokens["jwt:u"] == TokenAllowance(None, 1000)
+    found.callers.verified("jwt:u", None)
+    assert (found.limits["jwt:u"], found.tokens["jwt:u"]) == (None, None)
+
+
+def test_callers_are_forgotten_only_long_after_their_last_token() -> None:
+    found = Callers()
+    for name in ("a", "b", "c", "d"):
+        found.callers.verified(f"jwt:{name}", SLOW)
+        found.now += 1
+    assert None not in found.limits.values(), "they may still have requests"
+    found.now += FORGET_S
+    found.callers.verified("jwt:a", SLOW)
+    found.callers.verified("jwt:e", SLOW)
+    assert [name for name, limits in found.limits.items() if limits is None] == ["jwt:b", "jwt:c"]
+
+
+def test_an_unverified_caller_has_the_limits_of_everyone() -> None:
+    found = Callers()
+    found.callers.verified("jwt:admin", CallerLimits())
+    assert not found.callers.unknown("jwt:admin"), "its role has no limits"
+    assert not found.callers.unknown("ab12"), "a key"
+    assert found.callers.unknown("jwt:old")
+    assert found.limits["jwt:old"] == Allowance(100, 100)
+    assert not Callers({"batch": SLOW}).callers.unknown("jwt:old")
+
+
+def test_requests_over_the_limit_are_refused() -> None:
+    limiters: dict[str, KeyLimiter] = {}
+
+    def set_limits(principal: str, allowance: Allowance | None) -> None:
+        assert allowance is not None
+        limiters[principal] = KeyLimiter(principal, allowance, lambda _: None)
+
+    callers = JwtCallers({"*": SLOW}, set_limits, lambda principal, tokens: None)
+    counts: dict[Any, list[int]] = {}
+    access = Access(
+        required=True,
+        service_token="token",
+        count=lambda *who: counts.setdefault(who, [0] * 7),
+        limiters=limiters,
+        limit_unknown=callers.unknown,
+    )
+    who = Principal("jwt:u", "Ann", frozenset({"infer"}))
+    for _ in range(2):
+        grant = access.admit(who, "digits")
+        assert grant is not None
+        assert dict(grant.headers())[b"ratelimit-policy"]
+    with pytest.raises(TooMany, match="this caller has reached its limit of requests per second"):
+        access.admit(who, "digits")
+    assert access.admit(Principal("jwt:other", "", frozenset({"infer"})), "digits"), "each has its own limit"
+
+
+def test_a_request_above_the_token_limit_names_the_setting() -> None:
+    account = TokenAccount("jwt:u", "", TokenAllowance(None, 1000))
+    with pytest.raises(BadRequest, match=r"the caller jwt:u has a limit of .* TIDEGATE_JWT_LIMITS"):
+        check_fits([account], 10, 5000)
