@@ -209,8 +209,9 @@ class GatewaySettings(Settings):
     )
     jwt_limits: dict[str, CallerLimits] = Field(
         {},
-        description="Limits of each caller with a JWT, by role, as JSON. The first of these roles that a "
-        'caller has decides; `*` applies to all others: `{"batch": {"rate": 5}, "*": {"rate": 50}}`.',
+        description="Limits of each caller with a JWT, by role, as JSON. If a caller has several of these "
+        "roles, the first one in this setting applies. `*` applies to callers with none of them: "
+        '`{"batch": {"rate": 5}, "*": {"rate": 50}}`.',
     )
 
     cors_origins: str = Field(

@@ -216,8 +216,8 @@ def _kinds(text: str) -> list[str]:
     kinds = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
-        wrong = ", ".join(unknown) or "no kind"
-        raise UsageError(f"--changes has {wrong}. Write `all`, or some of {','.join(KINDS)}")
+        wrong = f"has unknown kinds: {', '.join(unknown)}" if unknown else "names no kind"
+        raise UsageError(f"--changes {wrong}. Write `all`, or some of {','.join(KINDS)}")
     return kinds
 
 

@@ -90,7 +90,10 @@ class LimitLeases:
                 await self._store.settle(self._process, requests)
 
     def replace(self, allowances: dict[str, Allowance]) -> None:
-        """Set the limits of all keys. A key that had limits before keeps its usage."""
+        """Set the limits of all keys. A key that had limits before keeps its usage.
+
+        The limits of callers with a JWT do not change.
+        """
         kept = {id_: each for id_, each in self.limiters.items() if id_.startswith(JWT_PREFIX)}
         for principal, allowance in allowances.items():
             kept[principal] = self._limiter(principal, allowance)
@@ -98,7 +101,10 @@ class LimitLeases:
         self.limiters.update(kept)
 
     def set(self, principal: str, allowance: Allowance | None) -> None:
-        """Set the limits of one caller with a JWT. None: it has no limits. It keeps its usage."""
+        """Set the limits of one caller with a JWT, and keep its usage.
+
+        None: remove its limits, and its usage in this process.
+        """
         if allowance is None:
             self.limiters.pop(principal, None)
         else:

@@ -213,7 +213,10 @@ class Access:
         costs: RequestCosts | None = None,
         limit_unknown: Callable[[str], bool] | None = None,
     ) -> None:
-        """``limit_unknown``: called with a principal without limits; returns True if it has set some."""
+        """``limit_unknown``: called with the id of a principal without a limiter.
+
+        It returns True if it has applied limits.
+        """
         self._costs = costs
         self._limit_unknown = limit_unknown
         self.required = required

@@ -10,8 +10,8 @@ from services.gateway.domain.jwt_claims import EVERYONE
 from tidegate.kernel.protocol.access import JWT_PREFIX, Allowance, TokenAllowance
 from tidegate.kernel.protocol.caller_limits import CallerLimits
 
-# A caller whose token was not verified for so long may be forgotten. The gateway trusts a verified token for
-# a shorter time, so the caller's next request sets its limits again.
+# A caller may be forgotten if its token was not verified for this many seconds. The gateway trusts a verified
+# token for a shorter time, so the caller's next request sets its limits again.
 FORGET_S = 900.0
 # Callers are forgotten only if there are more than this many.
 MOST_CALLERS = 20_000
@@ -63,8 +63,8 @@ class JwtCallers:
     def unknown(self, principal: str) -> bool:
         """Apply the limits under ``*`` to a caller with a JWT that this process has not verified.
 
-        Such a caller continues work that it began earlier, for example a batch. Return True if the caller got
-        limits.
+        Such a caller continues work that it began earlier, for example a batch. Return True if this call
+        applied the limits.
         """
         if self._everyone is None or not principal.startswith(JWT_PREFIX) or principal in self._callers:
             return False

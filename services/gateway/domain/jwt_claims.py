@@ -37,10 +37,10 @@ def principal_of(
 def limits_of(
     claims: Mapping[str, Any], roles_claim: str, limits: Mapping[str, CallerLimits]
 ) -> CallerLimits | None:
-    """Return the limits of a token with these claims; None if it has no limits.
+    """Return the limits of a token with these claims; None if no limits are set for it.
 
-    ``limits``: the limits by role. The first of these roles that the token has decides. Without one, the
-    limits under ``*`` apply.
+    ``limits``: the limits by role. If the token has several of these roles, the first one in ``limits``
+    applies. If it has none of them, the limits under ``*`` apply.
     """
     if not limits:
         return None

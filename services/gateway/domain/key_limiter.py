@@ -1,4 +1,4 @@
-"""Apply the limits of one key in one gateway process.
+"""Apply the limits of one caller, with a key or a JWT, in one gateway process.
 
 A request takes one token of each limit from the tokens that this process holds. So it never waits for the
 store. In the background, the process reports to the key's account in the store. This report is a settlement.

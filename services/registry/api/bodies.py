@@ -227,7 +227,8 @@ class Deployed(BaseModel):
 class ApplyBody(Noun):
     """The Deployments, Endpoints and models in a file of ``tidegate apply``.
 
-    ``prune``: delete all Deployments and Endpoints that the file does not name, unless they are in use.
+    ``prune``: delete the Endpoints that the file does not name, and the Deployments that neither the file nor
+    a remaining Endpoint names.
     """
 
     deployments: list[DeploymentFields] = Field(default_factory=list, max_length=1_000)

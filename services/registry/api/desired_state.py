@@ -26,8 +26,8 @@ from tidegate.kernel.service.caller import require
 router = APIRouter(prefix="/v1", tags=["desired state"], route_class=JsonRoute)
 
 
-# The first part of the ETags of the desired state. A database that was restored from a backup repeats
-# revisions, and an upgrade changes the JSON of the same revision, so other processes have other ETags.
+# Each process of the registry has its own prefix of ETags. The same revision can have other contents after a
+# restore from a backup, and another JSON after an upgrade.
 _PROCESS = secrets.token_hex(4)
 
 _UNCHANGED: dict[int | str, dict[str, Any]] = {
@@ -91,7 +91,8 @@ async def deploy(transactions: TransactionsDep, body: DeployBody) -> Deployed:
 async def apply(transactions: TransactionsDep, body: ApplyBody) -> Applied:
     """Create or replace many Deployments and Endpoints, and the policies and aliases of models.
 
-    With ``prune``, delete all other Deployments and Endpoints. If any object has an error, change nothing.
+    With ``prune``, also delete all other Endpoints, and the other Deployments that no Endpoint names. If any
+    object has an error, change nothing.
     """
     plan = _ApplyPlan(body, transactions.now().timestamp())
     return await transactions.decide(plan.decide, plan.result)

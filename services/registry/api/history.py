@@ -51,7 +51,8 @@ async def read_audit(
     transactions: TransactionsDep,
     principal: Annotated[str | None, Query(description="Only changes by the principal with this id.")] = None,
     kind: Annotated[
-        str | None, Query(description="Only this kind: version, alias, policy, deployment, endpoint or key.")
+        str | None,
+        Query(description="Only this kind: version, alias, policy, deployment, endpoint, artifact or key."),
     ] = None,
     name: str | None = None,
     before: Annotated[int | None, Query(description="Only entries with a smaller id.")] = None,
@@ -109,7 +110,7 @@ async def export_usage(transactions: TransactionsDep, query: UsageQueryDep) -> R
     return Response(as_csv(rows, query.by), media_type="text/csv; charset=utf-8", headers=headers)
 
 
-# For principals whose names contain a slash: those of callers with a JWT may.
+# The id of a caller with a JWT can contain a slash. Then it must be a parameter, not a part of the path.
 @router.get("/usage/quota", include_in_schema=False)
 @router.get("/usage/{principal}/quota", include_in_schema=False)
 async def read_quota_usage(transactions: TransactionsDep, principal: str, day: date) -> dict[str, int]:

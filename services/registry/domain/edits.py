@@ -34,8 +34,8 @@ POLICY_FIELDS = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "targe
 class ApplyOutcome:
     """The effect of `apply` on one object.
 
-    ``kept``: the file does not name the object, but it is in use, so it was not deleted. ``reason`` says by
-    what. ``changes``: the changed fields of an object that existed before.
+    ``kept``: the file does not name the Deployment, but an Endpoint does, so it stays. ``reason``: which
+    Endpoint. ``changes``: the changed fields of an object that existed before.
     """
 
     kind: str  # model, deployment or endpoint
@@ -208,8 +208,8 @@ def prune(
     """Plan to delete all Deployments and Endpoints that a file does not name, after :func:`apply`.
 
     A Deployment that a remaining Endpoint names is kept: for example, it may serve until the Endpoint's new
-    targets are ready. Return the changes and their outcomes. Raise BadRequest for a file without a Deployment
-    and an Endpoint, because it would delete everything.
+    targets are ready. Return the changes and their outcomes. Raise BadRequest if the file names no Deployment
+    and no Endpoint, because then prune would delete everything.
     """
     if not deployments and not endpoints:
         raise BadRequest(
@@ -224,7 +224,7 @@ def prune(
     for name in sorted(snapshot.deployments.keys() - {str(each.get("name")) for each in deployments}):
         users = [spec.name for spec in remaining if name in all_named_in(spec)]
         if users:
-            reason = f"Endpoint {names.quoted(users)} still uses it"
+            reason = f"still used by Endpoint {names.quoted(users)}"
             outcomes.append(ApplyOutcome("deployment", name, "kept", reason=reason))
         else:
             changes.append(DropDeployment(name))

@@ -1,6 +1,6 @@
 """The file ``<state>/data/alerts.db`` (SQLite): alerts, silences, receivers and messages to receivers.
 
-It also has the position in the registry's audit log up to which messages about changes have been made.
+It also stores how far the registry's audit log has been reported.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ MessageState = Literal["waiting", "delivered", "given_up"]
 class AlertMessage:
     """A message to one receiver.
 
-    ``next_at``: the Unix time of the next attempt to send the message. ``attempt``: the number of attempts so
-    far.
+    ``endpoint``: the alert's endpoint, or the name of the changed object. ``next_at``: the Unix time of the
+    next attempt to send the message. ``attempt``: the number of attempts so far.
     """
 
     id: str
@@ -101,7 +101,7 @@ class AlertFile:
         )
 
     def position(self) -> int | None:
-        """Return the id of the last entry of the audit log that was read; None if none was read yet."""
+        """Return the id of the last entry of the audit log that needs no message; None if none is stored."""
         return next((int(position) for (position,) in self._db.read("SELECT position FROM changes")), None)
 
     def add_messages(self, messages: Sequence[AlertMessage], position: int) -> None:
@@ -171,7 +171,7 @@ class AlertFile:
 
 
 def _added(messages: Sequence[AlertMessage]) -> list[tuple[str, list[tuple[Any, ...]]]]:
-    """Return the statements that add messages and delete the oldest ones, with their values."""
+    """Return the statements that add messages and delete the oldest settled ones, with their values."""
     names = (
         "id",
         "receiver",

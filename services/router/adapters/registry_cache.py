@@ -51,8 +51,8 @@ class RegistryCache:
     async def refresh(self) -> None:
         """Read the desired state. On an error, keep the state that was read last, and set ``problem``."""
         try:
-            # Use the older name of /v1/desired-state, because the registry may be older than the router.
             known = {"If-None-Match": self._etag} if self._etag else {}
+            # Use the older name of /v1/desired-state, because the registry may be older than the router.
             response = await self._client.get("/v1/intention", headers=known)
             if response.status_code == 304:
                 self.problem = None

@@ -74,7 +74,7 @@ def _runner(request: Request) -> AlertRunner:
 def _file(request: Request) -> AlertFile:
     """Return the file of alerts. Raise Unavailable if this router does not lead.
 
-    The leader does not need to have read the traffic: it may have started only a moment ago.
+    Unlike :func:`_runner`, this also works before the first reading of the traffic.
     """
     if not request.app.state.watch.leads:
         raise Unavailable("this router does not lead: retry in a few seconds", retry_after_s=5.0)
@@ -176,7 +176,7 @@ async def receivers(request: Request, _: Operator) -> dict[str, Any]:
 async def put_receiver(request: Request, _: Operator, name: Name, body: ReceiverBody) -> dict[str, Any]:
     """Create or replace a receiver. From now on it gets every alert or change that matches it.
 
-    A receiver of changes needs the scope ``admin``, like the audit log.
+    For a receiver of changes, the caller needs the scope ``admin``, as for reading the audit log.
     """
     if body.changes:
         require(ADMIN)

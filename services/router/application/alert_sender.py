@@ -1,4 +1,4 @@
-"""Send the messages about alerts; retry after an error. Only the leader sends."""
+"""Send the messages about alerts and changes in the registry; retry after an error. Only the leader sends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PRINCIPAL = "alerts"
 
 
 class AlertSender:
-    """One of the router's loops. It sends the messages about alerts."""
+    """One of the router's loops. It sends the messages to receivers."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class AlertSender:
             log.warning("the result of a message could not be stored", extra={"problem": error.message})
         if state != "delivered":
             log.warning(
-                "an alert's message was not delivered",
+                "a message to a receiver was not delivered",
                 extra={"receiver": receiver.name, "problem": described(result), "state": state},
             )
 

@@ -18,14 +18,14 @@ from tidegate.kernel.repeating_task import RepeatingTask
 log = telemetry.logger(__name__)
 
 POLL_S = 1.0
-AT_ONCE = 500
+ENTRIES_PER_READ = 500
 
 
 class ChangeFeed:
     """One of the router's loops. It reads the audit log from where it stopped, and stores messages.
 
     The position in the audit log and the messages are stored together. So a restart of the router loses no
-    change and reports none twice.
+    change, and makes no message twice.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ChangeFeed:
             self._revision = None  # another router may read the log meanwhile
             return POLL_S
         desired = self._registry.desired
-        # Each entry of the log has a revision of its own, so without a new revision there is no new entry.
+        # A transaction that adds entries also increases the revision. The same revision means no new entry.
         if desired is None or self._registry.problem is not None or desired.revision == self._revision:
             return POLL_S
         revision = desired.revision
@@ -78,7 +78,7 @@ class ChangeFeed:
         Raise Unavailable if the registry or the file cannot be used.
         """
         position = await asyncio.to_thread(self._file.position)
-        entries = [] if position is None else await self._registry.changes_after(position, AT_ONCE)
+        entries = [] if position is None else await self._registry.changes_after(position, ENTRIES_PER_READ)
         if not entries:
             newest = await self._registry.newest_change()
             # The log is shorter than before if the registry was restored from a backup.
@@ -90,7 +90,7 @@ class ChangeFeed:
         await asyncio.to_thread(self._file.add_messages, messages, changes[-1].id)
         if messages:
             self.on_messages()
-        return len(entries) == AT_ONCE
+        return len(entries) == ENTRIES_PER_READ
 
     def _messages(
         self, changes: Sequence[RegistryChange], receivers: Sequence[Receiver], now: float

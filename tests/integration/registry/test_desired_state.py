@@ -377,7 +377,7 @@ async def test_apply_can_delete_what_the_file_does_not_name(call):
         ("deployment", "digits-v1", "kept"),
         ("deployment", "digits-v2", "deleted"),
     ]
-    assert "Endpoint 'digits' still uses it" in planned["items"][3]["reason"]
+    assert "still used by Endpoint 'digits'" in planned["items"][3]["reason"]
     assert len((await call("GET", "/v1/endpoints"))["items"]) == 2, "a dry run deletes nothing"
     assert await call("POST", "/v1/apply", stated) == planned
     settled = {**stated, "endpoints": [endpoint | {"previous": []}]}

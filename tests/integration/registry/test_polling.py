@@ -1,4 +1,4 @@
-"""The router and the autoscaler read the desired state each second: unchanged, it is not sent again."""
+"""The registry does not send an unchanged desired state again to the router and the autoscaler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages about changes in a real registry: each change is reported once, over restarts of both."""
+"""Messages about changes in a real registry: each change makes one message, also over restarts."""
 
 from __future__ import annotations
 

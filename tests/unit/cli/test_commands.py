@@ -309,7 +309,7 @@ def test_apply_deletes_only_with_prune_and_asks_first(plane: Any, tidegate: Any,
         "items": [
             {"kind": "deployment", "name": "d", "action": "unchanged"},
             {"kind": "endpoint", "name": "old", "action": "deleted"},
-            {"kind": "deployment", "name": "spare", "action": "kept", "reason": "Endpoint 'e' still uses it"},
+            {"kind": "deployment", "name": "spare", "action": "kept", "reason": "still used by Endpoint 'e'"},
         ],
     }
     plane.answers |= {"POST /v1/apply": answer, "POST /v1/apply/dry-run": answer}
@@ -319,7 +319,7 @@ def test_apply_deletes_only_with_prune_and_asks_first(plane: Any, tidegate: Any,
     assert "registry POST /v1/apply" not in plane.seen
     code, out, _ = tidegate("apply", "-f", "all.yaml", "--prune", "--yes")
     assert code == 0
-    assert out.splitlines()[-1] == "deployment spare: kept: Endpoint 'e' still uses it"
+    assert out.splitlines()[-1] == "deployment spare: kept: still used by Endpoint 'e'"
     assert orjson.loads(plane.bodies[-1]) == {
         "deployments": [{"name": "d", "model": "m", "version": 1}],
         "endpoints": [],

@@ -23,7 +23,7 @@ STATED = {"batch": SLOW, "admins": CallerLimits(), "*": FAST}
 
 
 class Callers:
-    """JwtCallers, with what they have set, and a clock."""
+    """A JwtCallers with a fake clock, and a record of the limits that it set."""
 
     def __init__(self, stated=STATED, most: int = 3) -> None:
         self.now = 0.0

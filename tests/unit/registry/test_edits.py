@@ -141,7 +141,7 @@ def test_prune_deletes_what_a_file_does_not_name_unless_it_is_in_use(book):
         ("deployment", "mine", "deleted"),
         ("deployment", "spare", "kept"),
     ]
-    assert {each.reason for each in outcomes if each.action == "kept"} == {"Endpoint 'digits' still uses it"}
+    assert {each.reason for each in outcomes if each.action == "kept"} == {"still used by Endpoint 'digits'"}
     book.carry_out(changes)
     assert sorted(book.now.deployments) == ["digits-v1", "digits-v2", "spare"]
     assert list(book.now.endpoints) == ["digits"]

@@ -176,7 +176,8 @@ class Store(Connected):
 
     async def report_gateway(self, report: GatewayReport) -> None:
         """Write a gateway's heartbeat, and add the gateway to the list of known gateways."""
-        heartbeat = report.to_json()  # before the first wait: the gateway goes on counting in the same loads
+        # Serialize before the first await, because the gateway changes the report's counts meanwhile.
+        heartbeat = report.to_json()
         now = await self._now()
         pipe = self._redis.pipeline(transaction=False)
         pipe.set(GATEWAY + report.incarnation, heartbeat, px=GATEWAY_TTL_MS)

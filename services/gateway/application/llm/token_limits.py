@@ -120,7 +120,7 @@ class Reservation:
 
 
 class TokenLimits:
-    """Apply the token limits of all keys. ``processes`` returns how many processes share the accounts."""
+    """Apply the token limits of callers. ``processes`` returns how many processes share the accounts."""
 
     def __init__(self, store: Store, processes: Callable[[], int]) -> None:
         self._store = store

@@ -11,7 +11,7 @@ import orjson
 
 from services.router.domain.alerts.formats import email_with, escaped
 
-# The kinds of objects whose changes receivers may get. Keys are not among them.
+# The kinds of objects whose changes receivers may get. Changes of keys and of artifacts are not sent.
 KINDS = ("version", "alias", "policy", "deployment", "endpoint")
 
 
@@ -56,9 +56,13 @@ class RegistryChange:
         return orjson.dumps({"text": escaped(self.title)})
 
     def email(self, id_: str, sender: str, to: str, at: float) -> EmailMessage:
-        """Return the change as an e-mail. ``id_``: its Message-ID. ``at``: the Unix time of its header."""
+        """Return the change as an e-mail.
+
+        ``id_``: a part of its Message-ID. ``at``: the Unix time, in seconds, of the header Date.
+        """
         text = f"{self.title}\nAt {self.at}, revision {self.revision}\nDetails: tidegate audit\n"
         return email_with(self.title, text, id_, sender, to, at)
 
 
+# The change in a test message. Receivers recognize it by the id 0.
 TEST = RegistryChange(0, "1970-01-01T00:00:00Z", "version", "test/1", "created", "a test of Tidegate", 0)
