@@ -25,8 +25,8 @@ from services.router.domain.alerts.notifications import Pace
 from services.router.settings import RouterSettings
 from tidegate.kernel.store import Store
 
-# At most this many attempts to send an alert are in flight at the same time, to all receivers together.
-AT_ONCE = 8
+# At most this many messages are in flight at the same time, to all receivers together.
+AT_ONCE = 64
 
 
 class WatchWiring(NamedTuple):

@@ -124,14 +124,16 @@ def to_triton(each: socket.socket) -> bool:
 
 def test_connection_to_triton_broken(stack: Stack, served: str, digits: Digits, figure: Figure):
     """While calls are on it; Triton lives on, and so the worker goes on with it."""
-    with flowing(stack, served, digits), flowing(stack, served, digits) as flow:
+    with flowing(stack, served, digits) as other, flowing(stack, served, digits) as flow:
         worker = stack.worker("digits-v1")
         (triton,) = [p for p in worker.children() if p.name() == "tritonserver"]
         for _ in range(10):
             broken = connections_of(worker, to_triton)
             assert broken
             break_all(broken)
+            # A request that loses its connection three times fails. So none is in flight in two breaks.
             flow.wait_for(5)
+            other.wait_for(5)
     figure(f"connection to Triton broken ten times: longest request {flow.longest_s:.1f} s")
     assert [p for p in worker.children() if p.name() == "tritonserver"] == [triton]
 

@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS messages (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, receiver TEXT NOT NULL, endpoint TEXT NOT NULL,
     title TEXT NOT NULL, made REAL NOT NULL, next REAL NOT NULL, attempt INTEGER NOT NULL,
     state TEXT NOT NULL, detail TEXT NOT NULL, body BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS messages_by_state ON messages (state, next);
+CREATE INDEX IF NOT EXISTS messages_by_receiver ON messages (state, receiver, next);
 CREATE TABLE IF NOT EXISTS changes (position INTEGER NOT NULL);
 """
 
@@ -65,6 +65,7 @@ class AlertMessage:
         return {name: getattr(self, name) for name in names}
 
 
+_DROP_WAITING = "DELETE FROM messages WHERE receiver = ? AND state = 'waiting'"
 _MESSAGE = "id, receiver, endpoint, title, made, next, body, attempt, state, detail"
 
 
@@ -105,12 +106,22 @@ class AlertFile:
         return next((int(position) for (position,) in self._db.read("SELECT position FROM changes")), None)
 
     def add_messages(self, messages: Sequence[AlertMessage], position: int) -> None:
-        """Add messages about changes, and store the new position, in one transaction."""
+        """Add messages about changes that are not stored yet, and raise the position, in one transaction.
+
+        Two routers may do this for the same changes, if one of them does not know yet that the other leads.
+        """
         self._db.write(
             *_added(messages),
-            ("DELETE FROM changes", [()]),
-            ("INSERT INTO changes VALUES (?)", [(position,)]),
+            ("INSERT INTO changes SELECT ? WHERE NOT EXISTS (SELECT * FROM changes)", [(position,)]),
+            ("UPDATE changes SET position = max(position, ?)", [(position,)]),
         )
+
+    def reset_position(self, old: int, new: int) -> None:
+        """Set the position from ``old`` to ``new``, because the audit log has become shorter.
+
+        If the position is no longer ``old``, do nothing.
+        """
+        self._db.write(("UPDATE changes SET position = ? WHERE position = ?", [(new, old)]))
 
     def events(self, endpoint: str | None, limit: int) -> list[Alert]:
         """Return the last alerts that fired or were resolved, newest first."""
@@ -141,21 +152,41 @@ class AlertFile:
         return [Receiver.from_json(orjson.loads(body)) for (body,) in rows]
 
     def save_receiver(self, receiver: Receiver) -> None:
-        """Create or replace a receiver."""
+        """Create or replace a receiver.
+
+        Messages that wait for the old one are deleted if they have another format or another subject (alerts
+        or changes).
+        """
+        old = next((each for each in self.receivers() if each.name == receiver.name), receiver)
+        stale = old.kind != receiver.kind or bool(old.changes) != bool(receiver.changes)
         row = (receiver.name, orjson.dumps(receiver.to_json()))
-        self._db.write(("INSERT OR REPLACE INTO receivers VALUES (?, ?)", [row]))
+        self._db.write(
+            ("INSERT OR REPLACE INTO receivers VALUES (?, ?)", [row]),
+            (_DROP_WAITING, [(receiver.name,)] if stale else []),
+        )
 
     def drop_receiver(self, name: str) -> None:
         """Delete a receiver, and the messages that still wait to be sent to it."""
         self._db.write(
             ("DELETE FROM receivers WHERE name = ?", [(name,)]),
-            ("DELETE FROM messages WHERE receiver = ? AND state = 'waiting'", [(name,)]),
+            (_DROP_WAITING, [(name,)]),
         )
 
-    def due(self, now: float, limit: int) -> list[AlertMessage]:
-        """Return at most ``limit`` waiting messages whose ``next_at`` has passed, earliest first."""
-        query = f"SELECT {_MESSAGE} FROM messages WHERE state = 'waiting' AND next <= ? ORDER BY next LIMIT ?"
-        return [AlertMessage(*row) for row in self._db.read(query, (now, limit))]
+    def due(self, receiver: str, now: float, limit: int) -> list[AlertMessage]:
+        """Return at most ``limit`` waiting messages to a receiver that may be sent now, earliest first."""
+        query = (
+            f"SELECT {_MESSAGE} FROM messages WHERE state = 'waiting' AND receiver = ? AND next <= ? "
+            "ORDER BY next, number LIMIT ?"
+        )
+        return [AlertMessage(*row) for row in self._db.read(query, (receiver, now, limit))]
+
+    def without_receiver(self, limit: int) -> list[AlertMessage]:
+        """Return at most ``limit`` waiting messages whose receiver was removed while they were made."""
+        query = (
+            f"SELECT {_MESSAGE} FROM messages WHERE state = 'waiting' "
+            "AND receiver NOT IN (SELECT name FROM receivers) LIMIT ?"
+        )
+        return [AlertMessage(*row) for row in self._db.read(query, (limit,))]
 
     def messages(self, limit: int) -> list[AlertMessage]:
         """Return the last messages, newest first."""
@@ -186,7 +217,7 @@ def _added(messages: Sequence[AlertMessage]) -> list[tuple[str, list[tuple[Any, 
     )
     return [
         (
-            f"INSERT INTO messages ({_MESSAGE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT OR IGNORE INTO messages ({_MESSAGE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [tuple(getattr(message, name) for name in names) for message in messages],
         ),
         (

@@ -15,7 +15,7 @@ from services.router.adapters.alert_file import AlertFile, AlertMessage
 from services.router.api.monitoring import leading
 from services.router.application.alert_runner import AlertRunner, message_of
 from services.router.application.alert_sender import AlertSender, described
-from services.router.application.change_feed import change_message
+from services.router.application.change_feed import CHANGE_PREFIX, change_message
 from services.router.domain.alerts import formats
 from services.router.domain.alerts.alert_rules import RULES
 from services.router.domain.alerts.notifications import Notification, Receiver
@@ -132,10 +132,16 @@ async def prometheus() -> str:
 
 
 @router.get("/messages")
-async def messages(request: Request, _: Operator, limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
-    """List the last messages to receivers, with the result of each, newest first."""
+async def messages(
+    request: Request, operator: Operator, limit: int = Query(100, ge=1, le=1000)
+) -> dict[str, Any]:
+    """List the last messages to receivers, with the result of each, newest first.
+
+    Messages about changes are listed only for callers that may read the audit log.
+    """
     found = await asyncio.to_thread(_file(request).messages, limit)
-    return {"items": [each.public() for each in found]}
+    shown = found if operator.may(ADMIN) else [m for m in found if not m.id.startswith(CHANGE_PREFIX)]
+    return {"items": [each.public() for each in shown]}
 
 
 @router.get("/silences")
@@ -176,21 +182,28 @@ async def receivers(request: Request, _: Operator) -> dict[str, Any]:
 async def put_receiver(request: Request, _: Operator, name: Name, body: ReceiverBody) -> dict[str, Any]:
     """Create or replace a receiver. From now on it gets every alert or change that matches it.
 
-    For a receiver of changes, the caller needs the scope ``admin``, as for reading the audit log.
+    For a receiver of changes, or to replace one, the caller needs the scope ``admin``, as for reading the
+    audit log.
     """
-    if body.changes:
+    file = _file(request)
+    if body.changes or _gets_changes(file, name):
         require(ADMIN)
     _check_address(request, body)
     receiver = Receiver(name, body.kind, body.to, body.endpoint, body.severity, tuple(body.changes))
-    _file(request).save_receiver(receiver)
+    file.save_receiver(receiver)
     return receiver.public()
 
 
 @router.delete("/receivers/{name}", status_code=204)
 async def delete_receiver(request: Request, _: Operator, name: str) -> Response:
-    """Delete a receiver and the messages that wait for it."""
+    """Delete a receiver and the messages that wait for it.
+
+    For a receiver of changes, the caller needs the scope ``admin``.
+    """
     file = _file(request)
     _named(file.receivers(), name)
+    if _gets_changes(file, name):
+        require(ADMIN)
     file.drop_receiver(name)
     return Response(status_code=204)
 
@@ -238,6 +251,10 @@ def _check_address(request: Request, body: ReceiverBody) -> None:
             )
     elif read_url(body.to) is None:
         raise BadRequest("`to` must be a URL that begins with http:// or https:// and has no user name")
+
+
+def _gets_changes(file: AlertFile, name: str) -> bool:
+    return any(each.name == name and each.changes for each in file.receivers())
 
 
 def _named(found: list[Receiver], name: str) -> Receiver:

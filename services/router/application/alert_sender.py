@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 from services.router.adapters.alert_file import AlertFile, AlertMessage, MessageState
 from services.router.adapters.mail_sender import MailSender
@@ -14,7 +15,7 @@ from services.router.adapters.webhook_sender import WebhookSender
 from services.router.domain import webhooks
 from services.router.domain.alerts.notifications import Receiver
 from services.router.domain.webhooks import RetryPolicy, WebhookAttempt
-from tidegate.kernel import telemetry
+from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol.webhooks import read_url
 from tidegate.kernel.repeating_task import RepeatingTask
@@ -22,9 +23,20 @@ from tidegate.kernel.repeating_task import RepeatingTask
 log = telemetry.logger(__name__)
 
 POLL_S = 1.0
-AT_ONCE = 8
+# At most this many messages are in flight to one receiver. So no receiver delays the messages to others.
+PER_RECEIVER = 2
+# After a failed attempt, a receiver gets no other message until the retry, but at most for this many seconds.
+LONGEST_PAUSE_S = 30.0
 # The secret that signs webhooks about alerts is derived from this name.
 PRINCIPAL = "alerts"
+
+
+@dataclass(slots=True)
+class ReceiverState:
+    """The attempts in flight to one receiver, and the Unix time before which no other begins."""
+
+    in_flight: int = 0
+    paused_until: float = 0.0
 
 
 class AlertSender:
@@ -45,6 +57,8 @@ class AlertSender:
         self._secret = webhooks.secret_of(master, PRINCIPAL)
         self._policy = policy
         self._leads = leads
+        self._in_flight: dict[str, asyncio.Task[None]] = {}  # by the message's id
+        self._receivers: dict[str, ReceiverState] = {}  # by name
         self._loop = RepeatingTask("alert messages", self._step, retry_s=POLL_S)
 
     def start(self) -> None:
@@ -58,22 +72,42 @@ class AlertSender:
     async def stop(self) -> None:
         """Stop the loop, and close the connections."""
         await self._loop.stop()
+        await tasks.end(*self._in_flight.values())
         await self._http.close()
 
     async def _step(self) -> float:
         if self._leads():
             receivers = {each.name: each for each in self._file.receivers()}
-            messages = self._file.due(time.time(), AT_ONCE)
-            await asyncio.gather(*(self._deliver(each, receivers) for each in messages))
-            if len(messages) == AT_ONCE:
-                return 0.0
+            self._receivers = {name: self._receivers.get(name, ReceiverState()) for name in receivers}
+            for name, receiver in receivers.items():
+                self._send_due(receiver, self._receivers[name])
+            for message in self._file.without_receiver(PER_RECEIVER):
+                self._file.settle(message.id, "given_up", message.attempt, 0.0, "the receiver was removed")
         return POLL_S
 
-    async def _deliver(self, message: AlertMessage, receivers: Mapping[str, Receiver]) -> None:
-        receiver = receivers.get(message.receiver)
-        if receiver is None:
-            self._file.settle(message.id, "given_up", message.attempt, 0.0, "the receiver was removed")
+    def _send_due(self, receiver: Receiver, state: ReceiverState) -> None:
+        """Start as many attempts for one receiver as it may have now."""
+        now = time.time()
+        if state.in_flight >= PER_RECEIVER or now < state.paused_until:
             return
+        # The messages in flight are still due in the file.
+        for message in self._file.due(receiver.name, now, 2 * PER_RECEIVER):
+            if message.id in self._in_flight or state.in_flight >= PER_RECEIVER:
+                continue
+            state.in_flight += 1
+            task = asyncio.create_task(self._deliver(message, receiver, state))
+            self._in_flight[message.id] = task
+            task.add_done_callback(partial(self._on_done, message.id, state))
+
+    def _on_done(self, id_: str, state: ReceiverState, task: asyncio.Task[None]) -> None:
+        state.in_flight -= 1
+        del self._in_flight[id_]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a message could not be sent; trying again", exc_info=error)
+            state.paused_until = time.time() + POLL_S
+        self._loop.wake()
+
+    async def _deliver(self, message: AlertMessage, receiver: Receiver, state_of: ReceiverState) -> None:
         result = await self.send(message, receiver)
         attempt, now = message.attempt + 1, time.time()
         decision = webhooks.decide(result, attempt, now - message.made_at, random.random(), self._policy)
@@ -82,6 +116,9 @@ class AlertSender:
             self._file.settle(message.id, state, attempt, now + decision.delay_s, described(result))
         except Unavailable as error:  # the message is sent again, with the same id
             log.warning("the result of a message could not be stored", extra={"problem": error.message})
+            state_of.paused_until = now + LONGEST_PAUSE_S
+        if state == "waiting":
+            state_of.paused_until = now + min(decision.delay_s, LONGEST_PAUSE_S)
         if state != "delivered":
             log.warning(
                 "a message to a receiver was not delivered",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from services.router.adapters.alert_file import AlertFile, AlertMessage
 from services.router.adapters.registry_cache import RegistryCache
@@ -18,7 +19,9 @@ from tidegate.kernel.repeating_task import RepeatingTask
 log = telemetry.logger(__name__)
 
 POLL_S = 1.0
-ENTRIES_PER_READ = 500
+# The beginning of the ids of messages about changes.
+CHANGE_PREFIX = "msg_change_"
+ENTRIES_PER_READ = 50
 
 
 class ChangeFeed:
@@ -38,6 +41,7 @@ class ChangeFeed:
         self._leads = leads
         self._revision: int | None = None
         self._failed = False
+        self._page = ENTRIES_PER_READ
         self._loop = RepeatingTask("registry changes", self._step, retry_s=POLL_S)
         # A function that is called when there are new messages.
         self.on_messages: Callable[[], None] = lambda: None
@@ -65,8 +69,10 @@ class ChangeFeed:
             if not self._failed:
                 log.warning("changes cannot be reported; trying again", extra={"problem": error.message})
             self._failed = True
+            self._page = max(1, self._page // 2)  # a page of large entries may take too long
             return POLL_S
         self._failed = False
+        self._page = ENTRIES_PER_READ
         if more:
             return 0.0
         self._revision = revision
@@ -78,34 +84,38 @@ class ChangeFeed:
         Raise Unavailable if the registry or the file cannot be used.
         """
         position = await asyncio.to_thread(self._file.position)
-        entries = [] if position is None else await self._registry.changes_after(position, ENTRIES_PER_READ)
+        entries = [] if position is None else await self._registry.changes_after(position, self._page)
         if not entries:
             newest = await self._registry.newest_change()
             # The log is shorter than before if the registry was restored from a backup.
-            if position is None or newest < position:
+            if position is None:
                 await asyncio.to_thread(self._file.add_messages, [], newest)
+            elif newest < position:
+                await asyncio.to_thread(self._file.reset_position, position, newest)
             return False
-        changes = [RegistryChange.from_entry(each) for each in entries]
-        messages = self._messages(changes, await asyncio.to_thread(self._file.receivers), time.time())
-        await asyncio.to_thread(self._file.add_messages, messages, changes[-1].id)
-        if messages:
+        if await asyncio.to_thread(self._store, entries, time.time()):
             self.on_messages()
-        return len(entries) == ENTRIES_PER_READ
+        return len(entries) == self._page
 
-    def _messages(
-        self, changes: Sequence[RegistryChange], receivers: Sequence[Receiver], now: float
-    ) -> list[AlertMessage]:
-        return [
+    def _store(self, entries: Sequence[Mapping[str, Any]], now: float) -> bool:
+        """Store the messages about these entries. Return True if there are any. This runs in a thread."""
+        receivers = self._file.receivers()
+        changes = [RegistryChange.from_entry(each) for each in entries]
+        messages = [
             change_message(change, receiver, self._sender, now)
             for change in changes
             for receiver in receivers
             if receiver.wants_change(change.kind, change.name)
         ]
+        self._file.add_messages(messages, changes[-1].id)
+        return bool(messages)
 
 
 def change_message(change: RegistryChange, receiver: Receiver, sender: str, now: float) -> AlertMessage:
-    """Format a change as a message for one receiver."""
-    id_ = f"msg_{int(now * 1e3):012x}{os.urandom(6).hex()}"
+    """Format a change as a message for one receiver. The message has the same id if this is done twice."""
+    # Without the time, a change would have an old id after a restore of the registry, which repeats ids.
+    digest = hashlib.sha256(f"{change.id} {change.at} {receiver.name}".encode()).hexdigest()
+    id_ = f"{CHANGE_PREFIX}{digest[:24]}"
     if receiver.kind == "webhook":
         body = change.webhook_body()
     elif receiver.kind == "slack":

@@ -16,7 +16,7 @@ import orjson
 import pytest
 from standardwebhooks import Webhook
 
-from services.router.adapters.alert_file import AlertFile
+from services.router.adapters.alert_file import AlertFile, AlertMessage
 from services.router.adapters.endpoint_metrics import EndpointMetrics
 from services.router.adapters.mail_sender import MailSender
 from services.router.adapters.registry_cache import RegistryCache
@@ -25,6 +25,7 @@ from services.router.adapters.webhook_sender import WebhookSender
 from services.router.app import build
 from services.router.application.alert_runner import AlertRunner
 from services.router.application.alert_sender import AlertSender
+from services.router.application.change_feed import CHANGE_PREFIX
 from services.router.application.endpoint_watch import EndpointWatch
 from services.router.domain.alerts.alert_rules import BY_NAME
 from services.router.domain.alerts.facts import Finding
@@ -162,6 +163,50 @@ async def test_each_message_arrives_once_over_a_restart(running, registry, recei
     assert chats[-1]["text"] == f"RESOLVED {registry.name}: Drift"
 
 
+async def test_a_receiver_that_does_not_answer_delays_no_other(tmp_path, receiver, mail, until):
+    file = AlertFile(tmp_path / "alerts.db")
+    http = WebhookSender(allow_private=True, timeout_s=300.0, max_in_flight=8)
+    retries = RetryPolicy(0.02, 0.1, 3600.0)
+    sender = AlertSender(file, http, MailSender(mail[1], "from@x", 60.0), MASTER, retries, lambda: True)
+    connections: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda reader, writer: connections.append(writer), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    file.save_receiver(Receiver("silent", "webhook", f"http://127.0.0.1:{port}/"))
+    file.save_receiver(Receiver("hook", "webhook", receiver.url))
+    now = time.time()
+    messages = [AlertMessage(f"a{n}", "silent", "m", "t", now, now - 60, b"{}") for n in range(50)]
+    file.commit([], [], [*messages, AlertMessage("b", "hook", "m", "t", now, now, b"{}")], now)
+    sender.start()
+    await until(lambda: receiver.got)
+    assert len(connections) <= 2
+    await sender.stop()
+    file.close()
+    for each in connections:
+        each.close()
+    silent.close()
+
+
+async def test_messages_wait_no_longer_if_their_receiver_gets_something_else(tmp_path):
+    file = AlertFile(tmp_path / "alerts.db")
+    changes = Receiver("ci", "webhook", "https://ci.example.com/", changes=("version",))
+    now = time.time()
+
+    def waiting() -> int:
+        file.add_messages([AlertMessage("a", "ci", "m/1", "t", now, now, b"{}")], 1)
+        return len(file.due("ci", now, 9))
+
+    file.save_receiver(changes)
+    assert waiting() == 1
+    file.save_receiver(replace(changes, to="https://new.example.com/"))
+    assert len(file.due("ci", now, 9)) == 1, "only the address is another"
+    file.save_receiver(replace(changes, kind="slack"))
+    assert file.due("ci", now, 9) == []
+    assert waiting() == 1
+    file.save_receiver(replace(changes, kind="slack", changes=()))
+    assert file.due("ci", now, 9) == []
+    file.close()
+
+
 async def test_the_routes(registry, store, rabbitmq_url, valkey_url, jobs_url, tmp_path, receiver, until):
     settings = RouterSettings(
         state_dir=tmp_path, service_token="token", redis_url=valkey_url, jobs_url=jobs_url,
@@ -203,6 +248,22 @@ async def test_the_routes(registry, store, rabbitmq_url, valkey_url, jobs_url, t
         assert (tried["delivered"], orjson.loads(receiver.got[-1][1])["type"]) == (True, "version.created")
         wrong = await client.put("/v1/alerts/receivers/ci", json=changes | {"changes": ["key"]})
         assert wrong.status_code == 400
+        # It would get the messages that wait for the receiver of the admin.
+        taken = await client.put("/v1/alerts/receivers/ci", json={**changes, "changes": []}, headers=operator)
+        assert taken.status_code == 403
+        assert (await client.delete("/v1/alerts/receivers/ci", headers=operator)).status_code == 403
+        now = time.time()
+        app.state.alerts.file.add_messages(
+            [
+                AlertMessage(
+                    f"{CHANGE_PREFIX}1", "ci", "m/1", "version m/1 created by ann", now, now + 900, b"{}"
+                )
+            ],
+            1,
+        )
+        url_of_messages = "/v1/alerts/messages"
+        assert len((await client.get(url_of_messages)).json()["items"]) == 1
+        assert (await client.get(url_of_messages, headers=operator)).json()["items"] == []
         assert (await client.delete("/v1/alerts/receivers/ci")).status_code == 204
         receiver.status = 500
         (tried,) = (await client.post("/v1/alerts/test?receiver=ops")).json()["items"]

@@ -154,6 +154,26 @@ async def test_a_restored_registry_does_not_stop_the_feed(settings, running, rec
         await until(lambda: parts.titles() == ["version digits/2 created by service token"])
 
 
+async def test_two_leaders_make_the_same_messages(settings, running, receiver, until):
+    """A router may not know yet that another one leads."""
+    async with serving(settings) as registry, running(registry) as parts:
+        parts.file.save_receiver(Receiver("ci", "webhook", receiver.url, changes=("version",)))
+        await parts.cache.refresh()
+        await until(lambda: parts.file.position() == 0)
+        late = Parts(str(registry.base_url), parts.cache._disk.parent)
+        for number in (1, 2, 3):
+            await register(registry, "digits", number)
+        entries = await late.cache.changes_after(0, 2)
+        await parts.cache.refresh()
+        await until(lambda: parts.file.position() == 3)
+        assert late.feed._store(entries, 0.0)
+        assert parts.file.position() == 3, "it does not go back"
+        assert len(parts.titles()) == 3
+        await late.sender.stop()
+        late.file.close()
+        await late.cache.close()
+
+
 async def test_only_the_leader_reports(settings, running, receiver, until):
     async with serving(settings) as registry, running(registry) as parts:
         parts.file.save_receiver(Receiver("ci", "webhook", receiver.url, changes=("version",)))
