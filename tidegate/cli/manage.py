@@ -95,15 +95,17 @@ def apply(
     body: dict[str, Any] = {**stated, "prune": True} if prune else {**stated}
     _wait_for_verifications(plane, stated["deployments"])
     if prune and not (yes or dry_run):
-        _confirm_deletions(plane.registry.post("/v1/apply/dry-run", body)["items"])
+        body["deletions"] = _confirmed(plane.registry.post("/v1/apply/dry-run", body)["items"])
     applied = plane.registry.post("/v1/apply/dry-run" if dry_run else "/v1/apply", body)
     output.show(applied, json, lambda: _show_applied(applied["items"], dry_run=dry_run))
 
 
-def _confirm_deletions(planned: list[dict[str, Any]]) -> None:
+def _confirmed(planned: list[dict[str, Any]]) -> list[str]:
+    """Ask before objects are deleted, and return them. The registry then deletes no other ones."""
     deleted = [f"{item['kind']} {item['name']}" for item in planned if item["action"] == "deleted"]
     if deleted:
         confirm(f"This deletes {', '.join(deleted)}")
+    return deleted
 
 
 def _show_applied(items: list[dict[str, Any]], *, dry_run: bool) -> None:

@@ -228,13 +228,15 @@ class ApplyBody(Noun):
     """The Deployments, Endpoints and models in a file of ``tidegate apply``.
 
     ``prune``: delete the Endpoints that the file does not name, and the Deployments that neither the file nor
-    a remaining Endpoint names.
+    a remaining Endpoint names. ``deletions``: the only objects that ``prune`` may delete, such as
+    ``endpoint fraud``; None: it may delete any object.
     """
 
     deployments: list[DeploymentFields] = Field(default_factory=list, max_length=1_000)
     endpoints: list[EndpointFields] = Field(default_factory=list, max_length=1_000)
     models: list[ModelFields] = Field(default_factory=list, max_length=1_000)
     prune: bool = False
+    deletions: list[str] | None = Field(None, max_length=100_000)
 
 
 class Applied(BaseModel):

@@ -126,6 +126,8 @@ class _ApplyPlan:
         )
         if body.prune:
             deletions, outcomes = edits.prune(now.after(changes), body.deployments, body.endpoints)
+            if body.deletions is not None:
+                edits.check_deletions(outcomes, body.deletions)
             changes += deletions
             self._outcomes += outcomes
         if stages.changes_rules(now, changes):

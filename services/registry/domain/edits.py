@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -230,6 +230,19 @@ def prune(
             changes.append(DropDeployment(name))
             outcomes.append(ApplyOutcome("deployment", name, "deleted"))
     return changes, outcomes
+
+
+def check_deletions(outcomes: Sequence[ApplyOutcome], allowed: Collection[str]) -> None:
+    """Raise Conflict if prune would delete an object that is not in ``allowed``.
+
+    ``allowed``: kinds and names, such as ``endpoint fraud``.
+    """
+    deleted = [f"{each.kind} {each.name}" for each in outcomes if each.action == "deleted"]
+    if others := sorted(set(deleted) - set(allowed)):
+        raise Conflict(
+            f"prune would also delete {names.quoted(others)}, because something has changed meanwhile. Nothing "
+            "was deleted. Run the command again, and check the list."
+        )
 
 
 def require_version(snapshot: RegistrySnapshot, model: str, number: int) -> None:

@@ -304,7 +304,7 @@ def test_a_dry_run_of_apply_shows_the_changed_fields(plane: Any, tidegate: Any, 
 
 def test_apply_deletes_only_with_prune_and_asks_first(plane: Any, tidegate: Any, tmp_path: Path) -> None:
     (tmp_path / "all.yaml").write_text("kind: Deployment\nname: d\nmodel: m\nversion: 1\n")
-    answer = {
+    answer: dict[str, Any] = {
         "revision": 3,
         "items": [
             {"kind": "deployment", "name": "d", "action": "unchanged"},
@@ -325,6 +325,9 @@ def test_apply_deletes_only_with_prune_and_asks_first(plane: Any, tidegate: Any,
         "endpoints": [],
         "prune": True,
     }
+    answer["items"] = [{"kind": "deployment", "name": "d", "action": "unchanged"}]
+    assert tidegate("apply", "-f", "all.yaml", "--prune")[0] == 0, "nothing to ask"
+    assert orjson.loads(plane.bodies[-1])["deletions"] == [], "nothing else may be deleted"
     code, _, err = tidegate("apply", "-f", "-", "--prune")
     assert code == 2
     assert "stdin is the file" in err
