@@ -62,7 +62,9 @@ class AccessWiring:
         self._usage = UsageReporter(
             settings.amqp_url, incarnation, settings.usage_interval_s, self._job_usage
         )
-        self._jwt_callers = JwtCallers(settings.jwt_limits, self._leases.set, self.token_limits.set)
+        self._jwt_callers = JwtCallers(
+            settings.jwt_limits, self._leases.set, self.token_limits.set, busy=self._leases.busy
+        )
         self._jwks = _jwks(settings, self._jwt_callers)
         self.access = Access(
             # If the gateway listens on an address that other machines can reach, every caller needs a

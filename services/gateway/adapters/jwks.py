@@ -13,7 +13,7 @@ import httpx
 import jwt
 import orjson
 
-from services.gateway.domain.jwt_claims import limits_of, principal_of
+from services.gateway.domain.jwt_claims import principal_of
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import Unauthorized, Unavailable
 from tidegate.kernel.protocol.access import Principal
@@ -54,12 +54,12 @@ class Jwks:
         roles_claim: str,
         scopes_of: Mapping[str, Sequence[str]],
         limits: Mapping[str, CallerLimits] | None = None,
-        on_verified: Callable[[str, CallerLimits | None], None] = lambda principal, limits: None,
+        on_verified: Callable[[Principal], None] = lambda principal: None,
     ) -> None:
         """``url``: the http(s) URL or the file path of the JWKS. ``scopes_of``: the scopes of each role.
 
         ``limits``: the limits by role. If there are any, ``on_verified`` is called with each principal whose
-        token was verified, and with its limits.
+        token was verified.
         """
         self._url = url
         self._issuer = issuer
@@ -118,11 +118,9 @@ class Jwks:
             raise Unauthorized("the token is invalid: its claim 'sub' is empty")
         # `exp` stays an integer, because it can be too large for a float.
         until = min(int(claims["exp"]) + LEEWAY_S, time.time() + TRUST_S)
-        limits = limits_of(claims, self._roles_claim, self._limits)
-        weight = 1 if limits is None else limits.weight
-        principal = principal_of(claims, self._roles_claim, self._scopes_of, weight)
+        principal = principal_of(claims, self._roles_claim, self._scopes_of, self._limits)
         if self._limits:
-            self._on_verified(principal.id, limits)
+            self._on_verified(principal)
         return principal, until * 1e3
 
     def _request_refresh(self) -> None:

@@ -38,6 +38,8 @@ TICK_S = 0.02
 SLOW_S = 0.5  # a store that takes longer is treated as unavailable
 RETRY_S = 0.5
 SEED_RETRY_S = 5.0
+# At most this many reads of earlier usage are in flight. At midnight, each caller with a quota needs one.
+SEEDS_AT_ONCE = 8
 ACCOUNTS_PER_CALL = 256
 
 # A function that returns how many requests of a principal the registry counted on a day, and in the month of
@@ -64,6 +66,7 @@ class LimitLeases:
         self._read_prior_usage = read_prior_usage
         self._active: dict[KeyLimiter, None] = {}
         self._seeding: dict[str, asyncio.Task[None]] = {}
+        self._seeds = asyncio.Semaphore(SEEDS_AT_ONCE)
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._day = ""
@@ -109,6 +112,11 @@ class LimitLeases:
             self.limiters.pop(principal, None)
         else:
             self.limiters[principal] = self._limiter(principal, allowance)
+
+    def busy(self, principal: str) -> bool:
+        """Return True if a caller has requests in flight, or tokens that are not returned yet."""
+        limiter = self.limiters.get(principal)
+        return limiter is not None and limiter.active
 
     def _limiter(self, principal: str, allowance: Allowance) -> KeyLimiter:
         limiter = self.limiters.get(principal)
@@ -206,7 +214,8 @@ class LimitLeases:
         Without this, the principal could use its whole quota again.
         """
         try:
-            await self._store.seed(await self._read_prior_usage(principal, day))
+            async with self._seeds:
+                await self._store.seed(await self._read_prior_usage(principal, day))
         except TidegateError as error:
             log.warning(
                 "a quota counts from zero until the registry reports the earlier usage",

@@ -211,9 +211,9 @@ class Access:
         limiters: Mapping[str, KeyLimiter],
         verify: Verify | None = None,
         costs: RequestCosts | None = None,
-        limit_unknown: Callable[[str], bool] | None = None,
+        limit_unknown: Callable[[Principal], bool] | None = None,
     ) -> None:
-        """``limit_unknown``: called with the id of a principal without a limiter.
+        """``limit_unknown``: called with a principal that has no limiter.
 
         It returns True if it has applied limits.
         """
@@ -284,7 +284,7 @@ class Access:
         if not principal.may(INFER, endpoint):
             raise Forbidden(access.may_not_use(principal, endpoint))
         limiter = self._limiters.get(principal.id)
-        if limiter is None and self._limit_unknown is not None and self._limit_unknown(principal.id):
+        if limiter is None and self._limit_unknown is not None and self._limit_unknown(principal):
             limiter = self._limiters.get(principal.id)
         if limiter is not None:
             nanos = 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from services.gateway.domain.jwt_claims import EVERYONE
-from tidegate.kernel.protocol.access import JWT_PREFIX, Allowance, TokenAllowance
+from tidegate.kernel.protocol.access import JWT_PREFIX, Allowance, Principal, TokenAllowance
 from tidegate.kernel.protocol.caller_limits import CallerLimits
 
 # A caller may be forgotten if its token was not verified for this many seconds. The gateway trusts a verified
@@ -30,7 +30,8 @@ class JwtCallers:
 
     ``stated``: the limits by role, and under ``*`` the limits of callers without one of these roles.
     ``set_limits``, ``set_tokens``: called with a principal and its limits of requests or of tokens, when they
-    become known or change. None: the principal has no limits, or was forgotten.
+    become known or change. None: the principal has no limits, or was forgotten. ``busy``: returns True if the
+    principal has requests. Then it is not forgotten, because these requests would no longer count.
     """
 
     def __init__(
@@ -39,37 +40,45 @@ class JwtCallers:
         set_limits: Callable[[str, Allowance | None], None],
         set_tokens: Callable[[str, TokenAllowance | None], None],
         *,
+        busy: Callable[[str], bool] = lambda principal: False,
         clock: Callable[[], float] = time.monotonic,
         most: int = MOST_CALLERS,
     ) -> None:
-        self._everyone = stated.get(EVERYONE)
+        self._stated = stated
         self._set_limits = set_limits
         self._set_tokens = set_tokens
+        self._busy = busy
         self._clock = clock
         self._most = most
         # Sorted by ``seen_at``, the oldest first.
         self._callers: dict[str, CallerRecord] = {}
 
-    def verified(self, principal: str, limits: CallerLimits | None) -> None:
-        """Apply limits to a caller whose token was just verified. ``limits`` None: no limit."""
-        limits = limits or _NO_LIMITS
+    def verified(self, principal: Principal) -> None:
+        """Apply the limits of its role to a caller whose token was just verified."""
+        self._apply(principal.id, self._stated.get(principal.role, _NO_LIMITS))
+
+    def unknown(self, principal: Principal) -> bool:
+        """Apply the limits of its role to a caller with a JWT whose token this process has not verified.
+
+        Another process has, for example if the caller has submitted a batch there. Return True if this call
+        applied the limits.
+        """
+        if principal.id in self._callers or not principal.id.startswith(JWT_PREFIX):
+            return False
+        # A batch that an older release has stored does not name the role.
+        limits = self._stated.get(principal.role) or self._stated.get(EVERYONE)
+        if limits is None:
+            return False
+        self._apply(principal.id, limits)
+        return True
+
+    def _apply(self, principal: str, limits: CallerLimits) -> None:
         known = self._callers.pop(principal, None)
         now = self._clock()
         self._callers[principal] = CallerRecord(limits, now)
         if known is None or known.limits != limits:
             self._set(principal, limits)
             self._forget(now)
-
-    def unknown(self, principal: str) -> bool:
-        """Apply the limits under ``*`` to a caller with a JWT that this process has not verified.
-
-        Such a caller continues work that it began earlier, for example a batch. Return True if this call
-        applied the limits.
-        """
-        if self._everyone is None or not principal.startswith(JWT_PREFIX) or principal in self._callers:
-            return False
-        self.verified(principal, self._everyone)
-        return True
 
     def _set(self, principal: str, limits: CallerLimits) -> None:
         allowance, tokens = limits.allowance(), limits.token_allowance()
@@ -81,5 +90,8 @@ class JwtCallers:
             oldest = next(iter(self._callers))
             if now - self._callers[oldest].seen_at < FORGET_S:
                 return
-            del self._callers[oldest]
-            self._set(oldest, _NO_LIMITS)
+            record = self._callers.pop(oldest)
+            if self._busy(oldest):
+                self._callers[oldest] = record._replace(seen_at=now)
+            else:
+                self._set(oldest, _NO_LIMITS)

@@ -35,7 +35,7 @@ class Batch:
 
     ``openai``: set only for a batch of OpenAI's API. The file of such a batch was checked at
     ``validated_ms``. Such a batch has two result files, and ``counts`` also has the lines and bytes of these
-    files.
+    files. ``weight``, ``role``: see :class:`~tidegate.kernel.protocol.access.Principal`.
     """
 
     id: bytes
@@ -57,6 +57,8 @@ class Batch:
     openai: OpenAiFacts | None = None
     validated_ms: int = 0
     cancelling_ms: int = 0
+    weight: int = 1
+    role: str = ""
 
     @property
     def over(self) -> bool:

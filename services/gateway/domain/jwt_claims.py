@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from tidegate.kernel.protocol.access import JWT_PREFIX, SCOPES, Principal
@@ -15,13 +16,18 @@ _ID_CHARS = 120
 
 
 def principal_of(
-    claims: Mapping[str, Any], roles_claim: str, scopes_of: Mapping[str, Sequence[str]], weight: int = 1
+    claims: Mapping[str, Any],
+    roles_claim: str,
+    scopes_of: Mapping[str, Sequence[str]],
+    limits: Mapping[str, CallerLimits] = MappingProxyType({}),
 ) -> Principal:
     """Return the principal of a token with these claims.
 
     ``roles_claim``: the claim that contains the roles. It is one name, or several names with dots between
     them, such as Keycloak's ``realm_access.roles``. ``scopes_of``: the scopes of each role. If ``scopes_of``
-    is empty, each role that has the name of a scope grants this scope. ``weight``: the principal's weight.
+    is empty, each role that has the name of a scope grants this scope. ``limits``: the limits by role. If the
+    token has several of these roles, the first one in ``limits`` applies. If it has none of them, the limits
+    under ``*`` apply.
     """
     subject = str(claims["sub"])
     if len(subject) > _ID_CHARS or not subject.isprintable():
@@ -29,23 +35,12 @@ def principal_of(
     display_name = claims.get("preferred_username") or claims.get("name") or subject
     name = "".join(filter(str.isprintable, str(display_name)))[:_ID_CHARS]
     scopes: set[str] = set()
-    for role in _roles(claims, roles_claim):
+    roles = _roles(claims, roles_claim)
+    for role in roles:
         scopes.update(scopes_of.get(role, ()) if scopes_of else {role} & set(SCOPES))
-    return Principal(JWT_PREFIX + subject, name, frozenset(scopes), weight=weight)
-
-
-def limits_of(
-    claims: Mapping[str, Any], roles_claim: str, limits: Mapping[str, CallerLimits]
-) -> CallerLimits | None:
-    """Return the limits of a token with these claims; None if no limits are set for it.
-
-    ``limits``: the limits by role. If the token has several of these roles, the first one in ``limits``
-    applies. If it has none of them, the limits under ``*`` apply.
-    """
-    if not limits:
-        return None
-    roles = set(_roles(claims, roles_claim))
-    return next((each for role, each in limits.items() if role in roles), limits.get(EVERYONE))
+    limited = next((role for role in limits if role in roles), EVERYONE if EVERYONE in limits else "")
+    weight = limits[limited].weight if limited else 1
+    return Principal(JWT_PREFIX + subject, name, frozenset(scopes), weight=weight, role=limited)
 
 
 def _roles(claims: Mapping[str, Any], path: str) -> list[str]:

@@ -240,8 +240,8 @@ def check_deletions(outcomes: Sequence[ApplyOutcome], allowed: Collection[str]) 
     deleted = [f"{each.kind} {each.name}" for each in outcomes if each.action == "deleted"]
     if others := sorted(set(deleted) - set(allowed)):
         raise Conflict(
-            f"prune would also delete {names.quoted(others)}, because something has changed meanwhile. Nothing "
-            "was deleted. Run the command again, and check the list."
+            f"prune would now also delete {names.quoted(others)}, because something has changed. Nothing was "
+            "deleted. Run the command again, and check the list."
         )
 
 

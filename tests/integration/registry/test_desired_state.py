@@ -381,7 +381,7 @@ async def test_apply_can_delete_what_the_file_does_not_name(call):
     assert len((await call("GET", "/v1/endpoints"))["items"]) == 2, "a dry run deletes nothing"
     shown = ["deployment digits-v2"]  # the endpoint `second` was made later
     conflict = await call("POST", "/v1/apply", {**stated, "deletions": shown}, status=409)
-    assert "would also delete 'endpoint second'" in conflict["error"]
+    assert "would now also delete 'endpoint second'" in conflict["error"]
     assert len((await call("GET", "/v1/endpoints"))["items"]) == 2
     shown.append("endpoint second")
     assert await call("POST", "/v1/apply/dry-run", {**stated, "deletions": shown}) == planned

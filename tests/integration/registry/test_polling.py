@@ -58,6 +58,33 @@ async def test_the_etag_changes_whenever_the_desired_state_changes(call):
     assert await changes("POST", "/v1/deploy", {"model": "digits", "version": 2})
 
 
+async def test_a_database_without_its_last_revision(tmp_path: Path, sqlite_url: str) -> None:
+    """A standby takes over without the last revision, and the next change gets the same number."""
+    settings = RegistrySettings(
+        state_dir=tmp_path,
+        service_token=TOKEN,
+        database_url=sqlite_url,
+        amqp_url=NO_BROKER,
+        verification="off",
+    )
+    database = tmp_path / "data" / "registry.db"
+    async with serving(settings) as http:
+        artifact = (await http.put("/v1/artifacts", content=onnx_bytes())).json()["sha256"]
+    standby = database.read_bytes()
+    found = []
+    for model in ("lost", "kept"):
+        async with serving(settings) as http:
+            body = {"artifact": artifact, "filename": "model.onnx"}
+            (await http.post(f"/v1/models/{model}/versions", json=body)).raise_for_status()
+            found.append(await http.get(PATH))
+        for file in database.parent.glob("registry.db-*"):
+            file.unlink()
+        database.write_bytes(standby)
+    lost, kept = found
+    assert lost.json()["revision"] == kept.json()["revision"]
+    assert lost.headers["ETag"] != kept.headers["ETag"]
+
+
 async def test_pollers_keep_what_they_have_read(tmp_path: Path, sqlite_url: str, monkeypatch) -> None:
     settings = RegistrySettings(
         state_dir=tmp_path,

@@ -35,6 +35,7 @@ class Principal:
 
     ``endpoints``: the only endpoints that the caller may use; None: all endpoints.
     ``weight``: the caller's share of a busy Deployment, in proportion to the other callers' weights.
+    ``role``: for a caller with a JWT, the role whose limits it has; empty if it has none.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Principal:
     scopes: frozenset[str]
     endpoints: frozenset[str] | None = None
     weight: int = 1
+    role: str = ""
 
     def may(self, scope: str, endpoint: str | None = None) -> bool:
         """Return True if the principal has the scope and may use ``endpoint``.

@@ -56,6 +56,8 @@ class BatchStore(Connected):
             "ttl_s": batch.ttl_s,
             "endpoints": batch.endpoints,
             "lines": batch.lines,
+            "weight": batch.weight,
+            "role": batch.role,
             "openai": None if batch.openai is None else batch.openai.to_json(),
         }
         fields: dict[Any, Any] = {
@@ -227,4 +229,7 @@ def _batch(id: bytes, record: Mapping[bytes, bytes] | Sequence[bytes]) -> Batch 
         openai=OpenAiFacts.from_json(facts["openai"]) if facts.get("openai") else None,
         validated_ms=int(fields.get(b"validated", 0)),
         cancelling_ms=int(fields.get(b"cancelling", 0)),
+        # An older release has not stored these.
+        weight=facts.get("weight", 1),
+        role=facts.get("role", ""),
     )

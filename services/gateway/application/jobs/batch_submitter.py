@@ -203,4 +203,6 @@ def _principal(batch: Batch) -> Principal:
         if batch.principal == known.id:
             return known
     endpoints = None if batch.endpoints is None else frozenset(batch.endpoints)
-    return Principal(batch.principal, batch.principal, frozenset({INFER}), endpoints)
+    return Principal(
+        batch.principal, batch.principal, frozenset({INFER}), endpoints, batch.weight, batch.role
+    )

@@ -102,6 +102,8 @@ class BatchService:
                 level=options.level,
                 ttl_s=options.ttl_s,
                 endpoints=None if principal.endpoints is None else tuple(sorted(principal.endpoints)),
+                weight=principal.weight,
+                role=principal.role,
             )
             await self._store.create(batch, chunks)
         except BaseException:

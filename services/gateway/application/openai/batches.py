@@ -54,6 +54,8 @@ class OpenAiBatches:
             created_ms=now_ms,
             endpoints=None if principal.endpoints is None else tuple(sorted(principal.endpoints)),
             openai=facts,
+            weight=principal.weight,
+            role=principal.role,
         )
         await self._store.create(batch, await self._files.chunks(file))
         self._batches.wake()

@@ -15,6 +15,7 @@ from services.registry.adapters.sql import aliases, policies, stages
 from services.registry.adapters.sql.byte_order import exact
 from services.registry.adapters.sql.tables import (
     artifacts,
+    audit,
     deployments,
     endpoint_targets,
     endpoints,
@@ -211,15 +212,14 @@ class DesiredStateReader:
         )
 
     async def desired_state_mark(self) -> str:
-        """Return a short text that changes whenever :meth:`desired_state` changes.
-
-        A database that was restored from a backup may repeat an earlier mark.
-        """
-        # Within one revision, the desired state changes only if an override expires.
+        """Return a short text that changes whenever :meth:`desired_state` changes."""
+        # Within one revision, the desired state changes only if an override expires. But a standby of the
+        # database may take over without its last revisions. Then other changes get their numbers.
         ended = sa.select(sa.func.count()).where(deployments.c.override_expires_at <= self.now)
-        query = sa.select(revision.c.value, ended.scalar_subquery())
-        value, expired = (await self._connection.execute(query)).one()
-        return f"{value}.{expired}"
+        newest = sa.select(audit.c.at).order_by(audit.c.id.desc()).limit(1)
+        query = sa.select(revision.c.value, ended.scalar_subquery(), newest.scalar_subquery())
+        value, expired, at = (await self._connection.execute(query)).one()
+        return f"{value}.{expired}.{0 if at is None else at.timestamp()}"
 
     async def _aliases_in_use(self) -> dict[str, dict[str, int]]:
         """Return the aliases of the models that Deployments run."""
