@@ -7,7 +7,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from tests.conftest import Figure
 from tests.e2e.conftest import Digits, Stack
 from tests.e2e.sockets import break_all, connections_of
-from tidegate import Client
+from tidegate import Client, ModelFailed
 
 PATIENCE_S = 120.0
 
@@ -136,6 +137,25 @@ def test_connection_to_triton_broken(stack: Stack, served: str, digits: Digits, 
             other.wait_for(5)
     figure(f"connection to Triton broken ten times: longest request {flow.longest_s:.1f} s")
     assert [p for p in worker.children() if p.name() == "tritonserver"] == [triton]
+
+
+def test_a_request_says_that_its_connection_broke(stack: Stack, deploy_python: Callable[..., str]):
+    """Triton was killed earlier, but that is not why this request is given up."""
+    deploy_python("sleep", "sleeper", "--min", "1", "--max", "1")
+    worker = stack.worker("sleeper-v1")
+    (triton,) = [p for p in worker.children() if p.name() == "tritonserver"]
+    triton.kill()
+    wait_until("its end is noticed", lambda: stack.replicas("sleeper-v1")[0]["state"] != "ready")
+    wait_until("ready again", lambda: stack.replicas("sleeper-v1")[0]["state"] == "ready")
+    ms = np.array([[4000.0]], np.float32)
+    with Client(stack.settings.gateway_url, timeout_s=PATIENCE_S) as client, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.infer, "sleeper", {"ms": ms})
+        while not asked.done():
+            time.sleep(1.0)  # so that the worker calls Triton again
+            break_all(connections_of(worker, to_triton))
+        with pytest.raises(ModelFailed, match="the connection to the model server broke each time"):
+            asked.result()
+    stack.cli("delete", "sleeper", "--yes")
 
 
 def test_registry_stopped(stack: Stack, served: str, digits: Digits):

@@ -41,8 +41,8 @@ class GatewayGone(Exception):
 class ReplyPublisher:
     """A connection that only publishes, with publisher confirms.
 
-    ``suspected``: set after a suspect was published. ``loss``: a text that says how the model ended the last
-    time. The caller of a request that is given up gets this text.
+    ``suspected``: set after a suspect was published. ``loss``: a text that says how the last call was lost.
+    The caller of a request that is given up gets this text.
     """
 
     gone_s = GONE_S

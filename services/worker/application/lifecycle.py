@@ -234,8 +234,13 @@ class ReplicaLifecycle:
 
         The kernel may report the end of Triton late. So it is not known yet whether only the call was lost.
         """
+        self._triton.probe(model, self._on_connection_lost)
+
+    def _on_connection_lost(self, model: Model) -> None:
+        """Call the model again, because Triton still runs: only the connection of the lost call broke."""
         assert self._serving is not None
-        self._triton.probe(model, self._serving.scheduler.use)
+        self._publisher.loss = "the connection to the model server broke"
+        self._serving.scheduler.use(model)
 
     def _on_death(self, death: Death) -> None:
         """Stop calling a model after one of its processes died.
