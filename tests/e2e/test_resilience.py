@@ -145,7 +145,13 @@ def test_a_request_says_that_its_connection_broke(stack: Stack, deploy_python: C
     worker = stack.worker("sleeper-v1")
     (triton,) = [p for p in worker.children() if p.name() == "tritonserver"]
     triton.kill()
-    wait_until("its end is noticed", lambda: stack.replicas("sleeper-v1")[0]["state"] != "ready")
+    wait_until(
+        "a new tritonserver",
+        lambda: any(
+            p.info["name"] == "tritonserver" and p.pid != triton.pid and p.info["ppid"] == worker.pid
+            for p in psutil.process_iter(["name", "ppid"])
+        ),
+    )
     wait_until("ready again", lambda: stack.replicas("sleeper-v1")[0]["state"] == "ready")
     ms = np.array([[4000.0]], np.float32)
     with Client(stack.settings.gateway_url, timeout_s=PATIENCE_S) as client, ThreadPoolExecutor(1) as pool:
