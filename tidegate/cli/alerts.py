@@ -11,9 +11,7 @@ from tidegate.cli import output
 from tidegate.cli.api import Doc, Service, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Limit, seconds
-
-# The kinds of objects in the registry whose changes a receiver may get.
-KINDS = ("version", "alias", "policy", "deployment", "endpoint")
+from tidegate.kernel.protocol.change_kinds import CHANGE_KINDS
 
 alerts = typer.Typer(
     name="alerts",
@@ -186,7 +184,9 @@ def add_receiver(
         str | None,
         typer.Option(
             metavar="KINDS",
-            help="Send changes in the registry instead of alerts: `all`, or some of " + ",".join(KINDS) + ".",
+            help="Send changes in the registry instead of alerts: `all`, or some of "
+            + ",".join(CHANGE_KINDS)
+            + ".",
         ),
     ] = None,
     json: Json = False,
@@ -212,12 +212,12 @@ def add_receiver(
 def _kinds(text: str) -> list[str]:
     """Return the kinds in the value of ``--changes``. Raise UsageError for an unknown kind."""
     if text == "all":
-        return list(KINDS)
+        return list(CHANGE_KINDS)
     kinds = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    unknown = [kind for kind in kinds if kind not in KINDS]
+    unknown = [kind for kind in kinds if kind not in CHANGE_KINDS]
     if unknown or not kinds:
         wrong = f"has unknown kinds: {', '.join(unknown)}" if unknown else "names no kind"
-        raise UsageError(f"--changes {wrong}. Write `all`, or some of {','.join(KINDS)}")
+        raise UsageError(f"--changes {wrong}. Write `all`, or some of {','.join(CHANGE_KINDS)}")
     return kinds
 
 

@@ -20,11 +20,12 @@ from services.router.domain.alerts import formats
 from services.router.domain.alerts.alert_rules import RULES
 from services.router.domain.alerts.notifications import Notification, Receiver
 from services.router.domain.alerts.prometheus import rule_file
-from services.router.domain.alerts.registry_changes import KINDS, TEST
+from services.router.domain.alerts.registry_changes import TEST
 from services.router.domain.alerts.silences import Silence
 from services.router.domain.alerts.states import Alert
 from tidegate.kernel.errors import BadRequest, NotFound, Unavailable
 from tidegate.kernel.protocol.access import ADMIN, OPERATE, Principal
+from tidegate.kernel.protocol.change_kinds import CHANGE_KINDS, ChangeKind
 from tidegate.kernel.protocol.models import Name
 from tidegate.kernel.protocol.webhooks import read_url
 from tidegate.kernel.service.api import JsonRoute
@@ -60,9 +61,7 @@ class ReceiverBody(BaseModel):
     to: str = Field(min_length=3, max_length=2048)
     endpoint: Pattern = "*"
     severity: Literal["warning", "critical"] = "warning"
-    changes: list[Literal["version", "alias", "policy", "deployment", "endpoint"]] = Field(
-        default_factory=list, max_length=len(KINDS)
-    )
+    changes: list[ChangeKind] = Field(default_factory=list, max_length=len(CHANGE_KINDS))
 
 
 def _runner(request: Request) -> AlertRunner:

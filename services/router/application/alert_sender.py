@@ -107,7 +107,9 @@ class AlertSender:
             state.paused_until = time.time() + POLL_S
         self._loop.wake()
 
-    async def _deliver(self, message: AlertMessage, receiver: Receiver, state_of: ReceiverState) -> None:
+    async def _deliver(
+        self, message: AlertMessage, receiver: Receiver, receiver_state: ReceiverState
+    ) -> None:
         result = await self.send(message, receiver)
         attempt, now = message.attempt + 1, time.time()
         decision = webhooks.decide(result, attempt, now - message.made_at, random.random(), self._policy)
@@ -116,9 +118,9 @@ class AlertSender:
             self._file.settle(message.id, state, attempt, now + decision.delay_s, described(result))
         except Unavailable as error:  # the message is sent again, with the same id
             log.warning("the result of a message could not be stored", extra={"problem": error.message})
-            state_of.paused_until = now + LONGEST_PAUSE_S
+            receiver_state.paused_until = now + LONGEST_PAUSE_S
         if state == "waiting":
-            state_of.paused_until = now + min(decision.delay_s, LONGEST_PAUSE_S)
+            receiver_state.paused_until = now + min(decision.delay_s, LONGEST_PAUSE_S)
         if state != "delivered":
             log.warning(
                 "a message to a receiver was not delivered",

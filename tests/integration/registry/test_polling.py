@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from services.autoscaler.adapters.registry.client import RegistryClient
 from services.registry.api import desired_state as api
@@ -18,6 +19,18 @@ PATH = "/v1/desired-state"
 DEPLOYMENT = "/v1/deployments/digits-v1"
 VERSION = "/v1/models/digits/versions/1"
 ENDPOINT = {"targets": [{"deployment": "digits-v1"}], "default_timeout_ms": 500}
+
+
+@pytest.fixture
+def settings(tmp_path: Path, sqlite_url: str) -> RegistrySettings:
+    """The settings of a registry on an empty SQLite database."""
+    return RegistrySettings(
+        state_dir=tmp_path,
+        service_token=TOKEN,
+        database_url=sqlite_url,
+        amqp_url=NO_BROKER,
+        verification="off",
+    )
 
 
 async def test_the_etag_changes_whenever_the_desired_state_changes(call):
@@ -58,15 +71,8 @@ async def test_the_etag_changes_whenever_the_desired_state_changes(call):
     assert await changes("POST", "/v1/deploy", {"model": "digits", "version": 2})
 
 
-async def test_a_database_without_its_last_revision(tmp_path: Path, sqlite_url: str) -> None:
+async def test_a_database_without_its_last_revision(tmp_path: Path, settings: RegistrySettings) -> None:
     """A standby takes over without the last revision, and the next change gets the same number."""
-    settings = RegistrySettings(
-        state_dir=tmp_path,
-        service_token=TOKEN,
-        database_url=sqlite_url,
-        amqp_url=NO_BROKER,
-        verification="off",
-    )
     database = tmp_path / "data" / "registry.db"
     async with serving(settings) as http:
         artifact = (await http.put("/v1/artifacts", content=onnx_bytes())).json()["sha256"]
@@ -85,14 +91,9 @@ async def test_a_database_without_its_last_revision(tmp_path: Path, sqlite_url: 
     assert lost.headers["ETag"] != kept.headers["ETag"]
 
 
-async def test_pollers_keep_what_they_have_read(tmp_path: Path, sqlite_url: str, monkeypatch) -> None:
-    settings = RegistrySettings(
-        state_dir=tmp_path,
-        service_token=TOKEN,
-        database_url=sqlite_url,
-        amqp_url=NO_BROKER,
-        verification="off",
-    )
+async def test_pollers_keep_what_they_have_read(
+    tmp_path: Path, settings: RegistrySettings, monkeypatch
+) -> None:
     codes: list[int] = []
 
     async def note(response: httpx.Response) -> None:

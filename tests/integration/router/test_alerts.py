@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from fastapi import FastAPI
 from standardwebhooks import Webhook
 
 from services.router.adapters.alert_file import AlertFile, AlertMessage
@@ -207,19 +208,27 @@ async def test_messages_wait_no_longer_if_their_receiver_gets_something_else(tmp
     file.close()
 
 
+@asynccontextmanager
+async def router_of(settings: RouterSettings) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    """Run a whole router in the block. Yield it, and a client with the service token."""
+    app = build(settings)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app),
+            base_url="http://127.0.0.1",
+            headers={"Authorization": "Bearer token"},
+        ) as client,
+    ):
+        yield app, client
+
+
 async def test_the_routes(registry, store, rabbitmq_url, valkey_url, jobs_url, tmp_path, receiver, until):
     settings = RouterSettings(
         state_dir=tmp_path, service_token="token", redis_url=valkey_url, jobs_url=jobs_url,
         amqp_url=rabbitmq_url, registry_url=registry.url, watch_interval_s=0.05,
     )  # fmt: skip
-    app = build(settings)
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(
-            transport=transport, base_url="http://127.0.0.1", headers={"Authorization": "Bearer token"}
-        ) as client,
-    ):
+    async with router_of(settings) as (app, client):
 
         async def ready() -> bool:
             return (await client.get("/v1/top")).status_code == 200
@@ -289,15 +298,7 @@ async def test_receivers_can_be_set_before_the_traffic_is_read(
         state_dir=tmp_path, service_token="token", redis_url=valkey_url, jobs_url=jobs_url,
         amqp_url=rabbitmq_url, registry_url="http://127.0.0.1:9",
     )  # fmt: skip
-    app = build(settings)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(
-            transport=httpx.ASGITransport(app),
-            base_url="http://127.0.0.1",
-            headers={"Authorization": "Bearer token"},
-        ) as client,
-    ):
+    async with router_of(settings) as (_, client):
 
         async def stored() -> bool:
             body = {"kind": "webhook", "to": receiver.url}

@@ -11,9 +11,6 @@ import orjson
 
 from services.router.domain.alerts.formats import email_with, escaped
 
-# The kinds of objects whose changes receivers may get. Changes of keys and of artifacts are not sent.
-KINDS = ("version", "alias", "policy", "deployment", "endpoint")
-
 
 @dataclass(frozen=True, slots=True)
 class RegistryChange:
