@@ -141,8 +141,8 @@ def test_connection_to_triton_broken(stack: Stack, served: str, digits: Digits, 
 
 def test_a_request_says_that_its_connection_broke(stack: Stack, deploy_python: Callable[..., str]):
     """Triton was killed earlier, but that is not why this request is given up."""
-    deploy_python("sleep", "sleeper", "--min", "1", "--max", "1")
-    worker = stack.worker("sleeper-v1")
+    deploy_python("sleep", "cut-off", "--min", "1", "--max", "1")
+    worker = stack.worker("cut-off-v1")
     (triton,) = [p for p in worker.children() if p.name() == "tritonserver"]
     triton.kill()
     wait_until(
@@ -152,16 +152,16 @@ def test_a_request_says_that_its_connection_broke(stack: Stack, deploy_python: C
             for p in psutil.process_iter(["name", "ppid"])
         ),
     )
-    wait_until("ready again", lambda: stack.replicas("sleeper-v1")[0]["state"] == "ready")
+    wait_until("ready again", lambda: stack.replicas("cut-off-v1")[0]["state"] == "ready")
     ms = np.array([[4000.0]], np.float32)
     with Client(stack.settings.gateway_url, timeout_s=PATIENCE_S) as client, ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(client.infer, "sleeper", {"ms": ms})
+        asked = pool.submit(client.infer, "cut-off", {"ms": ms})
         while not asked.done():
             time.sleep(1.0)  # so that the worker calls Triton again
             break_all(connections_of(worker, to_triton))
         with pytest.raises(ModelFailed, match="the connection to the model server broke each time"):
             asked.result()
-    stack.cli("delete", "sleeper", "--yes")
+    stack.cli("delete", "cut-off", "--yes")
 
 
 def test_registry_stopped(stack: Stack, served: str, digits: Digits):

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from services.gateway.api.grpc.call_grouper import MIN_IN_FLIGHT, CallGrouper
+from services.gateway.api.grpc.inference import GrpcInference
+from services.gateway.application.inference.core import InferenceResult, Timing
+from services.gateway.domain.contract import Decoded
 from tests.conftest import PATIENCE_S
+from tidegate.kernel.protocol.access import ANONYMOUS
+from tidegate.kernel.protocol.envelope import OK, Reply
+from tidegate.kernel.triton_protocol import pb
 
 pytestmark = pytest.mark.unit
 
@@ -78,3 +86,61 @@ async def test_a_cancelled_call_does_not_affect_the_others():
     await turns()
     assert gone.cancelled()
     assert stays.done()
+
+
+class Core:
+    """The inference core: it keeps the order in which calls reach it, and answers them on demand."""
+
+    def __init__(self) -> None:
+        self.order: list[Any] = []
+        self.calls: list[asyncio.Future[int]] = []
+        self.feedback = SimpleNamespace(endpoints=())
+
+    def find(self, model: str, version: str) -> None:
+        """Find every model."""
+
+    async def infer(self, *arguments: Any) -> InferenceResult:
+        self.order.append(arguments[4])  # the trace
+        self.calls.append(asyncio.get_running_loop().create_future())
+        compute_us = await self.calls[-1]
+        reply = Reply(b"", OK, 0, 0, 1, 0, compute_us, 1, b"", [])
+        decoded = Decoded("", 1, b"", [], None, False)
+        return InferenceResult(cast(Any, ROUTE), decoded, 1, (), {}, reply, Timing())
+
+
+ROUTE = SimpleNamespace(name="sums-v1", version="1")
+
+
+async def test_requests_of_a_sequence_stay_in_order():
+    """A later request overtook an earlier one, if the model had just become slow."""
+    core, nothing = Core(), SimpleNamespace(answered=lambda *_: None, labels=lambda _: None)
+    access = SimpleNamespace(admit=lambda *_: None)
+    inference = GrpcInference(cast(Any, core), cast(Any, access), cast(Any, nothing), cast(Any, nothing))
+    tasks = list[asyncio.Task[Any]]()
+
+    def call(trace: bytes, sequence: int = 0) -> None:
+        request = pb.ModelInferRequest(model_name="sums")
+        if sequence:
+            request.parameters["sequence_id"].int64_param = sequence
+        tasks.append(asyncio.create_task(inference.answer(request, ANONYMOUS, "", None, 0.0, {}, trace)))
+
+    call(b"teaches")
+    await turns()
+    core.calls[0].set_result(100)
+    await tasks[0]
+    for _ in range(MIN_IN_FLIGHT):
+        call(b"in flight")
+    call(b"alone waits")
+    await turns()
+    assert core.order[1:] == [b"in flight"] * MIN_IN_FLIGHT
+    call(b"first", sequence=7)
+    await turns()
+    core.calls[1].set_result(60_000)
+    call(b"second", sequence=7)
+    await turns()
+    assert [each for each in core.order if each in (b"first", b"second")] == [b"first", b"second"]
+    assert b"alone waits" in core.order
+    for each in core.calls[2:]:
+        each.set_result(100)
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.gather(*tasks)

@@ -4,6 +4,8 @@ A gRPC client sends its calls one at a time. A call in its own envelope would co
 as much as a full envelope. So a new call waits if several calls to the same model are in flight. The wait
 ends when one of the calls in flight is answered, or after 2 ms. Then all waiting calls are sent together. A
 call to a slow model does not wait. HTTP calls arrive in groups, so they need no grouper.
+
+A grouper does not keep the order of the calls: a call that does not wait overtakes the waiting ones.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.answers import new_request_id
 from tidegate.kernel.protocol.access import Principal
+from tidegate.kernel.protocol.sequences import ID
 
 log = telemetry.logger(__name__)
 
@@ -150,7 +151,9 @@ class GrpcInference:
         decode: Callable[[Contract], Decoded],
     ) -> InferenceResult:
         model: str = request.model_name
-        grouper = self._groupers.get(model)
+        # A request of a sequence does not wait here, because a later request could overtake it then. It would
+        # not share an envelope anyway.
+        grouper = None if ID in request.parameters else self._groupers.get(model)
         if grouper is not None:
             await grouper.join()
         try:
