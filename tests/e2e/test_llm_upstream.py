@@ -6,7 +6,6 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -54,6 +53,15 @@ def upstream(stack: Stack, provider: FaultProxy) -> str:
     return "provider"
 
 
+@pytest.fixture(scope="module")
+def own(stack: Stack, provider: FaultProxy, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A language model of the stack itself, deployed as ``own-llm``."""
+    weights = tmp_path_factory.mktemp("own") / "own.gguf"
+    weights.symlink_to(smollm2.provide("q4"))
+    stack.deploy(weights, "own-llm", "--slots", "2", "--context", "1024")
+    return "own-llm"
+
+
 def chat(stack: Stack, model: str, **more: Any) -> httpx.Response:
     body = {"model": model, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 5, **more}
     url = f"{stack.settings.gateway_url}/v1/chat/completions"
@@ -98,27 +106,38 @@ def test_an_endpoint_refuses_a_region_and_gets_no_requests_there(
         time.sleep(0.1)
 
 
-def test_an_upstream_shares_the_traffic_of_an_endpoint(
-    stack: Stack, upstream: str, provider: FaultProxy, tmp_path: Path
+def test_the_failover_answers_while_the_provider_is_over_its_limits(
+    stack: Stack, upstream: str, provider: FaultProxy, own: str
 ):
-    own = tmp_path / "own.gguf"
-    own.symlink_to(smollm2.provide("q4"))
-    stack.deploy(own, "own-llm", "--slots", "2", "--context", "1024")
+    stack.cli("traffic", upstream, "--failover", f"{own}-v1")
+    until, status = time.monotonic() + PATIENCE_S, 0
+    while status != 200:
+        assert time.monotonic() < until
+        provider.faults.append(answered(429, LIMITED, "Retry-After: 7"))
+        status = (answer := chat(stack, upstream)).status_code
+        assert status in (200, 429), answer.text
+        assert not provider.faults, "the provider was asked first"
+    assert answer.json()["usage"]["completion_tokens"] == 5
+
+
+def test_an_upstream_shares_the_traffic_of_an_endpoint(
+    stack: Stack, upstream: str, provider: FaultProxy, own: str
+):
     sent = provider.connections
-    stack.cli("split", "own-llm", "own-llm-v1=0", f"{upstream}-v1=100")
+    stack.cli("split", own, f"{own}-v1=0", f"{upstream}-v1=100")
     until = time.monotonic() + PATIENCE_S
     while provider.connections == sent:
-        assert chat(stack, "own-llm").status_code == 200
+        assert chat(stack, own).status_code == 200
         assert time.monotonic() < until
-    stack.cli("split", "own-llm", "own-llm-v1=100")
+    stack.cli("split", own, f"{own}-v1=100")
     while provider.connections != sent:
         sent = provider.connections
-        assert chat(stack, "own-llm").status_code == 200
+        assert chat(stack, own).status_code == 200
         assert time.monotonic() < until
     provider.faults.extend([closed()] * 20)
-    stack.cli("split", "own-llm", "own-llm-v1=50", f"{upstream}-v1=50")
+    stack.cli("split", own, f"{own}-v1=50", f"{upstream}-v1=50")
     before = provider.connections
     while provider.connections == before:  # it fails, and the own model answers instead
-        assert (answer := chat(stack, "own-llm")).status_code == 200, answer.text
+        assert (answer := chat(stack, own)).status_code == 200, answer.text
         assert time.monotonic() < until
     provider.faults.clear()

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from tidegate.cli import metadata_options as about
+from tidegate.cli import upstream_options as far
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, numbers, pairs, seconds
 from tidegate.kernel.protocol import names
 
 _SCALE, _RUN, _ABOUT, _ROLL = "Scaling", "How it runs", about.PANEL, "Rolling out"
-_LLM = "Language models"
+_LLM = far.PANEL
 _SMALLER = "A smaller model"
 
 
@@ -150,54 +151,14 @@ def deploy(
             rich_help_panel=_LLM,
         ),
     ] = None,
-    upstream: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Serve a model of another server: OpenAI-compatible (https://HOST/v1), or with the Open "
-            "Inference Protocol (https://HOST/v2/models/NAME).",
-            rich_help_panel=_LLM,
-        ),
-    ] = None,
-    upstream_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", help="Name of the model at the upstream; default: --name.", rich_help_panel=_LLM
-        ),
-    ] = None,
-    credential: Annotated[
-        str | None,
-        typer.Option(
-            metavar="env:NAME|file:PATH",
-            help="The upstream's API key: an environment variable, or a file on the worker's host.",
-            rich_help_panel=_LLM,
-        ),
-    ] = None,
-    region: Annotated[
-        str | None,
-        typer.Option(
-            help="Region in which the upstream processes data; endpoints can forbid regions.",
-            rich_help_panel=_LLM,
-        ),
-    ] = None,
-    requests_per_minute: Annotated[
-        int | None,
-        typer.Option(min=1, help="Upstream: most requests of a replica per minute.", rich_help_panel=_LLM),
-    ] = None,
-    tokens_per_minute: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Upstream: most tokens of a replica per minute, in prompts and answers together.",
-            rich_help_panel=_LLM,
-        ),
-    ] = None,
-    upstream_timeout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME", help="Longest wait for the upstream's answer to begin.", rich_help_panel=_LLM
-        ),
-    ] = None,
+    upstream: far.Upstream = None,
+    upstream_model: far.UpstreamModel = None,
+    credential: far.Credential = None,
+    credential_header: far.CredentialHeader = None,
+    region: far.Region = None,
+    requests_per_minute: far.RequestsPerMinute = None,
+    tokens_per_minute: far.TokensPerMinute = None,
+    upstream_timeout: far.UpstreamTimeout = None,
     signature: Annotated[
         Path | None,
         typer.Option(
@@ -391,6 +352,7 @@ def deploy(
                 "upstream": upstream,
                 "upstream_model": upstream_model,
                 "credential": credential,
+                "credential_header": credential_header,
                 "region": region,
                 "requests_per_minute": requests_per_minute,
                 "tokens_per_minute": tokens_per_minute,

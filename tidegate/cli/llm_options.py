@@ -17,8 +17,8 @@ from tidegate.cli.options import pairs
 # to an upstream need no engine memory on this host.
 UPSTREAM_SLOTS = 64
 _ONLY_UPSTREAM = (
-    "upstream", "upstream_model", "credential", "requests_per_minute", "tokens_per_minute",
-    "upstream_timeout_s",
+    "upstream", "upstream_model", "credential", "credential_header", "requests_per_minute",
+    "tokens_per_minute", "upstream_timeout_s",
 )  # fmt: skip
 ENGINES = ("auto", "llamacpp", "vllm", "openai-url")
 

@@ -20,6 +20,7 @@ TIMEOUT_S = 10.0
 INSTANCES = 4
 _FIELDS = {
     "credential": "credential",
+    "credential_header": "credential_header",
     "region": "region",
     "requests_per_minute": "requests_per_minute",
     "upstream_timeout_s": "timeout_s",
@@ -32,25 +33,27 @@ def is_oip(address: str) -> bool:
     return "/v2/models/" in urlsplit(address).path
 
 
-def described(address: str, credential: str | None) -> tuple[dict[str, Any], bool]:
+def described(address: str, credential: str | None, header: str | None = None) -> tuple[dict[str, Any], bool]:
     """Return the signature of an upstream's model, and True if the server accepts binary tensors.
 
     ``credential``: where the secret is. Only ``env:NAME`` is read here, because ``file:PATH`` is a file on
-    the worker's host. Raise UsageError if the upstream does not describe its model.
+    the worker's host. ``header``: the header that carries the secret; None: ``Authorization: Bearer``. Raise
+    UsageError if the upstream does not describe its model.
     """
     address = address.rstrip("/")
     kind, _, name = (credential or "").partition(":")
     secret = os.environ.get(name, "") if kind == "env" else ""
+    headers = {} if not secret else {header: secret} if header else {"Authorization": f"Bearer {secret}"}
     try:
-        model = _get(address, secret)
-        server = _get(address.partition("/v2/models/")[0] + "/v2", secret)
+        model = _get(address, headers)
+        server = _get(address.partition("/v2/models/")[0] + "/v2", headers)
     except (OSError, ValueError) as problem:
         raise UsageError(
             f"{address} does not describe its model ({problem}). Check the address, such as "
             "https://HOST/v2/models/NAME, or name the model's inputs and outputs with --signature FILE.json."
         ) from None
     try:
-        most = int(_get(f"{address}/config", secret)["max_batch_size"])
+        most = int(_get(f"{address}/config", headers)["max_batch_size"])
     except (OSError, ValueError, KeyError, TypeError):
         most = 0  # only Triton has the path /config; for other servers, keep the first axis of each shape
     try:
@@ -101,7 +104,9 @@ def oip_request(
             f"name an address of OpenAI's API, instead of {address}"
         )
     if signature is None:
-        signature, upstream["binary"] = described(address, upstream.get("credential"))
+        signature, upstream["binary"] = described(
+            address, upstream.get("credential"), upstream.get("credential_header")
+        )
     options.setdefault("instances", INSTANCES)
     options["upstream"] = {**upstream, "address": address}
     return DeployRequest(file, name, "oip", options, signature, metadata=metadata)
@@ -114,8 +119,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         """Return None, so that the redirect is not followed."""
 
 
-def _get(url: str, secret: str) -> dict[str, Any]:
-    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+def _get(url: str, headers: dict[str, str]) -> dict[str, Any]:
     request = urllib.request.Request(url, headers=headers)
     # A redirect is not followed, because the credential would go to another address.
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_S) as answer:

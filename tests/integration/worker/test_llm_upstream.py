@@ -157,6 +157,14 @@ def test_a_refused_credential_is_the_operators_problem_and_is_not_shown(engine: 
     assert "wrong-secret" not in json.dumps(event)
 
 
+def test_a_credential_in_a_header_of_its_own(engine: Callable[..., Engine]):
+    """llama.cpp's server reads a key from this header, too."""
+    events, [meta] = engine(credential_header="X-Api-Key").call(chat(stream=True))
+    assert text_of(events)
+    [event], [meta] = engine(credential_header="api-key").call(chat())
+    assert (meta["status"], event["error"]["code"]) == (502, "upstream_credential_refused")
+
+
 def test_a_credential_in_the_upstreams_text_is_hidden(engine: Callable[..., Engine], proxy: FaultProxy):
     proxy.faults.append(answered(400, f'{{"error": {{"message": "bad key {SECRET}"}}}}'.encode()))
     [event], _ = engine().call(chat())

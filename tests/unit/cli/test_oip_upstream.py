@@ -38,3 +38,29 @@ def test_a_redirect_does_not_take_the_credential_to_another_address(monkeypatch:
         server.shutdown()
         server.server_close()
     assert seen == ["/v2/models/m"]
+
+
+def test_the_credential_is_in_the_named_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str | None, str | None]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append((self.headers["Authorization"], self.headers["api-key"]))
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Stay quiet."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("FAR_API_KEY", "secret")
+    try:
+        for header in (None, "api-key"):
+            with pytest.raises(UsageError, match="404"):
+                described(f"http://127.0.0.1:{server.server_port}/v2/models/m", "env:FAR_API_KEY", header)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert seen == [("Bearer secret", None), (None, "secret")]

@@ -57,6 +57,20 @@ def test_other_refusals_are_the_answer(status: int):
     assert other(endpoint(far=1, own=1), ["far"], status) is None
 
 
+def test_a_request_over_the_limits_of_an_upstream_goes_to_the_failover_only():
+    found = endpoint(far=1, own=1, spare=1, asleep=0)
+    routes = {route.name: route for route in found.targets}
+    shared = replace(
+        found,
+        targets=(routes["far"], routes["own"]),
+        failover=(routes["asleep"], routes["spare"]),
+    )
+    assert other(shared, ["far"], 429) == "spare"
+    assert other(shared, ["far", "spare"], 429) is None
+    assert other(shared, ["far"], 503) == "own"
+    assert other(shared, ["far"], 429, adapter="medical") is None
+
+
 async def test_a_request_that_a_rule_sent_stays_at_its_target(monkeypatch):
     """The rule may keep a caller's data away from the other targets."""
     targets = endpoint(own=1, far=1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from services.worker.adapters import llm_engines, triton_command
 from services.worker.adapters.triton_install import TritonInstall
 from tidegate.kernel.errors import ModelFailed
-from tidegate.kernel.protocol.models import DeploymentSpec
+from tidegate.kernel.protocol.models import DeploymentSpec, LlmSpec, UpstreamSpec
 
 pytestmark = pytest.mark.unit
 
@@ -66,6 +67,31 @@ def test_only_credentials_that_the_operator_made_usable_are_read(
     with pytest.raises(ModelFailed, match=message) as refused:
         llm_engines.secrets(upstream(place.format(folder=tmp_path)), tmp_path)
     assert SECRET not in refused.value.message
+
+
+@pytest.mark.parametrize("header", ["api-key", "X-Api-Key", "Authorization", None])
+def test_a_header_of_its_own_can_carry_the_credential(header: str | None):
+    far = {"address": "https://far/v2/models/m", "credential": "env:FAR_API_KEY", "credential_header": header}
+    assert UpstreamSpec.model_validate(far).credential_header == header
+    llm = {"engine": "openai-url", "upstream": "https://far/v1", "credential": "env:FAR_API_KEY"}
+    assert LlmSpec.model_validate(llm | {"credential_header": header}).credential_header == header
+
+
+@pytest.mark.parametrize(
+    ("header", "credential", "message"),
+    [
+        ("api-key", None, "credential_header needs `credential`"),
+        ("Host", "env:FAR_API_KEY", "must not be Host"),
+        ("content-length", "env:FAR_API_KEY", "must not be content-length"),
+        ("x: y\r\nz", "env:FAR_API_KEY", "should match pattern"),
+    ],
+)
+def test_a_header_that_cannot_carry_a_credential(header: str, credential: str | None, message: str):
+    given = {"credential": credential, "credential_header": header}
+    with pytest.raises(ValidationError, match=message):
+        UpstreamSpec.model_validate({"address": "https://far/v2/models/m", **given})
+    with pytest.raises(ValidationError, match=message):
+        LlmSpec.model_validate({"engine": "openai-url", "upstream": "https://far/v1", **given})
 
 
 def test_a_credential_is_not_in_the_text_of_the_options():

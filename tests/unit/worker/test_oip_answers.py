@@ -17,6 +17,7 @@ pytestmark = pytest.mark.unit
 
 OUTPUT = {"name": "y", "datatype": "FP32", "shape": [1], "data": [2.0]}
 BODY = json.dumps({"outputs": [OUTPUT]}).encode()
+CREDENTIALS: list[tuple[str | None, str | None]] = []
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -27,6 +28,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         _, how, spaces, _ = self.path.split("/")
+        CREDENTIALS.append((self.headers["Authorization"], self.headers["api-key"]))
         body = BODY + b" " * int(spaces)
         self.send_response(200)
         if how == "chunks":
@@ -77,6 +79,23 @@ def test_an_answer_that_is_too_long_is_an_error_of_its_request(address: str, how
     assert ask(10) == [2.0]
     with pytest.raises(UpstreamRefused, match=f"more than {limit} bytes.*TIDEGATE_MAX_FETCHED_BYTES"):
         ask(11)
+
+
+@pytest.mark.parametrize(
+    ("secret", "header", "expected"),
+    [
+        ("k", None, ("Bearer k", None)),
+        ("k", "api-key", (None, "k")),
+        ("k", "authorization", ("k", None)),
+        ("", "api-key", (None, None)),
+    ],
+)
+def test_the_header_of_a_credential(address: str, secret: str, header: str | None, expected: Any):
+    plan = {"address": f"{address}/length/0", "binary": False, "timeout_s": 60.0, "answer_bytes": len(BODY)}
+    upstream = Upstream(plan | {"credential_header": header}, secret)
+    upstream.infer([("x", np.zeros(1, np.float32))], ["y"])
+    upstream.close()
+    assert CREDENTIALS[-1] == expected
 
 
 def test_the_next_request_does_not_read_the_rest_of_a_long_answer(address: str):

@@ -31,6 +31,12 @@ from tidegate.kernel.protocol.verification import ScratchTask, Verification
 VLLM_START_TIMEOUT_S = 900.0
 REGION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Region = Annotated[str, StringConstraints(pattern=REGION_PATTERN)]
+CredentialHeader = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+# Headers that the worker sets itself in each request to an upstream.
+OWN_HEADERS = frozenset({
+    "accept", "accept-encoding", "connection", "content-length", "content-type", "expect", "host",
+    "inference-header-content-length", "te", "trailer", "transfer-encoding", "upgrade",
+})  # fmt: skip
 # The arguments of vLLM that divide one model among devices.
 PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -45,6 +51,17 @@ Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
     "FP16", "FP32", "FP64", "BF16", "BYTES",
 ]  # fmt: skip
+
+
+def check_credential_header(credential: str | None, header: str | None) -> None:
+    """Raise ValueError if an upstream's credential cannot be sent in ``header``."""
+    if header is not None and credential is None:
+        raise ValueError("credential_header needs `credential`")
+    if header is not None and header.lower() in OWN_HEADERS:
+        raise ValueError(
+            f"credential_header must not be {header}, which each request sets itself. Use the header from "
+            "which the upstream reads its key, such as api-key"
+        )
 
 
 class TensorSpec(Noun):
@@ -183,7 +200,8 @@ class LlmSpec(Written):
 
     ``upstream``: the address of an OpenAI-compatible server, for the engine ``openai-url``.
     ``upstream_model``: the model's name at the upstream. ``credential``: where the worker's host stores the
-    upstream's key: ``env:NAME`` or ``file:PATH``. ``region``: where the upstream processes data.
+    upstream's key: ``env:NAME`` or ``file:PATH``. ``credential_header``: the header that carries the key
+    alone; None: ``Authorization: Bearer KEY``. ``region``: where the upstream processes data.
     ``requests_per_minute``, ``tokens_per_minute``: the most requests and tokens that a replica sends to the
     upstream in a minute; None: no limit. ``upstream_timeout_s``: the longest wait for the beginning of the
     upstream's answer.
@@ -199,6 +217,7 @@ class LlmSpec(Written):
     upstream: str | None = Field(None, pattern=r"^https?://", max_length=2048)
     upstream_model: str | None = Field(None, min_length=1, max_length=255)
     credential: str | None = Field(None, pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)$", max_length=1024)
+    credential_header: CredentialHeader | None = None
     region: str | None = Field(None, pattern=REGION_PATTERN)
     requests_per_minute: int | None = Field(None, ge=1, le=LARGEST)
     tokens_per_minute: int | None = Field(None, ge=1, le=LARGEST)
@@ -211,6 +230,7 @@ class LlmSpec(Written):
         names = (
             "upstream_model",
             "credential",
+            "credential_header",
             "requests_per_minute",
             "tokens_per_minute",
             "upstream_timeout_s",
@@ -219,6 +239,7 @@ class LlmSpec(Written):
             raise ValueError(f"{extra[0]} is only for the engine openai-url")
         if self.upstream is not None and "@" in self.upstream.partition("://")[2].partition("/")[0]:
             raise ValueError("upstream contains a password: remove it, and set `credential` instead")
+        check_credential_header(self.credential, self.credential_header)
         return self
 
     @property
@@ -234,6 +255,7 @@ class UpstreamSpec(Written):
 
     ``address``: the URL of the model. It ends in ``/v2/models/NAME`` or ``/v2/models/NAME/versions/VERSION``.
     ``credential``: where the worker's host stores the upstream's key: ``env:NAME`` or ``file:PATH``.
+    ``credential_header``: the header that carries the key alone; None: ``Authorization: Bearer KEY``.
     ``region``: where the upstream processes data. ``timeout_s``: the longest wait for an answer.
     ``requests_per_minute``: the most requests that one instance of the model sends in a minute; None: no
     limit. ``binary``: True if the upstream supports the binary tensor data extension.
@@ -241,10 +263,16 @@ class UpstreamSpec(Written):
 
     address: str = Field(pattern=r"^https?://[^/@\s]+/\S+$", max_length=2048)
     credential: str | None = Field(None, pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)$", max_length=1024)
+    credential_header: CredentialHeader | None = None
     region: str | None = Field(None, pattern=REGION_PATTERN)
     timeout_s: float = Field(30.0, gt=0, le=86_400)
     requests_per_minute: int | None = Field(None, ge=1, le=LARGEST)
     binary: bool = True
+
+    @model_validator(mode="after")
+    def _header_fits(self) -> Self:
+        check_credential_header(self.credential, self.credential_header)
+        return self
 
 
 class DeploymentSpec(Written):

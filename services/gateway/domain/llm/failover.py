@@ -6,9 +6,11 @@ from collections.abc import Collection
 
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 
-# The HTTP statuses after which another Deployment gets the request. 429 is not among them: the caller gets
-# it.
+# The HTTP statuses after which another Deployment gets the request.
 FAILED = frozenset({502, 503, 504})
+# The status of an upstream whose limits are reached. The other targets do not get the request, because the
+# traffic is shared among them on purpose. A Deployment in the endpoint's ``failover`` gets it.
+LIMITED = 429
 
 
 def other_target(
@@ -19,9 +21,10 @@ def other_target(
     ``status``: the HTTP status of the failure. ``failed``: the names of the Deployments that have failed.
     ``adapter``: the LoRA adapter that the request names, or empty.
     """
-    if status not in FAILED:
+    if status not in FAILED and status != LIMITED:
         return None
-    for route in (*endpoint.targets, *endpoint.failover):
+    targets = endpoint.targets if status in FAILED else ()
+    for route in (*targets, *endpoint.failover):
         usable = route.llm is not None and (not adapter or adapter in route.llm.adapters)
         if usable and route.ready and route.name not in failed:
             return route

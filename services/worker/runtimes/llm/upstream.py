@@ -43,7 +43,9 @@ class Upstream:
     """
 
     def __init__(self, plan: dict[str, Any], credential: str) -> None:
-        headers = {"Authorization": f"Bearer {credential}"} if credential else {}
+        header = plan.get("credential_header")
+        sent = {header: credential} if header else {"Authorization": f"Bearer {credential}"}
+        headers = sent if credential else {}
         self._plan, self._credential = plan, credential.encode()
         self._server = Server(
             plan["upstream"], headers=headers, first_s=plan.get("upstream_timeout_s") or 600.0

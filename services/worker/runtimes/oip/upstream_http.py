@@ -42,7 +42,9 @@ class Upstream:
         self._binary, self._timeout_s = plan["binary"], plan["timeout_s"]
         self._most_bytes: int = plan["answer_bytes"]
         self._secure, self._port = target.scheme == "https", target.port
-        self._headers = {"Authorization": f"Bearer {credential}"} if credential else {}
+        header = plan.get("credential_header")
+        sent = {header: credential} if header else {"Authorization": f"Bearer {credential}"}
+        self._headers = sent if credential else {}
         self._credential = credential
         self._connection: http.client.HTTPConnection | None = None
 
