@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -141,6 +142,13 @@ class Gateway:
         self.done[id_], self.ids[id_] = rest[3], request.id
         return id_
 
+    async def stream_from(
+        self, route: Any, request: Decoded, *rest: Any, id_: bytes, keeper: str, **_: Any
+    ) -> AsyncGenerator[str]:
+        self.sent.append((request.id, route.name, keeper))
+        rest[3]()  # it is queued
+        yield request.id
+
     # --- for tests -------------------------------------------------------------------------------------
 
     def ask(self, name: str, id_: int = 1, *, start: bool = False, end: bool = False, deployment: int = 1):
@@ -153,6 +161,13 @@ class Gateway:
         return self.router.begin(
             self.endpoint, "", route, request, decode, 60_000.0, FlowKey("sums", "caller"), b"", 0.0,
             lambda outcome: self.outcomes.append((name, outcome)),
+        )  # fmt: skip
+
+    def stream(self, name: str, *, start: bool = False) -> Any:
+        request = Decoded(name, 1, b"", [], None, False, sequence=SequenceMark(1, start, False))
+        return self.router.stream(
+            self.endpoint, "", self.endpoint.targets[0], request, lambda _: request, 60_000.0,
+            FlowKey("sums", "caller"), b"", 0.0, lambda: None,
         )  # fmt: skip
 
     async def answer(self, name: str, outcome: Any = "an answer") -> None:
@@ -179,6 +194,70 @@ async def test_the_order_of_arrival():
     while len(gateway.sent) < 3:
         await asyncio.sleep(0.005)
     assert gateway.sent[-1][0] == "small"
+
+
+async def test_a_lost_start_is_not_sent_again_without_the_requests_that_followed_it():
+    """The next request would continue a state that lacks one."""
+    gateway = Gateway("a", "b")
+    for name in ("start", "second"):
+        gateway.ask(name, start=name == "start")
+        await settled()
+    gateway.ask("other", 2, start=True)
+    await settled()
+    await gateway.answer("start", SequenceLost("the replica has ended"))
+    assert [name for name, _, _ in gateway.sent] == ["start", "second", "other"]
+    assert [name for name, _ in gateway.outcomes] == ["second", "start"]
+    gateway.ask("third")
+    await settled()
+    assert [type(outcome) for _, outcome in gateway.outcomes] == [SequenceLost] * 3
+    assert gateway.outcomes[-1][0] == "third"
+    await gateway.answer("other")
+    assert gateway.outcomes[-1] == ("other", "an answer")
+
+
+async def test_a_lost_request_fails_the_later_ones_of_its_sequence():
+    """The broker's connection was lost, so the first may not have run. The second must not run without it."""
+    gateway = Gateway("a")
+    gateway.ask("start", start=True)
+    await settled()
+    await gateway.answer("start")
+    for number in range(300):
+        gateway.ask(f"next {number}")
+    await settled()
+    while len(gateway.sent) < 301:
+        await asyncio.sleep(0.005)
+    await gateway.answer("next 0", SequenceLost("it is not known if it ran"))
+    assert len(gateway.outcomes) == 301
+    assert all(isinstance(outcome, SequenceLost) for _, outcome in gateway.outcomes[1:])
+
+
+async def test_the_order_of_arrival_at_a_decoupled_model():
+    gateway = Gateway("a")
+    gateway.uploading.add((1).to_bytes(16, "little"))
+    streams = [gateway.stream("large", start=True), gateway.stream("small")]
+    tasks = [asyncio.create_task(anext(each)) for each in streams]
+    await settled()
+    assert [name for name, _, _ in gateway.sent] == ["large"], "its data is uploaded first"
+    gateway.uploading.clear()
+    while len(gateway.sent) < 2:
+        await asyncio.sleep(0.005)
+    assert gateway.sent[-1][0] == "small"
+    assert await asyncio.gather(*tasks) == ["large", "small"]
+    for each in streams:
+        await each.aclose()
+
+
+async def test_a_caller_that_leaves_while_its_first_request_is_sent_again():
+    gateway = Gateway("a", "b")
+    gateway.ask("start", start=True)
+    await settled()
+    gateway.uploading.add((2).to_bytes(16, "little"))
+    await gateway.answer("start", SequenceLost("the replica has ended"))
+    assert [name for name, _, _ in gateway.sent] == ["start", "start"]
+    assert list(gateway.router._sending) == [(2).to_bytes(16, "little")]
+    gateway.uploading.clear()
+    while gateway.router._sending:
+        await asyncio.sleep(0.005)
 
 
 async def test_a_sequence_stays_where_it_began():

@@ -151,8 +151,7 @@ class GrpcInference:
         decode: Callable[[Contract], Decoded],
     ) -> InferenceResult:
         model: str = request.model_name
-        # A request of a sequence does not wait here, because a later request could overtake it then. It would
-        # not share an envelope anyway.
+        # A request of a sequence does not wait here, because a later request could overtake it then.
         grouper = None if ID in request.parameters else self._groupers.get(model)
         if grouper is not None:
             await grouper.join()

@@ -80,6 +80,7 @@ class SequenceRouter:
         self._stopping, self._away_until = False, 0.0
         self._watch = ReplicaWatch(lambda: dispatcher.out, self._on_silent)
         self._sent: dict[bytes, SequenceRequest] = {}
+        self._losing = False
 
     async def stop(self) -> None:
         """Stop watching replicas, and end the background tasks."""
@@ -127,9 +128,10 @@ class SequenceRouter:
         return id_
 
     def _begin_sending(self, request: SequenceRequest, done: Callable[[Any], None]) -> None:
+        id_ = request.id  # it changes if the request is sent again
         task = self._tasks.start(self._send(request, done), "send to a sequence")
-        self._sending[request.id] = task
-        task.add_done_callback(lambda _: self._sending.pop(request.id, None))
+        self._sending[id_] = task
+        task.add_done_callback(lambda _: self._sending.pop(id_, None))
 
     async def _send(self, request: SequenceRequest, done: Callable[[Any], None]) -> None:
         turn = Turn(self._lines, request.key)
@@ -151,8 +153,7 @@ class SequenceRouter:
                 keeper=place.replica,
             )
             request.forget_data()
-            while self._dispatcher.uploads(request.id):  # a later request must not overtake this upload
-                await asyncio.sleep(UPLOAD_POLL_S)
+            await self._uploaded(request.id)
         except TidegateError as error:
             self._forget(request)
             error.deployment = request.route.name
@@ -194,6 +195,13 @@ class SequenceRouter:
         def sent() -> None:
             request.forget_data()
             queued()
+            if self._dispatcher.uploads(request.id):
+                self._tasks.start(release_later(), "end the turn of a sequence's request")
+            else:
+                turn.release()
+
+        async def release_later() -> None:
+            await self._uploaded(request.id)
             turn.release()
 
         try:
@@ -219,12 +227,19 @@ class SequenceRouter:
         except TidegateError as error:
             outcome = error
             error.deployment = request.route.name
+            if isinstance(error, SequenceLost):
+                self._lose_others(request, error)
             raise
         finally:
             turn.end()
             if request.place is not None:
                 self._ended(request)
                 self._tasks.start(self._record(request, outcome), "record a sequence")
+
+    async def _uploaded(self, id_: bytes) -> None:
+        """Wait while a request's data is uploaded. A later request of its sequence must not overtake it."""
+        while self._dispatcher.uploads(id_):
+            await asyncio.sleep(UPLOAD_POLL_S)
 
     def _begin(self, request: SequenceRequest, place: Place) -> None:
         request.place = place
@@ -244,12 +259,12 @@ class SequenceRouter:
 
     def _on_outcome(self, request: SequenceRequest, done: Callable[[Any], None], outcome: Any) -> None:
         self._ended(request)
-        starts_again = isinstance(outcome, SequenceLost) and request.mark.start and request.route.retry_safe
-        if starts_again and request.starts < STARTS and request.left_ms > 1.0:
-            # The sequence has no state yet, so another replica can start it.
-            request.id = self._dispatcher.new_id()
-            self._begin_sending(request, done)
-            return
+        if isinstance(outcome, SequenceLost):
+            if self._starts_again(request):
+                request.id = self._dispatcher.new_id()
+                self._begin_sending(request, done)
+                return
+            self._lose_others(request, outcome)
         if not request.mark.end:
             done(outcome)
             self._tasks.start(self._record(request, outcome), "record a sequence")
@@ -257,6 +272,33 @@ class SequenceRouter:
         # Record the end first, so that the slot is free when the caller gets the answer.
         recording = self._tasks.start(self._record(request, outcome), "record a sequence")
         recording.add_done_callback(lambda _: done(outcome))
+
+    def _starts_again(self, request: SequenceRequest) -> bool:
+        """Return True if another replica can start a lost sequence, because it has no state yet.
+
+        Return False if the caller has sent another request of the sequence already. That request would be
+        missing in the new state.
+        """
+        return (
+            request.mark.start
+            and request.route.retry_safe
+            and request.starts < STARTS
+            and request.left_ms > 1.0
+            and request.key not in self._lines
+            and not any(other.key == request.key for other in self._sent.values())
+        )
+
+    def _lose_others(self, request: SequenceRequest, error: SequenceLost) -> None:
+        """Fail the other unanswered requests of a lost sequence, because their state lacks ``request``."""
+        if self._losing:  # this call comes from the loop below
+            return
+        self._losing = True
+        try:
+            for id_, other in list(self._sent.items()):
+                if other is not request and other.key == request.key and other.place == request.place:
+                    self._dispatcher.fail(id_, SequenceLost(error.message))
+        finally:
+            self._losing = False
 
     def _on_silent(self, id_: bytes) -> None:
         request = self._sent.get(id_)
