@@ -33,10 +33,11 @@ class WarmOffers:
         await self._connection.stop()
 
     async def offer(self, pool: str, assignment: Assignment, lives_s: float) -> None:
-        """Offer a replica to the waiting workers of a pool. Return after RabbitMQ's confirm.
+        """Offer an assignment to the waiting workers of a pool. The worker that takes it becomes the replica.
 
-        ``lives_s``: the seconds after which RabbitMQ drops the offer. Raise ``Unavailable`` if there is no
-        connection or no confirm. Without a confirm, a worker may still get the offer.
+        Return after RabbitMQ's confirm. ``lives_s``: the seconds after which RabbitMQ drops the offer. Raise
+        ``Unavailable`` if there is no connection or no confirm. Without a confirm, a worker may still get the
+        offer.
         """
         channel = self._connection.channel
         if channel is None:

@@ -213,7 +213,7 @@ class RegistrySnapshot:
         return replace(self, versions=self.versions | {(model, number)})
 
     def in_use(self) -> set[str]:
-        """Return the Deployments that at least one Endpoint names as target or shadow, or in a rule.
+        """Return the Deployments that at least one Endpoint names as target or shadow, or in a traffic rule.
 
         Previous targets of an Endpoint count as targets.
         """
@@ -224,7 +224,7 @@ class RegistrySnapshot:
         return {name for stored in self.endpoints.values() for name in stored.spec.failover}
 
     def with_traffic(self) -> set[str]:
-        """Return the Deployments that at least one Endpoint names as target or in a rule.
+        """Return the Deployments that at least one Endpoint names as target or in a traffic rule.
 
         Previous targets of an Endpoint count as targets.
         """
@@ -271,7 +271,10 @@ class RegistrySnapshot:
 
 
 def deployments_in(spec: EndpointSpec) -> list[str]:
-    """Return the Deployments that an Endpoint names as target, previous target or shadow, or in a rule."""
+    """Return the Deployments that an Endpoint names as target, as shadow, or in a traffic rule.
+
+    This includes the previous targets.
+    """
     return targets_in(spec) + ([spec.shadow.deployment] if spec.shadow is not None else [])
 
 
@@ -281,7 +284,7 @@ def all_named_in(spec: EndpointSpec) -> list[str]:
 
 
 def targets_in(spec: EndpointSpec) -> list[str]:
-    """Return the Deployments that an Endpoint names as target or previous target, or in a rule."""
+    """Return the Deployments that an Endpoint names as target, previous target or in a traffic rule."""
     targets = [target.deployment for target in [*spec.targets, *spec.previous]]
     return targets + [rule.deployment for rule in spec.rules]
 

@@ -72,7 +72,8 @@ class CostStore:
         """Return the amounts of the hours from ``since`` to ``until`` (seconds since the epoch).
 
         With ``hourly``, each hour has amounts of its own. Otherwise the amounts of all hours are added up,
-        and ``Place.hour`` is 0. In both cases, Deployments, versions and parts stay separate.
+        and ``Place.hour`` is 0. In both cases, each Deployment, version and :class:`Part` has amounts of its
+        own.
         """
         hour = "hour" if hourly else "0"
         keys = _KEYS.replace("hour", hour, 1)

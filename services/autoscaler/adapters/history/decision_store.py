@@ -50,7 +50,10 @@ CREATE INDEX IF NOT EXISTS cold_starts_by_deployment ON cold_starts (deployment,
 
 
 class DecisionStore:
-    """The durable state. Several threads may call it; only the leader writes."""
+    """The autoscaler's decisions, cold starts, overrides and generations, in a file.
+
+    Several threads may call it. Only the leader writes to it.
+    """
 
     def __init__(self, path: Path, decisions_kept: int = 5000, *, timeout_s: float = 5.0) -> None:
         self._kept = decisions_kept

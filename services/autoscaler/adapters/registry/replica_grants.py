@@ -35,7 +35,7 @@ class ReplicaGrants:
         self.problem: str | None = None
 
     def launching(self, replica: str, sha256: str) -> None:
-        """Let a replica that starts soon read its artifact."""
+        """Allow a replica to read its artifact. Call this before the replica is launched."""
         self._launching[replica] = (sha256, self._clock() + LAUNCH_S)
         self._changed.set()
 
