@@ -118,6 +118,7 @@ def test_the_failover_answers_while_the_provider_is_over_its_limits(
         assert status in (200, 429), answer.text
         assert not provider.faults, "the provider was asked first"
     assert answer.json()["usage"]["completion_tokens"] == 5
+    stack.cli("traffic", upstream, "--failover", "none")
 
 
 def test_an_upstream_shares_the_traffic_of_an_endpoint(

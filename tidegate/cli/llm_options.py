@@ -12,6 +12,7 @@ from typing import Any
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.llm_packages import adapter_path
 from tidegate.cli.options import pairs
+from tidegate.cli.upstream_options import check_header
 
 # The default number of engine slots of a replica that calls an upstream. The number is high, because requests
 # to an upstream need no engine memory on this host.
@@ -35,10 +36,15 @@ def llm_fields(
 ) -> dict[str, Any] | None:
     """Return the given options as fields of ``LlmSpec``; None if no option is given.
 
-    ``upstream``: the options of an upstream, by field name. Raise UsageError for an unknown engine, or an
-    engine argument that is not ``K=V``.
+    ``upstream``: the options of an upstream, by field name. Raise UsageError for an unknown engine, for an
+    engine argument that is not ``K=V``, or for a header that cannot carry a credential.
     """
     upstream = {key: value for key, value in (upstream or {}).items() if value is not None}
+    if header := upstream.get("credential_header"):
+        check_header(header)
+    elif "credential" in upstream:
+        # Clear the header: the Deployment may have one from an earlier deploy, for another credential.
+        upstream["credential_header"] = None
     engine = engine or ("openai-url" if "upstream" in upstream else None)
     if engine is not None and engine not in ENGINES:
         raise UsageError(f"--engine {engine}: choose one of {', '.join(ENGINES)}.")

@@ -42,7 +42,9 @@ def described(address: str, credential: str | None, header: str | None = None) -
     """
     address = address.rstrip("/")
     kind, _, name = (credential or "").partition(":")
-    secret = os.environ.get(name, "") if kind == "env" else ""
+    secret = os.environ.get(name, "").strip() if kind == "env" else ""
+    if not secret.isascii() or not secret.isprintable():
+        raise UsageError(f"The variable {name} must have one line of printable ASCII text.")
     headers = {} if not secret else {header: secret} if header else {"Authorization": f"Bearer {secret}"}
     try:
         model = _get(address, headers)

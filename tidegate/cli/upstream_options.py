@@ -1,10 +1,13 @@
-"""Command-line options that say how a model of another server is called."""
+"""Command-line options that say how a model of another server is called, and a check of one of them."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
+
+from tidegate.cli.exit_codes import UsageError
 
 PANEL = "Language models"
 
@@ -64,3 +67,17 @@ UpstreamTimeout = Annotated[
         metavar="TIME", help="Longest wait for the upstream's answer to begin.", rich_help_panel=PANEL
     ),
 ]
+
+
+def check_header(header: str) -> None:
+    """Raise UsageError if a header cannot carry a credential. The text does not repeat ``header``.
+
+    The user may have typed the credential there by mistake.
+    """
+    from tidegate.kernel.protocol.models import HEADER_PATTERN, OWN_HEADERS
+
+    if not re.match(HEADER_PATTERN, header) or header.lower() in OWN_HEADERS:
+        raise UsageError(
+            "--credential-header takes the name of the header from which the upstream reads its key, such as "
+            "api-key. Host, Content-Type and other headers that each request has are not possible."
+        )

@@ -188,7 +188,11 @@ def _fingerprint(deployment: Deployment) -> str:
     if deployment.upstream is not None:
         read.add("upstream")
     # Only gateways read `affinity_wait_ms`. So a change of this setting does not replace workers.
-    return _digest(deployment.model_dump(mode="json", include=read, exclude={"llm": {"affinity_wait_ms"}}))
+    exclude = {"llm": {"affinity_wait_ms"}, "upstream": set[str]()}
+    for name, spec in (("llm", deployment.llm), ("upstream", deployment.upstream)):
+        if spec is not None and spec.credential_header is None:
+            exclude[name].add("credential_header")
+    return _digest(deployment.model_dump(mode="json", include=read, exclude=exclude))
 
 
 def pool_fingerprint(pool: WarmPoolSpec) -> str:

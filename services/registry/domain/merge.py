@@ -12,6 +12,9 @@ from tidegate.kernel.protocol.models import DeploymentSpec
 
 T = TypeVar("T", bound=BaseModel)
 
+# The last parts of the fields in which a user may have typed a secret by mistake.
+SECRETS = (("credential",), ("credential_header",), ("upstream",))
+
 
 def patched(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``base`` with a JSON merge patch (RFC 7396) applied. null restores a field's default."""
@@ -86,7 +89,7 @@ def _problem(error: Any) -> str:
             return f"{where} is required"
         case _:
             # Do not show the value: the user may have typed a credential here by mistake.
-            value = "" if error["loc"][-1:] in (("credential",), ("upstream",)) else error["input"]
+            value = "" if error["loc"][-1:] in SECRETS else error["input"]
             shown = (
                 f", not {str(value)[:80]!r}"
                 if isinstance(value, str | int | float | bool) and value != ""

@@ -42,6 +42,31 @@ def test_only_what_a_worker_reads_at_its_start_asks_for_another(deployment, chan
     assert (fingerprint(deployment(**change)) != fingerprint(deployment())) == another_worker
 
 
+FAR = {"credential": "env:FAR_API_KEY"}
+LLM = {"engine": "openai-url", "upstream": "https://far/v1", **FAR}
+OIP = {"address": "https://far/v2/models/m", **FAR}
+
+
+@pytest.mark.parametrize(
+    ("fields", "digest"),
+    [
+        ({}, "15762b9cf666c7df"),
+        ({"llm": {"engine": "llamacpp", "slots": 2}}, "bc4af3ef2042c502"),
+        ({"llm": LLM}, "02fafb70698a8827"),
+        ({"upstream": OIP}, "549839f1cf24d9d4"),
+    ],
+)
+def test_an_upgrade_of_tidegate_replaces_no_worker(deployment, fields, digest):
+    """A new digest would replace the workers of every such Deployment."""
+    assert fingerprint(deployment(**fields)) == digest
+
+
+@pytest.mark.parametrize(("field", "spec"), [("llm", LLM), ("upstream", OIP)])
+def test_the_header_of_a_credential_asks_for_another_worker(deployment, field, spec):
+    other = {**spec, "credential_header": "api-key"}
+    assert fingerprint(deployment(**{field: other})) != fingerprint(deployment(**{field: spec}))
+
+
 def test_an_emptied_registry_is_believed_only_when_its_history_goes_on(deployment):
     full = DesiredState(revision=7, deployments=[deployment()])
     assert acceptable(None, DesiredState(revision=0))

@@ -95,6 +95,27 @@ def test_an_address_alone_makes_an_upstream_and_another_engine_forgets_it():
     assert patched({"llm": {"upstream": "https://x"}}, {"llm": back}) == {"llm": {"engine": "vllm"}}
 
 
+def test_a_new_credential_forgets_the_header_of_the_last_one():
+    none: dict[str, Any] = {"engine": None, "slots": None, "context": None, "arguments": None, "adapters": {}}
+    far = {"upstream": "https://far/v1", "credential": "env:FAR_API_KEY"}
+    found = llm_fields(**none, upstream=far)
+    assert found is not None
+    assert patched({"llm": {"credential_header": "api-key"}}, {"llm": found})["llm"].keys() == {
+        "engine", "slots", "upstream", "credential",
+    }  # fmt: skip
+    found = llm_fields(**none, upstream={**far, "credential_header": "api-key"})
+    assert found is not None
+    assert found["credential_header"] == "api-key"
+
+
+@pytest.mark.parametrize("header", ["api-key: sk-secret", "Host", "content-type", "a b", "-a"])
+def test_a_header_that_cannot_carry_a_credential_is_not_repeated(header: str):
+    far = {"upstream": "https://far/v1", "credential": "env:FAR_API_KEY", "credential_header": header}
+    with pytest.raises(UsageError, match="--credential-header takes the name") as refused:
+        llm_fields(engine=None, slots=None, context=None, arguments=None, adapters={}, upstream=far)
+    assert "sk-secret" not in str(refused.value)
+
+
 def test_the_artifact_of_an_upstream_is_deleted_after_the_upload():
     with upstream_artifact("https://models.example/v1", "m") as path:
         assert json.loads(path.read_text()) == {"upstream": "https://models.example/v1", "model": "m"}

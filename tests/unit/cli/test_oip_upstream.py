@@ -55,7 +55,7 @@ def test_the_credential_is_in_the_named_header(monkeypatch: pytest.MonkeyPatch) 
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("FAR_API_KEY", "secret")
+    monkeypatch.setenv("FAR_API_KEY", "secret\n")
     try:
         for header in (None, "api-key"):
             with pytest.raises(UsageError, match="404"):

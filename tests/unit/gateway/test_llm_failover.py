@@ -16,7 +16,7 @@ from services.gateway.domain.replica_choice import ReplicaSlots
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, parse_table
 from services.gateway.domain.traffic_split import Origin, TrafficRule
-from tidegate.kernel.errors import Overloaded
+from tidegate.kernel.errors import Overloaded, TidegateError, TooMany
 
 pytestmark = pytest.mark.unit
 
@@ -92,6 +92,37 @@ async def test_a_request_that_a_rule_sent_stays_at_its_target(monkeypatch):
         with pytest.raises(EngineRefused):
             await anext(core._continued(call, chat, chat.targets[0], origin))
         assert tried == expected
+
+
+@pytest.mark.parametrize(
+    ("second", "tried"),
+    [
+        (EngineRefused(503, b""), ["own", "spare", "last"]),
+        (EngineRefused(400, b""), ["own", "spare", "last"]),
+        (TooMany("its budget is used up", reason="budget_exhausted"), ["own", "spare", "last"]),
+    ],
+)
+async def test_a_request_over_a_limit_stays_with_the_failover_and_its_caller_gets_the_429(
+    monkeypatch, second: TidegateError, tried: list[str]
+):
+    found = endpoint(own=1, far=1, spare=1, last=1)
+    own, far, spare, last = found.targets
+    chat = replace(found, targets=(own, far), failover=(spare, last))
+    core, origin = LlmCore(cast(Any, None), cast(Any, None)), partial(Origin, {}, "", dict)
+    failures: list[str] = []
+
+    async def run(
+        _: LlmCall, __: EndpointRoute, route: DeploymentRoute, *args: Any, **options: Any
+    ) -> AsyncGenerator[LlmEvents]:
+        failures.append(route.name)
+        raise EngineRefused(429, b"", 7.0) if route.name == "own" else second
+        yield
+
+    monkeypatch.setattr(core, "_run", run)
+    with pytest.raises(EngineRefused) as caught:
+        await anext(core._continued(LlmCall("chat", "/v1/completions", {}), chat, own, origin))
+    assert failures == tried
+    assert (caught.value.status, caught.value.retry_after_s) == (429, 7.0)
 
 
 async def test_another_target_admits_the_request_in_its_own_band_or_the_first_failure_is_the_answer(

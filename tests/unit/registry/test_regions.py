@@ -85,6 +85,7 @@ def test_the_gpus_of_a_replica_are_those_that_the_model_is_divided_among():
         ({"engine": "openai-url"}, "needs `upstream`"),
         ({"credential": "env:OPENAI_API_KEY"}, "only for the engine openai-url"),
         ({**UPSTREAM, "credential": "sk-secret"}, "credential"),
+        ({**UPSTREAM, "credential_header": "api-key: sk-secret"}, "credential_header"),
         ({**UPSTREAM, "upstream": "https://user:secret@models.example"}, "contains a password"),
     ],
 )

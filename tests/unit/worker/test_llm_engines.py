@@ -80,7 +80,7 @@ def test_a_header_of_its_own_can_carry_the_credential(header: str | None):
 @pytest.mark.parametrize(
     ("header", "credential", "message"),
     [
-        ("api-key", None, "credential_header needs `credential`"),
+        ("api-key", None, "needs `credential`: set both, or remove credential_header"),
         ("Host", "env:FAR_API_KEY", "must not be Host"),
         ("content-length", "env:FAR_API_KEY", "must not be content-length"),
         ("x: y\r\nz", "env:FAR_API_KEY", "should match pattern"),

@@ -31,7 +31,8 @@ from tidegate.kernel.protocol.verification import ScratchTask, Verification
 VLLM_START_TIMEOUT_S = 900.0
 REGION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Region = Annotated[str, StringConstraints(pattern=REGION_PATTERN)]
-CredentialHeader = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+HEADER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+CredentialHeader = Annotated[str, StringConstraints(pattern=HEADER_PATTERN)]
 # Headers that the worker sets itself in each request to an upstream.
 OWN_HEADERS = frozenset({
     "accept", "accept-encoding", "connection", "content-length", "content-type", "expect", "host",
@@ -56,7 +57,7 @@ Datatype = Literal[
 def check_credential_header(credential: str | None, header: str | None) -> None:
     """Raise ValueError if an upstream's credential cannot be sent in ``header``."""
     if header is not None and credential is None:
-        raise ValueError("credential_header needs `credential`")
+        raise ValueError("credential_header needs `credential`: set both, or remove credential_header")
     if header is not None and header.lower() in OWN_HEADERS:
         raise ValueError(
             f"credential_header must not be {header}, which each request sets itself. Use the header from "

@@ -21,7 +21,7 @@ log = telemetry.logger(__name__)
 
 FAILOVERS = Counter(
     "tidegate_gateway_failovers_total",
-    "Requests with tensors that went to another Deployment, because the first one could not answer.",
+    "Requests that went to another Deployment, because the first one could not answer.",
     ["model", "deployment", "other"],
 )
 
@@ -44,7 +44,7 @@ def elsewhere(
         raise error
     FAILOVERS.labels(endpoint.name, route.name, other.name).inc()
     log.warning(
-        "a request is sent to another target",
+        "a request is sent to another Deployment",
         extra={"deployment": route.name, "other": other.name, "problem": error.message},
     )
     return other

@@ -21,13 +21,14 @@ from services.gateway.application.access import Grant
 from services.gateway.application.feedback import HEADER as FEEDBACK_ID
 from services.gateway.application.feedback import PendingId
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, Timing
+from services.gateway.application.inference.failover import FAILOVERS
 from services.gateway.application.llm.accounting import CallAccount, LlmAccounting
 from services.gateway.application.llm.token_limits import Reservation
 from services.gateway.application.prefix_affinity import PrefixAffinity
 from services.gateway.domain.contract import Decoded
 from services.gateway.domain.llm.band import FRAME_PRIORITY
 from services.gateway.domain.llm.estimate import NO_TOKENS, TokenEstimate, estimate, states_answer
-from services.gateway.domain.llm.failover import other_target
+from services.gateway.domain.llm.failover import LIMITED, other_target
 from services.gateway.domain.llm.queue_place import QueuePlace, place
 from services.gateway.domain.llm.refusal import EngineRefused, check_waits
 from services.gateway.domain.llm.resumption import StreamProgress
@@ -43,6 +44,7 @@ from tidegate.kernel.errors import (
     NotFound,
     Overloaded,
     TidegateError,
+    TooMany,
     WorkerLost,
 )
 from tidegate.kernel.protocol import envelope
@@ -273,14 +275,16 @@ class LlmCore:
     ) -> AsyncGenerator[LlmEvents]:
         """Yield the events of a request. If its worker is lost, continue on another worker if possible.
 
-        If the target cannot take the request now, send the request to another target of the endpoint. Two
-        cases are excluded: a rule of the endpoint chose the target, or the caller already has events.
+        If the target cannot take the request now, send the request to another Deployment of the endpoint (see
+        ``other_target``). Two cases are excluded: a rule of the endpoint chose the target, or the caller
+        already has events.
         """
         timeout_ms = _timeout_ms(call, endpoint)
         failed: list[str] = []
         progress = StreamProgress(call.path, call.body)
         losses = 0
         refused: EngineRefused | None = None
+        limited: EngineRefused | None = None
         last: LlmEvents | None = None
         while True:
             resume = progress.resume() if losses else None
@@ -296,15 +300,21 @@ class LlmCore:
                             last = answer
                             yield answer
                 return
-            except (EngineRefused, Overloaded, NoCapacity, ColdStart) as error:
+            except (EngineRefused, Overloaded, NoCapacity, ColdStart, TooMany) as error:
                 refused = _refusal(error, refused)
+                if refused.status == LIMITED and limited is None:
+                    # From now on, the request may go only to `failover`. If no Deployment there answers, the
+                    # caller gets this refusal, because it says when to try again.
+                    limited = refused
+                refused = limited or refused
                 failed.append(route.name)
                 stays = last is not None or endpoint.has_rule_for(origin())
                 other = None if stays else other_target(endpoint, failed, refused.status, call.adapter)
                 if other is None:
                     raise refused from None
+                FAILOVERS.labels(endpoint.name, route.name, other.name).inc()
                 log.warning(
-                    "a request is sent to another target",
+                    "a request is sent to another Deployment",
                     extra={"deployment": route.name, "other": other.name, "problem": error.message},
                 )
                 route, progress = (

@@ -8,8 +8,8 @@ from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 
 # The HTTP statuses after which another Deployment gets the request.
 FAILED = frozenset({502, 503, 504})
-# The status of an upstream whose limits are reached. The other targets do not get the request, because the
-# traffic is shared among them on purpose. A Deployment in the endpoint's ``failover`` gets it.
+# The status of an upstream whose limits are reached. That is no failure, so the other targets keep the shares
+# that the operator set. Only the endpoint's ``failover`` takes the excess.
 LIMITED = 429
 
 
