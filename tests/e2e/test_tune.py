@@ -74,7 +74,7 @@ def test_leaves_nothing_when_it_is_stopped(stack: Stack, tuned: str, tmp_path: P
         told = running.stderr.readline()
         assert told, "it ended by itself"
     running.send_signal(ending)
-    _, rest = running.communicate(timeout=60)
+    _, rest = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 130, rest
     wait_gone(stack, tuned)
     assert not (tmp_path / "never.png").exists()

@@ -44,7 +44,7 @@ async def reply(peer: Any, *frames: bytes) -> None:
 @contextmanager
 def known(gateway: Any, key: str, value: bytes):
     """Wait until the gateway has read this from the store."""
-    gateway.redis.set(key, value, px=60_000)
+    gateway.redis.set(key, value, px=600_000)
     try:
         yield
     finally:

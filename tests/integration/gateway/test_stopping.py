@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.gateway.api.grpc import frames
+from tests.conftest import PATIENCE_S
 from tests.integration.gateway.process import wait_listening
 from tidegate.stack.ports import free_ports
 
@@ -61,7 +62,7 @@ def test_grpc_clients_learn_of_a_stop_before_http_requests_end(
         assert frames.GOAWAY in kinds(grpc)
         assert process.poll() is None
         http.close()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0
         grpc.close()
     finally:
         process.kill()

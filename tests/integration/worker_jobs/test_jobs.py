@@ -308,7 +308,7 @@ async def test_a_large_result_that_cannot_be_stored_expires(
 
     worker = await start()
     monkeypatch.setattr(claims, "give", away)
-    id_ = await gateway.submit(*[1.0] * 100_000, ttl_s=1.0)
+    id_ = await gateway.submit(*[1.0] * 100_000, ttl_s=3.0)
     await until(lambda: worker.model.calls == [[id_]])
     await until(lambda: gateway.is_in("expired", id_), "although no router sweeps here")
     assert await gateway.store.result(id_) is None

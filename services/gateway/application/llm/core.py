@@ -317,10 +317,8 @@ class LlmCore:
                     "a request is sent to another Deployment",
                     extra={"deployment": route.name, "other": other.name, "problem": error.message},
                 )
-                route, progress = (
-                    other,
-                    StreamProgress(call.path, call.body),
-                )  # start over: the other model may split text into other tokens
+                # Start over: the other model may split text into other tokens.
+                route, progress = other, StreamProgress(call.path, call.body)
                 if pending is not None:
                     call.feedback_id = pending.id(route, moved=True)
             except WorkerLost as error:
