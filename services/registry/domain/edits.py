@@ -86,8 +86,8 @@ def change_policy(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list
 def delete_deployment(snapshot: RegistrySnapshot, name: str) -> list[Change]:
     """Plan to delete a Deployment. Raise NotFound if it does not exist.
 
-    Raise Conflict while an Endpoint names it as target, previous target, shadow, failover or in a traffic
-    rule.
+    Raise Conflict while an Endpoint names it as target, previous target, shadow or failover. Also raise it
+    while a traffic rule names it.
     """
     snapshot.deployment(name)
     users = sorted(e for e, stored in snapshot.endpoints.items() if name in deployments_in(stored.spec))

@@ -20,7 +20,7 @@ from services.registry.domain.desired_state import (
     RegistrySnapshot,
     StoredDeployment,
     StoredEndpoint,
-    deployments_in,
+    all_named_in,
     expect_revision,
 )
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound
@@ -107,8 +107,8 @@ def with_previous(stored: EndpointSpec, spec: EndpointSpec) -> EndpointSpec:
 def replace_endpoint(snapshot: RegistrySnapshot, stored: EndpointSpec, spec: EndpointSpec) -> list[Change]:
     """Plan to replace an Endpoint's spec. Deployments that the Endpoint no longer uses go to sleep.
 
-    A Deployment keeps its scale if another Endpoint uses it, or if a user declared it. A shadow ends if its
-    Deployment gets traffic.
+    A Deployment keeps its scale if another Endpoint uses it, if it is a failover, or if a user declared it. A
+    shadow ends if its Deployment gets traffic.
     """
     spec = without_own_shadow(spec)
     if spec == stored:
@@ -118,10 +118,11 @@ def replace_endpoint(snapshot: RegistrySnapshot, stored: EndpointSpec, spec: End
     if stored.rollout is not None and stored.rollout.active and ended:
         changes += with_minimum(snapshot, stored.rollout, 100)
     after = snapshot.after(changes)
-    in_use = after.in_use()
-    for name in dict.fromkeys(deployments_in(stored)):
-        deployment = after.deployments[name]
-        if name in in_use or deployment.declared:
+    in_use = after.in_use() | after.failovers()
+    for name in dict.fromkeys(all_named_in(stored)):
+        deployment = after.deployments.get(name)
+        # Earlier releases allowed to delete a failover, so it may be missing.
+        if deployment is None or name in in_use or deployment.declared:
             continue
         asleep = asleep_spec(deployment.spec)
         if asleep != deployment.spec or deployment.override:

@@ -97,6 +97,18 @@ def test_declared_deployments_keep_their_scale(book):
     assert book.scale("mine-1") == (2, 2, None)
 
 
+def test_a_failover_of_another_endpoint_stays_awake_until_it_is_none(book):
+    """Only a ready Deployment can take over."""
+    book.deploy(version=1, min_replicas=2)
+    book.put_deployment("far", model="digits", version=3)
+    book.put_endpoint("public", targets=[{"deployment": "far"}], failover=["digits-v1"])
+    book.deploy(version=2)
+    book.settle()
+    assert book.scale("digits-v1") == (2, 2, None)
+    book.put_endpoint("public", targets=[{"deployment": "far"}], failover=[])
+    assert book.scale("digits-v1")[0] == 0
+
+
 def test_deployment_shared_with_another_endpoint_stays_awake(book):
     book.deploy(version=1)
     book.put_endpoint("other", targets=[{"deployment": "digits-v1"}])
