@@ -231,6 +231,32 @@ async def test_a_lost_request_fails_the_later_ones_of_its_sequence():
     assert all(isinstance(outcome, SequenceLost) for _, outcome in gateway.outcomes[1:])
 
 
+async def test_a_request_that_comes_before_the_loss_is_recorded(monkeypatch):
+    gateway = Gateway("a")
+    gateway.ask("start", start=True)
+    await settled()
+    await gateway.answer("start")
+    recorded = asyncio.Event()
+
+    async def end(*_: Any, **__: Any) -> None:
+        await recorded.wait()
+
+    monkeypatch.setattr(gateway.places, "end", end)
+    gateway.ask("next")
+    await settled()
+    await gateway.answer("next", SequenceLost("it is not known if it ran"))
+    gateway.ask("early")
+    await settled()
+    assert [(name, type(outcome)) for name, outcome in gateway.outcomes[1:]] == [
+        ("next", SequenceLost),
+        ("early", SequenceLost),
+    ]
+    gateway.ask("again", start=True)
+    await settled()
+    assert gateway.sent[-1][0] == "again"
+    recorded.set()
+
+
 async def test_the_order_of_arrival_at_a_decoupled_model():
     gateway = Gateway("a")
     gateway.uploading.add((1).to_bytes(16, "little"))

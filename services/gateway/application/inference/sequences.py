@@ -292,6 +292,8 @@ class SequenceRouter:
         """Fail the other unanswered requests of a lost sequence, because their state lacks ``request``."""
         if self._losing:  # this call comes from the loop below
             return
+        if request.place is not None and self._remembered.get(request.key) == request.place:
+            self._remember(request.key, request.place._replace(lost=True))
         self._losing = True
         try:
             for id_, other in list(self._sent.items()):
@@ -351,7 +353,7 @@ class SequenceRouter:
             if known is None:
                 raise sequences.store_away(request.endpoint.name, request.mark, AWAY_S) from None
             return known
-        if found is None:
+        if found is None or known == found._replace(lost=True):  # the loss may not be recorded yet
             return known
         if not found.lost:
             self._remember(request.key, found)
