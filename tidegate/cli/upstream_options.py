@@ -76,7 +76,7 @@ def check_header(header: str) -> None:
     """
     from tidegate.kernel.protocol.models import HEADER_PATTERN, OWN_HEADERS
 
-    if not re.match(HEADER_PATTERN, header) or header.lower() in OWN_HEADERS:
+    if not re.fullmatch(HEADER_PATTERN, header) or header.lower() in OWN_HEADERS:
         raise UsageError(
             "--credential-header takes the name of the header from which the upstream reads its key, such as "
             "api-key. Host, Content-Type and other headers that each request has are not possible."

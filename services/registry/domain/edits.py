@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from services.registry.domain import experiments, merge, names, rollover
+from services.registry.domain import experiments, merge, names, rollover, waking
 from services.registry.domain.desired_state import (
     Change,
     DropDeployment,
@@ -127,15 +127,17 @@ def put_endpoint(snapshot: RegistrySnapshot, name: str, fields: Fields, now: flo
     stored = snapshot.endpoints.get(name)
     spec = merge.checked(EndpointSpec, _named(name, fields), f"Endpoint {name!r}")
     _check_targets(snapshot, spec)
+    woken = waking.wake_failovers(snapshot, stored.spec if stored is not None else None, spec)
     if stored is None:
-        return experiments.begun(snapshot, [PutEndpoint(spec, created=True)], spec, now)
+        return experiments.begun(snapshot, [*woken, PutEndpoint(spec, created=True)], spec, now)
     spec = experiments.kept(stored.spec, spec, fields)
     if "rollout" not in fields:
         spec = spec.model_copy(update={"rollout": _kept_rollout(stored.spec, spec)})
     spec = spec.model_copy(update={"shadow": _identified(stored.spec.shadow, spec.shadow)})
     if "previous" not in fields:
         spec = rollover.with_previous(stored.spec, spec)
-    return experiments.begun(snapshot, rollover.replace_endpoint(snapshot, stored.spec, spec), spec, now)
+    changes = rollover.replace_endpoint(snapshot, stored.spec, spec)
+    return experiments.begun(snapshot, [*woken, *changes], spec, now)
 
 
 def _identified(stored: Shadow | None, stated: Shadow | None) -> Shadow | None:

@@ -121,7 +121,7 @@ def replace_endpoint(snapshot: RegistrySnapshot, stored: EndpointSpec, spec: End
     in_use = after.in_use() | after.failovers()
     for name in dict.fromkeys(all_named_in(stored)):
         deployment = after.deployments.get(name)
-        # Earlier releases allowed to delete a failover, so it may be missing.
+        # In earlier releases, a failover could be deleted. So it may be missing.
         if deployment is None or name in in_use or deployment.declared:
             continue
         asleep = asleep_spec(deployment.spec)

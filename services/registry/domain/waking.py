@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from services.registry.domain import rollover
-from services.registry.domain.desired_state import Change, PutDeployment, RegistrySnapshot
+from services.registry.domain.desired_state import Change, PutDeployment, RegistrySnapshot, StoredEndpoint
+from tidegate.kernel.protocol.models import EndpointSpec
 
 
 def wake(snapshot: RegistrySnapshot, name: str, deployments: Sequence[str]) -> list[Change]:
@@ -24,4 +25,26 @@ def wake(snapshot: RegistrySnapshot, name: str, deployments: Sequence[str]) -> l
         spec = stored.spec.model_copy(update=scale)
         if spec != stored.spec:
             changes.append(PutDeployment(replace(stored, spec=spec), created=False))
+    return changes
+
+
+def wake_failovers(
+    snapshot: RegistrySnapshot, stored: EndpointSpec | None, spec: EndpointSpec
+) -> list[Change]:
+    """Return the changes that wake the sleeping Deployments that ``spec`` newly names as failover.
+
+    Without a ready replica, a Deployment gets no requests as failover. ``stored``: the Endpoint before the
+    change; None for a new Endpoint. Each Deployment gets the scaling settings of the target with the largest
+    weight. A Deployment does not change if a user declared it, or if it has traffic.
+    """
+    before = stored.failover if stored is not None else []
+    scale = rollover.scale_of(snapshot, StoredEndpoint(spec))
+    changes: list[Change] = []
+    for name in spec.failover:
+        deployment = snapshot.deployments[name]
+        sleeps = deployment.spec == rollover.asleep_spec(deployment.spec)
+        if name in before or deployment.declared or not sleeps or name in snapshot.with_traffic():
+            continue
+        woken = deployment.spec.model_copy(update=scale)
+        changes.append(PutDeployment(replace(deployment, spec=woken), created=False))
     return changes

@@ -145,7 +145,7 @@ async def test_an_upload_that_its_caller_ends_leaves_nothing(http, gateway, unti
     with suppress(asyncio.CancelledError):
         await task
     await until(lambda: blobs_of(gateway) == before)
-    assert gateway.jobs.zcard("tidegate:file:uploads") == 0
+    await until(lambda: gateway.jobs.zcard("tidegate:file:uploads") == 0)
 
 
 async def test_limits_of_a_caller(gateways):

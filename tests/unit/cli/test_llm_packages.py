@@ -108,7 +108,7 @@ def test_a_new_credential_forgets_the_header_of_the_last_one():
     assert found["credential_header"] == "api-key"
 
 
-@pytest.mark.parametrize("header", ["api-key: sk-secret", "Host", "content-type", "a b", "-a"])
+@pytest.mark.parametrize("header", ["api-key: sk-secret", "Host", "content-type", "a b", "-a", "api-key\n"])
 def test_a_header_that_cannot_carry_a_credential_is_not_repeated(header: str):
     far = {"upstream": "https://far/v1", "credential": "env:FAR_API_KEY", "credential_header": header}
     with pytest.raises(UsageError, match="--credential-header takes the name") as refused:

@@ -9,7 +9,9 @@ from typing import Any, cast
 
 import pytest
 
+from services.gateway.application.inference.core import Timing
 from services.gateway.application.llm.core import LlmCall, LlmCore, LlmEvents
+from services.gateway.domain.contract import Decoded
 from services.gateway.domain.llm.failover import other_target
 from services.gateway.domain.llm.refusal import EngineRefused
 from services.gateway.domain.replica_choice import ReplicaSlots
@@ -17,6 +19,7 @@ from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, parse_table
 from services.gateway.domain.traffic_split import Origin, TrafficRule
 from tidegate.kernel.errors import Overloaded, TidegateError, TooMany
+from tidegate.kernel.protocol.llm import Meta
 
 pytestmark = pytest.mark.unit
 
@@ -123,6 +126,29 @@ async def test_a_request_over_a_limit_stays_with_the_failover_and_its_caller_get
         await anext(core._continued(LlmCall("chat", "/v1/completions", {}), chat, own, origin))
     assert failures == tried
     assert (caught.value.status, caught.value.retry_after_s) == (429, 7.0)
+
+
+async def test_a_stream_that_breaks_off_after_a_failover_ends_with_its_own_error(monkeypatch):
+    found = endpoint(own=1, spare=1)
+    own, spare = found.targets
+    chat = replace(found, targets=(own,), failover=(spare,))
+    core, origin = LlmCore(cast(Any, None), cast(Any, None)), partial(Origin, {}, "", dict)
+    first = LlmEvents([b"{}"], Meta(), Timing(), spare, Decoded("", 0, b"", [], None, False))
+
+    async def run(
+        _: LlmCall, __: EndpointRoute, route: DeploymentRoute, *args: Any, **options: Any
+    ) -> AsyncGenerator[LlmEvents]:
+        if route.name == "own":
+            raise EngineRefused(429, b"", 7.0)
+        yield first
+        raise EngineRefused(502, b"")
+
+    monkeypatch.setattr(core, "_run", run)
+    answers = core._continued(LlmCall("chat", "/v1/completions", {}), chat, own, origin)
+    assert await anext(answers) is first
+    with pytest.raises(EngineRefused) as caught:
+        await anext(answers)
+    assert caught.value.status == 502
 
 
 async def test_another_target_admits_the_request_in_its_own_band_or_the_first_failure_is_the_answer(

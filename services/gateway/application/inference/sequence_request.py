@@ -12,7 +12,7 @@ from services.gateway.domain import sequences
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.fair_lane import FlowKey
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
-from services.gateway.domain.sequences import Place
+from services.gateway.domain.sequences import Place, Times
 from tidegate.kernel.protocol.sequences import SequenceMark
 
 
@@ -22,6 +22,9 @@ class SequenceRequest:
 
     If another Deployment runs the sequence, ``route`` is set to that Deployment. Its signature may differ, so
     ``decode`` decodes the body again. The result replaces ``request``.
+
+    ``number``: the position in the order of sending. ``followed``: True if this request starts a sequence and
+    another request of the sequence was sent before the answer to this one.
     """
 
     id: bytes
@@ -38,6 +41,8 @@ class SequenceRequest:
     key: str = field(init=False)
     starts: int = 0
     place: Place | None = None
+    number: int = 0
+    followed: bool = False
 
     def forget_data(self) -> None:
         """Drop the tensors of a sent request.
@@ -56,6 +61,20 @@ class SequenceRequest:
     def left_ms(self) -> float:
         """Return the milliseconds until the deadline, at least 1."""
         return max((self.ends_at - time.monotonic()) * 1e3, 1.0)
+
+    @property
+    def idle_ms(self) -> float:
+        """Return how long the sequence may be idle at its model, in milliseconds."""
+        signature = self.route.contract.signature
+        return (
+            signature.sequences.idle_ms
+            if signature is not None and signature.sequences is not None
+            else 1000.0
+        )
+
+    def times(self, busy_ms: float) -> Times:
+        """Return the times to record. ``busy_ms``: how long the request may still take; 0: it has ended."""
+        return Times(int(busy_ms), int(self.idle_ms) + sequences.IDLE_MARGIN_MS)
 
 
 def _forgotten(_: Contract) -> Decoded:
@@ -98,6 +117,46 @@ class Sender(Protocol):
         """Yield the answers of a Deployment to a decoded request."""
 
 
+class OpenRequests:
+    """The sent requests of all sequences that are not answered yet."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[bytes, SequenceRequest] = {}
+        self._by_key: dict[str, dict[bytes, SequenceRequest]] = {}
+        self._starts: dict[str, SequenceRequest] = {}
+        self._count = 0
+
+    def get(self, id_: bytes) -> SequenceRequest | None:
+        """Return the request with this id; None if it is not open."""
+        return self._by_id.get(id_)
+
+    def add(self, request: SequenceRequest) -> None:
+        """Add a request that is sent now."""
+        self._count += 1
+        request.number = self._count
+        self._by_id[request.id] = request
+        self._by_key.setdefault(request.key, {})[request.id] = request
+        if request.mark.start:
+            self._starts[request.key] = request
+        elif (start := self._starts.get(request.key)) is not None:
+            start.followed = True
+
+    def remove(self, request: SequenceRequest) -> None:
+        """Remove a request, because it is answered or has failed."""
+        self._by_id.pop(request.id, None)
+        if (same := self._by_key.get(request.key)) is not None:
+            same.pop(request.id, None)
+            if not same:
+                del self._by_key[request.key]
+        if self._starts.get(request.key) is request:
+            del self._starts[request.key]
+
+    def after(self, request: SequenceRequest) -> list[bytes]:
+        """Return the ids of the open requests that were sent after ``request`` in the same sequence."""
+        same = self._by_key.get(request.key, {}).values()
+        return [each.id for each in same if each.number > request.number and each.place == request.place]
+
+
 @dataclass(slots=True)
 class Line:
     """The requests of one sequence that wait to be sent. ``users``: the number of these requests."""
@@ -116,7 +175,7 @@ class Turn:
         self._lines, self._key = lines, key
         self._line = lines.setdefault(key, Line())
         self._line.users += 1
-        self._held = False
+        self._held = self._over = False
 
     async def take(self) -> None:
         """Wait until the earlier requests of the sequence are in the queue."""
@@ -130,8 +189,14 @@ class Turn:
             self._line.lock.release()
 
     def end(self) -> None:
-        """Release the turn. If no other request of the sequence is left, remove its :class:`Line`."""
+        """Release the turn. If no other request of the sequence is left, remove its :class:`Line`.
+
+        A second call does nothing.
+        """
         self.release()
+        if self._over:
+            return
+        self._over = True
         self._line.users -= 1
         if not self._line.users:
             self._lines.pop(self._key, None)

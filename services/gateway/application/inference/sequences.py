@@ -22,13 +22,19 @@ from prometheus_client import Counter
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.adapters.replica_watch import ReplicaWatch
 from services.gateway.adapters.store.sequences import SequencePlaces
-from services.gateway.application.inference.sequence_request import Line, Sender, SequenceRequest, Turn
+from services.gateway.application.inference.sequence_request import (
+    Line,
+    OpenRequests,
+    Sender,
+    SequenceRequest,
+    Turn,
+)
 from services.gateway.domain import sequences
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.fair_lane import FlowKey
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
-from services.gateway.domain.sequences import Place, SequenceSlots, Times
+from services.gateway.domain.sequences import Place, SequenceSlots
 from tidegate.kernel import telemetry
 from tidegate.kernel.broker.topology import Queue, sequences_queue
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, SequenceLost, TidegateError, Unavailable
@@ -79,7 +85,7 @@ class SequenceRouter:
         self._tasks = TaskSet()
         self._stopping, self._away_until = False, 0.0
         self._watch = ReplicaWatch(lambda: dispatcher.out, self._on_silent)
-        self._sent: dict[bytes, SequenceRequest] = {}
+        self._open = OpenRequests()
         self._losing = False
 
     async def stop(self) -> None:
@@ -95,7 +101,7 @@ class SequenceRouter:
         task = self._sending.pop(id_, None)
         if task is not None:
             task.cancel()
-        if (request := self._sent.get(id_)) is not None:
+        if (request := self._open.get(id_)) is not None:
             self._ended(request)
             gone = DeadlinePassed("the caller closed the connection")
             self._tasks.start(self._record(request, gone), "record a sequence")
@@ -128,13 +134,17 @@ class SequenceRouter:
         return id_
 
     def _begin_sending(self, request: SequenceRequest, done: Callable[[Any], None]) -> None:
-        id_ = request.id  # it changes if the request is sent again
-        task = self._tasks.start(self._send(request, done), "send to a sequence")
+        id_, turn = request.id, Turn(self._lines, request.key)
+        task = self._tasks.start(self._send(request, turn, done), "send to a sequence")
         self._sending[id_] = task
-        task.add_done_callback(lambda _: self._sending.pop(id_, None))
 
-    async def _send(self, request: SequenceRequest, done: Callable[[Any], None]) -> None:
-        turn = Turn(self._lines, request.key)
+        def end(_: asyncio.Task[None]) -> None:
+            turn.end()
+            self._sending.pop(id_, None)
+
+        task.add_done_callback(end)
+
+    async def _send(self, request: SequenceRequest, turn: Turn, done: Callable[[Any], None]) -> None:
         try:
             await turn.take()
             place = await self._find_place(request)
@@ -167,7 +177,7 @@ class SequenceRouter:
             self._forget(request)
             done(TidegateError("internal error; see the log of the service"))
         finally:
-            turn.end()
+            turn.release()
 
     def stream(
         self,
@@ -243,19 +253,19 @@ class SequenceRouter:
 
     def _begin(self, request: SequenceRequest, place: Place) -> None:
         request.place = place
-        self._sent[request.id] = request
+        self._open.add(request)
         self._watch.begin(_queue_of(place), request.id)
 
     def _forget(self, request: SequenceRequest) -> None:
         """Stop watching a request that could not be sent."""
-        if self._sent.get(request.id) is request:
+        if self._open.get(request.id) is request:
             self._ended(request)
 
     def _ended(self, request: SequenceRequest) -> None:
         place = request.place
         assert place is not None
         self._watch.end(_queue_of(place), request.id)
-        self._sent.pop(request.id, None)
+        self._open.remove(request)
 
     def _on_outcome(self, request: SequenceRequest, done: Callable[[Any], None], outcome: Any) -> None:
         self._ended(request)
@@ -276,34 +286,35 @@ class SequenceRouter:
     def _starts_again(self, request: SequenceRequest) -> bool:
         """Return True if another replica can start a lost sequence, because it has no state yet.
 
-        Return False if the caller has sent another request of the sequence already. That request would be
-        missing in the new state.
+        Return False if this gateway has another request of the sequence already. The new state would lack
+        that request.
         """
+        line = self._lines.get(request.key)
+        waiting = 0 if line is None else line.users - (request.id in self._sending)
         return (
             request.mark.start
             and request.route.retry_safe
             and request.starts < STARTS
             and request.left_ms > 1.0
-            and request.key not in self._lines
-            and not any(other.key == request.key for other in self._sent.values())
+            and not request.followed
+            and not waiting
         )
 
     def _lose_others(self, request: SequenceRequest, error: SequenceLost) -> None:
-        """Fail the other unanswered requests of a lost sequence, because their state lacks ``request``."""
-        if self._losing:  # this call comes from the loop below
+        """Fail the later requests of a lost sequence, because their state lacks ``request``."""
+        if self._losing or request.place is None:  # `_losing`: this call comes from the loop below
             return
-        if request.place is not None and self._remembered.get(request.key) == request.place:
+        if self._remembered.get(request.key) in (None, request.place):
             self._remember(request.key, request.place._replace(lost=True))
         self._losing = True
         try:
-            for id_, other in list(self._sent.items()):
-                if other is not request and other.key == request.key and other.place == request.place:
-                    self._dispatcher.fail(id_, SequenceLost(error.message))
+            for id_ in self._open.after(request):
+                self._dispatcher.fail(id_, SequenceLost(error.message))
         finally:
             self._losing = False
 
     def _on_silent(self, id_: bytes) -> None:
-        request = self._sent.get(id_)
+        request = self._open.get(id_)
         if request is None or request.place is None:
             return
         replica = request.place.replica
@@ -350,7 +361,7 @@ class SequenceRouter:
         try:
             found = await self._asked(lambda places: places.find(request.key))
         except StoreUnavailable:
-            if known is None:
+            if known is None or known.lost:
                 raise sequences.store_away(request.endpoint.name, request.mark, AWAY_S) from None
             return known
         if found is None or known == found._replace(lost=True):  # the loss may not be recorded yet
@@ -412,9 +423,7 @@ class SequenceRouter:
                 if ready and time.monotonic() > waits_until:
                     SEQUENCES.labels("full").inc()
                     slots = sum(each.slots for each in ready)
-                    raise sequences.all_taken(
-                        request.endpoint.name, len(ready), slots, _idle_ms(request.route)
-                    )
+                    raise sequences.all_taken(request.endpoint.name, len(ready), slots, request.idle_ms)
                 if time.monotonic() > request.ends_at:
                     raise DeadlinePassed(f"no replica of {name} was ready before the deadline")
                 if not ready:
@@ -433,7 +442,7 @@ class SequenceRouter:
         sequence.
         """
         token, name = os.urandom(6).hex(), request.route.name
-        times = _times(request, request.left_ms)
+        times = request.times(request.left_ms)
         try:
             place = await self._asked(
                 lambda places: places.start(request.key, name, ready, token, request.id, times)
@@ -451,7 +460,6 @@ class SequenceRouter:
         place = request.place
         assert place is not None
         if isinstance(outcome, SequenceLost):
-            SEQUENCES.labels("lost").inc()
             await self._record_end(request.key, place, lost=True)
         elif isinstance(outcome, BadRequest):
             # No sequence is running in two cases: the model server refused the first request of the sequence,
@@ -468,13 +476,18 @@ class SequenceRouter:
         if self._remembered.get(key) == place:
             del self._remembered[key]
         try:
-            await self._asked(lambda places: places.end(key, place, lost=lost))
+            first = await self._asked(lambda places: places.end(key, place, lost=lost))
         except StoreUnavailable:
             log.info("the end of a sequence was not recorded; the sequence expires when it is idle")
+            return
+        if self._remembered.get(key) == place._replace(lost=True):
+            del self._remembered[key]  # the store knows it now
+        if lost and first:
+            SEQUENCES.labels("lost").inc()
 
     async def _keep(self, request: SequenceRequest, place: Place, busy_ms: float) -> None:
         try:
-            times = _times(request, busy_ms)
+            times = request.times(busy_ms)
             await self._asked(lambda places: places.keep(request.key, place, request.id, times))
         except StoreUnavailable:
             log.debug("the store does not answer; the gateway keeps the sequence in memory")
@@ -482,14 +495,3 @@ class SequenceRouter:
 
 def _queue_of(place: Place) -> Queue:
     return sequences_queue(place.deployment, place.replica)
-
-
-def _times(request: SequenceRequest, busy_ms: float) -> Times:
-    return Times(int(busy_ms), int(_idle_ms(request.route)) + sequences.IDLE_MARGIN_MS)
-
-
-def _idle_ms(route: DeploymentRoute) -> float:
-    signature = route.contract.signature
-    return (
-        signature.sequences.idle_ms if signature is not None and signature.sequences is not None else 1000.0
-    )

@@ -284,7 +284,6 @@ class LlmCore:
         progress = StreamProgress(call.path, call.body)
         losses = 0
         refused: EngineRefused | None = None
-        limited: EngineRefused | None = None
         last: LlmEvents | None = None
         while True:
             resume = progress.resume() if losses else None
@@ -301,24 +300,13 @@ class LlmCore:
                             yield answer
                 return
             except (EngineRefused, Overloaded, NoCapacity, ColdStart, TooMany) as error:
+                if last is not None:
+                    raise
                 refused = _refusal(error, refused)
-                if refused.status == LIMITED and limited is None:
-                    # From now on, the request may go only to `failover`. If no Deployment there answers, the
-                    # caller gets this refusal, because it says when to try again.
-                    limited = refused
-                refused = limited or refused
                 failed.append(route.name)
-                stays = last is not None or endpoint.has_rule_for(origin())
-                other = None if stays else other_target(endpoint, failed, refused.status, call.adapter)
-                if other is None:
-                    raise refused from None
-                FAILOVERS.labels(endpoint.name, route.name, other.name).inc()
-                log.warning(
-                    "a request is sent to another Deployment",
-                    extra={"deployment": route.name, "other": other.name, "problem": error.message},
-                )
+                route = _elsewhere(call, endpoint, failed, refused, origin)
                 # Start over: the other model may split text into other tokens.
-                route, progress = other, StreamProgress(call.path, call.body)
+                progress = StreamProgress(call.path, call.body)
                 if pending is not None:
                     call.feedback_id = pending.id(route, moved=True)
             except WorkerLost as error:
@@ -379,12 +367,41 @@ def _refusal(error: TidegateError, earlier: EngineRefused | None) -> EngineRefus
 
     If ``error`` is an EngineRefused, return it. Any other error only means that this target cannot take the
     request. Then return ``earlier``. If ``earlier`` is None, raise ``error``.
+
+    If ``earlier`` has the status 429, return it in all cases. Then the request may go only to ``failover``,
+    and the 429 says when the caller may try again.
     """
+    if earlier is not None and earlier.status == LIMITED:
+        return earlier
     if isinstance(error, EngineRefused):
         return error
     if earlier is None:
         raise error
     return earlier
+
+
+def _elsewhere(
+    call: LlmCall,
+    endpoint: EndpointRoute,
+    failed: list[str],
+    refused: EngineRefused,
+    origin: Callable[[], Origin],
+) -> DeploymentRoute:
+    """Return another Deployment for a request. Raise ``refused`` if there is none.
+
+    Also raise ``refused`` if one of the endpoint's traffic rules applies to the request. ``failed``: the
+    names of the Deployments that have refused the request, in the order of the attempts.
+    """
+    stays = endpoint.has_rule_for(origin())
+    other = None if stays else other_target(endpoint, failed, refused.status, call.adapter)
+    if other is None:
+        raise refused from None
+    FAILOVERS.labels(endpoint.name, failed[-1], other.name).inc()
+    log.warning(
+        "a request is sent to another Deployment",
+        extra={"deployment": failed[-1], "other": other.name, "problem": refused.message},
+    )
+    return other
 
 
 def _continues(progress: StreamProgress, losses: int, error: WorkerLost, retry_safe: bool) -> bool:
