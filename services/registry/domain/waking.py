@@ -39,12 +39,15 @@ def wake_failovers(
     """
     before = stored.failover if stored is not None else []
     scale = rollover.scale_of(snapshot, StoredEndpoint(spec))
+    endpoints = [each.spec for each in snapshot.endpoints.values()]
+    busy = {
+        target.deployment for each in endpoints for target in [*each.targets, *each.previous] if target.weight
+    }
     changes: list[Change] = []
     for name in spec.failover:
         deployment = snapshot.deployments[name]
-        sleeps = deployment.spec == rollover.asleep_spec(deployment.spec)
-        if name in before or deployment.declared or not sleeps or name in snapshot.with_traffic():
-            continue
         woken = deployment.spec.model_copy(update=scale)
-        changes.append(PutDeployment(replace(deployment, spec=woken), created=False))
+        sleeps = deployment.spec == rollover.asleep_spec(deployment.spec) != woken
+        if sleeps and not deployment.declared and name not in busy and name not in before:
+            changes.append(PutDeployment(replace(deployment, spec=woken), created=False))
     return changes

@@ -70,6 +70,52 @@ async def test_a_request_that_was_accepted_in_the_same_moment_counts():
     assert sorted(name for name, _ in gateway.outcomes) == ["second", "start"]
 
 
+async def test_a_lost_start_is_not_sent_again_over_a_newer_start():
+    gateway = Gateway("a", "b")
+    for name in ("first", "second"):
+        gateway.ask(name, start=True)
+        await settled()
+    await gateway.answer("first", SequenceLost("the replica has ended"))
+    assert [name for name, _, _ in gateway.sent] == ["first", "second"]
+    await gateway.answer("second")
+    assert [(name, type(outcome)) for name, outcome in gateway.outcomes] == [
+        ("first", SequenceLost),
+        ("second", str),
+    ]
+
+
+@pytest.mark.parametrize("step", ["find", "keep", "declare"])
+async def test_a_loss_while_a_later_request_asks_for_its_place(step: str, monkeypatch):
+    gateway = Gateway("a")
+    gateway.ask("start", start=True)
+    await settled()
+    await gateway.answer("start")
+    gateway.ask("second")
+    await settled()
+    goes_on, owner = asyncio.Event(), gateway if step == "declare" else gateway.places
+    original = getattr(owner, step)
+
+    async def slow(*arguments: Any) -> Any:
+        found = await original(*arguments)
+        await goes_on.wait()
+        return found
+
+    monkeypatch.setattr(owner, step, slow)
+    gateway.ask("third")
+    await settled()
+    await gateway.answer("second", SequenceLost("it is not known if it ran"))
+    goes_on.set()
+    await settled()
+    assert [name for name, _, _ in gateway.sent] == ["start", "second"]
+    assert [(name, type(outcome)) for name, outcome in gateway.outcomes[1:]] == [
+        ("second", SequenceLost),
+        ("third", SequenceLost),
+    ]
+    gateway.ask("again", start=True)
+    await settled()
+    assert gateway.sent[-1][0] == "again"
+
+
 async def test_an_earlier_request_of_a_lost_sequence_keeps_its_answer():
     gateway = Gateway("a")
     gateway.ask("start", start=True)

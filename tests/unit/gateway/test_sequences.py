@@ -63,8 +63,9 @@ class Places:
         self.found[key] = Place(name, ready[-1].name, token)
         return self.found[key]
 
-    async def keep(self, *_: Any) -> None:
+    async def keep(self, key: str, place: Place, *_: Any) -> bool:
         self._answer()
+        return self.found.get(key) == place
 
     async def end(self, key: str, place: Place, *, lost: bool = False) -> bool:
         self._answer()

@@ -114,6 +114,17 @@ def test_a_failover_of_another_endpoint_stays_awake_until_it_is_none(book):
     assert book.scale("lazy")[0] == 0, "a user declared it so"
 
 
+def test_a_sleeping_target_without_a_share_is_woken_as_failover(book):
+    book.deploy(version=1)
+    book.deploy(version=2)
+    book.settle()
+    targets = [{"deployment": "digits-v2"}, {"deployment": "digits-v1", "weight": 0}]
+    book.put_endpoint("digits", targets=targets)
+    assert book.scale("digits-v1")[0] == 0
+    book.put_endpoint("digits", targets=targets, failover=["digits-v1"])
+    assert book.scale("digits-v1") == book.scale("digits-v2")
+
+
 def test_deployment_shared_with_another_endpoint_stays_awake(book):
     book.deploy(version=1)
     book.put_endpoint("other", targets=[{"deployment": "digits-v1"}])

@@ -106,13 +106,16 @@ class SequencePlaces(Connected):
         chosen = int(await answer(self._redis.eval(_START, len(keys), *keys, *arguments)))
         return Place(deployment, replicas[chosen - 1].name, token) if chosen else None
 
-    async def keep(self, key: str, place: Place, request: bytes, times: Times) -> None:
+    async def keep(self, key: str, place: Place, request: bytes, times: Times) -> bool:
         """Record that a request of a sequence begins or has ended.
+
+        Return False if the sequence has ended, or has another place now.
 
         ``times.busy_ms``: how long the request may take; 0 if it has ended. The sequence expires
         ``times.idle_ms`` after the latest deadline of its unanswered requests.
         """
-        await answer(self._redis.eval(_KEEP, 3, *_keys(key, place), _written(place), key, request, *times))
+        arguments = (*_keys(key, place), _written(place), key, request, *times)
+        return bool(await answer(self._redis.eval(_KEEP, 3, *arguments)))
 
     async def end(self, key: str, place: Place, *, lost: bool = False) -> bool:
         """Remove a sequence. With ``lost``, remember for a while that the sequence's replica has ended.

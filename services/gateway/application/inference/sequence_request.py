@@ -136,10 +136,10 @@ class OpenRequests:
         request.number = self._count
         self._by_id[request.id] = request
         self._by_key.setdefault(request.key, {})[request.id] = request
+        if (start := self._starts.get(request.key)) is not None:
+            start.followed = True
         if request.mark.start:
             self._starts[request.key] = request
-        elif (start := self._starts.get(request.key)) is not None:
-            start.followed = True
 
     def remove(self, request: SequenceRequest) -> None:
         """Remove a request, because it is answered or has failed."""
@@ -159,16 +159,20 @@ class OpenRequests:
 
 @dataclass(slots=True)
 class Line:
-    """The requests of one sequence that wait to be sent. ``users``: the number of these requests."""
+    """The turns of one sequence's requests. ``users``: the number of turns that have not ended.
+
+    ``lost``: the place of the sequence, if a request there was lost since the first of these turns began.
+    """
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     users: int = 0
+    lost: Place | None = None
 
 
 class Turn:
     """The right to send a request of a sequence now.
 
-    The calling code must call :meth:`release` when the request is in the queue.
+    The calling code must call :meth:`release` when the request is in the queue, and :meth:`end` in all cases.
     """
 
     def __init__(self, lines: dict[str, Line], key: str) -> None:
@@ -181,6 +185,10 @@ class Turn:
         """Wait until the earlier requests of the sequence are in the queue."""
         await self._line.lock.acquire()
         self._held = True
+
+    def lost(self, place: Place) -> bool:
+        """Return True if an earlier request at this place was lost while this one waited."""
+        return self._line.lost == place
 
     def release(self) -> None:
         """Let the next request be sent. A second call does nothing."""

@@ -148,8 +148,8 @@ class SequenceRouter:
         try:
             await turn.take()
             place = await self._find_place(request)
-            await self._declare(place)
-            self._begin(request, place)
+            await self._watch.declare(_queue_of(place))
+            self._begin(request, place, turn)
             self._core.send(
                 request.endpoint,
                 request.route,
@@ -194,10 +194,8 @@ class SequenceRouter:
     ) -> AsyncGenerator[Any]:
         """Yield the answers to a request of a sequence. Closing the generator cancels the request."""
         ends_at, id_ = time.monotonic() + timeout_ms / 1e3, self._dispatcher.new_id()
-        sequenced = SequenceRequest(
-            id_, endpoint, version, route, request, decode, ends_at, flow, trace, decode_s
-        )
-        return self._stream(sequenced, queued)
+        given = (id_, endpoint, version, route, request, decode, ends_at, flow, trace, decode_s)
+        return self._stream(SequenceRequest(*given), queued)
 
     async def _stream(self, request: SequenceRequest, queued: Callable[[], None]) -> AsyncGenerator[Any]:
         turn, outcome = Turn(self._lines, request.key), None
@@ -217,8 +215,8 @@ class SequenceRouter:
         try:
             await turn.take()
             place = await self._find_place(request)
-            await self._declare(place)
-            self._begin(request, place)
+            await self._watch.declare(_queue_of(place))
+            self._begin(request, place, turn)
             answers = self._core.stream_from(
                 request.route,
                 request.request,
@@ -251,7 +249,9 @@ class SequenceRouter:
         while self._dispatcher.uploads(id_):
             await asyncio.sleep(UPLOAD_POLL_S)
 
-    def _begin(self, request: SequenceRequest, place: Place) -> None:
+    def _begin(self, request: SequenceRequest, place: Place, turn: Turn) -> None:
+        if turn.lost(place):
+            raise self._lost(request, "an earlier request of it was lost")
         request.place = place
         self._open.add(request)
         self._watch.begin(_queue_of(place), request.id)
@@ -304,6 +304,8 @@ class SequenceRouter:
         """Fail the later requests of a lost sequence, because their state lacks ``request``."""
         if self._losing or request.place is None:  # `_losing`: this call comes from the loop below
             return
+        if (line := self._lines.get(request.key)) is not None:
+            line.lost = request.place
         if self._remembered.get(request.key) in (None, request.place):
             self._remember(request.key, request.place._replace(lost=True))
         self._losing = True
@@ -326,9 +328,6 @@ class SequenceRouter:
     def _lost(self, request: SequenceRequest, why: str) -> SequenceLost:
         return lost(request.mark, request.endpoint.name, why)
 
-    async def _declare(self, place: Place) -> None:
-        await self._watch.declare(_queue_of(place))
-
     # --- places ----------------------------------------------------------------------------------------
 
     async def _find_place(self, request: SequenceRequest) -> Place:
@@ -347,7 +346,8 @@ class SequenceRouter:
             self._dead.pop(held.replica, None)  # the replica still runs: only its connection was lost
         if held.deployment != request.route.name:
             self._move(request, held)
-        await self._keep(request, held, request.left_ms)
+        if not await self._keep(request, held, request.left_ms) and await self._held(request) != held:
+            return await self._find_place(request)  # meanwhile, a loss or another start was recorded
         return held
 
     async def _held(self, request: SequenceRequest) -> Place | None:
@@ -357,13 +357,14 @@ class SequenceRouter:
         remembers. If the remembered replica is wrong, the worker refuses the request. Raise Unavailable if
         the store is down and this gateway remembers no replica.
         """
-        known = self._remembered.get(request.key)
         try:
             found = await self._asked(lambda places: places.find(request.key))
         except StoreUnavailable:
+            known = self._remembered.get(request.key)
             if known is None or known.lost:
                 raise sequences.store_away(request.endpoint.name, request.mark, AWAY_S) from None
             return known
+        known = self._remembered.get(request.key)
         if found is None or known == found._replace(lost=True):  # the loss may not be recorded yet
             return known
         if not found.lost:
@@ -462,8 +463,7 @@ class SequenceRouter:
         if isinstance(outcome, SequenceLost):
             await self._record_end(request.key, place, lost=True)
         elif isinstance(outcome, BadRequest):
-            # No sequence is running in two cases: the model server refused the first request of the sequence,
-            # or it reports that no sequence was started.
+            # Then no sequence runs: the model server has refused its start, or reports that none was started.
             if request.mark.start or START_FLAG in outcome.message:
                 await self._record_end(request.key, place)
         elif request.mark.end and not isinstance(outcome, TidegateError):
@@ -485,12 +485,14 @@ class SequenceRouter:
         if lost and first:
             SEQUENCES.labels("lost").inc()
 
-    async def _keep(self, request: SequenceRequest, place: Place, busy_ms: float) -> None:
+    async def _keep(self, request: SequenceRequest, place: Place, busy_ms: float) -> bool:
+        """Record that a request begins or has ended. Return False if the sequence has left ``place``."""
         try:
             times = request.times(busy_ms)
-            await self._asked(lambda places: places.keep(request.key, place, request.id, times))
+            return await self._asked(lambda places: places.keep(request.key, place, request.id, times))
         except StoreUnavailable:
             log.debug("the store does not answer; the gateway keeps the sequence in memory")
+            return True
 
 
 def _queue_of(place: Place) -> Queue:

@@ -304,7 +304,7 @@ class LlmCore:
                     raise
                 refused = _refusal(error, refused)
                 failed.append(route.name)
-                route = _elsewhere(call, endpoint, failed, refused, origin)
+                route = _elsewhere(call, endpoint, failed, refused, error, origin)
                 # Start over: the other model may split text into other tokens.
                 progress = StreamProgress(call.path, call.body)
                 if pending is not None:
@@ -385,9 +385,10 @@ def _elsewhere(
     endpoint: EndpointRoute,
     failed: list[str],
     refused: EngineRefused,
+    error: TidegateError,
     origin: Callable[[], Origin],
 ) -> DeploymentRoute:
-    """Return another Deployment for a request. Raise ``refused`` if there is none.
+    """Return another Deployment for a request that failed with ``error``. Raise ``refused`` if there is none.
 
     Also raise ``refused`` if one of the endpoint's traffic rules applies to the request. ``failed``: the
     names of the Deployments that have refused the request, in the order of the attempts.
@@ -399,7 +400,7 @@ def _elsewhere(
     FAILOVERS.labels(endpoint.name, failed[-1], other.name).inc()
     log.warning(
         "a request is sent to another Deployment",
-        extra={"deployment": failed[-1], "other": other.name, "problem": refused.message},
+        extra={"deployment": failed[-1], "other": other.name, "problem": error.message},
     )
     return other
 
