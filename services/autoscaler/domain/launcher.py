@@ -188,6 +188,7 @@ def _fingerprint(deployment: Deployment) -> str:
     if deployment.upstream is not None:
         read.add("upstream")
     # Only gateways read `affinity_wait_ms`. So a change of this setting does not replace workers.
+    # `credential_header` counts only if it is set, like the optional fields above.
     exclude = {"llm": {"affinity_wait_ms"}, "upstream": set[str]()}
     for name, spec in (("llm", deployment.llm), ("upstream", deployment.upstream)):
         if spec is not None and spec.credential_header is None:

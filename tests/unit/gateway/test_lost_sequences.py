@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.gateway.test_sequences import Gateway, settled
+from tests.unit.gateway.test_sequences import Gateway, settled, started
 from tidegate.kernel.errors import SequenceLost
 
 pytestmark = pytest.mark.unit
@@ -86,10 +86,7 @@ async def test_a_lost_start_is_not_sent_again_over_a_newer_start():
 
 @pytest.mark.parametrize("step", ["find", "keep", "declare"])
 async def test_a_loss_while_a_later_request_asks_for_its_place(step: str, monkeypatch):
-    gateway = Gateway("a")
-    gateway.ask("start", start=True)
-    await settled()
-    await gateway.answer("start")
+    gateway = await started("a")
     gateway.ask("second")
     await settled()
     goes_on, owner = asyncio.Event(), gateway if step == "declare" else gateway.places
@@ -132,10 +129,7 @@ async def test_an_earlier_request_of_a_lost_sequence_keeps_its_answer():
 
 async def test_a_lost_request_fails_the_later_ones_of_its_sequence():
     """The broker's connection was lost, so the first may not have run. The second must not run without it."""
-    gateway = Gateway("a")
-    gateway.ask("start", start=True)
-    await settled()
-    await gateway.answer("start")
+    gateway = await started("a")
     for number in range(300):
         gateway.ask(f"next {number}")
     await settled()
@@ -147,10 +141,7 @@ async def test_a_lost_request_fails_the_later_ones_of_its_sequence():
 
 
 async def test_a_request_that_comes_before_the_loss_is_recorded(monkeypatch):
-    gateway = Gateway("a")
-    gateway.ask("start", start=True)
-    await settled()
-    await gateway.answer("start")
+    gateway = await started("a")
     recorded = asyncio.Event()
 
     async def end(*_: Any, **__: Any) -> None:

@@ -152,7 +152,7 @@ class OpenRequests:
             del self._starts[request.key]
 
     def after(self, request: SequenceRequest) -> list[bytes]:
-        """Return the ids of the open requests that were sent after ``request`` in the same sequence."""
+        """Return the ids of the open requests of the same sequence that were sent after ``request``."""
         same = self._by_key.get(request.key, {}).values()
         return [each.id for each in same if each.number > request.number and each.place == request.place]
 
@@ -161,7 +161,7 @@ class OpenRequests:
 class Line:
     """The turns of one sequence's requests. ``users``: the number of turns that have not ended.
 
-    ``lost``: the place of the sequence, if a request there was lost since the first of these turns began.
+    ``lost``: the place at which a request of the sequence was lost during these turns, or None.
     """
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -463,7 +463,7 @@ class SequenceRouter:
         if isinstance(outcome, SequenceLost):
             await self._record_end(request.key, place, lost=True)
         elif isinstance(outcome, BadRequest):
-            # Then no sequence runs: the model server has refused its start, or reports that none was started.
+            # In these two cases, the model server has no such sequence.
             if request.mark.start or START_FLAG in outcome.message:
                 await self._record_end(request.key, place)
         elif request.mark.end and not isinstance(outcome, TidegateError):
